@@ -1,0 +1,375 @@
+//! Restartable sequences on AArch64.
+//!
+//! Registers of a critical section: `rs` the address of `struct rseq`, `at` scratch and then the region of this CPU,
+//! `slot` the byte offset of the sheaf's header in it, `top` its index.
+
+use super::{REGION_SHIFT, RseqArea};
+use core::arch::{asm, global_asm};
+
+/// This build has restartable sequences; whether the kernel grants them is seen at run time.
+pub(crate) const HAVE_RSEQ: bool = true;
+
+/// What the kernel wants to see in front of an abort handler, and at registration.
+pub(crate) const SIGNATURE: u32 = 0xd428_bc00;
+
+// There is no data relocation for the offset of a thread-local here, so the first word starts at 0, which no
+// thread-local can have (the thread control block is there), and `begin!` leaves on it. Weak: a C library that
+// registers rseq defines these two (glibc since 2.35).
+global_asm!(
+    ".pushsection .tdata.hayloft_rseq, \"awT\", @progbits",
+    ".balign 32",
+    ".type hayloft_rseq_area, @object",
+    ".size hayloft_rseq_area, 32",
+    ".hidden hayloft_rseq_area",
+    ".globl hayloft_rseq_area",
+    "hayloft_rseq_area:",
+    ".long 0, -1",
+    ".zero 24",
+    ".popsection",
+    ".pushsection .data.hayloft_hot, \"aw\", @progbits",
+    ".balign 64",
+    ".hidden hayloft_rseq_offset",
+    ".globl hayloft_rseq_offset",
+    "hayloft_rseq_offset: .xword 0",
+    ".hidden hayloft_region",
+    ".globl hayloft_region",
+    "hayloft_region: .xword 0",
+    ".zero 48",
+    ".popsection",
+    ".weak __rseq_offset",
+    ".weak __rseq_size",
+);
+
+/// Opens a critical section: from here to `44:` the code restarts at `66:` when interrupted. Leaves this CPU's region
+/// in `at`; goes to `88:` where nothing is set up yet.
+macro_rules! begin {
+    () => {
+        concat!(
+            ".pushsection __rseq_cs, \"aw\", @progbits\n",
+            ".balign 32\n",
+            "22: .long 0, 0\n",
+            ".xword 33f, 44f - 33f, 55f\n",
+            ".popsection\n",
+            ".pushsection .text.rseq_abort, \"ax\", @progbits\n",
+            // RSEQ_SIG: `brk #0x45e0`.
+            ".inst 0xd428bc00\n",
+            "55: b 66f\n",
+            ".popsection\n",
+            "adrp {at}, hayloft_rseq_offset\n",
+            "add {at}, {at}, :lo12:hayloft_rseq_offset\n",
+            // Acquire: pairs with the release in `publish_rseq_offset`, so the region read below is set.
+            "ldar {rs}, [{at}]\n",
+            "cbz {rs}, 88f\n",
+            "mrs {at}, tpidr_el0\n",
+            "add {rs}, {rs}, {at}\n",
+            "66:\n",
+            "adrp {at}, 22b\n",
+            "add {at}, {at}, :lo12:22b\n",
+            "str {at}, [{rs}, #8]\n",
+            "33:\n",
+            "adrp {top}, hayloft_region\n",
+            "ldr {top}, [{top}, :lo12:hayloft_region]\n",
+            "ldrsw {at}, [{rs}, #4]\n",
+            "add {at}, {top}, {at}, lsl #{shift}\n",
+            "add {slot}, {at}, {offset}\n",
+        )
+    };
+}
+
+/// Takes the topmost object of this CPU's sheaf; null if it is empty or closed.
+///
+/// # Safety
+/// `slot` is the byte offset of a sheaf's header.
+#[inline(always)]
+pub(crate) unsafe fn pop(slot: usize) -> *mut u8 {
+    let object: *mut u8;
+    // SAFETY: the words named by an open header belong to its sheaf, those named by a closed one are word 0, null;
+    // the one store of the section commits it.
+    unsafe {
+        asm!(
+            "mov {object}, xzr",
+            begin!(),
+            "ldrh {top:w}, [{slot}]",
+            "ldr {object}, [{at}, {top}, lsl #3]",
+            "cbz {object}, 44f",
+            "sub {top:w}, {top:w}, #1",
+            "strh {top:w}, [{slot}]",
+            "44:",
+            "88:",
+            rs = out(reg) _,
+            at = out(reg) _,
+            top = out(reg) _,
+            slot = out(reg) _,
+            object = out(reg) object,
+            offset = in(reg) slot,
+            shift = const REGION_SHIFT,
+            options(nostack),
+        );
+    }
+    object
+}
+
+/// Puts `object` on this CPU's sheaf; false if it is full or closed.
+///
+/// # Safety
+/// `slot` is the byte offset of a sheaf's header.
+#[inline(always)]
+pub(crate) unsafe fn push(slot: usize, object: *mut u8) -> bool {
+    let pushed: u64;
+    // SAFETY: the word above `top` is inside the sheaf as long as `top` is not `last`; nobody reads it before the
+    // commit.
+    unsafe {
+        asm!(
+            "mov {pushed}, xzr",
+            begin!(),
+            "ldrh {top:w}, [{slot}]",
+            "ldrh {pushed:w}, [{slot}, #2]",
+            "subs {pushed:w}, {pushed:w}, {top:w}",
+            "b.eq 44f",
+            "add {top:w}, {top:w}, #1",
+            "str {object}, [{at}, {top}, lsl #3]",
+            "strh {top:w}, [{slot}]",
+            "44:",
+            "88:",
+            rs = out(reg) _,
+            at = out(reg) _,
+            top = out(reg) _,
+            slot = out(reg) _,
+            pushed = out(reg) pushed,
+            object = in(reg) object,
+            offset = in(reg) slot,
+            shift = const REGION_SHIFT,
+            options(nostack),
+        );
+    }
+    pushed != 0
+}
+
+/// Puts the first objects of `from[..len]` on this CPU's sheaf, as many as fit, the later above the earlier; how many.
+///
+/// # Safety
+/// `slot` is the byte offset of a sheaf's header; `from` is readable for `len` pointers.
+#[inline]
+pub(crate) unsafe fn push_batch(slot: usize, from: *const *mut u8, len: usize) -> usize {
+    let moved: usize;
+    // SAFETY: at most `last - top` words above `top` are written, all inside the sheaf and unread before the commit.
+    unsafe {
+        asm!(
+            "mov {moved}, xzr",
+            begin!(),
+            "ldrh {top:w}, [{slot}]",
+            "ldrh {moved:w}, [{slot}, #2]",
+            "sub {moved}, {moved}, {top}",
+            "cmp {moved}, {len}",
+            "csel {moved}, {len}, {moved}, hi",
+            "cbz {moved}, 44f",
+            "add {to}, {at}, {top}, lsl #3",
+            "add {top}, {top}, {moved}",
+            "mov {done}, xzr",
+            "77:",
+            "ldr {word}, [{from}, {done}, lsl #3]",
+            "str {word}, [{to}, #8]!",
+            "add {done}, {done}, #1",
+            "cmp {done}, {moved}",
+            "b.ne 77b",
+            "strh {top:w}, [{slot}]",
+            "44:",
+            "88:",
+            rs = out(reg) _,
+            at = out(reg) _,
+            top = out(reg) _,
+            slot = out(reg) _,
+            to = out(reg) _,
+            word = out(reg) _,
+            done = out(reg) _,
+            moved = out(reg) moved,
+            from = in(reg) from,
+            len = in(reg) len,
+            offset = in(reg) slot,
+            shift = const REGION_SHIFT,
+            options(nostack),
+        );
+    }
+    moved
+}
+
+/// Takes up to `len` topmost objects of this CPU's sheaf into `to`, in the order in which they lie; how many.
+///
+/// # Safety
+/// `slot` is the byte offset of a sheaf's header; `to` is writable for `len` pointers.
+#[inline]
+pub(crate) unsafe fn pop_batch(slot: usize, to: *mut *mut u8, len: usize) -> usize {
+    let moved: usize;
+    // SAFETY: at most `top - floor` words are read, all inside the sheaf; `to` is the caller's.
+    unsafe {
+        asm!(
+            "mov {moved}, xzr",
+            begin!(),
+            "ldrh {top:w}, [{slot}]",
+            "ldrh {moved:w}, [{slot}, #4]",
+            "sub {moved}, {top}, {moved}",
+            "cmp {moved}, {len}",
+            "csel {moved}, {len}, {moved}, hi",
+            "cbz {moved}, 44f",
+            "sub {top}, {top}, {moved}",
+            "add {from}, {at}, {top}, lsl #3",
+            "mov {done}, xzr",
+            "77:",
+            "ldr {word}, [{from}, #8]!",
+            "str {word}, [{to}, {done}, lsl #3]",
+            "add {done}, {done}, #1",
+            "cmp {done}, {moved}",
+            "b.ne 77b",
+            "strh {top:w}, [{slot}]",
+            "44:",
+            "88:",
+            rs = out(reg) _,
+            at = out(reg) _,
+            top = out(reg) _,
+            slot = out(reg) _,
+            from = out(reg) _,
+            word = out(reg) _,
+            done = out(reg) _,
+            moved = out(reg) moved,
+            to = in(reg) to,
+            len = in(reg) len,
+            offset = in(reg) slot,
+            shift = const REGION_SHIFT,
+            options(nostack),
+        );
+    }
+    moved
+}
+
+/// Writes `header` where this CPU's sheaf is still closed; does nothing on one that is open.
+///
+/// # Safety
+/// `slot` is the byte offset of a sheaf's header, `header` the empty state of that sheaf, and the thread has a CPU.
+#[inline]
+pub(crate) unsafe fn open(slot: usize, header: u64) {
+    // SAFETY: one store, of a value that describes words nobody else uses.
+    unsafe {
+        asm!(
+            begin!(),
+            "ldr {top}, [{slot}]",
+            "cbnz {top}, 44f",
+            "str {header}, [{slot}]",
+            "44:",
+            "88:",
+            rs = out(reg) _,
+            at = out(reg) _,
+            top = out(reg) _,
+            slot = out(reg) _,
+            header = in(reg) header,
+            offset = in(reg) slot,
+            shift = const REGION_SHIFT,
+            options(nostack),
+        );
+    }
+}
+
+/// Tells all threads where CPU 0's region is.
+///
+/// # Safety
+/// Two closed regions lie below it; all CPUs' regions lie from it on, for the rest of the process's life.
+pub(crate) unsafe fn publish_region(region: *mut u8) {
+    // SAFETY: a word store; ordered before the offset by the release there.
+    unsafe {
+        asm!(
+            "adrp {at}, hayloft_region",
+            "str {region}, [{at}, :lo12:hayloft_region]",
+            at = out(reg) _,
+            region = in(reg) region,
+            options(nostack),
+        );
+    }
+}
+
+/// Tells all threads where their `struct rseq` is. To be called after [`publish_region`].
+///
+/// # Safety
+/// Every thread, present and future, has one at this offset from its thread pointer, registered or with a negative
+/// CPU number.
+pub(crate) unsafe fn publish_rseq_offset(offset: isize) {
+    // SAFETY: a word store. Release: pairs with the acquire in `begin!`.
+    unsafe {
+        asm!(
+            "adrp {at}, hayloft_rseq_offset",
+            "add {at}, {at}, :lo12:hayloft_rseq_offset",
+            "stlr {offset}, [{at}]",
+            at = out(reg) _,
+            offset = in(reg) offset,
+            options(nostack),
+        );
+    }
+}
+
+/// The offset at which the C library has registered every thread's `struct rseq`, if it did.
+pub(crate) fn libc_rseq() -> Option<isize> {
+    let offset: *const isize;
+    let size: *const u32;
+    // SAFETY: loads of two addresses from the offset table; zero where a weak symbol is undefined.
+    unsafe {
+        asm!(
+            "adrp {0}, :got:__rseq_offset",
+            "ldr {0}, [{0}, :got_lo12:__rseq_offset]",
+            "adrp {1}, :got:__rseq_size",
+            "ldr {1}, [{1}, :got_lo12:__rseq_size]",
+            out(reg) offset,
+            out(reg) size,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+        if offset.is_null() || size.is_null() || *size == 0 { None } else { Some(*offset) }
+    }
+}
+
+/// Whether this thread has a CPU number, that is, is registered.
+pub(crate) fn has_cpu() -> bool {
+    let (cpu, offset): (i32, usize);
+    // SAFETY: reads the thread's `struct rseq`, once its place is known.
+    unsafe {
+        asm!(
+            "mov {cpu:w}, #-1",
+            "adrp {offset}, hayloft_rseq_offset",
+            "ldr {offset}, [{offset}, :lo12:hayloft_rseq_offset]",
+            "cbz {offset}, 88f",
+            "mrs {cpu}, tpidr_el0",
+            "add {offset}, {offset}, {cpu}",
+            "ldr {cpu:w}, [{offset}, #4]",
+            "88:",
+            cpu = out(reg) cpu,
+            offset = out(reg) offset,
+            options(readonly, nostack),
+        );
+    }
+    let _ = offset;
+    cpu >= 0
+}
+
+/// The thread pointer of this thread.
+pub(crate) fn thread_pointer() -> *mut u8 {
+    let pointer: *mut u8;
+    // SAFETY: reads a register.
+    unsafe {
+        asm!("mrs {}, tpidr_el0", out(reg) pointer, options(pure, readonly, nostack, preserves_flags));
+    }
+    pointer
+}
+
+/// This thread's own `struct rseq`, for use where the C library registers none.
+pub(crate) fn own_rseq() -> *mut RseqArea {
+    let area: *mut RseqArea;
+    // SAFETY: computes the address of a thread-local in the initial-exec model.
+    unsafe {
+        asm!(
+            "mrs {0}, tpidr_el0",
+            "adrp {1}, :gottprel:hayloft_rseq_area",
+            "ldr {1}, [{1}, :gottprel_lo12:hayloft_rseq_area]",
+            "add {0}, {0}, {1}",
+            out(reg) area,
+            out(reg) _,
+            options(pure, readonly, nostack),
+        );
+    }
+    area
+}

@@ -1,0 +1,68 @@
+//! Restartable sequences: the only assembly of the allocator.
+//!
+//! A sheaf is a stack of object pointers inside a *region* that belongs to one CPU. The region starts with one 8-byte
+//! header per sheaf, of three 16-bit numbers that count 8-byte words from the start of the region:
+//!
+//! ```text
+//! byte 0  top    the word of the topmost object; equal to `floor` when the sheaf is empty
+//! byte 2  last   the highest word of the sheaf; `top == last` when it is full
+//! byte 4  floor  the word below the lowest; it always holds null
+//! ```
+//!
+//! A header of zero is a *closed* sheaf, empty and full at once: word 0 of a region is the null that `pop` reads, and
+//! `top == last` refuses `push`. So neither needs a test for "is there a region yet".
+//!
+//! Every operation is one critical section in the sense of Linux's `rseq(2)`:
+//!
+//! ```text
+//! prepare:  store the address of the descriptor {start, length, abort} into rseq_cs
+//! start:    load the CPU number, find its region, read, write words nobody reads yet
+//!           store `top`                                              <- the commit
+//! end:
+//! abort:    jump to prepare (in a cold section, behind the signature the kernel demands)
+//! ```
+//!
+//! If the thread is preempted, migrated or handles a signal between start and end, the kernel resumes it at `abort`.
+//! That makes the section atomic towards everything that can run on this CPU, a handler on this very thread included,
+//! without an atomic instruction. Nothing may be *called* between start and end.
+//!
+//! The CPU number is -1 in a thread not registered yet and -2 in one that cannot be. Two closed regions lie in front
+//! of CPU 0's, so such a thread misses and takes the slow path, again without a test.
+//!
+//! Two words say where things are: the offset of the thread's `struct rseq` from the thread pointer, and the address
+//! of CPU 0's region. They start at a thread-local of ours, with the CPU number -1, and at a static closed region; the
+//! region is published before the offset, and read after it, so a thread never pairs a real CPU number with the
+//! static region.
+//!
+//! Sources: `kernel/rseq.c`, `Documentation/userspace-api/rseq.rst`; the layout of headers follows TCMalloc's
+//! *Per-CPU Mode* design note.
+
+/// Log2 of the bytes between the regions of neighbouring CPUs.
+pub(crate) const REGION_SHIFT: u32 = 16;
+
+#[cfg(all(target_arch = "x86_64", not(any(miri, loom))))]
+#[path = "x86_64.rs"]
+mod imp;
+#[cfg(all(target_arch = "aarch64", not(any(miri, loom))))]
+#[path = "aarch64.rs"]
+mod imp;
+#[cfg(any(miri, loom, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
+#[path = "none.rs"]
+mod imp;
+
+pub(crate) use imp::{
+    HAVE_RSEQ, SIGNATURE, has_cpu, libc_rseq, open, own_rseq, pop, pop_batch, publish_region,
+    publish_rseq_offset, push, push_batch, thread_pointer,
+};
+
+/// The kernel's `struct rseq` of this thread, as far as this allocator uses it.
+#[repr(C, align(32))]
+pub(crate) struct RseqArea {
+    pub(crate) cpu_id_start: u32,
+    pub(crate) cpu_id: i32,
+    pub(crate) rseq_cs: u64,
+    pub(crate) flags: u32,
+    pub(crate) node_id: u32,
+    pub(crate) mm_cid: u32,
+    pub(crate) padding: u32,
+}

@@ -1,0 +1,49 @@
+//! No restartable sequences: another architecture, Miri, or loom. Every operation misses, so the slow path is the
+//! road, and the fallback backend the one behind it.
+
+use super::RseqArea;
+use core::ptr;
+
+pub(crate) const HAVE_RSEQ: bool = false;
+
+pub(crate) const SIGNATURE: u32 = 0;
+
+#[inline(always)]
+pub(crate) unsafe fn pop(_slot: usize) -> *mut u8 {
+    ptr::null_mut()
+}
+
+#[inline(always)]
+pub(crate) unsafe fn push(_slot: usize, _object: *mut u8) -> bool {
+    false
+}
+
+pub(crate) unsafe fn push_batch(_slot: usize, _from: *const *mut u8, _len: usize) -> usize {
+    0
+}
+
+pub(crate) unsafe fn pop_batch(_slot: usize, _to: *mut *mut u8, _len: usize) -> usize {
+    0
+}
+
+pub(crate) unsafe fn open(_slot: usize, _header: u64) {}
+
+pub(crate) unsafe fn publish_region(_region: *mut u8) {}
+
+pub(crate) unsafe fn publish_rseq_offset(_offset: isize) {}
+
+pub(crate) fn libc_rseq() -> Option<isize> {
+    None
+}
+
+pub(crate) fn has_cpu() -> bool {
+    false
+}
+
+pub(crate) fn thread_pointer() -> *mut u8 {
+    ptr::null_mut()
+}
+
+pub(crate) fn own_rseq() -> *mut RseqArea {
+    ptr::null_mut()
+}

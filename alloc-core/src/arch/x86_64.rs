@@ -1,0 +1,332 @@
+//! Restartable sequences on x86-64.
+//!
+//! Registers of a critical section: `rs` offset of `struct rseq` from the thread pointer, `at` scratch and then the
+//! region of this CPU, `slot` the byte offset of the sheaf's header in it, `top` its index.
+
+use super::{REGION_SHIFT, RseqArea};
+use core::arch::{asm, global_asm};
+
+/// This build has restartable sequences; whether the kernel grants them is seen at run time.
+pub(crate) const HAVE_RSEQ: bool = true;
+
+/// What the kernel wants to see in front of an abort handler, and at registration.
+pub(crate) const SIGNATURE: u32 = 0x5305_3053;
+
+// The two hot words share a cache line. `@tpoff` makes the linker fill in where our own thread-local lies, so that
+// the first operation of a process finds a valid, unregistered area. Weak: a C library that registers rseq defines
+// these two (glibc since 2.35).
+global_asm!(
+    ".pushsection .tdata.hayloft_rseq, \"awT\", @progbits",
+    ".balign 32",
+    ".type hayloft_rseq_area, @object",
+    ".size hayloft_rseq_area, 32",
+    ".hidden hayloft_rseq_area",
+    ".globl hayloft_rseq_area",
+    "hayloft_rseq_area:",
+    ".long 0, -1",
+    ".zero 24",
+    ".popsection",
+    ".pushsection .bss.hayloft_closed_region, \"aw\", @nobits",
+    ".balign 64",
+    "hayloft_closed_region: .zero 4096",
+    ".popsection",
+    ".pushsection .data.hayloft_hot, \"aw\", @progbits",
+    ".balign 64",
+    ".hidden hayloft_rseq_offset",
+    ".globl hayloft_rseq_offset",
+    "hayloft_rseq_offset: .quad hayloft_rseq_area@tpoff",
+    ".hidden hayloft_region",
+    ".globl hayloft_region",
+    "hayloft_region: .quad hayloft_closed_region + (1 << {shift})",
+    ".zero 48",
+    ".popsection",
+    ".weak __rseq_offset",
+    ".weak __rseq_size",
+    shift = const REGION_SHIFT,
+);
+
+/// Opens a critical section: from here to `44:` the code restarts at `66:` when interrupted. Leaves this CPU's region
+/// in `at`.
+macro_rules! begin {
+    () => {
+        concat!(
+            ".pushsection __rseq_cs, \"aw\", @progbits\n",
+            ".balign 32\n",
+            "22: .long 0, 0\n",
+            ".quad 33f, 44f - 33f, 55f\n",
+            ".popsection\n",
+            ".pushsection .text.rseq_abort, \"ax\", @progbits\n",
+            // RSEQ_SIG, dressed as the displacement of an undefined instruction.
+            ".byte 0x0f, 0xb9, 0x3d\n",
+            ".long 0x53053053\n",
+            "55: jmp 66f\n",
+            ".popsection\n",
+            "mov {rs}, qword ptr [rip + hayloft_rseq_offset]\n",
+            "66:\n",
+            "lea {at}, [rip + 22b]\n",
+            "mov qword ptr fs:[{rs} + 8], {at}\n",
+            "33:\n",
+            "movsxd {at}, dword ptr fs:[{rs} + 4]\n",
+            "shl {at}, {shift}\n",
+            "add {at}, qword ptr [rip + hayloft_region]\n",
+        )
+    };
+}
+
+/// Takes the topmost object of this CPU's sheaf; null if it is empty or closed.
+///
+/// # Safety
+/// `slot` is the byte offset of a sheaf's header.
+#[inline(always)]
+pub(crate) unsafe fn pop(slot: usize) -> *mut u8 {
+    let object: *mut u8;
+    // SAFETY: the words named by an open header belong to its sheaf, those named by a closed one are word 0, null;
+    // the one store of the section commits it.
+    unsafe {
+        asm!(
+            begin!(),
+            "movzx {top:e}, word ptr [{at} + {slot}]",
+            "mov {object}, qword ptr [{at} + {top}*8]",
+            "test {object}, {object}",
+            "je 44f",
+            "dec {top:e}",
+            "mov word ptr [{at} + {slot}], {top:x}",
+            "44:",
+            rs = out(reg) _,
+            at = out(reg) _,
+            top = out(reg) _,
+            object = out(reg) object,
+            slot = in(reg) slot,
+            shift = const REGION_SHIFT,
+            options(nostack),
+        );
+    }
+    object
+}
+
+/// Puts `object` on this CPU's sheaf; false if it is full or closed.
+///
+/// # Safety
+/// `slot` is the byte offset of a sheaf's header.
+#[inline(always)]
+pub(crate) unsafe fn push(slot: usize, object: *mut u8) -> bool {
+    let mut pushed = true;
+    // SAFETY: the word above `top` is inside the sheaf as long as `top` is not `last`; nobody reads it before the
+    // commit.
+    unsafe {
+        asm!(
+            begin!(),
+            "movzx {top:e}, word ptr [{at} + {slot}]",
+            "cmp {top:x}, word ptr [{at} + {slot} + 2]",
+            "je {refused}",
+            "mov qword ptr [{at} + {top}*8 + 8], {object}",
+            "inc {top:e}",
+            "mov word ptr [{at} + {slot}], {top:x}",
+            "44:",
+            rs = out(reg) _,
+            at = out(reg) _,
+            top = out(reg) _,
+            object = in(reg) object,
+            slot = in(reg) slot,
+            shift = const REGION_SHIFT,
+            refused = label { pushed = false },
+            options(nostack),
+        );
+    }
+    pushed
+}
+
+/// Puts the first objects of `from[..len]` on this CPU's sheaf, as many as fit, the later above the earlier; how many.
+///
+/// # Safety
+/// `slot` is the byte offset of a sheaf's header; `from` is readable for `len` pointers.
+#[inline]
+pub(crate) unsafe fn push_batch(slot: usize, from: *const *mut u8, len: usize) -> usize {
+    let moved: usize;
+    // SAFETY: at most `last - top` words above `top` are written, all inside the sheaf and unread before the commit.
+    unsafe {
+        asm!(
+            begin!(),
+            "movzx {top:e}, word ptr [{at} + {slot}]",
+            "movzx {moved:e}, word ptr [{at} + {slot} + 2]",
+            "sub {moved}, {top}",
+            "cmp {moved}, {len}",
+            "cmova {moved}, {len}",
+            "test {moved}, {moved}",
+            "je 44f",
+            "lea {to}, [{at} + {top}*8 + 8]",
+            "add {top}, {moved}",
+            "xor {done:e}, {done:e}",
+            "77:",
+            "mov {word}, qword ptr [{from} + {done}*8]",
+            "mov qword ptr [{to} + {done}*8], {word}",
+            "inc {done}",
+            "cmp {done}, {moved}",
+            "jne 77b",
+            "mov word ptr [{at} + {slot}], {top:x}",
+            "44:",
+            rs = out(reg) _,
+            at = out(reg) _,
+            top = out(reg) _,
+            to = out(reg) _,
+            word = out(reg) _,
+            done = out(reg) _,
+            moved = out(reg) moved,
+            from = in(reg) from,
+            len = in(reg) len,
+            slot = in(reg) slot,
+            shift = const REGION_SHIFT,
+            options(nostack),
+        );
+    }
+    moved
+}
+
+/// Takes up to `len` topmost objects of this CPU's sheaf into `to`, in the order in which they lie; how many.
+///
+/// # Safety
+/// `slot` is the byte offset of a sheaf's header; `to` is writable for `len` pointers.
+#[inline]
+pub(crate) unsafe fn pop_batch(slot: usize, to: *mut *mut u8, len: usize) -> usize {
+    let moved: usize;
+    // SAFETY: at most `top - floor` words are read, all inside the sheaf; `to` is the caller's.
+    unsafe {
+        asm!(
+            begin!(),
+            "movzx {top:e}, word ptr [{at} + {slot}]",
+            "movzx {done:e}, word ptr [{at} + {slot} + 4]",
+            "mov {moved}, {top}",
+            "sub {moved}, {done}",
+            "cmp {moved}, {len}",
+            "cmova {moved}, {len}",
+            "test {moved}, {moved}",
+            "je 44f",
+            "sub {top}, {moved}",
+            "lea {from}, [{at} + {top}*8 + 8]",
+            "xor {done:e}, {done:e}",
+            "77:",
+            "mov {word}, qword ptr [{from} + {done}*8]",
+            "mov qword ptr [{to} + {done}*8], {word}",
+            "inc {done}",
+            "cmp {done}, {moved}",
+            "jne 77b",
+            "mov word ptr [{at} + {slot}], {top:x}",
+            "44:",
+            rs = out(reg) _,
+            at = out(reg) _,
+            top = out(reg) _,
+            from = out(reg) _,
+            word = out(reg) _,
+            done = out(reg) _,
+            moved = out(reg) moved,
+            to = in(reg) to,
+            len = in(reg) len,
+            slot = in(reg) slot,
+            shift = const REGION_SHIFT,
+            options(nostack),
+        );
+    }
+    moved
+}
+
+/// Writes `header` where this CPU's sheaf is still closed; does nothing on one that is open.
+///
+/// # Safety
+/// `slot` is the byte offset of a sheaf's header, `header` the empty state of that sheaf, and the thread has a CPU.
+#[inline]
+pub(crate) unsafe fn open(slot: usize, header: u64) {
+    // SAFETY: one store, of a value that describes words nobody else uses.
+    unsafe {
+        asm!(
+            begin!(),
+            "cmp qword ptr [{at} + {slot}], 0",
+            "jne 44f",
+            "mov qword ptr [{at} + {slot}], {header}",
+            "44:",
+            rs = out(reg) _,
+            at = out(reg) _,
+            header = in(reg) header,
+            slot = in(reg) slot,
+            shift = const REGION_SHIFT,
+            options(nostack),
+        );
+    }
+}
+
+/// Tells all threads where CPU 0's region is.
+///
+/// # Safety
+/// Two closed regions lie below it; all CPUs' regions lie from it on, for the rest of the process's life.
+pub(crate) unsafe fn publish_region(region: *mut u8) {
+    // SAFETY: an aligned store of a word is a release on x86-64; the readers are the loads of `begin!`.
+    unsafe { asm!("mov qword ptr [rip + hayloft_region], {}", in(reg) region, options(nostack)) };
+}
+
+/// Tells all threads where their `struct rseq` is. To be called after [`publish_region`].
+///
+/// # Safety
+/// Every thread, present and future, has one at this offset from its thread pointer, registered or with a negative
+/// CPU number.
+pub(crate) unsafe fn publish_rseq_offset(offset: isize) {
+    // SAFETY: as in `publish_region`.
+    unsafe {
+        asm!("mov qword ptr [rip + hayloft_rseq_offset], {}", in(reg) offset, options(nostack));
+    }
+}
+
+/// The offset at which the C library has registered every thread's `struct rseq`, if it did.
+pub(crate) fn libc_rseq() -> Option<isize> {
+    let offset: *const isize;
+    let size: *const u32;
+    // SAFETY: loads of two addresses from the offset table; zero where a weak symbol is undefined.
+    unsafe {
+        asm!(
+            "mov {}, qword ptr [rip + __rseq_offset@GOTPCREL]",
+            "mov {}, qword ptr [rip + __rseq_size@GOTPCREL]",
+            out(reg) offset,
+            out(reg) size,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+        if offset.is_null() || size.is_null() || *size == 0 { None } else { Some(*offset) }
+    }
+}
+
+/// Whether this thread has a CPU number, that is, is registered.
+pub(crate) fn has_cpu() -> bool {
+    let cpu: u64;
+    // SAFETY: reads the thread's `struct rseq`.
+    unsafe {
+        asm!(
+            "mov {0}, qword ptr [rip + hayloft_rseq_offset]",
+            "movsxd {0}, dword ptr fs:[{0} + 4]",
+            out(reg) cpu,
+            options(readonly, nostack, preserves_flags),
+        );
+    }
+    (cpu as i64) >= 0
+}
+
+/// The thread pointer of this thread.
+pub(crate) fn thread_pointer() -> *mut u8 {
+    let pointer: *mut u8;
+    // SAFETY: the ABI keeps the thread pointer in the first word it points to.
+    unsafe {
+        asm!("mov {}, qword ptr fs:[0]", out(reg) pointer, options(pure, readonly, nostack, preserves_flags));
+    }
+    pointer
+}
+
+/// This thread's own `struct rseq`, for use where the C library registers none.
+pub(crate) fn own_rseq() -> *mut RseqArea {
+    let area: *mut RseqArea;
+    // SAFETY: computes the address of a thread-local in the initial-exec model.
+    unsafe {
+        asm!(
+            "mov {0}, qword ptr [rip + hayloft_rseq_area@GOTTPOFF]",
+            "add {0}, qword ptr fs:[0]",
+            out(reg) area,
+            options(pure, readonly, nostack),
+        );
+    }
+    area
+}

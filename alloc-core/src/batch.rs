@@ -1,0 +1,100 @@
+//! A batch: some object pointers on the stack of whoever moves them between a sheaf, a barn and slabs.
+//!
+//! A batch is filled from its end towards its start by slabs, which cut objects in ascending order of address, and
+//! emptied from its end. So what was cut first is used first, and neighbours in time are neighbours in memory.
+
+use core::mem::MaybeUninit;
+use core::slice;
+
+/// Most objects a batch holds.
+pub(crate) const MAX_BATCH: usize = if cfg!(loom) { 4 } else { 64 };
+
+/// Object pointers `objects[start..end]`.
+pub(crate) struct Batch {
+    start: usize,
+    end: usize,
+    objects: [MaybeUninit<*mut u8>; MAX_BATCH],
+}
+
+impl Batch {
+    /// An empty batch.
+    #[inline]
+    pub(crate) fn new() -> Batch {
+        Batch {
+            start: MAX_BATCH,
+            end: MAX_BATCH,
+            objects: [const { MaybeUninit::uninit() }; MAX_BATCH],
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    #[inline]
+    pub(crate) fn objects(&self) -> &[*mut u8] {
+        // SAFETY: `start <= end <= MAX_BATCH`, and what lies between was written.
+        unsafe { slice::from_raw_parts(self.objects.as_ptr().add(self.start).cast(), self.len()) }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        (self.start, self.end) = (MAX_BATCH, MAX_BATCH);
+    }
+
+    /// Adds an object in front; the batch must not be full at its front.
+    #[inline]
+    pub(crate) fn push_first(&mut self, object: *mut u8) {
+        debug_assert!(self.start > 0);
+        if let Some(slot) = self.objects.get_mut(self.start.wrapping_sub(1)) {
+            slot.write(object);
+            self.start -= 1;
+        }
+    }
+
+    /// Takes the last object.
+    #[inline]
+    pub(crate) fn pop_last(&mut self) -> Option<*mut u8> {
+        let (last, rest) = self.objects().split_last()?;
+        let last = *last;
+        self.end = self.start + rest.len();
+        Some(last)
+    }
+
+    /// Drops the first `count` objects, which went elsewhere.
+    #[inline]
+    pub(crate) fn skip_first(&mut self, count: usize) {
+        self.start = (self.start + count).min(self.end);
+        if self.start == self.end {
+            self.clear();
+        }
+    }
+
+    /// Replaces the contents by a copy of `objects`, at most [`MAX_BATCH`] of them.
+    #[inline]
+    pub(crate) fn fill(&mut self, objects: &[MaybeUninit<*mut u8>]) {
+        let len = objects.len().min(MAX_BATCH);
+        for (to, from) in self.objects.iter_mut().zip(objects) {
+            *to = *from;
+        }
+        self.hold_first(len);
+    }
+
+    /// Replaces the contents by what `fill` writes: it is given room for `len` objects and says how many it wrote.
+    ///
+    /// # Safety
+    /// `fill` writes as many as it says, from the start of its room on.
+    #[inline]
+    pub(crate) unsafe fn fill_with(
+        &mut self,
+        len: usize,
+        fill: impl FnOnce(*mut *mut u8, usize) -> usize,
+    ) {
+        let written = fill(self.objects.as_mut_ptr().cast(), len.min(MAX_BATCH));
+        self.hold_first(written);
+    }
+
+    /// The contents are the first `len` slots. An empty batch has room in front.
+    fn hold_first(&mut self, len: usize) {
+        (self.start, self.end) = if len > 0 { (0, len) } else { (MAX_BATCH, MAX_BATCH) };
+    }
+}

@@ -1,0 +1,337 @@
+//! The general-purpose allocator: joins sheaves, barns, slabs and pages, and serves what is too large for them.
+//!
+//! The road of an object, each step taken only when the one before fails:
+//!
+//! ```text
+//! alloc: sheaf of this CPU -> barn of this node -> partial slabs of this node -> a new slab
+//! free:  sheaf of this CPU -> barn of this node -> slabs of the objects' nodes -> an empty slab back to pages
+//! ```
+//!
+//! Only the first step is inlined. A layout that no class serves is a run of pages of its own, whose length is known by
+//! its descriptor.
+//!
+//! This file may touch everything in the crate.
+
+use core::alloc::Layout;
+use core::ptr::{self, NonNull};
+
+use crate::barn::Barn;
+use crate::batch::Batch;
+use crate::page::{self, UNIT, UNIT_SHIFT, Unit};
+use crate::percpu;
+use crate::size_class::{CLASSES, Class, MAX_SMALL_ALIGN, class_of};
+use crate::slab::{Emptied, Misuse, Partial, SHAPES, Slab};
+use crate::sync::Lock;
+use crate::{node, os};
+
+/// From this many bytes on, a run is moved by remapping its pages instead of copying them.
+const REMAP_BYTES: usize = 512 << 10;
+
+/// What a node keeps for a class.
+#[repr(align(64))]
+struct Depot {
+    partial: Lock<Partial>,
+    barn: Lock<Barn>,
+}
+
+static DEPOTS: [[Depot; CLASSES]; node::MAX_NODES] = [const {
+    [const { Depot { partial: Lock::new(Partial::new()), barn: Lock::new(Barn::new()) } }; CLASSES]
+}; node::MAX_NODES];
+
+fn depot(node: usize, class: Class) -> &'static Depot {
+    // SAFETY: both indices are below the lengths by construction.
+    unsafe { DEPOTS.get_unchecked(node).get_unchecked(class.index()) }
+}
+
+/// Allocates memory for `layout`; null when there is none. A size of 0 is served like a size of 1.
+#[inline(always)]
+pub fn alloc(layout: Layout) -> *mut u8 {
+    let Some(class) = class_of(layout) else { return alloc_large(layout, false) };
+    let object = percpu::pop(class);
+    if object.is_null() { alloc_slow(class) } else { checked_out(object, class) }
+}
+
+/// As [`alloc`], and the memory reads as zero.
+#[inline(always)]
+pub fn alloc_zeroed(layout: Layout) -> *mut u8 {
+    if class_of(layout).is_none() {
+        return alloc_large(layout, true);
+    }
+    let object = alloc(layout);
+    if !object.is_null() {
+        // SAFETY: the object has room for the layout.
+        unsafe { object.write_bytes(0, layout.size()) };
+    }
+    object
+}
+
+/// Frees what [`alloc`], [`alloc_zeroed`] or [`realloc`] returned.
+///
+/// # Safety
+/// `object` was allocated with this layout, by this allocator, and is not used any more. Where debug assertions are on,
+/// an address that is not ours and one that is free already end the process with a message.
+#[inline(always)]
+pub unsafe fn free(object: *mut u8, layout: Layout) {
+    let Some(class) = class_of(layout) else {
+        // SAFETY: the caller's promise.
+        return unsafe { free_large(object, layout) };
+    };
+    checked_in(object, class);
+    // SAFETY: the caller's promise.
+    unsafe {
+        if !percpu::push(class, object) {
+            free_slow(class, object);
+        }
+    }
+}
+
+/// Changes the size of an allocation to `new_size` bytes, keeping its contents up to the lesser size; it may move. Null
+/// when there is no memory; then the old one stays as it was.
+///
+/// # Safety
+/// `object` was allocated with `layout`, by this allocator; `new_size`, rounded up to the alignment, is at most
+/// `isize::MAX`.
+#[inline]
+pub unsafe fn realloc(object: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+    // SAFETY: the caller's promise.
+    let new_layout = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
+    match (class_of(layout), class_of(new_layout)) {
+        (Some(old), Some(new)) if old == new => object,
+        // SAFETY: the caller's promise.
+        (None, None) => unsafe { realloc_large(object, layout, new_layout) },
+        // SAFETY: the caller's promise.
+        _ => unsafe { realloc_by_copy(object, layout, new_layout) },
+    }
+}
+
+unsafe fn realloc_by_copy(object: *mut u8, layout: Layout, new_layout: Layout) -> *mut u8 {
+    let new = alloc(new_layout);
+    if !new.is_null() {
+        // SAFETY: two allocations, at least as long as the lesser size; the old one is done with after the copy.
+        unsafe {
+            ptr::copy_nonoverlapping(object, new, layout.size().min(new_layout.size()));
+            free(object, layout);
+        }
+    }
+    new
+}
+
+#[cold]
+#[inline(never)]
+fn alloc_slow(class: Class) -> *mut u8 {
+    let backend = percpu::backend();
+    let object = backend.pop(class);
+    if !object.is_null() {
+        return checked_out(object, class);
+    }
+    let mut batch = Batch::new();
+    let node = node::current();
+    let len = percpu::batch_len(class);
+    depot(node, class).barn.lock().take(&mut batch, len);
+    if batch.len() == 0 {
+        cut(class, node, &mut batch, len);
+    }
+    let Some(object) = batch.pop_last() else { return ptr::null_mut() };
+    // SAFETY: objects that have just left the barn or a slab, and nobody else's.
+    unsafe { backend.fill(class, &mut batch) };
+    put_away(class, node, &mut batch);
+    checked_out(object, class)
+}
+
+/// Fills the batch from the node's slabs, or from a new one.
+fn cut(class: Class, node: usize, batch: &mut Batch, len: usize) {
+    let partial = &depot(node, class).partial;
+    partial.lock().cut(batch, len);
+    if batch.len() > 0 {
+        return;
+    }
+    let units = SHAPES[class.index()].units as usize;
+    let Some(run) = page::alloc(units, units) else { return };
+    let Some(unit) = Unit::of(run.address.as_ptr()) else { return };
+    let slab: *mut Slab = unit.meta().cast();
+    // SAFETY: the run and the metadata of its first unit are ours alone until `add`.
+    unsafe {
+        Slab::init(slab, run.address.as_ptr(), class, node as u8);
+        let mut partial = partial.lock();
+        partial.add(slab);
+        partial.cut(batch, len);
+    }
+}
+
+/// Frees `object` where the sheaf of this CPU had no room for it.
+///
+/// # Safety
+/// As [`free`], for an object of `class`.
+#[cold]
+#[inline(never)]
+unsafe fn free_slow(class: Class, object: *mut u8) {
+    let backend = percpu::backend();
+    // SAFETY: the caller's promise.
+    if unsafe { backend.push(class, object) } {
+        return;
+    }
+    let mut batch = Batch::new();
+    let node = node::current();
+    backend.drain(class, &mut batch, percpu::batch_len(class));
+    put_away(class, node, &mut batch);
+    batch.push_first(object);
+    // SAFETY: the caller's promise.
+    unsafe { backend.fill(class, &mut batch) };
+    put_away(class, node, &mut batch);
+}
+
+/// Empties the batch into the barn, or else into the slabs.
+fn put_away(class: Class, node: usize, batch: &mut Batch) {
+    if batch.len() == 0 || depot(node, class).barn.lock().put(batch, percpu::batch_len(class)) {
+        return;
+    }
+    let units = SHAPES[class.index()].units;
+    let slab_of = |object| Some(Unit::of(object)?.align_down(units).meta().cast::<Slab>());
+    let mut emptied = Emptied::new();
+    let mut objects = batch.objects();
+    while let Some(&first) = objects.first() {
+        let Some(slab) = slab_of(first) else { misused(first, class, Misuse::Foreign) };
+        // SAFETY: metadata of the unit where the slab of an object of this class starts.
+        let done = unsafe {
+            let node = Slab::node(slab);
+            depot(node, class).partial.lock().put(objects, class, node, slab_of, &mut emptied)
+        };
+        objects = done.unwrap_or_else(|(object, misuse)| misused(object, class, misuse));
+    }
+    batch.clear();
+    while let Some(base) = emptied.pop() {
+        if let Some(unit) = Unit::of(base) {
+            // SAFETY: the run of a slab that left its lists with all objects free.
+            unsafe { page::free(unit) };
+        }
+    }
+}
+
+/// Units of a run for this many bytes.
+fn units(bytes: usize) -> usize {
+    bytes.div_ceil(UNIT)
+}
+
+#[cold]
+#[inline(never)]
+fn alloc_large(layout: Layout, zeroed: bool) -> *mut u8 {
+    if layout.size() == 0 && layout.align() <= MAX_SMALL_ALIGN {
+        return alloc(one_byte(layout));
+    }
+    let units = units(layout.size()).max(1);
+    let align = layout.align().div_ceil(UNIT);
+    let Some(run) = page::alloc(units, align) else { return ptr::null_mut() };
+    if zeroed && !run.zeroed {
+        // SAFETY: the run has room for the layout.
+        unsafe { run.address.write_bytes(0, layout.size()) };
+    }
+    run.address.as_ptr()
+}
+
+/// What a layout of size 0 is served as.
+fn one_byte(layout: Layout) -> Layout {
+    Layout::from_size_align(1, layout.align()).unwrap_or(layout)
+}
+
+/// # Safety
+/// As [`free`], for a layout that no class serves.
+#[cold]
+#[inline(never)]
+unsafe fn free_large(object: *mut u8, layout: Layout) {
+    if layout.size() == 0 && layout.align() <= MAX_SMALL_ALIGN {
+        // SAFETY: the caller's promise.
+        return unsafe { free(object, one_byte(layout)) };
+    }
+    // SAFETY: the first unit of a run, by the caller's promise; checked where that is asked for.
+    unsafe { page::free(run_of(object, layout)) };
+}
+
+/// The run that `object` is.
+fn run_of(object: *mut u8, layout: Layout) -> Unit {
+    let run = Unit::of(object).filter(|unit| {
+        !cfg!(debug_assertions)
+            || (unit.address() == object
+                && unit.run_len().is_some_and(|len| len >= units(layout.size())))
+    });
+    run.unwrap_or_else(|| {
+        os::abort(format_args!(
+            "free of foreign or already free address {object:p} ({} bytes)",
+            layout.size()
+        ))
+    })
+}
+
+/// # Safety
+/// As [`realloc`], for layouts that no class serves.
+#[cold]
+#[inline(never)]
+unsafe fn realloc_large(object: *mut u8, layout: Layout, new_layout: Layout) -> *mut u8 {
+    if layout.size() == 0 || new_layout.size() == 0 {
+        // SAFETY: the caller's promise.
+        return unsafe { realloc_by_copy(object, layout, new_layout) };
+    }
+    let run = run_of(object, layout);
+    let (old_units, new_units) = (units(layout.size()), units(new_layout.size()));
+    // SAFETY: the caller's promise: the run is in use, and what is cut off is not.
+    if old_units == new_units || unsafe { page::resize(run, new_units) } {
+        return object;
+    }
+    if layout.size() < REMAP_BYTES || layout.align() > UNIT {
+        // SAFETY: the caller's promise.
+        return unsafe { realloc_by_copy(object, layout, new_layout) };
+    }
+    let Some(new) = page::alloc(new_units, 1) else { return ptr::null_mut() };
+    let bytes = old_units << UNIT_SHIFT;
+    // SAFETY: two runs, both longer than what is moved; the old one is done with after that.
+    unsafe {
+        if os::remap(NonNull::new_unchecked(object), new.address, bytes) {
+            page::free_clean(run);
+        } else {
+            ptr::copy_nonoverlapping(object, new.address.as_ptr(), layout.size());
+            page::free(run);
+        }
+    }
+    new.address.as_ptr()
+}
+
+/// Notes in debug builds that the program gets an object.
+#[inline(always)]
+fn checked_out(object: *mut u8, class: Class) -> *mut u8 {
+    #[cfg(debug_assertions)]
+    note(object, class, true);
+    #[cfg(not(debug_assertions))]
+    let _ = class;
+    object
+}
+
+/// Ends the process, in debug builds, if `object` is not an object of `class` that the program holds.
+#[inline(always)]
+fn checked_in(object: *mut u8, class: Class) {
+    #[cfg(debug_assertions)]
+    note(object, class, false);
+    #[cfg(not(debug_assertions))]
+    let _ = (object, class);
+}
+
+#[cfg(debug_assertions)]
+fn note(object: *mut u8, class: Class, held: bool) {
+    let unit = Unit::of(object).filter(|unit| unit.is_committed());
+    let noted = unit.ok_or(Misuse::Foreign).and_then(|unit| {
+        let slab = unit.align_down(SHAPES[class.index()].units).meta().cast();
+        // SAFETY: committed metadata of the unit where a slab of this class would start.
+        unsafe { Slab::note(slab, object, class, held) }
+    });
+    if let Err(misuse) = noted {
+        misused(object, class, misuse);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn misused(object: *mut u8, class: Class, misuse: Misuse) -> ! {
+    let what = match misuse {
+        Misuse::Foreign => "free of foreign address",
+        Misuse::DoubleFree => "double free of",
+    };
+    os::abort(format_args!("{what} {object:p} (class {})", class.size()))
+}

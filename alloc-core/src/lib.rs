@@ -1,0 +1,41 @@
+//! The engine of the Hayloft allocator.
+//!
+//! Objects up to 32 KiB are cut from *slabs* and pass through *sheaves*, per-CPU stacks of pointers that are operated by
+//! restartable sequences, and a *barn* of batches per node; everything else is a run of *pages*. The names and the
+//! division of labour are those of `mm/slub.c` in Linux. `docs/design.md` tells the whole story; each module says in
+//! its first lines what it is for and what it may touch. In order, lower ones know nothing of higher ones:
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`kmalloc`] | the general-purpose allocator: joins all that is below, large objects, realloc |
+//! | `percpu` `barn` `slab` | sheaves; batches between CPUs; objects cut from runs |
+//! | `page` `node` | arenas, runs, descriptors, giving memory back; NUMA nodes |
+//! | `batch` [`size_class`] | object pointers on the move; which class serves a layout |
+//! | `sync` | atomics and locks |
+//! | `os` `arch` | system calls; restartable sequences |
+
+#![no_std]
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("Hayloft is built on Linux's restartable sequences and memory calls");
+
+#[cfg(not(loom))]
+mod arch;
+#[cfg_attr(loom, expect(dead_code, reason = "the models use a part of it"))]
+mod barn;
+#[cfg_attr(loom, expect(dead_code, reason = "the models use a part of it"))]
+mod batch;
+#[cfg(not(loom))]
+pub mod kmalloc;
+#[cfg(not(loom))]
+mod node;
+#[cfg(not(loom))]
+mod os;
+#[cfg(not(loom))]
+mod page;
+#[cfg(not(loom))]
+mod percpu;
+pub mod size_class;
+#[cfg_attr(loom, expect(dead_code, reason = "the models use a part of it"))]
+mod slab;
+mod sync;

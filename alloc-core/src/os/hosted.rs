@@ -1,0 +1,104 @@
+//! A stand-in for Linux under Miri: memory from the standard allocator, committed from the start.
+
+extern crate std;
+
+use core::ffi::{CStr, c_void};
+use core::ptr::NonNull;
+use core::sync::atomic::AtomicU32;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::io::Write;
+
+use crate::arch::RseqArea;
+
+const ALIGN: usize = 64 * 1024;
+
+fn layout(len: usize) -> Option<Layout> {
+    // Miri keeps a shadow of every byte, so what Linux grants without a thought is refused here.
+    Layout::from_size_align(len, ALIGN).ok().filter(|layout| layout.size() <= 64 << 20)
+}
+
+pub(crate) fn reserve(len: usize) -> Option<NonNull<u8>> {
+    // SAFETY: the layout is not empty.
+    NonNull::new(unsafe { System.alloc_zeroed(layout(len)?) })
+}
+
+pub(crate) unsafe fn unreserve(_address: NonNull<u8>, _len: usize) {
+    // A part of an allocation cannot be given back; the process is about to end anyway.
+}
+
+pub(crate) unsafe fn commit(_address: NonNull<u8>, _len: usize) -> bool {
+    true
+}
+
+pub(crate) unsafe fn decommit(address: NonNull<u8>, len: usize) -> bool {
+    // SAFETY: the caller's promise: committed memory with dead contents.
+    unsafe { address.write_bytes(0, len) };
+    true
+}
+
+pub(crate) unsafe fn remap(_from: NonNull<u8>, _to: NonNull<u8>, _len: usize) -> bool {
+    false
+}
+
+pub(crate) fn futex_wait(word: &AtomicU32, expected: u32) {
+    // SAFETY: the word outlives the call; Miri models this system call.
+    unsafe {
+        libc::syscall(
+            libc::SYS_futex,
+            word.as_ptr(),
+            libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
+            expected,
+            core::ptr::null::<libc::timespec>(),
+        )
+    };
+}
+
+pub(crate) fn futex_wake_one(word: &AtomicU32) {
+    // SAFETY: as above.
+    unsafe {
+        libc::syscall(
+            libc::SYS_futex,
+            word.as_ptr(),
+            libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG,
+            1,
+        )
+    };
+}
+
+pub(crate) fn yield_now() {
+    std::thread::yield_now();
+}
+
+pub(crate) fn current_cpu() -> (usize, usize) {
+    (0, 0)
+}
+
+pub(crate) fn possible(_list: &CStr) -> Option<usize> {
+    Some(1)
+}
+
+pub(crate) unsafe fn register_rseq(_area: *mut RseqArea) -> bool {
+    false
+}
+
+pub(crate) unsafe fn unregister_rseq(_area: *mut RseqArea) {}
+
+pub(crate) fn at_thread_exit(_hook: unsafe extern "C" fn(*mut c_void)) -> bool {
+    false
+}
+
+pub(crate) fn milliseconds() -> u64 {
+    0
+}
+
+pub(crate) fn env(_name: &CStr) -> Option<&'static [u8]> {
+    None
+}
+
+pub(super) fn write_stderr(bytes: &[u8]) {
+    let _ = std::io::stderr().write_all(bytes);
+}
+
+pub(super) fn abort() -> ! {
+    std::process::abort()
+}

@@ -1,0 +1,224 @@
+//! Linux, through libc.
+
+use core::ffi::{CStr, c_int, c_void};
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use crate::arch::{RseqArea, SIGNATURE};
+
+/// Restores `errno` when dropped: a caller of `malloc` does not expect it to change, a signal handler even less.
+struct SavedErrno(c_int);
+
+impl SavedErrno {
+    fn new() -> SavedErrno {
+        // SAFETY: the address of this thread's `errno` is always valid.
+        SavedErrno(unsafe { *libc::__errno_location() })
+    }
+}
+
+impl Drop for SavedErrno {
+    fn drop(&mut self) {
+        // SAFETY: as in `new`.
+        unsafe { *libc::__errno_location() = self.0 };
+    }
+}
+
+/// Reserves `len` bytes of address space, on a page boundary and inaccessible.
+pub(crate) fn reserve(len: usize) -> Option<NonNull<u8>> {
+    let _errno = SavedErrno::new();
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
+    let address = unsafe { libc::mmap(ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
+    if address == libc::MAP_FAILED { None } else { NonNull::new(address.cast()) }
+}
+
+/// Gives back address space from [`reserve`].
+///
+/// # Safety
+/// `address..address + len` lies in one reservation and nobody uses it any more.
+pub(crate) unsafe fn unreserve(address: NonNull<u8>, len: usize) {
+    let _errno = SavedErrno::new();
+    // SAFETY: the caller's promise.
+    unsafe { libc::munmap(address.as_ptr().cast(), len) };
+}
+
+/// Makes reserved pages readable and writable; they read as zero. False if the machine has no memory for them.
+///
+/// # Safety
+/// `address..address + len` lies in one reservation, on page boundaries.
+pub(crate) unsafe fn commit(address: NonNull<u8>, len: usize) -> bool {
+    let _errno = SavedErrno::new();
+    // SAFETY: the caller's promise; rights are only added.
+    unsafe { libc::mprotect(address.as_ptr().cast(), len, libc::PROT_READ | libc::PROT_WRITE) == 0 }
+}
+
+/// Gives the memory of committed pages back; they read as zero from now on. False where the kernel refused.
+///
+/// # Safety
+/// `address..address + len` is committed, on page boundaries, and its contents are dead.
+pub(crate) unsafe fn decommit(address: NonNull<u8>, len: usize) -> bool {
+    let _errno = SavedErrno::new();
+    // SAFETY: the caller's promise.
+    unsafe { libc::madvise(address.as_ptr().cast(), len, libc::MADV_DONTNEED) == 0 }
+}
+
+/// Moves the pages at `from` to `to` without copying them; `from` stays committed and reads as zero. False if the
+/// kernel cannot (before 5.7, or out of mappings); then nothing has changed.
+///
+/// # Safety
+/// Both ranges are committed, on page boundaries, and do not overlap; the contents at `to` are dead.
+pub(crate) unsafe fn remap(from: NonNull<u8>, to: NonNull<u8>, len: usize) -> bool {
+    let _errno = SavedErrno::new();
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
+    let to: *mut c_void = to.as_ptr().cast();
+    // SAFETY: the caller's promise; DONTUNMAP keeps the hole at `from` ours.
+    unsafe { libc::mremap(from.as_ptr().cast(), len, len, flags, to) != libc::MAP_FAILED }
+}
+
+/// Sleeps while `word` holds `expected`; may return at any time.
+#[cfg(not(loom))]
+pub(crate) fn futex_wait(word: &AtomicU32, expected: u32) {
+    let _errno = SavedErrno::new();
+    let operation = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+    let forever: *const libc::timespec = ptr::null();
+    // SAFETY: the word outlives the call, and the kernel only reads it.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, expected, forever) };
+}
+
+/// Wakes one sleeper of [`futex_wait`].
+#[cfg(not(loom))]
+pub(crate) fn futex_wake_one(word: &AtomicU32) {
+    let _errno = SavedErrno::new();
+    let operation = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
+    // SAFETY: the address only names a queue.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, 1) };
+}
+
+/// Lets other threads run.
+pub(crate) fn yield_now() {
+    // SAFETY: no arguments; it cannot fail on Linux.
+    unsafe { libc::sched_yield() };
+}
+
+/// The CPU this thread runs on, and its node, at the time of asking.
+pub(crate) fn current_cpu() -> (usize, usize) {
+    let (mut cpu, mut node) = (0u32, 0u32);
+    let _errno = SavedErrno::new();
+    let nothing: *mut c_void = ptr::null_mut();
+    // SAFETY: both words are ours to be written; the third argument is unused since Linux 2.6.24.
+    unsafe { libc::syscall(libc::SYS_getcpu, &raw mut cpu, &raw mut node, nothing) };
+    (cpu as usize, node as usize)
+}
+
+/// How many CPUs or nodes the kernel may ever number: one more than the highest in a list of sysfs, such as
+/// `/sys/devices/system/cpu/possible`. None where the list cannot be read.
+pub(crate) fn possible(list: &CStr) -> Option<usize> {
+    let _errno = SavedErrno::new();
+    let mut text = [0u8; 256];
+    // SAFETY: the path ends in a null byte; the buffer is ours and its length is given.
+    let len = unsafe {
+        let file = libc::open(list.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
+        if file < 0 {
+            return None;
+        }
+        let len = libc::read(file, text.as_mut_ptr().cast(), text.len());
+        libc::close(file);
+        len
+    };
+    last_number(text.get(..usize::try_from(len).ok()?)?).map(|last| last + 1)
+}
+
+/// The last number of a list like `0-3,8-11`: its highest, since the kernel writes them in order.
+fn last_number(list: &[u8]) -> Option<usize> {
+    let digits = list.rsplit(|byte| !byte.is_ascii_digit()).find(|part| !part.is_empty())?;
+    digits.iter().try_fold(0usize, |number, digit| {
+        number.checked_mul(10)?.checked_add(usize::from(digit - b'0'))
+    })
+}
+
+/// Registers this thread's `struct rseq`; false where the kernel refuses.
+///
+/// # Safety
+/// The area stays valid until [`unregister_rseq`] or the end of the thread.
+pub(crate) unsafe fn register_rseq(area: *mut RseqArea) -> bool {
+    let _errno = SavedErrno::new();
+    // SAFETY: the caller's promise.
+    unsafe { libc::syscall(libc::SYS_rseq, area, size_of::<RseqArea>(), 0, SIGNATURE) == 0 }
+}
+
+/// Takes back what [`register_rseq`] did.
+///
+/// # Safety
+/// The same area, on the same thread.
+pub(crate) unsafe fn unregister_rseq(area: *mut RseqArea) {
+    const UNREGISTER: c_int = 1;
+    let _errno = SavedErrno::new();
+    // SAFETY: the caller's promise.
+    unsafe { libc::syscall(libc::SYS_rseq, area, size_of::<RseqArea>(), UNREGISTER, SIGNATURE) };
+}
+
+/// Has `hook` called when this thread ends; false where the C library has no key left. The hook's argument means
+/// nothing. May allocate.
+pub(crate) fn at_thread_exit(hook: unsafe extern "C" fn(*mut c_void)) -> bool {
+    /// The key plus one; 0 before it was made.
+    static KEY: AtomicU32 = AtomicU32::new(0);
+    let _errno = SavedErrno::new();
+    // SAFETY: creating and setting a key of ours; a second key made in a race is only wasted.
+    unsafe {
+        let mut key = KEY.load(Ordering::Relaxed);
+        if key == 0 {
+            let mut made: libc::pthread_key_t = 0;
+            if libc::pthread_key_create(&raw mut made, Some(hook)) != 0 {
+                return false;
+            }
+            key = made as u32 + 1;
+            KEY.store(key, Ordering::Relaxed);
+        }
+        let not_null = ptr::without_provenance(1);
+        libc::pthread_setspecific((key - 1) as libc::pthread_key_t, not_null) == 0
+    }
+}
+
+/// A clock for decay, in milliseconds; coarse, and no system call.
+pub(crate) fn milliseconds() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the struct is ours to be written; the clock exists since Linux 2.6.32.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut now) };
+    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
+}
+
+/// The value of an environment variable; valid until the program changes its environment.
+pub(crate) fn env(name: &CStr) -> Option<&'static [u8]> {
+    // SAFETY: `getenv` reads the environment as any library's start-up does; the value is read at once by our callers.
+    unsafe {
+        let value = libc::getenv(name.as_ptr());
+        (!value.is_null()).then(|| CStr::from_ptr(value).to_bytes())
+    }
+}
+
+/// Writes to standard error as far as it goes.
+pub(super) fn write_stderr(bytes: &[u8]) {
+    let _errno = SavedErrno::new();
+    // SAFETY: the slice is readable for its length.
+    unsafe { libc::write(libc::STDERR_FILENO, bytes.as_ptr().cast(), bytes.len()) };
+}
+
+/// Ends the process by `SIGABRT`.
+pub(super) fn abort() -> ! {
+    // SAFETY: `abort` may be called anywhere.
+    unsafe { libc::abort() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::last_number;
+
+    #[test]
+    fn cpu_lists() {
+        assert_eq!(last_number(b"0\n"), Some(0));
+        assert_eq!(last_number(b"0-1\n"), Some(1));
+        assert_eq!(last_number(b"0-3,8-127\n"), Some(127));
+        assert_eq!(last_number(b""), None);
+        assert_eq!(last_number(b"\n"), None);
+    }
+}

@@ -1,0 +1,24 @@
+//! The operating system: memory, futex, CPU numbers, environment, and the last words before an abort.
+//!
+//! Every function here may be called anywhere in the allocator: none allocates, none changes `errno`. `linux` is the
+//! real one; `hosted` serves Miri, which has neither `mprotect` nor page tables, from the standard allocator.
+
+#[cfg(not(miri))]
+mod linux;
+#[cfg(not(miri))]
+use linux as imp;
+
+#[cfg(miri)]
+mod hosted;
+#[cfg(miri)]
+use hosted as imp;
+
+mod text;
+
+pub(crate) use imp::{
+    at_thread_exit, commit, current_cpu, decommit, env, milliseconds, possible, register_rseq,
+    remap, reserve, unregister_rseq, unreserve, yield_now,
+};
+#[cfg(not(loom))]
+pub(crate) use imp::{futex_wait, futex_wake_one};
+pub(crate) use text::{abort, warn};

@@ -1,0 +1,36 @@
+//! Messages without a heap: parts are gathered in a buffer on the stack and written to standard error at once.
+
+use core::fmt::{self, Write};
+
+/// One line; what does not fit is cut off.
+struct Line {
+    bytes: [u8; 256],
+    len: usize,
+}
+
+impl Write for Line {
+    fn write_str(&mut self, part: &str) -> fmt::Result {
+        let room = &mut self.bytes[self.len..];
+        let len = part.len().min(room.len());
+        room[..len].copy_from_slice(&part.as_bytes()[..len]);
+        self.len += len;
+        Ok(())
+    }
+}
+
+/// Writes one line `hayloft: …` to standard error.
+#[cold]
+pub(crate) fn warn(message: fmt::Arguments<'_>) {
+    let mut line = Line { bytes: [0; 256], len: 0 };
+    // Writing to a `Line` cannot fail; a `Display` that does is not worth dying for.
+    let _ = writeln!(line, "hayloft: {message}");
+    line.bytes[line.len - 1] = b'\n';
+    super::imp::write_stderr(&line.bytes[..line.len]);
+}
+
+/// Writes one line `hayloft: …` to standard error and ends the process by `SIGABRT`.
+#[cold]
+pub(crate) fn abort(message: fmt::Arguments<'_>) -> ! {
+    warn(message);
+    super::imp::abort()
+}

@@ -1,0 +1,363 @@
+//! Sheaves: per CPU and class, a stack of free objects, reached without a lock.
+//!
+//! The stacks lie in regions of `1 << REGION_SHIFT` bytes, one for each CPU the kernel may ever have, reserved at once
+//! and touched as needed; `arch` describes their format. Two backends operate them:
+//!
+//! - *rseq*: restartable sequences, on threads that the C library or we ourselves have registered. A thread that has
+//!   none misses every time and works on barn and slabs.
+//! - *locked*: a try-lock per CPU, for kernels without rseq, other architectures, Miri. It only tries, so a signal
+//!   handler that finds the lock held by the thread it interrupted goes on to barn and slabs.
+//!
+//! One of them is chosen for the life of the process by the first slow path, or by `HAYLOFT_BACKEND=rseq|fallback`.
+//! `pop` and `push`, the fast path, know nothing of all that: where rseq is not in use, or not yet, they miss.
+//!
+//! This file may touch `arch`, `os`, `sync`, `batch` and `size_class`.
+
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering};
+
+use crate::arch::{self, REGION_SHIFT};
+use crate::batch::{Batch, MAX_BATCH};
+use crate::os;
+use crate::size_class::{CLASSES, Class};
+use crate::sync::{Guard, Lock};
+
+const REGION: usize = 1 << REGION_SHIFT;
+/// Closed regions in front of CPU 0's, for the CPU numbers -1 and -2.
+const CLOSED: usize = 2;
+/// Assumed where the kernel does not say how many CPUs there may be.
+const MANY_CPUS: usize = 1024;
+
+const WORD: usize = 8;
+/// Byte offset of the try-lock of the locked backend: behind the headers.
+const LOCK_OFFSET: usize = (CLASSES + 1) * WORD;
+
+/// Most objects a sheaf of this class holds. (Compare `calculate_sheaf_capacity` of `mm/slub.c`.)
+const fn capacity(class: Class) -> usize {
+    match class.size() {
+        ..=128 => 128,
+        129..=512 => 64,
+        513..=1024 => 32,
+        1025..=4096 => 16,
+        _ => 8,
+    }
+}
+
+/// Objects moved at once between a sheaf and what is behind it: half a sheaf, so that neither an allocation nor a free
+/// follows with a miss.
+#[inline]
+pub(crate) const fn batch_len(class: Class) -> usize {
+    capacity(class) / 2
+}
+
+/// Headers of all sheaves when open and empty.
+static EMPTY_HEADERS: [u64; CLASSES] = {
+    let mut headers = [0; CLASSES];
+    let mut word = LOCK_OFFSET / WORD + 1;
+    let mut index = 0;
+    while let Some(class) = Class::from_index(index) {
+        assert!(batch_len(class) <= MAX_BATCH || cfg!(loom));
+        let (floor, last) = (word as u64, (word + capacity(class)) as u64);
+        headers[index] = floor | last << 16 | floor << 32;
+        word += capacity(class) + 1;
+        index += 1;
+    }
+    assert!(word * WORD <= REGION);
+    headers
+};
+
+/// Byte offset of a sheaf's header in a region. Word 0 stays null.
+#[inline(always)]
+const fn slot(class: Class) -> usize {
+    (class.index() + 1) * WORD
+}
+
+/// Takes an object off this CPU's sheaf; null where there is none, or no rseq.
+#[inline(always)]
+pub(crate) fn pop(class: Class) -> *mut u8 {
+    // SAFETY: a slot.
+    unsafe { arch::pop(slot(class)) }
+}
+
+/// Puts an object on this CPU's sheaf; false where that is full, or there is no rseq.
+///
+/// # Safety
+/// The object is of that class and nobody uses it.
+#[inline(always)]
+pub(crate) unsafe fn push(class: Class, object: *mut u8) -> bool {
+    // SAFETY: a slot; the object is the caller's to give.
+    unsafe { arch::push(slot(class), object) }
+}
+
+/// How sheaves are operated in this process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum Backend {
+    /// Restartable sequences; the C library registers threads.
+    Rseq = 1,
+    /// Restartable sequences; this allocator registers threads.
+    OwnRseq,
+    /// A try-lock per CPU.
+    Locked,
+}
+
+/// A [`Backend`], or one of these two.
+static BACKEND: AtomicU8 = AtomicU8::new(UNDECIDED);
+const RSEQ: u8 = Backend::Rseq as u8;
+const OWN_RSEQ: u8 = Backend::OwnRseq as u8;
+const LOCKED: u8 = Backend::Locked as u8;
+const UNDECIDED: u8 = 0;
+const DECIDING: u8 = u8::MAX;
+
+/// CPU 0's region, for the locked backend, and how many CPUs have one.
+static LOCKED_REGIONS: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
+static CPUS: AtomicUsize = AtomicUsize::new(0);
+
+/// The backend of this process, decided by the first call; registers the thread where that is our task.
+#[inline]
+pub(crate) fn backend() -> Backend {
+    // Acquire: pairs with the Release in `decide`, so that the regions are seen.
+    match BACKEND.load(Ordering::Acquire) {
+        RSEQ => Backend::Rseq,
+        LOCKED => Backend::Locked,
+        OWN_RSEQ => {
+            register_thread();
+            Backend::OwnRseq
+        }
+        _ => decide(),
+    }
+}
+
+impl Backend {
+    /// [`pop`] by way of this backend.
+    pub(crate) fn pop(self, class: Class) -> *mut u8 {
+        if self != Backend::Locked {
+            return pop(class);
+        }
+        Region::lock().map_or(ptr::null_mut(), |region| region.pop(class))
+    }
+
+    /// [`push`] by way of this backend.
+    ///
+    /// # Safety
+    /// As [`push`].
+    pub(crate) unsafe fn push(self, class: Class, object: *mut u8) -> bool {
+        if self != Backend::Locked {
+            // SAFETY: the caller's promise.
+            return unsafe { push(class, object) };
+        }
+        // SAFETY: the caller's promise.
+        Region::lock().is_some_and(|region| unsafe { region.push(class, object) })
+    }
+
+    /// Puts as many objects of the batch on this CPU's sheaf as fit, and drops these from the batch.
+    ///
+    /// # Safety
+    /// The objects are of that class and nobody uses them.
+    pub(crate) unsafe fn fill(self, class: Class, batch: &mut Batch) {
+        let objects = batch.objects();
+        // SAFETY: slots, headers and objects as promised; the slice is readable for its length.
+        let moved = unsafe {
+            if self == Backend::Locked {
+                let region = Region::lock();
+                let fits = |object: &&*mut u8| {
+                    region.as_ref().is_some_and(|region| region.push(class, **object))
+                };
+                objects.iter().take_while(fits).count()
+            } else {
+                if !arch::has_cpu() {
+                    return;
+                }
+                arch::open(slot(class), EMPTY_HEADERS[class.index()]);
+                arch::push_batch(slot(class), objects.as_ptr(), objects.len())
+            }
+        };
+        batch.skip_first(moved);
+    }
+
+    /// Moves up to `len` objects of this CPU's sheaf into an empty batch.
+    pub(crate) fn drain(self, class: Class, batch: &mut Batch, len: usize) {
+        // SAFETY: both roads write as many objects as they say.
+        unsafe {
+            batch.fill_with(len, |to, len| {
+                if self == Backend::Locked {
+                    Region::lock().map_or(0, |region| region.pop_batch(class, to, len))
+                } else {
+                    arch::pop_batch(slot(class), to, len)
+                }
+            });
+        }
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn decide() -> Backend {
+    // Acquire on failure: whoever decided has set up the regions. Pairs with the Release below.
+    if BACKEND.compare_exchange(UNDECIDED, DECIDING, Ordering::Acquire, Ordering::Acquire).is_err()
+    {
+        while BACKEND.load(Ordering::Relaxed) == DECIDING {
+            os::yield_now();
+        }
+        return backend();
+    }
+    let rseq_wanted = match os::env(c"HAYLOFT_BACKEND") {
+        None | Some(b"rseq") => true,
+        Some(b"fallback") => false,
+        Some(_) => {
+            os::warn(format_args!("HAYLOFT_BACKEND is neither rseq nor fallback; ignored"));
+            true
+        }
+    };
+    let cpus = os::possible(c"/sys/devices/system/cpu/possible").unwrap_or(MANY_CPUS);
+    let regions = reserve_regions(cpus);
+    let libc_rseq = arch::libc_rseq();
+    let backend = match regions {
+        // SAFETY: two closed regions lie in front of `cpus` others; the C library registers every thread there.
+        Some(regions) if rseq_wanted && libc_rseq.is_some() => unsafe {
+            arch::publish_region(regions.as_ptr());
+            arch::publish_rseq_offset(libc_rseq.unwrap_or(0));
+            Backend::Rseq
+        },
+        // SAFETY: as above; every thread has our own thread-local.
+        Some(regions) if rseq_wanted && arch::HAVE_RSEQ && register_thread() => unsafe {
+            arch::publish_region(regions.as_ptr());
+            arch::publish_rseq_offset(own_offset());
+            Backend::OwnRseq
+        },
+        regions => {
+            LOCKED_REGIONS
+                .store(regions.map_or(ptr::null_mut(), NonNull::as_ptr), Ordering::Relaxed);
+            CPUS.store(cpus, Ordering::Relaxed);
+            Backend::Locked
+        }
+    };
+    // Release: pairs with the Acquire in `backend`.
+    BACKEND.store(backend as u8, Ordering::Release);
+    backend
+}
+
+/// Memory for `cpus` regions, all sheaves closed, behind [`CLOSED`] others; the address of the first.
+fn reserve_regions(cpus: usize) -> Option<NonNull<u8>> {
+    let bytes = (cpus + CLOSED) * REGION;
+    let regions = os::reserve(bytes)?;
+    // SAFETY: the whole of a reservation of ours.
+    unsafe { os::commit(regions, bytes).then(|| regions.add(CLOSED * REGION)) }
+}
+
+fn own_offset() -> isize {
+    (arch::own_rseq().addr().wrapping_sub(arch::thread_pointer().addr())) as isize
+}
+
+/// Registers this thread's own `struct rseq` if it is neither registered nor refused; whether it is registered.
+#[cold]
+fn register_thread() -> bool {
+    const UNREGISTERED: i32 = -1;
+    const REFUSED: i32 = -2;
+
+    unsafe extern "C" fn unregister(_: *mut core::ffi::c_void) {
+        let area = arch::own_rseq();
+        // SAFETY: this thread's area, registered below; from now on the thread does without.
+        unsafe {
+            os::unregister_rseq(area);
+            (&raw mut (*area).cpu_id).write_volatile(REFUSED);
+        }
+    }
+
+    let area = arch::own_rseq();
+    // SAFETY: this thread's area, which lives as long as the thread; the kernel may write it at any time, so the
+    // accesses are volatile.
+    unsafe {
+        let cpu = &raw mut (*area).cpu_id;
+        if cpu.read_volatile() == UNREGISTERED {
+            // Until the hook is set: what it allocates goes to barn and slabs.
+            cpu.write_volatile(REFUSED);
+            if os::at_thread_exit(unregister) {
+                cpu.write_volatile(UNREGISTERED);
+                if !os::register_rseq(area) {
+                    cpu.write_volatile(REFUSED);
+                }
+            }
+        }
+        cpu.read_volatile() >= 0
+    }
+}
+
+/// This CPU's region under its try-lock.
+struct Region {
+    base: *mut u8,
+    _lock: Guard<'static, ()>,
+}
+
+impl Region {
+    fn lock() -> Option<Region> {
+        let regions = LOCKED_REGIONS.load(Ordering::Relaxed);
+        let (cpu, _) = os::current_cpu();
+        if regions.is_null() || cpu >= CPUS.load(Ordering::Relaxed) {
+            return None;
+        }
+        // SAFETY: `cpu` has a region; its lock word starts as zero, which is a free lock.
+        unsafe {
+            let base = regions.add(cpu * REGION);
+            let lock: &'static Lock<()> = &*base.add(LOCK_OFFSET).cast();
+            Some(Region { base, _lock: lock.try_lock()? })
+        }
+    }
+
+    fn header(&self, class: Class) -> *mut [u16; 4] {
+        // SAFETY: a slot lies in the region.
+        unsafe { self.base.add(slot(class)).cast() }
+    }
+
+    fn word(&self, index: u16) -> *mut *mut u8 {
+        // SAFETY: words named by headers lie in the region.
+        unsafe { self.base.add(usize::from(index) * WORD).cast() }
+    }
+
+    fn pop(&self, class: Class) -> *mut u8 {
+        let header = self.header(class);
+        // SAFETY: the lock is held; the words belong to the sheaf.
+        unsafe {
+            let [top, _, floor, _] = *header;
+            if top == floor {
+                return ptr::null_mut();
+            }
+            (*header)[0] = top - 1;
+            *self.word(top)
+        }
+    }
+
+    /// # Safety
+    /// As [`push`].
+    unsafe fn push(&self, class: Class, object: *mut u8) -> bool {
+        let header = self.header(class);
+        // SAFETY: the lock is held; the words belong to the sheaf.
+        unsafe {
+            if (*header)[1] == 0 {
+                header.cast::<u64>().write(EMPTY_HEADERS[class.index()]);
+            }
+            let [top, last, _, _] = *header;
+            if top == last {
+                return false;
+            }
+            *self.word(top + 1) = object;
+            (*header)[0] = top + 1;
+            true
+        }
+    }
+
+    /// # Safety
+    /// `to` is writable for `len` pointers.
+    unsafe fn pop_batch(&self, class: Class, to: *mut *mut u8, len: usize) -> usize {
+        let header = self.header(class);
+        // SAFETY: the lock is held; the words belong to the sheaf, `to` is the caller's.
+        unsafe {
+            let [top, _, floor, _] = *header;
+            let len = len.min(usize::from(top - floor));
+            let first = top - len as u16 + 1;
+            ptr::copy_nonoverlapping(self.word(first), to, len);
+            (*header)[0] = top - len as u16;
+            len
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Size classes: which slab class serves a [`Layout`], by arithmetic that folds at compile time.
+//!
+//! Classes step by 8 bytes up to 128 B and then by an eighth of a power of two (144, 160, … 256, 288, … 32 KiB), so
+//! the unused tail of an object is below 12.5 % of it above 128 B. Every class size is a multiple of the step of its
+//! octave; a size rounded up to a multiple of its alignment therefore lands in a class whose size is a multiple of
+//! that alignment too, and objects cut from a slab that starts on a unit boundary are aligned without more ado.
+//!
+//! This file may touch nothing but numbers.
+
+use core::alloc::Layout;
+
+/// Number of slab classes.
+pub const CLASSES: usize = 80;
+
+/// Largest size a slab class serves, in bytes. Above it, objects are page runs.
+pub const MAX_SMALL: usize = 32 * 1024;
+
+/// Largest alignment a slab class serves, in bytes.
+pub const MAX_SMALL_ALIGN: usize = 4096;
+
+/// An eighth of the alignments must not reach [`MAX_SMALL`]: [`class_of`] tests size and alignment in one compare.
+const ALIGN_SCALE: u32 = (MAX_SMALL / MAX_SMALL_ALIGN).trailing_zeros();
+
+/// Index of a slab class, below [`CLASSES`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Class(u8);
+
+impl Class {
+    /// The class with this index, or `None` from [`CLASSES`] up.
+    pub const fn from_index(index: usize) -> Option<Class> {
+        if index < CLASSES { Some(Class(index as u8)) } else { None }
+    }
+
+    /// The smallest class for `size` bytes, `1 <= size <= MAX_SMALL`.
+    #[inline(always)]
+    const fn of_size(size: usize) -> Class {
+        let last = size - 1;
+        let octave = (usize::BITS - 1) - (last | 127).leading_zeros();
+        let index = (last >> (octave - 3)) + ((octave as usize - 6) << 3);
+        Class(index as u8)
+    }
+
+    /// Index below [`CLASSES`].
+    #[inline(always)]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    /// Size of this class's objects in bytes.
+    #[inline]
+    pub const fn size(self) -> usize {
+        let index = self.0 as usize;
+        if index < 16 { (index + 1) * 8 } else { ((index & 7) + 9) << ((index >> 3) + 2) }
+    }
+}
+
+/// The class that serves `layout`, or `None` where a page run has to (and for a size of 0).
+#[inline(always)]
+pub const fn class_of(layout: Layout) -> Option<Class> {
+    let align = layout.align();
+    // Cannot overflow: a `Layout`'s size rounded up to its alignment is at most `isize::MAX`.
+    let rounded = (layout.size() + (align - 1)) & !(align - 1);
+    if (rounded.wrapping_sub(1) | ((align - 1) << ALIGN_SCALE)) < MAX_SMALL {
+        Some(Class::of_size(rounded))
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_ascend_and_each_size_maps_to_its_own() {
+        let mut previous = 0;
+        for index in 0..CLASSES {
+            let class = Class::from_index(index).unwrap();
+            assert!(class.size() > previous);
+            assert_eq!(Class::of_size(class.size()), class);
+            assert_eq!(Class::of_size(previous + 1), class);
+            previous = class.size();
+        }
+        assert_eq!(previous, MAX_SMALL);
+        assert_eq!(Class::from_index(CLASSES), None);
+    }
+
+    #[test]
+    fn waste_is_bounded() {
+        for size in 1..=MAX_SMALL {
+            let waste = Class::of_size(size).size() - size;
+            assert!(if size > 128 { waste * 8 < size } else { waste < 8 }, "{size}");
+        }
+    }
+
+    #[test]
+    fn alignment_divides_the_class() {
+        for shift in 0..=MAX_SMALL_ALIGN.trailing_zeros() {
+            let align = 1 << shift;
+            for size in 1..=MAX_SMALL - align {
+                let class = class_of(Layout::from_size_align(size, align).unwrap()).unwrap();
+                assert!(class.size() >= size && class.size() % align == 0, "{size} {align}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_no_class_serves() {
+        for (size, align) in [(0, 1), (MAX_SMALL + 1, 1), (1, 8192), (isize::MAX as usize, 1)] {
+            assert_eq!(class_of(Layout::from_size_align(size, align).unwrap()), None);
+        }
+        assert!(class_of(Layout::from_size_align(MAX_SMALL, 4096).unwrap()).is_some());
+    }
+}

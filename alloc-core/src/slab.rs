@@ -1,0 +1,437 @@
+//! Slabs: runs cut into objects of one class, with a bit per object.
+//!
+//! A slab's descriptor lies outside it, in the metadata that `page` keeps per unit, and holds a bitmap of the objects
+//! that are free. So giving an object back does not touch the object, objects leave in ascending order of address
+//! however they came, and an object that comes back twice is found in passing.
+//!
+//! A slab is *partial* if some of its objects are free; partial slabs are in lists by how free they are, and the
+//! fullest are used first, so that the emptiest get a chance to become empty. A full slab is on no list: whoever gives
+//! an object back finds it by the object's address. A descriptor is read and written under the lock of the
+//! [`Partial`] that it belongs to, except for `identity`, which does not change while objects of the slab are out.
+//!
+//! This file may touch `batch` and `size_class`.
+
+use core::ptr;
+
+use crate::batch::Batch;
+use crate::size_class::{CLASSES, Class};
+
+/// Bits of a word of the bitmap.
+const WORD: usize = u64::BITS as usize;
+/// Objects of a slab at most: a summary bit per word has to fit a word.
+const MAX_OBJECTS: usize = WORD * WORD;
+/// Lists of partial slabs, by eighths of free objects.
+const LISTS: usize = 8;
+/// In no list.
+const UNLISTED: u8 = u8::MAX;
+
+/// Bytes of the unit that slabs are made of.
+const UNIT: usize = 64 * 1024;
+
+/// How slabs of a class are cut.
+pub(crate) struct Shape {
+    /// Bytes of an object.
+    size: u32,
+    /// 2^32 / size, rounded up: multiplies an offset in the slab into the object's index, exactly.
+    reciprocal: u32,
+    /// Objects of a slab.
+    objects: u32,
+    /// Units of a slab, a power of two; slabs start on a multiple of it.
+    pub(crate) units: u32,
+    /// 2^16 · LISTS / (objects + 1): multiplies a number of free objects into a list.
+    list_scale: u32,
+}
+
+/// The shapes of all classes.
+pub(crate) static SHAPES: [Shape; CLASSES] = {
+    let mut shapes = [const { Shape::new(8) }; CLASSES];
+    let mut index = 0;
+    while let Some(class) = Class::from_index(index) {
+        shapes[index] = Shape::new(class.size());
+        index += 1;
+    }
+    shapes
+};
+
+impl Shape {
+    const fn new(size: usize) -> Shape {
+        // At least four objects, so that a slab's end wastes little.
+        let units = (size * 4).div_ceil(UNIT).next_power_of_two();
+        let objects = units * UNIT / size;
+        let objects = if objects > MAX_OBJECTS { MAX_OBJECTS } else { objects };
+        Shape {
+            size: size as u32,
+            reciprocal: ((1u64 << 32).div_ceil(size as u64)) as u32,
+            objects: objects as u32,
+            units: units as u32,
+            list_scale: ((LISTS << 16) / (objects + 1)) as u32,
+        }
+    }
+
+    /// The index of the object at `offset` bytes in a slab, if one starts there.
+    #[inline(always)]
+    fn index_at(&self, offset: usize) -> Option<usize> {
+        let index = (offset as u64 * u64::from(self.reciprocal)) >> 32;
+        let exact = index * u64::from(self.size) == offset as u64 && index < self.objects.into();
+        exact.then_some(index as usize)
+    }
+}
+
+/// Which slab an object belongs to.
+#[derive(Clone, Copy)]
+struct Identity {
+    base: *mut u8,
+    class: u8,
+    node: u8,
+    /// This is the descriptor of a slab, now.
+    live: bool,
+}
+
+/// Descriptor of a slab.
+#[repr(C, align(64))]
+pub(crate) struct Slab {
+    identity: Identity,
+    next: *mut Slab,
+    previous: *mut Slab,
+    /// A bit per word of `free` that is not zero.
+    summary: u64,
+    /// Bits set in `free`.
+    free_count: u32,
+    /// The list this slab is in, or [`UNLISTED`].
+    list: u8,
+    /// A bit per object that is free.
+    free: [u64; WORD],
+    /// A bit per object that the program holds; for finding those it gives back twice.
+    #[cfg(debug_assertions)]
+    held: [core::sync::atomic::AtomicU64; WORD],
+}
+
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<Slab>() <= crate::page::META_SIZE);
+
+/// What was wrong about an object that came back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Misuse {
+    /// No slab is there, or none of this class, or no object of it starts there.
+    Foreign,
+    /// It is free already.
+    DoubleFree,
+}
+
+impl Slab {
+    /// Makes the memory of a descriptor a slab with all objects free.
+    ///
+    /// # Safety
+    /// `this` is metadata nobody else uses; `base` is a run of as many units as `shape` says.
+    pub(crate) unsafe fn init(this: *mut Slab, base: *mut u8, class: Class, node: u8) {
+        let objects = shape(class).objects as usize;
+        // SAFETY: the caller's promise; every value of the fields' types is written before it is read.
+        unsafe {
+            let identity = Identity { base, class: class.index() as u8, node, live: true };
+            (&raw mut (*this).identity).write(identity);
+            (&raw mut (*this).free_count).write(objects as u32);
+            (&raw mut (*this).list).write(UNLISTED);
+            let words = objects.div_ceil(WORD);
+            (&raw mut (*this).summary).write(u64::MAX >> (WORD - words));
+            let free: *mut u64 = (&raw mut (*this).free).cast();
+            for word in 0..words {
+                free.add(word).write(u64::MAX);
+            }
+            if !objects.is_multiple_of(WORD) {
+                free.add(words - 1).write(u64::MAX >> (WORD - objects % WORD));
+            }
+        }
+    }
+
+    /// The node whose lists the slab belongs to.
+    ///
+    /// # Safety
+    /// `this` is the descriptor of a slab some objects of which are out.
+    #[inline]
+    pub(crate) unsafe fn node(this: *mut Slab) -> usize {
+        // SAFETY: the caller's promise; the identity does not change meanwhile.
+        unsafe { (*this).identity.node.into() }
+    }
+
+    /// Marks the object at `index` as free; false if it was.
+    ///
+    /// # Safety
+    /// The index is below the objects of the slab.
+    #[inline(always)]
+    unsafe fn set_free(&mut self, index: usize) -> bool {
+        let bit = 1 << (index % WORD);
+        // SAFETY: the caller's promise: the word is one of the bitmap.
+        let word = unsafe { self.free.get_unchecked_mut(index / WORD) };
+        let fresh = *word & bit == 0;
+        *word |= bit;
+        self.summary |= 1 << (index / WORD);
+        fresh
+    }
+
+    /// The index of `object` in a slab of `class`.
+    ///
+    /// # Safety
+    /// `this` is metadata of the unit that would hold the slab of `object`.
+    #[inline(always)]
+    unsafe fn index_of(this: *mut Slab, object: *mut u8, class: Class) -> Option<usize> {
+        // SAFETY: the caller's promise; zeroed metadata is an identity that is not live.
+        let identity = unsafe { &(*this).identity };
+        if !identity.live || identity.class != class.index() as u8 {
+            return None;
+        }
+        shape(class).index_at(object.addr().wrapping_sub(identity.base.addr()))
+    }
+}
+
+#[inline(always)]
+fn shape(class: Class) -> &'static Shape {
+    // SAFETY: a class's index is below `CLASSES`.
+    unsafe { SHAPES.get_unchecked(class.index()) }
+}
+
+/// Slabs that became empty and left the lists: their runs are to be given back, without the lock.
+pub(crate) struct Emptied(*mut Slab);
+
+impl Emptied {
+    pub(crate) const fn new() -> Emptied {
+        Emptied(ptr::null_mut())
+    }
+
+    /// # Safety
+    /// The slab is the caller's alone.
+    unsafe fn push(&mut self, slab: *mut Slab) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            (*slab).identity.live = false;
+            (*slab).next = self.0;
+        }
+        self.0 = slab;
+    }
+
+    /// Takes a slab out: the base address of its run.
+    pub(crate) fn pop(&mut self) -> Option<*mut u8> {
+        if self.0.is_null() {
+            return None;
+        }
+        // SAFETY: slabs in here are ours alone.
+        unsafe {
+            let slab = self.0;
+            self.0 = (*slab).next;
+            Some((*slab).identity.base)
+        }
+    }
+}
+
+/// The partial slabs of a class on a node. To be kept under a lock. (`kmem_cache_node` of `mm/slub.c`.)
+pub(crate) struct Partial {
+    lists: [*mut Slab; LISTS],
+    /// A bit per list that is not empty.
+    filled: u8,
+    /// Slabs in the lists of which all objects are free.
+    empty: u32,
+}
+
+// SAFETY: the slabs listed belong to the lock that this is kept under, not to a thread.
+unsafe impl Send for Partial {}
+
+/// Empty slabs that stay, against giving back and fetching the same one in turns.
+const MIN_EMPTY: u32 = 1;
+
+impl Partial {
+    pub(crate) const fn new() -> Partial {
+        Partial { lists: [ptr::null_mut(); LISTS], filled: 0, empty: 0 }
+    }
+
+    /// Adds a new slab.
+    ///
+    /// # Safety
+    /// The slab is of the class of these lists, the caller's alone, and all its objects are free.
+    pub(crate) unsafe fn add(&mut self, slab: *mut Slab) {
+        self.empty += 1;
+        // SAFETY: the caller's promise.
+        unsafe { self.relist(slab, shape_of(slab)) };
+    }
+
+    /// Cuts objects from partial slabs until the batch holds `len`, or no more are free. The lowest addresses of a
+    /// slab are cut first and lie last in the batch.
+    pub(crate) fn cut(&mut self, batch: &mut Batch, len: usize) {
+        while batch.len() < len && self.filled != 0 {
+            let list = self.filled.trailing_zeros() as usize;
+            // SAFETY: the list has a bit, so it exists and has a head; listed slabs are ours under the lock.
+            unsafe {
+                let slab = *self.lists.get_unchecked(list);
+                let shape = shape_of(slab);
+                let count = cut_slab(&mut *slab, shape, batch, len);
+                self.empty -= u32::from((*slab).free_count == shape.objects);
+                (*slab).free_count -= count;
+                self.relist(slab, shape);
+            }
+        }
+    }
+
+    /// Takes back the first of `objects`, as long as they belong to slabs of this node; the rest. Slabs that became
+    /// empty and are not kept move to `emptied`.
+    ///
+    /// # Errors
+    /// The object that is not one of `class`, or is free already; what came before it was taken.
+    ///
+    /// # Safety
+    /// `slab_of` returns committed metadata of the unit where the slab of an object of `class` starts.
+    pub(crate) unsafe fn put<'a>(
+        &mut self,
+        mut objects: &'a [*mut u8],
+        class: Class,
+        node: usize,
+        slab_of: impl Fn(*mut u8) -> Option<*mut Slab>,
+        emptied: &mut Emptied,
+    ) -> Result<&'a [*mut u8], (*mut u8, Misuse)> {
+        let shape = shape(class);
+        while let Some(&first) = objects.first() {
+            let slab = slab_of(first).ok_or((first, Misuse::Foreign))?;
+            // SAFETY: the caller's promise about `slab_of`.
+            if unsafe { Slab::node(slab) } != node {
+                return Ok(objects);
+            }
+            let mut count = 0;
+            // Neighbours often come back together: stay with a slab as long as they belong to it.
+            while let Some((&object, others)) = objects.split_first() {
+                // SAFETY: the caller's promise about `slab_of`.
+                let Some(index) = (unsafe { Slab::index_of(slab, object, class) }) else { break };
+                // SAFETY: an index below the objects of a slab of ours under the lock.
+                let fresh = unsafe { (*slab).set_free(index) };
+                if !fresh {
+                    return Err((object, Misuse::DoubleFree));
+                }
+                count += 1;
+                objects = others;
+            }
+            if count == 0 {
+                return Err((first, Misuse::Foreign));
+            }
+            // SAFETY: a slab of this class, ours under the lock.
+            unsafe {
+                (*slab).free_count += count;
+                if (*slab).free_count == shape.objects {
+                    if self.empty >= MIN_EMPTY {
+                        self.unlist(slab);
+                        emptied.push(slab);
+                        continue;
+                    }
+                    self.empty += 1;
+                }
+                self.relist(slab, shape);
+            }
+        }
+        Ok(objects)
+    }
+
+    /// Moves a slab to the list that it belongs to now.
+    ///
+    /// # Safety
+    /// The slab is ours under the lock, and of this shape.
+    #[inline]
+    unsafe fn relist(&mut self, slab: *mut Slab, shape: &Shape) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let free = (*slab).free_count;
+            let list = if free == 0 { UNLISTED } else { ((free * shape.list_scale) >> 16) as u8 };
+            if list == (*slab).list {
+                return;
+            }
+            self.unlist(slab);
+            if list == UNLISTED {
+                return;
+            }
+            let head = self.lists.get_unchecked_mut(usize::from(list));
+            (*slab).list = list;
+            (*slab).previous = ptr::null_mut();
+            (*slab).next = *head;
+            if !(*head).is_null() {
+                (**head).previous = slab;
+            }
+            *head = slab;
+            self.filled |= 1 << list;
+        }
+    }
+
+    /// Takes a slab off its list, if it is in one.
+    ///
+    /// # Safety
+    /// The slab is ours under the lock.
+    unsafe fn unlist(&mut self, slab: *mut Slab) {
+        // SAFETY: the caller's promise, and lists hold slabs of ours only.
+        unsafe {
+            let list = (*slab).list;
+            if list == UNLISTED {
+                return;
+            }
+            (*slab).list = UNLISTED;
+            let (previous, next) = ((*slab).previous, (*slab).next);
+            if !next.is_null() {
+                (*next).previous = previous;
+            }
+            if !previous.is_null() {
+                (*previous).next = next;
+                return;
+            }
+            *self.lists.get_unchecked_mut(usize::from(list)) = next;
+            if next.is_null() {
+                self.filled &= !(1 << list);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// The slab is live.
+#[inline]
+unsafe fn shape_of(slab: *mut Slab) -> &'static Shape {
+    // SAFETY: the caller's promise; a live slab's class is below `CLASSES`.
+    unsafe { SHAPES.get_unchecked(usize::from((*slab).identity.class)) }
+}
+
+/// Cuts free objects from a slab, from the lowest address on, until the batch holds `len`; how many.
+#[inline]
+fn cut_slab(slab: &mut Slab, shape: &Shape, batch: &mut Batch, len: usize) -> u32 {
+    let before = batch.len();
+    while slab.summary != 0 && batch.len() < len {
+        let at = slab.summary.trailing_zeros() as usize;
+        // SAFETY: `at` is below 64.
+        let word = unsafe { slab.free.get_unchecked_mut(at) };
+        while *word != 0 && batch.len() < len {
+            let index = at * WORD + word.trailing_zeros() as usize;
+            // SAFETY: a free bit stands for an object within the slab.
+            batch.push_first(unsafe { slab.identity.base.add(index * shape.size as usize) });
+            *word &= *word - 1;
+        }
+        if *word == 0 {
+            slab.summary &= slab.summary - 1;
+        }
+    }
+    (batch.len() - before) as u32
+}
+
+/// Debug builds know of every object whether the program holds it.
+#[cfg(debug_assertions)]
+impl Slab {
+    /// Notes that the program gets `object`, or gives it back; what is wrong about that.
+    ///
+    /// # Safety
+    /// `this` is metadata of the unit that would hold the slab of `object`.
+    pub(crate) unsafe fn note(
+        this: *mut Slab,
+        object: *mut u8,
+        class: Class,
+        held: bool,
+    ) -> Result<(), Misuse> {
+        use core::sync::atomic::Ordering::Relaxed;
+        // SAFETY: the caller's promise.
+        let index = unsafe { Slab::index_of(this, object, class) }.ok_or(Misuse::Foreign)?;
+        // SAFETY: the index is below the objects of a slab; the words are atomics.
+        let word = unsafe { (*this).held.get_unchecked(index / WORD) };
+        let bit = 1 << (index % WORD);
+        // Relaxed: only the bit itself counts, and whoever passes an object on orders that itself.
+        let old = if held { word.fetch_or(bit, Relaxed) } else { word.fetch_and(!bit, Relaxed) };
+        if (old & bit != 0) == held { Err(Misuse::DoubleFree) } else { Ok(()) }
+    }
+}

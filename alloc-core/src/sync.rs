@@ -1,0 +1,162 @@
+//! Atomics and locks: the only file that knows whether they are the machine's or loom's.
+//!
+//! [`Lock`] is the one lock of the slow paths: a word, taken by one compare-exchange, spun on a little and then slept
+//! on in a futex. It never allocates, and it can be tried. It may touch the futex of `os` and nothing else.
+
+#[cfg(not(loom))]
+mod primitive {
+    pub(crate) use core::cell::UnsafeCell;
+    pub(crate) use core::hint::spin_loop;
+    pub(crate) use core::sync::atomic::{AtomicU32, Ordering};
+}
+
+#[cfg(loom)]
+mod primitive {
+    pub(crate) use loom::cell::UnsafeCell;
+    pub(crate) use loom::hint::spin_loop;
+    pub(crate) use loom::sync::atomic::{AtomicU32, Ordering};
+}
+
+use core::ops::{Deref, DerefMut};
+use primitive::{AtomicU32, Ordering, UnsafeCell, spin_loop};
+
+const FREE: u32 = 0;
+const HELD: u32 = 1;
+/// Held, and somebody may sleep in the futex: the release has to wake one.
+const CONTENDED: u32 = 2;
+
+/// Attempts before sleeping. A critical section here is some hundred nanoseconds; a sleep costs microseconds.
+const SPINS: u32 = if cfg!(any(loom, miri)) { 1 } else { 100 };
+
+/// A mutual-exclusion word lock around a `T` (Drepper, *Futexes Are Tricky*, mutex 2).
+///
+/// The lock is not recursive and takes no part in unwinding: nothing that runs under it may panic.
+pub(crate) struct Lock<T> {
+    word: AtomicU32,
+    data: UnsafeCell<T>,
+}
+
+// SAFETY: the lock hands out one guard at a time, so sharing it shares only the right to take turns with the `T`.
+unsafe impl<T: Send> Sync for Lock<T> {}
+// SAFETY: a lock owns its `T` and nothing tied to a thread.
+unsafe impl<T: Send> Send for Lock<T> {}
+
+impl<T> Lock<T> {
+    #[cfg(not(loom))]
+    pub(crate) const fn new(data: T) -> Lock<T> {
+        Lock { word: AtomicU32::new(FREE), data: UnsafeCell::new(data) }
+    }
+
+    #[cfg(loom)]
+    pub(crate) fn new(data: T) -> Lock<T> {
+        Lock { word: AtomicU32::new(FREE), data: UnsafeCell::new(data) }
+    }
+
+    /// Takes the lock if it is free.
+    #[inline]
+    pub(crate) fn try_lock(&self) -> Option<Guard<'_, T>> {
+        // Acquire: pairs with the Release of `Guard::drop`, so that the last holder's writes are seen.
+        self.word
+            .compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok()
+            .then(|| Guard::new(self))
+    }
+
+    /// Takes the lock, waiting for it as long as it takes.
+    #[inline]
+    pub(crate) fn lock(&self) -> Guard<'_, T> {
+        self.try_lock().unwrap_or_else(|| self.lock_slow())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn lock_slow(&self) -> Guard<'_, T> {
+        for _ in 0..SPINS {
+            if self.word.load(Ordering::Relaxed) == FREE
+                && let Some(guard) = self.try_lock()
+            {
+                return guard;
+            }
+            spin_loop();
+        }
+        // Whoever slept takes the lock as contended: it cannot know whether others sleep still.
+        // Acquire: as in `try_lock`.
+        while self.word.swap(CONTENDED, Ordering::Acquire) != FREE {
+            self.wait();
+        }
+        Guard::new(self)
+    }
+
+    #[cfg(not(loom))]
+    fn wait(&self) {
+        crate::os::futex_wait(&self.word, CONTENDED);
+    }
+
+    #[cfg(loom)]
+    fn wait(&self) {
+        loom::thread::yield_now();
+    }
+
+    #[cfg(not(loom))]
+    fn wake(&self) {
+        crate::os::futex_wake_one(&self.word);
+    }
+
+    #[cfg(loom)]
+    fn wake(&self) {}
+}
+
+/// The right to use what a [`Lock`] holds; dropping it gives the lock back.
+pub(crate) struct Guard<'a, T> {
+    lock: &'a Lock<T>,
+    #[cfg(loom)]
+    data: Option<loom::cell::MutPtr<T>>,
+}
+
+impl<'a, T> Guard<'a, T> {
+    #[inline]
+    fn new(lock: &'a Lock<T>) -> Guard<'a, T> {
+        Guard {
+            lock,
+            #[cfg(loom)]
+            data: Some(lock.data.get_mut()),
+        }
+    }
+
+    #[inline]
+    fn data(&self) -> *mut T {
+        #[cfg(not(loom))]
+        return self.lock.data.get();
+        #[cfg(loom)]
+        return self.data.as_ref().map_or(core::ptr::null_mut(), |data| data.with(|data| data));
+    }
+}
+
+impl<T> Deref for Guard<'_, T> {
+    type Target = T;
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: the guard exists, so the lock is held by it alone, and the borrow of the guard bounds this one.
+        unsafe { &*self.data() }
+    }
+}
+
+impl<T> DerefMut for Guard<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: as in `deref`; the exclusive borrow of the guard makes this borrow exclusive.
+        unsafe { &mut *self.data() }
+    }
+}
+
+impl<T> Drop for Guard<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        #[cfg(loom)]
+        drop(self.data.take());
+        // Release: pairs with the Acquire of the next holder.
+        if self.lock.word.swap(FREE, Ordering::Release) == CONTENDED {
+            self.lock.wake();
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! Hayloft as a Rust global allocator.
+//!
+//! ```
+//! #[global_allocator]
+//! static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
+//!
+//! let words: Vec<String> = ["no", "other", "line"].map(String::from).to_vec();
+//! assert_eq!(words.join(" "), "no other line");
+//! ```
+//!
+//! # Environment
+//! `HAYLOFT_BACKEND` chooses how per-CPU caches are operated: `rseq` (the default where the kernel has restartable
+//! sequences) or `fallback` (a try-lock per CPU). Read once, by the first allocation.
+
+#![no_std]
+
+use alloc_core::kmalloc;
+use core::alloc::{GlobalAlloc, Layout};
+
+/// The allocator: a unit, to be named in a `#[global_allocator]`.
+///
+/// All instances are one allocator. Out of memory is a null pointer, never an abort or a panic. A layout of size 0 is
+/// served with memory of its own. Resizing happens in place where the size class or the neighbouring pages allow it,
+/// and large blocks are moved by remapping their pages.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Hayloft;
+
+// SAFETY: `kmalloc` hands out disjoint blocks that fit their layouts, keeps what `realloc` must keep, and does not
+// unwind.
+unsafe impl GlobalAlloc for Hayloft {
+    #[inline(always)]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        kmalloc::alloc(layout)
+    }
+
+    #[inline(always)]
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { kmalloc::free(block, layout) }
+    }
+
+    #[inline(always)]
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        kmalloc::alloc_zeroed(layout)
+    }
+
+    #[inline(always)]
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        unsafe { kmalloc::realloc(block, layout, new_size) }
+    }
+}
