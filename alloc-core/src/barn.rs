@@ -3,51 +3,75 @@
 //! What one CPU frees and another allocates passes here as a copy of pointers; no object is touched. It is small:
 //! what does not fit goes home to its slabs, where it gets its order back.
 //!
-//! This file may touch `batch`.
+//! This file may touch `sync` and `batch`.
 
 use core::mem::MaybeUninit;
 
 use crate::batch::{Batch, MAX_BATCH};
+use crate::sync::{AtomicUsize, Lock, Ordering};
 
 /// Batches a barn holds at most. (`MAX_FULL_SHEAVES` of `mm/slub.c`.)
 const FULL_BATCHES: usize = if cfg!(loom) { 2 } else { 10 };
 
-/// A bounded stack of objects. To be kept under a lock.
+/// A bounded stack of objects.
 pub(crate) struct Barn {
-    len: usize,
-    objects: [MaybeUninit<*mut u8>; FULL_BATCHES * MAX_BATCH],
+    /// Objects held. Written under the lock; read without it, to pass by a barn that has nothing to give or no room. A
+    /// stale answer is harmless: objects then come from slabs, or go there. (As in `barn_replace_empty_sheaf`.)
+    len: AtomicUsize,
+    objects: Lock<Objects>,
 }
 
+struct Objects([MaybeUninit<*mut u8>; FULL_BATCHES * MAX_BATCH]);
+
 // SAFETY: the pointers are objects that nobody uses; owning them is not tied to a thread.
-unsafe impl Send for Barn {}
+unsafe impl Send for Objects {}
+
+impl Objects {
+    const EMPTY: Objects = Objects([MaybeUninit::uninit(); FULL_BATCHES * MAX_BATCH]);
+}
 
 impl Barn {
+    #[cfg(not(loom))]
     pub(crate) const fn new() -> Barn {
-        Barn { len: 0, objects: [MaybeUninit::uninit(); FULL_BATCHES * MAX_BATCH] }
+        Barn { len: AtomicUsize::new(0), objects: Lock::new(Objects::EMPTY) }
+    }
+
+    #[cfg(loom)]
+    pub(crate) fn new() -> Barn {
+        Barn { len: AtomicUsize::new(0), objects: Lock::new(Objects::EMPTY) }
     }
 
     /// Moves the last objects that came, at most `len`, into an empty batch.
-    pub(crate) fn take(&mut self, batch: &mut Batch, len: usize) {
-        let len = len.min(self.len);
-        self.len -= len;
-        if let Some(objects) = self.objects.get(self.len..self.len + len) {
+    pub(crate) fn take(&self, batch: &mut Batch, len: usize) {
+        // Relaxed, here and below: a hint; what it counts is read under the lock.
+        if self.len.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let objects = self.objects.lock();
+        let held = self.len.load(Ordering::Relaxed);
+        let left = held.saturating_sub(len);
+        if let Some(objects) = objects.0.get(left..held) {
             batch.fill(objects);
         }
+        self.len.store(left, Ordering::Relaxed);
     }
 
-    /// Moves a whole batch in, if `limit` batches of `len` objects leave room for it.
-    pub(crate) fn put(&mut self, batch: &mut Batch, len: usize) -> bool {
-        let objects = batch.objects();
-        if self.len + objects.len() > FULL_BATCHES * len {
+    /// Moves a whole batch in, if there is room for it among [`FULL_BATCHES`] of `len` objects each.
+    pub(crate) fn put(&self, batch: &mut Batch, len: usize) -> bool {
+        let more = batch.objects();
+        let full = |held| held + more.len() > FULL_BATCHES * len;
+        if full(self.len.load(Ordering::Relaxed)) {
             return false;
         }
-        let Some(room) = self.objects.get_mut(self.len..self.len + objects.len()) else {
+        let mut objects = self.objects.lock();
+        let held = self.len.load(Ordering::Relaxed);
+        if full(held) {
             return false;
-        };
-        for (to, from) in room.iter_mut().zip(objects) {
+        }
+        for (to, from) in objects.0.iter_mut().skip(held).zip(more) {
             to.write(*from);
         }
-        self.len += objects.len();
+        self.len.store(held + more.len(), Ordering::Relaxed);
         batch.clear();
         true
     }

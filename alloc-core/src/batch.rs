@@ -51,6 +51,21 @@ impl Batch {
         }
     }
 
+    /// Adds objects in front, until the batch holds `len`: `fill` is given the slots for them, writes them from the last
+    /// one down, and says how many it left unwritten.
+    #[inline]
+    pub(crate) fn fill_in_front(
+        &mut self,
+        len: usize,
+        fill: impl FnOnce(&mut [MaybeUninit<*mut u8>]) -> usize,
+    ) {
+        let more = len.saturating_sub(self.len()).min(self.start);
+        let first = self.start - more;
+        if let Some(room) = self.objects.get_mut(first..self.start) {
+            self.start = first + fill(room).min(more);
+        }
+    }
+
     /// Takes the last object.
     #[inline]
     pub(crate) fn pop_last(&mut self) -> Option<*mut u8> {

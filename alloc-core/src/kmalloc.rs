@@ -31,11 +31,11 @@ const REMAP_BYTES: usize = 512 << 10;
 #[repr(align(64))]
 struct Depot {
     partial: Lock<Partial>,
-    barn: Lock<Barn>,
+    barn: Barn,
 }
 
 static DEPOTS: [[Depot; CLASSES]; node::MAX_NODES] = [const {
-    [const { Depot { partial: Lock::new(Partial::new()), barn: Lock::new(Barn::new()) } }; CLASSES]
+    [const { Depot { partial: Lock::new(Partial::new()), barn: Barn::new() } }; CLASSES]
 }; node::MAX_NODES];
 
 fn depot(node: usize, class: Class) -> &'static Depot {
@@ -127,7 +127,7 @@ fn alloc_slow(class: Class) -> *mut u8 {
     let mut batch = Batch::new();
     let node = node::current();
     let len = percpu::batch_len(class);
-    depot(node, class).barn.lock().take(&mut batch, len);
+    depot(node, class).barn.take(&mut batch, len);
     if batch.len() == 0 {
         cut(class, node, &mut batch, len);
     }
@@ -182,7 +182,7 @@ unsafe fn free_slow(class: Class, object: *mut u8) {
 
 /// Empties the batch into the barn, or else into the slabs.
 fn put_away(class: Class, node: usize, batch: &mut Batch) {
-    if batch.len() == 0 || depot(node, class).barn.lock().put(batch, percpu::batch_len(class)) {
+    if batch.len() == 0 || depot(node, class).barn.put(batch, percpu::batch_len(class)) {
         return;
     }
     let units = SHAPES[class.index()].units;
@@ -334,4 +334,108 @@ fn misused(object: *mut u8, class: Class, misuse: Misuse) -> ! {
         Misuse::DoubleFree => "double free of",
     };
     os::abort(format_args!("{what} {object:p} (class {})", class.size()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    fn layout(size: usize, align: usize) -> Layout {
+        Layout::from_size_align(size, align).unwrap()
+    }
+
+    /// Allocates, fills, and checks that it is all there and where it should be.
+    fn filled(layout: Layout, value: u8) -> *mut u8 {
+        let block = alloc(layout);
+        assert!(!block.is_null() && block.addr().is_multiple_of(layout.align()));
+        // SAFETY: a fresh block of this layout.
+        unsafe { block.write_bytes(value, layout.size()) };
+        block
+    }
+
+    fn check(block: *mut u8, len: usize, value: u8) {
+        // SAFETY: callers pass a block of at least `len` bytes.
+        assert!((0..len).all(|offset| unsafe { *block.add(offset) } == value));
+    }
+
+    #[test]
+    fn blocks_of_a_class_are_disjoint_and_come_back() {
+        for layout in [layout(24, 8), layout(1000, 8), layout(20_000, 16)] {
+            let count = percpu::batch_len(class_of(layout).unwrap()) * 5 / 2;
+            for _ in 0..2 {
+                let blocks: Vec<_> =
+                    (0..count).map(|number| filled(layout, number as u8)).collect();
+                for (number, &block) in blocks.iter().enumerate() {
+                    check(block, layout.size(), number as u8);
+                    // SAFETY: allocated above.
+                    unsafe { free(block, layout) };
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn zeroed_is_zero_after_dirt() {
+        for layout in [layout(100, 4), layout(3 * UNIT, 8)] {
+            // SAFETY: allocated with the same layout.
+            unsafe { free(filled(layout, 0xff), layout) };
+            let block = alloc_zeroed(layout);
+            check(block, layout.size(), 0);
+            // SAFETY: as above.
+            unsafe { free(block, layout) };
+        }
+    }
+
+    #[test]
+    fn realloc_keeps_contents() {
+        let sizes = [1, 8, 100, 104, 5000, 40_000, 70_000, 700_000, 900_000, 300_000, 33_000, 10];
+        let mut size = sizes[0];
+        let mut block = filled(layout(size, 8), 7);
+        for new_size in sizes {
+            // SAFETY: a block of that size; the new one is filled to its end.
+            unsafe {
+                block = realloc(block, layout(size, 8), new_size);
+                check(block, size.min(new_size), 7);
+                block.write_bytes(7, new_size);
+            }
+            size = new_size;
+        }
+        // SAFETY: a block of that size.
+        unsafe { free(block, layout(size, 8)) };
+    }
+
+    #[test]
+    fn odd_layouts() {
+        for layout in [layout(0, 1), layout(0, 4096), layout(0, 1 << 17), layout(1, 1 << 20)] {
+            let block = filled(layout, 1);
+            // SAFETY: allocated above.
+            unsafe { free(block, layout) };
+        }
+        for size in [isize::MAX as usize, 1 << 46] {
+            assert!(alloc(layout(size, 1)).is_null());
+        }
+    }
+
+    #[test]
+    fn threads_pass_blocks_on() {
+        let layout = layout(64, 8);
+        let rounds = if cfg!(miri) { 3 } else { 100 };
+        let (send, receive) = std::sync::mpsc::sync_channel::<usize>(16);
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                for number in 0..rounds * 64 {
+                    send.send(filled(layout, number as u8).expose_provenance()).unwrap();
+                }
+            });
+            scope.spawn(move || {
+                for (number, block) in receive.iter().enumerate() {
+                    let block = ptr::with_exposed_provenance_mut(block);
+                    check(block, layout.size(), number as u8);
+                    // SAFETY: allocated by the other thread, which is done with it.
+                    unsafe { free(block, layout) };
+                }
+            });
+        });
+    }
 }

@@ -16,17 +16,22 @@
 
 #![no_std]
 
+#[cfg(test)]
+extern crate std;
+
 #[cfg(not(target_os = "linux"))]
 compile_error!("Hayloft is built on Linux's restartable sequences and memory calls");
 
 #[cfg(not(loom))]
 mod arch;
-#[cfg_attr(loom, expect(dead_code, reason = "the models use a part of it"))]
+#[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 mod barn;
-#[cfg_attr(loom, expect(dead_code, reason = "the models use a part of it"))]
+#[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 mod batch;
 #[cfg(not(loom))]
 pub mod kmalloc;
+#[cfg(all(test, loom))]
+mod models;
 #[cfg(not(loom))]
 mod node;
 #[cfg(not(loom))]
@@ -36,6 +41,6 @@ mod page;
 #[cfg(not(loom))]
 mod percpu;
 pub mod size_class;
-#[cfg_attr(loom, expect(dead_code, reason = "the models use a part of it"))]
+#[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 mod slab;
 mod sync;

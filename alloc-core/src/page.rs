@@ -113,10 +113,11 @@ impl Unit {
         })
     }
 
-    /// The first unit of the group of `units` (a power of two) that holds this one.
+    /// The unit at or below this one whose address is a multiple of `units`, a power of two.
     #[inline]
     pub(crate) fn align_down(self, units: u32) -> Unit {
-        Unit { arena: self.arena, index: self.index & !(units - 1) }
+        let past = self.index.wrapping_add(self.arena.base_unit()) & (units - 1);
+        Unit { arena: self.arena, index: self.index - past }
     }
 
     /// Address of the unit.
@@ -151,7 +152,7 @@ impl Unit {
     }
 }
 
-/// Hands out a run of `units`, its first unit on a multiple of `align` units (a power of two). `None` when out of
+/// Hands out a run of `units`, its address a multiple of `align` units, a power of two. `None` when out of
 /// memory.
 pub(crate) fn alloc(units: usize, align: usize) -> Option<Allocation> {
     let len = u32::try_from(units).ok()?;
@@ -260,6 +261,12 @@ impl Arena {
         unsafe { &*self.place.get() }
     }
 
+    /// Number of the arena's first unit among those of the address space, as far as it matters for alignment.
+    #[inline(always)]
+    fn base_unit(&self) -> u32 {
+        (self.place().base.addr() >> UNIT_SHIFT) as u32
+    }
+
     /// Descriptor of a unit; to be used under the lock.
     #[inline]
     fn run(&self, index: u32) -> *mut Run {
@@ -285,7 +292,7 @@ impl Arena {
         let state = units.remove(self, found);
         // SAFETY: a free run just taken off its bin; the lock is held.
         let found_len = unsafe { (*self.run(found)).len };
-        let start = found.next_multiple_of(align);
+        let start = found + (found.wrapping_add(self.base_unit()).wrapping_neg() & (align - 1));
         let (before, after) = (start - found, found_len - (start - found) - len);
         if before > 0 {
             units.insert(self, found, before, state);
@@ -631,7 +638,7 @@ mod tests {
         let first = alloc(3, 1).unwrap();
         let second = alloc(5, 8).unwrap();
         let unit = Unit::of(second.address.as_ptr()).unwrap();
-        assert_eq!(unit.index % 8, 0);
+        assert_eq!(second.address.addr().get() % (8 * UNIT), 0);
         assert_eq!(unit.address(), second.address.as_ptr());
         assert_eq!(unit.run_len(), Some(5));
         // SAFETY: the runs are ours, of 3 and 5 units.

@@ -58,7 +58,7 @@ static EMPTY_HEADERS: [u64; CLASSES] = {
     while let Some(class) = Class::from_index(index) {
         assert!(batch_len(class) <= MAX_BATCH || cfg!(loom));
         let (floor, last) = (word as u64, (word + capacity(class)) as u64);
-        headers[index] = floor | last << 16 | floor << 32;
+        headers[index] = floor | last << 32;
         word += capacity(class) + 1;
         index += 1;
     }
@@ -70,6 +70,11 @@ static EMPTY_HEADERS: [u64; CLASSES] = {
 #[inline(always)]
 const fn slot(class: Class) -> usize {
     (class.index() + 1) * WORD
+}
+
+/// The word below a sheaf.
+fn floor(class: Class) -> u32 {
+    EMPTY_HEADERS[class.index()] as u32
 }
 
 /// Takes an object off this CPU's sheaf; null where there is none, or no rseq.
@@ -183,7 +188,7 @@ impl Backend {
                 if self == Backend::Locked {
                     Region::lock().map_or(0, |region| region.pop_batch(class, to, len))
                 } else {
-                    arch::pop_batch(slot(class), to, len)
+                    arch::pop_batch(slot(class), floor(class) as usize, to, len)
                 }
             });
         }
@@ -304,22 +309,22 @@ impl Region {
         }
     }
 
-    fn header(&self, class: Class) -> *mut [u16; 4] {
+    fn header(&self, class: Class) -> *mut [u32; 2] {
         // SAFETY: a slot lies in the region.
         unsafe { self.base.add(slot(class)).cast() }
     }
 
-    fn word(&self, index: u16) -> *mut *mut u8 {
+    fn word(&self, index: u32) -> *mut *mut u8 {
         // SAFETY: words named by headers lie in the region.
-        unsafe { self.base.add(usize::from(index) * WORD).cast() }
+        unsafe { self.base.add(index as usize * WORD).cast() }
     }
 
     fn pop(&self, class: Class) -> *mut u8 {
         let header = self.header(class);
         // SAFETY: the lock is held; the words belong to the sheaf.
         unsafe {
-            let [top, _, floor, _] = *header;
-            if top == floor {
+            let [top, last] = *header;
+            if last == 0 || top == floor(class) {
                 return ptr::null_mut();
             }
             (*header)[0] = top - 1;
@@ -336,7 +341,7 @@ impl Region {
             if (*header)[1] == 0 {
                 header.cast::<u64>().write(EMPTY_HEADERS[class.index()]);
             }
-            let [top, last, _, _] = *header;
+            let [top, last] = *header;
             if top == last {
                 return false;
             }
@@ -352,11 +357,11 @@ impl Region {
         let header = self.header(class);
         // SAFETY: the lock is held; the words belong to the sheaf, `to` is the caller's.
         unsafe {
-            let [top, _, floor, _] = *header;
-            let len = len.min(usize::from(top - floor));
-            let first = top - len as u16 + 1;
-            ptr::copy_nonoverlapping(self.word(first), to, len);
-            (*header)[0] = top - len as u16;
+            let [top, _] = *header;
+            let len = len.min(top.saturating_sub(floor(class)) as usize);
+            let below = top - len as u32;
+            ptr::copy_nonoverlapping(self.word(below + 1), to, len);
+            (*header)[0] = below;
             len
         }
     }

@@ -36,6 +36,8 @@ pub(crate) struct Shape {
     reciprocal: u32,
     /// Objects of a slab.
     objects: u32,
+    /// Bytes of all objects of a slab.
+    span: u32,
     /// Units of a slab, a power of two; slabs start on a multiple of it.
     pub(crate) units: u32,
     /// 2^16 · LISTS / (objects + 1): multiplies a number of free objects into a list.
@@ -63,16 +65,21 @@ impl Shape {
             size: size as u32,
             reciprocal: ((1u64 << 32).div_ceil(size as u64)) as u32,
             objects: objects as u32,
+            span: (objects * size) as u32,
             units: units as u32,
             list_scale: ((LISTS << 16) / (objects + 1)) as u32,
         }
     }
 
-    /// The index of the object at `offset` bytes in a slab, if one starts there.
+    /// The index of the object at `offset` bytes in a slab. Only debug builds insist that it starts there: what a
+    /// wrong offset can hit otherwise is the object it points into.
     #[inline(always)]
     fn index_at(&self, offset: usize) -> Option<usize> {
+        if offset >= self.span as usize {
+            return None;
+        }
         let index = (offset as u64 * u64::from(self.reciprocal)) >> 32;
-        let exact = index * u64::from(self.size) == offset as u64 && index < self.objects.into();
+        let exact = !cfg!(debug_assertions) || index * u64::from(self.size) == offset as u64;
         exact.then_some(index as usize)
     }
 }
@@ -153,19 +160,48 @@ impl Slab {
         unsafe { (*this).identity.node.into() }
     }
 
-    /// Marks the object at `index` as free; false if it was.
-    ///
-    /// # Safety
-    /// The index is below the objects of the slab.
+    /// Marks the first objects as free, as long as they are objects of this slab. How many that were, and one of them
+    /// that was free already.
+    #[inline]
+    fn set_free(
+        &mut self,
+        objects: &[*mut u8],
+        shape: &Shape,
+        class: Class,
+    ) -> (usize, Option<*mut u8>) {
+        let Identity { base, class: own, live, .. } = self.identity;
+        let (mut count, mut doubly) = (0, None);
+        if !live || usize::from(own) != class.index() {
+            return (count, doubly);
+        }
+        // Neighbours often come back together: gather bits of a word before it is written.
+        let (mut at, mut word) = (0, self.free[0]);
+        for &object in objects {
+            let Some(index) = shape.index_at(object.addr().wrapping_sub(base.addr())) else {
+                break;
+            };
+            if index / WORD != at {
+                self.set_word(at, word);
+                at = index / WORD;
+                // SAFETY: an index below the objects of a slab, so the word is one of the bitmap.
+                word = unsafe { *self.free.get_unchecked(at) };
+            }
+            let bit = 1 << (index % WORD);
+            if word & bit != 0 {
+                doubly = Some(object);
+            }
+            word |= bit;
+            count += 1;
+        }
+        self.set_word(at, word);
+        (count, doubly)
+    }
+
     #[inline(always)]
-    unsafe fn set_free(&mut self, index: usize) -> bool {
-        let bit = 1 << (index % WORD);
-        // SAFETY: the caller's promise: the word is one of the bitmap.
-        let word = unsafe { self.free.get_unchecked_mut(index / WORD) };
-        let fresh = *word & bit == 0;
-        *word |= bit;
-        self.summary |= 1 << (index / WORD);
-        fresh
+    fn set_word(&mut self, at: usize, word: u64) {
+        // SAFETY: callers name words of the bitmap.
+        unsafe { *self.free.get_unchecked_mut(at) = word };
+        self.summary |= u64::from(word != 0) << at;
     }
 
     /// The index of `object` in a slab of `class`.
@@ -292,25 +328,18 @@ impl Partial {
             if unsafe { Slab::node(slab) } != node {
                 return Ok(objects);
             }
-            let mut count = 0;
-            // Neighbours often come back together: stay with a slab as long as they belong to it.
-            while let Some((&object, others)) = objects.split_first() {
-                // SAFETY: the caller's promise about `slab_of`.
-                let Some(index) = (unsafe { Slab::index_of(slab, object, class) }) else { break };
-                // SAFETY: an index below the objects of a slab of ours under the lock.
-                let fresh = unsafe { (*slab).set_free(index) };
-                if !fresh {
-                    return Err((object, Misuse::DoubleFree));
-                }
-                count += 1;
-                objects = others;
-            }
+            // SAFETY: as above; ours under the lock, as the slab of this node that it is.
+            let (count, doubly) = unsafe { (*slab).set_free(objects, shape, class) };
             if count == 0 {
                 return Err((first, Misuse::Foreign));
             }
+            if let Some(object) = doubly {
+                return Err((object, Misuse::DoubleFree));
+            }
+            objects = objects.get(count..).unwrap_or(&[]);
             // SAFETY: a slab of this class, ours under the lock.
             unsafe {
-                (*slab).free_count += count;
+                (*slab).free_count += count as u32;
                 if (*slab).free_count == shape.objects {
                     if self.empty >= MIN_EMPTY {
                         self.unlist(slab);
@@ -394,20 +423,38 @@ unsafe fn shape_of(slab: *mut Slab) -> &'static Shape {
 #[inline]
 fn cut_slab(slab: &mut Slab, shape: &Shape, batch: &mut Batch, len: usize) -> u32 {
     let before = batch.len();
-    while slab.summary != 0 && batch.len() < len {
-        let at = slab.summary.trailing_zeros() as usize;
-        // SAFETY: `at` is below 64.
-        let word = unsafe { slab.free.get_unchecked_mut(at) };
-        while *word != 0 && batch.len() < len {
-            let index = at * WORD + word.trailing_zeros() as usize;
-            // SAFETY: a free bit stands for an object within the slab.
-            batch.push_first(unsafe { slab.identity.base.add(index * shape.size as usize) });
-            *word &= *word - 1;
+    let mut summary = slab.summary;
+    batch.fill_in_front(len, |room| {
+        let mut left = room.len();
+        while summary != 0 && left > 0 {
+            let at = summary.trailing_zeros() as usize;
+            // SAFETY: `at` is below 64.
+            let free = unsafe { slab.free.get_unchecked_mut(at) };
+            let mut word = *free;
+            // SAFETY: `at` is below 64, so the first object of the word lies in the slab.
+            let first = unsafe { slab.identity.base.add(at * WORD * shape.size as usize) };
+            if word == u64::MAX && left >= WORD {
+                for (index, slot) in room.iter_mut().take(left).rev().take(WORD).enumerate() {
+                    slot.write(first.wrapping_add(index * shape.size as usize));
+                }
+                left -= WORD;
+                word = 0;
+            }
+            while word != 0 && left > 0 {
+                left -= 1;
+                let offset = word.trailing_zeros() as usize * shape.size as usize;
+                // SAFETY: a free bit stands for an object within the slab; `left` is below the length of the room.
+                unsafe { room.get_unchecked_mut(left).write(first.add(offset)) };
+                word &= word - 1;
+            }
+            *free = word;
+            if word == 0 {
+                summary &= summary - 1;
+            }
         }
-        if *word == 0 {
-            slab.summary &= slab.summary - 1;
-        }
-    }
+        left
+    });
+    slab.summary = summary;
     (batch.len() - before) as u32
 }
 

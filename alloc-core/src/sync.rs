@@ -7,18 +7,19 @@
 mod primitive {
     pub(crate) use core::cell::UnsafeCell;
     pub(crate) use core::hint::spin_loop;
-    pub(crate) use core::sync::atomic::{AtomicU32, Ordering};
+    pub(crate) use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 }
 
 #[cfg(loom)]
 mod primitive {
     pub(crate) use loom::cell::UnsafeCell;
     pub(crate) use loom::hint::spin_loop;
-    pub(crate) use loom::sync::atomic::{AtomicU32, Ordering};
+    pub(crate) use loom::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 }
 
 use core::ops::{Deref, DerefMut};
-use primitive::{AtomicU32, Ordering, UnsafeCell, spin_loop};
+use primitive::{AtomicU32, UnsafeCell, spin_loop};
+pub(crate) use primitive::{AtomicUsize, Ordering};
 
 const FREE: u32 = 0;
 const HELD: u32 = 1;
@@ -41,6 +42,7 @@ unsafe impl<T: Send> Sync for Lock<T> {}
 // SAFETY: a lock owns its `T` and nothing tied to a thread.
 unsafe impl<T: Send> Send for Lock<T> {}
 
+#[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 impl<T> Lock<T> {
     #[cfg(not(loom))]
     pub(crate) const fn new(data: T) -> Lock<T> {

@@ -89,11 +89,11 @@ pub(crate) unsafe fn pop(slot: usize) -> *mut u8 {
         asm!(
             "mov {object}, xzr",
             begin!(),
-            "ldrh {top:w}, [{slot}]",
+            "ldr {top:w}, [{slot}]",
             "ldr {object}, [{at}, {top}, lsl #3]",
             "cbz {object}, 44f",
             "sub {top:w}, {top:w}, #1",
-            "strh {top:w}, [{slot}]",
+            "str {top:w}, [{slot}]",
             "44:",
             "88:",
             rs = out(reg) _,
@@ -122,13 +122,13 @@ pub(crate) unsafe fn push(slot: usize, object: *mut u8) -> bool {
         asm!(
             "mov {pushed}, xzr",
             begin!(),
-            "ldrh {top:w}, [{slot}]",
-            "ldrh {pushed:w}, [{slot}, #2]",
+            "ldr {top:w}, [{slot}]",
+            "ldr {pushed:w}, [{slot}, #4]",
             "subs {pushed:w}, {pushed:w}, {top:w}",
             "b.eq 44f",
             "add {top:w}, {top:w}, #1",
             "str {object}, [{at}, {top}, lsl #3]",
-            "strh {top:w}, [{slot}]",
+            "str {top:w}, [{slot}]",
             "44:",
             "88:",
             rs = out(reg) _,
@@ -157,8 +157,8 @@ pub(crate) unsafe fn push_batch(slot: usize, from: *const *mut u8, len: usize) -
         asm!(
             "mov {moved}, xzr",
             begin!(),
-            "ldrh {top:w}, [{slot}]",
-            "ldrh {moved:w}, [{slot}, #2]",
+            "ldr {top:w}, [{slot}]",
+            "ldr {moved:w}, [{slot}, #4]",
             "sub {moved}, {moved}, {top}",
             "cmp {moved}, {len}",
             "csel {moved}, {len}, {moved}, hi",
@@ -172,7 +172,7 @@ pub(crate) unsafe fn push_batch(slot: usize, from: *const *mut u8, len: usize) -
             "add {done}, {done}, #1",
             "cmp {done}, {moved}",
             "b.ne 77b",
-            "strh {top:w}, [{slot}]",
+            "str {top:w}, [{slot}]",
             "44:",
             "88:",
             rs = out(reg) _,
@@ -196,18 +196,18 @@ pub(crate) unsafe fn push_batch(slot: usize, from: *const *mut u8, len: usize) -
 /// Takes up to `len` topmost objects of this CPU's sheaf into `to`, in the order in which they lie; how many.
 ///
 /// # Safety
-/// `slot` is the byte offset of a sheaf's header; `to` is writable for `len` pointers.
+/// `slot` is the byte offset of a sheaf's header, `floor` the word below the sheaf; `to` is writable for `len` pointers.
 #[inline]
-pub(crate) unsafe fn pop_batch(slot: usize, to: *mut *mut u8, len: usize) -> usize {
+pub(crate) unsafe fn pop_batch(slot: usize, floor: usize, to: *mut *mut u8, len: usize) -> usize {
     let moved: usize;
     // SAFETY: at most `top - floor` words are read, all inside the sheaf; `to` is the caller's.
     unsafe {
         asm!(
             "mov {moved}, xzr",
             begin!(),
-            "ldrh {top:w}, [{slot}]",
-            "ldrh {moved:w}, [{slot}, #4]",
-            "sub {moved}, {top}, {moved}",
+            "ldr {top:w}, [{slot}]",
+            "subs {moved}, {top}, {floor}",
+            "csel {moved}, {moved}, xzr, hi",
             "cmp {moved}, {len}",
             "csel {moved}, {len}, {moved}, hi",
             "cbz {moved}, 44f",
@@ -220,7 +220,7 @@ pub(crate) unsafe fn pop_batch(slot: usize, to: *mut *mut u8, len: usize) -> usi
             "add {done}, {done}, #1",
             "cmp {done}, {moved}",
             "b.ne 77b",
-            "strh {top:w}, [{slot}]",
+            "str {top:w}, [{slot}]",
             "44:",
             "88:",
             rs = out(reg) _,
@@ -233,6 +233,7 @@ pub(crate) unsafe fn pop_batch(slot: usize, to: *mut *mut u8, len: usize) -> usi
             moved = out(reg) moved,
             to = in(reg) to,
             len = in(reg) len,
+            floor = in(reg) floor,
             offset = in(reg) slot,
             shift = const REGION_SHIFT,
             options(nostack),

@@ -1,13 +1,15 @@
 //! Restartable sequences: the only assembly of the allocator.
 //!
 //! A sheaf is a stack of object pointers inside a *region* that belongs to one CPU. The region starts with one 8-byte
-//! header per sheaf, of three 16-bit numbers that count 8-byte words from the start of the region:
+//! header per sheaf, of two 32-bit numbers that count 8-byte words from the start of the region:
 //!
 //! ```text
-//! byte 0  top    the word of the topmost object; equal to `floor` when the sheaf is empty
-//! byte 2  last   the highest word of the sheaf; `top == last` when it is full
-//! byte 4  floor  the word below the lowest; it always holds null
+//! byte 0  top    the word of the topmost object; the word below the sheaf, its floor, when the sheaf is empty
+//! byte 4  last   the highest word of the sheaf; `top == last` when it is full
 //! ```
+//!
+//! The floor always holds null. (16-bit numbers would do, but forwarding a 16-bit store to the next load costs a pair
+//! of operations 4.3 ns instead of 1.9 on Zen 4.)
 //!
 //! A header of zero is a *closed* sheaf, empty and full at once: word 0 of a region is the null that `pop` reads, and
 //! `top == last` refuses `push`. So neither needs a test for "is there a region yet".

@@ -22,7 +22,12 @@ pub(crate) unsafe fn push_batch(_slot: usize, _from: *const *mut u8, _len: usize
     0
 }
 
-pub(crate) unsafe fn pop_batch(_slot: usize, _to: *mut *mut u8, _len: usize) -> usize {
+pub(crate) unsafe fn pop_batch(
+    _slot: usize,
+    _floor: usize,
+    _to: *mut *mut u8,
+    _len: usize,
+) -> usize {
     0
 }
 

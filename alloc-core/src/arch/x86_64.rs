@@ -85,12 +85,12 @@ pub(crate) unsafe fn pop(slot: usize) -> *mut u8 {
     unsafe {
         asm!(
             begin!(),
-            "movzx {top:e}, word ptr [{at} + {slot}]",
+            "mov {top:e}, dword ptr [{at} + {slot}]",
             "mov {object}, qword ptr [{at} + {top}*8]",
             "test {object}, {object}",
             "je 44f",
             "dec {top:e}",
-            "mov word ptr [{at} + {slot}], {top:x}",
+            "mov dword ptr [{at} + {slot}], {top:e}",
             "44:",
             rs = out(reg) _,
             at = out(reg) _,
@@ -116,12 +116,12 @@ pub(crate) unsafe fn push(slot: usize, object: *mut u8) -> bool {
     unsafe {
         asm!(
             begin!(),
-            "movzx {top:e}, word ptr [{at} + {slot}]",
-            "cmp {top:x}, word ptr [{at} + {slot} + 2]",
+            "mov {top:e}, dword ptr [{at} + {slot}]",
+            "cmp {top:e}, dword ptr [{at} + {slot} + 4]",
             "je {refused}",
             "mov qword ptr [{at} + {top}*8 + 8], {object}",
             "inc {top:e}",
-            "mov word ptr [{at} + {slot}], {top:x}",
+            "mov dword ptr [{at} + {slot}], {top:e}",
             "44:",
             rs = out(reg) _,
             at = out(reg) _,
@@ -147,8 +147,8 @@ pub(crate) unsafe fn push_batch(slot: usize, from: *const *mut u8, len: usize) -
     unsafe {
         asm!(
             begin!(),
-            "movzx {top:e}, word ptr [{at} + {slot}]",
-            "movzx {moved:e}, word ptr [{at} + {slot} + 2]",
+            "mov {top:e}, dword ptr [{at} + {slot}]",
+            "mov {moved:e}, dword ptr [{at} + {slot} + 4]",
             "sub {moved}, {top}",
             "cmp {moved}, {len}",
             "cmova {moved}, {len}",
@@ -163,7 +163,7 @@ pub(crate) unsafe fn push_batch(slot: usize, from: *const *mut u8, len: usize) -
             "inc {done}",
             "cmp {done}, {moved}",
             "jne 77b",
-            "mov word ptr [{at} + {slot}], {top:x}",
+            "mov dword ptr [{at} + {slot}], {top:e}",
             "44:",
             rs = out(reg) _,
             at = out(reg) _,
@@ -185,22 +185,20 @@ pub(crate) unsafe fn push_batch(slot: usize, from: *const *mut u8, len: usize) -
 /// Takes up to `len` topmost objects of this CPU's sheaf into `to`, in the order in which they lie; how many.
 ///
 /// # Safety
-/// `slot` is the byte offset of a sheaf's header; `to` is writable for `len` pointers.
+/// `slot` is the byte offset of a sheaf's header, `floor` the word below the sheaf; `to` is writable for `len` pointers.
 #[inline]
-pub(crate) unsafe fn pop_batch(slot: usize, to: *mut *mut u8, len: usize) -> usize {
+pub(crate) unsafe fn pop_batch(slot: usize, floor: usize, to: *mut *mut u8, len: usize) -> usize {
     let moved: usize;
     // SAFETY: at most `top - floor` words are read, all inside the sheaf; `to` is the caller's.
     unsafe {
         asm!(
             begin!(),
-            "movzx {top:e}, word ptr [{at} + {slot}]",
-            "movzx {done:e}, word ptr [{at} + {slot} + 4]",
+            "mov {top:e}, dword ptr [{at} + {slot}]",
             "mov {moved}, {top}",
-            "sub {moved}, {done}",
+            "sub {moved}, {floor}",
+            "jbe 45f",
             "cmp {moved}, {len}",
             "cmova {moved}, {len}",
-            "test {moved}, {moved}",
-            "je 44f",
             "sub {top}, {moved}",
             "lea {from}, [{at} + {top}*8 + 8]",
             "xor {done:e}, {done:e}",
@@ -210,8 +208,12 @@ pub(crate) unsafe fn pop_batch(slot: usize, to: *mut *mut u8, len: usize) -> usi
             "inc {done}",
             "cmp {done}, {moved}",
             "jne 77b",
-            "mov word ptr [{at} + {slot}], {top:x}",
+            "mov dword ptr [{at} + {slot}], {top:e}",
             "44:",
+            ".pushsection .text.rseq_abort, \"ax\", @progbits",
+            "45: xor {moved:e}, {moved:e}",
+            "jmp 44b",
+            ".popsection",
             rs = out(reg) _,
             at = out(reg) _,
             top = out(reg) _,
@@ -221,6 +223,7 @@ pub(crate) unsafe fn pop_batch(slot: usize, to: *mut *mut u8, len: usize) -> usi
             moved = out(reg) moved,
             to = in(reg) to,
             len = in(reg) len,
+            floor = in(reg) floor,
             slot = in(reg) slot,
             shift = const REGION_SHIFT,
             options(nostack),

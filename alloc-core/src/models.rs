@@ -1,0 +1,189 @@
+//! Loom models of the state that several CPUs share: the lock word, the barn, the slabs of a class.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test -p alloc-core --release --lib`; constants are small here, so that edges are hit.
+
+use loom::sync::Arc;
+use loom::thread;
+use std::boxed::Box;
+use std::vec::Vec;
+
+use crate::barn::Barn;
+use crate::batch::{Batch, MAX_BATCH};
+use crate::size_class::{CLASSES, Class};
+use crate::slab::{Emptied, Misuse, Partial, Slab};
+use crate::sync::Lock;
+
+fn address(number: usize) -> *mut u8 {
+    core::ptr::without_provenance_mut(number)
+}
+
+/// Runs `body` on two threads beside the main one.
+fn race(body: impl Fn(usize) + Send + Sync + 'static) {
+    let body = Arc::new(body);
+    let threads: Vec<_> = (1..3)
+        .map(|number| {
+            let body = body.clone();
+            thread::spawn(move || body(number))
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
+
+#[test]
+fn lock_excludes_and_orders() {
+    loom::model(|| {
+        let lock = Arc::new(Lock::new(0));
+        let shared = lock.clone();
+        race(move |_| *shared.lock() += 1);
+        assert_eq!(*lock.lock(), 2);
+    });
+}
+
+#[test]
+fn tried_lock_is_free_or_refused() {
+    loom::model(|| {
+        let lock = Arc::new(Lock::new(0));
+        let shared = lock.clone();
+        race(move |_| {
+            if let Some(mut guard) = shared.try_lock() {
+                *guard += 1;
+            }
+        });
+        let taken = *lock.try_lock().expect("nobody holds it");
+        assert!((1..=2).contains(&taken));
+    });
+}
+
+/// Two CPUs hand in a batch each and take one out: objects are neither lost nor doubled, whatever stale count a CPU
+/// saw on its way past.
+#[test]
+fn barn_keeps_objects() {
+    loom::model(|| {
+        let barn = Arc::new(Barn::new());
+        let kept = Arc::new(loom::sync::Mutex::new(Vec::new()));
+        let (shared, keep) = (barn.clone(), kept.clone());
+        race(move |number| {
+            let mut batch = Batch::new();
+            batch.push_first(address(number * 16));
+            batch.push_first(address(number * 16 + 8));
+            let refused = !shared.put(&mut batch, 1);
+            if refused {
+                keep.lock().unwrap().extend(batch.objects().iter().map(|object| object.addr()));
+                batch.clear();
+            }
+            shared.take(&mut batch, 1);
+            keep.lock().unwrap().extend(batch.objects().iter().map(|object| object.addr()));
+        });
+        let mut batch = Batch::new();
+        let mut all = kept.lock().unwrap();
+        loop {
+            barn.take(&mut batch, MAX_BATCH);
+            if batch.len() == 0 {
+                break;
+            }
+            all.extend(batch.objects().iter().map(|object| object.addr()));
+            batch.clear();
+        }
+        all.sort_unstable();
+        assert_eq!(*all, [16, 24, 32, 40]);
+    });
+}
+
+/// A slab of four objects and its descriptor.
+struct Single {
+    slab: *mut Slab,
+    base: *mut u8,
+    class: Class,
+    partial: Lock<Partial>,
+}
+
+// SAFETY: the descriptor is used under the lock only, as the slab layer promises.
+unsafe impl Send for Single {}
+// SAFETY: as above.
+unsafe impl Sync for Single {}
+
+impl Single {
+    fn new() -> Single {
+        let class = (0..CLASSES).filter_map(Class::from_index).find(|class| class.size() == 16384);
+        let class = class.expect("a class of 16 KiB");
+        let slab = Box::into_raw(Box::<Slab>::new_zeroed()).cast();
+        let base = address(1 << 20);
+        let mut partial = Partial::new();
+        // SAFETY: a descriptor of our own; no object is ever touched.
+        unsafe {
+            Slab::init(slab, base, class, 0);
+            partial.add(slab);
+        }
+        Single { slab, base, class, partial: Lock::new(partial) }
+    }
+
+    fn cut(&self, len: usize) -> Batch {
+        let mut batch = Batch::new();
+        self.partial.lock().cut(&mut batch, len);
+        batch
+    }
+
+    fn put(&self, objects: &[*mut u8]) -> Result<(), Misuse> {
+        let mut emptied = Emptied::new();
+        // SAFETY: the descriptor of the only slab.
+        let done = unsafe {
+            self.partial.lock().put(objects, self.class, 0, |_| Some(self.slab), &mut emptied)
+        };
+        assert!(emptied.pop().is_none(), "one empty slab stays");
+        done.map(|rest| assert!(rest.is_empty())).map_err(|(_, misuse)| misuse)
+    }
+}
+
+impl Drop for Single {
+    fn drop(&mut self) {
+        // SAFETY: made by `Box::into_raw`.
+        drop(unsafe { Box::from_raw(self.slab) });
+    }
+}
+
+/// Two CPUs cut and give back in turns: nobody gets what another holds, and in the end all is there.
+#[test]
+fn slab_cuts_each_object_once() {
+    loom::model(|| {
+        let single = Arc::new(Single::new());
+        let held = Arc::new([0; 4].map(|_| loom::sync::atomic::AtomicBool::new(false)));
+        let (shared, marks) = (single.clone(), held.clone());
+        race(move |number| {
+            use loom::sync::atomic::Ordering::Relaxed;
+            let batch = shared.cut(number + 1);
+            let index = |object: &*mut u8| (object.addr() - shared.base.addr()) / 16384;
+            for object in batch.objects() {
+                assert!(!marks[index(object)].swap(true, Relaxed));
+            }
+            for object in batch.objects() {
+                marks[index(object)].store(false, Relaxed);
+            }
+            shared.put(batch.objects()).unwrap();
+        });
+        let all = single.cut(MAX_BATCH);
+        let offsets: Vec<_> =
+            all.objects().iter().rev().map(|object| object.addr() - single.base.addr()).collect();
+        assert_eq!(offsets, [0, 16384, 32768, 49152], "ascending from the end of the batch");
+        single.put(all.objects()).unwrap();
+    });
+}
+
+/// The same object given back by two CPUs is taken once and found once.
+#[test]
+fn slab_finds_double_free() {
+    loom::model(|| {
+        let single = Arc::new(Single::new());
+        let batch = single.cut(2);
+        let object = batch.objects()[0].addr();
+        let found = Arc::new(loom::sync::atomic::AtomicUsize::new(0));
+        let (shared, count) = (single.clone(), found.clone());
+        race(move |_| {
+            if shared.put(&[address(object)]) == Err(Misuse::DoubleFree) {
+                count.fetch_add(1, loom::sync::atomic::Ordering::Relaxed);
+            }
+        });
+        assert_eq!(found.load(loom::sync::atomic::Ordering::Relaxed), 1);
+    });
+}
