@@ -53,9 +53,12 @@ mod imp;
 mod imp;
 
 pub(crate) use imp::{
-    HAVE_RSEQ, SIGNATURE, has_cpu, libc_rseq, open, own_rseq, pop, pop_batch, publish_region,
+    HAVE_RSEQ, has_cpu, libc_rseq, open, own_rseq, pop, pop_batch, publish_region,
     publish_rseq_offset, push, push_batch, thread_pointer,
 };
+
+#[cfg(not(miri))]
+pub(crate) use imp::SIGNATURE;
 
 /// The kernel's `struct rseq` of this thread, as far as this allocator uses it.
 #[repr(C, align(32))]

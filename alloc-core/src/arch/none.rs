@@ -6,6 +6,7 @@ use core::ptr;
 
 pub(crate) const HAVE_RSEQ: bool = false;
 
+#[cfg(not(miri))]
 pub(crate) const SIGNATURE: u32 = 0;
 
 #[inline(always)]

@@ -23,10 +23,11 @@ impl Drop for SavedErrno {
     }
 }
 
-/// Reserves `len` bytes of address space, on a page boundary and inaccessible.
+/// Reserves `len` bytes of address space, on a page boundary and inaccessible. Without `MAP_NORESERVE`: the kernel does
+/// not account for what is inaccessible, and shall refuse to commit more than the machine has.
 pub(crate) fn reserve(len: usize) -> Option<NonNull<u8>> {
     let _errno = SavedErrno::new();
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
     let address = unsafe { libc::mmap(ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
     if address == libc::MAP_FAILED { None } else { NonNull::new(address.cast()) }
