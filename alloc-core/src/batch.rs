@@ -7,7 +7,7 @@ use core::mem::MaybeUninit;
 use core::slice;
 
 /// Most objects a batch holds.
-pub(crate) const MAX_BATCH: usize = if cfg!(loom) { 4 } else { 64 };
+pub(crate) const MAX_BATCH: usize = if cfg!(loom) { 4 } else { 128 };
 
 /// Object pointers `objects[start..end]`.
 pub(crate) struct Batch {

@@ -35,7 +35,7 @@ const LOCK_OFFSET: usize = (CLASSES + 1) * WORD;
 /// Most objects a sheaf of this class holds. (Compare `calculate_sheaf_capacity` of `mm/slub.c`.)
 const fn capacity(class: Class) -> usize {
     match class.size() {
-        ..=128 => 128,
+        ..=128 => 256,
         129..=512 => 64,
         513..=1024 => 32,
         1025..=4096 => 16,

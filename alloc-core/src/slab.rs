@@ -11,6 +11,7 @@
 //!
 //! This file may touch `batch` and `size_class`.
 
+use core::mem::MaybeUninit;
 use core::ptr;
 
 use crate::batch::Batch;
@@ -189,6 +190,7 @@ impl Slab {
             let bit = 1 << (index % WORD);
             if word & bit != 0 {
                 doubly = Some(object);
+                break;
             }
             word |= bit;
             count += 1;
@@ -330,11 +332,11 @@ impl Partial {
             }
             // SAFETY: as above; ours under the lock, as the slab of this node that it is.
             let (count, doubly) = unsafe { (*slab).set_free(objects, shape, class) };
-            if count == 0 {
-                return Err((first, Misuse::Foreign));
-            }
             if let Some(object) = doubly {
                 return Err((object, Misuse::DoubleFree));
+            }
+            if count == 0 {
+                return Err((first, Misuse::Foreign));
             }
             objects = objects.get(count..).unwrap_or(&[]);
             // SAFETY: a slab of this class, ours under the lock.
@@ -434,10 +436,15 @@ fn cut_slab(slab: &mut Slab, shape: &Shape, batch: &mut Batch, len: usize) -> u3
             // SAFETY: `at` is below 64, so the first object of the word lies in the slab.
             let first = unsafe { slab.identity.base.add(at * WORD * shape.size as usize) };
             if word == u64::MAX && left >= WORD {
-                for (index, slot) in room.iter_mut().take(left).rev().take(WORD).enumerate() {
-                    slot.write(first.wrapping_add(index * shape.size as usize));
-                }
                 left -= WORD;
+                // SAFETY: `WORD` slots from the new `left` on, and as many objects of the slab.
+                unsafe {
+                    let slots = room.as_mut_ptr().add(left);
+                    for index in 0..WORD {
+                        let object = first.add(index * shape.size as usize);
+                        slots.add(WORD - 1 - index).write(MaybeUninit::new(object));
+                    }
+                }
                 word = 0;
             }
             while word != 0 && left > 0 {

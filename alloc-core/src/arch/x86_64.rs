@@ -73,6 +73,29 @@ macro_rules! begin {
     };
 }
 
+/// Copies `moved` words, at least one, from `from` to `to`: an odd one first, then pairs.
+macro_rules! copy {
+    () => {
+        concat!(
+            "xor {done:e}, {done:e}\n",
+            "test {moved:l}, 1\n",
+            "je 77f\n",
+            "mov {word}, qword ptr [{from}]\n",
+            "mov qword ptr [{to}], {word}\n",
+            "inc {done:e}\n",
+            "cmp {done}, {moved}\n",
+            "je 78f\n",
+            "77:\n",
+            "movups {pair}, xmmword ptr [{from} + {done}*8]\n",
+            "movups xmmword ptr [{to} + {done}*8], {pair}\n",
+            "add {done}, 2\n",
+            "cmp {done}, {moved}\n",
+            "jne 77b\n",
+            "78:\n",
+        )
+    };
+}
+
 /// Takes the topmost object of this CPU's sheaf; null if it is empty or closed.
 ///
 /// # Safety
@@ -156,13 +179,7 @@ pub(crate) unsafe fn push_batch(slot: usize, from: *const *mut u8, len: usize) -
             "je 44f",
             "lea {to}, [{at} + {top}*8 + 8]",
             "add {top}, {moved}",
-            "xor {done:e}, {done:e}",
-            "77:",
-            "mov {word}, qword ptr [{from} + {done}*8]",
-            "mov qword ptr [{to} + {done}*8], {word}",
-            "inc {done}",
-            "cmp {done}, {moved}",
-            "jne 77b",
+            copy!(),
             "mov dword ptr [{at} + {slot}], {top:e}",
             "44:",
             rs = out(reg) _,
@@ -170,6 +187,7 @@ pub(crate) unsafe fn push_batch(slot: usize, from: *const *mut u8, len: usize) -
             top = out(reg) _,
             to = out(reg) _,
             word = out(reg) _,
+            pair = out(xmm_reg) _,
             done = out(reg) _,
             moved = out(reg) moved,
             from = in(reg) from,
@@ -201,13 +219,7 @@ pub(crate) unsafe fn pop_batch(slot: usize, floor: usize, to: *mut *mut u8, len:
             "cmova {moved}, {len}",
             "sub {top}, {moved}",
             "lea {from}, [{at} + {top}*8 + 8]",
-            "xor {done:e}, {done:e}",
-            "77:",
-            "mov {word}, qword ptr [{from} + {done}*8]",
-            "mov qword ptr [{to} + {done}*8], {word}",
-            "inc {done}",
-            "cmp {done}, {moved}",
-            "jne 77b",
+            copy!(),
             "mov dword ptr [{at} + {slot}], {top:e}",
             "44:",
             ".pushsection .text.rseq_abort, \"ax\", @progbits",
@@ -219,6 +231,7 @@ pub(crate) unsafe fn pop_batch(slot: usize, floor: usize, to: *mut *mut u8, len:
             top = out(reg) _,
             from = out(reg) _,
             word = out(reg) _,
+            pair = out(xmm_reg) _,
             done = out(reg) _,
             moved = out(reg) moved,
             to = in(reg) to,
