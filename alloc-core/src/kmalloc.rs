@@ -7,10 +7,13 @@
 //! free:  sheaf of this CPU -> barn of this node -> slabs of the objects' nodes -> an empty slab back to pages
 //! ```
 //!
-//! Only the first step is inlined. A layout that no class serves is a run of pages of its own, whose length is known by
+//! Only the first step is inlined. The cold functions it calls are `extern "C"`: they cannot unwind, so callers need no
+//! landing pads, and a panic in here ends the process. A layout that no class serves is a run of pages of its own, whose length is known by
 //! its descriptor.
 //!
 //! This file may touch everything in the crate.
+
+#![expect(improper_ctypes_definitions, reason = "`extern \"C\"` for its unwinding rule, not for C")]
 
 use core::alloc::Layout;
 use core::ptr::{self, NonNull};
@@ -118,7 +121,7 @@ unsafe fn realloc_by_copy(object: *mut u8, layout: Layout, new_layout: Layout) -
 
 #[cold]
 #[inline(never)]
-fn alloc_slow(class: Class) -> *mut u8 {
+extern "C" fn alloc_slow(class: Class) -> *mut u8 {
     let backend = percpu::backend();
     let object = backend.pop(class);
     if !object.is_null() {
@@ -164,7 +167,7 @@ fn cut(class: Class, node: usize, batch: &mut Batch, len: usize) {
 /// As [`free`], for an object of `class`.
 #[cold]
 #[inline(never)]
-unsafe fn free_slow(class: Class, object: *mut u8) {
+unsafe extern "C" fn free_slow(class: Class, object: *mut u8) {
     let backend = percpu::backend();
     // SAFETY: the caller's promise.
     if unsafe { backend.push(class, object) } {
@@ -214,7 +217,7 @@ fn units(bytes: usize) -> usize {
 
 #[cold]
 #[inline(never)]
-fn alloc_large(layout: Layout, zeroed: bool) -> *mut u8 {
+extern "C" fn alloc_large(layout: Layout, zeroed: bool) -> *mut u8 {
     if layout.size() == 0 && layout.align() <= MAX_SMALL_ALIGN {
         return alloc(one_byte(layout));
     }
@@ -237,7 +240,7 @@ fn one_byte(layout: Layout) -> Layout {
 /// As [`free`], for a layout that no class serves.
 #[cold]
 #[inline(never)]
-unsafe fn free_large(object: *mut u8, layout: Layout) {
+unsafe extern "C" fn free_large(object: *mut u8, layout: Layout) {
     if layout.size() == 0 && layout.align() <= MAX_SMALL_ALIGN {
         // SAFETY: the caller's promise.
         return unsafe { free(object, one_byte(layout)) };
@@ -265,7 +268,7 @@ fn run_of(object: *mut u8, layout: Layout) -> Unit {
 /// As [`realloc`], for layouts that no class serves.
 #[cold]
 #[inline(never)]
-unsafe fn realloc_large(object: *mut u8, layout: Layout, new_layout: Layout) -> *mut u8 {
+unsafe extern "C" fn realloc_large(object: *mut u8, layout: Layout, new_layout: Layout) -> *mut u8 {
     if layout.size() == 0 || new_layout.size() == 0 {
         // SAFETY: the caller's promise.
         return unsafe { realloc_by_copy(object, layout, new_layout) };
