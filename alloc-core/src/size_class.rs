@@ -122,7 +122,10 @@ mod tests {
             let align = 1 << shift;
             for size in 1..=MAX_SMALL - align {
                 let class = class_of(Layout::from_size_align(size, align).unwrap()).unwrap();
-                assert!(class.size() >= size && class.size() % align == 0, "{size} {align}");
+                assert!(
+                    class.size() >= size && class.size().is_multiple_of(align),
+                    "{size} {align}"
+                );
             }
         }
     }

@@ -1,0 +1,10 @@
+//! The engine that measures Hayloft.
+
+use std::process::ExitCode;
+
+#[global_allocator]
+static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
+
+fn main() -> ExitCode {
+    bench_harness::engine::main("hayloft", || Some(env!("CARGO_PKG_VERSION").to_owned()))
+}

@@ -1,0 +1,166 @@
+//! The supervisor: keeps one worker running per lane, and tells how it goes each second.
+
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::{Builder, Scope, ScopedJoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::failure::Actor;
+use crate::options::{Length, Plan};
+use crate::totals::{Outcome, Totals};
+use crate::worker::{Lane, Shared, Worker};
+
+/// Workers are shallow, and many of them start and end.
+const STACK: usize = 256 << 10;
+
+/// How often progress is printed.
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The last words of a worker.
+struct Finished {
+    thread: u32,
+    totals: Totals,
+}
+
+/// The worker now on a lane.
+struct Post<'scope> {
+    handle: Option<ScopedJoinHandle<'scope, ()>>,
+    /// Generations begun.
+    generations: u32,
+    /// Operations still to be done; [`u64::MAX`] when time decides.
+    remaining: u64,
+}
+
+/// Runs the plan to its end.
+pub(crate) fn run(plan: &Plan) -> Outcome {
+    let shared = Shared::new(plan.clone());
+    let start = Instant::now();
+    let (mut totals, threads) = std::thread::scope(|scope| Crew::new(&shared, scope).run(start));
+    let last = Actor { seed: plan.seed, thread: plan.threads, generation: 0, operation: 0 };
+    for block in shared.exchange.drain() {
+        block.free(last);
+        totals.frees += 1;
+        totals.foreign_frees += 1;
+    }
+    Outcome {
+        totals,
+        threads,
+        elapsed: start.elapsed(),
+        repeatable: matches!(plan.length, Length::Operations(_)),
+    }
+}
+
+struct Crew<'scope, 'env> {
+    shared: &'env Shared,
+    scope: &'scope Scope<'scope, 'env>,
+    finished: (Sender<Finished>, mpsc::Receiver<Finished>),
+    posts: Vec<Post<'scope>>,
+    totals: Totals,
+    spawned: u64,
+}
+
+impl<'scope, 'env> Crew<'scope, 'env> {
+    fn new(shared: &'env Shared, scope: &'scope Scope<'scope, 'env>) -> Self {
+        let remaining = match shared.plan.length {
+            Length::Operations(operations) => operations,
+            Length::Time(_) => u64::MAX,
+        };
+        let post = |_| Post { handle: None, generations: 0, remaining };
+        Self {
+            shared,
+            scope,
+            finished: mpsc::channel(),
+            posts: (0..shared.plan.threads).map(post).collect(),
+            totals: Totals::default(),
+            spawned: 0,
+        }
+    }
+
+    /// Returns the totals and how many threads there have been.
+    fn run(mut self, start: Instant) -> (Totals, u64) {
+        for thread in 0..self.shared.plan.threads {
+            self.spawn(thread);
+        }
+        let end = match self.shared.plan.length {
+            Length::Time(time) => Some(start + time),
+            Length::Operations(_) => None,
+        };
+        let mut progress = Progress::new(start);
+        while self.posts.iter().any(|post| post.handle.is_some()) {
+            let now = Instant::now();
+            if end.is_some_and(|end| now >= end) {
+                self.shared.stop.store(true, Ordering::Relaxed);
+            }
+            if now >= progress.next {
+                progress.print(now, &self.shared.lanes, self.spawned);
+            }
+            let wake = end.filter(|end| *end > now).map_or(progress.next, |e| e.min(progress.next));
+            match self.finished.1.recv_timeout(wake.saturating_duration_since(now)) {
+                Ok(finished) => self.replace(finished),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => unreachable!("a sender is kept"),
+            }
+        }
+        (self.totals, self.spawned)
+    }
+
+    /// Joins a worker that ended and starts the next generation, unless the run is over.
+    fn replace(&mut self, finished: Finished) {
+        self.totals += finished.totals;
+        let post = &mut self.posts[finished.thread as usize];
+        post.remaining = post.remaining.saturating_sub(finished.totals.operations);
+        let handle = post.handle.take().expect("this lane had a worker");
+        handle.join().expect("a panic ends the process");
+        if post.remaining > 0 && !self.shared.stop.load(Ordering::Relaxed) {
+            self.spawn(finished.thread);
+        }
+    }
+
+    /// Starts the next generation of a lane.
+    fn spawn(&mut self, thread: u32) {
+        let post = &mut self.posts[thread as usize];
+        let (shared, finished) = (self.shared, self.finished.0.clone());
+        let (generation, limit) = (post.generations, post.remaining);
+        let handle = Builder::new().stack_size(STACK).spawn_scoped(self.scope, move || {
+            let totals = Worker::new(shared, thread, generation).run(limit);
+            // The supervisor outlives every worker, so there is always someone to hear it.
+            let _ = finished.send(Finished { thread, totals });
+        });
+        post.handle = Some(handle.expect("the system can start a thread"));
+        post.generations += 1;
+        self.spawned += 1;
+    }
+}
+
+/// The line printed each second.
+struct Progress {
+    start: Instant,
+    next: Instant,
+    before: u64,
+    at: Instant,
+}
+
+impl Progress {
+    fn new(start: Instant) -> Self {
+        Self { start, next: start + SECOND, before: 0, at: start }
+    }
+
+    fn print(&mut self, now: Instant, lanes: &[Lane], spawned: u64) {
+        let operations: u64 = lanes.iter().map(|l| l.operations.load(Ordering::Relaxed)).sum();
+        let live: u64 = lanes.iter().map(|l| l.live_bytes.load(Ordering::Relaxed)).sum();
+        let rate = (operations - self.before) as f64 / (now - self.at).as_secs_f64();
+        println!(
+            "{:>5} s {:>10.0} operations/s {:>12} in all {:>8} threads {:>6} MiB kept",
+            (now - self.start).as_secs(),
+            rate,
+            operations,
+            spawned,
+            live >> 20,
+        );
+        self.before = operations;
+        self.at = now;
+        while self.next <= now {
+            self.next += SECOND;
+        }
+    }
+}

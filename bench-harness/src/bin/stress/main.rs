@@ -1,0 +1,56 @@
+//! `stress`: many threads, random layouts, every byte checked.
+//!
+//! Each worker thread allocates, reallocates and frees blocks of random size and alignment. Every
+//! block is filled with a pattern of its own ([`pattern`]), which is checked in full whenever the
+//! block is reallocated or freed, so two blocks that overlap, a copy that lost bytes or memory
+//! handed out twice shows as a mismatch. Blocks pass between threads ([`exchange`]), and the threads
+//! themselves come and go: a worker lives for one *generation*, leaves its blocks to the others and
+//! is replaced by a fresh thread ([`crew`]).
+//!
+//! The first mismatch is printed with all that is needed to find it again, and ends the process with
+//! exit code 1. A request refused with null is counted and is no fault, as long as a refused `realloc`
+//! left the block as it was; but the program's own tables are on the same heap, and it gives up when
+//! they find no memory.
+//!
+//! # Replay
+//!
+//! What a worker does depends on the seed, its thread number and its generation alone: same seed,
+//! same `--threads`, `--max-size` and `--live-mb`, same sequence of operations, sizes, alignments
+//! and choices in every thread. Blocks that come in from other threads are checked and freed on the
+//! spot with choices drawn from the block, never from the worker, so that timing cannot leak into
+//! the sequence. How threads interleave, hence which addresses they see, is up to the machine. With
+//! `--operations` the length of the run is fixed too, and the digest printed at the end must come
+//! out the same each time.
+
+mod block;
+mod crew;
+mod draw;
+mod exchange;
+mod failure;
+mod options;
+mod pattern;
+mod totals;
+mod worker;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+#[global_allocator]
+static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
+
+fn main() -> ExitCode {
+    let options = options::Options::parse();
+    let plan = options.plan();
+    println!("{plan}");
+    failure::exit_on_panic();
+
+    let outcome = crew::run(&plan);
+    println!("{outcome}");
+    if outcome.totals.live_blocks() == 0 {
+        ExitCode::SUCCESS
+    } else {
+        eprintln!("stress: blocks were lost or freed twice by the program itself");
+        ExitCode::FAILURE
+    }
+}

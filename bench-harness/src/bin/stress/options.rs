@@ -1,0 +1,121 @@
+//! The command line, and the plan of a run that follows from it.
+
+use std::fmt;
+use std::time::Duration;
+
+use clap::Parser;
+
+/// Stresses Hayloft: random sizes and alignments, every byte checked, threads that come and go.
+#[derive(Debug, Parser)]
+#[command(name = "stress", version)]
+pub(crate) struct Options {
+    /// How long to run.
+    #[arg(long, default_value_t = 30, conflicts_with = "operations")]
+    seconds: u64,
+
+    /// Run this many operations per thread instead of for a time: a run that can be repeated exactly.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    operations: Option<u64>,
+
+    /// Worker threads alive at any time.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    threads: u32,
+
+    /// Where all randomness comes from.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+
+    /// Largest block in bytes (lowered if `--live-mb` and `--threads` leave no room for it).
+    #[arg(long, value_name = "BYTES", default_value_t = 8 << 20,
+          value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
+    max_size: u64,
+
+    /// Bound on live data, in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 512,
+          value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    live_mb: u64,
+
+    /// A run of three seconds, for continuous integration.
+    #[arg(long, conflicts_with_all = ["seconds", "operations"])]
+    quick: bool,
+}
+
+/// When a run ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Length {
+    /// After a time.
+    Time(Duration),
+    /// After this many operations in each thread.
+    Operations(u64),
+}
+
+/// Everything a run is determined by.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) seed: u64,
+    pub(crate) threads: u32,
+    pub(crate) length: Length,
+    /// Largest block.
+    pub(crate) max_size: usize,
+    /// Bound on the bytes one worker keeps to itself.
+    pub(crate) worker_bytes: usize,
+    /// Exchange slots.
+    pub(crate) slots: usize,
+    /// Bound on the bytes in one exchange slot.
+    pub(crate) slot_bytes: usize,
+}
+
+impl Options {
+    /// Splits the bound on live data: half to the workers, a quarter to the exchange slots, and the
+    /// rest as room for what is between a slot and the thread that frees it.
+    pub(crate) fn plan(&self) -> Plan {
+        let threads = self.threads as usize;
+        let slots = 2 * threads;
+        let live = (self.live_mb as usize) << 20;
+        let worker_bytes = live / 2 / threads;
+        Plan {
+            seed: self.seed,
+            threads: self.threads,
+            length: match self.operations {
+                Some(operations) => Length::Operations(operations),
+                None if self.quick => Length::Time(Duration::from_secs(3)),
+                None => Length::Time(Duration::from_secs(self.seconds)),
+            },
+            max_size: (self.max_size as usize).min(worker_bytes / 4).max(1),
+            worker_bytes,
+            slots,
+            slot_bytes: live / 4 / slots,
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "stress: seed {}, {} threads, ", self.seed, self.threads)?;
+        match self.length {
+            Length::Time(time) => write!(f, "{} s, ", time.as_secs())?,
+            Length::Operations(operations) => write!(f, "{operations} operations each, ")?,
+        }
+        let live = (self.worker_bytes * self.threads as usize + self.slot_bytes * self.slots) >> 20;
+        write!(f, "blocks up to {} bytes, at most {live} MiB at rest", self.max_size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        use clap::CommandFactory as _;
+        Options::command().debug_assert();
+    }
+
+    #[test]
+    fn many_threads_lower_the_largest_block() {
+        let options = Options::parse_from(["stress", "--threads", "64", "--live-mb", "64"]);
+        let plan = options.plan();
+        assert_eq!(plan.worker_bytes, 512 << 10);
+        assert_eq!(plan.max_size, 128 << 10);
+    }
+}

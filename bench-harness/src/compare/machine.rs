@@ -1,0 +1,80 @@
+//! The machine that measured, as far as it matters for the numbers.
+
+use std::fs;
+use std::process::Command;
+use std::thread;
+
+use serde::Serialize;
+
+/// What a reader has to know to judge a number.
+#[derive(Debug, Serialize)]
+pub struct Machine {
+    /// The processor's name for itself.
+    pub cpu: String,
+    /// How many CPUs this process may use.
+    pub cpus: usize,
+    /// The kernel's release.
+    pub kernel: String,
+    /// Installed memory, in MiB.
+    pub memory_mib: u64,
+    /// When the kernel uses huge pages: `always`, `madvise` or `never`.
+    pub transparent_hugepages: String,
+    /// The compiler.
+    pub rustc: String,
+}
+
+impl Machine {
+    /// Looks at this one.
+    pub fn detect() -> Self {
+        Self {
+            cpu: field("/proc/cpuinfo", "model name").unwrap_or_else(unknown),
+            cpus: thread::available_parallelism().map_or(1, usize::from),
+            kernel: read("/proc/sys/kernel/osrelease").unwrap_or_else(unknown),
+            memory_mib: field("/proc/meminfo", "MemTotal")
+                .and_then(|size| size.trim_end_matches(" kB").parse::<u64>().ok())
+                .map_or(0, |kib| kib / 1024),
+            transparent_hugepages: read("/sys/kernel/mm/transparent_hugepage/enabled")
+                .and_then(|modes| bracketed(&modes))
+                .unwrap_or_else(unknown),
+            rustc: rustc_version().unwrap_or_else(unknown),
+        }
+    }
+}
+
+fn unknown() -> String {
+    "unknown".to_owned()
+}
+
+fn read(path: &str) -> Option<String> {
+    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+}
+
+/// The value of the first line `name: value`.
+fn field(path: &str, name: &str) -> Option<String> {
+    let text = read(path)?;
+    let mut pairs = text.lines().filter_map(|line| line.split_once(':'));
+    pairs.find(|(key, _)| key.trim() == name).map(|(_, value)| value.trim().to_owned())
+}
+
+/// The chosen one in a list such as `always [madvise] never`.
+fn bracketed(modes: &str) -> Option<String> {
+    let (_, rest) = modes.split_once('[')?;
+    rest.split_once(']').map(|(mode, _)| mode.to_owned())
+}
+
+fn rustc_version() -> Option<String> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(rustc).arg("--version").output().ok()?;
+    String::from_utf8(output.stdout).ok().map(|text| text.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_chosen_mode_is_in_brackets() {
+        assert_eq!(bracketed("always [madvise] never").as_deref(), Some("madvise"));
+        assert_eq!(bracketed("nothing chosen"), None);
+    }
+}

@@ -1,0 +1,72 @@
+//! `compare`: builds the engines, runs them interleaved over rounds, and reports.
+//!
+//! [`Args`] says what to do, [`engines`] builds, [`runner`] runs, [`summary`] turns samples into the numbers of a table,
+//! [`report`] prints them, and [`record`] is what is saved as JSON.
+
+pub mod engines;
+pub mod record;
+pub mod report;
+pub mod runner;
+pub mod statistics;
+pub mod summary;
+
+mod args;
+mod machine;
+
+pub use args::Args;
+pub use machine::Machine;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+
+use self::record::Record;
+use self::summary::Summary;
+use crate::workloads;
+
+/// The body of `main`. Exits with 2 on wrong arguments, and with 1 if anything could not be built, run or saved.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    if args.list {
+        print!("{}", listing());
+        return ExitCode::SUCCESS;
+    }
+    match compare(&args) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{} {error}", console::style("error:").for_stderr().red().bold());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Does it all. False if an engine failed.
+fn compare(args: &Args) -> Result<bool, String> {
+    let engines = engines::prepare(args)?;
+    let start = Instant::now();
+    let samples = runner::run(args, &engines);
+    let record = Record::new(args, &engines, samples, start.elapsed());
+    let summary = Summary::new(&record, &args.allocators(), &args.workloads());
+    print!("{}", report::text(&record, &summary, args.markdown));
+    if let Some(file) = &args.json {
+        record.save(file)?;
+    }
+    Ok(record.is_complete())
+}
+
+/// All names that arguments can have.
+fn listing() -> String {
+    let mut text = String::from("Workloads:\n");
+    for workload in workloads::ALL {
+        text += &format!("  {:16} {:?}: {}\n", workload.name, workload.kind, workload.about);
+    }
+    text += "Allocators:\n";
+    for allocator in &crate::allocator::ALL {
+        let note = if allocator.is_built() { "" } else { "(needs the cargo feature `peers`)" };
+        text += format!("  {:16} {note}", allocator.name).trim_end();
+        text += "\n";
+    }
+    text
+}

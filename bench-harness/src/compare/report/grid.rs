@@ -1,0 +1,100 @@
+//! A table of coloured cells, rendered for a terminal or as Markdown.
+
+use comfy_table::{Attribute, Cell, CellAlignment, Color, LineStyle, Table, presets};
+
+use super::Mood;
+
+/// A table: a header, and rows as long as it.
+pub(super) struct Grid {
+    header: Vec<String>,
+    separated: bool,
+    rows: Vec<Vec<Entry>>,
+}
+
+/// One cell.
+pub(super) struct Entry {
+    text: String,
+    mood: Mood,
+}
+
+impl Entry {
+    /// A cell without colour.
+    pub(super) fn plain(text: impl Into<String>) -> Self {
+        Self { text: text.into(), mood: Mood::Even }
+    }
+
+    /// A cell coloured by its ratio, if there is one.
+    pub(super) fn rated(text: impl Into<String>, ratio: Option<f64>) -> Self {
+        Self { text: text.into(), mood: ratio.map_or(Mood::Even, Mood::of) }
+    }
+
+    /// A cell that says that something went wrong.
+    pub(super) fn bad(text: impl Into<String>) -> Self {
+        Self { text: text.into(), mood: Mood::Worse }
+    }
+}
+
+impl Grid {
+    /// A table without rows.
+    pub(super) fn new(header: Vec<String>) -> Self {
+        Self { header, separated: false, rows: Vec::new() }
+    }
+
+    /// Draws a line between rows, for a table whose rows have more than one line.
+    pub(super) fn separated(self) -> Self {
+        Self { separated: true, ..self }
+    }
+
+    /// Adds a row.
+    pub(super) fn push(&mut self, row: Vec<Entry>) {
+        debug_assert_eq!(row.len(), self.header.len());
+        self.rows.push(row);
+    }
+
+    /// Whether there is nothing to show.
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// The table as text, without a line break at its end.
+    pub(super) fn render(&self, markdown: bool) -> String {
+        let mut table = Table::new();
+        if markdown {
+            table.load_style(presets::ASCII_MARKDOWN).force_no_tty();
+        } else {
+            table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+            if !self.separated {
+                table.style_mut().row_separator = LineStyle::none();
+            }
+            // `console` knows about NO_COLOR, CLICOLOR and whether this is a terminal.
+            if console::colors_enabled() {
+                table.enforce_styling();
+            } else {
+                table.force_no_tty();
+            }
+        }
+        let header =
+            self.header.iter().map(|title| Cell::new(title).add_attribute(Attribute::Bold));
+        table.set_header(header.collect::<Vec<_>>());
+        for row in &self.rows {
+            table.add_row(row.iter().map(|entry| cell(entry, markdown)).collect::<Vec<_>>());
+        }
+        for index in 1..self.header.len() {
+            if let Some(column) = table.column_mut(index) {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        table.trim_fmt()
+    }
+}
+
+fn cell(entry: &Entry, markdown: bool) -> Cell {
+    // A cell of a Markdown table is one line.
+    let text = if markdown { entry.text.replace('\n', " · ") } else { entry.text.clone() };
+    let cell = Cell::new(text);
+    match entry.mood {
+        Mood::Better => cell.fg(Color::Green),
+        Mood::Even => cell,
+        Mood::Worse => cell.fg(Color::Red),
+    }
+}

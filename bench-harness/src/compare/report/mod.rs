@@ -1,0 +1,47 @@
+//! What `compare` prints: how things were built, the tables, the means, and what wins and loses.
+
+mod build;
+mod grid;
+mod tables;
+mod verdict;
+
+use super::record::Record;
+use super::summary::Summary;
+
+/// The whole report, for a terminal or as Markdown.
+pub fn text(record: &Record, summary: &Summary, markdown: bool) -> String {
+    let mut sections = vec![build::section(record, markdown)];
+    for (title, grid) in tables::all(summary) {
+        sections.push(format!("{}\n\n{}", heading(&title, markdown), grid.render(markdown)));
+    }
+    let verdict = verdict::lines(summary);
+    if !verdict.is_empty() {
+        let title = heading("Wins and losses", markdown);
+        sections.push(format!("{title}\n\n{}", verdict.join("\n")));
+    }
+    format!("\n{}\n", sections.join("\n\n"))
+}
+
+/// A title, in the manner of the output.
+fn heading(title: &str, markdown: bool) -> String {
+    if markdown { format!("### {title}") } else { console::style(title).bold().to_string() }
+}
+
+/// Whether a ratio is good or bad news. Within three percent it is neither, since the machine is noisier than that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mood {
+    Better,
+    Even,
+    Worse,
+}
+
+impl Mood {
+    /// For something of which less is better.
+    fn of(ratio: f64) -> Self {
+        match ratio {
+            ratio if ratio < 0.97 => Self::Better,
+            ratio if ratio > 1.03 => Self::Worse,
+            _ => Self::Even,
+        }
+    }
+}

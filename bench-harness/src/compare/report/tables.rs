@@ -1,0 +1,134 @@
+//! The tables: time, memory, latency, and the means of them.
+
+use super::grid::{Entry, Grid};
+use crate::compare::summary::{Cell, Quantity, Summary};
+use crate::workloads::{Kind, Resident};
+
+/// All tables that have a row, with their titles.
+pub(super) fn all(summary: &Summary) -> Vec<(String, Grid)> {
+    let baseline = summary.baseline_name();
+    let tables = vec![
+        (format!("Time: ns per operation, ratio to {baseline}, min–max"), time(summary)),
+        (format!("Memory: peak resident MiB, ratio to {baseline}"), memory(summary)),
+        ("Latency: ns, reading the clock included".to_owned(), latency(summary)),
+        (format!("Geometric means of the ratios to {baseline}"), means(summary)),
+    ];
+    tables.into_iter().filter(|(_, grid)| !grid.is_empty()).collect()
+}
+
+/// A table with a column for each allocator.
+fn by_allocator(summary: &Summary, first: &str) -> Grid {
+    let allocators = summary.allocators.iter().map(|name| (*name).to_owned());
+    Grid::new(std::iter::once(first.to_owned()).chain(allocators).collect())
+}
+
+fn time(summary: &Summary) -> Grid {
+    let mut grid = by_allocator(summary, "workload").separated();
+    for row in summary.timed() {
+        let mut entries = vec![Entry::plain(row.workload.name)];
+        entries.extend(row.cells.iter().map(|cell| entry(cell, cell.time, true)));
+        grid.push(entries);
+    }
+    grid
+}
+
+fn memory(summary: &Summary) -> Grid {
+    let mut grid = by_allocator(summary, "workload");
+    for row in &summary.rows {
+        let note = match row.workload.resident {
+            Resident::Peak => "",
+            Resident::Final => " (at the end)",
+        };
+        let mut entries = vec![Entry::plain(format!("{}{note}", row.workload.name))];
+        entries.extend(row.cells.iter().map(|cell| entry(cell, cell.resident, false)));
+        grid.push(entries);
+    }
+    grid
+}
+
+/// A quantity with its ratio and, if wanted, its range; or how it was not measured.
+fn entry(cell: &Cell, quantity: Option<Quantity>, with_range: bool) -> Entry {
+    if let Some(how) = &cell.failure {
+        return Entry::bad(how);
+    }
+    let Some(quantity) = quantity else {
+        return Entry::plain("–");
+    };
+    let mut text = number(quantity.median);
+    if let Some(ratio) = quantity.ratio {
+        text += &format!("  {ratio:.2}×");
+    }
+    if with_range {
+        text += &format!("\n{}–{}", number(quantity.min), number(quantity.max));
+    }
+    Entry::rated(text, quantity.ratio)
+}
+
+fn latency(summary: &Summary) -> Grid {
+    let header = ["workload", "allocator", "p50", "p99", "p99.9", "max", "clock alone"];
+    let mut grid = Grid::new(header.map(str::to_owned).to_vec());
+    for row in summary.of_kind(Kind::Latency) {
+        let baseline = row.cells[summary.baseline].latency;
+        for (name, cell) in summary.allocators.iter().zip(&row.cells) {
+            let Some(own) = cell.latency else { continue };
+            let rated = |own: u64, theirs: Option<u64>| {
+                let ratio = theirs.map(|theirs| own as f64 / theirs.max(1) as f64);
+                Entry::rated(own.to_string(), ratio)
+            };
+            grid.push(vec![
+                Entry::plain(row.workload.name),
+                Entry::plain(*name),
+                rated(own.p50, baseline.map(|it| it.p50)),
+                rated(own.p99, baseline.map(|it| it.p99)),
+                rated(own.p999, baseline.map(|it| it.p999)),
+                // A single preemption decides the maximum, so it is no reason to judge.
+                Entry::plain(own.max.to_string()),
+                Entry::plain(own.clock.to_string()),
+            ]);
+        }
+    }
+    grid
+}
+
+fn means(summary: &Summary) -> Grid {
+    let mut grid = by_allocator(summary, "mean over");
+    type Mean<'a> = &'a dyn Fn(usize) -> Option<f64>;
+    let means: [(&str, Mean<'_>); 3] = [
+        ("time, allocation", &|index| summary.mean_time(Kind::Allocation, index)),
+        ("time, programs", &|index| summary.mean_time(Kind::Program, index)),
+        ("peak memory", &|index| summary.mean_resident(index)),
+    ];
+    for (title, mean) in means {
+        let values: Vec<Option<f64>> = (0..summary.allocators.len()).map(mean).collect();
+        if values.iter().all(Option::is_none) {
+            continue;
+        }
+        let entry = |value: &Option<f64>| match value {
+            Some(ratio) => Entry::rated(format!("{ratio:.3}×"), Some(*ratio)),
+            None => Entry::plain("–"),
+        };
+        grid.push(std::iter::once(Entry::plain(title)).chain(values.iter().map(entry)).collect());
+    }
+    grid
+}
+
+/// Three significant digits, and no fraction from a hundred on.
+fn number(value: f64) -> String {
+    match value {
+        value if value < 10.0 => format!("{value:.2}"),
+        value if value < 100.0 => format!("{value:.1}"),
+        value => format!("{value:.0}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_three_digits() {
+        assert_eq!(number(1.976), "1.98");
+        assert_eq!(number(19.76), "19.8");
+        assert_eq!(number(1976.4), "1976");
+    }
+}

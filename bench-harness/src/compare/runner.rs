@@ -1,0 +1,173 @@
+//! Runs engines: every pair in a process of its own, interleaved over rounds.
+
+use std::collections::HashSet;
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use wait_timeout::ChildExt;
+
+use super::Args;
+use super::engines::Engine;
+use crate::engine::Scale;
+use crate::measurement::Measurement;
+
+/// An engine that takes longer than this has hung. They last about a second.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How such an engine failed.
+const HUNG: &str = "hung";
+
+/// What came of one process.
+#[derive(Debug, Serialize)]
+pub struct Sample {
+    /// In which round.
+    pub round: u32,
+    /// Name of the allocator.
+    pub allocator: &'static str,
+    /// Name of the workload.
+    pub workload: &'static str,
+    /// What it measured, or how it failed.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+/// How a process ended.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It measured.
+    Measured(Measurement),
+    /// It did not.
+    Failed(Failure),
+}
+
+/// A process that did not measure.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Failure {
+    /// In a few words, why.
+    pub how: String,
+    /// What it wrote to its standard error.
+    pub said: String,
+}
+
+impl From<String> for Failure {
+    fn from(how: String) -> Self {
+        Self { how, said: String::new() }
+    }
+}
+
+/// Runs all that `args` choose. A process that fails becomes a sample that says so.
+pub fn run(args: &Args, engines: &[Engine]) -> Vec<Sample> {
+    let workloads = args.workloads();
+    let rounds = args.rounds();
+    let mut samples = Vec::with_capacity(rounds as usize * workloads.len() * engines.len());
+    let bar = progress_bar(samples.capacity() as u64);
+    let mut hung = HashSet::new();
+    for round in 0..rounds {
+        for workload in &workloads {
+            // Another one begins in each round, so that none always runs on the heels of the same other.
+            let first = round as usize % engines.len();
+            for engine in engines[first..].iter().chain(&engines[..first]) {
+                let allocator = engine.allocator.name;
+                if hung.contains(&(allocator, workload.name)) {
+                    bar.inc(1);
+                    continue;
+                }
+                bar.set_message(format!(
+                    "round {} of {rounds}: {} under {allocator}",
+                    round + 1,
+                    workload.name
+                ));
+                let outcome = measure(engine, workload.name, args.scale());
+                if let Outcome::Failed(Failure { how, said }) = &outcome {
+                    // Unlike a crash, this would take long each time.
+                    if how == HUNG {
+                        hung.insert((allocator, workload.name));
+                    }
+                    bar.suspend(|| eprintln!("{} under {allocator}: {how}\n{said}", workload.name));
+                }
+                samples.push(Sample { round, allocator, workload: workload.name, outcome });
+                bar.inc(1);
+            }
+        }
+    }
+    bar.finish_and_clear();
+    samples
+}
+
+fn progress_bar(length: u64) -> ProgressBar {
+    let style = "{bar:30.green} {pos:>4}/{len} {elapsed:>4} left {eta:>4}  {wide_msg}";
+    let style = ProgressStyle::with_template(style).expect("a valid template");
+    ProgressBar::new(length).with_style(style)
+}
+
+/// Runs one engine with one workload.
+fn measure(engine: &Engine, workload: &str, scale: Scale) -> Outcome {
+    try_measure(engine, workload, scale).map_or_else(Outcome::Failed, Outcome::Measured)
+}
+
+fn try_measure(engine: &Engine, workload: &str, scale: Scale) -> Result<Measurement, Failure> {
+    let mut child = Command::new(&engine.path)
+        .args([workload, scale.name()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("does not start: {error}"))?;
+    let Some(status) = child.wait_timeout(PATIENCE).map_err(|error| error.to_string())? else {
+        // Either call fails only if the process is gone, which is what they are for.
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(Failure { how: HUNG.to_owned(), said: drain(child.stderr.take()) });
+    };
+    if !status.success() {
+        return Err(Failure { how: describe(status), said: drain(child.stderr.take()) });
+    }
+    let line = drain(child.stdout.take());
+    serde_json::from_str(&line).map_err(|error| format!("printed no measurement: {error}").into())
+}
+
+/// What a process that has ended wrote into a pipe. It is little, so it did not have to wait for a reader.
+fn drain(pipe: Option<impl Read>) -> String {
+    let mut bytes = Vec::new();
+    if let Some(mut pipe) = pipe {
+        // What could be read is all there is.
+        let _ = pipe.read_to_end(&mut bytes);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// How a process ended that should not have.
+fn describe(status: ExitStatus) -> String {
+    let Some(signal) = status.signal() else {
+        return format!("failed with {status}");
+    };
+    let name = match signal {
+        libc::SIGABRT => "SIGABRT",
+        libc::SIGBUS => "SIGBUS",
+        libc::SIGFPE => "SIGFPE",
+        libc::SIGILL => "SIGILL",
+        libc::SIGKILL => "SIGKILL",
+        libc::SIGSEGV => "SIGSEGV",
+        libc::SIGSYS => "SIGSYS",
+        libc::SIGTRAP => "SIGTRAP",
+        _ => return format!("crashed by signal {signal}"),
+    };
+    format!("crashed by {name}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crash_is_named_by_its_signal() {
+        assert_eq!(describe(ExitStatus::from_raw(libc::SIGSEGV)), "crashed by SIGSEGV");
+        assert_eq!(describe(ExitStatus::from_raw(libc::SIGUSR1)), "crashed by signal 10");
+        assert_eq!(describe(ExitStatus::from_raw(1 << 8)), "failed with exit status: 1");
+    }
+}

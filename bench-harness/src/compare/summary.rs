@@ -1,0 +1,174 @@
+//! From samples to the numbers of the tables: a median, a range and a ratio for every pair.
+
+use super::record::Record;
+use super::runner::{Outcome, Sample};
+use super::statistics::{geometric_mean, median, paired_ratio, range};
+use crate::allocator::{Allocator, BASELINE};
+use crate::measurement::{Latency, Measurement};
+use crate::workloads::{Kind, Resident, Workload};
+
+/// All pairs, reduced.
+#[derive(Debug)]
+pub struct Summary {
+    /// Names of the allocators: the columns.
+    pub allocators: Vec<&'static str>,
+    /// Index of the allocator that the others are compared with.
+    pub baseline: usize,
+    /// The workloads: the rows.
+    pub rows: Vec<Row>,
+}
+
+/// One workload under all allocators.
+#[derive(Debug)]
+pub struct Row {
+    /// Which.
+    pub workload: &'static Workload,
+    /// One for each allocator.
+    pub cells: Vec<Cell>,
+}
+
+/// One workload under one allocator.
+#[derive(Debug)]
+pub struct Cell {
+    /// Nanoseconds per operation.
+    pub time: Option<Quantity>,
+    /// Resident memory in MiB.
+    pub resident: Option<Quantity>,
+    /// The distribution of single operations: the round with the median of p99.9.
+    pub latency: Option<Latency>,
+    /// How a process failed, if one did.
+    pub failure: Option<String>,
+}
+
+/// Something measured in every round.
+#[derive(Clone, Copy, Debug)]
+pub struct Quantity {
+    /// Median over rounds.
+    pub median: f64,
+    /// The smallest of all.
+    pub min: f64,
+    /// The largest of all.
+    pub max: f64,
+    /// Median over rounds of the ratio to the baseline in the same round.
+    pub ratio: Option<f64>,
+}
+
+impl Summary {
+    /// Reduces the samples of `record`.
+    pub fn new(
+        record: &Record,
+        allocators: &[&'static Allocator],
+        workloads: &[&'static Workload],
+    ) -> Self {
+        let allocators: Vec<&str> = allocators.iter().map(|allocator| allocator.name).collect();
+        let baseline = allocators.iter().position(|&name| name == BASELINE).unwrap_or(0);
+        let row = |&workload: &&'static Workload| {
+            let rounds: Vec<Rounds<'_>> = allocators
+                .iter()
+                .map(|allocator| Rounds::find(record, allocator, workload.name))
+                .collect();
+            let cells = rounds.iter().map(|own| own.cell(&rounds[baseline], workload)).collect();
+            Row { workload, cells }
+        };
+        Self { rows: workloads.iter().map(row).collect(), allocators, baseline }
+    }
+
+    /// The allocator that the others are compared with.
+    pub fn baseline_name(&self) -> &'static str {
+        self.allocators[self.baseline]
+    }
+
+    /// Rows whose workloads are of one kind.
+    pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &Row> {
+        self.rows.iter().filter(move |row| row.workload.kind == kind)
+    }
+
+    /// Rows that are timed for the sake of speed.
+    pub fn timed(&self) -> impl Iterator<Item = &Row> {
+        let is_timed = |kind| matches!(kind, Kind::Allocation | Kind::Program);
+        self.rows.iter().filter(move |row| is_timed(row.workload.kind))
+    }
+
+    /// Geometric mean over workloads of one kind of the ratio of times.
+    pub fn mean_time(&self, kind: Kind, allocator: usize) -> Option<f64> {
+        geometric_mean(self.of_kind(kind).filter_map(|row| row.cells[allocator].time?.ratio))
+    }
+
+    /// Geometric mean of the ratio of peak memory, over all workloads that report the peak.
+    pub fn mean_resident(&self, allocator: usize) -> Option<f64> {
+        let peaks = self.rows.iter().filter(|row| row.workload.resident == Resident::Peak);
+        geometric_mean(peaks.filter_map(|row| row.cells[allocator].resident?.ratio))
+    }
+}
+
+/// What one pair measured, by round. `None` where a process failed.
+struct Rounds<'a> {
+    measured: Vec<Option<&'a Measurement>>,
+    failure: Option<&'a str>,
+}
+
+impl<'a> Rounds<'a> {
+    fn find(record: &'a Record, allocator: &str, workload: &str) -> Self {
+        let mut rounds = Self { measured: vec![None; record.rounds as usize], failure: None };
+        let is_ours =
+            |sample: &&Sample| sample.allocator == allocator && sample.workload == workload;
+        for sample in record.samples.iter().filter(is_ours) {
+            match &sample.outcome {
+                Outcome::Measured(measurement) => {
+                    rounds.measured[sample.round as usize] = Some(measurement);
+                }
+                Outcome::Failed(failure) => rounds.failure = Some(&failure.how),
+            }
+        }
+        rounds
+    }
+
+    fn cell(&self, baseline: &Self, workload: &Workload) -> Cell {
+        let time = |measured: &Measurement| median(measured.nanoseconds.iter().copied());
+        let resident = |measured: &Measurement| {
+            let kib = match workload.resident {
+                Resident::Peak => measured.peak_rss_kib,
+                Resident::Final => measured.final_rss_kib,
+            };
+            Some(kib as f64 / 1024.0)
+        };
+        let all_times =
+            self.measured.iter().flatten().flat_map(|measured| measured.nanoseconds.iter());
+        // The range of times is that of all repetitions, not only of each round's median.
+        let times = range(all_times.copied());
+        Cell {
+            time: self.quantity(baseline, time).map(|quantity| {
+                let (min, max) = times.unwrap_or((quantity.min, quantity.max));
+                Quantity { min, max, ..quantity }
+            }),
+            resident: self.quantity(baseline, resident),
+            latency: self.latency(),
+            failure: self.failure.map(str::to_owned),
+        }
+    }
+
+    fn quantity(
+        &self,
+        baseline: &Self,
+        value: impl Fn(&Measurement) -> Option<f64>,
+    ) -> Option<Quantity> {
+        let values = |rounds: &Self| -> Vec<Option<f64>> {
+            rounds.measured.iter().map(|measured| value((*measured)?)).collect()
+        };
+        let (own, theirs) = (values(self), values(baseline));
+        let (min, max) = range(own.iter().copied().flatten())?;
+        Some(Quantity {
+            median: median(own.iter().copied().flatten())?,
+            min,
+            max,
+            ratio: paired_ratio(&own, &theirs),
+        })
+    }
+
+    fn latency(&self) -> Option<Latency> {
+        let mut all: Vec<Latency> =
+            self.measured.iter().flatten().filter_map(|measured| measured.latency).collect();
+        all.sort_by_key(|latency| latency.p999);
+        all.get(all.len() / 2).copied()
+    }
+}

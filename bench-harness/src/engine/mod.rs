@@ -1,0 +1,63 @@
+//! What an engine does: run one workload under the allocator its executable installed, and print what it measured.
+
+mod latency;
+mod memory;
+mod run;
+
+pub use latency::LatencyRecorder;
+pub use run::{Run, Scale};
+
+use std::process::ExitCode;
+
+use crate::measurement::Measurement;
+use crate::workloads;
+
+/// The body of an engine's `main`.
+///
+/// Called as `run-<allocator> <workload> <scale>`, it prints a [`Measurement`] as one line of JSON. `version` asks the
+/// allocator which version it is.
+pub fn main(allocator: &str, version: impl FnOnce() -> Option<String>) -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [workload, scale] = arguments.as_slice() else {
+        eprintln!("usage: run-{allocator} WORKLOAD (full | quick | tiny)");
+        return ExitCode::from(2);
+    };
+    let Some(workload) = workloads::find(workload) else {
+        eprintln!("no workload is called {workload}: `compare --list` lists them");
+        return ExitCode::from(2);
+    };
+    let Some(scale) = Scale::from_name(scale) else {
+        eprintln!("{scale} is not a scale: full, quick or tiny");
+        return ExitCode::from(2);
+    };
+
+    let mut run = Run::new(scale);
+    (workload.body)(&mut run);
+    let final_rss_kib = memory::resident_kib();
+    let peak_rss_kib = memory::peak_resident_kib();
+
+    let measurement = Measurement {
+        allocator: allocator.to_owned(),
+        version: version(),
+        workload: workload.name.to_owned(),
+        operations: run.operations,
+        nanoseconds: run.nanoseconds,
+        peak_rss_kib,
+        final_rss_kib,
+        latency: run.latency,
+    };
+    println!("{}", serde_json::to_string(&measurement).expect("a measurement is plain data"));
+    ExitCode::SUCCESS
+}
+
+/// The version of the C library, for the engine that measures its allocator.
+pub fn libc_version() -> Option<String> {
+    #[cfg(target_env = "gnu")]
+    {
+        // SAFETY: returns a pointer to a constant string that ends in zero.
+        let version = unsafe { std::ffi::CStr::from_ptr(libc::gnu_get_libc_version()) };
+        Some(format!("glibc {}", version.to_string_lossy()))
+    }
+    #[cfg(not(target_env = "gnu"))]
+    None
+}

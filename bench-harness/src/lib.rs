@@ -1,0 +1,22 @@
+//! The benchmark harness of Hayloft.
+//!
+//! `compare` measures allocators against each other. Every (allocator, workload) pair runs in a process of its own, an
+//! *engine*: one small executable per allocator, which installs that allocator as its `#[global_allocator]`, runs one
+//! workload, and prints one line of JSON. `compare` builds the engines, runs them interleaved over rounds, and reports.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`allocator`] | the table of allocators that can be measured |
+//! | [`workloads`] | the table of workloads, one file per family |
+//! | [`engine`] | what an engine does: time one workload and print a [`measurement::Measurement`] |
+//! | [`measurement`] | the line of JSON that an engine hands to `compare` |
+//! | [`compare`] | arguments, building, running, statistics, tables |
+
+pub mod allocator;
+pub mod compare;
+pub mod engine;
+pub mod measurement;
+pub mod workloads;
+
+mod blocks;
+mod prng;

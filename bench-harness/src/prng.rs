@@ -1,0 +1,36 @@
+//! A small deterministic random number generator, so that every allocator sees the same requests.
+
+/// Xorshift with 64 bits of state: fast enough that it does not show beside an allocation.
+pub(crate) struct Prng(u64);
+
+impl Prng {
+    /// Starts the sequence that belongs to `seed`.
+    pub(crate) fn new(seed: u64) -> Self {
+        // The state must not be zero, and neighbouring seeds should not start alike.
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// The next 64 bits.
+    #[inline(always)]
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    /// A number below `bound`, which must be at most 2³².
+    #[inline(always)]
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
+        // Multiply and shift instead of a division, which would cost more than some of the operations timed.
+        (((self.next() >> 32) * bound as u64) >> 32) as usize
+    }
+
+    /// A number from `low` to `high`, both included, each power of two between them equally likely.
+    #[inline(always)]
+    pub(crate) fn geometric(&mut self, low: usize, high: usize) -> usize {
+        let octaves = (high / low).ilog2() as usize;
+        let base = low << self.below(octaves);
+        base + 1 + self.below(base)
+    }
+}

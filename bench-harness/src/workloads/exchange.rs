@@ -1,0 +1,68 @@
+//! All-to-all exchange: threads swap blocks through shared slots, so most blocks are freed by another thread than the
+//! one that allocated them.
+
+use std::alloc::Layout;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+use crate::blocks::{alloc_raw, free_raw};
+use crate::engine::Run;
+use crate::prng::Prng;
+
+const THREADS: usize = 4;
+
+/// Slots that all threads share. The layout of a block follows from its slot, so nobody has to look into the block.
+struct Slots(Vec<AtomicPtr<u8>>);
+
+impl Slots {
+    fn new(count: usize) -> Self {
+        let block = |slot| AtomicPtr::new(alloc_raw(Self::layout(slot)).as_ptr());
+        Self((0..count).map(block).collect())
+    }
+
+    /// From 16 to 1003 bytes, all sizes about equally often.
+    fn layout(slot: usize) -> Layout {
+        Layout::from_size_align(16 + slot * 37 % 988, 8).expect("a small size")
+    }
+
+    /// Puts a new block into a slot and frees the one that was there.
+    #[inline(always)]
+    fn replace(&self, slot: usize) {
+        let layout = Self::layout(slot);
+        let new = alloc_raw(layout);
+        // SAFETY: the block is ours and has at least 16 bytes.
+        unsafe { new.write(1) };
+        let old = self.0[slot].swap(new.as_ptr(), Ordering::AcqRel);
+        if let Some(old) = NonNull::new(old) {
+            // SAFETY: a block in this slot was allocated with this layout, and the swap made it ours alone.
+            unsafe { free_raw(old, layout) };
+        }
+    }
+}
+
+impl Drop for Slots {
+    fn drop(&mut self) {
+        for (slot, block) in self.0.iter_mut().enumerate() {
+            if let Some(block) = NonNull::new(*block.get_mut()) {
+                // SAFETY: allocated with the layout of its slot; no thread uses the slots any more.
+                unsafe { free_raw(block, Self::layout(slot)) };
+            }
+        }
+    }
+}
+
+pub(super) fn run(run: &mut Run) {
+    let total: u64 = run.pick(3_000_000, 300_000, 4000);
+    let count = run.pick(10_000, 10_000, 100);
+    let slots = Slots::new(count);
+    run.time_threads(
+        THREADS,
+        total,
+        |index| Prng::new(index as u64 + 1),
+        |prng| {
+            for _ in 0..total / THREADS as u64 {
+                slots.replace(prng.below(count));
+            }
+        },
+    );
+}

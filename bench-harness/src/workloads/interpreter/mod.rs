@@ -1,0 +1,85 @@
+//! A tree-walking interpreter of a small Lisp: boxed syntax trees, reference-counted values, and a hash map of variables
+//! for every call. This is how scripting languages inside Rust programs allocate.
+
+mod eval;
+mod parse;
+
+use std::rc::Rc;
+
+use self::eval::{Environment, Interpreter};
+use crate::engine::Run;
+
+/// A piece of program.
+enum Expression {
+    Number(i64),
+    Text(Rc<str>),
+    Variable(Rc<str>),
+    /// `(if condition then else)`.
+    If(Box<[Expression; 3]>),
+    /// `(let name value body)`.
+    Let(Rc<str>, Box<[Expression; 2]>),
+    /// `(fn (parameters) body)`.
+    Function(Rc<Function>),
+    /// `(operator operands)`.
+    Call(Box<Expression>, Vec<Expression>),
+}
+
+/// What `fn` makes, without the environment that it closes over.
+struct Function {
+    parameters: Vec<Rc<str>>,
+    body: Expression,
+}
+
+/// Recursion, lists, strings and closures. Each is called with a number.
+const PROGRAMS: [&str; 4] = [
+    "(let fib (fn (self n)
+        (if (< n 2) n (+ (self self (- n 1)) (self self (- n 2)))))
+      (fib fib n))",
+    "(let range (fn (self n) (if (< n 1) nil (pair n (self self (- n 1)))))
+      (let map (fn (self f list)
+          (if (= list nil) nil (pair (f (first list)) (self self f (rest list)))))
+        (let sum (fn (self list) (if (= list nil) 0 (+ (first list) (self self (rest list)))))
+          (sum sum (map map (fn (x) (* x x)) (map map (fn (x) (+ x n)) (range range (* n 20))))))))",
+    "(let repeat (fn (self n text)
+        (if (< n 1) text (self self (- n 1) (join \"<\" (join text \">\")))))
+      (length (repeat repeat (* n 10) \"nested\")))",
+    "(let compose (fn (f g) (fn (x) (g (f x))))
+      (let power (fn (self f n) (if (< n 1) (fn (x) x) (compose f (self self f (- n 1)))))
+        ((power power (fn (x) (+ x 1)) (* n 20)) 0)))",
+];
+
+pub(super) fn run(run: &mut Run) {
+    let rounds: u64 = run.pick(100, 10, 1);
+    // Counted once, since every round calls as often.
+    let mut counter = Interpreter::default();
+    execute_all(&mut counter);
+    let calls = counter.calls();
+    run.time(rounds * calls, || {
+        for _ in 0..rounds {
+            execute_all(&mut Interpreter::default());
+        }
+    });
+}
+
+/// Parses and runs all programs.
+fn execute_all(interpreter: &mut Interpreter) -> Vec<i64> {
+    let execute = |source: &&str| {
+        let program = parse::parse(source);
+        let globals = Environment::global("n", 15);
+        interpreter.evaluate(&program, &globals).number()
+    };
+    PROGRAMS.iter().map(execute).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the programs yield for 15.
+    const RESULTS: [i64; 4] = [610, 10_467_050, 306, 300];
+
+    #[test]
+    fn programs_yield_what_they_should() {
+        assert_eq!(execute_all(&mut Interpreter::default()), RESULTS);
+    }
+}

@@ -1,0 +1,144 @@
+//! The workloads: a table, and one file per family.
+//!
+//! A workload says how much to do by scale, sets up what is not timed, and has [`Run`] time the rest. An operation is
+//! what its description says; in the first group it is one allocation with its free, unless it says otherwise.
+
+mod aligned;
+mod batches;
+mod churn;
+mod collections;
+mod exchange;
+mod grow;
+mod handoff;
+mod interpreter;
+mod json;
+mod large;
+mod latency;
+mod pairs;
+mod phases;
+mod regexes;
+mod resident;
+mod server;
+mod sizes;
+mod survivors;
+mod trees;
+mod zeroed;
+
+use crate::engine::Run;
+
+/// What a workload tells about an allocator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Allocation dominates: how fast the allocator is.
+    Allocation,
+    /// Real work, as Rust programs do it: how much of that speed a program gets.
+    Program,
+    /// How long single operations take, in the worst case too.
+    Latency,
+    /// Not timed: how much memory the process has resident.
+    Memory,
+}
+
+/// Which number says how much memory a workload needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resident {
+    /// The most there ever was.
+    Peak,
+    /// What was left when the workload was over.
+    Final,
+}
+
+/// Something to measure.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    /// Its name in arguments and tables.
+    pub name: &'static str,
+    /// One line about it.
+    pub about: &'static str,
+    /// What it tells.
+    pub kind: Kind,
+    /// Which memory counts.
+    pub resident: Resident,
+    /// What to run.
+    pub body: fn(&mut Run),
+}
+
+/// An entry of the table.
+const fn workload(
+    name: &'static str,
+    kind: Kind,
+    body: fn(&mut Run),
+    about: &'static str,
+) -> Workload {
+    Workload { name, about, kind, resident: Resident::Peak, body }
+}
+
+use Kind::{Allocation, Latency, Memory, Program};
+
+/// All workloads, in the order of the tables.
+#[rustfmt::skip]
+pub static ALL: &[Workload] = &[
+    workload("pair-const", Allocation, pairs::constant, "allocate and free 64 B, the layout known at compile time"),
+    workload("pair-hidden", Allocation, pairs::hidden, "allocate and free 64 B, the layout hidden from the compiler"),
+    workload("batch-lifo", Allocation, batches::lifo, "allocate 10 000 × 64 B, free the last first"),
+    workload("batch-fifo", Allocation, batches::fifo, "allocate 10 000 × 64 B, free the first first"),
+    workload("churn-10k", Allocation, churn::ten_thousand, "replace a random one of 10 000 blocks of 1 to 1000 B"),
+    workload("churn-1m", Allocation, churn::million, "replace a random one of 1 000 000 blocks of 1 to 256 B"),
+    workload("threads-2", Allocation, churn::two_threads, "churn of 5000 blocks per thread, 2 threads"),
+    workload("threads-16", Allocation, churn::sixteen_threads, "churn of 5000 blocks per thread, 16 threads"),
+    workload("threads-64", Allocation, churn::sixty_four_threads, "churn of 5000 blocks per thread, 64 threads"),
+    workload("handoff", Allocation, handoff::run, "one thread allocates 64 B, another frees it, each on its core"),
+    workload("exchange", Allocation, exchange::run, "4 threads swap blocks through shared slots, free each other's"),
+    workload("survivors", Allocation, survivors::run, "threads that die leave half their blocks to the next to free"),
+    workload("trees", Allocation, trees::run, "build, walk and drop binary trees of 16 B nodes; one operation is a node"),
+    workload("sizes", Allocation, sizes::run, "64 blocks of each size from 1 B to 32 KiB, in steps of a fifth"),
+    workload("phases", Allocation, phases::run, "fill 64 MB with one size, free 99 %, then the next size"),
+    workload("grow-vec", Allocation, grow::vectors, "push to 1000 vectors in turn; one operation is a push"),
+    workload("grow-bytes", Allocation, grow::bytes, "extend 4 buffers to 8 MB in turn; one operation is 4 KiB appended"),
+    workload("aligned", Allocation, aligned::run, "churn of 1000 blocks aligned to 64 to 4096 B"),
+    workload("zeroed", Allocation, zeroed::run, "churn of 500 zeroed blocks of 16 B to 64 KiB"),
+    workload("large-pairs", Allocation, large::pairs, "32 KiB to 4 MiB, every page touched, freed at once"),
+    workload("large-churn", Allocation, large::churn, "replace a random one of 32 such blocks"),
+    workload("json", Program, json::run, "parse, clone, change, print and drop a JSON document; one operation is a value"),
+    workload("hash-map", Program, collections::hash_map, "insert, extend, look up and remove in a HashMap<String, Vec<u32>>"),
+    workload("btree-map", Program, collections::btree_map, "insert, range over and remove in a BTreeMap<String, Vec<u8>>"),
+    workload("strings", Program, collections::strings, "format, split, map and join strings"),
+    workload("server", Program, server::run, "a tokio key-value server on loopback; one operation is a request"),
+    workload("interpreter", Program, interpreter::run, "a tree-walking interpreter; one operation is a call"),
+    workload("regex", Program, regexes::run, "compile 50 patterns and match; one operation is a pattern"),
+    workload("latency-churn", Latency, latency::churn, "each free and each allocation of churn-10k timed by itself"),
+    workload("latency-handoff", Latency, latency::handoff, "each operation of handoff timed by itself"),
+    workload("idle", Memory, resident::idle, "a process that does nothing"),
+    Workload {
+        resident: Resident::Final,
+        ..workload("give-back", Memory, resident::give_back, "256 MB of 64 B blocks, freed a second ago: what is left")
+    },
+];
+
+/// The workload of that name.
+pub fn find(name: &str) -> Option<&'static Workload> {
+    ALL.iter().find(|workload| workload.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Scale;
+
+    #[test]
+    fn every_workload_runs() {
+        for workload in ALL {
+            // Named on failure, since libtest shows what a failed test printed.
+            println!("{}", workload.name);
+            (workload.body)(&mut Run::new(Scale::Tiny));
+        }
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<_> = ALL.iter().map(|workload| workload.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ALL.len());
+    }
+}

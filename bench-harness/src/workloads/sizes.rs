@@ -1,0 +1,31 @@
+//! A sweep over sizes: every size class is used, none is hot.
+
+use crate::blocks::Block;
+use crate::engine::Run;
+
+const LARGEST: usize = 32 * 1024;
+const BLOCKS: usize = 64;
+
+pub(super) fn run(run: &mut Run) {
+    let sweeps = run.pick(200, 15, 1);
+    let sizes = sizes();
+    let mut blocks = Vec::with_capacity(BLOCKS);
+    run.time((sweeps * sizes.len() * BLOCKS) as u64, || {
+        for _ in 0..sweeps {
+            for &size in &sizes {
+                blocks.extend((0..BLOCKS).map(|_| Block::new(size)));
+                blocks.clear();
+            }
+        }
+    });
+}
+
+/// From 1 byte to 32 KiB, each a fifth larger than the one before, and one byte larger at least.
+fn sizes() -> Vec<usize> {
+    let mut sizes: Vec<usize> =
+        std::iter::successors(Some(1), |size| Some((size * 6 / 5).max(size + 1)))
+            .take_while(|&size| size < LARGEST)
+            .collect();
+    sizes.push(LARGEST);
+    sizes
+}

@@ -1,0 +1,34 @@
+//! Threads that die and leave survivors: what happens to a thread's cache, and to blocks whose thread is no more.
+
+use std::thread;
+
+use crate::blocks::Block;
+use crate::engine::Run;
+use crate::prng::Prng;
+
+pub(super) fn run(run: &mut Run) {
+    let threads: u64 = run.pick(1200, 80, 3);
+    let blocks: u64 = run.pick(4000, 4000, 100);
+    run.time(threads * blocks, || {
+        let mut survivors = Vec::new();
+        for seed in 0..threads {
+            // Moved into the thread, freed there.
+            let inherited = survivors;
+            let life = thread::spawn(move || live(seed, blocks, inherited));
+            survivors = life.join().expect("a thread panicked");
+        }
+    });
+}
+
+/// Allocates `count` blocks, frees what was inherited in between, frees every other block, and leaves the rest.
+fn live(seed: u64, count: u64, mut inherited: Vec<Block>) -> Vec<Block> {
+    let mut prng = Prng::new(seed);
+    let mut left = Vec::with_capacity(count as usize / 2);
+    for _ in 0..count / 2 {
+        let short_lived = Block::new(1 + prng.below(1000));
+        left.push(Block::new(1 + prng.below(500)));
+        drop(inherited.pop());
+        drop(short_lived);
+    }
+    left
+}

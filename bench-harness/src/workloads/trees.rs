@@ -1,0 +1,40 @@
+//! Binary trees of small nodes: whether neighbours in the tree are neighbours in memory.
+
+use std::hint::black_box;
+
+use crate::engine::Run;
+
+/// Two pointers, 16 bytes.
+struct Node {
+    left: Option<Box<Node>>,
+    right: Option<Box<Node>>,
+}
+
+impl Node {
+    /// A full tree with `depth` levels below its root.
+    fn build(depth: u32) -> Box<Self> {
+        let child = || depth.checked_sub(1).map(Self::build);
+        Box::new(Self { left: child(), right: child() })
+    }
+
+    /// How many nodes the tree has.
+    fn count(&self) -> u64 {
+        let below = |child: &Option<Box<Self>>| child.as_ref().map_or(0, |node| node.count());
+        1 + below(&self.left) + below(&self.right)
+    }
+}
+
+/// A tree that lives all the time, and others that come and go.
+pub(super) fn run(run: &mut Run) {
+    let depth = run.pick(17, 16, 4);
+    let trees: u64 = run.pick(12, 3, 2);
+    let nodes = 2_u64.pow(depth + 1) - 1;
+    let long_lived = Node::build(depth);
+    run.time(trees * nodes, || {
+        for _ in 0..trees {
+            let tree = black_box(Node::build(depth));
+            assert_eq!(tree.count(), nodes);
+        }
+    });
+    assert_eq!(long_lived.count(), nodes);
+}

@@ -1,0 +1,157 @@
+//! Layouts at the edges: of no size, too large for any machine, aligned to a gigabyte; and a
+//! `realloc` that cannot be done.
+
+use std::alloc::{GlobalAlloc, Layout};
+
+use tests::pattern;
+use tests::routes::{Hayloft, Registered};
+use tests::scenario::on_both_backends;
+
+#[global_allocator]
+static GLOBAL: Hayloft = Hayloft;
+
+/// The largest size a layout of this alignment may have.
+const fn largest(align: usize) -> usize {
+    isize::MAX as usize - (align - 1)
+}
+
+fn layout(size: usize, align: usize) -> Layout {
+    Layout::from_size_align(size, align).expect("a valid layout")
+}
+
+/// `GlobalAlloc` leaves layouts of no size undefined; Hayloft defines them, since C programs and
+/// careless callers ask for them: an aligned address that may be freed.
+#[test]
+fn zero_size() {
+    on_both_backends(|| {
+        for power in 0..=16 {
+            let empty = layout(0, 1 << power);
+            // SAFETY: Hayloft defines layouts of no size.
+            let blocks = unsafe { [Hayloft.alloc(empty), Hayloft.alloc_zeroed(empty)] };
+            for address in blocks {
+                assert!(!address.is_null(), "{empty:?}");
+                assert!(address.addr().is_multiple_of(empty.align()), "{empty:?}");
+                // SAFETY: the block came from Hayloft with this layout.
+                unsafe { Hayloft.dealloc(address, empty) };
+            }
+        }
+    });
+}
+
+/// A block may grow out of nothing and shrink to nothing.
+#[test]
+fn zero_size_and_realloc() {
+    on_both_backends(|| {
+        for power in 0..=12 {
+            let (empty, full) = (layout(0, 1 << power), layout(1000, 1 << power));
+            // SAFETY: each address is used with the layout it has at the time; Hayloft defines
+            // layouts of no size.
+            unsafe {
+                let grown = Hayloft.realloc(Hayloft.alloc(empty), empty, full.size());
+                assert!(!grown.is_null());
+                pattern::fill(grown, 0, full.size(), 1);
+                assert_eq!(pattern::find_mismatch(grown, full.size(), 1), None);
+                let shrunk = Hayloft.realloc(grown, full, 0);
+                assert!(!shrunk.is_null());
+                Hayloft.dealloc(shrunk, empty);
+            }
+        }
+    });
+}
+
+/// Sizes no address space holds are refused with null, at every alignment a layout can have.
+#[test]
+fn huge_sizes() {
+    on_both_backends(|| {
+        for power in 0..=62 {
+            let align = 1 << power;
+            for size in [largest(align), largest(align) - 1, largest(align) / 2 + 1] {
+                if size < 1 << 50 && align < 1 << 50 {
+                    continue;
+                }
+                let huge = layout(size, align);
+                // SAFETY: the size is not zero.
+                let answers = unsafe {
+                    [
+                        Hayloft.alloc(huge),
+                        Hayloft.alloc_zeroed(huge),
+                        Registered.alloc(huge),
+                        Registered.alloc_zeroed(huge),
+                    ]
+                };
+                assert!(answers.iter().all(|address| address.is_null()), "{huge:?}: {answers:?}");
+            }
+        }
+    });
+}
+
+/// Every alignment up to a gigabyte, with sizes below, at and above a page.
+#[test]
+fn alignment_up_to_a_gigabyte() {
+    on_both_backends(|| {
+        for power in 0..=30 {
+            for size in [1, 4096, 5000, 1 << power, (1 << power) + 1] {
+                let layout = layout(size, 1 << power);
+                // SAFETY: the size is not zero; the bytes touched are the block's first and last.
+                unsafe {
+                    let address = Hayloft.alloc(layout);
+                    assert!(!address.is_null(), "{layout:?}");
+                    assert!(address.addr().is_multiple_of(layout.align()), "{layout:?}");
+                    address.write(1);
+                    address.add(size - 1).write(2);
+                    assert_eq!(address.add(size - 1).read(), 2);
+                    Hayloft.dealloc(address, layout);
+                }
+            }
+        }
+    });
+}
+
+/// Several blocks of a large alignment at once do not overlap, and their zeroed memory is zero.
+#[test]
+fn large_alignments_side_by_side() {
+    on_both_backends(|| {
+        for power in 12..=26 {
+            let layout = layout(3 * 4096 + 1, 1 << power);
+            // SAFETY: the size is not zero; each block is used within its size and freed once.
+            unsafe {
+                let blocks: [*mut u8; 4] = std::array::from_fn(|_| Hayloft.alloc_zeroed(layout));
+                for (id, &address) in blocks.iter().enumerate() {
+                    assert!(!address.is_null(), "{layout:?}");
+                    assert!(address.addr().is_multiple_of(layout.align()), "{layout:?}");
+                    assert_eq!(pattern::find_nonzero(address, layout.size()), None);
+                    pattern::fill(address, 0, layout.size(), id as u64);
+                }
+                for (id, &address) in blocks.iter().enumerate() {
+                    assert_eq!(pattern::find_mismatch(address, layout.size(), id as u64), None);
+                    Hayloft.dealloc(address, layout);
+                }
+            }
+        }
+    });
+}
+
+/// A `realloc` that fails says null and leaves the block as it was.
+#[test]
+fn failed_realloc() {
+    on_both_backends(|| {
+        for align in [1, 16, 4096, 2 << 20] {
+            for size in [1, 100, 5000, 70_000, 300_000, 4 << 20] {
+                let layout = layout(size, align);
+                // SAFETY: sizes are not zero and make valid layouts; the block is used within its
+                // size and freed once.
+                unsafe {
+                    let address = Hayloft.alloc(layout);
+                    assert!(!address.is_null(), "{layout:?}");
+                    pattern::fill(address, 0, size, 9);
+                    for new_size in [largest(align), isize::MAX as usize / 2] {
+                        assert!(Hayloft.realloc(address, layout, new_size).is_null());
+                        assert!(Registered.realloc(address, layout, new_size).is_null());
+                        assert_eq!(pattern::find_mismatch(address, size, 9), None, "{layout:?}");
+                    }
+                    Hayloft.dealloc(address, layout);
+                }
+            }
+        }
+    });
+}

@@ -1,0 +1,157 @@
+//! The whole life of a process: the heap before `main`, in exit handlers, and in a child of `fork`
+//! without `exec`.
+
+use std::process;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+
+use tests::pattern;
+use tests::routes::Hayloft;
+use tests::scenario::{Scenario, describe, on_both_backends};
+
+#[global_allocator]
+static GLOBAL: Hayloft = Hayloft;
+
+/// What [`before_main`] allocated.
+static EARLY: AtomicPtr<Vec<u8>> = AtomicPtr::new(ptr::null_mut());
+
+/// How often [`before_main`] ran.
+static EARLY_RUNS: AtomicUsize = AtomicUsize::new(0);
+
+/// Called by the loader before `main`, before the Rust runtime is set up.
+extern "C" fn before_main() {
+    EARLY_RUNS.fetch_add(1, Ordering::Relaxed);
+    let early = churn().swap_remove(3);
+    EARLY.store(Box::into_raw(Box::new(early)), Ordering::Release);
+}
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static BEFORE_MAIN: extern "C" fn() = before_main;
+
+/// Allocates, grows and frees blocks of many sizes, and returns some of them, filled.
+fn churn() -> Vec<Vec<u8>> {
+    let mut kept = Vec::new();
+    for power in 0..20 {
+        let mut bytes = vec![0; 1 << power];
+        bytes.resize((1 << power) + (1 << power) / 2 + 1, 0);
+        // SAFETY: the range is the whole vector.
+        unsafe { pattern::fill(bytes.as_mut_ptr(), 0, bytes.len(), power) };
+        if power % 2 == 1 {
+            kept.push(bytes);
+        }
+    }
+    check(&kept);
+    kept
+}
+
+fn check(kept: &[Vec<u8>]) {
+    for (index, bytes) in kept.iter().enumerate() {
+        let id = 2 * index as u64 + 1;
+        // SAFETY: the range is the whole vector.
+        let mismatch = unsafe { pattern::find_mismatch(bytes.as_ptr(), bytes.len(), id) };
+        assert_eq!(mismatch, None);
+    }
+}
+
+/// Says something that reaches the parent even as the last act of the process.
+fn say(text: &str) {
+    // SAFETY: the pointer and the length are those of a string.
+    let written = unsafe { libc::write(libc::STDOUT_FILENO, text.as_ptr().cast(), text.len()) };
+    assert_eq!(written, text.len() as isize);
+}
+
+/// Whether a child exited with code 0 and said `text`.
+fn assert_said(output: &process::Output, text: &str) {
+    let said = String::from_utf8_lossy(&output.stdout).contains(text);
+    assert!(output.status.success() && said, "{}", describe(output));
+}
+
+#[test]
+fn the_heap_works_before_main() {
+    on_both_backends(|| {
+        assert_eq!(EARLY_RUNS.load(Ordering::Relaxed), 1);
+        let early = EARLY.swap(ptr::null_mut(), Ordering::Acquire);
+        assert!(!early.is_null());
+        // SAFETY: `before_main` stored a box of this type, and nobody else takes it.
+        let early = unsafe { Box::from_raw(early) };
+        // SAFETY: the range is the whole vector.
+        let mismatch = unsafe { pattern::find_mismatch(early.as_ptr(), early.len(), 7) };
+        assert_eq!(mismatch, None);
+        drop(early);
+        drop(churn());
+    });
+}
+
+extern "C" fn at_exit() {
+    drop(churn());
+    say("ok at exit\n");
+}
+
+#[test]
+fn the_heap_works_in_exit_handlers() {
+    for backend in ["rseq", "fallback"] {
+        let exits = || {
+            // SAFETY: the handler may be called at any time and does not unwind.
+            assert_eq!(unsafe { libc::atexit(at_exit) }, 0);
+            drop(churn());
+            process::exit(0);
+        };
+        Scenario::new(backend, exits)
+            .env("HAYLOFT_BACKEND", backend)
+            .run(|output| assert_said(output, "ok at exit"));
+    }
+}
+
+/// Exit handlers also run when the thread that exits is not the first, with others in the middle of
+/// their work.
+#[test]
+fn the_heap_works_in_exit_handlers_while_threads_run() {
+    for backend in ["rseq", "fallback"] {
+        let exits = || {
+            // SAFETY: the handler may be called at any time and does not unwind.
+            assert_eq!(unsafe { libc::atexit(at_exit) }, 0);
+            let (started, all_started) = std::sync::mpsc::channel();
+            for _ in 0..4 {
+                let started = started.clone();
+                std::thread::spawn(move || {
+                    drop(churn());
+                    let _ = started.send(());
+                    loop {
+                        drop(churn());
+                    }
+                });
+            }
+            assert_eq!(all_started.iter().take(4).count(), 4);
+            process::exit(0);
+        };
+        Scenario::new(backend, exits)
+            .env("HAYLOFT_BACKEND", backend)
+            .run(|output| assert_said(output, "ok at exit"));
+    }
+}
+
+/// The heap, with what was on it, is there on the other side of `fork`.
+#[test]
+fn the_heap_works_in_a_forked_child() {
+    on_both_backends(|| {
+        let kept = churn();
+        for _ in 0..10 {
+            // SAFETY: the child uses nothing but the heap and leaves by `_exit`.
+            let child = unsafe { libc::fork() };
+            assert!(child >= 0, "fork");
+            if child == 0 {
+                check(&kept);
+                drop(churn());
+                drop(kept);
+                // SAFETY: `_exit` has no preconditions.
+                unsafe { libc::_exit(0) };
+            }
+            let mut status = 0;
+            // SAFETY: the pointer is valid for a write of the status.
+            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+            assert_eq!(status, 0, "the child of fork failed");
+            check(&kept);
+        }
+    });
+}

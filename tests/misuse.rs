@@ -1,0 +1,127 @@
+//! Frees of what is not ours or is free already: found in debug builds, with a message, then abort.
+
+#![cfg(debug_assertions)]
+
+use std::alloc::{GlobalAlloc, Layout};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::Output;
+
+use tests::routes::Hayloft;
+use tests::scenario::{Scenario, describe};
+
+#[global_allocator]
+static GLOBAL: Hayloft = Hayloft;
+
+/// Both backends by name, since each test looks at what its children write.
+const BACKENDS: [&str; 2] = ["rseq", "fallback"];
+
+/// A layout whose size is that of its class.
+const LAYOUT: Layout = Layout::new::<[u64; 8]>();
+
+/// Tells the parent which address is about to be misused.
+fn announce(address: *const u8) {
+    println!("address {address:p}");
+}
+
+/// The child announced an address, was aborted, and wrote one message that has all of `words` and
+/// that address.
+fn assert_abort(output: &Output, words: &[&str]) {
+    let (stdout, stderr) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let all = describe(output);
+    assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{all}");
+    let address = stdout.lines().find_map(|line| line.strip_prefix("address "));
+    let address = address.unwrap_or_else(|| panic!("no address announced: {all}"));
+    let message = stderr.lines().find(|line| line.starts_with("hayloft:"));
+    let message = message.unwrap_or_else(|| panic!("no message: {all}"));
+    for word in words.iter().chain([&address]) {
+        assert!(message.contains(word), "`{word}` is not in `{message}`");
+    }
+}
+
+/// Frees a block, does `between`, and frees it again.
+fn free_twice(between: impl Fn()) {
+    // SAFETY: none for the second free, which is the point; it must not return.
+    unsafe {
+        let address = Hayloft.alloc(LAYOUT);
+        announce(address);
+        Hayloft.dealloc(address, LAYOUT);
+        between();
+        Hayloft.dealloc(address, LAYOUT);
+    }
+}
+
+#[test]
+fn double_free() {
+    for backend in BACKENDS {
+        Scenario::new(backend, || free_twice(|| {}))
+            .env("HAYLOFT_BACKEND", backend)
+            .run(|output| assert_abort(output, &["double free", "class", "64"]));
+    }
+}
+
+/// The block is still in a sheaf, under a few others.
+#[test]
+fn double_free_under_other_frees() {
+    for backend in BACKENDS {
+        let scenario = || {
+            // SAFETY: the size is not zero, and each block is freed once.
+            let others: [*mut u8; 4] = std::array::from_fn(|_| unsafe { Hayloft.alloc(LAYOUT) });
+            free_twice(|| {
+                // SAFETY: as above.
+                others.iter().for_each(|&other| unsafe { Hayloft.dealloc(other, LAYOUT) });
+            });
+        };
+        Scenario::new(backend, scenario)
+            .env("HAYLOFT_BACKEND", backend)
+            .run(|output| assert_abort(output, &["double free", "class", "64"]));
+    }
+}
+
+/// Frees an address that never came from the heap.
+fn free_foreign(address: *mut u8) {
+    announce(address);
+    // SAFETY: none, which is the point; it must not return.
+    unsafe { Hayloft.dealloc(address, LAYOUT) };
+}
+
+#[test]
+fn free_of_a_static() {
+    static mut FOREIGN: [u64; 8] = [0; 8];
+    for backend in BACKENDS {
+        Scenario::new(backend, || free_foreign((&raw mut FOREIGN).cast()))
+            .env("HAYLOFT_BACKEND", backend)
+            .run(|output| assert_abort(output, &["foreign"]));
+    }
+}
+
+#[test]
+fn free_of_a_stack_address() {
+    for backend in BACKENDS {
+        let scenario = || {
+            let mut foreign = [0_u64; 8];
+            free_foreign((&raw mut foreign).cast());
+        };
+        Scenario::new(backend, scenario)
+            .env("HAYLOFT_BACKEND", backend)
+            .run(|output| assert_abort(output, &["foreign"]));
+    }
+}
+
+#[test]
+fn free_of_a_mapping() {
+    for backend in BACKENDS {
+        let scenario = || {
+            let protection = libc::PROT_READ | libc::PROT_WRITE;
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            // SAFETY: a fresh mapping touches no other memory.
+            let foreign =
+                unsafe { libc::mmap(std::ptr::null_mut(), 1 << 20, protection, flags, -1, 0) };
+            assert_ne!(foreign, libc::MAP_FAILED);
+            free_foreign(foreign.cast());
+        };
+        Scenario::new(backend, scenario)
+            .env("HAYLOFT_BACKEND", backend)
+            .run(|output| assert_abort(output, &["foreign"]));
+    }
+}

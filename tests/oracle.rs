@@ -1,0 +1,115 @@
+//! Random traces against the naive model: no overlap, alignment, contents kept, zeroed means zero.
+
+use std::alloc::{GlobalAlloc, Layout};
+use std::thread;
+
+use proptest::prelude::*;
+use proptest::test_runner::{FileFailurePersistence, TestRunner};
+use tests::model::Model;
+use tests::routes::{Hayloft, Registered};
+use tests::scenario::on_both_backends;
+
+#[global_allocator]
+static GLOBAL: Hayloft = Hayloft;
+
+/// One step of a trace. `pick` chooses among the live blocks, whatever their number is.
+#[derive(Clone, Debug)]
+enum Step {
+    Alloc(Layout),
+    AllocZeroed(Layout),
+    Realloc { pick: prop::sample::Index, size: usize },
+    Free { pick: prop::sample::Index },
+}
+
+/// Sizes, with a leaning to the borders of size classes.
+fn size() -> impl Strategy<Value = usize> {
+    let near = |border: usize| border - 1..=border + 1;
+    prop_oneof![
+        30 => 1..=1024_usize,
+        30 => (1..=640_usize).prop_flat_map(move |eights| near(8 * eights)),
+        20 => (1..=17_u32).prop_flat_map(move |power| near(1 << power)),
+        20 => 1..=200_usize << 10,
+        1 => 200_usize << 10..=3 << 20,
+    ]
+}
+
+/// Alignments from 1 to 64 KiB, mostly those of types.
+fn align() -> impl Strategy<Value = usize> {
+    prop_oneof![6 => 0..=4_u32, 2 => 5..=12_u32, 1 => 13..=16_u32].prop_map(|power| 1 << power)
+}
+
+fn layout() -> impl Strategy<Value = Layout> {
+    (size(), align())
+        .prop_map(|(size, align)| Layout::from_size_align(size, align).expect("a valid layout"))
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let pick = any::<prop::sample::Index>;
+    prop_oneof![
+        4 => layout().prop_map(Step::Alloc),
+        2 => layout().prop_map(Step::AllocZeroed),
+        3 => (pick(), size()).prop_map(|(pick, size)| Step::Realloc { pick, size }),
+        4 => pick().prop_map(|pick| Step::Free { pick }),
+    ]
+}
+
+fn trace() -> impl Strategy<Value = Vec<Step>> {
+    prop::collection::vec(step(), 1..300)
+}
+
+/// Plays a trace by one route; the model panics on a wrong answer.
+fn play(allocator: impl GlobalAlloc, salt: u64, trace: &[Step]) {
+    let mut model = Model::new(allocator, salt);
+    for step in trace {
+        match step {
+            Step::Alloc(layout) => model.alloc(*layout),
+            Step::AllocZeroed(layout) => model.alloc_zeroed(*layout),
+            // Nothing to pick from.
+            Step::Realloc { .. } | Step::Free { .. } if model.is_empty() => {}
+            Step::Realloc { pick, size } => model.realloc(pick.index(model.len()), *size),
+            Step::Free { pick } => model.free(pick.index(model.len())),
+        }
+    }
+    model.check_all();
+}
+
+/// Runs `property` on random traces. A failing seed is kept beside this file and tried first.
+fn for_all_traces(cases: u32, property: impl Fn(&[Step])) {
+    let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/oracle.regressions");
+    let config = ProptestConfig {
+        cases,
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(seeds))),
+        ..ProptestConfig::default()
+    };
+    let outcome = TestRunner::new(config).run(&trace(), |trace| {
+        property(&trace);
+        Ok(())
+    });
+    if let Err(failure) = outcome {
+        panic!("{failure}");
+    }
+}
+
+#[test]
+fn traces_through_the_registered_allocator() {
+    on_both_backends(|| for_all_traces(200, |trace| play(Registered, 1, trace)));
+}
+
+#[test]
+fn traces_through_the_methods() {
+    on_both_backends(|| for_all_traces(200, |trace| play(Hayloft, 2, trace)));
+}
+
+/// The same trace on four threads at once: their patterns differ, so a block handed out twice shows.
+#[test]
+fn traces_on_threads() {
+    on_both_backends(|| {
+        for_all_traces(40, |trace| {
+            thread::scope(|scope| {
+                for salt in 10..14 {
+                    scope.spawn(move || play(Registered, salt, trace));
+                }
+            });
+        });
+    });
+}

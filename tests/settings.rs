@@ -1,0 +1,45 @@
+//! Settings in the environment: what makes no sense costs one line of warning and nothing else.
+
+use tests::routes::Hayloft;
+use tests::scenario::{Scenario, describe};
+
+#[global_allocator]
+static GLOBAL: Hayloft = Hayloft;
+
+/// Uses the heap for a while and returns how many bytes it was.
+fn use_the_heap() -> usize {
+    let words: Vec<_> = (0..1000).map(|number| number.to_string()).collect();
+    words.concat().len()
+}
+
+/// A value that makes no sense: one line that names the variable, and the program goes on.
+#[test]
+fn malformed_backend() {
+    for value in ["quux", "rseq,fallback", "\u{1F344}"] {
+        let scenario = || println!("{} bytes", use_the_heap());
+        Scenario::new(value, scenario).env("HAYLOFT_BACKEND", value).run(|output| {
+            let all = describe(output);
+            assert!(output.status.success(), "{all}");
+            assert!(String::from_utf8_lossy(&output.stdout).contains("2890 bytes"), "{all}");
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            let lines: Vec<_> = stderr.lines().collect();
+            assert_eq!(lines.len(), 1, "{all}");
+            assert!(lines[0].starts_with("hayloft:"), "{all}");
+            assert!(lines[0].contains("HAYLOFT_BACKEND"), "{all}");
+        });
+    }
+}
+
+/// A value that makes sense: not a word.
+#[test]
+fn well_formed_backend() {
+    for value in ["rseq", "fallback"] {
+        let scenario = || println!("{} bytes", use_the_heap());
+        Scenario::new(value, scenario).env("HAYLOFT_BACKEND", value).run(|output| {
+            let all = describe(output);
+            assert!(output.status.success(), "{all}");
+            assert!(String::from_utf8_lossy(&output.stdout).contains("2890 bytes"), "{all}");
+            assert!(output.stderr.is_empty(), "{all}");
+        });
+    }
+}

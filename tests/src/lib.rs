@@ -1,0 +1,21 @@
+//! What the whole-program tests share.
+//!
+//! Each test file beside this folder is a program of its own with Hayloft as its global allocator.
+//! Hayloft settles once per process which backend it uses, and some scenarios end the process or
+//! starve it of memory, so most test bodies run in a child process: see [`scenario`].
+//!
+//! | module       | what it is                                                        |
+//! |--------------|-------------------------------------------------------------------|
+//! | [`scenario`] | this test again, in a child process, on a chosen backend          |
+//! | [`model`]    | the naive model: every live block, in a table outside the heap    |
+//! | [`pattern`]  | contents that can be worked out again from a number               |
+//! | [`routes`]   | the two ways into the allocator                                   |
+//! | [`sizes`]    | the sizes where something changes                                 |
+//! | [`process`]  | what the kernel says about this process, and limits put on it     |
+
+pub mod model;
+pub mod pattern;
+pub mod process;
+pub mod routes;
+pub mod scenario;
+pub mod sizes;

@@ -1,0 +1,56 @@
+//! What the kernel says about this process, and limits put on it.
+
+use std::fs;
+use std::io;
+
+/// A figure of `/proc/self/status` in bytes, such as `VmRSS`.
+///
+/// # Panics
+///
+/// If there is no such figure.
+#[must_use]
+pub fn status_bytes(name: &str) -> usize {
+    let status = fs::read_to_string("/proc/self/status").expect("/proc is mounted");
+    let kib = status
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .and_then(|figure| figure.trim().strip_suffix(" kB")?.parse::<usize>().ok());
+    kib.unwrap_or_else(|| panic!("no figure {name} in /proc/self/status")) << 10
+}
+
+/// A limit of `setrlimit`.
+#[derive(Clone, Copy, Debug)]
+pub enum Limit {
+    /// Bytes of address space.
+    AddressSpace,
+    /// Bytes of private writable memory.
+    Data,
+    /// Bytes of a core file.
+    Core,
+}
+
+impl Limit {
+    /// Sets the soft limit of this process. Async-signal-safe.
+    ///
+    /// # Errors
+    ///
+    /// That of `setrlimit`.
+    pub fn set(self, bytes: usize) -> io::Result<()> {
+        let resource = match self {
+            Self::AddressSpace => libc::RLIMIT_AS,
+            Self::Data => libc::RLIMIT_DATA,
+            Self::Core => libc::RLIMIT_CORE,
+        };
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: the pointer is valid for a write of one `rlimit`.
+        if unsafe { libc::getrlimit(resource, &raw mut limit) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        limit.rlim_cur = bytes as libc::rlim_t;
+        // SAFETY: the pointer is valid for a read of one `rlimit`.
+        if unsafe { libc::setrlimit(resource, &raw const limit) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+}

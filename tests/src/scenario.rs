@@ -1,0 +1,202 @@
+//! This test again, in a child process.
+//!
+//! A scenario is a part of a test that needs a process of its own: the backend is settled once per
+//! process, and some scenarios abort, exit or run out of memory. The parent runs its own executable
+//! with the filter of this one test and the name of the scenario in a variable; in the child the
+//! test comes to the same scenario, does it and exits.
+//!
+//! ```no_run
+//! # use tests::scenario::Scenario;
+//! fn aborts() {
+//!     Scenario::new("abort", || std::process::abort())
+//!         .env("HAYLOFT_BACKEND", "fallback")
+//!         .run(|output| assert!(!output.status.success()));
+//! }
+//! ```
+
+use std::any;
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::process::CommandExt as _;
+use std::process::{self, Command, Output};
+
+use crate::process::Limit;
+
+/// Names, in a child, the scenario it is to run: test and label.
+const CHILD: &str = "TEST_SCENARIO";
+
+/// The variable that forces a backend, and its values.
+const BACKEND: &str = "HAYLOFT_BACKEND";
+const BACKENDS: [&str; 2] = ["rseq", "fallback"];
+
+/// A child that hangs is killed after this many seconds, so that a deadlock is a failure.
+const HANGS_AFTER: libc::c_uint = 600;
+
+/// A test body to be run in a child process.
+#[derive(Debug)]
+#[must_use]
+pub struct Scenario<F> {
+    label: String,
+    body: F,
+    env: Vec<(OsString, OsString)>,
+    limits: Vec<(Limit, usize)>,
+}
+
+impl<F: FnOnce()> Scenario<F> {
+    /// A scenario. The label tells it from the other scenarios of the same test.
+    ///
+    /// `body` must be a closure written in the test function: its type tells the name of the test.
+    pub fn new(label: impl Into<String>, body: F) -> Self {
+        Self { label: label.into(), body, env: Vec::new(), limits: Vec::new() }
+    }
+
+    /// Sets an environment variable of the child.
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.env.push((name.as_ref().into(), value.as_ref().into()));
+        self
+    }
+
+    /// Puts the child under a limit before it starts.
+    pub fn limit(mut self, limit: Limit, bytes: usize) -> Self {
+        self.limits.push((limit, bytes));
+        self
+    }
+
+    /// In the parent: runs the child and gives `judge` what came of it. In the child: runs the body
+    /// and exits if this is the scenario asked for, otherwise does nothing.
+    ///
+    /// # Panics
+    ///
+    /// If the child cannot be started, or never comes to the scenario.
+    pub fn run(self, judge: impl FnOnce(&Output)) {
+        let test = test_name::<F>();
+        let scenario = format!("{test}/{}", self.label);
+        match env::var(CHILD) {
+            Ok(wanted) if wanted == scenario => enter(&scenario, self.body),
+            Ok(_) => {}
+            Err(_) => {
+                let output = self.spawn(test, &scenario);
+                // A filter that selects no test would make a child that does nothing, and well.
+                let entered = String::from_utf8_lossy(&output.stdout).contains(&entry(&scenario));
+                assert!(entered, "never came to {scenario}: {}", describe(&output));
+                judge(&output);
+            }
+        }
+    }
+
+    /// Runs the child, which must exit with code 0.
+    ///
+    /// # Panics
+    ///
+    /// If it does not.
+    pub fn succeeds(self) {
+        let label = self.label.clone();
+        self.run(|output| assert!(output.status.success(), "{label}: {}", describe(output)));
+    }
+
+    fn spawn(&self, test: &str, scenario: &str) -> Output {
+        let executable = env::current_exe().expect("this program has a path");
+        let mut command = Command::new(executable);
+        command.args([test, "--exact", "--nocapture", "--test-threads=1"]);
+        command.env(CHILD, scenario);
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        let limits = self.limits.clone();
+        // SAFETY: the closure only makes system calls that are safe between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                Limit::Core.set(0)?;
+                limits.iter().try_for_each(|(limit, bytes)| limit.set(*bytes))
+            });
+        }
+        command.output().expect("this program can be run again")
+    }
+}
+
+/// Runs `body` in two child processes, one per backend; both must exit with code 0.
+///
+/// `body` must be a closure written in the test function.
+///
+/// # Panics
+///
+/// If a child fails.
+pub fn on_both_backends<F: Fn()>(body: F) {
+    for backend in BACKENDS {
+        on_backend(backend, &body, |scenario| scenario);
+    }
+}
+
+/// As [`on_both_backends`], with the address space of the children limited to `bytes`.
+///
+/// # Panics
+///
+/// If a child fails.
+pub fn on_both_backends_within<F: Fn()>(bytes: usize, body: F) {
+    for backend in BACKENDS {
+        on_backend(backend, &body, |scenario| scenario.limit(Limit::AddressSpace, bytes));
+    }
+}
+
+fn on_backend<'a, F: Fn()>(
+    backend: &str,
+    body: &'a F,
+    equip: impl FnOnce(Scenario<&'a F>) -> Scenario<&'a F>,
+) {
+    equip(Scenario::new(backend, body).env(BACKEND, backend)).succeeds();
+}
+
+/// All there is to say about a child that did not do what it should.
+#[must_use]
+pub fn describe(output: &Output) -> String {
+    format!(
+        "{}\n--- stdout\n{}--- stderr\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    )
+}
+
+/// The line by which a child says that it has come to its scenario.
+fn entry(scenario: &str) -> String {
+    format!("scenario {scenario}\n")
+}
+
+/// In the child: does the scenario, and exits as a program does, exit handlers included.
+fn enter(scenario: &str, body: impl FnOnce()) -> ! {
+    print!("\n{}", entry(scenario));
+    // SAFETY: `alarm` has no preconditions.
+    unsafe { libc::alarm(HANGS_AFTER) };
+    body();
+    process::exit(0)
+}
+
+/// The name under which the test harness knows the function that closure `F` is written in.
+fn test_name<F>() -> &'static str {
+    let path = any::type_name::<F>().trim_start_matches('&');
+    let function = path.split("::{{closure}}").next().unwrap_or(path);
+    function.split_once("::").map_or(function, |(_program, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_closure_tells_its_test() {
+        fn name<F: Fn()>(_: &F) -> &'static str {
+            test_name::<&F>()
+        }
+        assert_eq!(name(&|| {}), "scenario::tests::a_closure_tells_its_test");
+    }
+
+    #[test]
+    fn scenarios_run_in_children_one_at_a_time() {
+        Scenario::new("first", || println!("hello")).run(|output| {
+            assert!(output.status.success(), "{}", describe(output));
+            assert!(String::from_utf8_lossy(&output.stdout).contains("hello"));
+        });
+        Scenario::new("second", || process::exit(7)).env("A", "b").run(|output| {
+            assert_eq!(output.status.code(), Some(7), "{}", describe(output));
+            assert!(!String::from_utf8_lossy(&output.stdout).contains("hello"));
+        });
+    }
+}

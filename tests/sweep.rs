@@ -1,0 +1,126 @@
+//! Every size class, by exhaustion: all sizes up to 40 KiB, and all alignments up to a page.
+
+use std::alloc::Layout;
+
+use tests::model::{LIVE_MAX, Model};
+use tests::routes::{Hayloft, Registered};
+use tests::scenario::on_both_backends;
+use tests::sizes::borders;
+
+#[global_allocator]
+static GLOBAL: Hayloft = Hayloft;
+
+/// Beyond the largest class of any table of size classes in sight.
+const LARGEST: usize = 40 << 10;
+
+fn layout(size: usize, align: usize) -> Layout {
+    Layout::from_size_align(size, align).expect("a valid layout")
+}
+
+/// Three blocks of every size side by side, among survivors of the sizes before.
+#[test]
+fn every_size() {
+    on_both_backends(|| {
+        let mut model = Model::new(Registered, 1);
+        for size in 1..=LARGEST {
+            for align in [1, 8, 16] {
+                model.alloc(layout(size, align));
+            }
+            // All three are checked once all are filled; one of them stays for a while.
+            let last = model.len() - 1;
+            (last - 2..=last).for_each(|index| model.check(index));
+            model.free(last - 1);
+            model.free(last - 2);
+            if model.len() >= 64 {
+                model.free_all();
+            }
+        }
+    });
+}
+
+/// Every alignment up to a page, at every border of size classes.
+#[test]
+fn every_alignment() {
+    on_both_backends(|| {
+        let mut model = Model::new(Hayloft, 2);
+        for size in borders(LARGEST) {
+            for power in 0..=12 {
+                model.alloc(layout(size, 1 << power));
+                model.alloc_zeroed(layout(size, 1 << power));
+            }
+            model.free_all();
+        }
+    });
+}
+
+/// Enough blocks of one size to take several slabs and to fill and empty a CPU's cache, three times
+/// over: memory must come back from wherever it went.
+#[test]
+fn many_of_a_size() {
+    on_both_backends(|| {
+        let mut model = Model::new(Registered, 3);
+        for size in borders(LARGEST).step_by(5) {
+            let count = ((1 << 20) / size).clamp(16, LIVE_MAX / 2);
+            for _ in 0..3 {
+                (0..count).for_each(|_| model.alloc(layout(size, 1)));
+                model.check_all();
+                model.free_all();
+            }
+        }
+    });
+}
+
+/// Memory that was written and freed comes back zeroed.
+#[test]
+fn zeroed_after_dirty_frees() {
+    on_both_backends(|| {
+        let mut model = Model::new(Registered, 4);
+        for size in borders(LARGEST).chain([100_000, 300_000, 1 << 20, 5 << 20]) {
+            for align in [1, 64] {
+                (0..4).for_each(|_| model.alloc(layout(size, align)));
+                model.free_all();
+                (0..6).for_each(|_| model.alloc_zeroed(layout(size, align)));
+                model.free_all();
+            }
+        }
+    });
+}
+
+/// From border to border, up one by one and down again, and across the whole range at once.
+#[test]
+fn realloc_over_every_border() {
+    on_both_backends(|| {
+        let sizes: Vec<_> = borders(256 << 10).collect();
+        for align in [1, 16, 256, 4096] {
+            let mut model = Model::new(Registered, 5);
+            model.alloc(layout(sizes[0], align));
+            for size in sizes.iter().chain(sizes.iter().rev()) {
+                // A neighbour of the same size, so that growing in place is not always possible.
+                model.alloc(layout(*size, align));
+                model.realloc(0, *size);
+                // The model puts the block it resized last.
+                model.free(0);
+            }
+            for size in sizes.iter().rev() {
+                model.realloc(0, *size);
+                model.realloc(0, sizes[sizes.len() - 1] + 1 - size);
+            }
+        }
+    });
+}
+
+/// Large blocks, grown and shrunk by doubling, halving and odd steps.
+#[test]
+fn realloc_of_large_blocks() {
+    on_both_backends(|| {
+        let mut model = Model::new(Hayloft, 6);
+        for align in [1, 4096, 64 << 10] {
+            model.alloc(layout(64 << 10, align));
+            for power in (16..=24).chain((14..24).rev()) {
+                model.realloc(0, (1 << power) + 1);
+                model.realloc(0, (1 << power) + (1 << (power - 2)));
+            }
+            model.free_all();
+        }
+    });
+}
