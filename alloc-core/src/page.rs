@@ -347,7 +347,8 @@ impl Arena {
                 units.insert(self, next + more, room - more, state);
             }
         } else if len < old {
-            self.set(start + len, old - len, State::Used);
+            // The new end needs its tag first: what is given back looks at its neighbours.
+            self.set(start, len, State::Used);
             units.give(self, start + len, old - len, State::Dirty);
         }
         self.set(start, len, State::Used);
