@@ -27,8 +27,9 @@ use crate::slab::{Emptied, Misuse, Partial, SHAPES, Slab};
 use crate::sync::Lock;
 use crate::{node, os};
 
-/// From this many bytes on, a run is moved by remapping its pages instead of copying them.
-const REMAP_BYTES: usize = 512 << 10;
+/// From this many bytes on, a run is moved by remapping its pages instead of copying them. Below, copying into warm pages
+/// is faster than faulting in cold ones: with 512 KiB here, four buffers that grew in turn to 8 MB took 3.2 times as long.
+const REMAP_BYTES: usize = 8 << 20;
 
 /// What a node keeps for a class.
 #[repr(align(64))]
