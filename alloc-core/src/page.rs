@@ -136,6 +136,7 @@ impl Unit {
     }
 
     /// Whether the unit was ever handed out, so that its metadata can be read.
+    #[cfg(debug_assertions)]
     pub(crate) fn is_committed(self) -> bool {
         self.index < self.arena.state.lock().committed
     }

@@ -210,7 +210,7 @@ impl Slab {
     ///
     /// # Safety
     /// `this` is metadata of the unit that would hold the slab of `object`.
-    #[inline(always)]
+    #[cfg(debug_assertions)]
     unsafe fn index_of(this: *mut Slab, object: *mut u8, class: Class) -> Option<usize> {
         // SAFETY: the caller's promise; zeroed metadata is an identity that is not live.
         let identity = unsafe { &(*this).identity };
