@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Only the first step is inlined. The cold functions it calls are `extern "C"`: they cannot unwind, so callers need no
-//! landing pads, and a panic in here ends the process. A layout that no class serves is a run of pages of its own, whose length is known by
-//! its descriptor.
+//! landing pads, and a panic in here ends the process. A layout that no class serves is a run of pages of its own, whose
+//! length is known by its descriptor.
 //!
 //! This file may touch everything in the crate.
 
@@ -20,9 +20,9 @@ use core::ptr::{self, NonNull};
 
 use crate::barn::Barn;
 use crate::batch::Batch;
-use crate::page::{self, UNIT, UNIT_SHIFT, Unit};
+use crate::page::{self, Unit};
 use crate::percpu;
-use crate::size_class::{CLASSES, Class, MAX_SMALL_ALIGN, class_of};
+use crate::size_class::{CLASSES, Class, MAX_SMALL_ALIGN, UNIT, UNIT_SHIFT, class_of};
 use crate::slab::{Emptied, Misuse, Partial, SHAPES, Slab};
 use crate::sync::Lock;
 use crate::{node, os};
@@ -189,8 +189,7 @@ fn put_away(class: Class, node: usize, batch: &mut Batch) {
     if batch.len() == 0 || depot(node, class).barn.put(batch, percpu::batch_len(class)) {
         return;
     }
-    let units = SHAPES[class.index()].units;
-    let slab_of = |object| Some(Unit::of(object)?.align_down(units).meta().cast::<Slab>());
+    let slab_of = |object| Some(slab_at(Unit::of(object)?, class));
     let mut emptied = Emptied::new();
     let mut objects = batch.objects();
     while let Some(&first) = objects.first() {
@@ -209,6 +208,11 @@ fn put_away(class: Class, node: usize, batch: &mut Batch) {
             unsafe { page::free(unit) };
         }
     }
+}
+
+/// Where the descriptor of a slab of `class` that holds `unit` would be.
+fn slab_at(unit: Unit, class: Class) -> *mut Slab {
+    unit.align_down(SHAPES[class.index()].units).meta().cast()
 }
 
 /// Units of a run for this many bytes.
@@ -321,9 +325,8 @@ fn checked_in(object: *mut u8, class: Class) {
 fn note(object: *mut u8, class: Class, held: bool) {
     let unit = Unit::of(object).filter(|unit| unit.is_committed());
     let noted = unit.ok_or(Misuse::Foreign).and_then(|unit| {
-        let slab = unit.align_down(SHAPES[class.index()].units).meta().cast();
         // SAFETY: committed metadata of the unit where a slab of this class would start.
-        unsafe { Slab::note(slab, object, class, held) }
+        unsafe { Slab::note(slab_at(unit, class), object, class, held) }
     });
     if let Err(misuse) = noted {
         misused(object, class, misuse);

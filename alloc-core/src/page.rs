@@ -12,19 +12,15 @@
 //! Dirty runs go back to the system by a low-water mark: what nobody needed during a whole [`DECAY_MS`] is given back at
 //! the next occasion. (The working-set estimate of FreeBSD's UMA, for pages.)
 //!
-//! This file may touch `os` and `sync`.
+//! This file may touch `os`, `sync` and the unit of `size_class`.
 
 use core::cell::UnsafeCell;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::os;
+use crate::size_class::{UNIT, UNIT_SHIFT};
 use crate::sync::Lock;
-
-/// Log2 of the bytes of a unit. A unit is a multiple of every page size Linux has.
-pub(crate) const UNIT_SHIFT: u32 = 16;
-/// Bytes of a unit.
-pub(crate) const UNIT: usize = 1 << UNIT_SHIFT;
 
 /// Metadata per unit for the slab layer, in bytes.
 pub(crate) const META_SIZE: usize = if cfg!(debug_assertions) { 1088 } else { 576 };
@@ -347,12 +343,12 @@ impl Arena {
             if room > more {
                 units.insert(self, next + more, room - more, state);
             }
+            self.set(start, len, State::Used);
         } else if len < old {
             // The new end needs its tag first: what is given back looks at its neighbours.
             self.set(start, len, State::Used);
             units.give(self, start + len, old - len, State::Dirty);
         }
-        self.set(start, len, State::Used);
         true
     }
 
@@ -428,10 +424,7 @@ impl Units {
     fn grow(&mut self, arena: &Arena, room: u32) -> Option<()> {
         let rest = self.units - self.committed;
         let wish = room.max(GROWTH).max((self.committed / 8).min(MAX_GROWTH)).min(rest);
-        if wish < room || !(self.commit(arena, wish) || self.commit(arena, room)) {
-            return None;
-        }
-        Some(())
+        (wish >= room && (self.commit(arena, wish) || self.commit(arena, room))).then_some(())
     }
 
     fn commit(&mut self, arena: &Arena, more: u32) -> bool {

@@ -216,21 +216,15 @@ fn decide() -> Backend {
     };
     let cpus = os::possible(c"/sys/devices/system/cpu/possible").unwrap_or(MANY_CPUS);
     let regions = reserve_regions(cpus);
-    let libc_rseq = arch::libc_rseq();
-    let backend = match regions {
-        // SAFETY: two closed regions lie in front of `cpus` others; the C library registers every thread there.
-        Some(regions) if rseq_wanted && libc_rseq.is_some() => unsafe {
+    let backend = match regions.filter(|_| rseq_wanted).and_then(|regions| Some((regions, rseq()?)))
+    {
+        // SAFETY: two closed regions lie in front of `cpus` others; every thread has a `struct rseq` at the offset.
+        Some((regions, (backend, offset))) => unsafe {
             arch::publish_region(regions.as_ptr());
-            arch::publish_rseq_offset(libc_rseq.unwrap_or(0));
-            Backend::Rseq
+            arch::publish_rseq_offset(offset);
+            backend
         },
-        // SAFETY: as above; every thread has our own thread-local.
-        Some(regions) if rseq_wanted && arch::HAVE_RSEQ && register_thread() => unsafe {
-            arch::publish_region(regions.as_ptr());
-            arch::publish_rseq_offset(own_offset());
-            Backend::OwnRseq
-        },
-        regions => {
+        None => {
             LOCKED_REGIONS
                 .store(regions.map_or(ptr::null_mut(), NonNull::as_ptr), Ordering::Relaxed);
             CPUS.store(cpus, Ordering::Relaxed);
@@ -250,8 +244,13 @@ fn reserve_regions(cpus: usize) -> Option<NonNull<u8>> {
     unsafe { os::commit(regions, bytes).then(|| regions.add(CLOSED * REGION)) }
 }
 
-fn own_offset() -> isize {
-    (arch::own_rseq().addr().wrapping_sub(arch::thread_pointer().addr())) as isize
+/// Who registers threads, and the offset of their `struct rseq` from the thread pointer; `None` where the kernel refuses.
+fn rseq() -> Option<(Backend, isize)> {
+    if let Some(offset) = arch::libc_rseq() {
+        return Some((Backend::Rseq, offset));
+    }
+    let offset = arch::own_rseq().addr().wrapping_sub(arch::thread_pointer().addr());
+    (arch::HAVE_RSEQ && register_thread()).then_some((Backend::OwnRseq, offset as isize))
 }
 
 /// Registers this thread's own `struct rseq` if it is neither registered nor refused; whether it is registered.

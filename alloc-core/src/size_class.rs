@@ -9,6 +9,12 @@
 
 use core::alloc::Layout;
 
+/// Log2 of the bytes of a unit, what runs and slabs are made of. A unit is a multiple of every page size Linux has.
+#[cfg(not(loom))]
+pub(crate) const UNIT_SHIFT: u32 = UNIT.trailing_zeros();
+/// Bytes of a unit.
+pub(crate) const UNIT: usize = 64 * 1024;
+
 /// Number of slab classes.
 pub const CLASSES: usize = 80;
 

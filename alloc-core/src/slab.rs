@@ -15,7 +15,7 @@ use core::mem::MaybeUninit;
 use core::ptr;
 
 use crate::batch::Batch;
-use crate::size_class::{CLASSES, Class};
+use crate::size_class::{CLASSES, Class, UNIT};
 
 /// Bits of a word of the bitmap.
 const WORD: usize = u64::BITS as usize;
@@ -25,9 +25,6 @@ const MAX_OBJECTS: usize = WORD * WORD;
 const LISTS: usize = 8;
 /// In no list.
 const UNLISTED: u8 = u8::MAX;
-
-/// Bytes of the unit that slabs are made of.
-const UNIT: usize = 64 * 1024;
 
 /// How slabs of a class are cut.
 pub(crate) struct Shape {
@@ -93,6 +90,14 @@ struct Identity {
     node: u8,
     /// This is the descriptor of a slab, now.
     live: bool,
+}
+
+impl Identity {
+    /// Whether this is a slab of `class`. Zeroed metadata is not.
+    #[inline(always)]
+    fn is_of(&self, class: Class) -> bool {
+        self.live && usize::from(self.class) == class.index()
+    }
 }
 
 /// Descriptor of a slab.
@@ -170,11 +175,11 @@ impl Slab {
         shape: &Shape,
         class: Class,
     ) -> (usize, Option<*mut u8>) {
-        let Identity { base, class: own, live, .. } = self.identity;
         let (mut count, mut doubly) = (0, None);
-        if !live || usize::from(own) != class.index() {
+        if !self.identity.is_of(class) {
             return (count, doubly);
         }
+        let base = self.identity.base;
         // Neighbours often come back together: gather bits of a word before it is written.
         let (mut at, mut word) = (0, self.free[0]);
         for &object in objects {
@@ -212,9 +217,9 @@ impl Slab {
     /// `this` is metadata of the unit that would hold the slab of `object`.
     #[cfg(debug_assertions)]
     unsafe fn index_of(this: *mut Slab, object: *mut u8, class: Class) -> Option<usize> {
-        // SAFETY: the caller's promise; zeroed metadata is an identity that is not live.
+        // SAFETY: the caller's promise; zeroed metadata is a valid identity.
         let identity = unsafe { &(*this).identity };
-        if !identity.live || identity.class != class.index() as u8 {
+        if !identity.is_of(class) {
             return None;
         }
         shape(class).index_at(object.addr().wrapping_sub(identity.base.addr()))

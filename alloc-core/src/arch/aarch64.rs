@@ -326,7 +326,7 @@ pub(crate) fn libc_rseq() -> Option<isize> {
 
 /// Whether this thread has a CPU number, that is, is registered.
 pub(crate) fn has_cpu() -> bool {
-    let (cpu, offset): (i32, usize);
+    let cpu: u64;
     // SAFETY: reads the thread's `struct rseq`, once its place is known.
     unsafe {
         asm!(
@@ -339,12 +339,11 @@ pub(crate) fn has_cpu() -> bool {
             "ldr {cpu:w}, [{offset}, #4]",
             "88:",
             cpu = out(reg) cpu,
-            offset = out(reg) offset,
+            offset = out(reg) _,
             options(readonly, nostack),
         );
     }
-    let _ = offset;
-    cpu >= 0
+    (cpu as i32) >= 0
 }
 
 /// The thread pointer of this thread.
