@@ -106,17 +106,24 @@ pub(crate) struct Slab {
     identity: Identity,
     next: *mut Slab,
     previous: *mut Slab,
-    /// A bit per word of `free` that is not zero.
-    summary: u64,
-    /// Bits set in `free`.
+    /// Objects that are free.
     free_count: u32,
     /// The list this slab is in, or [`UNLISTED`].
     list: u8,
-    /// A bit per object that is free.
-    free: [u64; WORD],
+    bitmap: Bitmap,
     /// A bit per object that the program holds; for finding those it gives back twice.
     #[cfg(debug_assertions)]
     held: [core::sync::atomic::AtomicU64; WORD],
+}
+
+/// Which objects of a slab are free. Apart from the rest of the descriptor, so that borrowing it under the lock leaves
+/// `identity` to those who read that without.
+#[repr(C)]
+struct Bitmap {
+    /// A bit per word of `free` that is not zero.
+    summary: u64,
+    /// A bit per object that is free.
+    free: [u64; WORD],
 }
 
 #[cfg(not(loom))]
@@ -145,8 +152,8 @@ impl Slab {
             (&raw mut (*this).free_count).write(objects as u32);
             (&raw mut (*this).list).write(UNLISTED);
             let words = objects.div_ceil(WORD);
-            (&raw mut (*this).summary).write(u64::MAX >> (WORD - words));
-            let free: *mut u64 = (&raw mut (*this).free).cast();
+            (&raw mut (*this).bitmap.summary).write(u64::MAX >> (WORD - words));
+            let free: *mut u64 = (&raw mut (*this).bitmap.free).cast();
             for word in 0..words {
                 free.add(word).write(u64::MAX);
             }
@@ -166,20 +173,32 @@ impl Slab {
         unsafe { (*this).identity.node.into() }
     }
 
-    /// Marks the first objects as free, as long as they are objects of this slab. How many that were, and one of them
+    /// The index of `object` in a slab of `class`.
+    ///
+    /// # Safety
+    /// `this` is metadata of the unit that would hold the slab of `object`.
+    #[cfg(debug_assertions)]
+    unsafe fn index_of(this: *mut Slab, object: *mut u8, class: Class) -> Option<usize> {
+        // SAFETY: the caller's promise; zeroed metadata is a valid identity.
+        let identity = unsafe { &(*this).identity };
+        if !identity.is_of(class) {
+            return None;
+        }
+        shape(class).index_at(object.addr().wrapping_sub(identity.base.addr()))
+    }
+}
+
+impl Bitmap {
+    /// Marks the first objects as free, as long as they are objects of the slab at `base`. How many that were, and one of them
     /// that was free already.
     #[inline]
     fn set_free(
         &mut self,
         objects: &[*mut u8],
+        base: *mut u8,
         shape: &Shape,
-        class: Class,
     ) -> (usize, Option<*mut u8>) {
         let (mut count, mut doubly) = (0, None);
-        if !self.identity.is_of(class) {
-            return (count, doubly);
-        }
-        let base = self.identity.base;
         // Neighbours often come back together: gather bits of a word before it is written.
         let (mut at, mut word) = (0, self.free[0]);
         for &object in objects {
@@ -211,18 +230,48 @@ impl Slab {
         self.summary |= u64::from(word != 0) << at;
     }
 
-    /// The index of `object` in a slab of `class`.
-    ///
-    /// # Safety
-    /// `this` is metadata of the unit that would hold the slab of `object`.
-    #[cfg(debug_assertions)]
-    unsafe fn index_of(this: *mut Slab, object: *mut u8, class: Class) -> Option<usize> {
-        // SAFETY: the caller's promise; zeroed metadata is a valid identity.
-        let identity = unsafe { &(*this).identity };
-        if !identity.is_of(class) {
-            return None;
-        }
-        shape(class).index_at(object.addr().wrapping_sub(identity.base.addr()))
+    /// Cuts free objects from the slab at `base`, from the lowest address on, until the batch holds `len`; how many.
+    #[inline]
+    fn cut(&mut self, base: *mut u8, shape: &Shape, batch: &mut Batch, len: usize) -> u32 {
+        let before = batch.len();
+        let mut summary = self.summary;
+        batch.fill_in_front(len, |room| {
+            let mut left = room.len();
+            while summary != 0 && left > 0 {
+                let at = summary.trailing_zeros() as usize;
+                // SAFETY: `at` is below 64.
+                let free = unsafe { self.free.get_unchecked_mut(at) };
+                let mut word = *free;
+                // SAFETY: `at` is below 64, so the first object of the word lies in the slab.
+                let first = unsafe { base.add(at * WORD * shape.size as usize) };
+                if word == u64::MAX && left >= WORD {
+                    left -= WORD;
+                    // SAFETY: `WORD` slots from the new `left` on, and as many objects of the slab.
+                    unsafe {
+                        let slots = room.as_mut_ptr().add(left);
+                        for index in 0..WORD {
+                            let object = first.add(index * shape.size as usize);
+                            slots.add(WORD - 1 - index).write(MaybeUninit::new(object));
+                        }
+                    }
+                    word = 0;
+                }
+                while word != 0 && left > 0 {
+                    left -= 1;
+                    let offset = word.trailing_zeros() as usize * shape.size as usize;
+                    // SAFETY: a free bit stands for an object within the slab; `left` is below the length of the room.
+                    unsafe { room.get_unchecked_mut(left).write(first.add(offset)) };
+                    word &= word - 1;
+                }
+                *free = word;
+                if word == 0 {
+                    summary &= summary - 1;
+                }
+            }
+            left
+        });
+        self.summary = summary;
+        (batch.len() - before) as u32
     }
 }
 
@@ -304,7 +353,7 @@ impl Partial {
             unsafe {
                 let slab = *self.lists.get_unchecked(list);
                 let shape = shape_of(slab);
-                let count = cut_slab(&mut *slab, shape, batch, len);
+                let count = (*slab).bitmap.cut((*slab).identity.base, shape, batch, len);
                 self.empty -= u32::from((*slab).free_count == shape.objects);
                 (*slab).free_count -= count;
                 self.relist(slab, shape);
@@ -335,8 +384,13 @@ impl Partial {
             if unsafe { Slab::node(slab) } != node {
                 return Ok(objects);
             }
-            // SAFETY: as above; ours under the lock, as the slab of this node that it is.
-            let (count, doubly) = unsafe { (*slab).set_free(objects, shape, class) };
+            // SAFETY: as above.
+            let identity = unsafe { (*slab).identity };
+            if !identity.is_of(class) {
+                return Err((first, Misuse::Foreign));
+            }
+            // SAFETY: a slab of this class and node, so its bitmap is ours under the lock.
+            let (count, doubly) = unsafe { (*slab).bitmap.set_free(objects, identity.base, shape) };
             if let Some(object) = doubly {
                 return Err((object, Misuse::DoubleFree));
             }
@@ -424,50 +478,6 @@ impl Partial {
 unsafe fn shape_of(slab: *mut Slab) -> &'static Shape {
     // SAFETY: the caller's promise; a live slab's class is below `CLASSES`.
     unsafe { SHAPES.get_unchecked(usize::from((*slab).identity.class)) }
-}
-
-/// Cuts free objects from a slab, from the lowest address on, until the batch holds `len`; how many.
-#[inline]
-fn cut_slab(slab: &mut Slab, shape: &Shape, batch: &mut Batch, len: usize) -> u32 {
-    let before = batch.len();
-    let mut summary = slab.summary;
-    batch.fill_in_front(len, |room| {
-        let mut left = room.len();
-        while summary != 0 && left > 0 {
-            let at = summary.trailing_zeros() as usize;
-            // SAFETY: `at` is below 64.
-            let free = unsafe { slab.free.get_unchecked_mut(at) };
-            let mut word = *free;
-            // SAFETY: `at` is below 64, so the first object of the word lies in the slab.
-            let first = unsafe { slab.identity.base.add(at * WORD * shape.size as usize) };
-            if word == u64::MAX && left >= WORD {
-                left -= WORD;
-                // SAFETY: `WORD` slots from the new `left` on, and as many objects of the slab.
-                unsafe {
-                    let slots = room.as_mut_ptr().add(left);
-                    for index in 0..WORD {
-                        let object = first.add(index * shape.size as usize);
-                        slots.add(WORD - 1 - index).write(MaybeUninit::new(object));
-                    }
-                }
-                word = 0;
-            }
-            while word != 0 && left > 0 {
-                left -= 1;
-                let offset = word.trailing_zeros() as usize * shape.size as usize;
-                // SAFETY: a free bit stands for an object within the slab; `left` is below the length of the room.
-                unsafe { room.get_unchecked_mut(left).write(first.add(offset)) };
-                word &= word - 1;
-            }
-            *free = word;
-            if word == 0 {
-                summary &= summary - 1;
-            }
-        }
-        left
-    });
-    slab.summary = summary;
-    (batch.len() - before) as u32
 }
 
 /// Debug builds know of every object whether the program holds it.
