@@ -1,4 +1,7 @@
-//! Settings in the environment: what makes no sense costs one line of warning and nothing else.
+//! Settings in the environment, and what the system grants: what makes no sense costs one line of warning and nothing
+//! else, what is refused not even that.
+
+use std::thread;
 
 use tests::routes::Hayloft;
 use tests::scenario::{Scenario, describe};
@@ -42,4 +45,28 @@ fn well_formed_backend() {
             assert!(output.stderr.is_empty(), "{all}");
         });
     }
+}
+
+/// Uses the heap in several threads at once, and again in others.
+fn use_the_heap_in_threads(count: usize) {
+    for _ in 0..3 {
+        let threads: Vec<_> = (0..count).map(|_| thread::spawn(use_the_heap)).collect();
+        for thread in threads {
+            assert_eq!(thread.join().expect("the thread ends well"), 2890);
+        }
+    }
+}
+
+/// Where the C library does not register threads for restartable sequences, this allocator does.
+#[test]
+fn rseq_left_to_us() {
+    Scenario::new("threads", || use_the_heap_in_threads(4))
+        .env("GLIBC_TUNABLES", "glibc.pthread.rseq=0")
+        .succeeds();
+}
+
+/// Where the kernel refuses restartable sequences, the fallback serves.
+#[test]
+fn rseq_refused() {
+    Scenario::new("threads", || use_the_heap_in_threads(4)).refuse(libc::SYS_rseq).succeeds();
 }

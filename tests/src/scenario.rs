@@ -20,7 +20,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt as _;
 use std::process::{self, Command, Output};
 
-use crate::process::Limit;
+use crate::process::{Limit, refuse};
 
 /// Names, in a child, the scenario it is to run: test and label.
 const CHILD: &str = "TEST_SCENARIO";
@@ -40,6 +40,7 @@ pub struct Scenario<F> {
     body: F,
     env: Vec<(OsString, OsString)>,
     limits: Vec<(Limit, usize)>,
+    refused: Vec<libc::c_long>,
 }
 
 impl<F: FnOnce()> Scenario<F> {
@@ -47,7 +48,7 @@ impl<F: FnOnce()> Scenario<F> {
     ///
     /// `body` must be a closure written in the test function: its type tells the name of the test.
     pub fn new(label: impl Into<String>, body: F) -> Self {
-        Self { label: label.into(), body, env: Vec::new(), limits: Vec::new() }
+        Self { label: label.into(), body, env: Vec::new(), limits: Vec::new(), refused: Vec::new() }
     }
 
     /// Sets an environment variable of the child.
@@ -59,6 +60,12 @@ impl<F: FnOnce()> Scenario<F> {
     /// Puts the child under a limit before it starts.
     pub fn limit(mut self, limit: Limit, bytes: usize) -> Self {
         self.limits.push((limit, bytes));
+        self
+    }
+
+    /// Has the kernel refuse a system call to the child, as if it had none such.
+    pub fn refuse(mut self, number: libc::c_long) -> Self {
+        self.refused.push(number);
         self
     }
 
@@ -100,12 +107,13 @@ impl<F: FnOnce()> Scenario<F> {
         command.args([test, "--exact", "--nocapture", "--test-threads=1"]);
         command.env(CHILD, scenario);
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
-        let limits = self.limits.clone();
+        let (limits, refused) = (self.limits.clone(), self.refused.clone());
         // SAFETY: the closure only makes system calls that are safe between fork and exec.
         unsafe {
             command.pre_exec(move || {
                 Limit::Core.set(0)?;
-                limits.iter().try_for_each(|(limit, bytes)| limit.set(*bytes))
+                limits.iter().try_for_each(|(limit, bytes)| limit.set(*bytes))?;
+                refused.iter().try_for_each(|number| refuse(*number))
             });
         }
         command.output().expect("this program can be run again")

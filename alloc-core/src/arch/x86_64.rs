@@ -28,7 +28,8 @@ global_asm!(
     ".popsection",
     ".pushsection .bss.hayloft_closed_region, \"aw\", @nobits",
     ".balign 64",
-    "hayloft_closed_region: .zero 4096",
+    // That of CPU -2, a thread that was refused, and of CPU -1.
+    "hayloft_closed_region: .zero (1 << {shift}) + 4096",
     ".popsection",
     ".pushsection .data.hayloft_hot, \"aw\", @progbits",
     ".balign 64",
@@ -37,7 +38,7 @@ global_asm!(
     "hayloft_rseq_offset: .quad hayloft_rseq_area@tpoff",
     ".hidden hayloft_region",
     ".globl hayloft_region",
-    "hayloft_region: .quad hayloft_closed_region + (1 << {shift})",
+    "hayloft_region: .quad hayloft_closed_region + (2 << {shift})",
     ".zero 48",
     ".popsection",
     ".weak __rseq_offset",
