@@ -15,35 +15,43 @@ fn use_the_heap() -> usize {
     words.concat().len()
 }
 
+/// The variables, and the values that make sense.
+const SETTINGS: [(&str, &[&str]); 2] =
+    [("HAYLOFT_BACKEND", &["rseq", "fallback"]), ("HAYLOFT_THP", &["auto", "always", "never"])];
+
 /// A value that makes no sense: one line that names the variable, and the program goes on.
 #[test]
-fn malformed_backend() {
-    for value in ["quux", "rseq,fallback", "\u{1F344}"] {
-        let scenario = || println!("{} bytes", use_the_heap());
-        Scenario::new(value, scenario).env("HAYLOFT_BACKEND", value).run(|output| {
-            let all = describe(output);
-            assert!(output.status.success(), "{all}");
-            assert!(String::from_utf8_lossy(&output.stdout).contains("2890 bytes"), "{all}");
-            let stderr = String::from_utf8_lossy(&output.stderr);
-            let lines: Vec<_> = stderr.lines().collect();
-            assert_eq!(lines.len(), 1, "{all}");
-            assert!(lines[0].starts_with("hayloft:"), "{all}");
-            assert!(lines[0].contains("HAYLOFT_BACKEND"), "{all}");
-        });
+fn malformed() {
+    for (name, _) in SETTINGS {
+        for value in ["quux", "", "rseq,auto", "\u{1F344}"] {
+            let scenario = || println!("{} bytes", use_the_heap());
+            Scenario::new(format!("{name}={value}"), scenario).env(name, value).run(|output| {
+                let all = describe(output);
+                assert!(output.status.success(), "{all}");
+                assert!(String::from_utf8_lossy(&output.stdout).contains("2890 bytes"), "{all}");
+                let stderr = String::from_utf8_lossy(&output.stderr);
+                let lines: Vec<_> = stderr.lines().collect();
+                assert_eq!(lines.len(), 1, "{all}");
+                assert!(lines[0].starts_with("hayloft:"), "{all}");
+                assert!(lines[0].contains(name), "{all}");
+            });
+        }
     }
 }
 
 /// A value that makes sense: not a word.
 #[test]
-fn well_formed_backend() {
-    for value in ["rseq", "fallback"] {
-        let scenario = || println!("{} bytes", use_the_heap());
-        Scenario::new(value, scenario).env("HAYLOFT_BACKEND", value).run(|output| {
-            let all = describe(output);
-            assert!(output.status.success(), "{all}");
-            assert!(String::from_utf8_lossy(&output.stdout).contains("2890 bytes"), "{all}");
-            assert!(output.stderr.is_empty(), "{all}");
-        });
+fn well_formed() {
+    for (name, values) in SETTINGS {
+        for value in values {
+            let scenario = || println!("{} bytes", use_the_heap());
+            Scenario::new(format!("{name}={value}"), scenario).env(name, value).run(|output| {
+                let all = describe(output);
+                assert!(output.status.success(), "{all}");
+                assert!(String::from_utf8_lossy(&output.stdout).contains("2890 bytes"), "{all}");
+                assert!(output.stderr.is_empty(), "{all}");
+            });
+        }
     }
 }
 

@@ -12,6 +12,8 @@
 //! Dirty runs go back to the system by a low-water mark: what nobody needed during a whole [`DECAY_MS`] is given back at
 //! the next occasion. (The working-set estimate of FreeBSD's UMA, for pages.)
 //!
+//! Beyond the first [`HUGE_FROM`] units, transparent huge pages are asked for (`HAYLOFT_THP=auto|always|never`).
+//!
 //! This file may touch `os`, `sync` and the unit of `size_class`.
 
 use core::cell::UnsafeCell;
@@ -31,6 +33,13 @@ const MAX_ARENAS: usize = 64;
 
 /// Dirty memory that went unneeded for this long is given back, in milliseconds.
 const DECAY_MS: u64 = 1000;
+
+/// Units of a huge page.
+const HUGE_PAGE: u32 = (2 << 20) / UNIT as u32;
+
+/// From this many committed units on, huge pages are asked for: there the rest of the last one is a small part of
+/// what the program has. A heap that grows to 64 MB in phases took 1.6 times as long without.
+const HUGE_FROM: u32 = (4 << 20) / UNIT as u32;
 
 /// The least that is committed at once, in units.
 const GROWTH: u32 = 16;
@@ -239,10 +248,24 @@ fn make_arena(need: u32, count: usize) -> Option<()> {
     let mut state = arena.state.lock();
     state.units = units as u32;
     state.committed = 1;
+    state.huge_from = huge_from();
     drop(state);
     // Release: pairs with the Acquire in `alloc` and `Unit::of`.
     ARENA_COUNT.store(count + 1, Ordering::Release);
     Some(())
+}
+
+/// Committed units from which on huge pages are asked for, by `HAYLOFT_THP`.
+fn huge_from() -> u32 {
+    match os::env(c"HAYLOFT_THP") {
+        None | Some(b"auto") => HUGE_FROM,
+        Some(b"always") => 0,
+        Some(b"never") => u32::MAX,
+        Some(_) => {
+            os::warn(format_args!("HAYLOFT_THP is none of auto, always and never; ignored"));
+            HUGE_FROM
+        }
+    }
 }
 
 impl Arena {
@@ -376,6 +399,8 @@ struct Units {
     /// Dirty units to be given back now.
     to_purge: u32,
     last_tick: u64,
+    /// From here on huge pages are asked for.
+    huge_from: u32,
     dirty_bins: Bins,
     clean_bins: Bins,
 }
@@ -389,6 +414,7 @@ impl Units {
             least_dirty: 0,
             to_purge: 0,
             last_tick: 0,
+            huge_from: 0,
             dirty_bins: Bins::new(),
             clean_bins: Bins::new(),
         }
@@ -423,7 +449,10 @@ impl Units {
     /// Commits units from the bottom of what is not, so that the last clean run has at least `room`.
     fn grow(&mut self, arena: &Arena, room: u32) -> Option<()> {
         let rest = self.units - self.committed;
-        let wish = room.max(GROWTH).max((self.committed / 8).min(MAX_GROWTH)).min(rest);
+        let wish = room.max(GROWTH).max((self.committed / 8).min(MAX_GROWTH));
+        // Up to the end of a huge page, so that none is committed in parts.
+        let past = self.committed.saturating_add(wish).wrapping_add(arena.base_unit()) % HUGE_PAGE;
+        let wish = wish.saturating_add((HUGE_PAGE - past) % HUGE_PAGE).min(rest);
         (wish >= room && (self.commit(arena, wish) || self.commit(arena, room))).then_some(())
     }
 
@@ -442,6 +471,11 @@ impl Units {
             // SAFETY: units of this arena that nobody uses.
             && unsafe { os::commit(arena.address(from as u32), (to - from) << UNIT_SHIFT) };
         if done {
+            if self.committed >= self.huge_from {
+                let bytes = (to - from) << UNIT_SHIFT;
+                // SAFETY: units of this arena, committed above.
+                unsafe { os::prefer_huge_pages(arena.address(from as u32), bytes) };
+            }
             self.committed = to as u32;
             self.give(arena, from as u32, more, State::Clean);
         }

@@ -63,6 +63,16 @@ pub(crate) unsafe fn decommit(address: NonNull<u8>, len: usize) -> bool {
     unsafe { libc::madvise(address.as_ptr().cast(), len, libc::MADV_DONTNEED) == 0 }
 }
 
+/// Asks for transparent huge pages, in vain where the system has them switched off.
+///
+/// # Safety
+/// `address..address + len` lies in one reservation, on page boundaries.
+pub(crate) unsafe fn prefer_huge_pages(address: NonNull<u8>, len: usize) {
+    let _errno = SavedErrno::new();
+    // SAFETY: the caller's promise; contents do not change.
+    unsafe { libc::madvise(address.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
+}
+
 /// Moves the pages at `from` to `to` without copying them; `from` stays committed and reads as zero. False if the
 /// kernel cannot (before 5.7, or out of mappings); then nothing has changed.
 ///

@@ -16,8 +16,8 @@ use hosted as imp;
 mod text;
 
 pub(crate) use imp::{
-    at_thread_exit, commit, current_cpu, decommit, env, milliseconds, possible, register_rseq,
-    remap, reserve, unregister_rseq, unreserve, yield_now,
+    at_thread_exit, commit, current_cpu, decommit, env, milliseconds, possible, prefer_huge_pages,
+    register_rseq, remap, reserve, unregister_rseq, unreserve, yield_now,
 };
 #[cfg(not(loom))]
 pub(crate) use imp::{futex_wait, futex_wake_one};
