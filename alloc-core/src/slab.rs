@@ -76,9 +76,22 @@ impl Shape {
         if offset >= self.span as usize {
             return None;
         }
-        let index = (offset as u64 * u64::from(self.reciprocal)) >> 32;
-        let exact = !cfg!(debug_assertions) || index * u64::from(self.size) == offset as u64;
-        exact.then_some(index as usize)
+        let index = self.index(offset);
+        let exact = !cfg!(debug_assertions) || index * self.size as usize == offset;
+        exact.then_some(index)
+    }
+
+    /// The index of the object that `offset`, less than 2^32, lies in.
+    #[inline(always)]
+    fn index(&self, offset: usize) -> usize {
+        ((offset as u64 * u64::from(self.reciprocal)) >> 32) as usize
+    }
+
+    /// What word `at` of the bitmap stands for: an offset in the slab, and a length, both in bytes.
+    #[inline(always)]
+    fn word(&self, at: usize) -> (usize, usize) {
+        let len = WORD * self.size as usize;
+        (at * len, len.min(self.span as usize - at * len))
     }
 }
 
@@ -189,45 +202,44 @@ impl Slab {
 }
 
 impl Bitmap {
-    /// Marks the first objects as free, as long as they are objects of the slab at `base`. How many that were, and one of them
-    /// that was free already.
+    /// Marks the first objects as free, as long as they are objects of the slab at `base`; how many that were. Or the one
+    /// of them that was free already; then those of its word are not marked.
     #[inline]
     fn set_free(
         &mut self,
         objects: &[*mut u8],
         base: *mut u8,
         shape: &Shape,
-    ) -> (usize, Option<*mut u8>) {
-        let (mut count, mut doubly) = (0, None);
-        // Neighbours often come back together: gather bits of a word before it is written.
-        let (mut at, mut word) = (0, self.free[0]);
-        for &object in objects {
-            let Some(index) = shape.index_at(object.addr().wrapping_sub(base.addr())) else {
+    ) -> Result<usize, *mut u8> {
+        let mut rest = objects;
+        while let Some((&first, others)) = rest.split_first() {
+            let Some(index) = shape.index_at(first.addr().wrapping_sub(base.addr())) else {
                 break;
             };
-            if index / WORD != at {
-                self.set_word(at, word);
-                at = index / WORD;
-                // SAFETY: an index below the objects of a slab, so the word is one of the bitmap.
-                word = unsafe { *self.free.get_unchecked(at) };
+            // Neighbours often come back together: gather the bits of a word.
+            let at = index / WORD;
+            let (start, len) = shape.word(at);
+            let start = base.addr() + start;
+            let mut bits = 1 << (index % WORD);
+            let mut count = 1;
+            for object in others {
+                let offset = object.addr().wrapping_sub(start);
+                if offset >= len {
+                    break;
+                }
+                bits |= 1 << (shape.index(offset) % WORD);
+                count += 1;
             }
-            let bit = 1 << (index % WORD);
-            if word & bit != 0 {
-                doubly = Some(object);
-                break;
+            // SAFETY: an index below the objects of a slab, so the word is one of the bitmap.
+            let word = unsafe { self.free.get_unchecked_mut(at) };
+            if *word & bits != 0 || (count > 1 && bits.count_ones() as usize != count) {
+                return Err(twice(rest, *word, base, shape));
             }
-            word |= bit;
-            count += 1;
+            *word |= bits;
+            self.summary |= 1 << at;
+            rest = rest.get(count..).unwrap_or(&[]);
         }
-        self.set_word(at, word);
-        (count, doubly)
-    }
-
-    #[inline(always)]
-    fn set_word(&mut self, at: usize, word: u64) {
-        // SAFETY: callers name words of the bitmap.
-        unsafe { *self.free.get_unchecked_mut(at) = word };
-        self.summary |= u64::from(word != 0) << at;
+        Ok(objects.len() - rest.len())
     }
 
     /// Cuts free objects from the slab at `base`, from the lowest address on, until the batch holds `len`; how many.
@@ -273,6 +285,19 @@ impl Bitmap {
         self.summary = summary;
         (batch.len() - before) as u32
     }
+}
+
+/// The first of `objects` whose bit is set in `word`, or that came before, of those that share a word with the first.
+#[cold]
+#[inline(never)]
+fn twice(objects: &[*mut u8], mut word: u64, base: *mut u8, shape: &Shape) -> *mut u8 {
+    let bit = |object: *mut u8| 1 << (shape.index(object.addr() - base.addr()) % WORD);
+    let found = objects.iter().find(|object| {
+        let seen = word & bit(**object) != 0;
+        word |= bit(**object);
+        seen
+    });
+    found.copied().unwrap_or(ptr::null_mut())
 }
 
 #[inline(always)]
@@ -390,10 +415,8 @@ impl Partial {
                 return Err((first, Misuse::Foreign));
             }
             // SAFETY: a slab of this class and node, so its bitmap is ours under the lock.
-            let (count, doubly) = unsafe { (*slab).bitmap.set_free(objects, identity.base, shape) };
-            if let Some(object) = doubly {
-                return Err((object, Misuse::DoubleFree));
-            }
+            let count = unsafe { (*slab).bitmap.set_free(objects, identity.base, shape) }
+                .map_err(|object| (object, Misuse::DoubleFree))?;
             if count == 0 {
                 return Err((first, Misuse::Foreign));
             }
