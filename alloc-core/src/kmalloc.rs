@@ -31,6 +31,9 @@ use crate::{node, os};
 /// is faster than faulting in cold ones: with 512 KiB here, four buffers that grew in turn to 8 MB took 3.2 times as long.
 const REMAP_BYTES: usize = 8 << 20;
 
+// A slab's descriptor is the metadata of its first unit.
+const _: () = assert!(size_of::<Slab>() <= page::META_SIZE);
+
 /// What a node keeps for a class.
 #[repr(align(64))]
 struct Depot {

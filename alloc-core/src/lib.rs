@@ -3,7 +3,8 @@
 //! Objects up to 32 KiB are cut from *slabs* and pass through *sheaves*, per-CPU stacks of pointers that are operated by
 //! restartable sequences, and a *barn* of batches per node; everything else is a run of *pages*. The names and the
 //! division of labour are those of `mm/slub.c` in Linux. `docs/design.md` tells the whole story; each module says in
-//! its first lines what it is for and what it may touch. In order, lower ones know nothing of higher ones:
+//! its first lines what it is for and what it may touch. In order, a module knows only of those in lower rows (the test
+//! `layers` holds this table against the imports):
 //!
 //! | module | holds |
 //! |---|---|
@@ -12,7 +13,8 @@
 //! | `page` `node` | arenas, runs, descriptors, giving memory back; NUMA nodes |
 //! | `batch` [`size_class`] | object pointers on the move; which class serves a layout |
 //! | `sync` | atomics and locks |
-//! | `os` `arch` | system calls; restartable sequences |
+//! | `os` | system calls |
+//! | `arch` | restartable sequences |
 
 #![no_std]
 

@@ -27,15 +27,15 @@ pub const MAX_SMALL_ALIGN: usize = 4096;
 /// An eighth of the alignments must not reach [`MAX_SMALL`]: [`class_of`] tests size and alignment in one compare.
 const ALIGN_SCALE: u32 = (MAX_SMALL / MAX_SMALL_ALIGN).trailing_zeros();
 
-/// Largest size that is looked up, in bytes.
-const LOOKUP_SIZE: usize = 1024;
-
-/// Class indices by size, in steps of 8 bytes.
-static LOOKUP: [u8; LOOKUP_SIZE / 8] = {
-    let mut lookup = [0; LOOKUP_SIZE / 8];
+/// Class indices by size, in steps of 8 bytes. Arithmetic alone would cost twice the instructions wherever the size does
+/// not fold, and sizes in use touch few lines of the table.
+static LOOKUP: [u8; MAX_SMALL / 8] = {
+    let mut lookup = [0; MAX_SMALL / 8];
     let mut step = 0;
     while step < lookup.len() {
-        lookup[step] = Class::computed(step * 8 + 8).0 as u8;
+        let last = step * 8 + 7;
+        let octave = (last | 127).ilog2();
+        lookup[step] = ((last >> (octave - 3)) + (octave as usize - 6) * 8) as u8;
         step += 1;
     }
     lookup
@@ -49,24 +49,6 @@ impl Class {
     /// The class with this index, or `None` from [`CLASSES`] up.
     pub const fn from_index(index: usize) -> Option<Class> {
         if index < CLASSES { Some(Class(index)) } else { None }
-    }
-
-    /// The smallest class for `size` bytes, `1 <= size <= MAX_SMALL`.
-    #[inline(always)]
-    const fn of_size(size: usize) -> Class {
-        // A look-up costs half the instructions of the arithmetic, where neither folds.
-        if size <= LOOKUP_SIZE {
-            Class(LOOKUP[(size - 1) / 8] as usize)
-        } else {
-            Class::computed(size)
-        }
-    }
-
-    #[inline(always)]
-    const fn computed(size: usize) -> Class {
-        let last = size - 1;
-        let octave = (last | 127).ilog2();
-        Class((last >> (octave - 3)) + (octave as usize - 6) * 8)
     }
 
     /// Index below [`CLASSES`].
@@ -89,16 +71,22 @@ pub const fn class_of(layout: Layout) -> Option<Class> {
     let align = layout.align();
     // Cannot overflow: a `Layout`'s size rounded up to its alignment is at most `isize::MAX`.
     let rounded = (layout.size() + (align - 1)) & !(align - 1);
-    if (rounded.wrapping_sub(1) | ((align - 1) << ALIGN_SCALE)) < MAX_SMALL {
-        Some(Class::of_size(rounded))
-    } else {
-        None
+    let last = rounded.wrapping_sub(1);
+    if (last | ((align - 1) << ALIGN_SCALE)) >= MAX_SMALL {
+        return None;
     }
+    // SAFETY: tested above, in a way that the compiler does not see through.
+    unsafe { core::hint::assert_unchecked(last < MAX_SMALL) };
+    Some(Class(LOOKUP[last / 8] as usize))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn of_size(size: usize) -> Class {
+        class_of(Layout::from_size_align(size, 1).unwrap()).unwrap()
+    }
 
     #[test]
     fn classes_ascend_and_each_size_maps_to_its_own() {
@@ -106,8 +94,8 @@ mod tests {
         for index in 0..CLASSES {
             let class = Class::from_index(index).unwrap();
             assert!(class.size() > previous);
-            assert_eq!(Class::of_size(class.size()), class);
-            assert_eq!(Class::of_size(previous + 1), class);
+            assert_eq!(of_size(class.size()), class);
+            assert_eq!(of_size(previous + 1), class);
             previous = class.size();
         }
         assert_eq!(previous, MAX_SMALL);
@@ -117,7 +105,7 @@ mod tests {
     #[test]
     fn waste_is_bounded() {
         for size in 1..=MAX_SMALL {
-            let waste = Class::of_size(size).size() - size;
+            let waste = of_size(size).size() - size;
             assert!(if size > 128 { waste * 8 < size } else { waste < 8 }, "{size}");
         }
     }

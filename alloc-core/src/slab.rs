@@ -139,9 +139,6 @@ struct Bitmap {
     free: [u64; WORD],
 }
 
-#[cfg(not(loom))]
-const _: () = assert!(size_of::<Slab>() <= crate::page::META_SIZE);
-
 /// What was wrong about an object that came back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Misuse {

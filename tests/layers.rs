@@ -1,0 +1,84 @@
+//! Who may import whom in `alloc-core`: the table in its `lib.rs`, held against the sources.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use tests::routes::Hayloft;
+
+#[global_allocator]
+static GLOBAL: Hayloft = Hayloft;
+
+const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../alloc-core/src");
+
+/// The row of each module in the table, counted from the top.
+fn rows(lib: &str) -> BTreeMap<String, usize> {
+    let cells = lib.lines().filter_map(|line| line.strip_prefix("//! | ")?.split('|').next());
+    let mut rows = BTreeMap::new();
+    for (row, cell) in cells.enumerate() {
+        for module in cell.split('`').skip(1).step_by(2) {
+            rows.insert(module.to_owned(), row);
+        }
+    }
+    rows
+}
+
+/// The modules of the crate that a source names, its tests aside.
+fn imports(source: &str) -> Vec<String> {
+    let code = source.split("#[cfg(test)]\nmod tests").next().unwrap_or(source);
+    let lines = code.lines().map(str::trim_start).filter(|line| !line.starts_with("//"));
+    let mut found = Vec::new();
+    for line in lines {
+        for path in line.split("crate::").skip(1) {
+            // Either one module, or several in braces, of each of which the first word counts.
+            let list = path.strip_prefix('{').map_or(vec![path], |list| list.split(',').collect());
+            let word = |part: &str| {
+                let end = |letter: char| !(letter.is_alphanumeric() || letter == '_');
+                part.trim().split(end).next().unwrap_or_default().to_owned()
+            };
+            found.extend(list.into_iter().map(word));
+        }
+    }
+    found
+}
+
+/// The files of a module: one, or those of its folder.
+fn files(module: &str) -> Vec<PathBuf> {
+    let folder = Path::new(SOURCES).join(module);
+    if !folder.is_dir() {
+        return vec![folder.with_extension("rs")];
+    }
+    let entries = fs::read_dir(folder).expect("the folder can be read");
+    entries.map(|entry| entry.expect("the entry can be read").path()).collect()
+}
+
+#[test]
+fn lower_modules_know_nothing_of_higher_ones() {
+    let lib = fs::read_to_string(Path::new(SOURCES).join("lib.rs")).expect("the crate is there");
+    let rows = rows(&lib);
+    let declared = lib
+        .lines()
+        .filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';'));
+    for module in declared.filter(|module| *module != "models") {
+        assert!(rows.contains_key(module), "`{module}` is not in the table of lib.rs");
+    }
+    let mut seen = 0;
+    for (module, row) in &rows {
+        for file in files(module) {
+            let source = fs::read_to_string(&file).expect("each module has its source");
+            for import in imports(&source) {
+                let below = rows.get(&import).is_some_and(|of_import| of_import > row);
+                assert!(below, "{} imports `{import}`, which is not below it", file.display());
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 20, "the scan found only {seen} imports");
+}
+
+#[test]
+fn imports_are_found() {
+    let source = "use crate::barn::Barn;\nuse crate::{node, os};\n    crate::page::free();\n\
+                  // crate::slab\n#[cfg(test)]\nmod tests {\n    use crate::kmalloc;\n}\n";
+    assert_eq!(imports(source), ["barn", "node", "os", "page"]);
+}
