@@ -31,6 +31,12 @@ use crate::{node, os};
 /// is faster than faulting in cold ones: with 512 KiB here, four buffers that grew in turn to 8 MB took 3.2 times as long.
 const REMAP_BYTES: usize = 8 << 20;
 
+/// A run that is copied in order to grow becomes this many times as long as it has to be, so that its next growth needs no
+/// copy. Room that nobody touches takes no memory. Four buffers that grow in turn to 8 MB take 0.8 of the time.
+const ROOM: usize = 4;
+/// The longest run that is made for the sake of [`ROOM`], in units.
+const MAX_ROOM: usize = ROOM * (2 * REMAP_BYTES / UNIT);
+
 // A slab's descriptor is the metadata of its first unit.
 const _: () = assert!(size_of::<Slab>() <= page::META_SIZE);
 
@@ -283,19 +289,28 @@ unsafe extern "C" fn realloc_large(object: *mut u8, layout: Layout, new_layout: 
     }
     let run = run_of(object, layout);
     let (old_units, new_units) = (units(layout.size()), units(new_layout.size()));
-    // SAFETY: the caller's promise: the run is in use, and what is cut off is not.
-    if old_units == new_units || unsafe { page::resize(run, new_units) } {
+    if new_units <= old_units {
+        if new_units < old_units {
+            // SAFETY: the caller's promise: the run is in use, and what is cut off is not.
+            unsafe { page::shrink(run, new_units) };
+        }
         return object;
     }
-    if layout.size() < REMAP_BYTES || layout.align() > UNIT {
+    // SAFETY: the caller's promise.
+    if unsafe { page::grow(run, new_units) } {
+        return object;
+    }
+    if layout.align() > UNIT {
         // SAFETY: the caller's promise.
         return unsafe { realloc_by_copy(object, layout, new_layout) };
     }
-    let Some(new) = page::alloc(new_units, 1) else { return ptr::null_mut() };
-    let bytes = old_units << UNIT_SHIFT;
+    let remap = layout.size() >= REMAP_BYTES;
+    let room = if remap { 0 } else { new_units.saturating_mul(ROOM).min(MAX_ROOM) };
+    let found = (room > new_units).then(|| page::alloc(room, 1)).flatten();
+    let Some(new) = found.or_else(|| page::alloc(new_units, 1)) else { return ptr::null_mut() };
     // SAFETY: two runs, both longer than what is moved; the old one is done with after that.
     unsafe {
-        if os::remap(NonNull::new_unchecked(object), new.address, bytes) {
+        if remap && os::remap(NonNull::new_unchecked(object), new.address, old_units << UNIT_SHIFT) {
             page::free_clean(run);
         } else {
             ptr::copy_nonoverlapping(object, new.address.as_ptr(), layout.size());

@@ -192,13 +192,22 @@ pub(crate) unsafe fn free_clean(unit: Unit) {
     unsafe { unit.arena.free(unit.index, State::Clean) };
 }
 
-/// Changes the length of a run without moving it; false if that cannot be done. Units added may hold anything.
+/// Makes a run at least as long as this without moving it; false if that cannot be done. Units added may hold anything.
 ///
 /// # Safety
-/// `unit` is the first of a run from [`alloc`]; units cut off are not used any more.
-pub(crate) unsafe fn resize(unit: Unit, units: usize) -> bool {
+/// `unit` is the first of a run from [`alloc`].
+pub(crate) unsafe fn grow(unit: Unit, units: usize) -> bool {
     // SAFETY: the caller's promise.
-    u32::try_from(units).is_ok_and(|len| unsafe { unit.arena.resize(unit.index, len) })
+    u32::try_from(units).is_ok_and(|len| unsafe { unit.arena.grow(unit.index, len) })
+}
+
+/// Makes a run as short as this, at least one unit, without moving it.
+///
+/// # Safety
+/// `unit` is the first of a run from [`alloc`] that is at least as long; units cut off are not used any more.
+pub(crate) unsafe fn shrink(unit: Unit, units: usize) {
+    // SAFETY: the caller's promise; it bounds `units` by a length that fits.
+    unsafe { unit.arena.shrink(unit.index, units as u32) };
 }
 
 /// Makes the arena number `count`, for a run of at least `need` units; `None` if it cannot be had.
@@ -346,33 +355,43 @@ impl Arena {
     }
 
     /// # Safety
-    /// As [`resize`].
-    unsafe fn resize(&self, start: u32, len: u32) -> bool {
+    /// As [`grow`].
+    unsafe fn grow(&self, start: u32, len: u32) -> bool {
         let mut units = self.state.lock();
         // SAFETY: the first unit of a used run, by the caller's promise; the lock is held.
         let old = unsafe { (*self.run(start)).len };
-        if len > old {
-            let next = start + old;
-            let more = len - old;
-            if next == units.committed && units.grow(self, more).is_none() {
-                return false;
-            }
-            // SAFETY: `next` is committed: it was, or `grow` made it so.
-            let (state, room) = unsafe { ((*self.run(next)).state, (*self.run(next)).len) };
-            if next >= units.committed || state == State::Used || room < more {
-                return false;
-            }
-            units.remove(self, next);
-            if room > more {
-                units.insert(self, next + more, room - more, state);
-            }
-            self.set(start, len, State::Used);
-        } else if len < old {
+        if len <= old {
+            return true;
+        }
+        let next = start + old;
+        let more = len - old;
+        if next == units.committed && units.grow(self, more).is_none() {
+            return false;
+        }
+        // SAFETY: `next` is committed: it was, or `grow` made it so.
+        let (state, room) = unsafe { ((*self.run(next)).state, (*self.run(next)).len) };
+        if state == State::Used || room < more {
+            return false;
+        }
+        units.remove(self, next);
+        if room > more {
+            units.insert(self, next + more, room - more, state);
+        }
+        self.set(start, len, State::Used);
+        true
+    }
+
+    /// # Safety
+    /// As [`shrink`].
+    unsafe fn shrink(&self, start: u32, len: u32) {
+        let mut units = self.state.lock();
+        // SAFETY: as in `grow`.
+        let old = unsafe { (*self.run(start)).len };
+        if old > len {
             // The new end needs its tag first: what is given back looks at its neighbours.
             self.set(start, len, State::Used);
             units.give(self, start + len, old - len, State::Dirty);
         }
-        true
     }
 
     /// Writes both boundary tags of a run. To be called under the lock.
@@ -675,9 +694,10 @@ mod tests {
             first.address.write_bytes(1, 3 * UNIT);
             second.address.write_bytes(2, 5 * UNIT);
             assert_eq!(*first.address.as_ptr(), 1);
-            assert!(resize(unit, 2));
+            shrink(unit, 2);
             assert_eq!(unit.run_len(), Some(2));
-            assert!(resize(unit, 4));
+            assert!(grow(unit, 4) && grow(unit, 3));
+            assert_eq!(unit.run_len(), Some(4));
             free(unit);
             free(Unit::of(first.address.as_ptr()).unwrap());
         }
