@@ -10,7 +10,9 @@
 //!
 //! # Environment
 //! `HAYLOFT_BACKEND` chooses how per-CPU caches are operated: `rseq` (the default where the kernel has restartable
-//! sequences) or `fallback` (a try-lock per CPU). Read once, by the first allocation.
+//! sequences) or `fallback` (a try-lock per CPU). `HAYLOFT_THP` says when huge pages are asked for: `auto` (the default,
+//! from a heap of 4 MiB on), `always` or `never`. Both are read once, by the first allocation; a value that is none of
+//! these is named in a line on stderr and ignored.
 
 #![no_std]
 
