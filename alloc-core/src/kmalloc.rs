@@ -310,7 +310,8 @@ unsafe extern "C" fn realloc_large(object: *mut u8, layout: Layout, new_layout: 
     let Some(new) = found.or_else(|| page::alloc(new_units, 1)) else { return ptr::null_mut() };
     // SAFETY: two runs, both longer than what is moved; the old one is done with after that.
     unsafe {
-        if remap && os::remap(NonNull::new_unchecked(object), new.address, old_units << UNIT_SHIFT) {
+        if remap && os::remap(NonNull::new_unchecked(object), new.address, old_units << UNIT_SHIFT)
+        {
             page::free_clean(run);
         } else {
             ptr::copy_nonoverlapping(object, new.address.as_ptr(), layout.size());
