@@ -125,3 +125,50 @@ fn free_of_a_mapping() {
             .run(|output| assert_abort(output, &["foreign"]));
     }
 }
+
+/// Allocates with [`LAYOUT`] and frees something else; what is announced is what is freed.
+fn free_instead(of: impl Fn(*mut u8) -> (*mut u8, Layout)) {
+    // SAFETY: none for the free, which is the point; it must not return.
+    unsafe {
+        let (address, layout) = of(Hayloft.alloc(LAYOUT));
+        announce(address);
+        Hayloft.dealloc(address, layout);
+    }
+}
+
+#[test]
+fn free_of_the_middle_of_a_block() {
+    for backend in BACKENDS {
+        Scenario::new(backend, || free_instead(|block| (block.wrapping_add(8), LAYOUT)))
+            .env("HAYLOFT_BACKEND", backend)
+            .run(|output| assert_abort(output, &["foreign", "64"]));
+    }
+}
+
+#[test]
+fn free_with_the_layout_of_another_class() {
+    for backend in BACKENDS {
+        Scenario::new(backend, || free_instead(|block| (block, Layout::new::<[u64; 9]>())))
+            .env("HAYLOFT_BACKEND", backend)
+            .run(|output| assert_abort(output, &["foreign", "72"]));
+    }
+}
+
+#[test]
+fn double_free_of_a_large_block() {
+    let layout = Layout::new::<[u8; 1 << 20]>();
+    for backend in BACKENDS {
+        let scenario = || {
+            // SAFETY: none for the second free, which is the point; it must not return.
+            unsafe {
+                let address = Hayloft.alloc(layout);
+                announce(address);
+                Hayloft.dealloc(address, layout);
+                Hayloft.dealloc(address, layout);
+            }
+        };
+        Scenario::new(backend, scenario)
+            .env("HAYLOFT_BACKEND", backend)
+            .run(|output| assert_abort(output, &["already free", "1048576"]));
+    }
+}
