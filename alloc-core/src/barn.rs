@@ -8,7 +8,7 @@
 use core::mem::MaybeUninit;
 
 use crate::batch::{Batch, MAX_BATCH};
-use crate::sync::{AtomicUsize, Lock, Ordering};
+use crate::sync::{AtomicUsize, Context, Lock, Ordering};
 
 /// Batches a barn holds at most. (`MAX_FULL_SHEAVES` of `mm/slub.c`.)
 const FULL_BATCHES: usize = if cfg!(loom) { 2 } else { 10 };
@@ -42,12 +42,12 @@ impl Barn {
     }
 
     /// Moves the last objects that came, at most `len`, into an empty batch.
-    pub(crate) fn take(&self, batch: &mut Batch, len: usize) {
+    pub(crate) fn take(&self, context: Context, batch: &mut Batch, len: usize) {
         // Relaxed, here and below: a hint; what it counts is read under the lock.
         if self.len.load(Ordering::Relaxed) == 0 {
             return;
         }
-        let objects = self.objects.lock();
+        let Some(objects) = self.objects.acquire(context) else { return };
         let held = self.len.load(Ordering::Relaxed);
         let left = held.saturating_sub(len);
         if let Some(objects) = objects.0.get(left..held) {
@@ -57,13 +57,13 @@ impl Barn {
     }
 
     /// Moves a whole batch in, if there is room for it among [`FULL_BATCHES`] of `len` objects each.
-    pub(crate) fn put(&self, batch: &mut Batch, len: usize) -> bool {
+    pub(crate) fn put(&self, context: Context, batch: &mut Batch, len: usize) -> bool {
         let more = batch.objects();
         let full = |held| held + more.len() > FULL_BATCHES * len;
         if full(self.len.load(Ordering::Relaxed)) {
             return false;
         }
-        let mut objects = self.objects.lock();
+        let Some(mut objects) = self.objects.acquire(context) else { return false };
         let held = self.len.load(Ordering::Relaxed);
         if full(held) {
             return false;

@@ -7,6 +7,10 @@
 //! free:  sheaf of this CPU -> barn of this node -> slabs of the objects' nodes -> an empty slab back to pages
 //! ```
 //!
+//! What cannot take a lock without waiting, in a context that may not wait, makes do with the next step; at the end of the
+//! road are the reserve of `page` for memory that is wanted, and `deferred` for memory that comes back. Slow paths that may
+//! wait free what was deferred first.
+//!
 //! Only the first step is inlined. The cold functions it calls are `extern "C"`: they cannot unwind, so callers need no
 //! landing pads, and a panic in here ends the process. A layout that no class serves is a run of pages of its own, whose
 //! length is known by its descriptor.
@@ -21,11 +25,11 @@ use core::ptr::{self, NonNull};
 use crate::barn::Barn;
 use crate::batch::Batch;
 use crate::page::{self, Unit};
-use crate::percpu;
+use crate::percpu::{self, Backend};
 use crate::size_class::{CLASSES, Class, MAX_SMALL_ALIGN, UNIT, UNIT_SHIFT, class_of};
-use crate::slab::{Emptied, Misuse, Partial, SHAPES, Slab};
-use crate::sync::Lock;
-use crate::{node, os};
+use crate::slab::{Emptied, Misuse, SHAPES, Slab, Slabs};
+use crate::sync::Context;
+use crate::{deferred, node, os};
 
 /// From this many bytes on, a run is moved by remapping its pages instead of copying them. Below, copying into warm pages
 /// is faster than faulting in cold ones: with 512 KiB here, four buffers that grew in turn to 8 MB took 3.2 times as long.
@@ -37,19 +41,19 @@ const ROOM: usize = 4;
 /// The longest run that is made for the sake of [`ROOM`], in units.
 const MAX_ROOM: usize = ROOM * (2 * REMAP_BYTES / UNIT);
 
-// A slab's descriptor is the metadata of its first unit.
-const _: () = assert!(size_of::<Slab>() <= page::META_SIZE);
+// A slab's descriptor is the metadata of its first unit; those of the others follow.
+const _: () = assert!(size_of::<Slab>() == page::META_SIZE);
 
 /// What a node keeps for a class.
 #[repr(align(64))]
 struct Depot {
-    partial: Lock<Partial>,
+    slabs: Slabs,
     barn: Barn,
 }
 
-static DEPOTS: [[Depot; CLASSES]; node::MAX_NODES] = [const {
-    [const { Depot { partial: Lock::new(Partial::new()), barn: Barn::new() } }; CLASSES]
-}; node::MAX_NODES];
+static DEPOTS: [[Depot; CLASSES]; node::MAX_NODES] =
+    [const { [const { Depot { slabs: Slabs::new(), barn: Barn::new() } }; CLASSES] };
+        node::MAX_NODES];
 
 fn depot(node: usize, class: Class) -> &'static Depot {
     // SAFETY: both indices are below the lengths by construction.
@@ -132,7 +136,13 @@ unsafe fn realloc_by_copy(object: *mut u8, layout: Layout, new_layout: Layout) -
 #[cold]
 #[inline(never)]
 extern "C" fn alloc_slow(class: Class) -> *mut u8 {
-    let backend = percpu::backend();
+    Context::enter(|context| alloc_object(context, class))
+}
+
+/// Allocates an object where the sheaf of this CPU had none.
+fn alloc_object(context: Context, class: Class) -> *mut u8 {
+    free_deferred(context);
+    let backend = percpu::backend(context);
     let object = backend.pop(class);
     if !object.is_null() {
         return checked_out(object, class);
@@ -140,34 +150,35 @@ extern "C" fn alloc_slow(class: Class) -> *mut u8 {
     let mut batch = Batch::new();
     let node = node::current();
     let len = percpu::batch_len(class);
-    depot(node, class).barn.take(&mut batch, len);
+    depot(node, class).barn.take(context, &mut batch, len);
     if batch.len() == 0 {
-        cut(class, node, &mut batch, len);
+        cut(context, class, node, &mut batch, len);
     }
     let Some(object) = batch.pop_last() else { return ptr::null_mut() };
     // SAFETY: objects that have just left the barn or a slab, and nobody else's.
     unsafe { backend.fill(class, &mut batch) };
-    put_away(class, node, &mut batch);
+    put_away(context, backend, class, node, &mut batch);
     checked_out(object, class)
 }
 
 /// Fills the batch from the node's slabs, or from a new one.
-fn cut(class: Class, node: usize, batch: &mut Batch, len: usize) {
-    let partial = &depot(node, class).partial;
-    partial.lock().cut(batch, len);
+fn cut(context: Context, class: Class, node: usize, batch: &mut Batch, len: usize) {
+    let slabs = &depot(node, class).slabs;
+    if let Some(mut partial) = slabs.lock(context) {
+        partial.cut(batch, len);
+    }
     if batch.len() > 0 {
         return;
     }
     let units = SHAPES[class.index()].units as usize;
-    let Some(run) = page::alloc(units, units) else { return };
+    let Some(run) = page::alloc(context, units, units) else { return };
     let Some(unit) = Unit::of(run.address.as_ptr()) else { return };
     let slab: *mut Slab = unit.meta().cast();
-    // SAFETY: the run and the metadata of its first unit are ours alone until `add`.
+    // SAFETY: the run and the metadata of its units are ours alone until the slab arrives.
     unsafe {
         Slab::init(slab, run.address.as_ptr(), class, node as u8);
-        let mut partial = partial.lock();
-        partial.add(slab);
-        partial.cut(batch, len);
+        Slab::cut_new(slab, batch, len);
+        slabs.arrive(context, slab);
     }
 }
 
@@ -177,8 +188,20 @@ fn cut(class: Class, node: usize, batch: &mut Batch, len: usize) {
 /// As [`free`], for an object of `class`.
 #[cold]
 #[inline(never)]
-unsafe extern "C" fn free_slow(class: Class, object: *mut u8) {
-    let backend = percpu::backend();
+pub(crate) unsafe extern "C" fn free_slow(class: Class, object: *mut u8) {
+    Context::enter(|context| {
+        free_deferred(context);
+        // SAFETY: the caller's promise.
+        unsafe { free_object(context, class, object) };
+    });
+}
+
+/// Frees an object where the sheaf of this CPU had no room for it.
+///
+/// # Safety
+/// As [`free`], for an object of `class`.
+unsafe fn free_object(context: Context, class: Class, object: *mut u8) {
+    let backend = percpu::backend(context);
     // SAFETY: the caller's promise.
     if unsafe { backend.push(class, object) } {
         return;
@@ -186,16 +209,18 @@ unsafe extern "C" fn free_slow(class: Class, object: *mut u8) {
     let mut batch = Batch::new();
     let node = node::current();
     backend.drain(class, &mut batch, percpu::batch_len(class));
-    put_away(class, node, &mut batch);
+    put_away(context, backend, class, node, &mut batch);
     batch.push_first(object);
     // SAFETY: the caller's promise.
     unsafe { backend.fill(class, &mut batch) };
-    put_away(class, node, &mut batch);
+    put_away(context, backend, class, node, &mut batch);
 }
 
-/// Empties the batch into the barn, or else into the slabs.
-fn put_away(class: Class, node: usize, batch: &mut Batch) {
-    if batch.len() == 0 || depot(node, class).barn.put(batch, percpu::batch_len(class)) {
+/// Empties the batch into the barn, or else into the slabs; where neither can be had without waiting, into the sheaf, or
+/// else by deferring it.
+fn put_away(context: Context, backend: Backend, class: Class, node: usize, batch: &mut Batch) {
+    let len = percpu::batch_len(class);
+    if batch.len() == 0 || depot(node, class).barn.put(context, batch, len) {
         return;
     }
     let slab_of = |object| Some(slab_at(Unit::of(object)?, class));
@@ -204,17 +229,56 @@ fn put_away(class: Class, node: usize, batch: &mut Batch) {
     while let Some(&first) = objects.first() {
         let Some(slab) = slab_of(first) else { misused(first, class, Misuse::Foreign) };
         // SAFETY: metadata of the unit where the slab of an object of this class starts.
-        let done = unsafe {
-            let node = Slab::node(slab);
-            depot(node, class).partial.lock().put(objects, class, node, slab_of, &mut emptied)
+        let node = unsafe { Slab::node(slab) };
+        let Some(mut partial) = depot(node, class).slabs.lock(context) else {
+            for &object in objects {
+                // SAFETY: an object of this class that nobody uses.
+                unsafe {
+                    if !backend.push(class, object) {
+                        deferred::add(object);
+                    }
+                }
+            }
+            break;
         };
+        // SAFETY: as above.
+        let done = unsafe { partial.put(objects, class, node, slab_of, &mut emptied) };
+        drop(partial);
         objects = done.unwrap_or_else(|(object, misuse)| misused(object, class, misuse));
     }
     batch.clear();
     while let Some(base) = emptied.pop() {
-        if let Some(unit) = Unit::of(base) {
-            // SAFETY: the run of a slab that left its lists with all objects free.
-            unsafe { page::free(unit) };
+        // SAFETY: the run of a slab that left its lists with all objects free.
+        unsafe { free_run(context, base) };
+    }
+}
+
+/// Gives a run back, or puts that off.
+///
+/// # Safety
+/// `base` is the address of a run that nobody uses.
+unsafe fn free_run(context: Context, base: *mut u8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if Unit::of(base).is_some_and(|unit| !page::free(context, unit)) {
+            deferred::add(base);
+        }
+    }
+}
+
+/// Frees what was put off on this CPU, where that can be waited for.
+#[inline]
+fn free_deferred(context: Context) {
+    if !context.may_wait() {
+        return;
+    }
+    for block in deferred::take() {
+        // SAFETY: blocks that were freed in a context that could not wait; metadata of what is in use.
+        unsafe {
+            match Unit::of(block).and_then(|unit| Slab::class_of_unit(unit.meta().cast())) {
+                Some(class) => free_object(context, class, block),
+                None => free_run(context, block),
+            }
         }
     }
 }
@@ -235,9 +299,17 @@ extern "C" fn alloc_large(layout: Layout, zeroed: bool) -> *mut u8 {
     if layout.size() == 0 && layout.align() <= MAX_SMALL_ALIGN {
         return alloc(one_byte(layout));
     }
+    Context::enter(|context| {
+        free_deferred(context);
+        alloc_run(context, layout, zeroed)
+    })
+}
+
+/// Allocates a run for `layout`.
+fn alloc_run(context: Context, layout: Layout, zeroed: bool) -> *mut u8 {
     let units = units(layout.size()).max(1);
     let align = layout.align().div_ceil(UNIT);
-    let Some(run) = page::alloc(units, align) else { return ptr::null_mut() };
+    let Some(run) = page::alloc(context, units, align) else { return ptr::null_mut() };
     if zeroed && !run.zeroed {
         // SAFETY: the run has room for the layout.
         unsafe { run.address.write_bytes(0, layout.size()) };
@@ -254,13 +326,14 @@ fn one_byte(layout: Layout) -> Layout {
 /// As [`free`], for a layout that no class serves.
 #[cold]
 #[inline(never)]
-unsafe extern "C" fn free_large(object: *mut u8, layout: Layout) {
+pub(crate) unsafe extern "C" fn free_large(object: *mut u8, layout: Layout) {
     if layout.size() == 0 && layout.align() <= MAX_SMALL_ALIGN {
         // SAFETY: the caller's promise.
         return unsafe { free(object, one_byte(layout)) };
     }
+    let run = run_of(object, layout);
     // SAFETY: the first unit of a run, by the caller's promise; checked where that is asked for.
-    unsafe { page::free(run_of(object, layout)) };
+    Context::enter(|context| unsafe { free_run(context, run.address()) });
 }
 
 /// The run that `object` is.
@@ -287,43 +360,65 @@ unsafe extern "C" fn realloc_large(object: *mut u8, layout: Layout, new_layout: 
         // SAFETY: the caller's promise.
         return unsafe { realloc_by_copy(object, layout, new_layout) };
     }
+    // SAFETY: the caller's promise.
+    let resized = Context::enter(|context| unsafe {
+        free_deferred(context);
+        realloc_run(context, object, layout, new_layout)
+    });
+    // SAFETY: the caller's promise.
+    resized.unwrap_or_else(|| unsafe { realloc_by_copy(object, layout, new_layout) })
+}
+
+/// Resizes a run in place, or moves it; `None` where alignment asks for more than that.
+///
+/// # Safety
+/// As [`realloc_large`], for layouts that are not empty.
+unsafe fn realloc_run(
+    context: Context,
+    object: *mut u8,
+    layout: Layout,
+    new_layout: Layout,
+) -> Option<*mut u8> {
     let run = run_of(object, layout);
     let (old_units, new_units) = (units(layout.size()), units(new_layout.size()));
     if new_units <= old_units {
         if new_units < old_units {
             // SAFETY: the caller's promise: the run is in use, and what is cut off is not.
-            unsafe { page::shrink(run, new_units) };
+            unsafe { page::shrink(context, run, new_units) };
         }
-        return object;
+        return Some(object);
     }
     // SAFETY: the caller's promise.
-    if unsafe { page::grow(run, new_units) } {
-        return object;
+    if unsafe { page::grow(context, run, new_units) } {
+        return Some(object);
     }
     if layout.align() > UNIT {
-        // SAFETY: the caller's promise.
-        return unsafe { realloc_by_copy(object, layout, new_layout) };
+        return None;
     }
     let remap = layout.size() >= REMAP_BYTES;
     let room = if remap { 0 } else { new_units.saturating_mul(ROOM).min(MAX_ROOM) };
-    let found = (room > new_units).then(|| page::alloc(room, 1)).flatten();
-    let Some(new) = found.or_else(|| page::alloc(new_units, 1)) else { return ptr::null_mut() };
+    let found = (room > new_units).then(|| page::alloc(context, room, 1)).flatten();
+    let Some(new) = found.or_else(|| page::alloc(context, new_units, 1)) else {
+        return Some(ptr::null_mut());
+    };
     // SAFETY: two runs, both longer than what is moved; the old one is done with after that.
     unsafe {
         if remap && os::remap(NonNull::new_unchecked(object), new.address, old_units << UNIT_SHIFT)
         {
-            page::free_clean(run);
+            if !page::free_clean(context, run) {
+                deferred::add(object);
+            }
         } else {
             ptr::copy_nonoverlapping(object, new.address.as_ptr(), layout.size());
-            page::free(run);
+            free_run(context, object);
         }
     }
-    new.address.as_ptr()
+    Some(new.address.as_ptr())
 }
 
 /// Notes in debug builds that the program gets an object.
 #[inline(always)]
-fn checked_out(object: *mut u8, class: Class) -> *mut u8 {
+pub(crate) fn checked_out(object: *mut u8, class: Class) -> *mut u8 {
     #[cfg(debug_assertions)]
     note(object, class, true);
     #[cfg(not(debug_assertions))]
@@ -333,7 +428,7 @@ fn checked_out(object: *mut u8, class: Class) -> *mut u8 {
 
 /// Ends the process, in debug builds, if `object` is not an object of `class` that the program holds.
 #[inline(always)]
-fn checked_in(object: *mut u8, class: Class) {
+pub(crate) fn checked_in(object: *mut u8, class: Class) {
     #[cfg(debug_assertions)]
     note(object, class, false);
     #[cfg(not(debug_assertions))]

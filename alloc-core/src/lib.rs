@@ -8,7 +8,9 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`nolock`] | allocating and freeing without ever waiting |
 //! | [`kmalloc`] | the general-purpose allocator: joins all that is below, large objects, realloc |
+//! | `deferred` | blocks freed where nothing could be waited for |
 //! | `percpu` `barn` `slab` | sheaves; batches between CPUs; objects cut from runs |
 //! | `page` `node` | arenas, runs, descriptors, giving memory back; NUMA nodes |
 //! | `batch` [`size_class`] | object pointers on the move; which class serves a layout |
@@ -31,11 +33,15 @@ mod barn;
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 mod batch;
 #[cfg(not(loom))]
+mod deferred;
+#[cfg(not(loom))]
 pub mod kmalloc;
 #[cfg(all(test, loom))]
 mod models;
 #[cfg(not(loom))]
 mod node;
+#[cfg(not(loom))]
+pub mod nolock;
 #[cfg(not(loom))]
 mod os;
 #[cfg(not(loom))]

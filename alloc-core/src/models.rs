@@ -10,8 +10,8 @@ use std::vec::Vec;
 use crate::barn::Barn;
 use crate::batch::{Batch, MAX_BATCH};
 use crate::size_class::{CLASSES, Class};
-use crate::slab::{Emptied, Misuse, Partial, Slab};
-use crate::sync::Lock;
+use crate::slab::{Emptied, Misuse, Slab, Slabs};
+use crate::sync::{Context, Lock};
 
 fn address(number: usize) -> *mut u8 {
     core::ptr::without_provenance_mut(number)
@@ -36,8 +36,8 @@ fn lock_excludes_and_orders() {
     loom::model(|| {
         let lock = Arc::new(Lock::new(0));
         let shared = lock.clone();
-        race(move |_| *shared.lock() += 1);
-        assert_eq!(*lock.lock(), 2);
+        race(move |_| *shared.acquire(Context::WAITING).unwrap() += 1);
+        assert_eq!(*lock.acquire(Context::WAITING).unwrap(), 2);
     });
 }
 
@@ -47,11 +47,11 @@ fn tried_lock_is_free_or_refused() {
         let lock = Arc::new(Lock::new(0));
         let shared = lock.clone();
         race(move |_| {
-            if let Some(mut guard) = shared.try_lock() {
+            if let Some(mut guard) = shared.acquire(Context::TRYING) {
                 *guard += 1;
             }
         });
-        let taken = *lock.try_lock().expect("nobody holds it");
+        let taken = *lock.acquire(Context::TRYING).expect("nobody holds it");
         assert!((1..=2).contains(&taken));
     });
 }
@@ -68,18 +68,18 @@ fn barn_keeps_objects() {
             let mut batch = Batch::new();
             batch.push_first(address(number * 16));
             batch.push_first(address(number * 16 + 8));
-            let refused = !shared.put(&mut batch, 1);
+            let refused = !shared.put(Context::WAITING, &mut batch, 1);
             if refused {
                 keep.lock().unwrap().extend(batch.objects().iter().map(|object| object.addr()));
                 batch.clear();
             }
-            shared.take(&mut batch, 1);
+            shared.take(Context::WAITING, &mut batch, 1);
             keep.lock().unwrap().extend(batch.objects().iter().map(|object| object.addr()));
         });
         let mut batch = Batch::new();
         let mut all = kept.lock().unwrap();
         loop {
-            barn.take(&mut batch, MAX_BATCH);
+            barn.take(Context::WAITING, &mut batch, MAX_BATCH);
             if batch.len() == 0 {
                 break;
             }
@@ -96,7 +96,7 @@ struct Single {
     slab: *mut Slab,
     base: *mut u8,
     class: Class,
-    partial: Lock<Partial>,
+    slabs: Slabs,
 }
 
 // SAFETY: the descriptor is used under the lock only, as the slab layer promises.
@@ -105,23 +105,26 @@ unsafe impl Send for Single {}
 unsafe impl Sync for Single {}
 
 impl Single {
-    fn new() -> Single {
+    fn unlisted() -> Single {
         let class = (0..CLASSES).filter_map(Class::from_index).find(|class| class.size() == 16384);
         let class = class.expect("a class of 16 KiB");
         let slab = Box::into_raw(Box::<Slab>::new_zeroed()).cast();
         let base = address(1 << 20);
-        let mut partial = Partial::new();
         // SAFETY: a descriptor of our own; no object is ever touched.
-        unsafe {
-            Slab::init(slab, base, class, 0);
-            partial.add(slab);
-        }
-        Single { slab, base, class, partial: Lock::new(partial) }
+        unsafe { Slab::init(slab, base, class, 0) };
+        Single { slab, base, class, slabs: Slabs::new() }
+    }
+
+    fn new() -> Single {
+        let single = Single::unlisted();
+        // SAFETY: a new slab of this class.
+        unsafe { single.slabs.arrive(Context::WAITING, single.slab) };
+        single
     }
 
     fn cut(&self, len: usize) -> Batch {
         let mut batch = Batch::new();
-        self.partial.lock().cut(&mut batch, len);
+        self.slabs.lock(Context::WAITING).unwrap().cut(&mut batch, len);
         batch
     }
 
@@ -129,7 +132,13 @@ impl Single {
         let mut emptied = Emptied::new();
         // SAFETY: the descriptor of the only slab.
         let done = unsafe {
-            self.partial.lock().put(objects, self.class, 0, |_| Some(self.slab), &mut emptied)
+            self.slabs.lock(Context::WAITING).unwrap().put(
+                objects,
+                self.class,
+                0,
+                |_| Some(self.slab),
+                &mut emptied,
+            )
         };
         assert!(emptied.pop().is_none(), "one empty slab stays");
         done.map(|rest| assert!(rest.is_empty())).map_err(|(_, misuse)| misuse)
@@ -167,6 +176,30 @@ fn slab_cuts_each_object_once() {
             all.objects().iter().rev().map(|object| object.addr() - single.base.addr()).collect();
         assert_eq!(offsets, [0, 16384, 32768, 49152], "ascending from the end of the batch");
         single.put(all.objects()).unwrap();
+    });
+}
+
+/// A slab arrives where the lock may be busy, while another CPU cuts and a third gives back what its maker handed out: it
+/// is listed once, and nothing is lost.
+#[test]
+fn slab_arrives_once() {
+    loom::model(|| {
+        let single = Arc::new(Single::unlisted());
+        let shared = single.clone();
+        race(move |number| {
+            if number == 1 {
+                let mut batch = Batch::new();
+                // SAFETY: the slab is new, and this thread its maker.
+                unsafe {
+                    Slab::cut_new(shared.slab, &mut batch, 3);
+                    shared.slabs.arrive(Context::TRYING, shared.slab);
+                }
+                shared.put(batch.objects()).unwrap();
+            } else {
+                shared.put(shared.cut(2).objects()).unwrap();
+            }
+        });
+        assert_eq!(single.cut(MAX_BATCH).len(), 4);
     });
 }
 

@@ -8,6 +8,8 @@
 //! - *locked*: a try-lock per CPU, for kernels without rseq, other architectures, Miri. It only tries, so a signal
 //!   handler that finds the lock held by the thread it interrupted goes on to barn and slabs.
 //!
+//! A handler that interrupts the decision finds neither, and misses.
+//!
 //! One of them is chosen for the life of the process by the first slow path, or by `HAYLOFT_BACKEND=rseq|fallback`.
 //! `pop` and `push`, the fast path, know nothing of all that: where rseq is not in use, or not yet, they miss.
 //!
@@ -20,7 +22,7 @@ use crate::arch::{self, REGION_SHIFT};
 use crate::batch::{Batch, MAX_BATCH};
 use crate::os;
 use crate::size_class::{CLASSES, Class};
-use crate::sync::{Guard, Lock};
+use crate::sync::{Context, Guard, Lock};
 
 const REGION: usize = 1 << REGION_SHIFT;
 /// Closed regions in front of CPU 0's, for the CPU numbers -1 and -2.
@@ -94,6 +96,12 @@ pub(crate) unsafe fn push(class: Class, object: *mut u8) -> bool {
     unsafe { arch::push(slot(class), object) }
 }
 
+/// The CPU this thread runs on, at the time of asking.
+#[inline]
+pub(crate) fn cpu() -> usize {
+    arch::cpu().unwrap_or_else(|| os::current_cpu().0)
+}
+
 /// How sheaves are operated in this process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -104,6 +112,8 @@ pub(crate) enum Backend {
     OwnRseq,
     /// A try-lock per CPU.
     Locked,
+    /// Not decided, in a context that cannot wait until it is: every operation misses.
+    Undecided,
 }
 
 /// A [`Backend`], or one of these two.
@@ -120,7 +130,7 @@ static CPUS: AtomicUsize = AtomicUsize::new(0);
 
 /// The backend of this process, decided by the first call; registers the thread where that is our task.
 #[inline]
-pub(crate) fn backend() -> Backend {
+pub(crate) fn backend(context: Context) -> Backend {
     // Acquire: pairs with the Release in `decide`, so that the regions are seen.
     match BACKEND.load(Ordering::Acquire) {
         RSEQ => Backend::Rseq,
@@ -129,7 +139,7 @@ pub(crate) fn backend() -> Backend {
             register_thread();
             Backend::OwnRseq
         }
-        _ => decide(),
+        _ => decide(context),
     }
 }
 
@@ -170,7 +180,7 @@ impl Backend {
                 };
                 objects.iter().take_while(fits).count()
             } else {
-                if !arch::has_cpu() {
+                if arch::cpu().is_none() {
                     return;
                 }
                 arch::open(slot(class), EMPTY_HEADERS[class.index()]);
@@ -197,14 +207,17 @@ impl Backend {
 
 #[cold]
 #[inline(never)]
-fn decide() -> Backend {
+fn decide(context: Context) -> Backend {
     // Acquire on failure: whoever decided has set up the regions. Pairs with the Release below.
     if BACKEND.compare_exchange(UNDECIDED, DECIDING, Ordering::Acquire, Ordering::Acquire).is_err()
     {
         while BACKEND.load(Ordering::Relaxed) == DECIDING {
+            if !context.may_wait() {
+                return Backend::Undecided;
+            }
             os::yield_now();
         }
-        return backend();
+        return backend(context);
     }
     let rseq_wanted = match os::env(c"HAYLOFT_BACKEND") {
         None | Some(b"rseq") => true,
@@ -304,7 +317,7 @@ impl Region {
         unsafe {
             let base = regions.add(cpu * REGION);
             let lock: &'static Lock<()> = &*base.add(LOCK_OFFSET).cast();
-            Some(Region { base, _lock: lock.try_lock()? })
+            Some(Region { base, _lock: lock.acquire(Context::TRYING)? })
         }
     }
 

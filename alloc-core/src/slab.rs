@@ -6,16 +6,20 @@
 //!
 //! A slab is *partial* if some of its objects are free; partial slabs are in lists by how free they are, and the
 //! fullest are used first, so that the emptiest get a chance to become empty. A full slab is on no list: whoever gives
-//! an object back finds it by the object's address. A descriptor is read and written under the lock of the
-//! [`Partial`] that it belongs to, except for `identity`, which does not change while objects of the slab are out.
+//! an object back finds it by the object's address. A descriptor is read and written under the lock of the [`Slabs`]
+//! that it belongs to, except for `identity`, which does not change while objects of the slab are out.
 //!
-//! This file may touch `batch` and `size_class`.
+//! A new slab is its maker's alone until objects of it are out; then it *arrives*: it is listed by whoever has the
+//! lock next, which is its maker unless that could not wait. Until then it is not given back, though it be empty.
+//!
+//! This file may touch `batch`, `size_class` and `sync`.
 
 use core::mem::MaybeUninit;
 use core::ptr;
 
 use crate::batch::Batch;
 use crate::size_class::{CLASSES, Class, UNIT};
+use crate::sync::{Context, Guard, Link, Llist, Lock};
 
 /// Bits of a word of the bitmap.
 const WORD: usize = u64::BITS as usize;
@@ -25,6 +29,8 @@ const MAX_OBJECTS: usize = WORD * WORD;
 const LISTS: usize = 8;
 /// In no list.
 const UNLISTED: u8 = u8::MAX;
+/// In no list yet.
+const ARRIVING: u8 = u8::MAX - 1;
 
 /// How slabs of a class are cut.
 pub(crate) struct Shape {
@@ -95,13 +101,13 @@ impl Shape {
     }
 }
 
-/// Which slab an object belongs to.
+/// Which slab the objects of a unit belong to. Every unit of a slab has a copy.
 #[derive(Clone, Copy)]
 struct Identity {
     base: *mut u8,
     class: u8,
     node: u8,
-    /// This is the descriptor of a slab, now.
+    /// The unit belongs to a slab, now.
     live: bool,
 }
 
@@ -121,7 +127,7 @@ pub(crate) struct Slab {
     previous: *mut Slab,
     /// Objects that are free.
     free_count: u32,
-    /// The list this slab is in, or [`UNLISTED`].
+    /// The list this slab is in, or [`UNLISTED`], or [`ARRIVING`].
     list: u8,
     bitmap: Bitmap,
     /// A bit per object that the program holds; for finding those it gives back twice.
@@ -149,18 +155,20 @@ pub(crate) enum Misuse {
 }
 
 impl Slab {
-    /// Makes the memory of a descriptor a slab with all objects free.
+    /// Makes the memory of a descriptor a slab with all objects free, which is still to arrive.
     ///
     /// # Safety
-    /// `this` is metadata nobody else uses; `base` is a run of as many units as `shape` says.
+    /// `this` is the first of as many descriptors nobody else uses as the slab has units; `base` is a run of these.
     pub(crate) unsafe fn init(this: *mut Slab, base: *mut u8, class: Class, node: u8) {
         let objects = shape(class).objects as usize;
         // SAFETY: the caller's promise; every value of the fields' types is written before it is read.
         unsafe {
             let identity = Identity { base, class: class.index() as u8, node, live: true };
-            (&raw mut (*this).identity).write(identity);
+            for unit in 0..shape(class).units as usize {
+                (&raw mut (*this.add(unit)).identity).write(identity);
+            }
             (&raw mut (*this).free_count).write(objects as u32);
-            (&raw mut (*this).list).write(UNLISTED);
+            (&raw mut (*this).list).write(ARRIVING);
             let words = objects.div_ceil(WORD);
             (&raw mut (*this).bitmap.summary).write(u64::MAX >> (WORD - words));
             let free: *mut u64 = (&raw mut (*this).bitmap.free).cast();
@@ -171,6 +179,28 @@ impl Slab {
                 free.add(words - 1).write(u64::MAX >> (WORD - objects % WORD));
             }
         }
+    }
+
+    /// Cuts the first objects of a new slab.
+    ///
+    /// # Safety
+    /// `this` was made by [`Slab::init`], and no object of it is out yet.
+    pub(crate) unsafe fn cut_new(this: *mut Slab, batch: &mut Batch, len: usize) {
+        // SAFETY: the slab is the caller's alone.
+        unsafe {
+            let count = (*this).bitmap.cut((*this).identity.base, shape_of(this), batch, len);
+            (*this).free_count -= count;
+        }
+    }
+
+    /// The class of the objects of a unit, or `None` where it belongs to no slab.
+    ///
+    /// # Safety
+    /// `this` is metadata of a unit that holds an object or a run in use.
+    pub(crate) unsafe fn class_of_unit(this: *mut Slab) -> Option<Class> {
+        // SAFETY: the caller's promise; zeroed metadata is a valid identity, and what is in use keeps it.
+        let identity = unsafe { (*this).identity };
+        Class::from_index(identity.class.into()).filter(|_| identity.live)
     }
 
     /// The node whose lists the slab belongs to.
@@ -316,7 +346,9 @@ impl Emptied {
     unsafe fn push(&mut self, slab: *mut Slab) {
         // SAFETY: the caller's promise.
         unsafe {
-            (*slab).identity.live = false;
+            for unit in 0..shape_of(slab).units as usize {
+                (*slab.add(unit)).identity.live = false;
+            }
             (*slab).next = self.0;
         }
         self.0 = slab;
@@ -336,7 +368,57 @@ impl Emptied {
     }
 }
 
-/// The partial slabs of a class on a node. To be kept under a lock. (`kmem_cache_node` of `mm/slub.c`.)
+// SAFETY: `next` is for lists, and a slab that arrives is on no other.
+unsafe impl Link for Slab {
+    unsafe fn link(slab: *mut Slab) -> *mut *mut Slab {
+        // SAFETY: the caller's promise.
+        unsafe { &raw mut (*slab).next }
+    }
+}
+
+/// The slabs of a class on a node. (`kmem_cache_node` of `mm/slub.c`.)
+pub(crate) struct Slabs {
+    partial: Lock<Partial>,
+    arrivals: Llist<Slab>,
+}
+
+impl Slabs {
+    #[cfg(not(loom))]
+    pub(crate) const fn new() -> Slabs {
+        Slabs { partial: Lock::new(Partial::new()), arrivals: Llist::new() }
+    }
+
+    #[cfg(loom)]
+    pub(crate) fn new() -> Slabs {
+        Slabs { partial: Lock::new(Partial::new()), arrivals: Llist::new() }
+    }
+
+    /// The partial slabs, those that arrived meanwhile included; `None` where that had to be waited for.
+    pub(crate) fn lock(&self, context: Context) -> Option<Guard<'_, Partial>> {
+        let mut partial = self.partial.acquire(context)?;
+        for slab in self.arrivals.take() {
+            // SAFETY: arrivals are slabs of this class and node, and the lock is held.
+            unsafe { partial.add(slab) };
+        }
+        Some(partial)
+    }
+
+    /// Lists a new slab, now or later.
+    ///
+    /// # Safety
+    /// The slab is new, of this class and node, and the caller is done with it.
+    pub(crate) unsafe fn arrive(&self, context: Context, slab: *mut Slab) {
+        // SAFETY: the caller's promise.
+        match self.lock(context) {
+            Some(mut partial) => unsafe { partial.add(slab) },
+            None => unsafe {
+                self.arrivals.add(slab);
+            },
+        }
+    }
+}
+
+/// The slabs of a class on a node of which some objects are free.
 pub(crate) struct Partial {
     lists: [*mut Slab; LISTS],
     /// A bit per list that is not empty.
@@ -356,14 +438,18 @@ impl Partial {
         Partial { lists: [ptr::null_mut(); LISTS], filled: 0, empty: 0 }
     }
 
-    /// Adds a new slab.
+    /// Lists a slab that arrives.
     ///
     /// # Safety
-    /// The slab is of the class of these lists, the caller's alone, and all its objects are free.
-    pub(crate) unsafe fn add(&mut self, slab: *mut Slab) {
-        self.empty += 1;
-        // SAFETY: the caller's promise.
-        unsafe { self.relist(slab, shape_of(slab)) };
+    /// The slab is of the class and node of these lists, and in none of them.
+    unsafe fn add(&mut self, slab: *mut Slab) {
+        // SAFETY: the caller's promise; the slab is ours under the lock.
+        unsafe {
+            let shape = shape_of(slab);
+            self.empty += u32::from((*slab).free_count == shape.objects);
+            (*slab).list = UNLISTED;
+            self.relist(slab, shape);
+        }
     }
 
     /// Cuts objects from partial slabs until the batch holds `len`, or no more are free. The lowest addresses of a
@@ -421,6 +507,9 @@ impl Partial {
             // SAFETY: a slab of this class, ours under the lock.
             unsafe {
                 (*slab).free_count += count as u32;
+                if (*slab).list == ARRIVING {
+                    continue;
+                }
                 if (*slab).free_count == shape.objects {
                     if self.empty >= MIN_EMPTY {
                         self.unlist(slab);

@@ -324,8 +324,8 @@ pub(crate) fn libc_rseq() -> Option<isize> {
     }
 }
 
-/// Whether this thread has a CPU number, that is, is registered.
-pub(crate) fn has_cpu() -> bool {
+/// The number of the CPU this thread runs on, if the thread is registered.
+pub(crate) fn cpu() -> Option<usize> {
     let cpu: u64;
     // SAFETY: reads the thread's `struct rseq`, once its place is known.
     unsafe {
@@ -343,7 +343,7 @@ pub(crate) fn has_cpu() -> bool {
             options(readonly, nostack),
         );
     }
-    (cpu as i32) >= 0
+    usize::try_from(cpu as i32).ok()
 }
 
 /// The thread pointer of this thread.

@@ -53,8 +53,8 @@ mod imp;
 mod imp;
 
 pub(crate) use imp::{
-    HAVE_RSEQ, has_cpu, libc_rseq, open, own_rseq, pop, pop_batch, publish_region,
-    publish_rseq_offset, push, push_batch, thread_pointer,
+    HAVE_RSEQ, cpu, libc_rseq, open, own_rseq, pop, pop_batch, publish_region, publish_rseq_offset,
+    push, push_batch, thread_pointer,
 };
 
 #[cfg(not(miri))]

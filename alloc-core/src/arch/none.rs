@@ -42,8 +42,8 @@ pub(crate) fn libc_rseq() -> Option<isize> {
     None
 }
 
-pub(crate) fn has_cpu() -> bool {
-    false
+pub(crate) fn cpu() -> Option<usize> {
+    None
 }
 
 pub(crate) fn thread_pointer() -> *mut u8 {

@@ -1,25 +1,9 @@
-//! Atomics and locks: the only file that knows whether they are the machine's or loom's.
-//!
-//! [`Lock`] is the one lock of the slow paths: a word, taken by one compare-exchange, spun on a little and then slept
-//! on in a futex. It never allocates, and it can be tried. It may touch the futex of `os` and nothing else.
-
-#[cfg(not(loom))]
-mod primitive {
-    pub(crate) use core::cell::UnsafeCell;
-    pub(crate) use core::hint::spin_loop;
-    pub(crate) use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-}
-
-#[cfg(loom)]
-mod primitive {
-    pub(crate) use loom::cell::UnsafeCell;
-    pub(crate) use loom::hint::spin_loop;
-    pub(crate) use loom::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-}
+//! The one lock of the slow paths.
 
 use core::ops::{Deref, DerefMut};
-use primitive::{AtomicU32, UnsafeCell, spin_loop};
-pub(crate) use primitive::{AtomicUsize, Ordering};
+
+use super::Context;
+use super::primitive::{AtomicU32, Ordering, UnsafeCell, spin_loop};
 
 const FREE: u32 = 0;
 const HELD: u32 = 1;
@@ -54,9 +38,8 @@ impl<T> Lock<T> {
         Lock { word: AtomicU32::new(FREE), data: UnsafeCell::new(data) }
     }
 
-    /// Takes the lock if it is free.
     #[inline]
-    pub(crate) fn try_lock(&self) -> Option<Guard<'_, T>> {
+    fn try_lock(&self) -> Option<Guard<'_, T>> {
         // Acquire: pairs with the Release of `Guard::drop`, so that the last holder's writes are seen.
         self.word
             .compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed)
@@ -64,10 +47,13 @@ impl<T> Lock<T> {
             .then(|| Guard::new(self))
     }
 
-    /// Takes the lock, waiting for it as long as it takes.
+    /// Takes the lock, waiting for it where the context may wait.
     #[inline]
-    pub(crate) fn lock(&self) -> Guard<'_, T> {
-        self.try_lock().unwrap_or_else(|| self.lock_slow())
+    pub(crate) fn acquire(&self, context: Context) -> Option<Guard<'_, T>> {
+        match self.try_lock() {
+            None if context.may_wait() => Some(self.lock_slow()),
+            tried => tried,
+        }
     }
 
     #[cold]

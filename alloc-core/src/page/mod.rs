@@ -12,17 +12,25 @@
 //! Dirty runs go back to the system by a low-water mark: what nobody needed during a whole [`DECAY_MS`] is given back at
 //! the next occasion. (The working-set estimate of FreeBSD's UMA, for pages.)
 //!
+//! All of this is under the arena's lock. The last part of an arena is its *reserve*, which needs none: it serves
+//! contexts that cannot wait for the lock, and everybody when nothing else is left.
+//!
 //! Beyond the first [`HUGE_FROM`] units, transparent huge pages are asked for (`HAYLOFT_THP=auto|always|never`).
 //!
 //! This file may touch `os`, `sync` and the unit of `size_class`.
 
+mod bins;
+mod reserve;
+
 use core::cell::UnsafeCell;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use crate::os;
 use crate::size_class::{UNIT, UNIT_SHIFT};
-use crate::sync::Lock;
+use crate::sync::{Context, Lock};
+use bins::Bins;
+use reserve::Reserve;
 
 /// Metadata per unit for the slab layer, in bytes.
 pub(crate) const META_SIZE: usize = if cfg!(debug_assertions) { 1088 } else { 576 };
@@ -45,6 +53,11 @@ const HUGE_FROM: u32 = (4 << 20) / UNIT as u32;
 const GROWTH: u32 = 16;
 /// The most that is committed at once beyond the need, in units.
 const MAX_GROWTH: u32 = 1024;
+
+/// Units of a block of the reserve: the longest slab.
+const BLOCK: u32 = 4;
+/// The reserve is this part of an arena.
+const RESERVE_SHARE: u32 = 16;
 
 /// No run. Unit 0 of an arena is never part of one, so that zeroed memory is an empty set of bins.
 const NONE: u32 = 0;
@@ -72,24 +85,40 @@ struct Run {
 /// What an arena is made of; written once, before the arena is published.
 struct Place {
     base: *mut u8,
-    bytes: usize,
     runs: *mut Run,
     meta: *mut u8,
+    /// The first unit of the reserve, and the one behind its last.
+    reserve: u32,
+    units: u32,
 }
 
 struct Arena {
+    /// Bytes of all units; 0 before the arena is published. Release then, pairs with the Acquire of whoever looks.
+    bytes: AtomicUsize,
     place: UnsafeCell<Place>,
+    /// Units from the bottom that are readable and writable. Written under the lock.
+    committed: AtomicU32,
     state: Lock<Units>,
+    reserve: Reserve,
 }
 
-// SAFETY: `place` is written before `ARENA_COUNT` covers the arena and only read after; the rest is a lock.
+// SAFETY: `place` is written by whoever claimed the arena, before `bytes` publishes it, and only read after; the rest
+// is atomic or under the lock.
 unsafe impl Sync for Arena {}
 
 static ARENAS: [Arena; MAX_ARENAS] = [const { Arena::new() }; MAX_ARENAS];
-/// Arenas in use. Release when one is published, pairs with the Acquire of whoever looks one up.
-static ARENA_COUNT: AtomicUsize = AtomicUsize::new(0);
-/// Serialises the making of arenas.
+/// Arenas claimed by those who make them.
+static CLAIMED: AtomicUsize = AtomicUsize::new(0);
+/// Serialises the making of arenas among those who can wait. Two that are made at once do no harm.
 static MAKING: Lock<()> = Lock::new(());
+
+/// The arenas that can be used.
+fn arenas() -> impl Iterator<Item = &'static Arena> {
+    // Relaxed: a hint; what is read of an arena is behind its `bytes`.
+    let claimed = CLAIMED.load(Ordering::Relaxed);
+    // Acquire: pairs with the Release in `make_arena`.
+    ARENAS.iter().take(claimed).filter(|arena| arena.bytes.load(Ordering::Acquire) > 0)
+}
 
 /// A run handed out.
 pub(crate) struct Allocation {
@@ -109,12 +138,10 @@ impl Unit {
     /// The unit that holds `address`, or `None` for a foreign one.
     #[inline]
     pub(crate) fn of(address: *mut u8) -> Option<Unit> {
-        // Acquire: pairs with the Release in `make_arena`.
-        let count = ARENA_COUNT.load(Ordering::Acquire);
-        ARENAS.iter().take(count).find_map(|arena| {
+        arenas().find_map(|arena| {
             let offset = address.addr().wrapping_sub(arena.place().base.addr());
             let index = (offset >> UNIT_SHIFT) as u32;
-            (offset < arena.place().bytes).then_some(Unit { arena, index })
+            (offset < arena.bytes.load(Ordering::Relaxed)).then_some(Unit { arena, index })
         })
     }
 
@@ -141,18 +168,22 @@ impl Unit {
     }
 
     /// Whether the unit was ever handed out, so that its metadata can be read.
-    #[cfg(debug_assertions)]
     pub(crate) fn is_committed(self) -> bool {
-        self.index < self.arena.state.lock().committed
+        // Acquire: pairs with the Release in `Units::commit`.
+        self.index < self.arena.committed.load(Ordering::Acquire)
+            || self
+                .arena
+                .reserved_block(self.index)
+                .is_some_and(|block| self.arena.reserve.has(block))
     }
 
-    /// Units of the used run that starts here, or `None` if none does.
+    /// Units of the used run that starts here, or `None` if none does. The answer means something to the owner of the
+    /// run only: nobody else changes its descriptor.
     pub(crate) fn run_len(self) -> Option<usize> {
-        let state = self.arena.state.lock();
-        if self.index >= state.committed {
+        if !self.is_committed() {
             return None;
         }
-        // SAFETY: descriptors below `committed` are; the lock is held.
+        // SAFETY: committed.
         let run = unsafe { self.arena.run(self.index).read() };
         (run.state == State::Used && run.len > 0).then_some(run.len as usize)
     }
@@ -160,64 +191,68 @@ impl Unit {
 
 /// Hands out a run of `units`, its address a multiple of `align` units, a power of two. `None` when out of
 /// memory.
-pub(crate) fn alloc(units: usize, align: usize) -> Option<Allocation> {
+pub(crate) fn alloc(context: Context, units: usize, align: usize) -> Option<Allocation> {
     let len = u32::try_from(units).ok()?;
     let align = u32::try_from(align).ok()?;
     loop {
-        // Acquire: pairs with the Release in `make_arena`.
-        let count = ARENA_COUNT.load(Ordering::Acquire);
-        let found = ARENAS.iter().take(count).find_map(|arena| arena.alloc(len, align));
+        let claimed = CLAIMED.load(Ordering::Relaxed);
+        let found = arenas()
+            .find_map(|arena| arena.alloc(context, len, align))
+            .or_else(|| arenas().find_map(|arena| arena.alloc_reserved(len, align)));
         if found.is_some() {
             return found;
         }
-        make_arena(len.checked_add(align)?, count)?;
+        make_arena(context, len.checked_add(align)?, claimed)?;
     }
 }
 
-/// Takes a run back.
+/// Takes a run back; false where that had to be waited for, and the run is still the caller's.
 ///
 /// # Safety
 /// `unit` is the first of a run from [`alloc`], and nobody uses the run any more.
-pub(crate) unsafe fn free(unit: Unit) {
+#[must_use]
+pub(crate) unsafe fn free(context: Context, unit: Unit) -> bool {
     // SAFETY: the caller's promise.
-    unsafe { unit.arena.free(unit.index, State::Dirty) };
+    unsafe { unit.arena.free(context, unit.index, State::Dirty) }
 }
 
 /// As [`free`], for a run whose pages read as zero.
 ///
 /// # Safety
 /// As [`free`], and the run was not touched since its pages were last given back or moved away.
-pub(crate) unsafe fn free_clean(unit: Unit) {
+#[must_use]
+pub(crate) unsafe fn free_clean(context: Context, unit: Unit) -> bool {
     // SAFETY: the caller's promise.
-    unsafe { unit.arena.free(unit.index, State::Clean) };
+    unsafe { unit.arena.free(context, unit.index, State::Clean) }
 }
 
 /// Makes a run at least as long as this without moving it; false if that cannot be done. Units added may hold anything.
 ///
 /// # Safety
 /// `unit` is the first of a run from [`alloc`].
-pub(crate) unsafe fn grow(unit: Unit, units: usize) -> bool {
+pub(crate) unsafe fn grow(context: Context, unit: Unit, units: usize) -> bool {
     // SAFETY: the caller's promise.
-    u32::try_from(units).is_ok_and(|len| unsafe { unit.arena.grow(unit.index, len) })
+    u32::try_from(units).is_ok_and(|len| unsafe { unit.arena.grow(context, unit.index, len) })
 }
 
-/// Makes a run as short as this, at least one unit, without moving it.
+/// Makes a run as short as this, at least one unit, without moving it; it stays longer where that had to be waited for.
 ///
 /// # Safety
 /// `unit` is the first of a run from [`alloc`] that is at least as long; units cut off are not used any more.
-pub(crate) unsafe fn shrink(unit: Unit, units: usize) {
+pub(crate) unsafe fn shrink(context: Context, unit: Unit, units: usize) {
     // SAFETY: the caller's promise; it bounds `units` by a length that fits.
-    unsafe { unit.arena.shrink(unit.index, units as u32) };
+    unsafe { unit.arena.shrink(context, unit.index, units as u32) };
 }
 
-/// Makes the arena number `count`, for a run of at least `need` units; `None` if it cannot be had.
+/// Makes an arena for a run of at least `need` units, unless there are more than `seen`; `None` if it cannot be had.
 #[cold]
-fn make_arena(need: u32, count: usize) -> Option<()> {
-    let _making = MAKING.lock();
-    if ARENA_COUNT.load(Ordering::Relaxed) != count {
+fn make_arena(context: Context, need: u32, seen: usize) -> Option<()> {
+    let _making = MAKING.acquire(context);
+    if CLAIMED.load(Ordering::Relaxed) != seen {
         return Some(());
     }
-    let arena = ARENAS.get(count)?;
+    // The reserve is not for everybody, so the arena is made longer by its share.
+    let need = need.checked_add(need / RESERVE_SHARE + 2 * BLOCK)?;
     let least = (need as usize).checked_mul(UNIT + META_SIZE + size_of::<Run>())? + 3 * UNIT;
     let mut bytes = ARENA_BYTES.max(least.checked_next_multiple_of(UNIT)?);
     let reserved = loop {
@@ -237,6 +272,15 @@ fn make_arena(need: u32, count: usize) -> Option<()> {
         bytes = keep;
     }
 
+    let claim = |claimed: usize| (claimed < MAX_ARENAS).then_some(claimed + 1);
+    // Relaxed: the number alone.
+    let claimed = CLAIMED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim).ok();
+    let Some(arena) = claimed.and_then(|index| ARENAS.get(index)) else {
+        // SAFETY: a reservation nobody has used.
+        unsafe { os::unreserve(reserved, bytes) };
+        return None;
+    };
+
     // Each array starts on a unit, which is why three were added above.
     let padding = reserved.as_ptr().align_offset(UNIT);
     let units = (bytes - 3 * UNIT) / (UNIT + META_SIZE + size_of::<Run>());
@@ -244,49 +288,71 @@ fn make_arena(need: u32, count: usize) -> Option<()> {
     let meta_bytes = (units * META_SIZE).next_multiple_of(UNIT);
     let units =
         units.min((bytes - padding - runs_bytes - meta_bytes) / UNIT).min(u32::MAX as usize / 2);
-    // SAFETY: three arrays within the reservation; the arena is not published yet, so the cell is ours.
+    // SAFETY: three arrays within the reservation; the arena is claimed and not published, so the cell is ours.
     unsafe {
         let runs = reserved.as_ptr().add(padding);
+        let base = runs.add(runs_bytes + meta_bytes);
+        // The reserve starts on a block and ends on one.
+        let past = ((base.addr() >> UNIT_SHIFT) + units) as u32 % BLOCK;
+        let end = (units as u32).saturating_sub(past);
+        let blocks = (end / RESERVE_SHARE / BLOCK).min(Reserve::BLOCKS as u32);
         *arena.place.get() = Place {
-            base: runs.add(runs_bytes + meta_bytes),
-            bytes: units * UNIT,
+            base,
             runs: runs.cast(),
             meta: runs.add(runs_bytes),
+            reserve: end - blocks * BLOCK,
+            units: end,
         };
     }
-    let mut state = arena.state.lock();
-    state.units = units as u32;
-    state.committed = 1;
-    state.huge_from = huge_from();
-    drop(state);
-    // Release: pairs with the Acquire in `alloc` and `Unit::of`.
-    ARENA_COUNT.store(count + 1, Ordering::Release);
+    // Unit 0 is nobody's.
+    arena.committed.store(1, Ordering::Relaxed);
+    // Release: pairs with the Acquire in `arenas`.
+    arena.bytes.store(units * UNIT, Ordering::Release);
     Some(())
 }
 
 /// Committed units from which on huge pages are asked for, by `HAYLOFT_THP`.
 fn huge_from() -> u32 {
-    match os::env(c"HAYLOFT_THP") {
+    /// The answer plus one; 0 before it was looked up.
+    static FROM: AtomicU32 = AtomicU32::new(0);
+    // Relaxed: a number that never changes once it is not 0, and guards nothing.
+    let known = FROM.load(Ordering::Relaxed);
+    if known > 0 {
+        return known - 1;
+    }
+    let from = match os::env(c"HAYLOFT_THP") {
         None | Some(b"auto") => HUGE_FROM,
         Some(b"always") => 0,
-        Some(b"never") => u32::MAX,
+        Some(b"never") => u32::MAX - 1,
         Some(_) => {
             os::warn(format_args!("HAYLOFT_THP is none of auto, always and never; ignored"));
             HUGE_FROM
         }
-    }
+    };
+    FROM.store(from + 1, Ordering::Relaxed);
+    from
 }
 
 impl Arena {
     const fn new() -> Arena {
-        let place =
-            Place { base: ptr::null_mut(), bytes: 0, runs: ptr::null_mut(), meta: ptr::null_mut() };
-        Arena { place: UnsafeCell::new(place), state: Lock::new(Units::new()) }
+        Arena {
+            bytes: AtomicUsize::new(0),
+            place: UnsafeCell::new(Place {
+                base: ptr::null_mut(),
+                runs: ptr::null_mut(),
+                meta: ptr::null_mut(),
+                reserve: 0,
+                units: 0,
+            }),
+            committed: AtomicU32::new(0),
+            state: Lock::new(Units::new()),
+            reserve: Reserve::new(),
+        }
     }
 
     #[inline(always)]
     fn place(&self) -> &Place {
-        // SAFETY: arenas are reached through `ARENA_COUNT`, after which the place is not written any more.
+        // SAFETY: arenas are reached when they are published, after which the place is not written any more.
         unsafe { &*self.place.get() }
     }
 
@@ -308,8 +374,8 @@ impl Arena {
         unsafe { NonNull::new_unchecked(self.place().base.add((index as usize) << UNIT_SHIFT)) }
     }
 
-    fn alloc(&self, len: u32, align: u32) -> Option<Allocation> {
-        let mut units = self.state.lock();
+    fn alloc(&self, context: Context, len: u32, align: u32) -> Option<Allocation> {
+        let mut units = self.state.acquire(context)?;
         let room = len.checked_add(align - 1)?;
         let found = units.find(self, State::Dirty, room).or_else(|| {
             units.find(self, State::Clean, room).or_else(|| {
@@ -336,36 +402,92 @@ impl Arena {
 
     /// # Safety
     /// As [`free`].
-    unsafe fn free(&self, start: u32, state: State) {
-        let mut units = self.state.lock();
-        // SAFETY: the first unit of a used run, by the caller's promise; the lock is held.
+    unsafe fn free(&self, context: Context, start: u32, state: State) -> bool {
+        // SAFETY: the first unit of a used run, by the caller's promise; nobody else changes its descriptor.
         let len = unsafe { (*self.run(start)).len };
+        if let Some(block) = self.reserved_block(start) {
+            // SAFETY: the caller's promise.
+            unsafe { os::decommit(self.address(start), (len as usize) << UNIT_SHIFT) };
+            self.reserve.give(block, len.div_ceil(BLOCK) as usize);
+            return true;
+        }
+        let Some(mut units) = self.state.acquire(context) else { return false };
         units.give(self, start, len, state);
+        if !context.may_wait() {
+            return true;
+        }
         units.decay();
         while let Some((start, len)) = units.next_to_purge(self) {
             drop(units);
             // SAFETY: the run was taken off the bins and marked as used, so it is ours alone.
             let clean = unsafe { os::decommit(self.address(start), (len as usize) << UNIT_SHIFT) };
-            units = self.state.lock();
+            let Some(again) = self.state.acquire(context) else { break };
+            units = again;
             units.give(self, start, len, if clean { State::Clean } else { State::Dirty });
             if !clean {
                 units.to_purge = 0;
             }
         }
+        true
+    }
+
+    /// As [`Arena::alloc`], from the reserve, without a lock. The run may hold anything.
+    fn alloc_reserved(&self, len: u32, align: u32) -> Option<Allocation> {
+        let place = self.place();
+        let (count, align) = (len.div_ceil(BLOCK) as usize, align.div_ceil(BLOCK) as usize);
+        let room = (place.units - place.reserve) / BLOCK;
+        let past = (place.reserve.wrapping_add(self.base_unit()) / BLOCK) as usize;
+        let block = self.reserve.take(count, align, past, room as usize)?;
+        let start = place.reserve + block as u32 * BLOCK;
+        if !self.commit(start, start + len) {
+            self.reserve.give(block, count);
+            return None;
+        }
+        self.set(start, len, State::Used);
+        Some(Allocation { address: self.address(start), zeroed: false })
+    }
+
+    /// The block of the reserve that a unit lies in, if it does.
+    #[inline]
+    fn reserved_block(&self, index: u32) -> Option<usize> {
+        let place = self.place();
+        (place.reserve..place.units)
+            .contains(&index)
+            .then(|| ((index - place.reserve) / BLOCK) as usize)
+    }
+
+    /// Makes units and what belongs to them readable and writable.
+    fn commit(&self, from: u32, to: u32) -> bool {
+        let (from, to) = (from as usize, to as usize);
+        // Metadata is committed in whole units too, so a part may be committed a second time; that changes nothing.
+        let meta = |base: *mut u8, size: usize| {
+            let start = (from * size) & !(UNIT - 1);
+            let end = (to * size).next_multiple_of(UNIT);
+            // SAFETY: both ends lie in the array that starts at `base`, which is as long as the arena has units.
+            unsafe { os::commit(NonNull::new_unchecked(base.add(start)), end - start) }
+        };
+        let place = self.place();
+        meta(place.runs.cast(), size_of::<Run>())
+            && meta(place.meta, META_SIZE)
+            // SAFETY: units of this arena that nobody uses.
+            && unsafe { os::commit(self.address(from as u32), (to - from) << UNIT_SHIFT) }
     }
 
     /// # Safety
     /// As [`grow`].
-    unsafe fn grow(&self, start: u32, len: u32) -> bool {
-        let mut units = self.state.lock();
-        // SAFETY: the first unit of a used run, by the caller's promise; the lock is held.
+    unsafe fn grow(&self, context: Context, start: u32, len: u32) -> bool {
+        // SAFETY: the first unit of a used run, by the caller's promise; nobody else changes its descriptor.
         let old = unsafe { (*self.run(start)).len };
         if len <= old {
             return true;
         }
+        if self.reserved_block(start).is_some() {
+            return false;
+        }
+        let Some(mut units) = self.state.acquire(context) else { return false };
         let next = start + old;
         let more = len - old;
-        if next == units.committed && units.grow(self, more).is_none() {
+        if next == self.committed() && units.grow(self, more).is_none() {
             return false;
         }
         // SAFETY: `next` is committed: it was, or `grow` made it so.
@@ -383,18 +505,25 @@ impl Arena {
 
     /// # Safety
     /// As [`shrink`].
-    unsafe fn shrink(&self, start: u32, len: u32) {
-        let mut units = self.state.lock();
+    unsafe fn shrink(&self, context: Context, start: u32, len: u32) {
         // SAFETY: as in `grow`.
         let old = unsafe { (*self.run(start)).len };
-        if old > len {
+        if old > len
+            && self.reserved_block(start).is_none()
+            && let Some(mut units) = self.state.acquire(context)
+        {
             // The new end needs its tag first: what is given back looks at its neighbours.
             self.set(start, len, State::Used);
             units.give(self, start + len, old - len, State::Dirty);
         }
     }
 
-    /// Writes both boundary tags of a run. To be called under the lock.
+    /// Units from the bottom that are readable and writable. To be called under the lock.
+    fn committed(&self) -> u32 {
+        self.committed.load(Ordering::Relaxed)
+    }
+
+    /// Writes both boundary tags of a run. To be called under the lock, or by the owner of a part of the reserve.
     fn set(&self, start: u32, len: u32, state: State) {
         for index in [start, start + len - 1] {
             // SAFETY: both units belong to the run and are committed.
@@ -408,18 +537,12 @@ impl Arena {
 
 /// The free runs of an arena.
 struct Units {
-    /// All units of the arena.
-    units: u32,
-    /// Units from the bottom that are readable and writable.
-    committed: u32,
     /// Units in dirty free runs, and the least this was since the last tick.
     dirty: u32,
     least_dirty: u32,
     /// Dirty units to be given back now.
     to_purge: u32,
     last_tick: u64,
-    /// From here on huge pages are asked for.
-    huge_from: u32,
     dirty_bins: Bins,
     clean_bins: Bins,
 }
@@ -427,13 +550,10 @@ struct Units {
 impl Units {
     const fn new() -> Units {
         Units {
-            units: 0,
-            committed: 0,
             dirty: 0,
             least_dirty: 0,
             to_purge: 0,
             last_tick: 0,
-            huge_from: 0,
             dirty_bins: Bins::new(),
             clean_bins: Bins::new(),
         }
@@ -467,36 +587,27 @@ impl Units {
 
     /// Commits units from the bottom of what is not, so that the last clean run has at least `room`.
     fn grow(&mut self, arena: &Arena, room: u32) -> Option<()> {
-        let rest = self.units - self.committed;
-        let wish = room.max(GROWTH).max((self.committed / 8).min(MAX_GROWTH));
+        let committed = arena.committed();
+        let rest = arena.place().reserve - committed;
+        let wish = room.max(GROWTH).max((committed / 8).min(MAX_GROWTH));
         // Up to the end of a huge page, so that none is committed in parts.
-        let past = self.committed.saturating_add(wish).wrapping_add(arena.base_unit()) % HUGE_PAGE;
+        let past = committed.saturating_add(wish).wrapping_add(arena.base_unit()) % HUGE_PAGE;
         let wish = wish.saturating_add((HUGE_PAGE - past) % HUGE_PAGE).min(rest);
         (wish >= room && (self.commit(arena, wish) || self.commit(arena, room))).then_some(())
     }
 
     fn commit(&mut self, arena: &Arena, more: u32) -> bool {
-        let (from, to) = (self.committed as usize, (self.committed + more) as usize);
-        // Metadata is committed in whole units too, so a part may be committed a second time; that changes nothing.
-        let meta = |base: *mut u8, size: usize| {
-            let start = (from * size) & !(UNIT - 1);
-            let end = (to * size).next_multiple_of(UNIT);
-            // SAFETY: both ends lie in the array that starts at `base`, which is as long as the arena has units.
-            unsafe { os::commit(NonNull::new_unchecked(base.add(start)), end - start) }
-        };
-        let place = arena.place();
-        let done = meta(place.runs.cast(), size_of::<Run>())
-            && meta(place.meta, META_SIZE)
-            // SAFETY: units of this arena that nobody uses.
-            && unsafe { os::commit(arena.address(from as u32), (to - from) << UNIT_SHIFT) };
+        let from = arena.committed();
+        let done = arena.commit(from, from + more);
         if done {
-            if self.committed >= self.huge_from {
-                let bytes = (to - from) << UNIT_SHIFT;
+            if from >= huge_from() {
+                let bytes = (more as usize) << UNIT_SHIFT;
                 // SAFETY: units of this arena, committed above.
-                unsafe { os::prefer_huge_pages(arena.address(from as u32), bytes) };
+                unsafe { os::prefer_huge_pages(arena.address(from), bytes) };
             }
-            self.committed = to as u32;
-            self.give(arena, from as u32, more, State::Clean);
+            // Release: pairs with the Acquire in `Unit::is_committed`.
+            arena.committed.store(from + more, Ordering::Release);
+            self.give(arena, from, more, State::Clean);
         }
         done
     }
@@ -513,7 +624,7 @@ impl Units {
         }
         let next = start + len;
         // SAFETY: units below `committed` have descriptors.
-        if next < self.committed && unsafe { (*arena.run(next)).state } == state {
+        if next < arena.committed() && unsafe { (*arena.run(next)).state } == state {
             // SAFETY: as above.
             len += unsafe { (*arena.run(next)).len };
             self.remove(arena, next);
@@ -591,100 +702,15 @@ impl Units {
     }
 }
 
-/// Free runs of one kind, in bins by length: one for each length below 16, then eight to an octave.
-struct Bins {
-    heads: [u32; Bins::COUNT],
-    /// A bit per bin that is not empty.
-    filled: [u64; Bins::COUNT / 64],
-}
-
-impl Bins {
-    /// Enough for every length.
-    const COUNT: usize = 256;
-
-    const fn new() -> Bins {
-        Bins { heads: [NONE; Bins::COUNT], filled: [0; Bins::COUNT / 64] }
-    }
-
-    /// The bin that runs of `len` units are kept in.
-    fn holding(len: u32) -> usize {
-        let octave = len.max(8).ilog2();
-        ((octave - 3) * 8 + (len >> (octave - 3))) as usize
-    }
-
-    /// The first bin in which every run has at least `len` units.
-    fn fitting(len: u32) -> usize {
-        let octave = len.max(8).ilog2();
-        let round = (1 << (octave - 3)) - 1;
-        Bins::holding(len.saturating_add(round))
-    }
-
-    fn head(&self, bin: usize) -> u32 {
-        self.heads.get(bin).copied().unwrap_or(NONE)
-    }
-
-    fn set_head(&mut self, bin: usize, start: u32) {
-        if let (Some(head), Some(word)) = (self.heads.get_mut(bin), self.filled.get_mut(bin / 64)) {
-            *head = start;
-            let bit = 1 << (bin % 64);
-            *word = if start == NONE { *word & !bit } else { *word | bit };
-        }
-    }
-
-    /// The first bin from `bin` on that is not empty.
-    fn first_from(&self, bin: usize) -> Option<usize> {
-        let mut mask = u64::MAX << (bin % 64);
-        for (index, word) in self.filled.iter().enumerate().skip(bin / 64) {
-            if word & mask != 0 {
-                return Some(index * 64 + (word & mask).trailing_zeros() as usize);
-            }
-            mask = u64::MAX;
-        }
-        None
-    }
-
-    /// The last bin that is not empty.
-    fn last(&self) -> Option<usize> {
-        let (index, word) = self.filled.iter().enumerate().rfind(|(_, word)| **word != 0)?;
-        Some(index * 64 + 63 - word.leading_zeros() as usize)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn bins_hold_what_fits() {
-        for len in 1..1 << 17 {
-            let (holding, fitting) = (Bins::holding(len), Bins::fitting(len));
-            assert!(holding <= fitting && fitting <= holding + 1, "{len}");
-            assert!(Bins::holding(len + 1) >= holding && Bins::holding(len + 1) <= holding + 1);
-            // Nothing shorter than `len` is kept in the first bin said to fit it.
-            assert!(len == 1 || Bins::holding(len - 1) < fitting, "{len}");
-        }
-        assert!(Bins::holding(u32::MAX) < Bins::COUNT);
-    }
-
-    #[test]
-    fn bins_find_the_first_and_the_last() {
-        let mut bins = Bins::new();
-        assert_eq!((bins.first_from(0), bins.last()), (None, None));
-        for bin in [3, 64, 130] {
-            bins.set_head(bin, 7);
-        }
-        assert_eq!(bins.first_from(0), Some(3));
-        assert_eq!(bins.first_from(4), Some(64));
-        assert_eq!(bins.first_from(65), Some(130));
-        assert_eq!(bins.first_from(131), None);
-        bins.set_head(130, NONE);
-        assert_eq!(bins.last(), Some(64));
-    }
-
-    #[test]
     fn runs_are_disjoint_aligned_and_reused() {
-        let first = alloc(3, 1).unwrap();
-        let second = alloc(5, 8).unwrap();
+        let waiting = Context::enter(|context| context);
+        let first = alloc(waiting, 3, 1).unwrap();
+        let second = alloc(waiting, 5, 8).unwrap();
         let unit = Unit::of(second.address.as_ptr()).unwrap();
         assert_eq!(second.address.addr().get() % (8 * UNIT), 0);
         assert_eq!(unit.address(), second.address.as_ptr());
@@ -694,14 +720,39 @@ mod tests {
             first.address.write_bytes(1, 3 * UNIT);
             second.address.write_bytes(2, 5 * UNIT);
             assert_eq!(*first.address.as_ptr(), 1);
-            shrink(unit, 2);
+            shrink(waiting, unit, 2);
             assert_eq!(unit.run_len(), Some(2));
-            assert!(grow(unit, 4) && grow(unit, 3));
+            assert!(grow(waiting, unit, 4) && grow(waiting, unit, 3));
             assert_eq!(unit.run_len(), Some(4));
-            free(unit);
-            free(Unit::of(first.address.as_ptr()).unwrap());
+            assert!(free(waiting, unit));
+            assert!(free(waiting, Unit::of(first.address.as_ptr()).unwrap()));
         }
         assert!(Unit::of(ptr::null_mut()).is_none());
-        assert!(alloc(u32::MAX as usize, 1).is_none());
+        assert!(alloc(waiting, u32::MAX as usize, 1).is_none());
+    }
+
+    #[test]
+    fn a_busy_arena_has_its_reserve() {
+        let waiting = Context::enter(|context| context);
+        let run = alloc(waiting, 2, 1).unwrap();
+        let unit = Unit::of(run.address.as_ptr()).unwrap();
+        let busy = unit.arena.state.acquire(waiting).unwrap();
+        assert!(unit.arena.alloc(Context::TRYING, 5, 4).is_none());
+        let reserved = unit.arena.alloc_reserved(5, 4).unwrap();
+        let of_reserve = Unit::of(reserved.address.as_ptr()).unwrap();
+        assert_eq!(reserved.address.addr().get() % (4 * UNIT), 0);
+        assert_eq!(of_reserve.run_len(), Some(5));
+        // SAFETY: both runs are ours, of 2 and 5 units.
+        unsafe {
+            reserved.address.write_bytes(1, 5 * UNIT);
+            assert!(!grow(Context::TRYING, unit, 3));
+            assert!(!grow(waiting, of_reserve, 6));
+            shrink(Context::TRYING, unit, 1);
+            assert_eq!(unit.run_len(), Some(2));
+            assert!(!free(Context::TRYING, unit) && free(Context::TRYING, of_reserve));
+            drop(busy);
+            assert!(free(waiting, unit));
+        }
+        assert!(!of_reserve.is_committed());
     }
 }

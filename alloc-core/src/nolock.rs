@@ -1,0 +1,101 @@
+//! Allocating and freeing without ever waiting, in any context.
+//!
+//! [`kmalloc`](crate::kmalloc) notices by itself that it runs in a signal handler that interrupted it, and then does what
+//! these functions do. They are for code that must not wait though it interrupted nothing: with a spinlock held, say, or
+//! on a thread that has a deadline. What they allocate may be freed by either road, and the other way round.
+//! (`kmalloc_nolock` and `kfree_nolock` of `mm/slub.c`, which serve fewer sizes.)
+//!
+//! This file may touch `kmalloc` and what that may touch.
+
+#![expect(improper_ctypes_definitions, reason = "`extern \"C\"` for its unwinding rule, not for C")]
+
+use core::alloc::Layout;
+use core::ptr::NonNull;
+
+use crate::kmalloc;
+use crate::percpu;
+use crate::size_class::{Class, class_of};
+use crate::sync::Context;
+
+/// Allocates memory for `layout`; `None` when it could only be had by waiting, or not at all. A size of 0 is served like a
+/// size of 1.
+#[inline(always)]
+#[must_use]
+pub fn alloc(layout: Layout) -> Option<NonNull<u8>> {
+    if let Some(class) = class_of(layout)
+        && let Some(object) = NonNull::new(percpu::pop(class))
+    {
+        kmalloc::checked_out(object.as_ptr(), class);
+        return Some(object);
+    }
+    NonNull::new(alloc_slow(layout))
+}
+
+/// Frees what [`alloc`] or the functions of [`kmalloc`](crate::kmalloc) returned. Never fails: what cannot be freed now is
+/// freed by the next slow path that may wait.
+///
+/// # Safety
+/// As [`kmalloc::free`](crate::kmalloc::free).
+#[inline(always)]
+pub unsafe fn dealloc(object: NonNull<u8>, layout: Layout) {
+    let object = object.as_ptr();
+    let Some(class) = class_of(layout) else {
+        // SAFETY: the caller's promise.
+        return unsafe { free_large(object, layout) };
+    };
+    kmalloc::checked_in(object, class);
+    // SAFETY: the caller's promise.
+    unsafe {
+        if !percpu::push(class, object) {
+            free_slow(class, object);
+        }
+    }
+}
+
+#[cold]
+#[inline(never)]
+extern "C" fn alloc_slow(layout: Layout) -> *mut u8 {
+    Context::without_waiting(|| kmalloc::alloc(layout))
+}
+
+/// # Safety
+/// As [`dealloc`], for an object of `class`.
+#[cold]
+#[inline(never)]
+unsafe extern "C" fn free_slow(class: Class, object: *mut u8) {
+    // SAFETY: the caller's promise.
+    Context::without_waiting(|| unsafe { kmalloc::free_slow(class, object) });
+}
+
+/// # Safety
+/// As [`dealloc`], for a layout that no class serves.
+#[cold]
+#[inline(never)]
+unsafe extern "C" fn free_large(object: *mut u8, layout: Layout) {
+    // SAFETY: the caller's promise.
+    Context::without_waiting(|| unsafe { kmalloc::free_large(object, layout) });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_come_and_go_by_either_road() {
+        for size in [0, 1, 100, 5000, 40_000, 3 << 20] {
+            let layout = Layout::from_size_align(size, 8).unwrap();
+            for _ in 0..300 {
+                let first = alloc(layout).unwrap();
+                let second = NonNull::new(kmalloc::alloc(layout)).unwrap();
+                // SAFETY: two blocks of this layout.
+                unsafe {
+                    first.write_bytes(1, size);
+                    second.write_bytes(2, size);
+                    assert!(size == 0 || *first.as_ptr() == 1);
+                    kmalloc::free(first.as_ptr(), layout);
+                    dealloc(second, layout);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Which blocks of an arena's reserve are taken: a bitmap without a lock, for contexts that cannot wait for one.
+//!
+//! Runs of blocks are taken from the bottom. Those within a word take one compare-exchange; longer ones are made of
+//! whole words, which are taken one after the other, and given back if one of them is gone.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+const WORD: usize = u64::BITS as usize;
+const WORDS: usize = 1024;
+
+/// A bit per block that is taken.
+pub(super) struct Reserve([AtomicU64; WORDS]);
+
+impl Reserve {
+    /// Most blocks that there can be.
+    pub(super) const BLOCKS: usize = WORDS * WORD;
+
+    pub(super) const fn new() -> Reserve {
+        Reserve([const { AtomicU64::new(0) }; WORDS])
+    }
+
+    /// Takes `count` blocks of the first `room`, such that the number of the first plus `past` is a multiple of
+    /// `align`, a power of two; its number. Few long runs that are aligned too can be had.
+    pub(super) fn take(
+        &self,
+        count: usize,
+        align: usize,
+        past: usize,
+        room: usize,
+    ) -> Option<usize> {
+        let mut first = 0;
+        while first + count <= room {
+            let fits =
+                (first + past) & (align - 1) == 0 && (count > WORD || first % WORD + count <= WORD);
+            if fits && self.take_at(first, count) {
+                return Some(first);
+            }
+            // Long runs start on a word; short ones on the next block that is free.
+            let taken = self.word(first).load(Ordering::Relaxed) >> (first % WORD);
+            let next = (taken.trailing_ones() as usize).clamp(1, WORD - first % WORD);
+            first += if count > WORD { WORD } else { next };
+        }
+        None
+    }
+
+    fn take_at(&self, first: usize, count: usize) -> bool {
+        let mut done = 0;
+        while done < count {
+            let (word, mask) = self.part(first + done, count - done);
+            // Acquire: pairs with the Release of `give`: the last owner is done with the blocks.
+            let taken = word.fetch_update(Ordering::Acquire, Ordering::Relaxed, |bits| {
+                (bits & mask == 0).then_some(bits | mask)
+            });
+            if taken.is_err() {
+                self.give(first, done);
+                return false;
+            }
+            done += mask.count_ones() as usize;
+        }
+        true
+    }
+
+    /// Gives back `count` blocks from `first` on, which are the caller's.
+    pub(super) fn give(&self, first: usize, count: usize) {
+        let mut done = 0;
+        while done < count {
+            let (word, mask) = self.part(first + done, count - done);
+            // Release: pairs with the Acquire of `take_at`.
+            word.fetch_and(!mask, Ordering::Release);
+            done += mask.count_ones() as usize;
+        }
+    }
+
+    /// Whether somebody has this block.
+    pub(super) fn has(&self, block: usize) -> bool {
+        // Acquire: as in `take_at`.
+        self.word(block).load(Ordering::Acquire) >> (block % WORD) & 1 == 1
+    }
+
+    fn word(&self, block: usize) -> &AtomicU64 {
+        &self.0[block / WORD % WORDS]
+    }
+
+    /// The word of a block, and the bits of as many of `count` blocks from it on as the word has.
+    fn part(&self, block: usize, count: usize) -> (&AtomicU64, u64) {
+        let bit = block % WORD;
+        let len = count.min(WORD - bit);
+        (self.word(block), (u64::MAX >> (WORD - len)) << bit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_disjoint_and_come_back() {
+        let reserve = Reserve::new();
+        assert_eq!(reserve.take(1, 1, 0, 200), Some(0));
+        assert_eq!(reserve.take(3, 1, 0, 200), Some(1));
+        assert_eq!(reserve.take(60, 1, 0, 200), Some(4));
+        assert_eq!(reserve.take(60, 1, 0, 200), Some(64));
+        assert_eq!(reserve.take(10, 1, 0, 200), Some(128), "not across words");
+        assert_eq!(reserve.take(4, 1, 0, 200), Some(124));
+        assert!(reserve.has(137) && !reserve.has(138));
+        reserve.give(64, 60);
+        assert_eq!(reserve.take(8, 8, 0, 200), Some(64));
+        assert_eq!(reserve.take(8, 8, 3, 200), Some(77), "77 + 3 is a multiple of 8");
+        assert_eq!(reserve.take(64, 1, 0, 200), None);
+    }
+
+    #[test]
+    fn long_runs_take_whole_words() {
+        let reserve = Reserve::new();
+        assert_eq!(reserve.take(1, 1, 0, 512), Some(0));
+        assert_eq!(reserve.take(130, 1, 0, 512), Some(64));
+        assert!(reserve.has(193) && !reserve.has(194));
+        assert_eq!(reserve.take(200, 1, 0, 512), Some(256));
+        assert_eq!(reserve.take(100, 1, 0, 512), None);
+        reserve.give(64, 130);
+        assert_eq!(reserve.take(100, 1, 0, 512), Some(64));
+    }
+}

@@ -1,0 +1,65 @@
+//! Whether a slow path may wait.
+//!
+//! A signal handler may interrupt a slow path and allocate in its turn. The interrupted code keeps its locks until the
+//! handler returns, so the handler must not wait for one of them; nor for any other, whose holder may be in a handler
+//! that waits for one of these. So each thread counts how many slow paths it is in, and only the outermost may wait.
+//! (`gfpflags_allow_spinning` of `mm/slub.c`, found out instead of promised.)
+
+/// What the code that runs now may do. Handed down to whatever takes a lock.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Context {
+    may_wait: bool,
+}
+
+impl Context {
+    /// One that only tries.
+    pub(crate) const TRYING: Context = Context { may_wait: false };
+
+    /// One that waits, where no handler can interfere.
+    #[cfg(loom)]
+    pub(crate) const WAITING: Context = Context { may_wait: true };
+
+    /// Whether a lock may be waited for.
+    #[inline]
+    pub(crate) fn may_wait(self) -> bool {
+        self.may_wait
+    }
+}
+
+#[cfg(not(loom))]
+mod depth {
+    extern crate std;
+
+    use super::Context;
+    use core::sync::atomic::{AtomicU32, Ordering, compiler_fence};
+
+    std::thread_local! {
+        /// Slow paths this thread is in. It needs no initialisation and no destructor, so it can be had anywhere: before
+        /// `main`, in a handler, in the destructors of other thread-locals.
+        static DEPTH: AtomicU32 = const { AtomicU32::new(0) };
+    }
+
+    impl Context {
+        /// Runs a slow path: it may wait if this thread is in no other.
+        #[inline]
+        pub(crate) fn enter<R>(slow_path: impl FnOnce(Context) -> R) -> R {
+            DEPTH.with(|depth| {
+                // No locked instruction: a handler in the midst of this leaves the number as it found it.
+                let outer = depth.load(Ordering::Relaxed);
+                depth.store(outer + 1, Ordering::Relaxed);
+                // Towards handlers on this thread: no lock is taken before it counts, or kept after.
+                compiler_fence(Ordering::SeqCst);
+                let result = slow_path(Context { may_wait: outer == 0 });
+                compiler_fence(Ordering::SeqCst);
+                depth.store(outer, Ordering::Relaxed);
+                result
+            })
+        }
+
+        /// Runs something such that no slow path in it waits.
+        #[inline]
+        pub(crate) fn without_waiting<R>(body: impl FnOnce() -> R) -> R {
+            Context::enter(|_| body())
+        }
+    }
+}
