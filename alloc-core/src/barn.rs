@@ -3,11 +3,12 @@
 //! What one CPU frees and another allocates passes here as a copy of pointers; no object is touched. It is small:
 //! what does not fit goes home to its slabs, where it gets its order back.
 //!
-//! This file may touch `sync` and `batch`.
+//! This file may touch `sync`, `batch` and `fault`.
 
 use core::mem::MaybeUninit;
 
 use crate::batch::{Batch, MAX_BATCH};
+use crate::fault::{self, Place};
 use crate::sync::{AtomicUsize, Context, Lock, Ordering};
 
 /// Batches a barn holds at most. (`MAX_FULL_SHEAVES` of `mm/slub.c`.)
@@ -48,6 +49,7 @@ impl Barn {
             return;
         }
         let Some(objects) = self.objects.acquire(context) else { return };
+        fault::point(Place::BarnTaking);
         let held = self.len.load(Ordering::Relaxed);
         let left = held.saturating_sub(len);
         if let Some(objects) = objects.0.get(left..held) {
@@ -64,6 +66,7 @@ impl Barn {
             return false;
         }
         let Some(mut objects) = self.objects.acquire(context) else { return false };
+        fault::point(Place::BarnPutting);
         let held = self.len.load(Ordering::Relaxed);
         if full(held) {
             return false;

@@ -24,6 +24,7 @@ use core::ptr::{self, NonNull};
 
 use crate::barn::Barn;
 use crate::batch::Batch;
+use crate::fault::{self, Place};
 use crate::page::{self, Unit};
 use crate::percpu::{self, Backend};
 use crate::size_class::{CLASSES, Class, MAX_SMALL_ALIGN, UNIT, UNIT_SHIFT, class_of};
@@ -165,6 +166,7 @@ fn alloc_object(context: Context, class: Class) -> *mut u8 {
 fn cut(context: Context, class: Class, node: usize, batch: &mut Batch, len: usize) {
     let slabs = &depot(node, class).slabs;
     if let Some(mut partial) = slabs.lock(context) {
+        fault::point(Place::SlabsCutting);
         partial.cut(batch, len);
     }
     if batch.len() > 0 {
@@ -178,6 +180,7 @@ fn cut(context: Context, class: Class, node: usize, batch: &mut Batch, len: usiz
     unsafe {
         Slab::init(slab, run.address.as_ptr(), class, node as u8);
         Slab::cut_new(slab, batch, len);
+        fault::point(Place::SlabArriving);
         slabs.arrive(context, slab);
     }
 }
@@ -241,6 +244,7 @@ fn put_away(context: Context, backend: Backend, class: Class, node: usize, batch
             }
             break;
         };
+        fault::point(Place::SlabsPutting);
         // SAFETY: as above.
         let done = unsafe { partial.put(objects, class, node, slab_of, &mut emptied) };
         drop(partial);
@@ -273,6 +277,7 @@ fn free_deferred(context: Context) {
         return;
     }
     for block in deferred::take() {
+        fault::point(Place::DeferredTaken);
         // SAFETY: blocks that were freed in a context that could not wait; metadata of what is in use.
         unsafe {
             match Unit::of(block).and_then(|unit| Slab::class_of_unit(unit.meta().cast())) {

@@ -17,6 +17,7 @@
 //! | `sync` | atomics and locks |
 //! | `os` | system calls |
 //! | `arch` | restartable sequences |
+//! | [`fault`] | places at which tests interfere |
 
 #![no_std]
 
@@ -34,6 +35,8 @@ mod barn;
 mod batch;
 #[cfg(not(loom))]
 mod deferred;
+#[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
+pub mod fault;
 #[cfg(not(loom))]
 pub mod kmalloc;
 #[cfg(all(test, loom))]

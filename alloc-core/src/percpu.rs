@@ -13,13 +13,14 @@
 //! One of them is chosen for the life of the process by the first slow path, or by `HAYLOFT_BACKEND=rseq|fallback`.
 //! `pop` and `push`, the fast path, know nothing of all that: where rseq is not in use, or not yet, they miss.
 //!
-//! This file may touch `arch`, `os`, `sync`, `batch` and `size_class`.
+//! This file may touch `arch`, `os`, `sync`, `batch`, `size_class` and `fault`.
 
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 
 use crate::arch::{self, REGION_SHIFT};
 use crate::batch::{Batch, MAX_BATCH};
+use crate::fault::{self, Place};
 use crate::os;
 use crate::size_class::{CLASSES, Class};
 use crate::sync::{Context, Guard, Lock};
@@ -170,6 +171,7 @@ impl Backend {
     /// # Safety
     /// The objects are of that class and nobody uses them.
     pub(crate) unsafe fn fill(self, class: Class, batch: &mut Batch) {
+        fault::point(Place::SheafFilling);
         let objects = batch.objects();
         // SAFETY: slots, headers and objects as promised; the slice is readable for its length.
         let moved = unsafe {
@@ -202,6 +204,7 @@ impl Backend {
                 }
             });
         }
+        fault::point(Place::SheafDrained);
     }
 }
 
@@ -219,6 +222,7 @@ fn decide(context: Context) -> Backend {
         }
         return backend(context);
     }
+    fault::point(Place::BackendDeciding);
     let rseq_wanted = match os::env(c"HAYLOFT_BACKEND") {
         None | Some(b"rseq") => true,
         Some(b"fallback") => false,
@@ -317,7 +321,9 @@ impl Region {
         unsafe {
             let base = regions.add(cpu * REGION);
             let lock: &'static Lock<()> = &*base.add(LOCK_OFFSET).cast();
-            Some(Region { base, _lock: lock.acquire(Context::TRYING)? })
+            let region = Region { base, _lock: lock.acquire(Context::TRYING)? };
+            fault::point(Place::SheavesLocked);
+            Some(region)
         }
     }
 

@@ -17,7 +17,7 @@
 //!
 //! Beyond the first [`HUGE_FROM`] units, transparent huge pages are asked for (`HAYLOFT_THP=auto|always|never`).
 //!
-//! This file may touch `os`, `sync` and the unit of `size_class`.
+//! This folder may touch `os`, `sync`, `fault` and the unit of `size_class`.
 
 mod bins;
 mod reserve;
@@ -26,6 +26,7 @@ use core::cell::UnsafeCell;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
+use crate::fault::{self, Place};
 use crate::os;
 use crate::size_class::{UNIT, UNIT_SHIFT};
 use crate::sync::{Context, Lock};
@@ -82,8 +83,8 @@ struct Run {
     previous: u32,
 }
 
-/// What an arena is made of; written once, before the arena is published.
-struct Place {
+/// What an arena is made of, by their first elements; written once, before the arena is published.
+struct Arrays {
     base: *mut u8,
     runs: *mut Run,
     meta: *mut u8,
@@ -95,14 +96,14 @@ struct Place {
 struct Arena {
     /// Bytes of all units; 0 before the arena is published. Release then, pairs with the Acquire of whoever looks.
     bytes: AtomicUsize,
-    place: UnsafeCell<Place>,
+    arrays: UnsafeCell<Arrays>,
     /// Units from the bottom that are readable and writable. Written under the lock.
     committed: AtomicU32,
     state: Lock<Units>,
     reserve: Reserve,
 }
 
-// SAFETY: `place` is written by whoever claimed the arena, before `bytes` publishes it, and only read after; the rest
+// SAFETY: `arrays` is written by whoever claimed the arena, before `bytes` publishes it, and only read after; the rest
 // is atomic or under the lock.
 unsafe impl Sync for Arena {}
 
@@ -139,7 +140,7 @@ impl Unit {
     #[inline]
     pub(crate) fn of(address: *mut u8) -> Option<Unit> {
         arenas().find_map(|arena| {
-            let offset = address.addr().wrapping_sub(arena.place().base.addr());
+            let offset = address.addr().wrapping_sub(arena.arrays().base.addr());
             let index = (offset >> UNIT_SHIFT) as u32;
             (offset < arena.bytes.load(Ordering::Relaxed)).then_some(Unit { arena, index })
         })
@@ -156,7 +157,7 @@ impl Unit {
     #[inline]
     pub(crate) fn address(self) -> *mut u8 {
         // SAFETY: the index lies in the arena.
-        unsafe { self.arena.place().base.add((self.index as usize) << UNIT_SHIFT) }
+        unsafe { self.arena.arrays().base.add((self.index as usize) << UNIT_SHIFT) }
     }
 
     /// The metadata of the unit: [`META_SIZE`] bytes, zero until somebody writes them, on a cache line. Committed as
@@ -164,7 +165,7 @@ impl Unit {
     #[inline]
     pub(crate) fn meta(self) -> *mut u8 {
         // SAFETY: the index lies in the arena.
-        unsafe { self.arena.place().meta.add(self.index as usize * META_SIZE) }
+        unsafe { self.arena.arrays().meta.add(self.index as usize * META_SIZE) }
     }
 
     /// Whether the unit was ever handed out, so that its metadata can be read.
@@ -248,6 +249,7 @@ pub(crate) unsafe fn shrink(context: Context, unit: Unit, units: usize) {
 #[cold]
 fn make_arena(context: Context, need: u32, seen: usize) -> Option<()> {
     let _making = MAKING.acquire(context);
+    fault::point(Place::ArenaMaking);
     if CLAIMED.load(Ordering::Relaxed) != seen {
         return Some(());
     }
@@ -296,7 +298,7 @@ fn make_arena(context: Context, need: u32, seen: usize) -> Option<()> {
         let past = ((base.addr() >> UNIT_SHIFT) + units) as u32 % BLOCK;
         let end = (units as u32).saturating_sub(past);
         let blocks = (end / RESERVE_SHARE / BLOCK).min(Reserve::BLOCKS as u32);
-        *arena.place.get() = Place {
+        *arena.arrays.get() = Arrays {
             base,
             runs: runs.cast(),
             meta: runs.add(runs_bytes),
@@ -337,7 +339,7 @@ impl Arena {
     const fn new() -> Arena {
         Arena {
             bytes: AtomicUsize::new(0),
-            place: UnsafeCell::new(Place {
+            arrays: UnsafeCell::new(Arrays {
                 base: ptr::null_mut(),
                 runs: ptr::null_mut(),
                 meta: ptr::null_mut(),
@@ -351,31 +353,32 @@ impl Arena {
     }
 
     #[inline(always)]
-    fn place(&self) -> &Place {
-        // SAFETY: arenas are reached when they are published, after which the place is not written any more.
-        unsafe { &*self.place.get() }
+    fn arrays(&self) -> &Arrays {
+        // SAFETY: arenas are reached when they are published, after which the arrays are not written any more.
+        unsafe { &*self.arrays.get() }
     }
 
     /// Number of the arena's first unit among those of the address space, as far as it matters for alignment.
     #[inline(always)]
     fn base_unit(&self) -> u32 {
-        (self.place().base.addr() >> UNIT_SHIFT) as u32
+        (self.arrays().base.addr() >> UNIT_SHIFT) as u32
     }
 
     /// Descriptor of a unit; to be used under the lock.
     #[inline]
     fn run(&self, index: u32) -> *mut Run {
         // SAFETY: callers name units of this arena.
-        unsafe { self.place().runs.add(index as usize) }
+        unsafe { self.arrays().runs.add(index as usize) }
     }
 
     fn address(&self, index: u32) -> NonNull<u8> {
         // SAFETY: callers name units of this arena, which is not at address 0.
-        unsafe { NonNull::new_unchecked(self.place().base.add((index as usize) << UNIT_SHIFT)) }
+        unsafe { NonNull::new_unchecked(self.arrays().base.add((index as usize) << UNIT_SHIFT)) }
     }
 
     fn alloc(&self, context: Context, len: u32, align: u32) -> Option<Allocation> {
         let mut units = self.state.acquire(context)?;
+        fault::point(Place::ArenaAllocating);
         let room = len.checked_add(align - 1)?;
         let found = units.find(self, State::Dirty, room).or_else(|| {
             units.find(self, State::Clean, room).or_else(|| {
@@ -412,6 +415,7 @@ impl Arena {
             return true;
         }
         let Some(mut units) = self.state.acquire(context) else { return false };
+        fault::point(Place::ArenaFreeing);
         units.give(self, start, len, state);
         if !context.may_wait() {
             return true;
@@ -419,6 +423,7 @@ impl Arena {
         units.decay();
         while let Some((start, len)) = units.next_to_purge(self) {
             drop(units);
+            fault::point(Place::ArenaPurging);
             // SAFETY: the run was taken off the bins and marked as used, so it is ours alone.
             let clean = unsafe { os::decommit(self.address(start), (len as usize) << UNIT_SHIFT) };
             let Some(again) = self.state.acquire(context) else { break };
@@ -433,12 +438,12 @@ impl Arena {
 
     /// As [`Arena::alloc`], from the reserve, without a lock. The run may hold anything.
     fn alloc_reserved(&self, len: u32, align: u32) -> Option<Allocation> {
-        let place = self.place();
+        let arrays = self.arrays();
         let (count, align) = (len.div_ceil(BLOCK) as usize, align.div_ceil(BLOCK) as usize);
-        let room = (place.units - place.reserve) / BLOCK;
-        let past = (place.reserve.wrapping_add(self.base_unit()) / BLOCK) as usize;
+        let room = (arrays.units - arrays.reserve) / BLOCK;
+        let past = (arrays.reserve.wrapping_add(self.base_unit()) / BLOCK) as usize;
         let block = self.reserve.take(count, align, past, room as usize)?;
-        let start = place.reserve + block as u32 * BLOCK;
+        let start = arrays.reserve + block as u32 * BLOCK;
         if !self.commit(start, start + len) {
             self.reserve.give(block, count);
             return None;
@@ -450,10 +455,10 @@ impl Arena {
     /// The block of the reserve that a unit lies in, if it does.
     #[inline]
     fn reserved_block(&self, index: u32) -> Option<usize> {
-        let place = self.place();
-        (place.reserve..place.units)
+        let arrays = self.arrays();
+        (arrays.reserve..arrays.units)
             .contains(&index)
-            .then(|| ((index - place.reserve) / BLOCK) as usize)
+            .then(|| ((index - arrays.reserve) / BLOCK) as usize)
     }
 
     /// Makes units and what belongs to them readable and writable.
@@ -466,9 +471,9 @@ impl Arena {
             // SAFETY: both ends lie in the array that starts at `base`, which is as long as the arena has units.
             unsafe { os::commit(NonNull::new_unchecked(base.add(start)), end - start) }
         };
-        let place = self.place();
-        meta(place.runs.cast(), size_of::<Run>())
-            && meta(place.meta, META_SIZE)
+        let arrays = self.arrays();
+        meta(arrays.runs.cast(), size_of::<Run>())
+            && meta(arrays.meta, META_SIZE)
             // SAFETY: units of this arena that nobody uses.
             && unsafe { os::commit(self.address(from as u32), (to - from) << UNIT_SHIFT) }
     }
@@ -485,6 +490,7 @@ impl Arena {
             return false;
         }
         let Some(mut units) = self.state.acquire(context) else { return false };
+        fault::point(Place::ArenaGrowing);
         let next = start + old;
         let more = len - old;
         if next == self.committed() && units.grow(self, more).is_none() {
@@ -512,6 +518,7 @@ impl Arena {
             && self.reserved_block(start).is_none()
             && let Some(mut units) = self.state.acquire(context)
         {
+            fault::point(Place::ArenaShrinking);
             // The new end needs its tag first: what is given back looks at its neighbours.
             self.set(start, len, State::Used);
             units.give(self, start + len, old - len, State::Dirty);
@@ -588,7 +595,7 @@ impl Units {
     /// Commits units from the bottom of what is not, so that the last clean run has at least `room`.
     fn grow(&mut self, arena: &Arena, room: u32) -> Option<()> {
         let committed = arena.committed();
-        let rest = arena.place().reserve - committed;
+        let rest = arena.arrays().reserve - committed;
         let wish = room.max(GROWTH).max((committed / 8).min(MAX_GROWTH));
         // Up to the end of a huge page, so that none is committed in parts.
         let past = committed.saturating_add(wish).wrapping_add(arena.base_unit()) % HUGE_PAGE;
@@ -597,6 +604,7 @@ impl Units {
     }
 
     fn commit(&mut self, arena: &Arena, more: u32) -> bool {
+        fault::point(Place::ArenaCommitting);
         let from = arena.committed();
         let done = arena.commit(from, from + more);
         if done {
