@@ -408,12 +408,15 @@ impl Slabs {
     /// # Safety
     /// The slab is new, of this class and node, and the caller is done with it.
     pub(crate) unsafe fn arrive(&self, context: Context, slab: *mut Slab) {
+        let listed = self.lock(context);
         // SAFETY: the caller's promise.
-        match self.lock(context) {
-            Some(mut partial) => unsafe { partial.add(slab) },
-            None => unsafe {
-                self.arrivals.add(slab);
-            },
+        unsafe {
+            match listed {
+                Some(mut partial) => partial.add(slab),
+                None => {
+                    self.arrivals.add(slab);
+                }
+            }
         }
     }
 }

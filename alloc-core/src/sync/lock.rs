@@ -2,8 +2,8 @@
 
 use core::ops::{Deref, DerefMut};
 
-use super::Context;
-use super::primitive::{AtomicU32, Ordering, UnsafeCell, spin_loop};
+use super::primitive::{Ordering, UnsafeCell, spin_loop};
+use super::{Context, Futex};
 
 const FREE: u32 = 0;
 const HELD: u32 = 1;
@@ -17,7 +17,7 @@ const SPINS: u32 = if cfg!(any(loom, miri)) { 1 } else { 100 };
 ///
 /// The lock is not recursive and takes no part in unwinding: nothing that runs under it may panic.
 pub(crate) struct Lock<T> {
-    word: AtomicU32,
+    word: Futex,
     data: UnsafeCell<T>,
 }
 
@@ -30,12 +30,12 @@ unsafe impl<T: Send> Send for Lock<T> {}
 impl<T> Lock<T> {
     #[cfg(not(loom))]
     pub(crate) const fn new(data: T) -> Lock<T> {
-        Lock { word: AtomicU32::new(FREE), data: UnsafeCell::new(data) }
+        Lock { word: Futex::new(FREE), data: UnsafeCell::new(data) }
     }
 
     #[cfg(loom)]
     pub(crate) fn new(data: T) -> Lock<T> {
-        Lock { word: AtomicU32::new(FREE), data: UnsafeCell::new(data) }
+        Lock { word: Futex::new(FREE), data: UnsafeCell::new(data) }
     }
 
     #[inline]
@@ -70,28 +70,10 @@ impl<T> Lock<T> {
         // Whoever slept takes the lock as contended: it cannot know whether others sleep still.
         // Acquire: as in `try_lock`.
         while self.word.swap(CONTENDED, Ordering::Acquire) != FREE {
-            self.wait();
+            self.word.wait(CONTENDED);
         }
         Guard::new(self)
     }
-
-    #[cfg(not(loom))]
-    fn wait(&self) {
-        crate::os::futex_wait(&self.word, CONTENDED);
-    }
-
-    #[cfg(loom)]
-    fn wait(&self) {
-        loom::thread::yield_now();
-    }
-
-    #[cfg(not(loom))]
-    fn wake(&self) {
-        crate::os::futex_wake_one(&self.word);
-    }
-
-    #[cfg(loom)]
-    fn wake(&self) {}
 }
 
 /// The right to use what a [`Lock`] holds; dropping it gives the lock back.
@@ -144,7 +126,7 @@ impl<T> Drop for Guard<'_, T> {
         drop(self.data.take());
         // Release: pairs with the Acquire of the next holder.
         if self.lock.word.swap(FREE, Ordering::Release) == CONTENDED {
-            self.lock.wake();
+            self.lock.word.wake_one();
         }
     }
 }

@@ -1,30 +1,35 @@
 //! Atomics and locks: the only folder that knows whether atomics are the machine's or loom's.
 //!
 //! - [`Lock`], the one lock of the slow paths: a word, tried, spun on a little and then slept on in a futex.
+//! - [`Rcuwait`], a place for one thread to wait for what a signal handler does.
 //! - [`Context`], whether whoever takes a lock may wait for it.
 //! - [`Llist`], a list that any context may add to.
 //!
 //! Nothing here allocates. This folder may touch `os`.
 
 mod context;
+mod futex;
 mod llist;
 mod lock;
+mod rcuwait;
 
 pub(crate) use context::Context;
+pub(crate) use futex::Futex;
 pub(crate) use llist::{Link, Llist};
 pub(crate) use lock::{Guard, Lock};
 pub(crate) use primitive::{AtomicUsize, Ordering};
+pub(crate) use rcuwait::Rcuwait;
 
 #[cfg(not(loom))]
 mod primitive {
     pub(crate) use core::cell::UnsafeCell;
     pub(crate) use core::hint::spin_loop;
-    pub(crate) use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+    pub(crate) use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering, fence};
 }
 
 #[cfg(loom)]
 mod primitive {
     pub(crate) use loom::cell::UnsafeCell;
     pub(crate) use loom::hint::spin_loop;
-    pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+    pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering, fence};
 }

@@ -1,0 +1,62 @@
+//! A word to sleep on. Under loom, a queue beside the word takes the kernel's place, so that models find a lost wake-up as
+//! a deadlock.
+
+use core::ops::Deref;
+
+use super::primitive::AtomicU32;
+
+/// An atomic word that threads can sleep on. (`futex(2)`.)
+pub(crate) struct Futex {
+    word: AtomicU32,
+    #[cfg(loom)]
+    queue: (loom::sync::Mutex<()>, loom::sync::Condvar),
+}
+
+impl Futex {
+    #[cfg(not(loom))]
+    pub(crate) const fn new(value: u32) -> Futex {
+        Futex { word: AtomicU32::new(value) }
+    }
+
+    #[cfg(loom)]
+    pub(crate) fn new(value: u32) -> Futex {
+        let queue = (loom::sync::Mutex::new(()), loom::sync::Condvar::new());
+        Futex { word: AtomicU32::new(value), queue }
+    }
+
+    /// Sleeps while the word holds `expected`; may return at any time.
+    pub(crate) fn wait(&self, expected: u32) {
+        #[cfg(not(loom))]
+        crate::os::futex_wait(&self.word, expected);
+        #[cfg(loom)]
+        {
+            let (queue, sleepers) = &self.queue;
+            let queue = queue.lock().unwrap();
+            // The kernel looks at the word under the lock of its queue, too.
+            if self.word.load(core::sync::atomic::Ordering::SeqCst) == expected {
+                drop(sleepers.wait(queue).unwrap());
+            }
+        }
+    }
+
+    /// Wakes one sleeper, if there is any.
+    pub(crate) fn wake_one(&self) {
+        #[cfg(not(loom))]
+        crate::os::futex_wake_one(&self.word);
+        #[cfg(loom)]
+        {
+            let (queue, sleepers) = &self.queue;
+            let _queue = queue.lock().unwrap();
+            sleepers.notify_one();
+        }
+    }
+}
+
+impl Deref for Futex {
+    type Target = AtomicU32;
+
+    #[inline]
+    fn deref(&self) -> &AtomicU32 {
+        &self.word
+    }
+}
