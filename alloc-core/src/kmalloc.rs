@@ -24,13 +24,16 @@ use core::ptr::{self, NonNull};
 
 use crate::barn::Barn;
 use crate::batch::Batch;
+use crate::deferred::{self, Whose};
 use crate::fault::{self, Place};
+use crate::irq_work::IrqWork;
 use crate::page::{self, Unit};
 use crate::percpu::{self, Backend};
 use crate::size_class::{CLASSES, Class, MAX_SMALL_ALIGN, UNIT, UNIT_SHIFT, class_of};
 use crate::slab::{Emptied, Misuse, SHAPES, Slab, Slabs};
 use crate::sync::Context;
-use crate::{deferred, node, os};
+use crate::thread::MAX_CPUS;
+use crate::{node, os};
 
 /// From this many bytes on, a run is moved by remapping its pages instead of copying them. Below, copying into warm pages
 /// is faster than faulting in cold ones: with 512 KiB here, four buffers that grew in turn to 8 MB took 3.2 times as long.
@@ -238,7 +241,7 @@ fn put_away(context: Context, backend: Backend, class: Class, node: usize, batch
                 // SAFETY: an object of this class that nobody uses.
                 unsafe {
                     if !backend.push(class, object) {
-                        deferred::add(object);
+                        defer(object);
                     }
                 }
             }
@@ -257,6 +260,63 @@ fn put_away(context: Context, backend: Backend, class: Class, node: usize, batch
     }
 }
 
+/// Empties the deferred list of each CPU.
+static FLUSH: [IrqWork; MAX_CPUS] = [const { IrqWork::new(flush_by_irq_work) }; MAX_CPUS];
+
+fn flush_by_irq_work(work: &IrqWork) {
+    let cpu = (ptr::from_ref(work).addr() - FLUSH.as_ptr().addr()) / size_of::<IrqWork>();
+    Context::enter(|context| deferred::flush(context, Whose::Cpu(cpu), free_block(context)));
+}
+
+/// Puts a free off.
+///
+/// # Safety
+/// The block is an object of a slab or a run, and nobody uses it.
+unsafe fn defer(block: *mut u8) {
+    // SAFETY: the caller's promise; every block has room for a word.
+    if let Some(cpu) = unsafe { deferred::add(block) } {
+        FLUSH[cpu].queue_on(cpu);
+    }
+}
+
+/// What frees a block that was put off.
+fn free_block(context: Context) -> impl Fn(*mut u8) {
+    move |block| {
+        // SAFETY: blocks on deferred lists are objects or runs that nobody uses, and have their metadata.
+        unsafe {
+            match Unit::of(block).and_then(|unit| Slab::class_of_unit(unit.meta().cast())) {
+                Some(class) => free_object(context, class, block),
+                None => free_run(context, block),
+            }
+        }
+    }
+}
+
+/// What a CPU that comes online needs of the allocator.
+pub(crate) fn online(cpu: usize) {
+    percpu::open(cpu);
+    Context::enter(|context| deferred::online(context, cpu, free_block(context)));
+}
+
+/// Leaves nothing behind on a CPU that goes: no deferred free, no object in a sheaf. False where the kernel cannot help with
+/// the latter.
+pub(crate) fn offline(cpu: usize) -> bool {
+    Context::enter(|context| {
+        deferred::offline(context, cpu, free_block(context));
+        let backend = percpu::backend(context);
+        let node = node::current();
+        percpu::close(context, cpu, |class, batch| {
+            put_away(context, backend, class, node, batch);
+        })
+    })
+}
+
+/// Frees all that was deferred on `cpu` before this call, even if somebody else is at it.
+pub(crate) fn deferred_barrier(cpu: usize) {
+    Context::enter(|context| deferred::barrier(context, cpu, free_block(context)));
+    FLUSH[cpu % MAX_CPUS].sync();
+}
+
 /// Gives a run back, or puts that off.
 ///
 /// # Safety
@@ -265,26 +325,16 @@ unsafe fn free_run(context: Context, base: *mut u8) {
     // SAFETY: the caller's promise.
     unsafe {
         if Unit::of(base).is_some_and(|unit| !page::free(context, unit)) {
-            deferred::add(base);
+            defer(base);
         }
     }
 }
 
-/// Frees what was put off on this CPU, where that can be waited for.
+/// Frees what was put off on this CPU, where that can be waited for and nobody else is at it.
 #[inline]
 fn free_deferred(context: Context) {
-    if !context.may_wait() {
-        return;
-    }
-    for block in deferred::take() {
-        fault::point(Place::DeferredTaken);
-        // SAFETY: blocks that were freed in a context that could not wait; metadata of what is in use.
-        unsafe {
-            match Unit::of(block).and_then(|unit| Slab::class_of_unit(unit.meta().cast())) {
-                Some(class) => free_object(context, class, block),
-                None => free_run(context, block),
-            }
-        }
+    if context.may_wait() {
+        deferred::flush(Context::TRYING, Whose::current(), free_block(context));
     }
 }
 
@@ -411,7 +461,7 @@ unsafe fn realloc_run(
         if remap && os::remap(NonNull::new_unchecked(object), new.address, old_units << UNIT_SHIFT)
         {
             if !page::free_clean(context, run) {
-                deferred::add(object);
+                defer(object);
             }
         } else {
             ptr::copy_nonoverlapping(object, new.address.as_ptr(), layout.size());

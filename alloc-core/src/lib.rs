@@ -8,10 +8,13 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`nolock`] | allocating and freeing without ever waiting |
+//! | [`cache`] | what is done to all caches at once |
+//! | [`nolock`] [`cpu`] | allocating and freeing without ever waiting; CPUs that come and go |
 //! | [`kmalloc`] | the general-purpose allocator: joins all that is below, large objects, realloc |
 //! | `deferred` | blocks freed where nothing could be waited for |
+//! | [`irq_work`] | work for a CPU, queued from any context |
 //! | `percpu` `barn` `slab` | sheaves; batches between CPUs; objects cut from runs |
+//! | `thread` | the threads that act as CPUs |
 //! | `page` `node` | arenas, runs, descriptors, giving memory back; NUMA nodes |
 //! | `batch` [`size_class`] | object pointers on the move; which class serves a layout |
 //! | `sync` | atomics and locks |
@@ -34,9 +37,15 @@ mod barn;
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 mod batch;
 #[cfg(not(loom))]
+pub mod cache;
+#[cfg(not(loom))]
+pub mod cpu;
+#[cfg(not(loom))]
 mod deferred;
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 pub mod fault;
+#[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
+pub mod irq_work;
 #[cfg(not(loom))]
 pub mod kmalloc;
 #[cfg(all(test, loom))]
@@ -55,3 +64,5 @@ pub mod size_class;
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 mod slab;
 mod sync;
+#[cfg(not(loom))]
+mod thread;

@@ -16,9 +16,9 @@
 //! This file may touch `arch`, `os`, `sync`, `batch`, `size_class` and `fault`.
 
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 
-use crate::arch::{self, REGION_SHIFT};
+use crate::arch::{self, CLOSED, REGION_SHIFT};
 use crate::batch::{Batch, MAX_BATCH};
 use crate::fault::{self, Place};
 use crate::os;
@@ -27,13 +27,13 @@ use crate::sync::{Context, Guard, Lock};
 
 const REGION: usize = 1 << REGION_SHIFT;
 /// Closed regions in front of CPU 0's, for the CPU numbers -1 and -2.
-const CLOSED: usize = 2;
+const CLOSED_REGIONS: usize = 2;
 /// Assumed where the kernel does not say how many CPUs there may be.
 const MANY_CPUS: usize = 1024;
 
 const WORD: usize = 8;
 /// Byte offset of the try-lock of the locked backend: behind the headers.
-const LOCK_OFFSET: usize = (CLASSES + 1) * WORD;
+const LOCK_OFFSET: usize = (CLASSES + 2) * WORD;
 
 /// Most objects a sheaf of this class holds. (Compare `calculate_sheaf_capacity` of `mm/slub.c`.)
 const fn capacity(class: Class) -> usize {
@@ -69,10 +69,10 @@ static EMPTY_HEADERS: [u64; CLASSES] = {
     headers
 };
 
-/// Byte offset of a sheaf's header in a region. Word 0 stays null.
+/// Byte offset of a sheaf's header in a region, behind the null and the mark of a closed region.
 #[inline(always)]
 const fn slot(class: Class) -> usize {
-    (class.index() + 1) * WORD
+    (class.index() + 2) * WORD
 }
 
 /// The word below a sheaf.
@@ -125,8 +125,8 @@ const LOCKED: u8 = Backend::Locked as u8;
 const UNDECIDED: u8 = 0;
 const DECIDING: u8 = u8::MAX;
 
-/// CPU 0's region, for the locked backend, and how many CPUs have one.
-static LOCKED_REGIONS: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
+/// CPU 0's region, and how many CPUs have one.
+static REGIONS: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
 static CPUS: AtomicUsize = AtomicUsize::new(0);
 
 /// The backend of this process, decided by the first call; registers the thread where that is our task.
@@ -233,6 +233,8 @@ fn decide(context: Context) -> Backend {
     };
     let cpus = os::possible(c"/sys/devices/system/cpu/possible").unwrap_or(MANY_CPUS);
     let regions = reserve_regions(cpus);
+    REGIONS.store(regions.map_or(ptr::null_mut(), NonNull::as_ptr), Ordering::Relaxed);
+    CPUS.store(cpus, Ordering::Relaxed);
     let backend = match regions.filter(|_| rseq_wanted).and_then(|regions| Some((regions, rseq()?)))
     {
         // SAFETY: two closed regions lie in front of `cpus` others; every thread has a `struct rseq` at the offset.
@@ -241,24 +243,19 @@ fn decide(context: Context) -> Backend {
             arch::publish_rseq_offset(offset);
             backend
         },
-        None => {
-            LOCKED_REGIONS
-                .store(regions.map_or(ptr::null_mut(), NonNull::as_ptr), Ordering::Relaxed);
-            CPUS.store(cpus, Ordering::Relaxed);
-            Backend::Locked
-        }
+        None => Backend::Locked,
     };
     // Release: pairs with the Acquire in `backend`.
     BACKEND.store(backend as u8, Ordering::Release);
     backend
 }
 
-/// Memory for `cpus` regions, all sheaves closed, behind [`CLOSED`] others; the address of the first.
+/// Memory for `cpus` regions, all sheaves closed, behind [`CLOSED_REGIONS`] others; the address of the first.
 fn reserve_regions(cpus: usize) -> Option<NonNull<u8>> {
-    let bytes = (cpus + CLOSED) * REGION;
+    let bytes = (cpus + CLOSED_REGIONS) * REGION;
     let regions = os::reserve(bytes)?;
     // SAFETY: the whole of a reservation of ours.
-    unsafe { os::commit(regions, bytes).then(|| regions.add(CLOSED * REGION)) }
+    unsafe { os::commit(regions, bytes).then(|| regions.add(CLOSED_REGIONS * REGION)) }
 }
 
 /// Who registers threads, and the offset of their `struct rseq` from the thread pointer; `None` where the kernel refuses.
@@ -304,7 +301,104 @@ fn register_thread() -> bool {
     }
 }
 
-/// This CPU's region under its try-lock.
+/// The region of a CPU.
+fn region_of(cpu: usize) -> Option<*mut u8> {
+    let regions = REGIONS.load(Ordering::Relaxed);
+    // SAFETY: there are that many regions.
+    (!regions.is_null() && cpu < CPUS.load(Ordering::Relaxed))
+        .then(|| unsafe { regions.add(cpu * REGION) })
+}
+
+/// Lets sheaves be opened again in the region of a CPU.
+pub(crate) fn open(cpu: usize) {
+    if let Some(base) = region_of(cpu) {
+        // SAFETY: a word of the region that is only used as an atomic, or by sections.
+        let closed: &AtomicUsize = unsafe { &*base.add(CLOSED).cast() };
+        // Relaxed: whoever sees it a little later misses a little longer.
+        closed.store(0, Ordering::Relaxed);
+    }
+}
+
+/// Closes all sheaves of a CPU, which other threads may be using, and has their objects taken away in batches. False where
+/// the kernel cannot help with that; then nothing has changed.
+pub(crate) fn close(context: Context, cpu: usize, mut take: impl FnMut(Class, &mut Batch)) -> bool {
+    let backend = backend(context);
+    let Some(base) = region_of(cpu) else { return true };
+    let classes = || (0..CLASSES).filter_map(Class::from_index);
+    let mut batch = Batch::new();
+    if backend == Backend::Locked {
+        let Some(region) = Region::lock_of(cpu, context) else { return false };
+        region.closed().store(1, Ordering::Relaxed);
+        for class in classes() {
+            loop {
+                // SAFETY: a batch has room for what it is asked for.
+                unsafe { batch.fill_with(MAX_BATCH, |to, len| region.pop_batch(class, to, len)) };
+                if batch.len() == 0 {
+                    break;
+                }
+                take(class, &mut batch);
+            }
+            // SAFETY: the header of an empty sheaf, and the lock is held.
+            unsafe { region.header(class).write([0, 0]) };
+        }
+        return true;
+    }
+
+    // What a half of a header is while sections may be running: they store the first half only.
+    let half = |class: Class, number: usize| {
+        // SAFETY: a header lies in the region.
+        unsafe { &*base.add(slot(class) + number * size_of::<u32>()).cast::<AtomicU32>() }
+    };
+    // SAFETY: a word of the region that is only used as an atomic, or by sections.
+    let closed: &AtomicUsize = unsafe { &*base.add(CLOSED).cast() };
+    closed.store(1, Ordering::SeqCst);
+    for class in classes() {
+        half(class, 1).store(0, Ordering::SeqCst);
+    }
+    if !os::restart_sections_on(cpu) {
+        for class in classes().filter(|class| half(*class, 0).load(Ordering::Relaxed) != 0) {
+            half(class, 1).store((EMPTY_HEADERS[class.index()] >> 32) as u32, Ordering::SeqCst);
+        }
+        closed.store(0, Ordering::SeqCst);
+        return false;
+    }
+    // Nothing is pushed from here on.
+    let mut tops = [0; CLASSES];
+    loop {
+        let mut all_closed = true;
+        for class in classes() {
+            let top = half(class, 0).swap(0, Ordering::SeqCst);
+            if top != 0 {
+                tops[class.index()] = top;
+                all_closed = false;
+            }
+        }
+        if all_closed {
+            break;
+        }
+        // A pop that was running may store its `top` still; then there is one object less, and another round.
+        os::restart_sections_on(cpu);
+    }
+    for class in classes() {
+        let mut top = tops[class.index()] as usize;
+        let floor = floor(class) as usize;
+        while top > floor {
+            let len = (top - floor).min(MAX_BATCH);
+            top -= len;
+            // SAFETY: words of the sheaf above its floor, which nobody else uses while it is closed.
+            unsafe {
+                batch.fill_with(len, |to, len| {
+                    ptr::copy_nonoverlapping(base.add((top + 1) * WORD).cast(), to, len);
+                    len
+                });
+            }
+            take(class, &mut batch);
+        }
+    }
+    true
+}
+
+/// A CPU's region under its try-lock.
 struct Region {
     base: *mut u8,
     _lock: Guard<'static, ()>,
@@ -312,19 +406,23 @@ struct Region {
 
 impl Region {
     fn lock() -> Option<Region> {
-        let regions = LOCKED_REGIONS.load(Ordering::Relaxed);
         let (cpu, _) = os::current_cpu();
-        if regions.is_null() || cpu >= CPUS.load(Ordering::Relaxed) {
-            return None;
-        }
-        // SAFETY: `cpu` has a region; its lock word starts as zero, which is a free lock.
-        unsafe {
-            let base = regions.add(cpu * REGION);
-            let lock: &'static Lock<()> = &*base.add(LOCK_OFFSET).cast();
-            let region = Region { base, _lock: lock.acquire(Context::TRYING)? };
-            fault::point(Place::SheavesLocked);
-            Some(region)
-        }
+        let region = Region::lock_of(cpu, Context::TRYING)?;
+        fault::point(Place::SheavesLocked);
+        Some(region)
+    }
+
+    fn lock_of(cpu: usize, context: Context) -> Option<Region> {
+        let base = region_of(cpu)?;
+        // SAFETY: the CPU's region; its lock word starts as zero, which is a free lock.
+        let lock: &'static Lock<()> = unsafe { &*base.add(LOCK_OFFSET).cast() };
+        Some(Region { base, _lock: lock.acquire(context)? })
+    }
+
+    /// The word that says whether the region is closed.
+    fn closed(&self) -> &AtomicUsize {
+        // SAFETY: a word of the region that is only used as an atomic, or by sections.
+        unsafe { &*self.base.add(CLOSED).cast() }
     }
 
     fn header(&self, class: Class) -> *mut [u32; 2] {
@@ -356,7 +454,7 @@ impl Region {
         let header = self.header(class);
         // SAFETY: the lock is held; the words belong to the sheaf.
         unsafe {
-            if (*header)[1] == 0 {
+            if (*header)[1] == 0 && self.closed().load(Ordering::Relaxed) == 0 {
                 header.cast::<u64>().write(EMPTY_HEADERS[class.index()]);
             }
             let [top, last] = *header;

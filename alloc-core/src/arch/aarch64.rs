@@ -3,7 +3,7 @@
 //! Registers of a critical section: `rs` the address of `struct rseq`, `at` scratch and then the region of this CPU,
 //! `slot` the byte offset of the sheaf's header in it, `top` its index.
 
-use super::{REGION_SHIFT, RseqArea};
+use super::{CLOSED, REGION_SHIFT, RseqArea};
 use core::arch::{asm, global_asm};
 
 /// This build has restartable sequences; whether the kernel grants them is seen at run time.
@@ -125,7 +125,7 @@ pub(crate) unsafe fn push(slot: usize, object: *mut u8) -> bool {
             "ldr {top:w}, [{slot}]",
             "ldr {pushed:w}, [{slot}, #4]",
             "subs {pushed:w}, {pushed:w}, {top:w}",
-            "b.eq 44f",
+            "b.ls 44f",
             "add {top:w}, {top:w}, #1",
             "str {object}, [{at}, {top}, lsl #3]",
             "str {top:w}, [{slot}]",
@@ -142,7 +142,8 @@ pub(crate) unsafe fn push(slot: usize, object: *mut u8) -> bool {
             options(nostack),
         );
     }
-    pushed != 0
+    // How far `last` is above `top`; what is not above it is at it, or zero in a sheaf that is being closed.
+    (pushed as i32) > 0
 }
 
 /// Puts the first objects of `from[..len]` on this CPU's sheaf, as many as fit, the later above the earlier; how many.
@@ -159,7 +160,8 @@ pub(crate) unsafe fn push_batch(slot: usize, from: *const *mut u8, len: usize) -
             begin!(),
             "ldr {top:w}, [{slot}]",
             "ldr {moved:w}, [{slot}, #4]",
-            "sub {moved}, {moved}, {top}",
+            "subs {moved}, {moved}, {top}",
+            "csel {moved}, {moved}, xzr, hi",
             "cmp {moved}, {len}",
             "csel {moved}, {len}, {moved}, hi",
             "cbz {moved}, 44f",
@@ -242,7 +244,7 @@ pub(crate) unsafe fn pop_batch(slot: usize, floor: usize, to: *mut *mut u8, len:
     moved
 }
 
-/// Writes `header` where this CPU's sheaf is still closed; does nothing on one that is open.
+/// Writes `header` where this CPU's sheaf is still closed; does nothing on one that is open, or in a closed region.
 ///
 /// # Safety
 /// `slot` is the byte offset of a sheaf's header, `header` the empty state of that sheaf, and the thread has a CPU.
@@ -254,6 +256,8 @@ pub(crate) unsafe fn open(slot: usize, header: u64) {
             begin!(),
             "ldr {top}, [{slot}]",
             "cbnz {top}, 44f",
+            "ldr {top}, [{at}, {closed}]",
+            "cbnz {top}, 44f",
             "str {header}, [{slot}]",
             "44:",
             "88:",
@@ -263,6 +267,7 @@ pub(crate) unsafe fn open(slot: usize, header: u64) {
             slot = out(reg) _,
             header = in(reg) header,
             offset = in(reg) slot,
+            closed = const CLOSED,
             shift = const REGION_SHIFT,
             options(nostack),
         );

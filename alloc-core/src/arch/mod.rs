@@ -8,11 +8,14 @@
 //! byte 4  last   the highest word of the sheaf; `top == last` when it is full
 //! ```
 //!
-//! The floor always holds null. (16-bit numbers would do, but forwarding a 16-bit store to the next load costs a pair
+//! The floor always holds null. The first two words of a region are null, and whether the region is closed: then no sheaf
+//! in it is opened. (16-bit numbers would do, but forwarding a 16-bit store to the next load costs a pair
 //! of operations 4.3 ns instead of 1.9 on Zen 4.)
 //!
 //! A header of zero is a *closed* sheaf, empty and full at once: word 0 of a region is the null that `pop` reads, and
-//! `top == last` refuses `push`. So neither needs a test for "is there a region yet".
+//! `top >= last` refuses `push`. So neither needs a test for "is there a region yet". Another CPU closes a sheaf by halves:
+//! sections never store `last`, so once that is zero and the sections that were running have restarted, nothing is pushed
+//! any more; and once `top` is zero after the same, nothing is popped.
 //!
 //! Every operation is one critical section in the sense of Linux's `rseq(2)`:
 //!
@@ -38,6 +41,9 @@
 //!
 //! Sources: `kernel/rseq.c`, `Documentation/userspace-api/rseq.rst`; the layout of headers follows TCMalloc's
 //! *Per-CPU Mode* design note.
+
+/// Byte offset in a region of the word that is not zero while the region is closed.
+pub(crate) const CLOSED: usize = 8;
 
 /// Log2 of the bytes between the regions of neighbouring CPUs.
 pub(crate) const REGION_SHIFT: u32 = 16;

@@ -3,7 +3,7 @@
 //! Registers of a critical section: `rs` offset of `struct rseq` from the thread pointer, `at` scratch and then the
 //! region of this CPU, `slot` the byte offset of the sheaf's header in it, `top` its index.
 
-use super::{REGION_SHIFT, RseqArea};
+use super::{CLOSED, REGION_SHIFT, RseqArea};
 use core::arch::{asm, global_asm};
 
 /// This build has restartable sequences; whether the kernel grants them is seen at run time.
@@ -142,7 +142,7 @@ pub(crate) unsafe fn push(slot: usize, object: *mut u8) -> bool {
             begin!(),
             "mov {top:e}, dword ptr [{at} + {slot}]",
             "cmp {top:e}, dword ptr [{at} + {slot} + 4]",
-            "je {refused}",
+            "jae {refused}",
             "mov qword ptr [{at} + {top}*8 + 8], {object}",
             "inc {top:e}",
             "mov dword ptr [{at} + {slot}], {top:e}",
@@ -174,15 +174,18 @@ pub(crate) unsafe fn push_batch(slot: usize, from: *const *mut u8, len: usize) -
             "mov {top:e}, dword ptr [{at} + {slot}]",
             "mov {moved:e}, dword ptr [{at} + {slot} + 4]",
             "sub {moved}, {top}",
+            "jbe 45f",
             "cmp {moved}, {len}",
             "cmova {moved}, {len}",
-            "test {moved}, {moved}",
-            "je 44f",
             "lea {to}, [{at} + {top}*8 + 8]",
             "add {top}, {moved}",
             copy!(),
             "mov dword ptr [{at} + {slot}], {top:e}",
             "44:",
+            ".pushsection .text.rseq_abort, \"ax\", @progbits",
+            "45: xor {moved:e}, {moved:e}",
+            "jmp 44b",
+            ".popsection",
             rs = out(reg) _,
             at = out(reg) _,
             top = out(reg) _,
@@ -246,7 +249,7 @@ pub(crate) unsafe fn pop_batch(slot: usize, floor: usize, to: *mut *mut u8, len:
     moved
 }
 
-/// Writes `header` where this CPU's sheaf is still closed; does nothing on one that is open.
+/// Writes `header` where this CPU's sheaf is still closed; does nothing on one that is open, or in a closed region.
 ///
 /// # Safety
 /// `slot` is the byte offset of a sheaf's header, `header` the empty state of that sheaf, and the thread has a CPU.
@@ -258,12 +261,15 @@ pub(crate) unsafe fn open(slot: usize, header: u64) {
             begin!(),
             "cmp qword ptr [{at} + {slot}], 0",
             "jne 44f",
+            "cmp qword ptr [{at} + {closed}], 0",
+            "jne 44f",
             "mov qword ptr [{at} + {slot}], {header}",
             "44:",
             rs = out(reg) _,
             at = out(reg) _,
             header = in(reg) header,
             slot = in(reg) slot,
+            closed = const CLOSED,
             shift = const REGION_SHIFT,
             options(nostack),
         );

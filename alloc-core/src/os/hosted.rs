@@ -2,7 +2,7 @@
 
 extern crate std;
 
-use core::ffi::{CStr, c_void};
+use core::ffi::{CStr, c_int, c_void};
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicU32;
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -86,6 +86,42 @@ pub(crate) unsafe fn register_rseq(_area: *mut RseqArea) -> bool {
 pub(crate) unsafe fn unregister_rseq(_area: *mut RseqArea) {}
 
 pub(crate) fn at_thread_exit(_hook: unsafe extern "C" fn(*mut c_void)) -> bool {
+    false
+}
+
+pub(crate) fn thread_id() -> i32 {
+    1
+}
+
+pub(crate) fn signal_thread(_id: i32, _signal: c_int) -> bool {
+    true
+}
+
+pub(crate) fn is_realtime_signal(_signal: c_int) -> bool {
+    false
+}
+
+pub(crate) fn take_signal(_wanted: Option<c_int>, _handler: extern "C" fn(c_int)) -> Option<c_int> {
+    None
+}
+
+pub(crate) struct Blocked;
+
+pub(crate) fn block_signals() -> Blocked {
+    Blocked
+}
+
+pub(crate) fn wait_for_signal(_signal: c_int) {
+    std::thread::yield_now();
+}
+
+pub(crate) fn affinity() -> [u64; 16] {
+    let mut mask = [0; 16];
+    mask[0] = 1;
+    mask
+}
+
+pub(crate) fn restart_sections_on(_cpu: usize) -> bool {
     false
 }
 

@@ -190,6 +190,114 @@ pub(crate) fn at_thread_exit(hook: unsafe extern "C" fn(*mut c_void)) -> bool {
     }
 }
 
+/// This thread's number for the kernel.
+pub(crate) fn thread_id() -> i32 {
+    // SAFETY: no arguments; it cannot fail.
+    unsafe { libc::syscall(libc::SYS_gettid) as i32 }
+}
+
+/// Sends a signal to a thread of this process; false if the kernel has no memory to queue it. A thread that has ended is no
+/// failure.
+pub(crate) fn signal_thread(id: i32, signal: c_int) -> bool {
+    let _errno = SavedErrno::new();
+    // SAFETY: numbers only; the thread is of this process or gone.
+    unsafe {
+        libc::syscall(libc::SYS_tgkill, libc::getpid(), id, signal) == 0
+            || *libc::__errno_location() != libc::EAGAIN
+    }
+}
+
+/// Whether `signal` is one that the C library leaves to programs for their own use.
+pub(crate) fn is_realtime_signal(signal: c_int) -> bool {
+    (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&signal)
+}
+
+/// Installs `handler` for a real-time signal: the one wanted, or the highest that nobody handles. `None` where that is taken
+/// or the kernel refuses.
+pub(crate) fn take_signal(wanted: Option<c_int>, handler: extern "C" fn(c_int)) -> Option<c_int> {
+    let _errno = SavedErrno::new();
+    let take = |signal: &c_int| {
+        // SAFETY: zeroed actions are valid ones; the handler is a function that keeps to what handlers may do.
+        unsafe {
+            let mut action: libc::sigaction = core::mem::zeroed();
+            let got = libc::sigaction(*signal, ptr::null(), &raw mut action);
+            if got != 0 || action.sa_sigaction != libc::SIG_DFL {
+                return false;
+            }
+            action.sa_sigaction = handler as *const () as usize;
+            action.sa_flags = libc::SA_RESTART;
+            libc::sigaction(*signal, &raw const action, ptr::null_mut()) == 0
+        }
+    };
+    match wanted {
+        Some(signal) => Some(signal).filter(take),
+        None => (libc::SIGRTMIN()..=libc::SIGRTMAX()).rev().find(take),
+    }
+}
+
+/// This thread's signal mask, to be restored when dropped.
+pub(crate) struct Blocked(libc::sigset_t);
+
+/// Blocks all signals on this thread.
+pub(crate) fn block_signals() -> Blocked {
+    // SAFETY: two sets that are ours; it cannot fail.
+    unsafe {
+        let (mut all, mut before) = (core::mem::zeroed(), core::mem::zeroed());
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+        Blocked(before)
+    }
+}
+
+impl Drop for Blocked {
+    fn drop(&mut self) {
+        // SAFETY: a set that the kernel filled.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut()) };
+    }
+}
+
+/// Sleeps until `signal`, which is blocked otherwise, was handled.
+pub(crate) fn wait_for_signal(signal: c_int) {
+    let _errno = SavedErrno::new();
+    // SAFETY: a set that is ours.
+    unsafe {
+        let mut mask: libc::sigset_t = core::mem::zeroed();
+        libc::sigfillset(&raw mut mask);
+        libc::sigdelset(&raw mut mask, signal);
+        libc::sigsuspend(&raw const mask);
+    }
+}
+
+/// CPUs that the main thread may run on: a bit each.
+pub(crate) fn affinity() -> [u64; 16] {
+    let _errno = SavedErrno::new();
+    let mut mask = [0u64; 16];
+    // SAFETY: the mask is ours and its length is given.
+    unsafe {
+        libc::syscall(
+            libc::SYS_sched_getaffinity,
+            libc::getpid(),
+            size_of_val(&mask),
+            &raw mut mask,
+        );
+    }
+    mask
+}
+
+/// Restarts the critical section that is running on `cpu`, if one is; what was stored before this call is seen by the
+/// sections that start after. False where the kernel cannot (before 5.10).
+pub(crate) fn restart_sections_on(cpu: usize) -> bool {
+    const FLAG_CPU: c_int = 1;
+    const EXPEDITED_RSEQ: c_int = 1 << 7;
+    const REGISTER_EXPEDITED_RSEQ: c_int = 1 << 8;
+    let _errno = SavedErrno::new();
+    // SAFETY: numbers only. Registering a second time changes nothing.
+    unsafe {
+        libc::syscall(libc::SYS_membarrier, REGISTER_EXPEDITED_RSEQ, 0, 0) == 0
+            && libc::syscall(libc::SYS_membarrier, EXPEDITED_RSEQ, FLAG_CPU, cpu) == 0
+    }
+}
+
 /// A clock for decay, in milliseconds; coarse, and no system call.
 pub(crate) fn milliseconds() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };

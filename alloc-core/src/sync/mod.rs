@@ -15,9 +15,9 @@ mod rcuwait;
 
 pub(crate) use context::Context;
 pub(crate) use futex::Futex;
-pub(crate) use llist::{Link, Llist};
+pub(crate) use llist::{CpuLists, Link, Llist};
 pub(crate) use lock::{Guard, Lock};
-pub(crate) use primitive::{AtomicUsize, Ordering};
+pub(crate) use primitive::{AtomicPtr, AtomicU32, AtomicUsize, Ordering, spin_loop};
 pub(crate) use rcuwait::Rcuwait;
 
 #[cfg(not(loom))]

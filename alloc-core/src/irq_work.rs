@@ -1,0 +1,291 @@
+//! Work for a CPU, queued from any context. (`kernel/irq_work.c` of Linux.)
+//!
+//! An item is *claimed* by one atomic step, put on a lock-less list, and run by the thread that acts as the CPU: in its
+//! signal handler (*hard*), or in its loop (*threaded*). Its life in `flags`:
+//!
+//! ```text
+//! idle 0 --claim--> PENDING|BUSY --run--> BUSY --function returned--> 0
+//!                        ^                  |
+//!                        +----claimed again-+
+//! ```
+//!
+//! PENDING is cleared before the function runs, so whoever queues the item after its function looked at the world has it run
+//! once more. BUSY is cleared after it, unless the item was claimed again; [`IrqWork::sync`] waits for that.
+//!
+//! *The runner's last touch.* Who waits for an item may free it as soon as BUSY is clear, but the runner has a waiter to
+//! wake after clearing it, and finds the waiter in the item. So the runner says in its queue which item it is at, and `sync`
+//! waits for that, too. (The kernel ends the same race by a grace period of RCU.)
+//!
+//! This file may touch `sync` and `thread`.
+
+use core::cell::UnsafeCell;
+use core::ptr;
+
+#[cfg(not(loom))]
+pub(crate) use queues::{offline, online, run_hard, run_threaded};
+
+use crate::sync::{AtomicPtr, AtomicU32, Link, Ordering, Rcuwait};
+
+/// Queued, and not yet begun.
+const PENDING: u32 = 1;
+/// Queued or running.
+const BUSY: u32 = 2;
+/// Runs in the handler, whatever the others do. (`IRQ_WORK_HARD_IRQ`.)
+const HARD: u32 = 8;
+
+/// Something for a CPU to do, at most once at a time.
+pub struct IrqWork {
+    flags: AtomicU32,
+    /// The CPU whose runner was at this item last.
+    cpu: AtomicU32,
+    next: UnsafeCell<*mut IrqWork>,
+    function: fn(&IrqWork),
+    waiter: Rcuwait,
+}
+
+// SAFETY: all fields are atomics, but for `next`, which belongs to whoever claimed the item, and then to its list.
+unsafe impl Sync for IrqWork {}
+// SAFETY: as above; nothing is tied to a thread.
+unsafe impl Send for IrqWork {}
+
+// SAFETY: `next` is used for lists only, and a claimed item is on one list.
+unsafe impl Link for IrqWork {
+    unsafe fn link(item: *mut IrqWork) -> *mut *mut IrqWork {
+        // SAFETY: the caller's promise.
+        unsafe { UnsafeCell::raw_get(&raw const (*item).next) }
+    }
+}
+
+impl IrqWork {
+    /// An idle item that runs `function`, which must not wait for what the code it interrupts may hold.
+    #[cfg(not(loom))]
+    #[must_use]
+    pub const fn new(function: fn(&IrqWork)) -> IrqWork {
+        IrqWork {
+            flags: AtomicU32::new(0),
+            cpu: AtomicU32::new(0),
+            next: UnsafeCell::new(ptr::null_mut()),
+            function,
+            waiter: Rcuwait::new(),
+        }
+    }
+
+    /// An idle item that runs `function`.
+    #[cfg(loom)]
+    pub(crate) fn new(function: fn(&IrqWork)) -> IrqWork {
+        IrqWork {
+            flags: AtomicU32::new(0),
+            cpu: AtomicU32::new(0),
+            next: UnsafeCell::new(ptr::null_mut()),
+            function,
+            waiter: Rcuwait::new(),
+        }
+    }
+
+    /// Whether the item is queued or running.
+    pub fn is_busy(&self) -> bool {
+        // Acquire: pairs with the Release in `run`: what the function did is seen by whoever sees it done.
+        self.flags.load(Ordering::Acquire) & BUSY != 0
+    }
+
+    /// Whether the item is queued and its function not yet begun.
+    pub fn is_pending(&self) -> bool {
+        self.flags.load(Ordering::Relaxed) & PENDING != 0
+    }
+
+    /// Makes the item the caller's to queue; false if it is queued already, and will see what the caller did before.
+    pub(crate) fn claim(&self) -> bool {
+        // Release: pairs with the Acquire in `run`. Acquire: the last run's last touch of the item is over.
+        self.flags.fetch_or(PENDING | BUSY, Ordering::AcqRel) & PENDING == 0
+    }
+
+    /// Runs a claimed item that was taken from its list, and wakes who waits for it.
+    ///
+    /// # Safety
+    /// The item is valid until it is not busy and `runner` is at another one.
+    unsafe fn run(item: *mut IrqWork, runner: &Runner) {
+        // SAFETY: the caller's promise, for as long as `at` names the item.
+        unsafe {
+            // Relaxed: seen by whoever sees BUSY cleared below.
+            runner.at.store(item, Ordering::Relaxed);
+            (*item).cpu.store(runner.cpu, Ordering::Relaxed);
+            // Acquire: pairs with the Release in `claim`, also of those who found it PENDING. (The kernel has a plain store
+            // and a full barrier here; our memory model needs the read of the read-modify-write.)
+            let flags = (*item).flags.fetch_and(!PENDING, Ordering::AcqRel) & !PENDING;
+            ((*item).function)(&*item);
+            // Release: pairs with the Acquire in `is_busy`. It fails where the item was claimed again: then it stays busy.
+            let _ = (*item).flags.compare_exchange(
+                flags,
+                flags & !BUSY,
+                Ordering::Release,
+                Ordering::Relaxed,
+            );
+            (*item).waiter.wake();
+        }
+        // Release: pairs with the Acquire in `left`.
+        runner.at.store(ptr::null_mut(), Ordering::Release);
+    }
+}
+
+/// Who runs the items of a CPU: its thread, or whoever ended that thread.
+pub(crate) struct Runner {
+    /// The item it is at.
+    at: AtomicPtr<IrqWork>,
+    cpu: u32,
+}
+
+impl Runner {
+    #[cfg(not(loom))]
+    const fn new(cpu: u32) -> Runner {
+        Runner { at: AtomicPtr::new(ptr::null_mut()), cpu }
+    }
+
+    #[cfg(loom)]
+    fn new(cpu: u32) -> Runner {
+        Runner { at: AtomicPtr::new(ptr::null_mut()), cpu }
+    }
+
+    /// Whether it is done with an item that is not busy.
+    fn left(&self, item: &IrqWork) -> bool {
+        // Acquire: pairs with the Release in `run`: the last touch is over.
+        !ptr::eq(self.at.load(Ordering::Acquire), item)
+    }
+}
+
+#[cfg(not(loom))]
+mod queues {
+    use super::{HARD, IrqWork, Runner};
+    use crate::percpu;
+    use crate::sync::{AtomicU32, CpuLists, Llist, Ordering};
+    use crate::thread::{self, IrqMode, MAX_CPUS};
+
+    /// Items for the handler, and for the loop, of each CPU's thread. (`raised_list` and `lazy_list` of the kernel.)
+    static RAISED: CpuLists<IrqWork, MAX_CPUS> = CpuLists::new();
+    static THREADED: CpuLists<IrqWork, MAX_CPUS> = CpuLists::new();
+
+    static RUNNERS: [Runner; MAX_CPUS] = {
+        let mut runners = [const { Runner::new(0) }; MAX_CPUS];
+        let mut cpu = 0;
+        while cpu < MAX_CPUS {
+            runners[cpu] = Runner::new(cpu as u32);
+            cpu += 1;
+        }
+        runners
+    };
+
+    impl IrqWork {
+        /// Marks the item to be run in the signal handler of the CPU's thread, whatever `HAYLOFT_IRQ` says, where there is a
+        /// signal.
+        #[must_use]
+        pub const fn hard(mut self) -> IrqWork {
+            self.flags = AtomicU32::new(HARD);
+            self
+        }
+
+        /// Queues the item on the CPU that this thread runs on, or another if that is offline; false if it is queued
+        /// already. May be called in any context. Before the machine was started (see [`cpu`](crate::cpu)), it stays queued
+        /// until that, or until somebody waits for it.
+        pub fn queue(&'static self) -> bool {
+            self.queue_on(percpu::cpu())
+        }
+
+        /// As [`IrqWork::queue`], on a certain CPU, or another if that is offline.
+        pub fn queue_on(&'static self, cpu: usize) -> bool {
+            // SAFETY: static, so it outlives its runs.
+            unsafe { IrqWork::queue_raw(self, cpu) }
+        }
+
+        /// As [`IrqWork::queue_on`], for an item that is not static.
+        ///
+        /// # Safety
+        /// The item stays where it is until [`IrqWork::sync`] has returned and nobody queued it again.
+        pub unsafe fn queue_raw(item: *const IrqWork, cpu: usize) -> bool {
+            // SAFETY: the caller's promise.
+            unsafe {
+                if !(*item).claim() {
+                    return false;
+                }
+                let lists = if (*item).is_for_handler() { &RAISED } else { &THREADED };
+                if let Some(cpu) = lists.add(cpu, item.cast_mut()) {
+                    thread::raise(cpu);
+                }
+            }
+            true
+        }
+
+        /// Waits until the item is not busy; then nobody touches it any more, unless it is queued again.
+        ///
+        /// Where it runs in a handler this spins. Where it runs in a loop it sleeps in a place for one waiter, so callers
+        /// for one item must take turns (see [`Rcuwait`](crate::sync::Rcuwait)), and must not be in a handler.
+        ///
+        /// # Panics
+        /// In debug builds if two threads sleep here at once for one item.
+        pub fn sync(&self) {
+            while !thread::is_started() && self.is_busy() {
+                // Nobody else runs what was queued so early.
+                run(&RUNNERS[MAX_CPUS - 1], RAISED.boot());
+                run(&RUNNERS[MAX_CPUS - 1], THREADED.boot());
+            }
+            if self.is_for_handler() {
+                while self.is_busy() {
+                    thread::relax();
+                }
+            } else {
+                self.waiter.wait_until(|| !self.is_busy());
+            }
+            // Relaxed: written before BUSY was cleared, which was seen.
+            let cpu = self.cpu.load(Ordering::Relaxed) as usize;
+            while !RUNNERS[cpu % MAX_CPUS].left(self) {
+                thread::relax();
+            }
+        }
+
+        fn is_for_handler(&self) -> bool {
+            match thread::mode() {
+                IrqMode::Hard => true,
+                IrqMode::Threaded => self.flags.load(Ordering::Relaxed) & HARD != 0,
+                IrqMode::None => false,
+            }
+        }
+    }
+
+    fn run(runner: &Runner, list: &Llist<IrqWork>) {
+        for item in list.take() {
+            // SAFETY: items on lists are claimed, and those who queued them keep them valid.
+            unsafe { IrqWork::run(item, runner) };
+        }
+    }
+
+    /// Runs what the handler of a CPU's thread is to run.
+    pub(crate) fn run_hard(cpu: usize) {
+        run(&RUNNERS[cpu], RAISED.of(cpu));
+    }
+
+    /// Runs what the loop of a CPU's thread is to run.
+    pub(crate) fn run_threaded(cpu: usize) {
+        run(&RUNNERS[cpu], THREADED.of(cpu));
+    }
+
+    /// Lets items be queued on a CPU whose thread is there; takes over what was queued before there were any.
+    pub(crate) fn online(cpu: usize) {
+        for lists in [&RAISED, &THREADED] {
+            lists.of(cpu).open();
+            for item in lists.boot().close() {
+                // SAFETY: as in `run`.
+                if let Some(cpu) = unsafe { lists.add(cpu, item) } {
+                    thread::raise(cpu);
+                }
+            }
+        }
+    }
+
+    /// Lets no more items be queued on a CPU, and runs those that were. The CPU's thread has ended.
+    pub(crate) fn offline(cpu: usize) {
+        for lists in [&RAISED, &THREADED] {
+            for item in lists.of(cpu).close() {
+                // SAFETY: as in `run`.
+                unsafe { IrqWork::run(item, &RUNNERS[cpu]) };
+            }
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! The threads that act as CPUs: one per core, pinned to it, and the only targets of our signal.
+//!
+//! A thread has all signals blocked, as a CPU that has interrupts disabled, and takes ours only where it waits for something
+//! to do. So its handler interrupts nothing that holds a lock. Other signals go to the program's own threads, and none of
+//! these ever sees one of ours.
+//!
+//! The signal is the highest real-time signal that nobody handles, or `HAYLOFT_IRQ_SIGNAL`. `HAYLOFT_IRQ` says what is done
+//! in the handler: `hard` (the default: everything), `threaded` (what insists on it; the rest in the loop, as in a kernel
+//! with `PREEMPT_RT`), `none` (no signal: the loop does all, as for a CPU that cannot be interrupted). Where no signal can
+//! be had, that is what happens.
+//!
+//! This file may touch `sync` and `os`.
+
+extern crate std;
+
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering};
+use std::cell::Cell;
+use std::io;
+use std::sync::mpsc;
+use std::thread::{Builder, JoinHandle};
+
+use crate::os;
+use crate::sync::{Futex, spin_loop};
+
+/// CPUs that are told apart; those beyond share with the first ones.
+pub(crate) const MAX_CPUS: usize = 512;
+
+/// Bytes of stack of such a thread.
+const STACK: usize = 256 << 10;
+
+/// Where work for a CPU runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum IrqMode {
+    /// In the signal handler.
+    Hard = 1,
+    /// In the loop, but for what insists on the handler.
+    Threaded,
+    /// In the loop; there is no signal.
+    None,
+}
+
+/// What these threads do.
+pub(crate) struct Routines {
+    /// In the signal handler.
+    pub(crate) interrupt: fn(usize),
+    /// In the loop, whenever something may be there to be done.
+    pub(crate) work: fn(usize),
+}
+
+struct Thread {
+    /// Its number for the kernel; 0 where there is none.
+    id: AtomicI32,
+    /// 1 if there may be something to do; slept on where there is no signal.
+    wake: Futex,
+    stop: AtomicBool,
+}
+
+static THREADS: [Thread; MAX_CPUS] =
+    [const { Thread { id: AtomicI32::new(0), wake: Futex::new(0), stop: AtomicBool::new(false) } };
+        MAX_CPUS];
+
+/// An [`IrqMode`], or 0 before the machine was started.
+static MODE: AtomicU8 = AtomicU8::new(0);
+static SIGNAL: AtomicI32 = AtomicI32::new(0);
+
+std::thread_local! {
+    /// The CPU that this thread acts as.
+    static CPU: Cell<Option<(usize, &'static Routines)>> = const { Cell::new(None) };
+}
+
+/// Whether there is a machine.
+pub(crate) fn is_started() -> bool {
+    MODE.load(Ordering::Acquire) != 0
+}
+
+/// Where work runs. Before the machine was started: nowhere that could be spun for.
+pub(crate) fn mode() -> IrqMode {
+    // Acquire: pairs with the Release in `start`: the signal is seen.
+    match MODE.load(Ordering::Acquire) {
+        1 => IrqMode::Hard,
+        2 => IrqMode::Threaded,
+        _ => IrqMode::None,
+    }
+}
+
+/// The CPU that this thread acts as, if it does.
+pub(crate) fn acts_as() -> Option<usize> {
+    CPU.get().map(|(cpu, _)| cpu)
+}
+
+/// Waits a little for another thread, which may need this CPU to go on.
+pub(crate) fn relax() {
+    spin_loop();
+    os::yield_now();
+}
+
+/// Settles how threads are told that there is work. To be called once, before the first [`spawn`].
+pub(crate) fn start() {
+    let wanted = match os::env(c"HAYLOFT_IRQ") {
+        None | Some(b"hard") => IrqMode::Hard,
+        Some(b"threaded") => IrqMode::Threaded,
+        Some(b"none") => IrqMode::None,
+        Some(_) => {
+            os::warn(format_args!("HAYLOFT_IRQ is none of hard, threaded and none; ignored"));
+            IrqMode::Hard
+        }
+    };
+    let number = match os::env(c"HAYLOFT_IRQ_SIGNAL") {
+        None => None,
+        Some(text) => {
+            let number = core::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+            let number = number.filter(|number| os::is_realtime_signal(*number));
+            if number.is_none() {
+                os::warn(format_args!("HAYLOFT_IRQ_SIGNAL is no real-time signal; ignored"));
+            }
+            number
+        }
+    };
+    let signal = (wanted != IrqMode::None).then(|| os::take_signal(number, interrupted)).flatten();
+    SIGNAL.store(signal.unwrap_or(0), Ordering::Relaxed);
+    let mode = if signal.is_some() { wanted } else { IrqMode::None };
+    // Release: pairs with the Acquire in `mode`.
+    MODE.store(mode as u8, Ordering::Release);
+}
+
+extern "C" fn interrupted(_signal: core::ffi::c_int) {
+    if let Some((cpu, routines)) = CPU.get() {
+        (routines.interrupt)(cpu);
+    }
+}
+
+/// Makes the thread that acts as `cpu`, and waits until it does.
+///
+/// # Errors
+/// If there can be no such thread, or it cannot be pinned to that CPU.
+pub(crate) fn spawn(cpu: usize, routines: &'static Routines) -> io::Result<JoinHandle<()>> {
+    let (pinned, is_pinned) = mpsc::sync_channel(1);
+    // The new thread inherits the mask.
+    let _masked = os::block_signals();
+    let thread =
+        Builder::new().name(std::format!("hayloft/{cpu}")).stack_size(STACK).spawn(move || {
+            let done = core_affinity::set_for_current(core_affinity::CoreId { id: cpu });
+            if done {
+                CPU.set(Some((cpu, routines)));
+                THREADS[cpu].stop.store(false, Ordering::Relaxed);
+                // Release: whoever raises this CPU needs nothing else, but the loop must be about to look for work.
+                THREADS[cpu].id.store(os::thread_id(), Ordering::Release);
+            }
+            // The spawner waits for it.
+            let _ = pinned.send(done);
+            if done {
+                act(cpu, routines);
+            }
+        })?;
+    if is_pinned.recv().unwrap_or(false) {
+        return Ok(thread);
+    }
+    let _ = thread.join();
+    Err(io::Error::other("the thread could not be pinned"))
+}
+
+/// The loop of a thread.
+fn act(cpu: usize, routines: &Routines) {
+    let thread = &THREADS[cpu];
+    loop {
+        thread.wake.store(0, Ordering::SeqCst);
+        (routines.interrupt)(cpu);
+        (routines.work)(cpu);
+        if thread.stop.load(Ordering::Acquire) {
+            break;
+        }
+        if mode() == IrqMode::None {
+            thread.wake.wait(0);
+        } else {
+            // A signal that came since the start of the round is pending, and ends this wait at once.
+            os::wait_for_signal(SIGNAL.load(Ordering::Relaxed));
+        }
+    }
+    thread.id.store(0, Ordering::Relaxed);
+}
+
+/// Ends the thread that acts as `cpu`.
+pub(crate) fn stop(cpu: usize, handle: JoinHandle<()>) {
+    // Release: pairs with the Acquire in `act`.
+    THREADS[cpu].stop.store(true, Ordering::Release);
+    raise(cpu);
+    // A thread that panicked has ended too.
+    let _ = handle.join();
+}
+
+/// Tells the thread that acts as `cpu` that there is something to do. May be called in any context.
+pub(crate) fn raise(cpu: usize) {
+    let thread = &THREADS[cpu];
+    if mode() == IrqMode::None {
+        // Sequentially consistent with the store in `act`: either the thread sees the work, or this.
+        if thread.wake.swap(1, Ordering::SeqCst) == 0 {
+            thread.wake.wake_one();
+        }
+        return;
+    }
+    let id = thread.id.load(Ordering::Acquire);
+    // The kernel may be short of memory for a queued signal.
+    while id != 0 && !os::signal_thread(id, SIGNAL.load(Ordering::Relaxed)) {
+        relax();
+    }
+}

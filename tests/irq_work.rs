@@ -1,0 +1,204 @@
+//! Irq work and CPUs: what is queued runs, on the CPU it was queued on, in the context that was asked for; CPUs come and go
+//! meanwhile, and leave nothing behind.
+
+use std::alloc::Layout;
+use std::collections::BTreeSet;
+use std::fs;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+use alloc_core::cpu::{self, CpuError};
+use alloc_core::irq_work::IrqWork;
+use alloc_core::{cache, nolock};
+use tests::routes::Hayloft;
+use tests::scenario::Scenario;
+
+#[global_allocator]
+static GLOBAL: Hayloft = Hayloft;
+
+/// Runs `body` in a child for each backend and each way in which work can run.
+fn in_every_mode<F: Fn()>(body: F) {
+    for backend in ["rseq", "fallback"] {
+        for irq in ["hard", "threaded", "none"] {
+            Scenario::new(format!("{backend}-{irq}"), &body)
+                .env("HAYLOFT_BACKEND", backend)
+                .env("HAYLOFT_IRQ", irq)
+                .succeeds();
+        }
+    }
+}
+
+static RUNS: AtomicUsize = AtomicUsize::new(0);
+
+fn count(_: &IrqWork) {
+    RUNS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Whether the function runs in a handler: those are entered with their own signal blocked, and all others too; the loop
+/// has all blocked as well, but is not in one. So ask where the work says it is.
+static SEEN_CPU: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+fn note_cpu(_: &IrqWork) {
+    // SAFETY: no arguments.
+    let cpu = unsafe { libc::sched_getcpu() };
+    SEEN_CPU.store(cpu as usize, Ordering::Relaxed);
+}
+
+#[test]
+fn queued_work_runs() {
+    in_every_mode(|| {
+        static WORK: IrqWork = IrqWork::new(count);
+        static HARD: IrqWork = IrqWork::new(count).hard();
+        // Before the machine was started, whoever waits runs it.
+        assert!(WORK.queue() && WORK.is_pending() && !WORK.queue());
+        WORK.sync();
+        assert!(!WORK.is_busy());
+        assert_eq!(RUNS.swap(0, Ordering::Relaxed), 1);
+
+        cpu::start();
+        for work in [&WORK, &HARD] {
+            for _ in 0..1000 {
+                assert!(work.queue());
+                work.sync();
+                assert!(!work.is_busy() && !work.is_pending());
+            }
+            assert_eq!(RUNS.swap(0, Ordering::Relaxed), 1000);
+        }
+        // Queued again and again, it runs at least after the last time, and no more often than it was accepted.
+        let accepted = (0..100_000).filter(|_| WORK.queue()).count();
+        WORK.sync();
+        assert_eq!(RUNS.load(Ordering::Relaxed), accepted);
+    });
+}
+
+#[test]
+fn work_runs_on_its_cpu() {
+    in_every_mode(|| {
+        static WORK: IrqWork = IrqWork::new(note_cpu);
+        cpu::start();
+        let online: Vec<_> = cpu::online().collect();
+        assert_eq!(online, cpu::present().collect::<Vec<_>>());
+        for cpu in online {
+            assert!(WORK.queue_on(cpu));
+            WORK.sync();
+            assert_eq!(SEEN_CPU.load(Ordering::Relaxed), cpu);
+        }
+        let names: BTreeSet<_> = fs::read_dir("/proc/self/task")
+            .expect("/proc is mounted")
+            .filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok())
+            .collect();
+        for cpu in cpu::online() {
+            assert!(names.contains(&format!("hayloft/{cpu}\n")), "{names:?}");
+        }
+    });
+}
+
+/// An item may be freed as soon as it was waited for.
+#[test]
+fn waited_for_work_may_go() {
+    in_every_mode(|| {
+        cpu::start();
+        for _ in 0..5000 {
+            let work = Box::new(IrqWork::new(count));
+            let address = ptr::from_ref(&*work);
+            // SAFETY: the box stays where it is until `sync` has returned.
+            unsafe { IrqWork::queue_raw(address, 0) };
+            work.sync();
+            drop(work);
+        }
+    });
+}
+
+#[test]
+fn work_is_queued_by_handlers() {
+    in_every_mode(|| {
+        static WORK: IrqWork = IrqWork::new(count);
+        extern "C" fn handler(_: libc::c_int) {
+            WORK.queue();
+        }
+        cpu::start();
+        // SAFETY: the handler does what handlers may do.
+        unsafe { libc::signal(libc::SIGUSR1, handler as *const () as usize) };
+        for _ in 0..1000 {
+            // SAFETY: the handler is installed.
+            unsafe { libc::raise(libc::SIGUSR1) };
+        }
+        WORK.sync();
+        assert!((1..=1000).contains(&RUNS.load(Ordering::Relaxed)));
+    });
+}
+
+#[test]
+fn cpus_that_cannot_come_or_go() {
+    in_every_mode(|| {
+        static DOWN: IrqWork = IrqWork::new(|_| {
+            assert_eq!(cpu::down(0), Err(CpuError::OwnThread));
+            assert_eq!(cpu::up(0), Err(CpuError::OwnThread));
+        });
+        cpu::start();
+        DOWN.queue();
+        DOWN.sync();
+        assert_eq!(cpu::down(cpu::possible()), Err(CpuError::NoSuchCpu));
+        assert_eq!(cpu::up(usize::MAX), Err(CpuError::NoSuchCpu));
+        let online: Vec<_> = cpu::online().collect();
+        for cpu in &online {
+            assert_eq!(cpu::up(*cpu), Err(CpuError::Online));
+        }
+        let (last, others) = online.split_last().expect("a CPU");
+        for cpu in others {
+            assert_eq!(cpu::down(*cpu), Ok(()));
+            assert_eq!(cpu::down(*cpu), Err(CpuError::Offline));
+        }
+        assert_eq!(cpu::down(*last), Err(CpuError::Last));
+        assert_eq!(cpu::refresh(), Ok(()));
+        assert_eq!(cpu::online().collect::<Vec<_>>(), online);
+    });
+}
+
+/// CPUs come and go while threads allocate, free, free without waiting, and queue work.
+#[test]
+fn cpus_come_and_go() {
+    in_every_mode(|| {
+        static WORK: IrqWork = IrqWork::new(count);
+        static DONE: AtomicBool = AtomicBool::new(false);
+        let cycles = 60;
+        let layouts = [16, 100, 2000, 20_000, 200_000]
+            .map(|size| Layout::from_size_align(size, 8).expect("a valid layout"));
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !DONE.load(Ordering::Relaxed) {
+                        for layout in layouts {
+                            let blocks = [(); 50].map(|()| nolock::alloc(layout).expect("memory"));
+                            for (index, block) in blocks.into_iter().enumerate() {
+                                // SAFETY: a block of this layout.
+                                unsafe {
+                                    block.as_ptr().write_bytes(index as u8, layout.size());
+                                    nolock::dealloc(block, layout);
+                                }
+                            }
+                            let words: Vec<String> =
+                                (0..50).map(|word: usize| word.to_string()).collect();
+                            assert_eq!(words.concat().len(), 90);
+                        }
+                        WORK.queue();
+                    }
+                });
+            }
+            for cycle in 0..cycles {
+                let online: Vec<_> = cpu::read_lock().online().collect();
+                if let [.., _] = online[1..] {
+                    let cpu = online[cycle % online.len()];
+                    assert_eq!(cpu::down(cpu), Ok(()));
+                    cache::barrier();
+                    assert_eq!(cpu::up(cpu), Ok(()));
+                }
+                cache::barrier();
+            }
+            DONE.store(true, Ordering::Relaxed);
+        });
+        WORK.sync();
+        assert!(!WORK.is_busy());
+    });
+}
