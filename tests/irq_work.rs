@@ -35,8 +35,7 @@ fn count(_: &IrqWork) {
     RUNS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Whether the function runs in a handler: those are entered with their own signal blocked, and all others too; the loop
-/// has all blocked as well, but is not in one. So ask where the work says it is.
+/// The core that work found itself on.
 static SEEN_CPU: AtomicUsize = AtomicUsize::new(usize::MAX);
 
 fn note_cpu(_: &IrqWork) {

@@ -177,6 +177,8 @@ pub(crate) unsafe fn push_batch(slot: usize, from: *const *mut u8, len: usize) -
             "jbe 45f",
             "cmp {moved}, {len}",
             "cmova {moved}, {len}",
+            "test {moved}, {moved}",
+            "je 44f",
             "lea {to}, [{at} + {top}*8 + 8]",
             "add {top}, {moved}",
             copy!(),
