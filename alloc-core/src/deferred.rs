@@ -5,18 +5,16 @@
 //! of the CPU they run on, too, so nothing depends on a signal, and before the machine was started nothing else does.
 //! (`defer_free` and `free_deferred_objects` of `mm/slub.c`.)
 //!
-//! Who empties a list holds its lock from the taking to the last free: what is neither on the list nor freed when the lock
-//! can be had was never there.
+//! Who empties a list holds its lock from the taking to the last free. So whoever has the lock knows that what was on the
+//! list before is on it still, or freed.
 //!
-//! This file may touch `sync`, `percpu`, `thread` and `fault`.
+//! This file may touch `sync` and `fault`.
 
 use crate::fault::{self, Place};
-use crate::percpu;
-use crate::sync::{Context, CpuLists, Link, Lock};
-use crate::thread::{self, MAX_CPUS};
+use crate::sync::{Context, CpuLists, Link, Llist, Lock, Taken};
 
 /// A block that waits: an object of a slab or a run.
-struct Block {
+pub(crate) struct Block {
     next: *mut Block,
 }
 
@@ -28,81 +26,83 @@ unsafe impl Link for Block {
     }
 }
 
-static DEFERRED: CpuLists<Block, MAX_CPUS> = CpuLists::new();
-
-/// Held by who empties the list of the same number; the last one is for the time before the machine was started.
-static EMPTYING: [Lock<()>; MAX_CPUS + 1] = [const { Lock::new(()) }; MAX_CPUS + 1];
-
-/// Whose list: that of a CPU, or that for the time before the machine was started.
-#[derive(Clone, Copy)]
-pub(crate) enum Whose {
-    Cpu(usize),
-    Boot,
+/// The blocks put off on each CPU.
+pub(crate) struct Deferred<const CPUS: usize> {
+    lists: CpuLists<Block, CPUS>,
+    /// Held by who empties the list of the same number.
+    emptying: [Lock<()>; CPUS],
+    /// Held by who empties the list for the time before the machine was started.
+    emptying_boot: Lock<()>,
 }
 
-impl Whose {
-    /// The one that blocks deferred by this thread are on now.
+impl<const CPUS: usize> Deferred<CPUS> {
+    #[cfg(not(loom))]
+    pub(crate) const fn new() -> Deferred<CPUS> {
+        Deferred {
+            lists: CpuLists::new(),
+            emptying: [const { Lock::new(()) }; CPUS],
+            emptying_boot: Lock::new(()),
+        }
+    }
+
+    #[cfg(loom)]
+    pub(crate) fn new() -> Deferred<CPUS> {
+        Deferred {
+            lists: CpuLists::new(),
+            emptying: core::array::from_fn(|_| Lock::new(())),
+            emptying_boot: Lock::new(()),
+        }
+    }
+
+    /// Puts a block off on `cpu`, or another if that is offline; the CPU whose irq work has to be queued, if any has.
+    ///
+    /// # Safety
+    /// The block is at least a word long, aligned to one, and nobody uses it.
+    pub(crate) unsafe fn add(&self, cpu: usize, block: *mut u8) -> Option<usize> {
+        // SAFETY: the caller's promise.
+        unsafe { self.lists.add(cpu, block.cast()) }
+    }
+
+    /// Frees what was put off on `cpu`, by `free`; `None` stands for the time before the machine was started. Does nothing if
+    /// somebody else is at that and the context may not wait for it.
     #[inline]
-    pub(crate) fn current() -> Whose {
-        if thread::is_started() { Whose::Cpu(percpu::cpu()) } else { Whose::Boot }
+    pub(crate) fn flush(&self, context: Context, cpu: Option<usize>, free: impl FnMut(*mut u8)) {
+        let list = cpu.map_or(self.lists.boot(), |cpu| self.lists.of(cpu));
+        if !list.is_empty() {
+            let lock = cpu.map_or(&self.emptying_boot, |cpu| &self.emptying[cpu % CPUS]);
+            empty(context, lock, list, Llist::take, free);
+        }
     }
-}
 
-/// Puts a block off; the CPU whose irq work has to be queued, if any has.
-///
-/// # Safety
-/// The block is at least a word long, aligned to one, and nobody uses it.
-pub(crate) unsafe fn add(block: *mut u8) -> Option<usize> {
-    // SAFETY: the caller's promise.
-    unsafe { DEFERRED.add(percpu::cpu(), block.cast()) }
-}
-
-/// Frees what is on a list, by `free`. Does nothing if somebody else is at that and the context may not wait for it.
-#[inline]
-pub(crate) fn flush(context: Context, whose: Whose, free: impl FnMut(*mut u8)) {
-    let list = match whose {
-        Whose::Cpu(cpu) => DEFERRED.of(cpu),
-        Whose::Boot => DEFERRED.boot(),
-    };
-    if !list.is_empty() {
-        empty(context, whose, || list.take().map(<*mut Block>::cast), free);
+    /// As [`Deferred::flush`], and then nothing that was put off on `cpu` before is still to be freed by somebody else.
+    pub(crate) fn barrier(&self, context: Context, cpu: usize, free: impl FnMut(*mut u8)) {
+        empty(context, &self.emptying[cpu % CPUS], self.lists.of(cpu), Llist::take, free);
     }
-}
 
-/// As [`flush`], whether something is on the list or not, and waits for others who empty it.
-pub(crate) fn barrier(context: Context, cpu: usize, free: impl FnMut(*mut u8)) {
-    let list = DEFERRED.of(cpu);
-    empty(context, Whose::Cpu(cpu), || list.take().map(<*mut Block>::cast), free);
+    /// Lets blocks be put off on a CPU; frees what was put off before there was any.
+    pub(crate) fn online(&self, context: Context, cpu: usize, free: impl FnMut(*mut u8)) {
+        self.lists.of(cpu).open();
+        empty(context, &self.emptying_boot, self.lists.boot(), Llist::close, free);
+    }
+
+    /// Lets no more blocks be put off on a CPU, and frees those that were.
+    pub(crate) fn offline(&self, context: Context, cpu: usize, free: impl FnMut(*mut u8)) {
+        empty(context, &self.emptying[cpu % CPUS], self.lists.of(cpu), Llist::close, free);
+    }
 }
 
 #[cold]
 #[inline(never)]
-fn empty<B: Iterator<Item = *mut u8>>(
+fn empty(
     context: Context,
-    whose: Whose,
-    take: impl FnOnce() -> B,
+    lock: &Lock<()>,
+    list: &Llist<Block>,
+    take: fn(&Llist<Block>) -> Taken<Block>,
     free: impl FnMut(*mut u8),
 ) {
-    let number = match whose {
-        Whose::Cpu(cpu) => cpu % MAX_CPUS,
-        Whose::Boot => MAX_CPUS,
-    };
-    if let Some(_emptying) = EMPTYING[number].acquire(context) {
-        let blocks = take();
+    if let Some(_emptying) = lock.acquire(context) {
+        let blocks = take(list);
         fault::point(Place::DeferredTaken);
-        blocks.for_each(free);
+        blocks.map(<*mut Block>::cast).for_each(free);
     }
-}
-
-/// Lets blocks be put off on a CPU; frees what was put off before there was any.
-pub(crate) fn online(context: Context, cpu: usize, free: impl FnMut(*mut u8)) {
-    DEFERRED.of(cpu).open();
-    let boot = || DEFERRED.boot().close().map(<*mut Block>::cast);
-    empty(context, Whose::Boot, boot, free);
-}
-
-/// Lets no more blocks be put off on a CPU, and frees those that were.
-pub(crate) fn offline(context: Context, cpu: usize, free: impl FnMut(*mut u8)) {
-    let list = || DEFERRED.of(cpu).close().map(<*mut Block>::cast);
-    empty(context, Whose::Cpu(cpu), list, free);
 }

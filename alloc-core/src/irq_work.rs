@@ -24,7 +24,7 @@ use core::ptr;
 #[cfg(not(loom))]
 pub(crate) use queues::{offline, online, run_hard, run_threaded};
 
-use crate::sync::{AtomicPtr, AtomicU32, Link, Ordering, Rcuwait};
+use crate::sync::{AtomicPtr, AtomicU32, Link, Ordering, Rcuwait, relax};
 
 /// Queued, and not yet begun.
 const PENDING: u32 = 1;
@@ -41,6 +41,9 @@ pub struct IrqWork {
     next: UnsafeCell<*mut IrqWork>,
     function: fn(&IrqWork),
     waiter: Rcuwait,
+    /// Read by each touch of a runner, and written by who frees the item: for loom to see that they are ordered.
+    #[cfg(loom)]
+    pub(crate) life: loom::cell::UnsafeCell<()>,
 }
 
 // SAFETY: all fields are atomics, but for `next`, which belongs to whoever claimed the item, and then to its list.
@@ -79,6 +82,7 @@ impl IrqWork {
             next: UnsafeCell::new(ptr::null_mut()),
             function,
             waiter: Rcuwait::new(),
+            life: loom::cell::UnsafeCell::new(()),
         }
     }
 
@@ -99,11 +103,27 @@ impl IrqWork {
         self.flags.fetch_or(PENDING | BUSY, Ordering::AcqRel) & PENDING == 0
     }
 
+    /// Waits until the item is not busy, spinning or sleeping, and then until its last runner has left it.
+    pub(crate) fn wait<'a>(&self, spins: bool, runner_of: impl Fn(usize) -> &'a Runner) {
+        if spins {
+            while self.is_busy() {
+                relax();
+            }
+        } else {
+            self.waiter.wait_until(|| !self.is_busy());
+        }
+        // Relaxed: written before BUSY was cleared, which was seen.
+        let runner = runner_of(self.cpu.load(Ordering::Relaxed) as usize);
+        while !runner.left(self) {
+            relax();
+        }
+    }
+
     /// Runs a claimed item that was taken from its list, and wakes who waits for it.
     ///
     /// # Safety
     /// The item is valid until it is not busy and `runner` is at another one.
-    unsafe fn run(item: *mut IrqWork, runner: &Runner) {
+    pub(crate) unsafe fn run(item: *mut IrqWork, runner: &Runner) {
         // SAFETY: the caller's promise, for as long as `at` names the item.
         unsafe {
             // Relaxed: seen by whoever sees BUSY cleared below.
@@ -121,6 +141,8 @@ impl IrqWork {
                 Ordering::Relaxed,
             );
             (*item).waiter.wake();
+            #[cfg(loom)]
+            (*item).life.with(|_| ());
         }
         // Release: pairs with the Acquire in `left`.
         runner.at.store(ptr::null_mut(), Ordering::Release);
@@ -136,12 +158,12 @@ pub(crate) struct Runner {
 
 impl Runner {
     #[cfg(not(loom))]
-    const fn new(cpu: u32) -> Runner {
+    pub(crate) const fn new(cpu: u32) -> Runner {
         Runner { at: AtomicPtr::new(ptr::null_mut()), cpu }
     }
 
     #[cfg(loom)]
-    fn new(cpu: u32) -> Runner {
+    pub(crate) fn new(cpu: u32) -> Runner {
         Runner { at: AtomicPtr::new(ptr::null_mut()), cpu }
     }
 
@@ -226,18 +248,7 @@ mod queues {
                 run(&RUNNERS[MAX_CPUS - 1], RAISED.boot());
                 run(&RUNNERS[MAX_CPUS - 1], THREADED.boot());
             }
-            if self.is_for_handler() {
-                while self.is_busy() {
-                    thread::relax();
-                }
-            } else {
-                self.waiter.wait_until(|| !self.is_busy());
-            }
-            // Relaxed: written before BUSY was cleared, which was seen.
-            let cpu = self.cpu.load(Ordering::Relaxed) as usize;
-            while !RUNNERS[cpu % MAX_CPUS].left(self) {
-                thread::relax();
-            }
+            self.wait(self.is_for_handler(), |cpu| &RUNNERS[cpu]);
         }
 
         fn is_for_handler(&self) -> bool {

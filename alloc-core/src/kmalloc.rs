@@ -24,7 +24,7 @@ use core::ptr::{self, NonNull};
 
 use crate::barn::Barn;
 use crate::batch::Batch;
-use crate::deferred::{self, Whose};
+use crate::deferred::Deferred;
 use crate::fault::{self, Place};
 use crate::irq_work::IrqWork;
 use crate::page::{self, Unit};
@@ -32,7 +32,7 @@ use crate::percpu::{self, Backend};
 use crate::size_class::{CLASSES, Class, MAX_SMALL_ALIGN, UNIT, UNIT_SHIFT, class_of};
 use crate::slab::{Emptied, Misuse, SHAPES, Slab, Slabs};
 use crate::sync::Context;
-use crate::thread::MAX_CPUS;
+use crate::thread::{self, MAX_CPUS};
 use crate::{node, os};
 
 /// From this many bytes on, a run is moved by remapping its pages instead of copying them. Below, copying into warm pages
@@ -260,12 +260,15 @@ fn put_away(context: Context, backend: Backend, class: Class, node: usize, batch
     }
 }
 
+/// Blocks that were freed where nothing could be waited for.
+static DEFERRED: Deferred<MAX_CPUS> = Deferred::new();
+
 /// Empties the deferred list of each CPU.
 static FLUSH: [IrqWork; MAX_CPUS] = [const { IrqWork::new(flush_by_irq_work) }; MAX_CPUS];
 
 fn flush_by_irq_work(work: &IrqWork) {
     let cpu = (ptr::from_ref(work).addr() - FLUSH.as_ptr().addr()) / size_of::<IrqWork>();
-    Context::enter(|context| deferred::flush(context, Whose::Cpu(cpu), free_block(context)));
+    Context::enter(|context| DEFERRED.flush(context, Some(cpu), free_block(context)));
 }
 
 /// Puts a free off.
@@ -274,7 +277,7 @@ fn flush_by_irq_work(work: &IrqWork) {
 /// The block is an object of a slab or a run, and nobody uses it.
 unsafe fn defer(block: *mut u8) {
     // SAFETY: the caller's promise; every block has room for a word.
-    if let Some(cpu) = unsafe { deferred::add(block) } {
+    if let Some(cpu) = unsafe { DEFERRED.add(percpu::cpu(), block) } {
         FLUSH[cpu].queue_on(cpu);
     }
 }
@@ -295,14 +298,14 @@ fn free_block(context: Context) -> impl Fn(*mut u8) {
 /// What a CPU that comes online needs of the allocator.
 pub(crate) fn online(cpu: usize) {
     percpu::open(cpu);
-    Context::enter(|context| deferred::online(context, cpu, free_block(context)));
+    Context::enter(|context| DEFERRED.online(context, cpu, free_block(context)));
 }
 
 /// Leaves nothing behind on a CPU that goes: no deferred free, no object in a sheaf. False where the kernel cannot help with
 /// the latter.
 pub(crate) fn offline(cpu: usize) -> bool {
     Context::enter(|context| {
-        deferred::offline(context, cpu, free_block(context));
+        DEFERRED.offline(context, cpu, free_block(context));
         let backend = percpu::backend(context);
         let node = node::current();
         percpu::close(context, cpu, |class, batch| {
@@ -313,7 +316,7 @@ pub(crate) fn offline(cpu: usize) -> bool {
 
 /// Frees all that was deferred on `cpu` before this call, even if somebody else is at it.
 pub(crate) fn deferred_barrier(cpu: usize) {
-    Context::enter(|context| deferred::barrier(context, cpu, free_block(context)));
+    Context::enter(|context| DEFERRED.barrier(context, cpu, free_block(context)));
     FLUSH[cpu % MAX_CPUS].sync();
 }
 
@@ -334,7 +337,8 @@ unsafe fn free_run(context: Context, base: *mut u8) {
 #[inline]
 fn free_deferred(context: Context) {
     if context.may_wait() {
-        deferred::flush(Context::TRYING, Whose::current(), free_block(context));
+        let cpu = thread::is_started().then(percpu::cpu);
+        DEFERRED.flush(Context::TRYING, cpu, free_block(context));
     }
 }
 

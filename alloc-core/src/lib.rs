@@ -40,7 +40,7 @@ mod batch;
 pub mod cache;
 #[cfg(not(loom))]
 pub mod cpu;
-#[cfg(not(loom))]
+#[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 mod deferred;
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 pub mod fault;

@@ -20,7 +20,7 @@ use std::sync::mpsc;
 use std::thread::{Builder, JoinHandle};
 
 use crate::os;
-use crate::sync::{Futex, spin_loop};
+use crate::sync::{Futex, relax};
 
 /// CPUs that are told apart; those beyond share with the first ones.
 pub(crate) const MAX_CPUS: usize = 512;
@@ -87,12 +87,6 @@ pub(crate) fn mode() -> IrqMode {
 /// The CPU that this thread acts as, if it does.
 pub(crate) fn acts_as() -> Option<usize> {
     CPU.get().map(|(cpu, _)| cpu)
-}
-
-/// Waits a little for another thread, which may need this CPU to go on.
-pub(crate) fn relax() {
-    spin_loop();
-    os::yield_now();
 }
 
 /// Settles how threads are told that there is work. To be called once, before the first [`spawn`].

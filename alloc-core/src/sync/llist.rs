@@ -5,7 +5,8 @@
 
 use core::ptr;
 
-use super::primitive::{AtomicPtr, Ordering, spin_loop};
+use super::primitive::{AtomicPtr, Ordering};
+use super::relax;
 
 /// What can be a node of an [`Llist`].
 ///
@@ -181,7 +182,7 @@ impl<T: Link, const CPUS: usize> CpuLists<T, CPUS> {
                 }
             }
             // One CPU at least is online, but not the same one all the time.
-            spin_loop();
+            relax();
         }
     }
 

@@ -15,10 +15,21 @@ mod rcuwait;
 
 pub(crate) use context::Context;
 pub(crate) use futex::Futex;
-pub(crate) use llist::{CpuLists, Link, Llist};
+pub(crate) use llist::{CpuLists, Link, Llist, Taken};
 pub(crate) use lock::{Guard, Lock};
-pub(crate) use primitive::{AtomicPtr, AtomicU32, AtomicUsize, Ordering, spin_loop};
+pub(crate) use primitive::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 pub(crate) use rcuwait::Rcuwait;
+
+/// Waits a little for another thread, which may need this CPU to go on.
+pub(crate) fn relax() {
+    #[cfg(not(loom))]
+    {
+        primitive::spin_loop();
+        crate::os::yield_now();
+    }
+    #[cfg(loom)]
+    loom::thread::yield_now();
+}
 
 #[cfg(not(loom))]
 mod primitive {

@@ -1,139 +1,15 @@
-//! Loom models of the state that several CPUs share: the lock word, the barn, the slabs of a class.
-//!
-//! `RUSTFLAGS="--cfg loom" cargo test -p alloc-core --release --lib`; constants are small here, so that edges are hit.
+//! The barn, and the slabs of a class.
 
 use loom::sync::Arc;
-use loom::thread;
 use std::boxed::Box;
 use std::vec::Vec;
 
+use super::{address, race};
 use crate::barn::Barn;
 use crate::batch::{Batch, MAX_BATCH};
 use crate::size_class::{CLASSES, Class};
 use crate::slab::{Emptied, Misuse, Slab, Slabs};
-use crate::sync::{Context, Lock, Rcuwait};
-
-fn address(number: usize) -> *mut u8 {
-    core::ptr::without_provenance_mut(number)
-}
-
-/// Runs `body` on two threads at once.
-fn race(body: impl Fn(usize) + Send + Sync + 'static) {
-    race_of(2, body);
-}
-
-/// Runs `body` on some threads at once, numbered from 1 on.
-fn race_of(count: usize, body: impl Fn(usize) + Send + Sync + 'static) {
-    let body = Arc::new(body);
-    let threads: Vec<_> = (1..=count)
-        .map(|number| {
-            let body = body.clone();
-            thread::spawn(move || body(number))
-        })
-        .collect();
-    for thread in threads {
-        thread.join().unwrap();
-    }
-}
-
-#[test]
-fn lock_excludes_and_orders() {
-    loom::model(|| {
-        let lock = Arc::new(Lock::new(0));
-        let shared = lock.clone();
-        race(move |_| *shared.acquire(Context::WAITING).unwrap() += 1);
-        assert_eq!(*lock.acquire(Context::WAITING).unwrap(), 2);
-    });
-}
-
-#[test]
-fn tried_lock_is_free_or_refused() {
-    loom::model(|| {
-        let lock = Arc::new(Lock::new(0));
-        let shared = lock.clone();
-        race(move |_| {
-            if let Some(mut guard) = shared.acquire(Context::TRYING) {
-                *guard += 1;
-            }
-        });
-        let taken = *lock.acquire(Context::TRYING).expect("nobody holds it");
-        assert!((1..=2).contains(&taken));
-    });
-}
-
-/// Runs a model in which loom must find something wrong: it dies of `expected`. In a process of its own, since what loom
-/// unwinds may panic once more and abort.
-fn loom_finds(expected: &str, test: &str, model: impl Fn() + Sync + Send + 'static) {
-    const CHILD: &str = "HAYLOFT_BROKEN_MODEL";
-    if std::env::var_os(CHILD).is_some() {
-        return loom::model(model);
-    }
-    let this = std::env::current_exe().unwrap();
-    let mut child = std::process::Command::new(this);
-    child.args(["--exact", "--nocapture", test]).env(CHILD, "");
-    let output = child.output().unwrap();
-    let said = std::string::String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && said.contains(expected), "loom found nothing: {said}");
-}
-
-/// What a runner does last for those who wait for it, and what they wait for.
-struct Done {
-    busy: loom::sync::atomic::AtomicBool,
-    waiter: Rcuwait,
-}
-
-impl Done {
-    fn new() -> Arc<Done> {
-        Arc::new(Done { busy: loom::sync::atomic::AtomicBool::new(true), waiter: Rcuwait::new() })
-    }
-
-    fn run(&self) {
-        self.busy.store(false, loom::sync::atomic::Ordering::Relaxed);
-        self.waiter.wake();
-    }
-
-    fn sync(&self) {
-        self.waiter.wait_until(|| !self.busy.load(loom::sync::atomic::Ordering::Relaxed));
-    }
-}
-
-/// One waiter is woken, whenever it comes.
-#[test]
-fn rcuwait_wakes_its_waiter() {
-    loom::model(|| {
-        let done = Done::new();
-        let shared = done.clone();
-        let runner = thread::spawn(move || shared.run());
-        done.sync();
-        runner.join().unwrap();
-    });
-}
-
-/// Two waiters at once break the contract, and one of them may sleep for ever: loom must find that.
-#[test]
-fn rcuwait_loses_one_of_two_waiters() {
-    loom_finds("deadlock", "models::rcuwait_loses_one_of_two_waiters", || {
-        let done = Done::new();
-        race_of(3, move |number| if number == 1 { done.run() } else { done.sync() });
-    });
-}
-
-/// Two waiters that take turns are both woken.
-#[test]
-fn rcuwait_wakes_waiters_that_take_turns() {
-    loom::model(|| {
-        let done = Done::new();
-        let mutex = loom::sync::Mutex::new(());
-        race_of(3, move |number| {
-            if number == 1 {
-                done.run();
-            } else {
-                let _turn = mutex.lock().unwrap();
-                done.sync();
-            }
-        });
-    });
-}
+use crate::sync::Context;
 
 /// Two CPUs hand in a batch each and take one out: objects are neither lost nor doubled, whatever stale count a CPU
 /// saw on its way past.

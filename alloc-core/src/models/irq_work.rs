@@ -1,0 +1,343 @@
+//! Irq work, deferred frees, and CPUs that go.
+//!
+//! Each CPU's thread is played by a loom thread that runs what is queued when it is told to, and by the main thread, which
+//! runs the rest at the end, as the loop of a CPU would.
+
+use loom::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use loom::sync::atomic::{AtomicBool, AtomicUsize};
+use loom::sync::{Arc, Mutex};
+use std::boxed::Box;
+
+use super::{loom_finds, race, race_of};
+use crate::deferred::Deferred;
+use crate::irq_work::{IrqWork, Runner};
+use crate::sync::{Context, CpuLists};
+
+const CPUS: usize = 2;
+
+/// An item that says what it saw. The item comes first, so that its address is that of the whole.
+#[repr(C)]
+struct Job {
+    work: IrqWork,
+    written: AtomicUsize,
+    seen: AtomicUsize,
+}
+
+fn look(work: &IrqWork) {
+    // SAFETY: the item of a job, which starts with it.
+    let job = unsafe { &*core::ptr::from_ref(work).cast::<Job>() };
+    job.seen.fetch_or(job.written.load(Relaxed), Relaxed);
+}
+
+/// A machine of two CPUs.
+struct Machine {
+    lists: CpuLists<IrqWork, CPUS>,
+    runners: [Runner; CPUS],
+    job: Job,
+}
+
+// SAFETY: items and lists may be used by all threads.
+unsafe impl Send for Machine {}
+// SAFETY: as above.
+unsafe impl Sync for Machine {}
+
+impl Machine {
+    fn new() -> Arc<Machine> {
+        let lists = CpuLists::new();
+        for cpu in 0..CPUS {
+            lists.of(cpu).open();
+        }
+        assert!(lists.boot().close().next().is_none());
+        let (written, seen) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let job = Job { work: IrqWork::new(look), written, seen };
+        Arc::new(Machine { lists, runners: [Runner::new(0), Runner::new(1)], job })
+    }
+
+    fn queue(&self, cpu: usize) {
+        if self.job.work.claim() {
+            // SAFETY: the machine outlives its threads.
+            unsafe { self.lists.add(cpu, (&raw const self.job.work).cast_mut()) };
+        }
+    }
+
+    /// What the thread of a CPU does when it is told that there is work.
+    fn run(&self, cpu: usize) {
+        for item in self.lists.of(cpu).take() {
+            // SAFETY: a claimed item of this machine.
+            unsafe { IrqWork::run(item, &self.runners[cpu]) };
+        }
+    }
+
+    /// What ends a CPU whose thread has ended.
+    fn down(&self, cpu: usize) {
+        for item in self.lists.of(cpu).close() {
+            // SAFETY: as above.
+            unsafe { IrqWork::run(item, &self.runners[cpu]) };
+        }
+    }
+
+    fn sync(&self) {
+        self.job.work.wait(false, |cpu| &self.runners[cpu]);
+    }
+}
+
+/// Two threads write and queue while the CPU runs: what was written before any queueing is seen by the last run, whether the
+/// queueing was accepted or not.
+#[test]
+fn queued_work_sees_what_came_before() {
+    loom::model(|| {
+        let machine = Machine::new();
+        let shared = machine.clone();
+        race_of(3, move |number| {
+            if number == 3 {
+                shared.run(0);
+            } else {
+                shared.job.written.fetch_or(number, Relaxed);
+                shared.queue(0);
+            }
+        });
+        machine.run(0);
+        assert!(!machine.job.work.is_busy() && !machine.job.work.is_pending());
+        assert_eq!(machine.job.seen.load(Relaxed), 3);
+    });
+}
+
+/// Who waited may free the item: the runner's last touch is over.
+fn free_after(wait: fn(&Machine)) {
+    let machine = Machine::new();
+    machine.job.written.store(1, Relaxed);
+    machine.queue(0);
+    race(move |number| {
+        if number == 1 {
+            machine.run(0);
+        } else {
+            wait(&machine);
+            assert_eq!(machine.job.seen.load(Relaxed), 1);
+            machine.job.work.life.with_mut(|_| ());
+        }
+    });
+}
+
+#[test]
+fn waited_for_work_may_be_freed() {
+    loom::model(|| free_after(Machine::sync));
+}
+
+/// Waiting for BUSY alone, as the kernel once did: the runner wakes by way of an item that is gone.
+#[test]
+fn work_not_busy_may_not_be_freed() {
+    loom_finds("Causality violation", "models::irq_work::work_not_busy_may_not_be_freed", || {
+        free_after(|machine| {
+            while machine.job.work.is_busy() {
+                loom::thread::yield_now();
+            }
+        });
+    });
+}
+
+/// Two destroyers wait for the same CPU's work at once, with the lock that the cure prescribes or without.
+fn two_destroyers(mutex: Option<Mutex<()>>) {
+    let machine = Machine::new();
+    machine.queue(0);
+    race_of(3, move |number| {
+        if number == 1 {
+            machine.run(0);
+        } else {
+            let _turn = mutex.as_ref().map(|mutex| mutex.lock().unwrap());
+            machine.sync();
+        }
+    });
+}
+
+#[test]
+fn serialised_barriers_return() {
+    loom::model(|| two_destroyers(Some(Mutex::new(()))));
+}
+
+/// The kernel's bug: `kmem_cache_destroy` synced without a lock.
+#[test]
+fn unserialised_barriers_hang() {
+    loom_finds("deadlock", "models::irq_work::unserialised_barriers_hang", || {
+        two_destroyers(None);
+    });
+}
+
+/// Work is queued on a CPU that goes, and waited for: it runs there, or where it went.
+#[test]
+fn work_outlives_its_cpu() {
+    loom::model(|| {
+        let machine = Machine::new();
+        let shared = machine.clone();
+        race(move |number| {
+            if number == 1 {
+                shared.down(1);
+            } else {
+                shared.job.written.store(1, Relaxed);
+                shared.queue(1);
+            }
+        });
+        machine.run(0);
+        machine.sync();
+        assert_eq!(machine.job.seen.load(Relaxed), 1);
+    });
+}
+
+/// Memory to be deferred: a word for the list, and a number.
+#[repr(C)]
+struct Block {
+    link: usize,
+    number: usize,
+}
+
+/// Deferred frees of two CPUs, the irq work of CPU 0 that frees them, and a bit for each number that was freed.
+#[repr(C)]
+struct Frees {
+    work: IrqWork,
+    deferred: Deferred<CPUS>,
+    freed: AtomicUsize,
+}
+
+// SAFETY: blocks belong to lists, not to threads.
+unsafe impl Send for Frees {}
+// SAFETY: as above.
+unsafe impl Sync for Frees {}
+
+fn flush(work: &IrqWork) {
+    // SAFETY: the item of these, which start with it.
+    let frees = unsafe { &*core::ptr::from_ref(work).cast::<Frees>() };
+    frees.deferred.flush(Context::WAITING, Some(0), |block| frees.free(block));
+}
+
+impl Frees {
+    fn new() -> Arc<Frees> {
+        let (work, deferred, freed) = (IrqWork::new(flush), Deferred::new(), AtomicUsize::new(0));
+        for cpu in 0..CPUS {
+            deferred.online(Context::WAITING, cpu, |_| unreachable!());
+        }
+        Arc::new(Frees { work, deferred, freed })
+    }
+
+    /// Defers the block of this number on a CPU; whether its irq work has to be queued.
+    fn defer(&self, cpu: usize, number: usize) -> bool {
+        let block = Box::into_raw(Box::new(Block { link: 0, number }));
+        // SAFETY: a block of our own.
+        unsafe { self.deferred.add(cpu, block.cast()) }.is_some()
+    }
+
+    fn free(&self, block: *mut u8) {
+        // SAFETY: made by `defer`.
+        let block = unsafe { Box::from_raw(block.cast::<Block>()) };
+        let freed = self.freed.fetch_or(1 << block.number, AcqRel);
+        assert_eq!(freed & 1 << block.number, 0, "freed twice");
+    }
+
+    fn barrier(&self, cpu: usize) {
+        self.deferred.barrier(Context::WAITING, cpu, |block| self.free(block));
+    }
+
+    fn is_freed(&self, number: usize) -> bool {
+        self.freed.load(Relaxed) & 1 << number != 0
+    }
+}
+
+/// Two CPUs defer on one list while a third thread flushes it: each block is freed once.
+#[test]
+fn deferred_blocks_are_freed_once() {
+    loom::model(|| {
+        let frees = Frees::new();
+        let shared = frees.clone();
+        race_of(3, move |number| {
+            if number == 3 {
+                flush(&shared.work);
+            } else {
+                shared.defer(0, number);
+            }
+        });
+        frees.barrier(0);
+        assert!(frees.is_freed(1) && frees.is_freed(2));
+    });
+}
+
+/// A free is deferred on a CPU that goes: the walk over the CPUs that are left finds it, or it was freed.
+#[test]
+fn nothing_is_left_behind_on_a_cpu() {
+    loom::model(|| {
+        let frees = Frees::new();
+        let shared = frees.clone();
+        race(move |number| {
+            if number == 1 {
+                shared.deferred.offline(Context::WAITING, 1, |block| shared.free(block));
+            } else {
+                shared.defer(1, 1);
+            }
+        });
+        frees.barrier(0);
+        assert!(frees.is_freed(1));
+    });
+}
+
+/// With a mask to look at instead of a list that closes: who looked before adds after, and no walk comes there any more.
+#[test]
+fn a_list_that_stays_open_is_forgotten() {
+    let test = "models::irq_work::a_list_that_stays_open_is_forgotten";
+    loom_finds("left behind", test, || {
+        let frees = Frees::new();
+        let online = Arc::new(AtomicBool::new(true));
+        let shared = frees.clone();
+        race(move |number| {
+            if number == 1 {
+                online.store(false, Release);
+                shared.barrier(1);
+            } else {
+                let cpu = usize::from(online.load(Acquire));
+                shared.defer(cpu, 1);
+            }
+        });
+        frees.barrier(0);
+        assert!(frees.is_freed(1), "left behind");
+    });
+}
+
+/// A thread is stopped between adding to the list and queueing the work; the next one finds the list not empty, queues
+/// nothing, and comes to the barrier.
+fn stopped_adder(barrier: fn(&Frees, &Machine)) {
+    let frees = Frees::new();
+    let machine = Machine::new();
+    race(move |number| {
+        let queue = frees.defer(0, number);
+        if number == 1 {
+            // Stopped for ever.
+            return;
+        }
+        if queue && frees.work.claim() {
+            // SAFETY: the frees outlive the machine's use of them.
+            unsafe { machine.lists.add(0, (&raw const frees.work).cast_mut()) };
+        }
+        barrier(&frees, &machine);
+        assert!(frees.is_freed(2), "slipped past the barrier");
+        machine.run(0);
+        frees.barrier(0);
+    });
+}
+
+#[test]
+fn the_barrier_empties_the_list_itself() {
+    loom::model(|| {
+        stopped_adder(|frees, machine| {
+            frees.barrier(0);
+            machine.run(0);
+            frees.work.wait(false, |cpu| &machine.runners[cpu]);
+        });
+    });
+}
+
+#[test]
+fn a_barrier_that_only_syncs_is_slipped_past() {
+    let test = "models::irq_work::a_barrier_that_only_syncs_is_slipped_past";
+    loom_finds("slipped past", test, || {
+        stopped_adder(|frees, machine| {
+            machine.run(0);
+            frees.work.wait(false, |cpu| &machine.runners[cpu]);
+        });
+    });
+}

@@ -1,0 +1,93 @@
+//! The lock, and the place for one waiter.
+
+use loom::sync::Arc;
+use loom::sync::atomic::AtomicBool;
+use loom::sync::atomic::Ordering::Relaxed;
+use loom::thread;
+
+use super::{loom_finds, race, race_of};
+use crate::sync::{Context, Lock, Rcuwait};
+
+#[test]
+fn lock_excludes_and_orders() {
+    loom::model(|| {
+        let lock = Arc::new(Lock::new(0));
+        let shared = lock.clone();
+        race(move |_| *shared.acquire(Context::WAITING).unwrap() += 1);
+        assert_eq!(*lock.acquire(Context::WAITING).unwrap(), 2);
+    });
+}
+
+#[test]
+fn tried_lock_is_free_or_refused() {
+    loom::model(|| {
+        let lock = Arc::new(Lock::new(0));
+        let shared = lock.clone();
+        race(move |_| {
+            if let Some(mut guard) = shared.acquire(Context::TRYING) {
+                *guard += 1;
+            }
+        });
+        let taken = *lock.acquire(Context::TRYING).expect("nobody holds it");
+        assert!((1..=2).contains(&taken));
+    });
+}
+
+/// What a runner does last for those who wait for it, and what they wait for.
+struct Done {
+    busy: AtomicBool,
+    waiter: Rcuwait,
+}
+
+impl Done {
+    fn new() -> Arc<Done> {
+        Arc::new(Done { busy: AtomicBool::new(true), waiter: Rcuwait::new() })
+    }
+
+    fn run(&self) {
+        self.busy.store(false, Relaxed);
+        self.waiter.wake();
+    }
+
+    fn sync(&self) {
+        self.waiter.wait_until(|| !self.busy.load(Relaxed));
+    }
+}
+
+/// One waiter is woken, whenever it comes.
+#[test]
+fn rcuwait_wakes_its_waiter() {
+    loom::model(|| {
+        let done = Done::new();
+        let shared = done.clone();
+        let runner = thread::spawn(move || shared.run());
+        done.sync();
+        runner.join().unwrap();
+    });
+}
+
+/// Two waiters at once break the contract, and one of them may sleep for ever: loom must find that.
+#[test]
+fn rcuwait_loses_one_of_two_waiters() {
+    loom_finds("deadlock", "models::sync::rcuwait_loses_one_of_two_waiters", || {
+        let done = Done::new();
+        race_of(3, move |number| if number == 1 { done.run() } else { done.sync() });
+    });
+}
+
+/// Two waiters that take turns are both woken.
+#[test]
+fn rcuwait_wakes_waiters_that_take_turns() {
+    loom::model(|| {
+        let done = Done::new();
+        let mutex = loom::sync::Mutex::new(());
+        race_of(3, move |number| {
+            if number == 1 {
+                done.run();
+            } else {
+                let _turn = mutex.lock().unwrap();
+                done.sync();
+            }
+        });
+    });
+}
