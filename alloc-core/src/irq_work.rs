@@ -103,8 +103,8 @@ impl IrqWork {
         self.flags.fetch_or(PENDING | BUSY, Ordering::AcqRel) & PENDING == 0
     }
 
-    /// Waits until the item is not busy, spinning or sleeping, and then until its last runner has left it.
-    pub(crate) fn wait<'a>(&self, spins: bool, runner_of: impl Fn(usize) -> &'a Runner) {
+    /// Waits until the item is not busy, spinning or sleeping.
+    pub(crate) fn wait_until_idle(&self, spins: bool) {
         if spins {
             while self.is_busy() {
                 relax();
@@ -112,6 +112,10 @@ impl IrqWork {
         } else {
             self.waiter.wait_until(|| !self.is_busy());
         }
+    }
+
+    /// Waits until the last runner of an item that is not busy has left it.
+    pub(crate) fn wait_until_left<'a>(&self, runner_of: impl Fn(usize) -> &'a Runner) {
         // Relaxed: written before BUSY was cleared, which was seen.
         let runner = runner_of(self.cpu.load(Ordering::Relaxed) as usize);
         while !runner.left(self) {
@@ -248,7 +252,8 @@ mod queues {
                 run(&RUNNERS[MAX_CPUS - 1], RAISED.boot());
                 run(&RUNNERS[MAX_CPUS - 1], THREADED.boot());
             }
-            self.wait(self.is_for_handler(), |cpu| &RUNNERS[cpu]);
+            self.wait_until_idle(self.is_for_handler());
+            self.wait_until_left(|cpu| &RUNNERS[cpu]);
         }
 
         fn is_for_handler(&self) -> bool {

@@ -77,7 +77,8 @@ impl Machine {
     }
 
     fn sync(&self) {
-        self.job.work.wait(false, |cpu| &self.runners[cpu]);
+        self.job.work.wait_until_idle(false);
+        self.job.work.wait_until_left(|cpu| &self.runners[cpu]);
     }
 }
 
@@ -128,9 +129,7 @@ fn waited_for_work_may_be_freed() {
 fn work_not_busy_may_not_be_freed() {
     loom_finds("Causality violation", "models::irq_work::work_not_busy_may_not_be_freed", || {
         free_after(|machine| {
-            while machine.job.work.is_busy() {
-                loom::thread::yield_now();
-            }
+            machine.job.work.wait_until_idle(true);
         });
     });
 }
@@ -144,7 +143,8 @@ fn two_destroyers(mutex: Option<Mutex<()>>) {
             machine.run(0);
         } else {
             let _turn = mutex.as_ref().map(|mutex| mutex.lock().unwrap());
-            machine.sync();
+            // Not until the runner has left: loom knows no fairness among threads that spin.
+            machine.job.work.wait_until_idle(false);
         }
     });
 }
@@ -326,7 +326,7 @@ fn the_barrier_empties_the_list_itself() {
         stopped_adder(|frees, machine| {
             frees.barrier(0);
             machine.run(0);
-            frees.work.wait(false, |cpu| &machine.runners[cpu]);
+            frees.work.wait_until_idle(false);
         });
     });
 }
@@ -337,7 +337,7 @@ fn a_barrier_that_only_syncs_is_slipped_past() {
     loom_finds("slipped past", test, || {
         stopped_adder(|frees, machine| {
             machine.run(0);
-            frees.work.wait(false, |cpu| &machine.runners[cpu]);
+            frees.work.wait_until_idle(false);
         });
     });
 }
