@@ -1,0 +1,87 @@
+//! A hang that the kernel once had, on real threads: two who destroy caches wait for the same CPU's irq work.
+//!
+//! Where irq work runs in a thread, `irq_work_sync` sleeps in an rcuwait, which has one slot for one waiter.
+//! `kmem_cache_destroy` called it without a lock. So two callers overwrite each other's slot, one wake-up finds one of them,
+//! and the other sleeps for ever. With the hotplug lock and the cache mutex taken first, they take turns.
+//!
+//! `cargo run --release -p examples --bin rcuwait_hang` does both 10 000 times, or until it hangs. In debug builds the second
+//! waiter is found and panics instead of sleeping.
+
+use std::env;
+use std::process::ExitCode;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Barrier, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use alloc_core::cpu;
+use alloc_core::irq_work::IrqWork;
+
+#[global_allocator]
+static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
+
+const ROUNDS: usize = 10_000;
+
+/// What each destroyer waits for: something that takes a little time.
+static WORK: IrqWork = IrqWork::new(|_| {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_micros(20) {}
+});
+
+static CACHE_MUTEX: Mutex<()> = Mutex::new(());
+
+/// The order of the kernel before it was mended: no lock.
+fn sync_unserialised() {
+    WORK.sync();
+}
+
+/// The order of the cure: first the hotplug lock, then the cache mutex.
+fn sync_serialised() {
+    let _cpus = cpu::read_lock();
+    let _caches = CACHE_MUTEX.lock().unwrap_or_else(PoisonError::into_inner);
+    WORK.sync();
+}
+
+/// Has two threads wait for the work at once, again and again; the round in which one of them did not return.
+fn hangs(sync: fn()) -> Option<usize> {
+    let (returned, returns) = mpsc::channel();
+    let meeting = Arc::new(Barrier::new(3));
+    for _ in 0..2 {
+        let (meeting, returned) = (meeting.clone(), returned.clone());
+        thread::spawn(move || {
+            for _ in 0..ROUNDS {
+                meeting.wait();
+                sync();
+                if returned.send(()).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    drop(returned);
+    (0..ROUNDS).find(|_| {
+        WORK.queue();
+        meeting.wait();
+        (0..2).any(|_| match returns.recv_timeout(Duration::from_secs(2)) {
+            Ok(()) => false,
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => true,
+        })
+    })
+}
+
+fn main() -> ExitCode {
+    // SAFETY: there is one thread yet.
+    unsafe { env::set_var("HAYLOFT_IRQ", "threaded") };
+    cpu::start();
+    if let Some(round) = hangs(sync_serialised) {
+        println!("serialised: hung in round {round}");
+        return ExitCode::FAILURE;
+    }
+    println!("serialised: {ROUNDS} rounds, no hang");
+    let Some(round) = hangs(sync_unserialised) else {
+        println!("unserialised: {ROUNDS} rounds, no hang; it takes some luck");
+        return ExitCode::FAILURE;
+    };
+    println!("unserialised: in round {round} one of two waiters sleeps for ever");
+    ExitCode::SUCCESS
+}
