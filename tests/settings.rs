@@ -3,21 +3,27 @@
 
 use std::thread;
 
+use alloc_core::cpu;
 use tests::routes::Hayloft;
 use tests::scenario::{Scenario, describe};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
 
-/// Uses the heap for a while and returns how many bytes it was.
+/// Uses the heap for a while, with the machine running, and returns how many bytes it was.
 fn use_the_heap() -> usize {
+    cpu::start();
     let words: Vec<_> = (0..1000).map(|number| number.to_string()).collect();
     words.concat().len()
 }
 
 /// The variables, and the values that make sense.
-const SETTINGS: [(&str, &[&str]); 2] =
-    [("HAYLOFT_BACKEND", &["rseq", "fallback"]), ("HAYLOFT_THP", &["auto", "always", "never"])];
+const SETTINGS: [(&str, &[&str]); 4] = [
+    ("HAYLOFT_BACKEND", &["rseq", "fallback"]),
+    ("HAYLOFT_THP", &["auto", "always", "never"]),
+    ("HAYLOFT_IRQ", &["hard", "threaded", "none"]),
+    ("HAYLOFT_IRQ_SIGNAL", &["40", "64"]),
+];
 
 /// A value that makes no sense: one line that names the variable, and the program goes on.
 #[test]
