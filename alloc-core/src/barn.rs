@@ -9,6 +9,8 @@ use core::mem::MaybeUninit;
 
 use crate::batch::{Batch, MAX_BATCH};
 use crate::fault::{self, Place};
+#[cfg(not(loom))]
+use crate::sync::RawLock;
 use crate::sync::{AtomicUsize, Context, Lock, Ordering};
 
 /// Batches a barn holds at most. (`MAX_FULL_SHEAVES` of `mm/slub.c`.)
@@ -40,6 +42,11 @@ impl Barn {
     #[cfg(loom)]
     pub(crate) fn new() -> Barn {
         Barn { len: AtomicUsize::new(0), objects: Lock::new(Objects::EMPTY) }
+    }
+
+    #[cfg(not(loom))]
+    pub(crate) fn raw(&self) -> &RawLock {
+        self.objects.raw()
     }
 
     /// Moves the last objects that came, at most `len`, into an empty batch.

@@ -18,8 +18,11 @@
 
 extern crate std;
 
+use core::cell::UnsafeCell;
 use core::fmt;
+use core::mem;
 use core::sync::atomic::{AtomicU64, Ordering};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::thread::JoinHandle;
 
@@ -28,8 +31,28 @@ use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::thread::{self, MAX_CPUS, Routines};
 use crate::{irq_work, kmalloc, os};
 
+type Threads = BTreeMap<usize, JoinHandle<()>>;
+
 /// The hotplug lock, and the threads of the CPUs that are online.
-static HOTPLUG: RwLock<BTreeMap<usize, JoinHandle<()>>> = RwLock::new(BTreeMap::new());
+static HOTPLUG: Hotplug = Hotplug(UnsafeCell::new(RwLock::new(Threads::new())));
+
+/// Replaced in the child of a fork, where others may have left it as it was.
+struct Hotplug(UnsafeCell<RwLock<Threads>>);
+
+// SAFETY: the cell is written only where there is no other thread.
+unsafe impl Sync for Hotplug {}
+
+impl Hotplug {
+    fn lock(&self) -> &RwLock<Threads> {
+        // SAFETY: as above.
+        unsafe { &*self.0.get() }
+    }
+}
+
+std::thread_local! {
+    /// Read locks that this thread has.
+    static READERS: Cell<usize> = const { Cell::new(0) };
+}
 
 /// A bit per CPU that is online. Written under the hotplug lock.
 static ONLINE: [AtomicU64; MAX_CPUS / 64] = [const { AtomicU64::new(0) }; MAX_CPUS / 64];
@@ -76,7 +99,13 @@ impl core::error::Error for CpuError {}
 /// CPUs stay as they are while this exists. Not for handlers: it allocates, and whoever wants to change CPUs waits.
 #[must_use]
 pub struct CpusReadGuard {
-    _lock: RwLockReadGuard<'static, BTreeMap<usize, JoinHandle<()>>>,
+    _lock: RwLockReadGuard<'static, Threads>,
+}
+
+impl Drop for CpusReadGuard {
+    fn drop(&mut self) {
+        READERS.set(READERS.get() - 1);
+    }
 }
 
 impl fmt::Debug for CpusReadGuard {
@@ -89,7 +118,9 @@ impl fmt::Debug for CpusReadGuard {
 pub fn read_lock() -> CpusReadGuard {
     start();
     // Recursively: a thread that has this lock may need it again while another waits to change CPUs.
-    CpusReadGuard { _lock: HOTPLUG.read_recursive() }
+    let _lock = HOTPLUG.lock().read_recursive();
+    READERS.set(READERS.get() + 1);
+    CpusReadGuard { _lock }
 }
 
 impl CpusReadGuard {
@@ -130,7 +161,7 @@ pub fn start() {
     if thread::is_started() && online().next().is_some() {
         return;
     }
-    let mut threads = HOTPLUG.write();
+    let mut threads = HOTPLUG.lock().write();
     if threads.is_empty() {
         thread::start();
         for cpu in present() {
@@ -198,9 +229,20 @@ pub fn refresh() -> Result<(), CpuError> {
     result
 }
 
-fn write_lock(
-    cpu: usize,
-) -> Result<RwLockWriteGuard<'static, BTreeMap<usize, JoinHandle<()>>>, CpuError> {
+/// In the child of a fork, which has only the thread that forked: there is no machine until something needs one.
+pub(crate) fn forget() {
+    // SAFETY: there is no other thread. What the lock held is left as it is: handles of threads that are not here.
+    unsafe { HOTPLUG.0.get().write(RwLock::new(Threads::new())) };
+    for _ in 0..READERS.get() {
+        mem::forget(HOTPLUG.lock().read_recursive());
+    }
+    ONLINE.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+    thread::forget();
+    irq_work::forget_cpus();
+    kmalloc::forget_cpus();
+}
+
+fn write_lock(cpu: usize) -> Result<RwLockWriteGuard<'static, Threads>, CpuError> {
     if thread::acts_as().is_some() {
         return Err(CpuError::OwnThread);
     }
@@ -208,10 +250,10 @@ fn write_lock(
         return Err(CpuError::NoSuchCpu);
     }
     start();
-    Ok(HOTPLUG.write())
+    Ok(HOTPLUG.lock().write())
 }
 
-fn bring_up(threads: &mut BTreeMap<usize, JoinHandle<()>>, cpu: usize) -> Result<(), CpuError> {
+fn bring_up(threads: &mut Threads, cpu: usize) -> Result<(), CpuError> {
     let handle = thread::spawn(cpu, &ROUTINES).map_err(|_| CpuError::Refused)?;
     threads.insert(cpu, handle);
     irq_work::online(cpu);

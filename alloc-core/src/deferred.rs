@@ -11,6 +11,8 @@
 //! This file may touch `sync` and `fault`.
 
 use crate::fault::{self, Place};
+#[cfg(not(loom))]
+use crate::sync::RawLock;
 use crate::sync::{Context, CpuLists, Link, Llist, Lock, Taken};
 
 /// A block that waits: an object of a slab or a run.
@@ -52,6 +54,19 @@ impl<const CPUS: usize> Deferred<CPUS> {
             emptying: core::array::from_fn(|_| Lock::new(())),
             emptying_boot: Lock::new(()),
         }
+    }
+
+    /// Every lock of these.
+    #[cfg(not(loom))]
+    pub(crate) fn for_each_lock(&self, visit: &dyn Fn(&RawLock)) {
+        self.emptying.iter().for_each(|lock| visit(lock.raw()));
+        visit(self.emptying_boot.raw());
+    }
+
+    /// In the child of a fork: all blocks are on the list for the time before there were CPUs.
+    #[cfg(not(loom))]
+    pub(crate) fn forget_cpus(&self) {
+        self.lists.forget_cpus();
     }
 
     /// Puts a block off on `cpu`, or another if that is offline; the CPU whose irq work has to be queued, if any has.

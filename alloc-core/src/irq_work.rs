@@ -22,7 +22,7 @@ use core::cell::UnsafeCell;
 use core::ptr;
 
 #[cfg(not(loom))]
-pub(crate) use queues::{offline, online, run_hard, run_threaded};
+pub(crate) use queues::{forget_cpus, offline, online, run_hard, run_threaded};
 
 use crate::sync::{AtomicPtr, AtomicU32, Link, Ordering, Rcuwait, relax};
 
@@ -180,7 +180,9 @@ impl Runner {
 
 #[cfg(not(loom))]
 mod queues {
-    use super::{HARD, IrqWork, Runner};
+    use core::ptr;
+
+    use super::{BUSY, HARD, IrqWork, Runner};
     use crate::percpu;
     use crate::sync::{AtomicU32, CpuLists, Llist, Ordering};
     use crate::thread::{self, IrqMode, MAX_CPUS};
@@ -293,6 +295,22 @@ mod queues {
                 }
             }
         }
+    }
+
+    /// In the child of a fork, which has no CPUs: what was queued runs as before there were any. An item whose function was
+    /// running counts as done.
+    pub(crate) fn forget_cpus() {
+        for runner in &RUNNERS {
+            let item = runner.at.swap(ptr::null_mut(), Ordering::Relaxed);
+            // SAFETY: the item that a runner is at is valid.
+            if let Some(item) = unsafe { item.as_ref() }
+                && !item.is_pending()
+            {
+                item.flags.fetch_and(!BUSY, Ordering::Relaxed);
+            }
+        }
+        RAISED.forget_cpus();
+        THREADED.forget_cpus();
     }
 
     /// Lets no more items be queued on a CPU, and runs those that were. The CPU's thread has ended.

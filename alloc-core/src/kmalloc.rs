@@ -21,6 +21,7 @@
 
 use core::alloc::Layout;
 use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::barn::Barn;
 use crate::batch::Batch;
@@ -31,7 +32,7 @@ use crate::page::{self, Unit};
 use crate::percpu::{self, Backend};
 use crate::size_class::{CLASSES, Class, MAX_SMALL_ALIGN, UNIT, UNIT_SHIFT, class_of};
 use crate::slab::{Emptied, Misuse, SHAPES, Slab, Slabs};
-use crate::sync::Context;
+use crate::sync::{Context, RawLock};
 use crate::thread::{self, MAX_CPUS};
 use crate::{node, os};
 
@@ -59,9 +60,20 @@ static DEPOTS: [[Depot; CLASSES]; node::MAX_NODES] =
     [const { [const { Depot { slabs: Slabs::new(), barn: Barn::new() } }; CLASSES] };
         node::MAX_NODES];
 
+/// Whether a depot was ever asked for. Who forks takes the locks of these, and leaves the memory of others untouched.
+static USED: [[AtomicBool; CLASSES]; node::MAX_NODES] =
+    [const { [const { AtomicBool::new(false) }; CLASSES] }; node::MAX_NODES];
+
 fn depot(node: usize, class: Class) -> &'static Depot {
     // SAFETY: both indices are below the lengths by construction.
-    unsafe { DEPOTS.get_unchecked(node).get_unchecked(class.index()) }
+    unsafe {
+        // Relaxed: who is between this and its lock when another thread forks has its lock abandoned in the child.
+        let used = USED.get_unchecked(node).get_unchecked(class.index());
+        if !used.load(Ordering::Relaxed) {
+            used.store(true, Ordering::Relaxed);
+        }
+        DEPOTS.get_unchecked(node).get_unchecked(class.index())
+    }
 }
 
 /// Allocates memory for `layout`; null when there is none. A size of 0 is served like a size of 1.
@@ -318,6 +330,25 @@ pub(crate) fn offline(cpu: usize) -> bool {
 pub(crate) fn deferred_barrier(cpu: usize) {
     Context::enter(|context| DEFERRED.barrier(context, cpu, free_block(context)));
     FLUSH[cpu % MAX_CPUS].sync();
+}
+
+/// Every lock of the slow paths, in the order in which they may be taken.
+pub(crate) fn for_each_lock(visit: &dyn Fn(&RawLock)) {
+    DEFERRED.for_each_lock(visit);
+    if percpu::is_locked() {
+        percpu::for_each_lock(visit);
+    }
+    let depots = DEPOTS.iter().flatten().zip(USED.iter().flatten());
+    for (depot, _) in depots.filter(|(_, used)| used.load(Ordering::Relaxed)) {
+        visit(depot.barn.raw());
+        visit(depot.slabs.raw());
+    }
+    page::for_each_lock(visit);
+}
+
+/// In the child of a fork, which has no CPUs: what they were to free is freed as before there were any.
+pub(crate) fn forget_cpus() {
+    DEFERRED.forget_cpus();
 }
 
 /// Gives a run back, or puts that off.

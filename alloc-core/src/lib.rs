@@ -8,6 +8,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | `fork` | what is done around a fork |
 //! | [`cache`] | what is done to all caches at once |
 //! | [`nolock`] [`cpu`] | allocating and freeing without ever waiting; CPUs that come and go |
 //! | [`kmalloc`] | the general-purpose allocator: joins all that is below, large objects, realloc |
@@ -44,6 +45,8 @@ pub mod cpu;
 mod deferred;
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 pub mod fault;
+#[cfg(not(loom))]
+mod fork;
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 pub mod irq_work;
 #[cfg(not(loom))]

@@ -23,7 +23,7 @@ use crate::batch::{Batch, MAX_BATCH};
 use crate::fault::{self, Place};
 use crate::os;
 use crate::size_class::{CLASSES, Class};
-use crate::sync::{Context, Guard, Lock};
+use crate::sync::{Context, Guard, Lock, RawLock};
 
 const REGION: usize = 1 << REGION_SHIFT;
 /// Closed regions in front of CPU 0's, for the CPU numbers -1 and -2.
@@ -56,7 +56,7 @@ pub(crate) const fn batch_len(class: Class) -> usize {
 /// Headers of all sheaves when open and empty.
 static EMPTY_HEADERS: [u64; CLASSES] = {
     let mut headers = [0; CLASSES];
-    let mut word = LOCK_OFFSET / WORD + 1;
+    let mut word = (LOCK_OFFSET + size_of::<Lock<()>>()) / WORD;
     let mut index = 0;
     while let Some(class) = Class::from_index(index) {
         assert!(batch_len(class) <= MAX_BATCH || cfg!(loom));
@@ -307,6 +307,20 @@ fn region_of(cpu: usize) -> Option<*mut u8> {
     // SAFETY: there are that many regions.
     (!regions.is_null() && cpu < CPUS.load(Ordering::Relaxed))
         .then(|| unsafe { regions.add(cpu * REGION) })
+}
+
+/// Whether the backend is the fallback.
+pub(crate) fn is_locked() -> bool {
+    BACKEND.load(Ordering::Acquire) == LOCKED
+}
+
+/// Every lock of the fallback backend.
+pub(crate) fn for_each_lock(visit: &dyn Fn(&RawLock)) {
+    for base in (0..CPUS.load(Ordering::Relaxed)).filter_map(region_of) {
+        // SAFETY: a region; see `Region::lock_of`.
+        let lock: &Lock<()> = unsafe { &*base.add(LOCK_OFFSET).cast() };
+        visit(lock.raw());
+    }
 }
 
 /// Lets sheaves be opened again in the region of a CPU.

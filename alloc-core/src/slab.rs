@@ -19,6 +19,8 @@ use core::ptr;
 
 use crate::batch::Batch;
 use crate::size_class::{CLASSES, Class, UNIT};
+#[cfg(not(loom))]
+use crate::sync::RawLock;
 use crate::sync::{Context, Guard, Link, Llist, Lock};
 
 /// Bits of a word of the bitmap.
@@ -401,6 +403,11 @@ impl Slabs {
             unsafe { partial.add(slab) };
         }
         Some(partial)
+    }
+
+    #[cfg(not(loom))]
+    pub(crate) fn raw(&self) -> &RawLock {
+        self.partial.raw()
     }
 
     /// Lists a new slab, now or later.

@@ -111,7 +111,10 @@ pub(crate) fn start() {
             number
         }
     };
-    let signal = (wanted != IrqMode::None).then(|| os::take_signal(number, interrupted)).flatten();
+    // The child of a fork has it already.
+    let known = Some(SIGNAL.load(Ordering::Relaxed)).filter(|signal| *signal != 0);
+    let take = || known.or_else(|| os::take_signal(number, interrupted));
+    let signal = (wanted != IrqMode::None).then(take).flatten();
     SIGNAL.store(signal.unwrap_or(0), Ordering::Relaxed);
     let mode = if signal.is_some() { wanted } else { IrqMode::None };
     // Release: pairs with the Acquire in `mode`.
@@ -181,6 +184,12 @@ pub(crate) fn stop(cpu: usize, handle: JoinHandle<()>) {
     raise(cpu);
     // A thread that panicked has ended too.
     let _ = handle.join();
+}
+
+/// In the child of a fork, which has none of these threads.
+pub(crate) fn forget() {
+    THREADS.iter().for_each(|thread| thread.id.store(0, Ordering::Relaxed));
+    MODE.store(0, Ordering::Relaxed);
 }
 
 /// Tells the thread that acts as `cpu` that there is something to do. May be called in any context.

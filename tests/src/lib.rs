@@ -9,10 +9,12 @@
 //! | [`scenario`] | this test again, in a child process, on a chosen backend          |
 //! | [`model`]    | the naive model: every live block, in a table outside the heap    |
 //! | [`pattern`]  | contents that can be worked out again from a number               |
+//! | [`everywhere`] | blocks that come to every slow path, in any context                  |
 //! | [`routes`]   | the two ways into the allocator                                   |
 //! | [`sizes`]    | the sizes where something changes                                 |
 //! | [`process`]  | what the kernel says about this process, and limits put on it     |
 
+pub mod everywhere;
 pub mod model;
 pub mod pattern;
 pub mod process;

@@ -89,6 +89,8 @@ pub(crate) fn at_thread_exit(_hook: unsafe extern "C" fn(*mut c_void)) -> bool {
     false
 }
 
+pub(crate) fn at_fork(_: extern "C" fn(), _: extern "C" fn(), _: extern "C" fn()) {}
+
 pub(crate) fn thread_id() -> i32 {
     1
 }

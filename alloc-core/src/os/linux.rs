@@ -190,6 +190,12 @@ pub(crate) fn at_thread_exit(hook: unsafe extern "C" fn(*mut c_void)) -> bool {
     }
 }
 
+/// Has these functions called at each fork: before it, and after it in the parent and in the child.
+pub(crate) fn at_fork(prepare: extern "C" fn(), parent: extern "C" fn(), child: extern "C" fn()) {
+    // SAFETY: functions that may be called there. Without memory to note them they are not.
+    unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
+}
+
 /// This thread's number for the kernel.
 pub(crate) fn thread_id() -> i32 {
     // SAFETY: no arguments; it cannot fail.

@@ -16,7 +16,7 @@ use hosted as imp;
 mod text;
 
 pub(crate) use imp::{
-    affinity, at_thread_exit, block_signals, commit, current_cpu, decommit, env,
+    affinity, at_fork, at_thread_exit, block_signals, commit, current_cpu, decommit, env,
     is_realtime_signal, milliseconds, possible, prefer_huge_pages, register_rseq, remap, reserve,
     restart_sections_on, signal_thread, take_signal, thread_id, unregister_rseq, unreserve,
     wait_for_signal, yield_now,

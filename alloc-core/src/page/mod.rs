@@ -29,7 +29,7 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use crate::fault::{self, Place};
 use crate::os;
 use crate::size_class::{UNIT, UNIT_SHIFT};
-use crate::sync::{Context, Lock};
+use crate::sync::{Context, Lock, RawLock};
 use bins::Bins;
 use reserve::Reserve;
 
@@ -225,6 +225,12 @@ pub(crate) unsafe fn free(context: Context, unit: Unit) -> bool {
 pub(crate) unsafe fn free_clean(context: Context, unit: Unit) -> bool {
     // SAFETY: the caller's promise.
     unsafe { unit.arena.free(context, unit.index, State::Clean) }
+}
+
+/// Every lock of this layer.
+pub(crate) fn for_each_lock(visit: &dyn Fn(&RawLock)) {
+    visit(MAKING.raw());
+    arenas().for_each(|arena| visit(arena.state.raw()));
 }
 
 /// Makes a run at least as long as this without moving it; false if that cannot be done. Units added may hold anything.

@@ -26,6 +26,13 @@ impl Context {
     }
 }
 
+#[cfg(loom)]
+impl Context {
+    pub(crate) fn thread() -> usize {
+        0
+    }
+}
+
 #[cfg(not(loom))]
 mod depth {
     extern crate std;
@@ -43,17 +50,35 @@ mod depth {
         /// Runs a slow path: it may wait if this thread is in no other.
         #[inline]
         pub(crate) fn enter<R>(slow_path: impl FnOnce(Context) -> R) -> R {
+            let result = slow_path(Context::pin());
+            Context::unpin();
+            result
+        }
+
+        /// A number that no other thread has now; even.
+        #[inline]
+        pub(crate) fn thread() -> usize {
+            DEPTH.with(|depth| core::ptr::from_ref(depth).addr())
+        }
+
+        /// Has no slow path of this thread wait until [`Context::unpin`]; the context of before.
+        pub(crate) fn pin() -> Context {
             DEPTH.with(|depth| {
                 // No locked instruction: a handler in the midst of this leaves the number as it found it.
                 let outer = depth.load(Ordering::Relaxed);
                 depth.store(outer + 1, Ordering::Relaxed);
                 // Towards handlers on this thread: no lock is taken before it counts, or kept after.
                 compiler_fence(Ordering::SeqCst);
-                let result = slow_path(Context { may_wait: outer == 0 });
-                compiler_fence(Ordering::SeqCst);
-                depth.store(outer, Ordering::Relaxed);
-                result
+                Context { may_wait: outer == 0 }
             })
+        }
+
+        /// Undoes [`Context::pin`].
+        pub(crate) fn unpin() {
+            DEPTH.with(|depth| {
+                compiler_fence(Ordering::SeqCst);
+                depth.store(depth.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+            });
         }
 
         /// Runs something such that no slow path in it waits.

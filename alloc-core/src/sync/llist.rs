@@ -186,6 +186,17 @@ impl<T: Link, const CPUS: usize> CpuLists<T, CPUS> {
         }
     }
 
+    /// In the child of a fork: closes the lists of all CPUs, and has what was on them on that for the time before there were
+    /// any.
+    #[cfg(not(loom))]
+    pub(crate) fn forget_cpus(&self) {
+        self.boot.open();
+        for node in self.lists.iter().flat_map(Llist::close) {
+            // SAFETY: what was on a list stays valid until it is taken.
+            unsafe { self.boot.add(node) };
+        }
+    }
+
     /// The list of a CPU.
     #[inline]
     pub(crate) fn of(&self, cpu: usize) -> &Llist<T> {

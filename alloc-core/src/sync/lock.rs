@@ -1,6 +1,7 @@
 //! The one lock of the slow paths.
 
 use core::ops::{Deref, DerefMut};
+use core::sync::atomic::AtomicUsize;
 
 use super::primitive::{Ordering, UnsafeCell, spin_loop};
 use super::{Context, Futex};
@@ -9,15 +10,138 @@ const FREE: u32 = 0;
 const HELD: u32 = 1;
 /// Held, and somebody may sleep in the futex: the release has to wake one.
 const CONTENDED: u32 = 2;
+/// Its holder did not survive a fork: what it protects is as it was left, and nobody gets at it any more.
+const ABANDONED: u32 = 3;
 
 /// Attempts before sleeping. A critical section here is some hundred nanoseconds; a sleep costs microseconds.
 const SPINS: u32 = if cfg!(any(loom, miri)) { 1 } else { 100 };
 
-/// A mutual-exclusion word lock around a `T` (Drepper, *Futexes Are Tricky*, mutex 2).
+/// Attempts to take a lock for a fork by a thread that may not wait. Each lets other threads run, so this is long enough for
+/// any holder that is not itself in such a place.
+const FORK_ATTEMPTS: u32 = 100_000;
+
+/// Added to a thread's token: holds the lock for a fork.
+const FOR_FORK: usize = 1;
+
+/// A word lock (Drepper, *Futexes Are Tricky*, mutex 2) that knows its holder.
 ///
 /// The lock is not recursive and takes no part in unwinding: nothing that runs under it may panic.
-pub(crate) struct Lock<T> {
+pub(crate) struct RawLock {
     word: Futex,
+    /// The token of the thread that holds or held it. Only a thread that asks whether it holds the lock itself gets a sure
+    /// answer from it.
+    owner: AtomicUsize,
+}
+
+impl RawLock {
+    #[cfg(not(loom))]
+    const fn new() -> RawLock {
+        RawLock { word: Futex::new(FREE), owner: AtomicUsize::new(0) }
+    }
+
+    #[cfg(loom)]
+    fn new() -> RawLock {
+        RawLock { word: Futex::new(FREE), owner: AtomicUsize::new(0) }
+    }
+
+    #[inline]
+    fn try_acquire(&self) -> bool {
+        // Acquire: pairs with the Release in `release`, so that the last holder's writes are seen.
+        self.word.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
+    /// Takes the lock, unless that has to be waited for and the context may not.
+    #[inline]
+    fn acquire(&self, context: Context) -> bool {
+        let acquired = self.try_acquire() || (context.may_wait() && self.acquire_slow());
+        if acquired {
+            self.owner.store(Context::thread(), Ordering::Relaxed);
+        }
+        acquired
+    }
+
+    /// Waits for the lock; false if nobody will ever let go of it.
+    #[cold]
+    #[inline(never)]
+    fn acquire_slow(&self) -> bool {
+        for _ in 0..SPINS {
+            if self.word.load(Ordering::Relaxed) == FREE && self.try_acquire() {
+                return true;
+            }
+            spin_loop();
+        }
+        loop {
+            let word = self.word.load(Ordering::Relaxed);
+            match word {
+                ABANDONED => return false,
+                CONTENDED => self.word.wait(CONTENDED),
+                _ => {
+                    // Whoever slept takes the lock as contended: it cannot know whether others sleep still.
+                    // Acquire: as in `try_acquire`.
+                    let taken = self.word.compare_exchange(
+                        word,
+                        CONTENDED,
+                        Ordering::Acquire,
+                        Ordering::Relaxed,
+                    );
+                    if taken == Ok(FREE) {
+                        return true;
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline]
+    fn release(&self) {
+        // Release: pairs with the Acquire of the next holder.
+        if self.word.swap(FREE, Ordering::Release) == CONTENDED {
+            self.word.wake_one();
+        }
+    }
+
+    fn is_held(&self) -> bool {
+        !matches!(self.word.load(Ordering::Relaxed), FREE | ABANDONED)
+    }
+
+    /// Takes the lock for as long as a fork takes, unless this very thread was interrupted while it had it.
+    #[cfg(not(loom))]
+    pub(crate) fn hold_for_fork(&self, context: Context) {
+        if self.is_held() && self.owner.load(Ordering::Relaxed) == Context::thread() {
+            return;
+        }
+        let held = self.acquire(context)
+            || (0..FORK_ATTEMPTS).any(|_| {
+                super::relax();
+                self.try_acquire()
+            });
+        if held {
+            self.owner.store(Context::thread() | FOR_FORK, Ordering::Relaxed);
+        }
+    }
+
+    /// Lets go of the lock in the parent.
+    #[cfg(not(loom))]
+    pub(crate) fn release_in_parent(&self) {
+        if self.owner.load(Ordering::Relaxed) == Context::thread() | FOR_FORK {
+            self.owner.store(0, Ordering::Relaxed);
+            self.release();
+        }
+    }
+
+    /// Lets go of the lock in the child, where there is no other thread that could.
+    #[cfg(not(loom))]
+    pub(crate) fn release_in_child(&self) {
+        self.release_in_parent();
+        if self.is_held() && self.owner.load(Ordering::Relaxed) != Context::thread() {
+            self.word.store(ABANDONED, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A `T` for one thread at a time.
+pub(crate) struct Lock<T> {
+    raw: RawLock,
     data: UnsafeCell<T>,
 }
 
@@ -26,53 +150,27 @@ unsafe impl<T: Send> Sync for Lock<T> {}
 // SAFETY: a lock owns its `T` and nothing tied to a thread.
 unsafe impl<T: Send> Send for Lock<T> {}
 
-#[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 impl<T> Lock<T> {
     #[cfg(not(loom))]
     pub(crate) const fn new(data: T) -> Lock<T> {
-        Lock { word: Futex::new(FREE), data: UnsafeCell::new(data) }
+        Lock { raw: RawLock::new(), data: UnsafeCell::new(data) }
     }
 
     #[cfg(loom)]
     pub(crate) fn new(data: T) -> Lock<T> {
-        Lock { word: Futex::new(FREE), data: UnsafeCell::new(data) }
-    }
-
-    #[inline]
-    fn try_lock(&self) -> Option<Guard<'_, T>> {
-        // Acquire: pairs with the Release of `Guard::drop`, so that the last holder's writes are seen.
-        self.word
-            .compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed)
-            .is_ok()
-            .then(|| Guard::new(self))
+        Lock { raw: RawLock::new(), data: UnsafeCell::new(data) }
     }
 
     /// Takes the lock, waiting for it where the context may wait.
     #[inline]
     pub(crate) fn acquire(&self, context: Context) -> Option<Guard<'_, T>> {
-        match self.try_lock() {
-            None if context.may_wait() => Some(self.lock_slow()),
-            tried => tried,
-        }
+        self.raw.acquire(context).then(|| Guard::new(self))
     }
 
-    #[cold]
-    #[inline(never)]
-    fn lock_slow(&self) -> Guard<'_, T> {
-        for _ in 0..SPINS {
-            if self.word.load(Ordering::Relaxed) == FREE
-                && let Some(guard) = self.try_lock()
-            {
-                return guard;
-            }
-            spin_loop();
-        }
-        // Whoever slept takes the lock as contended: it cannot know whether others sleep still.
-        // Acquire: as in `try_lock`.
-        while self.word.swap(CONTENDED, Ordering::Acquire) != FREE {
-            self.word.wait(CONTENDED);
-        }
-        Guard::new(self)
+    /// The lock itself, for who has to take all there are.
+    #[cfg(not(loom))]
+    pub(crate) fn raw(&self) -> &RawLock {
+        &self.raw
     }
 }
 
@@ -124,9 +222,6 @@ impl<T> Drop for Guard<'_, T> {
     fn drop(&mut self) {
         #[cfg(loom)]
         drop(self.data.take());
-        // Release: pairs with the Acquire of the next holder.
-        if self.lock.word.swap(FREE, Ordering::Release) == CONTENDED {
-            self.lock.word.wake_one();
-        }
+        self.lock.raw.release();
     }
 }

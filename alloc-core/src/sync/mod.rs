@@ -16,6 +16,8 @@ mod rcuwait;
 pub(crate) use context::Context;
 pub(crate) use futex::Futex;
 pub(crate) use llist::{CpuLists, Link, Llist, Taken};
+#[cfg(not(loom))]
+pub(crate) use lock::RawLock;
 pub(crate) use lock::{Guard, Lock};
 pub(crate) use primitive::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 pub(crate) use rcuwait::Rcuwait;

@@ -1,0 +1,42 @@
+//! Forks: the child can allocate at once, whatever other threads did when the parent forked.
+//!
+//! Before a fork all locks of the slow paths are taken, so what they protect is whole in the child; a thread that is in a slow
+//! path finishes first. Where the fork itself is in a handler that interrupted a slow path, the locks of that slow path are
+//! left alone, as it will let go of them in the child too; others are waited for, but not for ever. One that cannot be had is
+//! *abandoned* in the child: slow paths there go round it, as handlers do.
+//!
+//! The child has no CPUs, since it has no threads but one: what was queued for them goes back to the time before they were
+//! started.
+//!
+//! This file may touch everything in the crate.
+
+use crate::cpu;
+use crate::kmalloc;
+use crate::os;
+use crate::sync::Context;
+
+/// Run by the loader before `main`, on the only thread.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static REGISTER: extern "C" fn() = {
+    extern "C" fn register() {
+        os::at_fork(prepare, in_parent, in_child);
+    }
+    register
+};
+
+extern "C" fn prepare() {
+    let context = Context::pin();
+    kmalloc::for_each_lock(&|lock| lock.hold_for_fork(context));
+}
+
+extern "C" fn in_parent() {
+    kmalloc::for_each_lock(&|lock| lock.release_in_parent());
+    Context::unpin();
+}
+
+extern "C" fn in_child() {
+    kmalloc::for_each_lock(&|lock| lock.release_in_child());
+    cpu::forget();
+    Context::unpin();
+}
