@@ -11,7 +11,7 @@ use crate::batch::{Batch, MAX_BATCH};
 use crate::fault::{self, Place};
 #[cfg(not(loom))]
 use crate::sync::RawLock;
-use crate::sync::{AtomicUsize, Context, Lock, Ordering};
+use crate::sync::{AtomicUsize, Context, Lock, LockClass, Ordering};
 
 /// Batches a barn holds at most. (`MAX_FULL_SHEAVES` of `mm/slub.c`.)
 const FULL_BATCHES: usize = if cfg!(loom) { 2 } else { 10 };
@@ -36,12 +36,12 @@ impl Objects {
 impl Barn {
     #[cfg(not(loom))]
     pub(crate) const fn new() -> Barn {
-        Barn { len: AtomicUsize::new(0), objects: Lock::new(Objects::EMPTY) }
+        Barn { len: AtomicUsize::new(0), objects: Lock::new(LockClass::Barn, Objects::EMPTY) }
     }
 
     #[cfg(loom)]
     pub(crate) fn new() -> Barn {
-        Barn { len: AtomicUsize::new(0), objects: Lock::new(Objects::EMPTY) }
+        Barn { len: AtomicUsize::new(0), objects: Lock::new(LockClass::Barn, Objects::EMPTY) }
     }
 
     #[cfg(not(loom))]

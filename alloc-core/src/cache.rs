@@ -8,6 +8,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::cpu::{self, CpusReadGuard};
 use crate::kmalloc;
+use crate::sync::{LockClass, witness};
 
 /// Serialises what changes the set of caches, and those who wait for deferred frees.
 static SLAB_MUTEX: Mutex<()> = Mutex::new(());
@@ -23,10 +24,19 @@ impl fmt::Debug for SlabMutexGuard {
     }
 }
 
+impl Drop for SlabMutexGuard {
+    fn drop(&mut self) {
+        witness::released(LockClass::SlabMutex);
+    }
+}
+
 /// Takes the cache mutex. In this order, after the hotplug lock: the other way round, who changes CPUs and who changes
 /// caches could wait for each other.
 fn slab_mutex(_cpus: &CpusReadGuard) -> SlabMutexGuard {
-    SlabMutexGuard { _mutex: SLAB_MUTEX.lock() }
+    witness::waits(LockClass::SlabMutex);
+    let _mutex = SLAB_MUTEX.lock();
+    witness::acquired(LockClass::SlabMutex);
+    SlabMutexGuard { _mutex }
 }
 
 /// Waits until all that was deferred before this call is freed.

@@ -14,7 +14,7 @@
 //! online CPUs, under the [read lock](read_lock), sees all there is. The program's own threads may go on running on a core
 //! whose CPU is offline; they just find no sheaves there.
 //!
-//! This file may touch `kmalloc`, `irq_work`, `thread` and `os`. It is of the control plane: it allocates and sleeps.
+//! This file may touch `kmalloc`, `irq_work`, `thread`, `sync` and `os`. It is of the control plane: it allocates and sleeps.
 
 extern crate std;
 
@@ -28,6 +28,7 @@ use std::thread::JoinHandle;
 
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use crate::sync::{LockClass, witness};
 use crate::thread::{self, MAX_CPUS, Routines};
 use crate::{irq_work, kmalloc, os};
 
@@ -105,6 +106,7 @@ pub struct CpusReadGuard {
 impl Drop for CpusReadGuard {
     fn drop(&mut self) {
         READERS.set(READERS.get() - 1);
+        witness::released(LockClass::Hotplug);
     }
 }
 
@@ -118,7 +120,11 @@ impl fmt::Debug for CpusReadGuard {
 pub fn read_lock() -> CpusReadGuard {
     start();
     // Recursively: a thread that has this lock may need it again while another waits to change CPUs.
+    if READERS.get() == 0 {
+        witness::waits(LockClass::Hotplug);
+    }
     let _lock = HOTPLUG.lock().read_recursive();
+    witness::acquired(LockClass::Hotplug);
     READERS.set(READERS.get() + 1);
     CpusReadGuard { _lock }
 }
@@ -161,6 +167,7 @@ pub fn start() {
     if thread::is_started() && online().next().is_some() {
         return;
     }
+    witness::waits(LockClass::Hotplug);
     let mut threads = HOTPLUG.lock().write();
     if threads.is_empty() {
         thread::start();
@@ -250,6 +257,7 @@ fn write_lock(cpu: usize) -> Result<RwLockWriteGuard<'static, Threads>, CpuError
         return Err(CpuError::NoSuchCpu);
     }
     start();
+    witness::waits(LockClass::Hotplug);
     Ok(HOTPLUG.lock().write())
 }
 

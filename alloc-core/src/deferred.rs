@@ -13,7 +13,7 @@
 use crate::fault::{self, Place};
 #[cfg(not(loom))]
 use crate::sync::RawLock;
-use crate::sync::{Context, CpuLists, Link, Llist, Lock, Taken};
+use crate::sync::{Context, CpuLists, Link, Llist, Lock, LockClass, Taken};
 
 /// A block that waits: an object of a slab or a run.
 pub(crate) struct Block {
@@ -42,8 +42,8 @@ impl<const CPUS: usize> Deferred<CPUS> {
     pub(crate) const fn new() -> Deferred<CPUS> {
         Deferred {
             lists: CpuLists::new(),
-            emptying: [const { Lock::new(()) }; CPUS],
-            emptying_boot: Lock::new(()),
+            emptying: [const { Lock::new(LockClass::Emptying, ()) }; CPUS],
+            emptying_boot: Lock::new(LockClass::Emptying, ()),
         }
     }
 
@@ -51,8 +51,8 @@ impl<const CPUS: usize> Deferred<CPUS> {
     pub(crate) fn new() -> Deferred<CPUS> {
         Deferred {
             lists: CpuLists::new(),
-            emptying: core::array::from_fn(|_| Lock::new(())),
-            emptying_boot: Lock::new(()),
+            emptying: core::array::from_fn(|_| Lock::new(LockClass::Emptying, ())),
+            emptying_boot: Lock::new(LockClass::Emptying, ()),
         }
     }
 

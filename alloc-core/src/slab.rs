@@ -21,7 +21,7 @@ use crate::batch::Batch;
 use crate::size_class::{CLASSES, Class, UNIT};
 #[cfg(not(loom))]
 use crate::sync::RawLock;
-use crate::sync::{Context, Guard, Link, Llist, Lock};
+use crate::sync::{Context, Guard, Link, Llist, Lock, LockClass};
 
 /// Bits of a word of the bitmap.
 const WORD: usize = u64::BITS as usize;
@@ -387,12 +387,12 @@ pub(crate) struct Slabs {
 impl Slabs {
     #[cfg(not(loom))]
     pub(crate) const fn new() -> Slabs {
-        Slabs { partial: Lock::new(Partial::new()), arrivals: Llist::new() }
+        Slabs { partial: Lock::new(LockClass::Slabs, Partial::new()), arrivals: Llist::new() }
     }
 
     #[cfg(loom)]
     pub(crate) fn new() -> Slabs {
-        Slabs { partial: Lock::new(Partial::new()), arrivals: Llist::new() }
+        Slabs { partial: Lock::new(LockClass::Slabs, Partial::new()), arrivals: Llist::new() }
     }
 
     /// The partial slabs, those that arrived meanwhile included; `None` where that had to be waited for.

@@ -20,7 +20,7 @@ use std::sync::mpsc;
 use std::thread::{Builder, JoinHandle};
 
 use crate::os;
-use crate::sync::{Futex, relax};
+use crate::sync::{Futex, relax, witness};
 
 /// CPUs that are told apart; those beyond share with the first ones.
 pub(crate) const MAX_CPUS: usize = 512;
@@ -123,7 +123,7 @@ pub(crate) fn start() {
 
 extern "C" fn interrupted(_signal: core::ffi::c_int) {
     if let Some((cpu, routines)) = CPU.get() {
-        (routines.interrupt)(cpu);
+        witness::interrupt(|| (routines.interrupt)(cpu));
     }
 }
 

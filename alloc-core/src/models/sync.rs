@@ -6,12 +6,12 @@ use loom::sync::atomic::Ordering::Relaxed;
 use loom::thread;
 
 use super::{loom_finds, race, race_of};
-use crate::sync::{Context, Lock, Rcuwait};
+use crate::sync::{Context, Lock, LockClass, Rcuwait};
 
 #[test]
 fn lock_excludes_and_orders() {
     loom::model(|| {
-        let lock = Arc::new(Lock::new(0));
+        let lock = Arc::new(Lock::new(LockClass::Barn, 0));
         let shared = lock.clone();
         race(move |_| *shared.acquire(Context::WAITING).unwrap() += 1);
         assert_eq!(*lock.acquire(Context::WAITING).unwrap(), 2);
@@ -21,7 +21,7 @@ fn lock_excludes_and_orders() {
 #[test]
 fn tried_lock_is_free_or_refused() {
     loom::model(|| {
-        let lock = Arc::new(Lock::new(0));
+        let lock = Arc::new(Lock::new(LockClass::Barn, 0));
         let shared = lock.clone();
         race(move |_| {
             if let Some(mut guard) = shared.acquire(Context::TRYING) {

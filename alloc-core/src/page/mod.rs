@@ -29,7 +29,7 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use crate::fault::{self, Place};
 use crate::os;
 use crate::size_class::{UNIT, UNIT_SHIFT};
-use crate::sync::{Context, Lock, RawLock};
+use crate::sync::{Context, Lock, LockClass, RawLock};
 use bins::Bins;
 use reserve::Reserve;
 
@@ -111,7 +111,7 @@ static ARENAS: [Arena; MAX_ARENAS] = [const { Arena::new() }; MAX_ARENAS];
 /// Arenas claimed by those who make them.
 static CLAIMED: AtomicUsize = AtomicUsize::new(0);
 /// Serialises the making of arenas among those who can wait. Two that are made at once do no harm.
-static MAKING: Lock<()> = Lock::new(());
+static MAKING: Lock<()> = Lock::new(LockClass::ArenaMaking, ());
 
 /// The arenas that can be used.
 fn arenas() -> impl Iterator<Item = &'static Arena> {
@@ -353,7 +353,7 @@ impl Arena {
                 units: 0,
             }),
             committed: AtomicU32::new(0),
-            state: Lock::new(Units::new()),
+            state: Lock::new(LockClass::Arena, Units::new()),
             reserve: Reserve::new(),
         }
     }

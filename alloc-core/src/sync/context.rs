@@ -55,6 +55,12 @@ mod depth {
             result
         }
 
+        /// Whether this thread is in no slow path.
+        #[cfg(debug_assertions)]
+        pub(crate) fn is_outermost() -> bool {
+            DEPTH.with(|depth| depth.load(Ordering::Relaxed) == 0)
+        }
+
         /// A number that no other thread has now; even.
         #[inline]
         pub(crate) fn thread() -> usize {

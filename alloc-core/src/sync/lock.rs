@@ -4,7 +4,7 @@ use core::ops::{Deref, DerefMut};
 use core::sync::atomic::AtomicUsize;
 
 use super::primitive::{Ordering, UnsafeCell, spin_loop};
-use super::{Context, Futex};
+use super::{Context, Futex, LockClass, witness};
 
 const FREE: u32 = 0;
 const HELD: u32 = 1;
@@ -31,17 +31,31 @@ pub(crate) struct RawLock {
     /// The token of the thread that holds or held it. Only a thread that asks whether it holds the lock itself gets a sure
     /// answer from it.
     owner: AtomicUsize,
+    #[cfg(debug_assertions)]
+    class: LockClass,
 }
 
 impl RawLock {
     #[cfg(not(loom))]
-    const fn new() -> RawLock {
-        RawLock { word: Futex::new(FREE), owner: AtomicUsize::new(0) }
+    const fn new(class: LockClass) -> RawLock {
+        let _ = class;
+        RawLock {
+            word: Futex::new(FREE),
+            owner: AtomicUsize::new(0),
+            #[cfg(debug_assertions)]
+            class,
+        }
     }
 
     #[cfg(loom)]
-    fn new() -> RawLock {
-        RawLock { word: Futex::new(FREE), owner: AtomicUsize::new(0) }
+    fn new(class: LockClass) -> RawLock {
+        let _ = class;
+        RawLock {
+            word: Futex::new(FREE),
+            owner: AtomicUsize::new(0),
+            #[cfg(debug_assertions)]
+            class,
+        }
     }
 
     #[inline]
@@ -100,6 +114,15 @@ impl RawLock {
         }
     }
 
+    /// What the witness is told.
+    #[inline(always)]
+    fn class(&self) -> LockClass {
+        #[cfg(debug_assertions)]
+        return self.class;
+        #[cfg(not(debug_assertions))]
+        LockClass::Sheaves
+    }
+
     fn is_held(&self) -> bool {
         !matches!(self.word.load(Ordering::Relaxed), FREE | ABANDONED)
     }
@@ -152,19 +175,27 @@ unsafe impl<T: Send> Send for Lock<T> {}
 
 impl<T> Lock<T> {
     #[cfg(not(loom))]
-    pub(crate) const fn new(data: T) -> Lock<T> {
-        Lock { raw: RawLock::new(), data: UnsafeCell::new(data) }
+    pub(crate) const fn new(class: LockClass, data: T) -> Lock<T> {
+        Lock { raw: RawLock::new(class), data: UnsafeCell::new(data) }
     }
 
     #[cfg(loom)]
-    pub(crate) fn new(data: T) -> Lock<T> {
-        Lock { raw: RawLock::new(), data: UnsafeCell::new(data) }
+    pub(crate) fn new(class: LockClass, data: T) -> Lock<T> {
+        Lock { raw: RawLock::new(class), data: UnsafeCell::new(data) }
     }
 
     /// Takes the lock, waiting for it where the context may wait.
     #[inline]
+    #[track_caller]
     pub(crate) fn acquire(&self, context: Context) -> Option<Guard<'_, T>> {
-        self.raw.acquire(context).then(|| Guard::new(self))
+        if context.may_wait() {
+            witness::waits(self.raw.class());
+        }
+        if !self.raw.acquire(context) {
+            return None;
+        }
+        witness::acquired(self.raw.class());
+        Some(Guard::new(self))
     }
 
     /// The lock itself, for who has to take all there are.
@@ -222,6 +253,7 @@ impl<T> Drop for Guard<'_, T> {
     fn drop(&mut self) {
         #[cfg(loom)]
         drop(self.data.take());
+        witness::released(self.lock.raw.class());
         self.lock.raw.release();
     }
 }

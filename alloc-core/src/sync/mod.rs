@@ -2,6 +2,7 @@
 //!
 //! - [`Lock`], the one lock of the slow paths: a word, tried, spun on a little and then slept on in a futex.
 //! - [`Rcuwait`], a place for one thread to wait for what a signal handler does.
+//! - [`witness`], which holds locks against an order in debug builds.
 //! - [`Context`], whether whoever takes a lock may wait for it.
 //! - [`Llist`], a list that any context may add to.
 //!
@@ -12,6 +13,7 @@ mod futex;
 mod llist;
 mod lock;
 mod rcuwait;
+pub(crate) mod witness;
 
 pub(crate) use context::Context;
 pub(crate) use futex::Futex;
@@ -21,6 +23,7 @@ pub(crate) use lock::RawLock;
 pub(crate) use lock::{Guard, Lock};
 pub(crate) use primitive::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 pub(crate) use rcuwait::Rcuwait;
+pub(crate) use witness::LockClass;
 
 /// Waits a little for another thread, which may need this CPU to go on.
 pub(crate) fn relax() {

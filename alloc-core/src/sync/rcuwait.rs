@@ -4,8 +4,8 @@
 //! who wait must be serialised by something else: that is the contract, and the price of the slot being a word. Those who
 //! wake need no serialising.
 
-use super::Futex;
 use super::primitive::{Ordering, fence};
+use super::{Futex, witness};
 
 const NOBODY: u32 = 0;
 const WAITING: u32 = 1;
@@ -30,8 +30,10 @@ impl Rcuwait {
     ///
     /// # Panics
     /// In debug builds if another thread waits here.
+    #[track_caller]
     pub(crate) fn wait_until(&self, condition: impl Fn() -> bool) {
         // Relaxed: what counts is ordered by the fences.
+        witness::may_sleep();
         let task = self.task.swap(WAITING, Ordering::Relaxed);
         debug_assert!(
             task == NOBODY,

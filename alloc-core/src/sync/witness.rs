@@ -1,0 +1,283 @@
+//! The lock witness: in debug builds, whoever takes a lock is held against an order and against rules. (lockdep of Linux,
+//! WITNESS of the BSDs.)
+//!
+//! - *Order.* Locks have classes. Waiting for a lock of class B while holding one of class A makes an edge A → B; an edge that
+//!   closes a circle is a deadlock that has only not happened yet. What is only tried makes no edge to itself, but is held.
+//! - *Context.* What sleeps, and the locks of the control plane, are not for slow paths, nor for the handler of a CPU.
+//!
+//! A breach ends the process with both places in the message. In release builds nothing of this is there.
+//!
+//! This file may touch `os`.
+
+/// Locks of a class are taken alike.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+#[allow(dead_code, reason = "some are made of zeroed memory only, or where the witness is on")]
+pub(crate) enum LockClass {
+    /// The sheaves of a CPU, on the fallback backend. First, as such a lock is made of zeroed memory.
+    Sheaves,
+    /// Coming and going of CPUs.
+    Hotplug,
+    /// The set of caches.
+    SlabMutex,
+    /// The emptying of a deferred list.
+    Emptying,
+    /// A barn.
+    Barn,
+    /// The slabs of a class on a node.
+    Slabs,
+    /// The making of an arena.
+    ArenaMaking,
+    /// The runs of an arena.
+    Arena,
+}
+
+#[cfg(all(debug_assertions, not(loom)))]
+pub(crate) use checking::{acquired, interrupt, may_sleep, released, waits};
+
+#[cfg(not(all(debug_assertions, not(loom))))]
+pub(crate) use nothing::{acquired, interrupt, may_sleep, released, waits};
+
+#[cfg(not(all(debug_assertions, not(loom))))]
+mod nothing {
+    use super::LockClass;
+
+    #[inline(always)]
+    pub(crate) fn waits(_: LockClass) {}
+
+    #[inline(always)]
+    pub(crate) fn acquired(_: LockClass) {}
+
+    #[inline(always)]
+    pub(crate) fn released(_: LockClass) {}
+
+    #[inline(always)]
+    pub(crate) fn may_sleep() {}
+
+    #[inline(always)]
+    pub(crate) fn interrupt<R>(handler: impl FnOnce() -> R) -> R {
+        handler()
+    }
+}
+
+#[cfg(all(debug_assertions, not(loom)))]
+mod checking {
+    extern crate std;
+
+    use super::super::Context;
+    use super::LockClass;
+    use crate::os;
+    use core::cell::Cell;
+    use core::panic::Location;
+    use core::ptr;
+    use core::sync::atomic::{AtomicPtr, Ordering, compiler_fence};
+
+    const CLASSES: usize = 8;
+    /// Locks that a thread may hold, handlers included.
+    const MAX_HELD: usize = 16;
+
+    type Place = &'static Location<'static>;
+    type Held = Option<(LockClass, Place)>;
+
+    std::thread_local! {
+        /// What this thread holds: the first so many, of which those that a handler finds being written are empty.
+        static HELD: [Cell<Held>; MAX_HELD] = const { [const { Cell::new(None) }; MAX_HELD] };
+        static COUNT: Cell<usize> = const { Cell::new(0) };
+        /// This thread is in the handler of a CPU.
+        static INTERRUPTED: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// Where a lock of one class was held, and one of another was waited for.
+    struct Edge {
+        held: AtomicPtr<Location<'static>>,
+        waited: AtomicPtr<Location<'static>>,
+    }
+
+    /// Edges from the class held to the class waited for.
+    pub(super) struct Graph([[Edge; CLASSES]; CLASSES]);
+
+    static GRAPH: Graph = Graph::new();
+
+    /// An order that was seen both ways.
+    #[derive(Debug)]
+    pub(super) struct Inversion {
+        pub(super) held: Place,
+        pub(super) waited: Place,
+    }
+
+    impl Graph {
+        pub(super) const fn new() -> Graph {
+            Graph(
+                [const {
+                    [const {
+                        Edge {
+                            held: AtomicPtr::new(ptr::null_mut()),
+                            waited: AtomicPtr::new(ptr::null_mut()),
+                        }
+                    }; CLASSES]
+                }; CLASSES],
+            )
+        }
+
+        /// Adds the edge from a class held to one waited for.
+        ///
+        /// # Errors
+        /// The first edge of a way that leads back.
+        pub(super) fn add(
+            &self,
+            (held, held_at): (LockClass, Place),
+            (waited, waited_at): (LockClass, Place),
+        ) -> Result<(), Inversion> {
+            let mut seen = [false; CLASSES];
+            if let Some(inversion) = self.way(waited, held, &mut seen) {
+                return Err(inversion);
+            }
+            let edge = &self.0[held as usize][waited as usize];
+            edge.held.store(ptr::from_ref(held_at).cast_mut(), Ordering::Relaxed);
+            // Release: pairs with the Acquire in `way`.
+            edge.waited.store(ptr::from_ref(waited_at).cast_mut(), Ordering::Release);
+            Ok(())
+        }
+
+        /// The first edge on a way from a class to another.
+        fn way(
+            &self,
+            from: LockClass,
+            to: LockClass,
+            seen: &mut [bool; CLASSES],
+        ) -> Option<Inversion> {
+            self.way_from(from as usize, to as usize, seen)
+        }
+
+        fn way_from(
+            &self,
+            from: usize,
+            to: usize,
+            seen: &mut [bool; CLASSES],
+        ) -> Option<Inversion> {
+            seen[from] = true;
+            for (next, edge) in self.0[from].iter().enumerate() {
+                // Acquire: pairs with the Release in `add`.
+                let waited = edge.waited.load(Ordering::Acquire);
+                if waited.is_null() {
+                    continue;
+                }
+                if next == to || (!seen[next] && self.way_from(next, to, seen).is_some()) {
+                    // SAFETY: both were stored by `add`, the other one first.
+                    let (held, waited) = unsafe { (&*edge.held.load(Ordering::Relaxed), &*waited) };
+                    return Some(Inversion { held, waited });
+                }
+            }
+            None
+        }
+    }
+
+    /// To be called before a lock is waited for.
+    #[track_caller]
+    pub(crate) fn waits(class: LockClass) {
+        if matches!(class, LockClass::Hotplug | LockClass::SlabMutex) {
+            may_sleep();
+        }
+        let here = Location::caller();
+        COUNT.with(|count| {
+            HELD.with(|held| {
+                for held in held.iter().take(count.get()).filter_map(Cell::get) {
+                    if held.0 == class {
+                        os::abort(format_args!(
+                            "a second lock of class {class:?} is waited for at {here}; the first was taken at {}",
+                            held.1
+                        ));
+                    }
+                    if let Err(before) = GRAPH.add(held, (class, here)) {
+                        os::abort(format_args!(
+                            "{class:?} is waited for at {here} with {:?} held since {}; before, on the way the other \
+                             way round, {} with a lock held since {}",
+                            held.0, held.1, before.waited, before.held
+                        ));
+                    }
+                }
+            });
+        });
+    }
+
+    /// To be called when a lock was taken.
+    #[track_caller]
+    pub(crate) fn acquired(class: LockClass) {
+        let here = Location::caller();
+        COUNT.with(|count| {
+            let number = count.get();
+            // First the place, then what is in it: a handler in between puts its own above.
+            count.set(number + 1);
+            compiler_fence(Ordering::SeqCst);
+            HELD.with(|held| match held.get(number) {
+                Some(entry) => entry.set(Some((class, here))),
+                None => os::abort(format_args!("more than {MAX_HELD} locks held at {here}")),
+            });
+        });
+    }
+
+    /// To be called before a lock is let go of.
+    #[track_caller]
+    pub(crate) fn released(class: LockClass) {
+        COUNT.with(|count| {
+            HELD.with(|held| {
+                let found = held
+                    .iter()
+                    .take(count.get())
+                    .rposition(|entry| entry.get().is_some_and(|(held, _)| held == class));
+                let Some(found) = found else {
+                    os::abort(format_args!(
+                        "{class:?} is let go of at {} but not held",
+                        Location::caller()
+                    ))
+                };
+                for number in found..count.get() - 1 {
+                    held[number].set(held[number + 1].get());
+                }
+                held[count.get() - 1].set(None);
+            });
+            compiler_fence(Ordering::SeqCst);
+            count.set(count.get() - 1);
+        });
+    }
+
+    /// To be called by what may sleep for long: not for slow paths, nor for the handler of a CPU.
+    #[track_caller]
+    pub(crate) fn may_sleep() {
+        if INTERRUPTED.get() || !Context::is_outermost() {
+            os::abort(format_args!(
+                "{} may sleep, in a {}",
+                Location::caller(),
+                if INTERRUPTED.get() { "handler" } else { "slow path" }
+            ));
+        }
+    }
+
+    /// Runs the handler of a CPU.
+    pub(crate) fn interrupt<R>(handler: impl FnOnce() -> R) -> R {
+        INTERRUPTED.set(true);
+        let result = handler();
+        INTERRUPTED.set(false);
+        result
+    }
+}
+
+#[cfg(all(test, debug_assertions, not(loom)))]
+mod tests {
+    use super::LockClass::{Arena, Barn, Slabs};
+    use super::checking::Graph;
+    use core::panic::Location;
+
+    #[test]
+    fn a_circle_is_found() {
+        let graph = Graph::new();
+        let here = Location::caller();
+        assert!(graph.add((Barn, here), (Slabs, here)).is_ok());
+        assert!(graph.add((Barn, here), (Slabs, here)).is_ok());
+        assert!(graph.add((Slabs, here), (Arena, here)).is_ok());
+        assert!(graph.add((Barn, here), (Arena, here)).is_ok());
+        let inversion = graph.add((Arena, here), (Barn, here)).expect_err("a circle");
+        assert_eq!((inversion.held, inversion.waited), (here, here));
+        assert!(graph.add((Slabs, here), (Barn, here)).is_err());
+    }
+}
