@@ -12,7 +12,7 @@ use alloc_core::cpu::{self, CpuError};
 use alloc_core::irq_work::IrqWork;
 use alloc_core::{cache, nolock};
 use tests::routes::Hayloft;
-use tests::scenario::Scenario;
+use tests::scenario::{Scenario, describe};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -199,5 +199,48 @@ fn cpus_come_and_go() {
         });
         WORK.sync();
         assert!(!WORK.is_busy());
+    });
+}
+
+/// The lock witness of debug builds: what sleeps is not for the handler of a CPU.
+#[test]
+#[cfg(debug_assertions)]
+fn sleeping_in_a_handler_is_named() {
+    static SLEEPY: IrqWork = IrqWork::new(|_| cache::barrier());
+    let sleep = || {
+        cpu::start();
+        SLEEPY.queue();
+        SLEEPY.sync();
+    };
+    Scenario::new("hard", sleep).env("HAYLOFT_IRQ", "hard").run(|output| {
+        let all = describe(output);
+        assert!(!output.status.success(), "{all}");
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains("may sleep, in a handler"),
+            "{all}"
+        );
+    });
+}
+
+/// Two threads that wait at once for one item break the contract of its place for one waiter: debug builds say so.
+#[test]
+#[cfg(debug_assertions)]
+fn two_waiters_are_named() {
+    static SLOW: IrqWork = IrqWork::new(|_| thread::sleep(std::time::Duration::from_millis(300)));
+    let wait = || {
+        cpu::start();
+        SLOW.queue();
+        thread::scope(|scope| {
+            scope.spawn(|| SLOW.sync());
+            scope.spawn(|| SLOW.sync());
+        });
+    };
+    Scenario::new("threaded", wait).env("HAYLOFT_IRQ", "threaded").run(|output| {
+        let all = describe(output);
+        assert!(!output.status.success(), "{all}");
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains("two threads wait at once"),
+            "{all}"
+        );
     });
 }
