@@ -53,7 +53,7 @@ fn defer_free_barrier(_caches: &SlabMutexGuard, cpus: &CpusReadGuard) {
 }
 
 /// Waits until all that was freed before this call, in whatever context, is free in earnest: nothing is put off any more.
-/// Starts the machine (see [`cpu`](crate::cpu)). Not for handlers.
+/// Starts the machine (see [`cpu`]). Not for handlers.
 pub fn barrier() {
     let cpus = cpu::read_lock();
     let caches = slab_mutex(&cpus);

@@ -1,6 +1,6 @@
 //! Fault points: labelled places in the slow paths at which a test makes something happen, such as a signal.
 //!
-//! With the feature `fault-points` the function given to [`set_hook`] is called at every place on the way; without it
+//! With the feature `fault-points` the function given to `set_hook` is called at every place on the way; without it
 //! nothing of this is there. A test that lists [`Place::ALL`] knows which places it has not been to.
 //!
 //! This file may touch nothing.

@@ -244,7 +244,7 @@ mod queues {
         /// Waits until the item is not busy; then nobody touches it any more, unless it is queued again.
         ///
         /// Where it runs in a handler this spins. Where it runs in a loop it sleeps in a place for one waiter, so callers
-        /// for one item must take turns (see [`Rcuwait`](crate::sync::Rcuwait)), and must not be in a handler.
+        /// for one item must take turns (see `Rcuwait`), and must not be in a handler.
         ///
         /// # Panics
         /// In debug builds if two threads sleep here at once for one item.

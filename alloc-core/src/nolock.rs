@@ -1,6 +1,6 @@
 //! Allocating and freeing without ever waiting, in any context.
 //!
-//! [`kmalloc`](crate::kmalloc) notices by itself that it runs in a signal handler that interrupted it, and then does what
+//! [`kmalloc`] notices by itself that it runs in a signal handler that interrupted it, and then does what
 //! these functions do. They are for code that must not wait though it interrupted nothing: with a spinlock held, say, or
 //! on a thread that has a deadline. What they allocate may be freed by either road, and the other way round.
 //! (`kmalloc_nolock` and `kfree_nolock` of `mm/slub.c`, which serve fewer sizes.)
@@ -31,11 +31,11 @@ pub fn alloc(layout: Layout) -> Option<NonNull<u8>> {
     NonNull::new(alloc_slow(layout))
 }
 
-/// Frees what [`alloc`] or the functions of [`kmalloc`](crate::kmalloc) returned. Never fails: what cannot be freed now is
+/// Frees what [`alloc`] or the functions of [`kmalloc`] returned. Never fails: what cannot be freed now is
 /// freed by the next slow path that may wait.
 ///
 /// # Safety
-/// As [`kmalloc::free`](crate::kmalloc::free).
+/// As [`kmalloc::free`].
 #[inline(always)]
 pub unsafe fn dealloc(object: NonNull<u8>, layout: Layout) {
     let object = object.as_ptr();
