@@ -246,19 +246,29 @@ impl Bitmap {
                 break;
             };
             // Neighbours often come back together: gather the bits of a word.
-            let at = index / WORD;
-            let (start, len) = shape.word(at);
-            let start = base.addr() + start;
-            let mut bits = 1 << (index % WORD);
-            let mut count = 1;
-            for object in others {
-                let offset = object.addr().wrapping_sub(start);
-                if offset >= len {
-                    break;
+            let (at, bit) = (index / WORD, index % WORD);
+            let size = shape.size as usize;
+            let step = others.first().map(|second| second.addr().wrapping_sub(first.addr()));
+            let up = (WORD - bit).min(shape.objects as usize - index).min(rest.len());
+            let down = (bit + 1).min(rest.len());
+            let (bits, count) = if step == Some(size) && is_row(rest, up, size) {
+                (ones(up) << bit, up)
+            } else if step == Some(size.wrapping_neg()) && is_row(rest, down, size.wrapping_neg()) {
+                (ones(down) << (bit + 1 - down), down)
+            } else {
+                let (start, len) = shape.word(at);
+                let start = base.addr() + start;
+                let (mut bits, mut count) = (1 << bit, 1);
+                for object in others {
+                    let offset = object.addr().wrapping_sub(start);
+                    if offset >= len {
+                        break;
+                    }
+                    bits |= 1 << (shape.index(offset) % WORD);
+                    count += 1;
                 }
-                bits |= 1 << (shape.index(offset) % WORD);
-                count += 1;
-            }
+                (bits, count)
+            };
             // SAFETY: an index below the objects of a slab, so the word is one of the bitmap.
             let word = unsafe { self.free.get_unchecked_mut(at) };
             if *word & bits != 0 || (count > 1 && bits.count_ones() as usize != count) {
@@ -314,6 +324,24 @@ impl Bitmap {
         self.summary = summary;
         (batch.len() - before) as u32
     }
+}
+
+/// Whether the first `count` objects, at least one, are each `step` bytes from the one before. It looks at all of them, which
+/// takes no branches.
+#[inline(always)]
+fn is_row(objects: &[*mut u8], count: usize, step: usize) -> bool {
+    let (Some(ones), Some(others)) = (objects.get(..count - 1), objects.get(1..count)) else {
+        return false;
+    };
+    let strays =
+        |(one, other): (&*mut u8, &*mut u8)| (other.addr().wrapping_sub(one.addr())) ^ step;
+    ones.iter().zip(others).map(strays).fold(0, |all, strays| all | strays) == 0
+}
+
+/// A word with its lowest `count` bits set, at least one.
+#[inline(always)]
+fn ones(count: usize) -> u64 {
+    u64::MAX >> (WORD - count)
 }
 
 /// The first of `objects` whose bit is set in `word`, or that came before, of those that share a word with the first.
