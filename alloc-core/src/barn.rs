@@ -6,6 +6,7 @@
 //! This file may touch `sync`, `batch` and `fault`.
 
 use core::mem::MaybeUninit;
+use core::ptr;
 
 use crate::batch::{Batch, MAX_BATCH};
 use crate::fault::{self, Place};
@@ -44,23 +45,39 @@ impl Barn {
         Barn { len: AtomicUsize::new(0), objects: Lock::new(LockClass::Barn, Objects::EMPTY) }
     }
 
+    /// Makes zeroed memory an empty barn, most of which stays untouched.
+    ///
+    /// # Safety
+    /// The memory is zeroed, as large and aligned as a barn, and nobody uses it.
+    #[cfg(not(loom))]
+    pub(crate) unsafe fn init(this: *mut Barn) {
+        // SAFETY: the caller's promise; the zeroed rest is as it should be.
+        unsafe { Lock::init(&raw mut (*this).objects, LockClass::Barn) };
+    }
+
     #[cfg(not(loom))]
     pub(crate) fn raw(&self) -> &RawLock {
         self.objects.raw()
     }
 
+    /// Objects held; a guess while others take and put.
+    pub(crate) fn len(&self) -> usize {
+        // Relaxed, here and where it is written: a hint; what it counts is read under the lock.
+        self.len.load(Ordering::Relaxed)
+    }
+
     /// Moves the last objects that came, at most `len`, into an empty batch.
     pub(crate) fn take(&self, context: Context, batch: &mut Batch, len: usize) {
-        // Relaxed, here and below: a hint; what it counts is read under the lock.
-        if self.len.load(Ordering::Relaxed) == 0 {
+        if self.len() == 0 {
             return;
         }
         let Some(objects) = self.objects.acquire(context) else { return };
         fault::point(Place::BarnTaking);
-        let held = self.len.load(Ordering::Relaxed);
+        let held = self.len();
         let left = held.saturating_sub(len);
         if let Some(objects) = objects.0.get(left..held) {
-            batch.fill(objects);
+            // SAFETY: the first `held` objects are written.
+            batch.fill(unsafe { &*(ptr::from_ref(objects) as *const [*mut u8]) });
         }
         self.len.store(left, Ordering::Relaxed);
     }
@@ -69,12 +86,12 @@ impl Barn {
     pub(crate) fn put(&self, context: Context, batch: &mut Batch, len: usize) -> bool {
         let more = batch.objects();
         let full = |held| held + more.len() > FULL_BATCHES * len;
-        if full(self.len.load(Ordering::Relaxed)) {
+        if full(self.len()) {
             return false;
         }
         let Some(mut objects) = self.objects.acquire(context) else { return false };
         fault::point(Place::BarnPutting);
-        let held = self.len.load(Ordering::Relaxed);
+        let held = self.len();
         if full(held) {
             return false;
         }

@@ -86,10 +86,10 @@ impl Batch {
 
     /// Replaces the contents by a copy of `objects`, at most [`MAX_BATCH`] of them.
     #[inline]
-    pub(crate) fn fill(&mut self, objects: &[MaybeUninit<*mut u8>]) {
+    pub(crate) fn fill(&mut self, objects: &[*mut u8]) {
         let len = objects.len().min(MAX_BATCH);
         for (to, from) in self.objects.iter_mut().zip(objects) {
-            *to = *from;
+            to.write(*from);
         }
         self.hold_first(len);
     }

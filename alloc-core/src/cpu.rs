@@ -14,11 +14,10 @@
 //! online CPUs, under the [read lock](read_lock), sees all there is. The program's own threads may go on running on a core
 //! whose CPU is offline; they just find no sheaves there.
 //!
-//! This file may touch `kmalloc`, `irq_work`, `thread`, `sync` and `os`. It is of the control plane: it allocates and sleeps.
+//! This file may touch `rcu`, `objects`, `irq_work`, `thread`, `sync` and `os`. It is of the control plane: it allocates and sleeps.
 
 extern crate std;
 
-use core::cell::UnsafeCell;
 use core::fmt;
 use core::mem;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -28,27 +27,14 @@ use std::thread::JoinHandle;
 
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::sync::{LockClass, witness};
+use crate::sync::{LockClass, Renewable, witness};
 use crate::thread::{self, MAX_CPUS, Routines};
-use crate::{irq_work, kmalloc, os};
+use crate::{irq_work, objects, os, rcu};
 
 type Threads = BTreeMap<usize, JoinHandle<()>>;
 
 /// The hotplug lock, and the threads of the CPUs that are online.
-static HOTPLUG: Hotplug = Hotplug(UnsafeCell::new(RwLock::new(Threads::new())));
-
-/// Replaced in the child of a fork, where others may have left it as it was.
-struct Hotplug(UnsafeCell<RwLock<Threads>>);
-
-// SAFETY: the cell is written only where there is no other thread.
-unsafe impl Sync for Hotplug {}
-
-impl Hotplug {
-    fn lock(&self) -> &RwLock<Threads> {
-        // SAFETY: as above.
-        unsafe { &*self.0.get() }
-    }
-}
+static HOTPLUG: Renewable<RwLock<Threads>> = Renewable::new(RwLock::new(Threads::new()));
 
 std::thread_local! {
     /// Read locks that this thread has.
@@ -123,7 +109,7 @@ pub fn read_lock() -> CpusReadGuard {
     if READERS.get() == 0 {
         witness::waits(LockClass::Hotplug);
     }
-    let _lock = HOTPLUG.lock().read_recursive();
+    let _lock = HOTPLUG.read_recursive();
     witness::acquired(LockClass::Hotplug);
     READERS.set(READERS.get() + 1);
     CpusReadGuard { _lock }
@@ -168,7 +154,7 @@ pub fn start() {
         return;
     }
     witness::waits(LockClass::Hotplug);
-    let mut threads = HOTPLUG.lock().write();
+    let mut threads = HOTPLUG.write();
     if threads.is_empty() {
         thread::start();
         for cpu in present() {
@@ -203,8 +189,8 @@ pub fn down(cpu: usize) -> Result<(), CpuError> {
     if online().count() == 1 {
         return Err(CpuError::Last);
     }
-    if !kmalloc::offline(cpu) {
-        kmalloc::online(cpu);
+    if !objects::offline(cpu, rcu::set_aside) {
+        objects::online(cpu);
         return Err(CpuError::Unsupported);
     }
     mark(cpu, false);
@@ -238,15 +224,15 @@ pub fn refresh() -> Result<(), CpuError> {
 
 /// In the child of a fork, which has only the thread that forked: there is no machine until something needs one.
 pub(crate) fn forget() {
-    // SAFETY: there is no other thread. What the lock held is left as it is: handles of threads that are not here.
-    unsafe { HOTPLUG.0.get().write(RwLock::new(Threads::new())) };
+    // SAFETY: there is no other thread. The lock held handles of threads that are not here; read locks are taken again below.
+    unsafe { HOTPLUG.renew(RwLock::new(Threads::new())) };
     for _ in 0..READERS.get() {
-        mem::forget(HOTPLUG.lock().read_recursive());
+        mem::forget(HOTPLUG.read_recursive());
     }
     ONLINE.iter().for_each(|word| word.store(0, Ordering::Relaxed));
     thread::forget();
     irq_work::forget_cpus();
-    kmalloc::forget_cpus();
+    objects::forget_cpus();
 }
 
 fn write_lock(cpu: usize) -> Result<RwLockWriteGuard<'static, Threads>, CpuError> {
@@ -258,14 +244,14 @@ fn write_lock(cpu: usize) -> Result<RwLockWriteGuard<'static, Threads>, CpuError
     }
     start();
     witness::waits(LockClass::Hotplug);
-    Ok(HOTPLUG.lock().write())
+    Ok(HOTPLUG.write())
 }
 
 fn bring_up(threads: &mut Threads, cpu: usize) -> Result<(), CpuError> {
     let handle = thread::spawn(cpu, &ROUTINES).map_err(|_| CpuError::Refused)?;
     threads.insert(cpu, handle);
     irq_work::online(cpu);
-    kmalloc::online(cpu);
+    objects::online(cpu);
     mark(cpu, true);
     Ok(())
 }

@@ -10,10 +10,8 @@
 //!
 //! This file may touch everything in the crate.
 
-use crate::cpu;
-use crate::kmalloc;
-use crate::os;
-use crate::sync::Context;
+use crate::sync::{Context, RawLock};
+use crate::{cache, cpu, objects, os, rcu};
 
 /// Run by the loader before `main`, on the only thread.
 #[used]
@@ -25,18 +23,26 @@ static REGISTER: extern "C" fn() = {
     register
 };
 
+/// Every lock of the slow paths, in the order in which they may be taken.
+fn for_each_lock(visit: &dyn Fn(&RawLock)) {
+    rcu::for_each_lock(visit);
+    objects::for_each_lock(visit);
+}
+
 extern "C" fn prepare() {
     let context = Context::pin();
-    kmalloc::for_each_lock(&|lock| lock.hold_for_fork(context));
+    for_each_lock(&|lock| lock.hold_for_fork(context));
 }
 
 extern "C" fn in_parent() {
-    kmalloc::for_each_lock(&|lock| lock.release_in_parent());
+    for_each_lock(&|lock| lock.release_in_parent());
     Context::unpin();
 }
 
 extern "C" fn in_child() {
-    kmalloc::for_each_lock(&|lock| lock.release_in_child());
+    for_each_lock(&|lock| lock.release_in_child());
     cpu::forget();
+    rcu::forget_threads();
+    cache::forget_holder();
     Context::unpin();
 }

@@ -11,7 +11,8 @@
 //! | `fork` | what is done around a fork |
 //! | [`cache`] | what is done to all caches at once |
 //! | [`nolock`] [`cpu`] | allocating and freeing without ever waiting; CPUs that come and go |
-//! | [`kmalloc`] | the general-purpose allocator: joins all that is below, large objects, realloc |
+//! | [`kmalloc`] [`rcu`] | the general-purpose allocator: size classes, large objects, realloc; readers without locks |
+//! | `objects` | the road of an object of a class: joins all that is below |
 //! | `deferred` | blocks freed where nothing could be waited for |
 //! | [`irq_work`] | work for a CPU, queued from any context |
 //! | `percpu` `barn` `slab` | sheaves; batches between CPUs; objects cut from runs |
@@ -58,11 +59,15 @@ mod node;
 #[cfg(not(loom))]
 pub mod nolock;
 #[cfg(not(loom))]
+mod objects;
+#[cfg(not(loom))]
 mod os;
 #[cfg(not(loom))]
 mod page;
 #[cfg(not(loom))]
 mod percpu;
+#[cfg(not(loom))]
+pub mod rcu;
 pub mod size_class;
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 mod slab;

@@ -13,6 +13,7 @@ use core::alloc::Layout;
 use core::ptr::NonNull;
 
 use crate::kmalloc;
+use crate::objects;
 use crate::percpu;
 use crate::size_class::{Class, class_of};
 use crate::sync::Context;
@@ -25,8 +26,7 @@ pub fn alloc(layout: Layout) -> Option<NonNull<u8>> {
     if let Some(class) = class_of(layout)
         && let Some(object) = NonNull::new(percpu::pop(class))
     {
-        kmalloc::checked_out(object.as_ptr(), class);
-        return Some(object);
+        return Some(objects::checked_out(object, class));
     }
     NonNull::new(alloc_slow(layout))
 }
@@ -43,7 +43,7 @@ pub unsafe fn dealloc(object: NonNull<u8>, layout: Layout) {
         // SAFETY: the caller's promise.
         return unsafe { free_large(object, layout) };
     };
-    kmalloc::checked_in(object, class);
+    objects::checked_in(object, class);
     // SAFETY: the caller's promise.
     unsafe {
         if !percpu::push(class, object) {
@@ -64,7 +64,7 @@ extern "C" fn alloc_slow(layout: Layout) -> *mut u8 {
 #[inline(never)]
 unsafe extern "C" fn free_slow(class: Class, object: *mut u8) {
     // SAFETY: the caller's promise.
-    Context::without_waiting(|| unsafe { kmalloc::free_slow(class, object) });
+    Context::without_waiting(|| unsafe { objects::free_slow(class, object) });
 }
 
 /// # Safety

@@ -15,15 +15,16 @@
 //!
 //! This file may touch `arch`, `os`, `sync`, `batch`, `size_class` and `fault`.
 
+use core::iter;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use crate::arch::{self, CLOSED, REGION_SHIFT};
+use crate::arch::{self, CLOSED, HEADERS, REGION_SHIFT};
 use crate::batch::{Batch, MAX_BATCH};
 use crate::fault::{self, Place};
 use crate::os;
-use crate::size_class::{CLASSES, Class};
-use crate::sync::{Context, Guard, Lock, RawLock};
+use crate::size_class::{Class, MAX_CLASSES};
+use crate::sync::{Context, Guard, Lock, LockClass, RawLock};
 
 const REGION: usize = 1 << REGION_SHIFT;
 /// Closed regions in front of CPU 0's, for the CPU numbers -1 and -2.
@@ -33,11 +34,11 @@ const MANY_CPUS: usize = 1024;
 
 const WORD: usize = 8;
 /// Byte offset of the try-lock of the locked backend: behind the headers.
-const LOCK_OFFSET: usize = (CLASSES + 2) * WORD;
+const LOCK_OFFSET: usize = HEADERS + MAX_CLASSES * WORD;
 
-/// Most objects a sheaf of this class holds. (Compare `calculate_sheaf_capacity` of `mm/slub.c`.)
-const fn capacity(class: Class) -> usize {
-    match class.size() {
+/// Most objects a sheaf holds, by their size in bytes. (Compare `calculate_sheaf_capacity` of `mm/slub.c`.)
+const fn capacity_for(size: usize) -> usize {
+    match size {
         ..=128 => 256,
         129..=512 => 64,
         513..=1024 => 32,
@@ -46,45 +47,98 @@ const fn capacity(class: Class) -> usize {
     }
 }
 
-/// Objects moved at once between a sheaf and what is behind it: half a sheaf, so that neither an allocation nor a free
-/// follows with a miss.
-#[inline]
-pub(crate) const fn batch_len(class: Class) -> usize {
-    capacity(class) / 2
-}
+/// Most objects a sheaf of an object cache holds: as many words each of them has in a region.
+const MAX_CACHE_CAPACITY: usize = 96;
 
-/// Headers of all sheaves when open and empty.
-static EMPTY_HEADERS: [u64; CLASSES] = {
-    let mut headers = [0; CLASSES];
+/// Headers of all sheaves when open and empty. Those of size classes never change; those of object caches are written when
+/// one is made, while all its sheaves are closed.
+static EMPTY_HEADERS: [AtomicU64; MAX_CLASSES] = {
+    let mut headers = [const { AtomicU64::new(0) }; MAX_CLASSES];
     let mut word = (LOCK_OFFSET + size_of::<Lock<()>>()) / WORD;
     let mut index = 0;
-    while let Some(class) = Class::from_index(index) {
-        assert!(batch_len(class) <= MAX_BATCH || cfg!(loom));
-        let (floor, last) = (word as u64, (word + capacity(class)) as u64);
-        headers[index] = floor | last << 32;
-        word += capacity(class) + 1;
+    while index < MAX_CLASSES {
+        let words = match Class::from_index(index) {
+            Some(class) => capacity_for(class.size()),
+            None => MAX_CACHE_CAPACITY,
+        };
+        assert!(words / 2 <= MAX_BATCH || cfg!(loom));
+        headers[index] = AtomicU64::new(header(word, words));
+        word += words + 1;
         index += 1;
     }
     assert!(word * WORD <= REGION);
     headers
 };
 
-/// Byte offset of a sheaf's header in a region, behind the null and the mark of a closed region.
-#[inline(always)]
-const fn slot(class: Class) -> usize {
-    (class.index() + 2) * WORD
+/// The header of an empty sheaf above the word `floor`.
+const fn header(floor: usize, capacity: usize) -> u64 {
+    floor as u64 | ((floor + capacity) as u64) << 32
+}
+
+fn empty_header(class: Class) -> u64 {
+    // Relaxed: whoever has an object of a class was told of the class by who made it.
+    EMPTY_HEADERS.get(class.index()).map_or(0, |header| header.load(Ordering::Relaxed))
+}
+
+/// Makes the sheaves of a class of an object cache such as objects of `size` bytes want. They must be closed.
+pub(crate) fn define(class: Class, size: usize) {
+    let capacity = capacity_for(size).min(MAX_CACHE_CAPACITY);
+    if let Some(word) = EMPTY_HEADERS.get(class.index()) {
+        word.store(header(floor(class) as usize, capacity), Ordering::Relaxed);
+    }
 }
 
 /// The word below a sheaf.
 fn floor(class: Class) -> u32 {
-    EMPTY_HEADERS[class.index()] as u32
+    empty_header(class) as u32
+}
+
+/// Most objects a sheaf of this class holds.
+pub(crate) fn capacity(class: Class) -> usize {
+    let header = empty_header(class);
+    ((header >> 32) - (header & u64::from(u32::MAX))) as usize
+}
+
+/// Objects moved at once between a sheaf and what is behind it: half a sheaf, so that neither an allocation nor a free
+/// follows with a miss.
+#[inline]
+pub(crate) fn batch_len(class: Class) -> usize {
+    capacity(class) / 2
+}
+
+/// Byte offset of a sheaf's header in a region.
+const fn header_offset(class: Class) -> usize {
+    HEADERS + class.index() * WORD
 }
 
 /// Takes an object off this CPU's sheaf; null where there is none, or no rseq.
 #[inline(always)]
 pub(crate) fn pop(class: Class) -> *mut u8 {
-    // SAFETY: a slot.
-    unsafe { arch::pop(slot(class)) }
+    // SAFETY: a class.
+    unsafe { arch::pop(class.index()) }
+}
+
+/// Takes up to `len` objects off this CPU's sheaf into `to`; how many.
+///
+/// # Safety
+/// `to` is writable for `len` pointers.
+#[inline]
+pub(crate) unsafe fn pop_some(class: Class, to: *mut *mut u8, len: usize) -> usize {
+    // SAFETY: a class and the floor of its sheaf; the rest is the caller's promise.
+    unsafe { arch::pop_batch(class.index(), floor(class) as usize, to, len) }
+}
+
+/// Puts the first of `objects` on this CPU's sheaf, as many as fit; how many.
+///
+/// # Safety
+/// As [`push`], for each of the objects.
+#[inline]
+pub(crate) unsafe fn push_some(class: Class, objects: &[*mut u8]) -> usize {
+    if objects.is_empty() {
+        return 0;
+    }
+    // SAFETY: a class; the objects are the caller's to give.
+    unsafe { arch::push_batch(class.index(), objects.as_ptr(), objects.len()) }
 }
 
 /// Puts an object on this CPU's sheaf; false where that is full, or there is no rseq.
@@ -93,8 +147,8 @@ pub(crate) fn pop(class: Class) -> *mut u8 {
 /// The object is of that class and nobody uses it.
 #[inline(always)]
 pub(crate) unsafe fn push(class: Class, object: *mut u8) -> bool {
-    // SAFETY: a slot; the object is the caller's to give.
-    unsafe { arch::push(slot(class), object) }
+    // SAFETY: a class; the object is the caller's to give.
+    unsafe { arch::push(class.index(), object) }
 }
 
 /// The CPU this thread runs on, at the time of asking.
@@ -173,7 +227,7 @@ impl Backend {
     pub(crate) unsafe fn fill(self, class: Class, batch: &mut Batch) {
         fault::point(Place::SheafFilling);
         let objects = batch.objects();
-        // SAFETY: slots, headers and objects as promised; the slice is readable for its length.
+        // SAFETY: classes, headers and objects as promised; the slice is readable for its length.
         let moved = unsafe {
             if self == Backend::Locked {
                 let region = Region::lock();
@@ -185,8 +239,8 @@ impl Backend {
                 if arch::cpu().is_none() {
                     return;
                 }
-                arch::open(slot(class), EMPTY_HEADERS[class.index()]);
-                arch::push_batch(slot(class), objects.as_ptr(), objects.len())
+                arch::open(class.index(), empty_header(class));
+                arch::push_batch(class.index(), objects.as_ptr(), objects.len())
             }
         };
         batch.skip_first(moved);
@@ -200,7 +254,7 @@ impl Backend {
                 if self == Backend::Locked {
                     Region::lock().map_or(0, |region| region.pop_batch(class, to, len))
                 } else {
-                    arch::pop_batch(slot(class), floor(class) as usize, to, len)
+                    pop_some(class, to, len)
                 }
             });
         }
@@ -310,12 +364,16 @@ fn region_of(cpu: usize) -> Option<*mut u8> {
 }
 
 /// Whether the backend is the fallback.
-pub(crate) fn is_locked() -> bool {
+fn is_locked() -> bool {
     BACKEND.load(Ordering::Acquire) == LOCKED
 }
 
-/// Every lock of the fallback backend.
+/// Every lock of this layer.
 pub(crate) fn for_each_lock(visit: &dyn Fn(&RawLock)) {
+    visit(CLOSING.raw());
+    if !is_locked() {
+        return;
+    }
     for base in (0..CPUS.load(Ordering::Relaxed)).filter_map(region_of) {
         // SAFETY: a region; see `Region::lock_of`.
         let lock: &Lock<()> = unsafe { &*base.add(LOCK_OFFSET).cast() };
@@ -323,27 +381,78 @@ pub(crate) fn for_each_lock(visit: &dyn Fn(&RawLock)) {
     }
 }
 
+/// The word of a region that says whether it is closed.
+///
+/// # Safety
+/// `base` is the address of a region.
+unsafe fn closed_word<'a>(base: *mut u8) -> &'a AtomicUsize {
+    // SAFETY: the caller's promise; the word is only used as an atomic, or by sections.
+    unsafe { &*base.add(CLOSED).cast() }
+}
+
 /// Lets sheaves be opened again in the region of a CPU.
 pub(crate) fn open(cpu: usize) {
     if let Some(base) = region_of(cpu) {
-        // SAFETY: a word of the region that is only used as an atomic, or by sections.
-        let closed: &AtomicUsize = unsafe { &*base.add(CLOSED).cast() };
-        // Relaxed: whoever sees it a little later misses a little longer.
-        closed.store(0, Ordering::Relaxed);
+        // SAFETY: a region. Relaxed: whoever sees it a little later misses a little longer.
+        unsafe { closed_word(base) }.store(0, Ordering::Relaxed);
     }
 }
 
-/// Closes all sheaves of a CPU, which other threads may be using, and has their objects taken away in batches. False where
-/// the kernel cannot help with that; then nothing has changed.
-pub(crate) fn close(context: Context, cpu: usize, mut take: impl FnMut(Class, &mut Batch)) -> bool {
+/// How many CPUs have sheaves, possibly.
+pub(crate) fn regions() -> usize {
+    CPUS.load(Ordering::Relaxed)
+}
+
+/// Objects that the sheaf of a class holds on a CPU; a guess while somebody uses it.
+pub(crate) fn held(cpu: usize, class: Class) -> usize {
+    let Some(base) = region_of(cpu) else { return 0 };
+    // SAFETY: a header lies in the region.
+    let top = unsafe { &*base.add(header_offset(class)).cast::<AtomicU32>() };
+    top.load(Ordering::Relaxed).saturating_sub(floor(class)) as usize
+}
+
+/// Serialises those who close sheaves of other CPUs.
+static CLOSING: Lock<()> = Lock::new(LockClass::Closing, ());
+
+/// Closes all sheaves of a CPU, which other threads may be using, and has their objects taken away in batches; none is opened
+/// there before [`open`]. False where the kernel cannot help with that; then the sheaves are as they were.
+pub(crate) fn close(context: Context, cpu: usize, take: impl FnMut(Class, &mut Batch)) -> bool {
+    let all = (0..MAX_CLASSES).filter_map(Class::any_from_index);
+    CLOSING.acquire(context).is_some_and(|_closing| close_some(context, cpu, all, take))
+}
+
+/// As [`close`], the sheaf of one class, which may be opened again at once.
+pub(crate) fn flush(
+    context: Context,
+    cpu: usize,
+    class: Class,
+    mut take: impl FnMut(&mut Batch),
+) -> bool {
+    let Some(base) = region_of(cpu) else { return true };
+    let Some(_closing) = CLOSING.acquire(context) else { return false };
+    // SAFETY: a region.
+    let was_closed = unsafe { closed_word(base) }.load(Ordering::Relaxed) != 0;
+    let done = close_some(context, cpu, iter::once(class), |_, batch| take(batch));
+    if !was_closed {
+        open(cpu);
+    }
+    done
+}
+
+/// Closes the region of a CPU and the sheaves of some classes in it, and has their objects taken away.
+fn close_some(
+    context: Context,
+    cpu: usize,
+    classes: impl Iterator<Item = Class> + Clone,
+    mut take: impl FnMut(Class, &mut Batch),
+) -> bool {
     let backend = backend(context);
     let Some(base) = region_of(cpu) else { return true };
-    let classes = || (0..CLASSES).filter_map(Class::from_index);
     let mut batch = Batch::new();
     if backend == Backend::Locked {
         let Some(region) = Region::lock_of(cpu, context) else { return false };
         region.closed().store(1, Ordering::Relaxed);
-        for class in classes() {
+        for class in classes {
             loop {
                 // SAFETY: a batch has room for what it is asked for.
                 unsafe { batch.fill_with(MAX_BATCH, |to, len| region.pop_batch(class, to, len)) };
@@ -361,26 +470,22 @@ pub(crate) fn close(context: Context, cpu: usize, mut take: impl FnMut(Class, &m
     // What a half of a header is while sections may be running: they store the first half only.
     let half = |class: Class, number: usize| {
         // SAFETY: a header lies in the region.
-        unsafe { &*base.add(slot(class) + number * size_of::<u32>()).cast::<AtomicU32>() }
+        unsafe { &*base.add(header_offset(class) + number * size_of::<u32>()).cast::<AtomicU32>() }
     };
-    // SAFETY: a word of the region that is only used as an atomic, or by sections.
-    let closed: &AtomicUsize = unsafe { &*base.add(CLOSED).cast() };
-    closed.store(1, Ordering::SeqCst);
-    for class in classes() {
-        half(class, 1).store(0, Ordering::SeqCst);
-    }
+    // SAFETY: a region.
+    unsafe { closed_word(base) }.store(1, Ordering::SeqCst);
+    // After the first restart no sheaf is opened any more, after the second nothing is pushed.
     if !os::restart_sections_on(cpu) {
-        for class in classes().filter(|class| half(*class, 0).load(Ordering::Relaxed) != 0) {
-            half(class, 1).store((EMPTY_HEADERS[class.index()] >> 32) as u32, Ordering::SeqCst);
-        }
-        closed.store(0, Ordering::SeqCst);
         return false;
     }
-    // Nothing is pushed from here on.
-    let mut tops = [0; CLASSES];
+    for class in classes.clone() {
+        half(class, 1).store(0, Ordering::SeqCst);
+    }
+    os::restart_sections_on(cpu);
+    let mut tops = [0; MAX_CLASSES];
     loop {
         let mut all_closed = true;
-        for class in classes() {
+        for class in classes.clone() {
             let top = half(class, 0).swap(0, Ordering::SeqCst);
             if top != 0 {
                 tops[class.index()] = top;
@@ -393,7 +498,7 @@ pub(crate) fn close(context: Context, cpu: usize, mut take: impl FnMut(Class, &m
         // A pop that was running may store its `top` still; then there is one object less, and another round.
         os::restart_sections_on(cpu);
     }
-    for class in classes() {
+    for class in classes {
         let mut top = tops[class.index()] as usize;
         let floor = floor(class) as usize;
         while top > floor {
@@ -435,13 +540,13 @@ impl Region {
 
     /// The word that says whether the region is closed.
     fn closed(&self) -> &AtomicUsize {
-        // SAFETY: a word of the region that is only used as an atomic, or by sections.
-        unsafe { &*self.base.add(CLOSED).cast() }
+        // SAFETY: a region.
+        unsafe { closed_word(self.base) }
     }
 
     fn header(&self, class: Class) -> *mut [u32; 2] {
-        // SAFETY: a slot lies in the region.
-        unsafe { self.base.add(slot(class)).cast() }
+        // SAFETY: headers lie in the region.
+        unsafe { self.base.add(header_offset(class)).cast() }
     }
 
     fn word(&self, index: u32) -> *mut *mut u8 {
@@ -469,7 +574,7 @@ impl Region {
         // SAFETY: the lock is held; the words belong to the sheaf.
         unsafe {
             if (*header)[1] == 0 && self.closed().load(Ordering::Relaxed) == 0 {
-                header.cast::<u64>().write(EMPTY_HEADERS[class.index()]);
+                header.cast::<u64>().write(empty_header(class));
             }
             let [top, last] = *header;
             if top == last {

@@ -1,6 +1,7 @@
-//! Size classes: which slab class serves a [`Layout`], by arithmetic that folds at compile time.
+//! Classes: objects of a class are cut alike, and may take each other's place.
 //!
-//! Classes step by 8 bytes up to 128 B and then by an eighth of a power of two (144, 160, … 256, 288, … 32 KiB), so
+//! Most are *size classes*, and which of them serves a [`Layout`] is arithmetic that folds at compile time; the others belong
+//! to object caches, whose maker chooses how they are cut. Size classes step by 8 bytes up to 128 B and then by an eighth of a power of two (144, 160, … 256, 288, … 32 KiB), so
 //! the unused tail of an object is below 12.5 % of it above 128 B. Every class size is a multiple of the step of its
 //! octave; a size rounded up to a multiple of its alignment therefore lands in a class whose size is a multiple of
 //! that alignment too, and objects cut from a slab that starts on a unit boundary are aligned without more ado.
@@ -15,13 +16,19 @@ pub(crate) const UNIT_SHIFT: u32 = UNIT.trailing_zeros();
 /// Bytes of a unit.
 pub(crate) const UNIT: usize = 64 * 1024;
 
-/// Number of slab classes.
+/// Number of size classes.
 pub const CLASSES: usize = 80;
 
-/// Largest size a slab class serves, in bytes. Above it, objects are page runs.
+/// Number of classes, those of object caches included.
+pub(crate) const MAX_CLASSES: usize = CLASSES + if cfg!(loom) { 0 } else { 256 };
+
+/// Number of object caches there can be.
+pub(crate) const MAX_CACHES: usize = (MAX_CLASSES - CLASSES).saturating_sub(1);
+
+/// Largest size a class serves, in bytes. Above it, objects are page runs.
 pub const MAX_SMALL: usize = 32 * 1024;
 
-/// Largest alignment a slab class serves, in bytes.
+/// Largest alignment a class serves, in bytes.
 pub const MAX_SMALL_ALIGN: usize = 4096;
 
 /// An eighth of the alignments must not reach [`MAX_SMALL`]: [`class_of`] tests size and alignment in one compare.
@@ -41,23 +48,42 @@ static LOOKUP: [u8; MAX_SMALL / 8] = {
     lookup
 };
 
-/// Index of a slab class, below [`CLASSES`].
+/// Number of a class: size classes come first, in order of size.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Class(usize);
 
 impl Class {
-    /// The class with this index, or `None` from [`CLASSES`] up.
+    /// The size class with this index, or `None` from [`CLASSES`] up.
     pub const fn from_index(index: usize) -> Option<Class> {
         if index < CLASSES { Some(Class(index)) } else { None }
     }
 
-    /// Index below [`CLASSES`].
+    /// The class with this index, those of object caches included.
+    pub(crate) const fn any_from_index(index: usize) -> Option<Class> {
+        if index < MAX_CLASSES { Some(Class(index)) } else { None }
+    }
+
+    /// The class of no objects: its sheaves hold those of any cache that wait for readers.
+    pub(crate) const RCU: Class = Class(MAX_CLASSES - 1);
+
+    /// The class of the object cache of this number, below [`MAX_CACHES`].
+    pub(crate) const fn of_cache_number(number: usize) -> Option<Class> {
+        if number < MAX_CACHES { Some(Class(CLASSES + number)) } else { None }
+    }
+
+    /// Index below [`CLASSES`] for a size class.
     #[inline(always)]
     pub const fn index(self) -> usize {
         self.0
     }
 
-    /// Size of this class's objects in bytes.
+    /// Which of the classes of object caches this is; `None` for a size class.
+    #[inline]
+    pub(crate) const fn of_cache(self) -> Option<usize> {
+        self.0.checked_sub(CLASSES)
+    }
+
+    /// Size of the objects of a size class in bytes.
     #[inline]
     pub const fn size(self) -> usize {
         let index = self.0;
@@ -84,6 +110,9 @@ pub const fn class_of(layout: Layout) -> Option<Class> {
 mod tests {
     use super::*;
 
+    /// Every size; under Miri, which takes its time, one in many.
+    const STEP: usize = if cfg!(miri) { 251 } else { 1 };
+
     fn of_size(size: usize) -> Class {
         class_of(Layout::from_size_align(size, 1).unwrap()).unwrap()
     }
@@ -104,7 +133,7 @@ mod tests {
 
     #[test]
     fn waste_is_bounded() {
-        for size in 1..=MAX_SMALL {
+        for size in (1..=MAX_SMALL).step_by(STEP) {
             let waste = of_size(size).size() - size;
             assert!(if size > 128 { waste * 8 < size } else { waste < 8 }, "{size}");
         }
@@ -114,7 +143,7 @@ mod tests {
     fn alignment_divides_the_class() {
         for shift in 0..=MAX_SMALL_ALIGN.trailing_zeros() {
             let align = 1 << shift;
-            for size in 1..=MAX_SMALL - align {
+            for size in (1..=MAX_SMALL - align).step_by(STEP) {
                 let class = class_of(Layout::from_size_align(size, align).unwrap()).unwrap();
                 assert!(
                     class.size() >= size && class.size().is_multiple_of(align),

@@ -14,11 +14,12 @@
 //!
 //! This file may touch `batch`, `size_class` and `sync`.
 
+use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
-use core::ptr;
+use core::ptr::{self, NonNull};
 
 use crate::batch::Batch;
-use crate::size_class::{CLASSES, Class, UNIT};
+use crate::size_class::{Class, MAX_CLASSES, UNIT};
 #[cfg(not(loom))]
 use crate::sync::RawLock;
 use crate::sync::{Context, Guard, Link, Llist, Lock, LockClass};
@@ -29,14 +30,17 @@ const WORD: usize = u64::BITS as usize;
 const MAX_OBJECTS: usize = WORD * WORD;
 /// Lists of partial slabs, by eighths of free objects.
 const LISTS: usize = 8;
+/// Empty slabs of a size class that stay.
+const MIN_EMPTY: u32 = 1;
 /// In no list.
 const UNLISTED: u8 = u8::MAX;
 /// In no list yet.
 const ARRIVING: u8 = u8::MAX - 1;
 
 /// How slabs of a class are cut.
+#[derive(Clone, Copy)]
 pub(crate) struct Shape {
-    /// Bytes of an object.
+    /// Bytes from one object to the next.
     size: u32,
     /// 2^32 / size, rounded up: multiplies an offset in the slab into the object's index, exactly.
     reciprocal: u32,
@@ -48,18 +52,46 @@ pub(crate) struct Shape {
     pub(crate) units: u32,
     /// 2^16 · LISTS / (objects + 1): multiplies a number of free objects into a list.
     list_scale: u32,
+    /// Byte offset in an object of the word that links it while it is free and on a list.
+    pub(crate) link: u32,
+    /// Empty slabs that stay, against giving back and fetching the same one in turns.
+    min_empty: u32,
+    /// Makes each object of a new slab what the program gets; what it made is kept while objects are free.
+    constructor: Option<fn(NonNull<u8>)>,
 }
 
-/// The shapes of all classes.
-pub(crate) static SHAPES: [Shape; CLASSES] = {
-    let mut shapes = [const { Shape::new(8) }; CLASSES];
+/// The shapes of all classes. Those of size classes never change; those of object caches are written when one is made, while
+/// there are no objects of that class.
+struct Shapes(UnsafeCell<[Shape; MAX_CLASSES]>);
+
+// SAFETY: written only where nobody has an object of that class, and objects are passed on by their owners.
+unsafe impl Sync for Shapes {}
+
+static SHAPES: Shapes = {
+    let mut shapes = [Shape::new(8); MAX_CLASSES];
     let mut index = 0;
     while let Some(class) = Class::from_index(index) {
         shapes[index] = Shape::new(class.size());
         index += 1;
     }
-    shapes
+    Shapes(UnsafeCell::new(shapes))
 };
+
+/// The shape of a class.
+#[inline(always)]
+pub(crate) fn shape(class: Class) -> &'static Shape {
+    // SAFETY: a class's number is below `MAX_CLASSES`, and its shape is not written as long as it is in use.
+    unsafe { (*SHAPES.0.get()).get_unchecked(class.index()) }
+}
+
+/// Settles how slabs of a class of an object cache are cut.
+///
+/// # Safety
+/// The class is one of an object cache, and nobody uses it.
+pub(crate) unsafe fn define(class: Class, shape: Shape) {
+    // SAFETY: the caller's promise.
+    unsafe { (&raw mut (*SHAPES.0.get())[class.index()]).write(shape) };
+}
 
 impl Shape {
     const fn new(size: usize) -> Shape {
@@ -74,7 +106,34 @@ impl Shape {
             span: (objects * size) as u32,
             units: units as u32,
             list_scale: ((LISTS << 16) / (objects + 1)) as u32,
+            link: 0,
+            min_empty: MIN_EMPTY,
+            constructor: None,
         }
+    }
+
+    /// The shape of an object cache: `stride` bytes from one object to the next, at most [`MAX_SMALL`], of which the program
+    /// gets those below `link`. Empty slabs stay if they are `kept`.
+    ///
+    /// [`MAX_SMALL`]: crate::size_class::MAX_SMALL
+    pub(crate) fn of_cache(
+        stride: usize,
+        link: usize,
+        kept: bool,
+        constructor: Option<fn(NonNull<u8>)>,
+    ) -> Shape {
+        let min_empty = if kept { u32::MAX } else { MIN_EMPTY };
+        Shape { link: link as u32, min_empty, constructor, ..Shape::new(stride) }
+    }
+
+    /// Bytes from one object to the next.
+    pub(crate) fn stride(&self) -> usize {
+        self.size as usize
+    }
+
+    /// Objects of a slab.
+    pub(crate) fn objects(&self) -> usize {
+        self.objects as usize
     }
 
     /// The index of the object at `offset` bytes in a slab. Only debug builds insist that it starts there: what a
@@ -107,7 +166,7 @@ impl Shape {
 #[derive(Clone, Copy)]
 struct Identity {
     base: *mut u8,
-    class: u8,
+    class: u16,
     node: u8,
     /// The unit belongs to a slab, now.
     live: bool,
@@ -165,7 +224,7 @@ impl Slab {
         let objects = shape(class).objects as usize;
         // SAFETY: the caller's promise; every value of the fields' types is written before it is read.
         unsafe {
-            let identity = Identity { base, class: class.index() as u8, node, live: true };
+            let identity = Identity { base, class: class.index() as u16, node, live: true };
             for unit in 0..shape(class).units as usize {
                 (&raw mut (*this.add(unit)).identity).write(identity);
             }
@@ -179,6 +238,34 @@ impl Slab {
             }
             if !objects.is_multiple_of(WORD) {
                 free.add(words - 1).write(u64::MAX >> (WORD - objects % WORD));
+            }
+        }
+    }
+
+    /// Has the constructor of the class, if there is one, make all objects of a new slab.
+    ///
+    /// # Safety
+    /// `this` was made by [`Slab::init`], and no object of it is out yet.
+    pub(crate) unsafe fn construct(this: *mut Slab) {
+        // SAFETY: the caller's promise.
+        let (base, shape) = unsafe { ((*this).identity.base, shape_of(this)) };
+        if let Some(constructor) = shape.constructor {
+            for index in 0..shape.objects as usize {
+                // SAFETY: an object of the slab.
+                constructor(unsafe { NonNull::new_unchecked(base.add(index * shape.stride())) });
+            }
+        }
+    }
+
+    /// Makes the memory of a descriptor one of no slab again, for a run whose slab never arrived.
+    ///
+    /// # Safety
+    /// `this` was made by [`Slab::init`], and no object of it is out.
+    pub(crate) unsafe fn abandon(this: *mut Slab) {
+        // SAFETY: the caller's promise: the slab is ours alone.
+        unsafe {
+            for unit in 0..shape_of(this).units as usize {
+                (*this.add(unit)).identity.live = false;
             }
         }
     }
@@ -202,7 +289,7 @@ impl Slab {
     pub(crate) unsafe fn class_of_unit(this: *mut Slab) -> Option<Class> {
         // SAFETY: the caller's promise; zeroed metadata is a valid identity, and what is in use keeps it.
         let identity = unsafe { (*this).identity };
-        Class::from_index(identity.class.into()).filter(|_| identity.live)
+        Class::any_from_index(identity.class.into()).filter(|_| identity.live)
     }
 
     /// The node whose lists the slab belongs to.
@@ -213,6 +300,31 @@ impl Slab {
     pub(crate) unsafe fn node(this: *mut Slab) -> usize {
         // SAFETY: the caller's promise; the identity does not change meanwhile.
         unsafe { (*this).identity.node.into() }
+    }
+
+    /// Calls `visit` with each object that is not free, if this is the first unit of a slab of `class`.
+    ///
+    /// # Safety
+    /// `this` is metadata of the unit at `address`, and slabs of this class are left alone meanwhile.
+    pub(crate) unsafe fn for_each_out(
+        this: *mut Slab,
+        address: *mut u8,
+        class: Class,
+        visit: &mut dyn FnMut(NonNull<u8>),
+    ) {
+        // SAFETY: the caller's promise; zeroed metadata is a valid identity.
+        unsafe {
+            let identity = (*this).identity;
+            if !identity.is_of(class) || identity.base != address {
+                return;
+            }
+            let shape = shape(class);
+            for index in 0..shape.objects as usize {
+                if (*this).bitmap.free[index / WORD] >> (index % WORD) & 1 == 0 {
+                    visit(NonNull::new_unchecked(address.add(index * shape.stride())));
+                }
+            }
+        }
     }
 
     /// The index of `object` in a slab of `class`.
@@ -357,12 +469,6 @@ fn twice(objects: &[*mut u8], mut word: u64, base: *mut u8, shape: &Shape) -> *m
     found.copied().unwrap_or(ptr::null_mut())
 }
 
-#[inline(always)]
-fn shape(class: Class) -> &'static Shape {
-    // SAFETY: a class's index is below `CLASSES`.
-    unsafe { SHAPES.get_unchecked(class.index()) }
-}
-
 /// Slabs that became empty and left the lists: their runs are to be given back, without the lock.
 pub(crate) struct Emptied(*mut Slab);
 
@@ -376,9 +482,7 @@ impl Emptied {
     unsafe fn push(&mut self, slab: *mut Slab) {
         // SAFETY: the caller's promise.
         unsafe {
-            for unit in 0..shape_of(slab).units as usize {
-                (*slab.add(unit)).identity.live = false;
-            }
+            Slab::abandon(slab);
             (*slab).next = self.0;
         }
         self.0 = slab;
@@ -463,17 +567,18 @@ pub(crate) struct Partial {
     filled: u8,
     /// Slabs in the lists of which all objects are free.
     empty: u32,
+    /// Slabs that arrived, full ones included.
+    slabs: usize,
+    /// Objects of all slabs that are free.
+    free: usize,
 }
 
 // SAFETY: the slabs listed belong to the lock that this is kept under, not to a thread.
 unsafe impl Send for Partial {}
 
-/// Empty slabs that stay, against giving back and fetching the same one in turns.
-const MIN_EMPTY: u32 = 1;
-
 impl Partial {
     pub(crate) const fn new() -> Partial {
-        Partial { lists: [ptr::null_mut(); LISTS], filled: 0, empty: 0 }
+        Partial { lists: [ptr::null_mut(); LISTS], filled: 0, empty: 0, slabs: 0, free: 0 }
     }
 
     /// Lists a slab that arrives.
@@ -485,6 +590,8 @@ impl Partial {
         unsafe {
             let shape = shape_of(slab);
             self.empty += u32::from((*slab).free_count == shape.objects);
+            self.slabs += 1;
+            self.free += (*slab).free_count as usize;
             (*slab).list = UNLISTED;
             self.relist(slab, shape);
         }
@@ -502,6 +609,7 @@ impl Partial {
                 let count = (*slab).bitmap.cut((*slab).identity.base, shape, batch, len);
                 self.empty -= u32::from((*slab).free_count == shape.objects);
                 (*slab).free_count -= count;
+                self.free -= count as usize;
                 self.relist(slab, shape);
             }
         }
@@ -548,10 +656,10 @@ impl Partial {
                 if (*slab).list == ARRIVING {
                     continue;
                 }
+                self.free += count;
                 if (*slab).free_count == shape.objects {
-                    if self.empty >= MIN_EMPTY {
-                        self.unlist(slab);
-                        emptied.push(slab);
+                    if self.empty >= shape.min_empty {
+                        self.forget(slab, shape, emptied);
                         continue;
                     }
                     self.empty += 1;
@@ -560,6 +668,43 @@ impl Partial {
             }
         }
         Ok(objects)
+    }
+
+    /// Lets go of an empty slab.
+    ///
+    /// # Safety
+    /// The slab is ours under the lock, of this shape, and all its objects are free.
+    unsafe fn forget(&mut self, slab: *mut Slab, shape: &Shape, emptied: &mut Emptied) {
+        self.slabs -= 1;
+        self.free -= shape.objects as usize;
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.unlist(slab);
+            emptied.push(slab);
+        }
+    }
+
+    /// Moves the empty slabs that are kept to `emptied`.
+    pub(crate) fn shed(&mut self, class: Class, emptied: &mut Emptied) {
+        let shape = shape(class);
+        // All free is as free as it gets.
+        let mut next = self.lists[LISTS - 1];
+        while !next.is_null() {
+            let slab = next;
+            // SAFETY: listed slabs are of this class, and ours under the lock.
+            unsafe {
+                next = (*slab).next;
+                if (*slab).free_count == shape.objects {
+                    self.empty -= 1;
+                    self.forget(slab, shape, emptied);
+                }
+            }
+        }
+    }
+
+    /// How many slabs there are, full ones included, and how many of their objects are free.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        (self.slabs, self.free)
     }
 
     /// Moves a slab to the list that it belongs to now.
@@ -623,8 +768,8 @@ impl Partial {
 /// The slab is live.
 #[inline]
 unsafe fn shape_of(slab: *mut Slab) -> &'static Shape {
-    // SAFETY: the caller's promise; a live slab's class is below `CLASSES`.
-    unsafe { SHAPES.get_unchecked(usize::from((*slab).identity.class)) }
+    // SAFETY: the caller's promise; a live slab's class is below `MAX_CLASSES`, and its shape stays as it is.
+    unsafe { (*SHAPES.0.get()).get_unchecked(usize::from((*slab).identity.class)) }
 }
 
 /// Debug builds know of every object whether the program holds it.

@@ -1,9 +1,9 @@
 //! Restartable sequences on AArch64.
 //!
 //! Registers of a critical section: `rs` the address of `struct rseq`, `at` scratch and then the region of this CPU,
-//! `slot` the byte offset of the sheaf's header in it, `top` its index.
+//! `slot` the address of the sheaf's header, `top` its index.
 
-use super::{CLOSED, REGION_SHIFT, RseqArea};
+use super::{CLOSED, HEADERS, REGION_SHIFT, RseqArea};
 use core::arch::{asm, global_asm};
 
 /// This build has restartable sequences; whether the kernel grants them is seen at run time.
@@ -79,9 +79,9 @@ macro_rules! begin {
 /// Takes the topmost object of this CPU's sheaf; null if it is empty or closed.
 ///
 /// # Safety
-/// `slot` is the byte offset of a sheaf's header.
+/// `class` is the number of a sheaf.
 #[inline(always)]
-pub(crate) unsafe fn pop(slot: usize) -> *mut u8 {
+pub(crate) unsafe fn pop(class: usize) -> *mut u8 {
     let object: *mut u8;
     // SAFETY: the words named by an open header belong to its sheaf, those named by a closed one are word 0, null;
     // the one store of the section commits it.
@@ -101,7 +101,7 @@ pub(crate) unsafe fn pop(slot: usize) -> *mut u8 {
             top = out(reg) _,
             slot = out(reg) _,
             object = out(reg) object,
-            offset = in(reg) slot,
+            offset = in(reg) HEADERS + class * 8,
             shift = const REGION_SHIFT,
             options(nostack),
         );
@@ -112,9 +112,9 @@ pub(crate) unsafe fn pop(slot: usize) -> *mut u8 {
 /// Puts `object` on this CPU's sheaf; false if it is full or closed.
 ///
 /// # Safety
-/// `slot` is the byte offset of a sheaf's header.
+/// `class` is the number of a sheaf.
 #[inline(always)]
-pub(crate) unsafe fn push(slot: usize, object: *mut u8) -> bool {
+pub(crate) unsafe fn push(class: usize, object: *mut u8) -> bool {
     let pushed: u64;
     // SAFETY: the word above `top` is inside the sheaf as long as `top` is not `last`; nobody reads it before the
     // commit.
@@ -137,7 +137,7 @@ pub(crate) unsafe fn push(slot: usize, object: *mut u8) -> bool {
             slot = out(reg) _,
             pushed = out(reg) pushed,
             object = in(reg) object,
-            offset = in(reg) slot,
+            offset = in(reg) HEADERS + class * 8,
             shift = const REGION_SHIFT,
             options(nostack),
         );
@@ -149,9 +149,9 @@ pub(crate) unsafe fn push(slot: usize, object: *mut u8) -> bool {
 /// Puts the first objects of `from[..len]` on this CPU's sheaf, as many as fit, the later above the earlier; how many.
 ///
 /// # Safety
-/// `slot` is the byte offset of a sheaf's header; `from` is readable for `len` pointers.
+/// `class` is the number of a sheaf; `from` is readable for `len` pointers.
 #[inline]
-pub(crate) unsafe fn push_batch(slot: usize, from: *const *mut u8, len: usize) -> usize {
+pub(crate) unsafe fn push_batch(class: usize, from: *const *mut u8, len: usize) -> usize {
     let moved: usize;
     // SAFETY: at most `last - top` words above `top` are written, all inside the sheaf and unread before the commit.
     unsafe {
@@ -187,7 +187,7 @@ pub(crate) unsafe fn push_batch(slot: usize, from: *const *mut u8, len: usize) -
             moved = out(reg) moved,
             from = in(reg) from,
             len = in(reg) len,
-            offset = in(reg) slot,
+            offset = in(reg) HEADERS + class * 8,
             shift = const REGION_SHIFT,
             options(nostack),
         );
@@ -198,9 +198,9 @@ pub(crate) unsafe fn push_batch(slot: usize, from: *const *mut u8, len: usize) -
 /// Takes up to `len` topmost objects of this CPU's sheaf into `to`, in the order in which they lie; how many.
 ///
 /// # Safety
-/// `slot` is the byte offset of a sheaf's header, `floor` the word below the sheaf; `to` is writable for `len` pointers.
+/// `class` is the number of a sheaf, `floor` the word below the sheaf; `to` is writable for `len` pointers.
 #[inline]
-pub(crate) unsafe fn pop_batch(slot: usize, floor: usize, to: *mut *mut u8, len: usize) -> usize {
+pub(crate) unsafe fn pop_batch(class: usize, floor: usize, to: *mut *mut u8, len: usize) -> usize {
     let moved: usize;
     // SAFETY: at most `top - floor` words are read, all inside the sheaf; `to` is the caller's.
     unsafe {
@@ -236,7 +236,7 @@ pub(crate) unsafe fn pop_batch(slot: usize, floor: usize, to: *mut *mut u8, len:
             to = in(reg) to,
             len = in(reg) len,
             floor = in(reg) floor,
-            offset = in(reg) slot,
+            offset = in(reg) HEADERS + class * 8,
             shift = const REGION_SHIFT,
             options(nostack),
         );
@@ -247,9 +247,9 @@ pub(crate) unsafe fn pop_batch(slot: usize, floor: usize, to: *mut *mut u8, len:
 /// Writes `header` where this CPU's sheaf is still closed; does nothing on one that is open, or in a closed region.
 ///
 /// # Safety
-/// `slot` is the byte offset of a sheaf's header, `header` the empty state of that sheaf, and the thread has a CPU.
+/// `class` is the number of a sheaf, `header` the empty state of that sheaf, and the thread has a CPU.
 #[inline]
-pub(crate) unsafe fn open(slot: usize, header: u64) {
+pub(crate) unsafe fn open(class: usize, header: u64) {
     // SAFETY: one store, of a value that describes words nobody else uses.
     unsafe {
         asm!(
@@ -266,7 +266,7 @@ pub(crate) unsafe fn open(slot: usize, header: u64) {
             top = out(reg) _,
             slot = out(reg) _,
             header = in(reg) header,
-            offset = in(reg) slot,
+            offset = in(reg) HEADERS + class * 8,
             closed = const CLOSED,
             shift = const REGION_SHIFT,
             options(nostack),

@@ -45,8 +45,11 @@
 /// Byte offset in a region of the word that is not zero while the region is closed.
 pub(crate) const CLOSED: usize = 8;
 
+/// Byte offset in a region of the header of sheaf 0; those of others follow.
+pub(crate) const HEADERS: usize = 16;
+
 /// Log2 of the bytes between the regions of neighbouring CPUs.
-pub(crate) const REGION_SHIFT: u32 = 16;
+pub(crate) const REGION_SHIFT: u32 = 18;
 
 #[cfg(all(target_arch = "x86_64", not(any(miri, loom))))]
 #[path = "x86_64.rs"]

@@ -10,21 +10,21 @@ pub(crate) const HAVE_RSEQ: bool = false;
 pub(crate) const SIGNATURE: u32 = 0;
 
 #[inline(always)]
-pub(crate) unsafe fn pop(_slot: usize) -> *mut u8 {
+pub(crate) unsafe fn pop(_class: usize) -> *mut u8 {
     ptr::null_mut()
 }
 
 #[inline(always)]
-pub(crate) unsafe fn push(_slot: usize, _object: *mut u8) -> bool {
+pub(crate) unsafe fn push(_class: usize, _object: *mut u8) -> bool {
     false
 }
 
-pub(crate) unsafe fn push_batch(_slot: usize, _from: *const *mut u8, _len: usize) -> usize {
+pub(crate) unsafe fn push_batch(_class: usize, _from: *const *mut u8, _len: usize) -> usize {
     0
 }
 
 pub(crate) unsafe fn pop_batch(
-    _slot: usize,
+    _class: usize,
     _floor: usize,
     _to: *mut *mut u8,
     _len: usize,
@@ -32,7 +32,7 @@ pub(crate) unsafe fn pop_batch(
     0
 }
 
-pub(crate) unsafe fn open(_slot: usize, _header: u64) {}
+pub(crate) unsafe fn open(_class: usize, _header: u64) {}
 
 pub(crate) unsafe fn publish_region(_region: *mut u8) {}
 

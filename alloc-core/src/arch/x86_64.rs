@@ -1,9 +1,9 @@
 //! Restartable sequences on x86-64.
 //!
 //! Registers of a critical section: `rs` offset of `struct rseq` from the thread pointer, `at` scratch and then the
-//! region of this CPU, `slot` the byte offset of the sheaf's header in it, `top` its index.
+//! region of this CPU, `class` the number of the sheaf's header in it, `top` its index.
 
-use super::{CLOSED, REGION_SHIFT, RseqArea};
+use super::{CLOSED, HEADERS, REGION_SHIFT, RseqArea};
 use core::arch::{asm, global_asm};
 
 /// This build has restartable sequences; whether the kernel grants them is seen at run time.
@@ -100,27 +100,28 @@ macro_rules! copy {
 /// Takes the topmost object of this CPU's sheaf; null if it is empty or closed.
 ///
 /// # Safety
-/// `slot` is the byte offset of a sheaf's header.
+/// `class` is the number of a sheaf.
 #[inline(always)]
-pub(crate) unsafe fn pop(slot: usize) -> *mut u8 {
+pub(crate) unsafe fn pop(class: usize) -> *mut u8 {
     let object: *mut u8;
     // SAFETY: the words named by an open header belong to its sheaf, those named by a closed one are word 0, null;
     // the one store of the section commits it.
     unsafe {
         asm!(
             begin!(),
-            "mov {top:e}, dword ptr [{at} + {slot}]",
+            "mov {top:e}, dword ptr [{at} + {class}*8 + {headers}]",
             "mov {object}, qword ptr [{at} + {top}*8]",
             "test {object}, {object}",
             "je 44f",
             "dec {top:e}",
-            "mov dword ptr [{at} + {slot}], {top:e}",
+            "mov dword ptr [{at} + {class}*8 + {headers}], {top:e}",
             "44:",
             rs = out(reg) _,
             at = out(reg) _,
             top = out(reg) _,
             object = out(reg) object,
-            slot = in(reg) slot,
+            class = in(reg) class,
+            headers = const HEADERS,
             shift = const REGION_SHIFT,
             options(nostack),
         );
@@ -131,27 +132,28 @@ pub(crate) unsafe fn pop(slot: usize) -> *mut u8 {
 /// Puts `object` on this CPU's sheaf; false if it is full or closed.
 ///
 /// # Safety
-/// `slot` is the byte offset of a sheaf's header.
+/// `class` is the number of a sheaf.
 #[inline(always)]
-pub(crate) unsafe fn push(slot: usize, object: *mut u8) -> bool {
+pub(crate) unsafe fn push(class: usize, object: *mut u8) -> bool {
     let mut pushed = true;
     // SAFETY: the word above `top` is inside the sheaf as long as `top` is not `last`; nobody reads it before the
     // commit.
     unsafe {
         asm!(
             begin!(),
-            "mov {top:e}, dword ptr [{at} + {slot}]",
-            "cmp {top:e}, dword ptr [{at} + {slot} + 4]",
+            "mov {top:e}, dword ptr [{at} + {class}*8 + {headers}]",
+            "cmp {top:e}, dword ptr [{at} + {class}*8 + {headers} + 4]",
             "jae {refused}",
             "mov qword ptr [{at} + {top}*8 + 8], {object}",
             "inc {top:e}",
-            "mov dword ptr [{at} + {slot}], {top:e}",
+            "mov dword ptr [{at} + {class}*8 + {headers}], {top:e}",
             "44:",
             rs = out(reg) _,
             at = out(reg) _,
             top = out(reg) _,
             object = in(reg) object,
-            slot = in(reg) slot,
+            class = in(reg) class,
+            headers = const HEADERS,
             shift = const REGION_SHIFT,
             refused = label { pushed = false },
             options(nostack),
@@ -163,16 +165,16 @@ pub(crate) unsafe fn push(slot: usize, object: *mut u8) -> bool {
 /// Puts the first objects of `from[..len]` on this CPU's sheaf, as many as fit, the later above the earlier; how many.
 ///
 /// # Safety
-/// `slot` is the byte offset of a sheaf's header; `from` is readable for `len` pointers.
+/// `class` is the number of a sheaf; `from` is readable for `len` pointers.
 #[inline]
-pub(crate) unsafe fn push_batch(slot: usize, from: *const *mut u8, len: usize) -> usize {
+pub(crate) unsafe fn push_batch(class: usize, from: *const *mut u8, len: usize) -> usize {
     let moved: usize;
     // SAFETY: at most `last - top` words above `top` are written, all inside the sheaf and unread before the commit.
     unsafe {
         asm!(
             begin!(),
-            "mov {top:e}, dword ptr [{at} + {slot}]",
-            "mov {moved:e}, dword ptr [{at} + {slot} + 4]",
+            "mov {top:e}, dword ptr [{at} + {class}*8 + {headers}]",
+            "mov {moved:e}, dword ptr [{at} + {class}*8 + {headers} + 4]",
             "sub {moved}, {top}",
             "jbe 45f",
             "cmp {moved}, {len}",
@@ -182,7 +184,7 @@ pub(crate) unsafe fn push_batch(slot: usize, from: *const *mut u8, len: usize) -
             "lea {to}, [{at} + {top}*8 + 8]",
             "add {top}, {moved}",
             copy!(),
-            "mov dword ptr [{at} + {slot}], {top:e}",
+            "mov dword ptr [{at} + {class}*8 + {headers}], {top:e}",
             "44:",
             ".pushsection .text.rseq_abort, \"ax\", @progbits",
             "45: xor {moved:e}, {moved:e}",
@@ -198,7 +200,8 @@ pub(crate) unsafe fn push_batch(slot: usize, from: *const *mut u8, len: usize) -
             moved = out(reg) moved,
             from = in(reg) from,
             len = in(reg) len,
-            slot = in(reg) slot,
+            class = in(reg) class,
+            headers = const HEADERS,
             shift = const REGION_SHIFT,
             options(nostack),
         );
@@ -209,15 +212,15 @@ pub(crate) unsafe fn push_batch(slot: usize, from: *const *mut u8, len: usize) -
 /// Takes up to `len` topmost objects of this CPU's sheaf into `to`, in the order in which they lie; how many.
 ///
 /// # Safety
-/// `slot` is the byte offset of a sheaf's header, `floor` the word below the sheaf; `to` is writable for `len` pointers.
+/// `class` is the number of a sheaf, `floor` the word below the sheaf; `to` is writable for `len` pointers.
 #[inline]
-pub(crate) unsafe fn pop_batch(slot: usize, floor: usize, to: *mut *mut u8, len: usize) -> usize {
+pub(crate) unsafe fn pop_batch(class: usize, floor: usize, to: *mut *mut u8, len: usize) -> usize {
     let moved: usize;
     // SAFETY: at most `top - floor` words are read, all inside the sheaf; `to` is the caller's.
     unsafe {
         asm!(
             begin!(),
-            "mov {top:e}, dword ptr [{at} + {slot}]",
+            "mov {top:e}, dword ptr [{at} + {class}*8 + {headers}]",
             "mov {moved}, {top}",
             "sub {moved}, {floor}",
             "jbe 45f",
@@ -226,7 +229,7 @@ pub(crate) unsafe fn pop_batch(slot: usize, floor: usize, to: *mut *mut u8, len:
             "sub {top}, {moved}",
             "lea {from}, [{at} + {top}*8 + 8]",
             copy!(),
-            "mov dword ptr [{at} + {slot}], {top:e}",
+            "mov dword ptr [{at} + {class}*8 + {headers}], {top:e}",
             "44:",
             ".pushsection .text.rseq_abort, \"ax\", @progbits",
             "45: xor {moved:e}, {moved:e}",
@@ -243,7 +246,8 @@ pub(crate) unsafe fn pop_batch(slot: usize, floor: usize, to: *mut *mut u8, len:
             to = in(reg) to,
             len = in(reg) len,
             floor = in(reg) floor,
-            slot = in(reg) slot,
+            class = in(reg) class,
+            headers = const HEADERS,
             shift = const REGION_SHIFT,
             options(nostack),
         );
@@ -254,24 +258,25 @@ pub(crate) unsafe fn pop_batch(slot: usize, floor: usize, to: *mut *mut u8, len:
 /// Writes `header` where this CPU's sheaf is still closed; does nothing on one that is open, or in a closed region.
 ///
 /// # Safety
-/// `slot` is the byte offset of a sheaf's header, `header` the empty state of that sheaf, and the thread has a CPU.
+/// `class` is the number of a sheaf, `header` the empty state of that sheaf, and the thread has a CPU.
 #[inline]
-pub(crate) unsafe fn open(slot: usize, header: u64) {
+pub(crate) unsafe fn open(class: usize, header: u64) {
     // SAFETY: one store, of a value that describes words nobody else uses.
     unsafe {
         asm!(
             begin!(),
-            "cmp qword ptr [{at} + {slot}], 0",
+            "cmp qword ptr [{at} + {class}*8 + {headers}], 0",
             "jne 44f",
             "cmp qword ptr [{at} + {closed}], 0",
             "jne 44f",
-            "mov qword ptr [{at} + {slot}], {header}",
+            "mov qword ptr [{at} + {class}*8 + {headers}], {header}",
             "44:",
             rs = out(reg) _,
             at = out(reg) _,
             header = in(reg) header,
-            slot = in(reg) slot,
+            class = in(reg) class,
             closed = const CLOSED,
+            headers = const HEADERS,
             shift = const REGION_SHIFT,
             options(nostack),
         );

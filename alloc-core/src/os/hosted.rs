@@ -71,6 +71,10 @@ pub(crate) fn yield_now() {
     std::thread::yield_now();
 }
 
+pub(crate) fn sleep_microseconds(_count: u32) {
+    std::thread::yield_now();
+}
+
 pub(crate) fn current_cpu() -> (usize, usize) {
     (0, 0)
 }

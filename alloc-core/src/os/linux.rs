@@ -111,6 +111,13 @@ pub(crate) fn yield_now() {
     unsafe { libc::sched_yield() };
 }
 
+/// Lets other threads run for so long.
+pub(crate) fn sleep_microseconds(count: u32) {
+    let _errno = SavedErrno::new();
+    // SAFETY: no memory of ours.
+    unsafe { libc::usleep(count) };
+}
+
 /// The CPU this thread runs on, and its node, at the time of asking.
 pub(crate) fn current_cpu() -> (usize, usize) {
     let (mut cpu, mut node) = (0u32, 0u32);

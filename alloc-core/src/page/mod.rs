@@ -37,7 +37,7 @@ use reserve::Reserve;
 pub(crate) const META_SIZE: usize = if cfg!(debug_assertions) { 1088 } else { 576 };
 
 /// What a first reservation asks for; half as much is tried as often as it takes.
-const ARENA_BYTES: usize = if cfg!(miri) { 8 << 20 } else { 256 << 30 };
+const ARENA_BYTES: usize = if cfg!(miri) { 24 << 20 } else { 256 << 30 };
 const MAX_ARENAS: usize = 64;
 
 /// Dirty memory that went unneeded for this long is given back, in milliseconds.
@@ -225,6 +225,22 @@ pub(crate) unsafe fn free(context: Context, unit: Unit) -> bool {
 pub(crate) unsafe fn free_clean(context: Context, unit: Unit) -> bool {
     // SAFETY: the caller's promise.
     unsafe { unit.arena.free(context, unit.index, State::Clean) }
+}
+
+/// Calls `visit` with every unit that was ever handed out.
+pub(crate) fn for_each_unit(visit: &mut dyn FnMut(Unit)) {
+    for arena in arenas() {
+        let arrays = arena.arrays();
+        // Unit 0 is nobody's.
+        for index in
+            (1..arena.committed.load(Ordering::Acquire)).chain(arrays.reserve..arrays.units)
+        {
+            let unit = Unit { arena, index };
+            if unit.is_committed() {
+                visit(unit);
+            }
+        }
+    }
 }
 
 /// Every lock of this layer.

@@ -99,7 +99,7 @@ impl<T: Link> Llist<T> {
                 Err(found) => first = found,
             }
         }
-        Taken(ptr::null_mut())
+        Taken::NONE
     }
 
     /// Takes all nodes and lets nobody add any more.
@@ -123,6 +123,14 @@ impl<T: Link> Llist<T> {
 
 /// Nodes taken from an [`Llist`], to be had one by one. Those left when it is dropped are forgotten.
 pub(crate) struct Taken<T>(*mut T);
+
+// SAFETY: the nodes are the taker's alone, on whatever thread.
+unsafe impl<T> Send for Taken<T> {}
+
+impl<T> Taken<T> {
+    /// No nodes.
+    pub(crate) const NONE: Taken<T> = Taken(ptr::null_mut());
+}
 
 impl<T: Link> Iterator for Taken<T> {
     type Item = *mut T;

@@ -5,18 +5,26 @@
 //! - [`witness`], which holds locks against an order in debug builds.
 //! - [`Context`], whether whoever takes a lock may wait for it.
 //! - [`Llist`], a list that any context may add to.
+//! - [`Grace`], whether all readers of before are gone.
+//! - `ControlMutex` and `Renewable`, locks of the control plane.
 //!
 //! Nothing here allocates. This folder may touch `os`.
 
 mod context;
+#[cfg(not(loom))]
+mod control;
 mod futex;
+mod grace;
 mod llist;
 mod lock;
 mod rcuwait;
 pub(crate) mod witness;
 
 pub(crate) use context::Context;
+#[cfg(not(loom))]
+pub(crate) use control::{ControlGuard, ControlMutex, Renewable};
 pub(crate) use futex::Futex;
+pub(crate) use grace::{Grace, Ticket};
 pub(crate) use llist::{CpuLists, Link, Llist, Taken};
 #[cfg(not(loom))]
 pub(crate) use lock::RawLock;

@@ -20,8 +20,14 @@ pub(crate) enum LockClass {
     Hotplug,
     /// The set of caches.
     SlabMutex,
+    /// Turns of those who wait for all frees that wait for readers.
+    RcuBarrier,
+    /// Frees that wait for readers.
+    Waiting,
     /// The emptying of a deferred list.
     Emptying,
+    /// The closing of sheaves of other CPUs.
+    Closing,
     /// A barn.
     Barn,
     /// The slabs of a class on a node.
@@ -72,7 +78,7 @@ mod checking {
     use core::ptr;
     use core::sync::atomic::{AtomicPtr, Ordering, compiler_fence};
 
-    const CLASSES: usize = 8;
+    const CLASSES: usize = LockClass::Arena as usize + 1;
     /// Locks that a thread may hold, handlers included.
     const MAX_HELD: usize = 16;
 
@@ -175,7 +181,7 @@ mod checking {
     /// To be called before a lock is waited for.
     #[track_caller]
     pub(crate) fn waits(class: LockClass) {
-        if matches!(class, LockClass::Hotplug | LockClass::SlabMutex) {
+        if matches!(class, LockClass::Hotplug | LockClass::SlabMutex | LockClass::RcuBarrier) {
             may_sleep();
         }
         let here = Location::caller();

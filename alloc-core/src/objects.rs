@@ -1,0 +1,597 @@
+//! The road of an object of a class: joins sheaves, barns, slabs and pages.
+//!
+//! Each step is taken only when the one before fails:
+//!
+//! ```text
+//! alloc: sheaf of this CPU -> barn of this node -> partial slabs of this node -> a new slab
+//! free:  sheaf of this CPU -> barn of this node -> slabs of the objects' nodes -> an empty slab back to pages
+//! ```
+//!
+//! What cannot take a lock without waiting, in a context that may not wait, makes do with the next step; at the end of the
+//! road are the reserve of `page` for memory that is wanted, and `deferred` for memory that comes back. Slow paths that may
+//! wait free what was deferred first.
+//!
+//! All classes take this road, those of `kmalloc` and those of object caches. The first step is its callers' to inline; the
+//! cold functions they call are `extern "C"`: they cannot unwind, so callers need no landing pads, and a panic in here ends
+//! the process.
+//!
+//! This file may touch all that is below it.
+
+#![expect(improper_ctypes_definitions, reason = "`extern \"C\"` for its unwinding rule, not for C")]
+
+extern crate std;
+
+use core::fmt;
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::barn::Barn;
+use crate::batch::Batch;
+use crate::deferred::Deferred;
+use crate::fault::{self, Place};
+use crate::irq_work::IrqWork;
+use crate::node::{self, MAX_NODES};
+use crate::os;
+use crate::page::{self, Unit};
+use crate::percpu::{self, Backend};
+use crate::size_class::{CLASSES, Class, MAX_CLASSES, UNIT};
+use crate::slab::{self, Emptied, Misuse, Shape, Slab, Slabs};
+use crate::sync::{Context, RawLock};
+use crate::thread::{self, MAX_CPUS};
+
+// A slab's descriptor is the metadata of its first unit; those of the others follow.
+const _: () = assert!(size_of::<Slab>() == page::META_SIZE);
+
+/// What a node keeps for a class.
+#[repr(align(64))]
+struct Depot {
+    slabs: Slabs,
+    barn: Barn,
+}
+
+impl Depot {
+    const fn new() -> Depot {
+        Depot { slabs: Slabs::new(), barn: Barn::new() }
+    }
+}
+
+/// The depots of a size class on all nodes lie side by side.
+static DEPOTS: [Depot; CLASSES * MAX_NODES] = [const { Depot::new() }; CLASSES * MAX_NODES];
+
+/// Whether a depot was ever asked for. Who forks takes the locks of these, and leaves the memory of others untouched.
+static USED: [AtomicBool; CLASSES * MAX_NODES] =
+    [const { AtomicBool::new(false) }; CLASSES * MAX_NODES];
+
+/// The depots of each class of an object cache, in memory that a class keeps when its cache is destroyed.
+static CACHE_DEPOTS: [AtomicPtr<Depot>; MAX_CLASSES - CLASSES] =
+    [const { AtomicPtr::new(ptr::null_mut()) }; MAX_CLASSES - CLASSES];
+
+fn depot(node: usize, class: Class) -> &'static Depot {
+    // SAFETY: a node is below `MAX_NODES` and a class below `MAX_CLASSES`; the class of a cache in use has its depots. By
+    // pointers, for Miri looks at all of what a reference is made to.
+    unsafe {
+        if let Some(number) = class.of_cache() {
+            // Acquire: pairs with the Release in `define`.
+            let depots = CACHE_DEPOTS.get_unchecked(number).load(Ordering::Acquire);
+            return &*depots.add(node);
+        }
+        let index = class.index() * MAX_NODES + node;
+        // Relaxed: who is between this and its lock when another thread forks has its lock abandoned in the child.
+        let used = &*(&raw const USED).cast::<AtomicBool>().add(index);
+        if !used.load(Ordering::Relaxed) {
+            used.store(true, Ordering::Relaxed);
+        }
+        &*(&raw const DEPOTS).cast::<Depot>().add(index)
+    }
+}
+
+/// The depots of a class on all nodes.
+fn depots(class: Class) -> impl Iterator<Item = &'static Depot> {
+    (0..MAX_NODES).map(move |node| depot(node, class))
+}
+
+/// Why an object of a cache was not to be had.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum AllocError {
+    /// There is no memory, or none without waiting.
+    OutOfMemory,
+    /// The constructor of the cache panicked. The slab it was to make objects of is given back.
+    Constructor,
+}
+
+impl fmt::Display for AllocError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            AllocError::OutOfMemory => "out of memory",
+            AllocError::Constructor => "the constructor of the cache panicked",
+        })
+    }
+}
+
+impl core::error::Error for AllocError {}
+
+/// Allocates an object where the sheaf of this CPU had none.
+///
+/// # Errors
+/// If there is no memory, or none without waiting where that is not allowed, or the constructor panics.
+pub(crate) fn alloc_object(context: Context, class: Class) -> Result<NonNull<u8>, AllocError> {
+    free_deferred(context);
+    let backend = percpu::backend(context);
+    let object = backend.pop(class);
+    let object = if object.is_null() { refill(context, backend, class)? } else { object };
+    let object = NonNull::new(object).ok_or(AllocError::OutOfMemory)?;
+    Ok(checked_out(object, class))
+}
+
+/// Takes a batch of objects from what is behind the sheaf of this CPU, which is empty: one for the caller, the others for the
+/// sheaf. Null where there are none.
+fn refill(context: Context, backend: Backend, class: Class) -> Result<*mut u8, AllocError> {
+    let mut batch = Batch::new();
+    let node = node::current();
+    take_batch(context, class, node, &mut batch)?;
+    let Some(object) = batch.pop_last() else { return Ok(ptr::null_mut()) };
+    // SAFETY: objects that have just left the barn or a slab, and nobody else's.
+    unsafe { backend.fill(class, &mut batch) };
+    put_away(context, backend, class, node, &mut batch);
+    Ok(object)
+}
+
+/// Fills an empty batch from the barn, or the node's slabs, or a new one.
+fn take_batch(
+    context: Context,
+    class: Class,
+    node: usize,
+    batch: &mut Batch,
+) -> Result<(), AllocError> {
+    let len = percpu::batch_len(class);
+    let Depot { barn, slabs } = depot(node, class);
+    barn.take(context, batch, len);
+    if batch.len() > 0 {
+        return Ok(());
+    }
+    if let Some(mut partial) = slabs.lock(context) {
+        fault::point(Place::SlabsCutting);
+        partial.cut(batch, len);
+    }
+    if batch.len() > 0 {
+        return Ok(());
+    }
+    let units = slab::shape(class).units as usize;
+    let Some(run) = page::alloc(context, units, units) else { return Ok(()) };
+    let Some(unit) = Unit::of(run.address.as_ptr()) else { return Ok(()) };
+    let slab: *mut Slab = unit.meta().cast();
+    // SAFETY: the run and the metadata of its units are ours alone until the slab arrives.
+    unsafe {
+        Slab::init(slab, run.address.as_ptr(), class, node as u8);
+        if class.of_cache().is_some()
+            && catch_unwind(AssertUnwindSafe(|| Slab::construct(slab))).is_err()
+        {
+            Slab::abandon(slab);
+            free_run(context, run.address.as_ptr());
+            return Err(AllocError::Constructor);
+        }
+        Slab::cut_new(slab, batch, len);
+        fault::point(Place::SlabArriving);
+        slabs.arrive(context, slab);
+    }
+    Ok(())
+}
+
+/// Frees `object` where the sheaf of this CPU had no room for it.
+///
+/// # Safety
+/// `object` is of that class, and nobody uses it.
+#[cold]
+#[inline(never)]
+pub(crate) unsafe extern "C" fn free_slow(class: Class, object: *mut u8) {
+    Context::enter(|context| {
+        free_deferred(context);
+        // SAFETY: the caller's promise.
+        unsafe { free_object(context, class, object) };
+    });
+}
+
+/// Frees an object where the sheaf of this CPU had no room for it.
+///
+/// # Safety
+/// `object` is of that class, and nobody uses it.
+pub(crate) unsafe fn free_object(context: Context, class: Class, object: *mut u8) {
+    let backend = percpu::backend(context);
+    // SAFETY: the caller's promise.
+    if unsafe { backend.push(class, object) } {
+        return;
+    }
+    let mut batch = Batch::new();
+    let node = node::current();
+    backend.drain(class, &mut batch, percpu::batch_len(class));
+    put_away(context, backend, class, node, &mut batch);
+    batch.push_first(object);
+    // SAFETY: the caller's promise.
+    unsafe { backend.fill(class, &mut batch) };
+    put_away(context, backend, class, node, &mut batch);
+}
+
+/// Allocates up to `len` objects into `to`, where the sheaf of this CPU had not as many; how many.
+///
+/// # Safety
+/// `to` is writable for `len` pointers.
+pub(crate) unsafe fn alloc_some(
+    context: Context,
+    class: Class,
+    to: *mut *mut u8,
+    len: usize,
+) -> usize {
+    free_deferred(context);
+    let backend = percpu::backend(context);
+    let node = node::current();
+    let mut batch = Batch::new();
+    let mut count = 0;
+    while count < len {
+        backend.drain(class, &mut batch, len - count);
+        if batch.len() == 0
+            && (take_batch(context, class, node, &mut batch).is_err() || batch.len() == 0)
+        {
+            break;
+        }
+        while let Some(object) = (count < len).then(|| batch.pop_last()).flatten() {
+            // SAFETY: `count` is below `len`.
+            unsafe { to.add(count).write(object) };
+            count += 1;
+        }
+        // SAFETY: objects that have just left a sheaf, the barn or a slab, and nobody else's.
+        unsafe { backend.fill(class, &mut batch) };
+        put_away(context, backend, class, node, &mut batch);
+    }
+    count
+}
+
+/// Frees objects for which the sheaf of this CPU had no room.
+///
+/// # Safety
+/// The objects are of that class, and nobody uses them.
+pub(crate) unsafe fn free_some(context: Context, class: Class, objects: &[*mut u8]) {
+    free_deferred(context);
+    let backend = percpu::backend(context);
+    let node = node::current();
+    let mut batch = Batch::new();
+    for objects in objects.chunks(percpu::batch_len(class).max(1)) {
+        batch.fill(objects);
+        put_away(context, backend, class, node, &mut batch);
+    }
+}
+
+/// Empties the batch into the barn, or else into the slabs; where neither can be had without waiting, into the sheaf, or
+/// else by deferring it.
+fn put_away(context: Context, backend: Backend, class: Class, node: usize, batch: &mut Batch) {
+    let len = percpu::batch_len(class);
+    if batch.len() > 0 && !depot(node, class).barn.put(context, batch, len) {
+        put_home(context, backend, class, batch);
+    }
+}
+
+/// Empties the batch into the slabs that its objects were cut from; where these cannot be had without waiting, into the sheaf,
+/// or else by deferring it.
+fn put_home(context: Context, backend: Backend, class: Class, batch: &mut Batch) {
+    let slab_of = |object| Some(slab_at(Unit::of(object)?, class));
+    let mut emptied = Emptied::new();
+    let mut objects = batch.objects();
+    while let Some(&first) = objects.first() {
+        let Some(slab) = slab_of(first) else { misused(first, class, Misuse::Foreign) };
+        // SAFETY: metadata of the unit where the slab of an object of this class starts.
+        let node = unsafe { Slab::node(slab) };
+        let Some(mut partial) = depot(node, class).slabs.lock(context) else {
+            for &object in objects {
+                // SAFETY: an object of this class that nobody uses.
+                unsafe {
+                    if !backend.push(class, object) {
+                        defer_object(class, object);
+                    }
+                }
+            }
+            break;
+        };
+        fault::point(Place::SlabsPutting);
+        // SAFETY: as above.
+        let done = unsafe { partial.put(objects, class, node, slab_of, &mut emptied) };
+        drop(partial);
+        objects = done.unwrap_or_else(|(object, misuse)| misused(object, class, misuse));
+    }
+    batch.clear();
+    while let Some(base) = emptied.pop() {
+        // SAFETY: the run of a slab that left its lists with all objects free.
+        unsafe { free_run(context, base) };
+    }
+}
+
+/// Blocks that were freed where nothing could be waited for.
+static DEFERRED: Deferred<MAX_CPUS> = Deferred::new();
+
+/// Empties the deferred list of each CPU.
+static FLUSH: [IrqWork; MAX_CPUS] = [const { IrqWork::new(flush_by_irq_work) }; MAX_CPUS];
+
+fn flush_by_irq_work(work: &IrqWork) {
+    let cpu = (ptr::from_ref(work).addr() - FLUSH.as_ptr().addr()) / size_of::<IrqWork>();
+    Context::enter(|context| DEFERRED.flush(context, Some(cpu), free_block(context)));
+}
+
+/// Puts a free off.
+///
+/// # Safety
+/// The block is an object of a slab or a run, and nobody uses it.
+pub(crate) unsafe fn defer(block: *mut u8) {
+    // SAFETY: the caller's promise; every block has room for a word.
+    if let Some(cpu) = unsafe { DEFERRED.add(percpu::cpu(), block) } {
+        FLUSH[cpu].queue_on(cpu);
+    }
+}
+
+/// Puts the free of an object off.
+///
+/// # Safety
+/// The object is of that class, and nobody uses it.
+unsafe fn defer_object(class: Class, object: *mut u8) {
+    // SAFETY: the link lies in the object.
+    unsafe { defer(object.add(slab::shape(class).link as usize)) };
+}
+
+/// What frees a block that was put off: given by its link, which is where a run starts, and somewhere in an object.
+pub(crate) fn free_block(context: Context) -> impl Fn(*mut u8) {
+    move |block| {
+        // SAFETY: blocks on deferred lists are objects or runs that nobody uses, and have their metadata.
+        unsafe {
+            match class_of_object(block) {
+                Some(class) => {
+                    free_object(context, class, block.sub(slab::shape(class).link as usize));
+                }
+                None => free_run(context, block),
+            }
+        }
+    }
+}
+
+/// The class of the object that an address lies in; `None` for one in a run that is no slab.
+///
+/// # Safety
+/// A run or an object that is not given back yet is at that address.
+pub(crate) unsafe fn class_of_object(address: *mut u8) -> Option<Class> {
+    // SAFETY: the caller's promise: the unit is in use, and has its metadata.
+    Unit::of(address).and_then(|unit| unsafe { Slab::class_of_unit(unit.meta().cast()) })
+}
+
+/// What a CPU that comes online needs of the allocator.
+pub(crate) fn online(cpu: usize) {
+    percpu::open(cpu);
+    Context::enter(|context| DEFERRED.online(context, cpu, free_block(context)));
+}
+
+/// Leaves nothing behind on a CPU that goes: no deferred free, no object in a sheaf; those that wait for readers go to
+/// `waiting`. False where the kernel cannot help with sheaves.
+pub(crate) fn offline(cpu: usize, mut waiting: impl FnMut(&mut Batch)) -> bool {
+    Context::enter(|context| {
+        DEFERRED.offline(context, cpu, free_block(context));
+        let backend = percpu::backend(context);
+        let node = node::current();
+        percpu::close(context, cpu, |class, batch| match class {
+            Class::RCU => waiting(batch),
+            _ => put_away(context, backend, class, node, batch),
+        })
+    })
+}
+
+/// Settles how objects of the class of a cache are cut, of `shape`; false where there is no memory for that.
+///
+/// # Safety
+/// Nobody uses the class.
+pub(crate) unsafe fn define(class: Class, shape: Shape) -> bool {
+    let Some(depots) = class.of_cache().and_then(|number| CACHE_DEPOTS.get(number)) else {
+        return false;
+    };
+    if depots.load(Ordering::Relaxed).is_null() {
+        let units = size_of::<[Depot; MAX_NODES]>().div_ceil(UNIT);
+        let Some(run) = Context::enter(|context| page::alloc(context, units, 1)) else {
+            return false;
+        };
+        let memory: *mut Depot = run.address.as_ptr().cast();
+        // SAFETY: the run is that long, and ours; it has room for as many depots as there are nodes.
+        unsafe {
+            if !run.zeroed {
+                run.address.write_bytes(0, units * UNIT);
+            }
+            for node in 0..MAX_NODES {
+                let depot = memory.add(node);
+                (&raw mut (*depot).slabs).write(Slabs::new());
+                Barn::init(&raw mut (*depot).barn);
+            }
+        }
+        // Release: pairs with the Acquire in `depot`.
+        depots.store(memory, Ordering::Release);
+    }
+    percpu::define(class, shape.stride());
+    // SAFETY: the caller's promise.
+    unsafe { slab::define(class, shape) };
+    true
+}
+
+/// Takes what sheaves and barns hold of a class to its slabs. False where the kernel cannot help with that; then objects stay
+/// in sheaves.
+pub(crate) fn flush(class: Class) -> bool {
+    Context::enter(|context| {
+        let backend = percpu::backend(context);
+        let mut done = true;
+        for cpu in (0..percpu::regions()).filter(|cpu| percpu::held(*cpu, class) > 0) {
+            done &= percpu::flush(context, cpu, class, |batch| {
+                put_home(context, backend, class, batch);
+            });
+        }
+        for depot in depots(class) {
+            let mut batch = Batch::new();
+            loop {
+                depot.barn.take(context, &mut batch, percpu::batch_len(class));
+                if batch.len() == 0 {
+                    break;
+                }
+                put_home(context, backend, class, &mut batch);
+            }
+        }
+        done
+    })
+}
+
+/// Gives the empty slabs of a class back, when `wait` has returned; how many bytes they had.
+pub(crate) fn shed(class: Class, wait: impl FnOnce()) -> usize {
+    let mut emptied = Emptied::new();
+    Context::enter(|context| {
+        for mut partial in depots(class).filter_map(|depot| depot.slabs.lock(context)) {
+            partial.shed(class, &mut emptied);
+        }
+    });
+    wait();
+    let mut slabs = 0;
+    Context::enter(|context| {
+        while let Some(base) = emptied.pop() {
+            // SAFETY: the run of a slab that left its lists with all objects free.
+            unsafe { free_run(context, base) };
+            slabs += 1;
+        }
+    });
+    slabs * slab::shape(class).units as usize * UNIT
+}
+
+/// What there is of a class.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Census {
+    pub(crate) slabs: usize,
+    /// Objects in use, as far as one can tell while others allocate and free.
+    pub(crate) in_use: usize,
+    pub(crate) in_sheaves: usize,
+    pub(crate) in_barns: usize,
+}
+
+/// Counts what there is of a class.
+pub(crate) fn census(class: Class) -> Census {
+    let mut census = Census::default();
+    let mut free = 0;
+    Context::enter(|context| {
+        for depot in depots(class) {
+            let (slabs, of_slabs) =
+                depot.slabs.lock(context).map_or((0, 0), |partial| partial.counts());
+            census.slabs += slabs;
+            free += of_slabs;
+            census.in_barns += depot.barn.len();
+        }
+    });
+    census.in_sheaves = (0..percpu::regions()).map(|cpu| percpu::held(cpu, class)).sum();
+    free += census.in_barns + census.in_sheaves;
+    census.in_use = (census.slabs * slab::shape(class).objects()).saturating_sub(free);
+    census
+}
+
+/// Calls `visit` with each object of a class that is not in its slab: all that are in use, if nothing is in sheaves and barns.
+/// Nobody allocates or frees any meanwhile.
+pub(crate) fn for_each_out(class: Class, visit: &mut dyn FnMut(NonNull<u8>)) {
+    page::for_each_unit(&mut |unit| {
+        // SAFETY: committed metadata. Slabs of the class do not come or go meanwhile.
+        unsafe { Slab::for_each_out(unit.meta().cast(), unit.address(), class, visit) };
+    });
+}
+
+/// Frees all that was deferred on `cpu` before this call, even if somebody else is at it.
+pub(crate) fn deferred_barrier(cpu: usize) {
+    Context::enter(|context| DEFERRED.barrier(context, cpu, free_block(context)));
+    FLUSH[cpu % MAX_CPUS].sync();
+}
+
+/// Every lock of the slow paths, in the order in which they may be taken.
+pub(crate) fn for_each_lock(visit: &dyn Fn(&RawLock)) {
+    DEFERRED.for_each_lock(visit);
+    percpu::for_each_lock(visit);
+    let depots = DEPOTS.iter().zip(&USED);
+    let depots = depots.filter(|(_, used)| used.load(Ordering::Relaxed)).map(|(depot, _)| depot);
+    let of_caches = CACHE_DEPOTS.iter().flat_map(|depots| {
+        let depots = depots.load(Ordering::Acquire);
+        let count = if depots.is_null() { 0 } else { MAX_NODES };
+        // SAFETY: what `define` made has as many.
+        (0..count).map(move |node| unsafe { &*depots.add(node) })
+    });
+    for depot in depots.chain(of_caches) {
+        visit(depot.barn.raw());
+        visit(depot.slabs.raw());
+    }
+    page::for_each_lock(visit);
+}
+
+/// In the child of a fork, which has no CPUs: what they were to free is freed as before there were any.
+pub(crate) fn forget_cpus() {
+    DEFERRED.forget_cpus();
+}
+
+/// Gives a run back, or puts that off.
+///
+/// # Safety
+/// `base` is the address of a run that nobody uses.
+pub(crate) unsafe fn free_run(context: Context, base: *mut u8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if Unit::of(base).is_some_and(|unit| !page::free(context, unit)) {
+            defer(base);
+        }
+    }
+}
+
+/// Frees what was put off on this CPU, where that can be waited for and nobody else is at it.
+#[inline]
+pub(crate) fn free_deferred(context: Context) {
+    if context.may_wait() {
+        let cpu = thread::is_started().then(percpu::cpu);
+        DEFERRED.flush(Context::TRYING, cpu, free_block(context));
+    }
+}
+
+/// Where the descriptor of a slab of `class` that holds `unit` would be.
+fn slab_at(unit: Unit, class: Class) -> *mut Slab {
+    unit.align_down(slab::shape(class).units).meta().cast()
+}
+
+/// Notes in debug builds that the program gets an object.
+#[inline(always)]
+pub(crate) fn checked_out(object: NonNull<u8>, class: Class) -> NonNull<u8> {
+    #[cfg(debug_assertions)]
+    note(object.as_ptr(), class, true);
+    #[cfg(not(debug_assertions))]
+    let _ = class;
+    object
+}
+
+/// Ends the process, in debug builds, if `object` is not an object of `class` that the program holds.
+#[inline(always)]
+pub(crate) fn checked_in(object: *mut u8, class: Class) {
+    #[cfg(debug_assertions)]
+    note(object, class, false);
+    #[cfg(not(debug_assertions))]
+    let _ = (object, class);
+}
+
+#[cfg(debug_assertions)]
+fn note(object: *mut u8, class: Class, held: bool) {
+    let unit = Unit::of(object).filter(|unit| unit.is_committed());
+    let noted = unit.ok_or(Misuse::Foreign).and_then(|unit| {
+        // SAFETY: committed metadata of the unit where a slab of this class would start.
+        unsafe { Slab::note(slab_at(unit, class), object, class, held) }
+    });
+    if let Err(misuse) = noted {
+        misused(object, class, misuse);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn misused(object: *mut u8, class: Class, misuse: Misuse) -> ! {
+    let what = match misuse {
+        Misuse::Foreign => "free of foreign address",
+        Misuse::DoubleFree => "double free of",
+    };
+    let kind = if class.of_cache().is_some() { "a cache of objects of" } else { "class" };
+    os::abort(format_args!("{what} {object:p} ({kind} {})", slab::shape(class).stride()))
+}

@@ -1,0 +1,210 @@
+//! Read-copy-update: readers that take no lock, and frees that wait until the readers of before are gone.
+//!
+//! A reader is between [`read_lock`] and the drop of its guard. It never waits, for nobody, so it may be in a signal handler.
+//! Whoever took an object out of a structure that readers walk through gives it to
+//! [`Cache::free_rcu`](crate::cache::Cache::free_rcu), and it is freed after all readers are gone that might have found it.
+//!
+//! *Frees that wait* go on this CPU's rcu sheaf, which like all sheaves takes one restartable sequence and does not touch the
+//! object: readers may still look at it. A full sheaf is linked into a list, through words behind the objects that readers do
+//! not see; so there is room for any number of them in any context. The list waits for a grace period as a whole, then its
+//! objects are freed, while the next gathers. (`kfree_rcu` of `mm/slub.c` and its sheaves.)
+//!
+//! *Why not `crossbeam-epoch`.* Its participants, its bags of garbage and the closures in them are allocated, and readers take
+//! part by a thread-local with a destructor. Under an allocator each of these may recurse into the code that it serves, none of
+//! it can be had in a handler that interrupted the same, and a thread that exits frees what others may be walking over.
+//!
+//! This file may touch `objects` and what is below it.
+
+extern crate std;
+
+use core::cell::Cell;
+use core::marker::PhantomData;
+use core::mem;
+
+use crate::batch::Batch;
+use crate::deferred::Block;
+use crate::objects;
+use crate::os;
+use crate::percpu;
+use crate::size_class::Class;
+use crate::slab;
+use crate::sync::{
+    Context, ControlMutex, Grace, Llist, Lock, LockClass, RawLock, Taken, Ticket, relax, witness,
+};
+
+/// Slots for readers; CPUs beyond share with the first ones.
+const SLOTS: usize = 64;
+
+static GRACE: Grace<SLOTS> = Grace::new();
+
+std::thread_local! {
+    /// Readers on this thread, by side: those that survive when it forks.
+    static OWN: Cell<[usize; 2]> = const { Cell::new([0; 2]) };
+}
+
+fn count_own(ticket: Ticket, change: isize) {
+    let mut own = OWN.get();
+    own[ticket.side() & 1] = own[ticket.side() & 1].wrapping_add_signed(change);
+    OWN.set(own);
+}
+
+/// A reader, until it is dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct ReadGuard {
+    ticket: Ticket,
+    /// Stays on its thread, which is the one that survives a fork.
+    _thread: PhantomData<*const ()>,
+}
+
+/// Begins to read: what readers can find now stays until the guard is dropped. May be called in any context, in the midst of
+/// other readers too. (`srcu_read_lock`.)
+#[inline]
+pub fn read_lock() -> ReadGuard {
+    let ticket = GRACE.ticket(percpu::cpu());
+    count_own(ticket, 1);
+    GRACE.enter(ticket);
+    ReadGuard { ticket, _thread: PhantomData }
+}
+
+impl Drop for ReadGuard {
+    #[inline]
+    fn drop(&mut self) {
+        GRACE.leave(self.ticket);
+        count_own(self.ticket, -1);
+    }
+}
+
+/// Waits until all readers are gone that were there when it was called. A reader must not call it, and a handler may have
+/// interrupted one. (`synchronize_srcu`.)
+///
+/// # Panics
+/// In debug builds if a reader calls it.
+pub fn synchronize() {
+    witness::may_sleep();
+    debug_assert!(OWN.get() == [0; 2], "a reader waits for itself");
+    let end = GRACE.begin();
+    let mut attempts = 0u32;
+    while !GRACE.is_over(end) {
+        // Most readers are short.
+        if attempts < 100 {
+            relax();
+        } else {
+            os::sleep_microseconds(50);
+        }
+        attempts += 1;
+    }
+}
+
+/// Objects that are to wait for the next grace period.
+static NEXT: Llist<Block> = Llist::new();
+
+/// Objects that wait for a grace period.
+struct Waiting {
+    blocks: Taken<Block>,
+    /// What ends it.
+    end: usize,
+}
+
+static WAITING: Lock<Waiting> =
+    Lock::new(LockClass::Waiting, Waiting { blocks: Taken::NONE, end: 0 });
+
+/// Frees an object of a class of a cache once all readers of before are gone. Does not wait, in any context.
+///
+/// # Safety
+/// The object is of that class, and nobody but readers uses it.
+#[inline]
+pub(crate) unsafe fn free(class: Class, object: *mut u8) {
+    objects::checked_in(object, class);
+    // SAFETY: the caller's promise; the sheaf holds pointers, of whatever class.
+    unsafe {
+        if !percpu::push(Class::RCU, object) {
+            free_slow(object);
+        }
+    }
+}
+
+/// # Safety
+/// As [`free`].
+#[cold]
+#[inline(never)]
+unsafe extern "C" fn free_slow(object: *mut u8) {
+    Context::enter(|context| {
+        let backend = percpu::backend(context);
+        // SAFETY: the caller's promise.
+        if unsafe { backend.push(Class::RCU, object) } {
+            return;
+        }
+        let mut batch = Batch::new();
+        backend.drain(Class::RCU, &mut batch, percpu::capacity(Class::RCU));
+        set_aside(&mut batch);
+        batch.push_first(object);
+        // SAFETY: as above. Opens the sheaf where it was not open yet.
+        unsafe { backend.fill(Class::RCU, &mut batch) };
+        set_aside(&mut batch);
+        free_waiting(context);
+    });
+}
+
+/// Moves a batch to those that wait for the next grace period.
+pub(crate) fn set_aside(batch: &mut Batch) {
+    for &object in batch.objects() {
+        // SAFETY: objects of caches that nobody but readers uses, which do not look at the link.
+        unsafe {
+            if let Some(class) = objects::class_of_object(object) {
+                NEXT.add(object.add(slab::shape(class).link as usize).cast());
+            }
+        }
+    }
+    batch.clear();
+}
+
+/// Frees what waited long enough, and lets the next begin to wait; nothing where somebody else is at that.
+fn free_waiting(context: Context) {
+    let Some(mut waiting) = WAITING.acquire(Context::TRYING) else { return };
+    while GRACE.is_over(waiting.end) {
+        free_blocks(context, mem::replace(&mut waiting.blocks, Taken::NONE));
+        if NEXT.is_empty() {
+            return;
+        }
+        *waiting = Waiting { blocks: NEXT.take(), end: GRACE.begin() };
+    }
+}
+
+fn free_blocks(context: Context, blocks: Taken<Block>) {
+    blocks.map(<*mut Block>::cast).for_each(objects::free_block(context));
+}
+
+/// Callers of [`barrier`] take objects with them, for which the others have to wait as well.
+static TURNS: ControlMutex = ControlMutex::new(LockClass::RcuBarrier);
+
+/// Waits until all is free that [`Cache::free_rcu`](crate::cache::Cache::free_rcu) was given before. Not for readers or
+/// handlers. (`kvfree_rcu_barrier`.)
+pub fn barrier() {
+    let _turn = TURNS.lock();
+    Context::enter(|context| {
+        for cpu in (0..percpu::regions()).filter(|cpu| percpu::held(*cpu, Class::RCU) > 0) {
+            percpu::flush(context, cpu, Class::RCU, set_aside);
+        }
+    });
+    let taken = Context::enter(|context| {
+        let mut waiting = WAITING.acquire(context)?;
+        Some([mem::replace(&mut waiting.blocks, Taken::NONE), NEXT.take()])
+    });
+    synchronize();
+    Context::enter(|context| {
+        taken.into_iter().flatten().for_each(|blocks| free_blocks(context, blocks))
+    });
+}
+
+/// Every lock of this module.
+pub(crate) fn for_each_lock(visit: &dyn Fn(&RawLock)) {
+    visit(WAITING.raw());
+}
+
+/// In the child of a fork: readers on other threads are no more.
+pub(crate) fn forget_threads() {
+    GRACE.forget_others(OWN.get());
+    // SAFETY: there is no other thread.
+    unsafe { TURNS.renew() };
+}
