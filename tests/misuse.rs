@@ -6,6 +6,7 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::Output;
 
+use alloc_core::cache::{Cache, CacheFlags};
 use tests::routes::Hayloft;
 use tests::scenario::{Scenario, describe};
 
@@ -171,4 +172,74 @@ fn double_free_of_a_large_block() {
             .env("HAYLOFT_BACKEND", backend)
             .run(|output| assert_abort(output, &["already free", "1048576"]));
     }
+}
+
+/// A cache of objects of 40 bytes.
+fn cache(name: &str) -> Cache {
+    let layout = Layout::from_size_align(40, 8).expect("a layout");
+    Cache::builder(name, layout).flags(CacheFlags::NO_MERGE).build().expect("a cache")
+}
+
+#[test]
+fn free_to_another_cache() {
+    for backend in BACKENDS {
+        let scenario = || {
+            let (owner, other) = (cache("owner"), cache("other"));
+            let object = owner.alloc().expect("memory");
+            announce(object.as_ptr());
+            // SAFETY: none, which is the point; it must not return.
+            unsafe { other.free(object) };
+        };
+        Scenario::new(backend, scenario)
+            .env("HAYLOFT_BACKEND", backend)
+            .run(|output| assert_abort(output, &["foreign", "a cache of objects of 48"]));
+    }
+}
+
+#[test]
+fn double_free_to_a_cache() {
+    for backend in BACKENDS {
+        let scenario = || {
+            let cache = cache("twice");
+            let object = cache.alloc().expect("memory");
+            announce(object.as_ptr());
+            // SAFETY: none for the second free, which is the point; it must not return.
+            unsafe {
+                cache.free_rcu(object);
+                cache.free(object);
+            }
+        };
+        Scenario::new(backend, scenario)
+            .env("HAYLOFT_BACKEND", backend)
+            .run(|output| assert_abort(output, &["double free", "a cache of objects of 48"]));
+    }
+}
+
+#[test]
+fn free_of_a_static_to_a_cache() {
+    static FOREIGN: [u64; 5] = [0; 5];
+    for backend in BACKENDS {
+        let scenario = || {
+            let cache = cache("foreign");
+            announce(FOREIGN.as_ptr().cast());
+            // SAFETY: none, which is the point; it must not return.
+            unsafe { cache.free(std::ptr::NonNull::from(&FOREIGN).cast()) };
+        };
+        Scenario::new(backend, scenario)
+            .env("HAYLOFT_BACKEND", backend)
+            .run(|output| assert_abort(output, &["foreign", "a cache of objects of 48"]));
+    }
+}
+
+/// A reader that waits for itself would wait for ever.
+#[test]
+fn a_reader_that_waits_for_readers() {
+    Scenario::new("reader", || {
+        let _reading = alloc_core::rcu::read_lock();
+        alloc_core::rcu::synchronize();
+    })
+    .run(|output| {
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains("a reader waits for itself"), "{said}");
+    });
 }

@@ -136,6 +136,12 @@ impl Shape {
         self.objects as usize
     }
 
+    /// The list of a slab with so many free objects.
+    #[inline(always)]
+    fn list(&self, free: u32) -> u8 {
+        if free == 0 { UNLISTED } else { ((free * self.list_scale) >> 16) as u8 }
+    }
+
     /// The index of the object at `offset` bytes in a slab. Only debug builds insist that it starts there: what a
     /// wrong offset can hit otherwise is the object it points into.
     #[inline(always)]
@@ -687,8 +693,7 @@ impl Partial {
     /// Moves the empty slabs that are kept to `emptied`.
     pub(crate) fn shed(&mut self, class: Class, emptied: &mut Emptied) {
         let shape = shape(class);
-        // All free is as free as it gets.
-        let mut next = self.lists[LISTS - 1];
+        let mut next = self.lists[usize::from(shape.list(shape.objects))];
         while !next.is_null() {
             let slab = next;
             // SAFETY: listed slabs are of this class, and ours under the lock.
@@ -716,7 +721,7 @@ impl Partial {
         // SAFETY: the caller's promise.
         unsafe {
             let free = (*slab).free_count;
-            let list = if free == 0 { UNLISTED } else { ((free * shape.list_scale) >> 16) as u8 };
+            let list = shape.list(free);
             if list == (*slab).list {
                 return;
             }

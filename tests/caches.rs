@@ -1,0 +1,577 @@
+//! Object caches: what they promise of objects, how they share, and that they can be destroyed, or say why not.
+
+use std::alloc::Layout;
+use std::collections::BTreeSet;
+use std::mem::MaybeUninit;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
+
+use alloc_core::cache::{AllocError, Cache, CacheError, CacheFlags, TypedCache};
+use alloc_core::{cpu, rcu};
+use tests::routes::Hayloft;
+use tests::scenario::Scenario;
+
+#[global_allocator]
+static GLOBAL: Hayloft = Hayloft;
+
+/// Runs `body` in a child on each backend.
+fn on_each_backend<F: Fn()>(body: F) {
+    for backend in ["rseq", "fallback"] {
+        Scenario::new(backend, &body).env("HAYLOFT_BACKEND", backend).succeeds();
+    }
+}
+
+fn layout(size: usize, align: usize) -> Layout {
+    Layout::from_size_align(size, align).expect("a layout")
+}
+
+fn plain(name: &str, size: usize) -> Cache {
+    Cache::builder(name, layout(size, 8)).flags(CacheFlags::NO_MERGE).build().expect("a cache")
+}
+
+/// Allocates `count` objects, each filled with a number of its own.
+fn filled(cache: &Cache, count: usize) -> Vec<NonNull<u8>> {
+    let size = cache.layout().size();
+    let fill = |number: usize| {
+        let object = cache.alloc().expect("memory");
+        // SAFETY: an object of that size.
+        unsafe { object.write_bytes(number as u8, size) };
+        object
+    };
+    (0..count).map(fill).collect()
+}
+
+/// Checks what [`filled`] wrote, and frees the objects by `free`.
+fn check_and_free(cache: &Cache, objects: &[NonNull<u8>], free: impl Fn(NonNull<u8>)) {
+    let size = cache.layout().size();
+    for (number, object) in objects.iter().enumerate() {
+        // SAFETY: an object of that size, filled.
+        let bytes = unsafe { std::slice::from_raw_parts(object.as_ptr(), size) };
+        assert!(bytes.iter().all(|byte| *byte == number as u8), "object {number} was overwritten");
+        free(*object);
+    }
+}
+
+#[test]
+fn objects_are_disjoint_and_aligned() {
+    on_each_backend(|| {
+        for (size, align, flags, expected) in [
+            (1, 1, CacheFlags::NO_MERGE, 8),
+            (24, 8, CacheFlags::NO_MERGE, 8),
+            (24, 1, CacheFlags::HWCACHE_ALIGN, 32),
+            (64, 8, CacheFlags::HWCACHE_ALIGN, 64),
+            (100, 256, CacheFlags::NO_MERGE, 256),
+            (5000, 4096, CacheFlags::NO_MERGE, 4096),
+            (32 * 1024 - 8, 8, CacheFlags::NO_MERGE, 8),
+        ] {
+            let cache = Cache::builder("aligned", layout(size, align)).flags(flags).build();
+            let cache = cache.expect("a cache");
+            for _ in 0..2 {
+                let objects = filled(&cache, 300);
+                assert!(objects.iter().all(|object| object.addr().get().is_multiple_of(expected)));
+                // SAFETY: an object of this cache, not used any more.
+                check_and_free(&cache, &objects, |object| unsafe { cache.free(object) });
+            }
+            cache.destroy().expect("nothing is in use");
+        }
+    });
+}
+
+#[test]
+fn every_road_serves_every_cache() {
+    on_each_backend(|| {
+        let cache = plain("roads", 128);
+        for _ in 0..3 {
+            let mut room = [MaybeUninit::uninit(); 500];
+            assert_eq!(cache.alloc_bulk(&mut room), 500);
+            // SAFETY: all are written.
+            let bulk: Vec<NonNull<u8>> =
+                room.iter().map(|object| unsafe { object.assume_init() }).collect();
+            let distinct: BTreeSet<_> = bulk.iter().map(|object| object.addr()).collect();
+            assert_eq!(distinct.len(), 500);
+            let nolock: Vec<_> =
+                (0..200).map(|_| cache.alloc_nolock().expect("nobody holds a lock")).collect();
+            assert!(nolock.iter().all(|object| !distinct.contains(&object.addr())));
+            let stats = cache.stats();
+            assert_eq!((stats.in_use, stats.object_size, stats.sharers), (700, 128, 1));
+            // SAFETY: objects of this cache, each freed once.
+            unsafe {
+                cache.free_bulk(&nolock);
+                bulk.iter().for_each(|object| cache.free_nolock(*object));
+            }
+        }
+        assert!(cache.shrink() > 0);
+        let stats = cache.stats();
+        assert_eq!((stats.slabs, stats.in_sheaves, stats.in_barns), (0, 0, 0), "{stats:?}");
+        cache.destroy().expect("nothing is in use");
+    });
+}
+
+#[test]
+fn zero_means_zero() {
+    on_each_backend(|| {
+        let cache = Cache::builder("zeroed", layout(200, 8)).flags(CacheFlags::ZERO).build();
+        let cache = cache.expect("a cache");
+        for _ in 0..2 {
+            let objects: Vec<_> = (0..300).map(|_| cache.alloc().expect("memory")).collect();
+            for object in objects {
+                // SAFETY: an object of 200 bytes, freed once.
+                unsafe {
+                    assert!((0..200).all(|index| *object.as_ptr().add(index) == 0));
+                    object.write_bytes(0xff, 200);
+                    cache.free(object);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn what_a_constructor_made_is_kept() {
+    static MADE: AtomicUsize = AtomicUsize::new(0);
+    fn make(object: NonNull<u8>) {
+        MADE.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: an object of two words.
+        unsafe { object.cast::<[u64; 2]>().write([0xfeed, 0xbeef]) };
+    }
+    on_each_backend(|| {
+        let cache = Cache::builder("made", Layout::new::<[u64; 2]>()).ctor(make).build();
+        let cache = cache.expect("a cache");
+        let before = MADE.load(Ordering::Relaxed);
+        let mut slabs = 0;
+        for _ in 0..5 {
+            let objects: Vec<_> = (0..10_000).map(|_| cache.alloc().expect("memory")).collect();
+            slabs = slabs.max(cache.stats().slabs);
+            for object in objects {
+                // SAFETY: an object of this cache, freed once, by a road that links it.
+                unsafe {
+                    assert_eq!(object.cast::<[u64; 2]>().read(), [0xfeed, 0xbeef]);
+                    cache.free_rcu(object);
+                }
+            }
+            rcu::barrier();
+        }
+        let made = MADE.load(Ordering::Relaxed) - before;
+        assert!(made >= slabs * cache.stats().objects_per_slab);
+        cache.destroy().expect("nothing is in use");
+    });
+}
+
+#[test]
+fn a_constructor_may_panic() {
+    static FAILS: AtomicBool = AtomicBool::new(true);
+    fn make(_: NonNull<u8>) {
+        assert!(!FAILS.load(Ordering::Relaxed), "on purpose");
+    }
+    on_each_backend(|| {
+        FAILS.store(true, Ordering::Relaxed);
+        let cache = Cache::builder("panics", layout(64, 8)).ctor(make).build().expect("a cache");
+        for _ in 0..3 {
+            assert_eq!(cache.alloc(), Err(AllocError::Constructor));
+            assert_eq!(cache.alloc_bulk(&mut [MaybeUninit::uninit(); 3]), 0);
+        }
+        FAILS.store(false, Ordering::Relaxed);
+        let object = cache.alloc().expect("it does not panic any more");
+        // SAFETY: an object of this cache.
+        unsafe { cache.free(object) };
+        cache.destroy().expect("nothing is in use, and nothing of the failed slabs is left");
+    });
+}
+
+#[test]
+fn caches_that_cannot_be() {
+    let build = |size, align, flags| {
+        Cache::builder("impossible", layout(size, align)).flags(flags).build().map(drop)
+    };
+    let none = CacheFlags::default();
+    assert_eq!(build(0, 1, none), Err(CacheError::ZeroSize));
+    assert_eq!(build(32 * 1024, 8, none), Err(CacheError::TooLarge));
+    assert_eq!(build(isize::MAX as usize - 7, 8, none), Err(CacheError::TooLarge));
+    assert_eq!(build(8, 8192, none), Err(CacheError::TooLarge));
+    let both = CacheFlags::ZERO | CacheFlags::TYPESAFE_BY_RCU;
+    assert_eq!(build(8, 8, both), Err(CacheError::Contradiction));
+    assert_eq!(
+        Cache::builder("impossible", layout(8, 8))
+            .flags(CacheFlags::ZERO)
+            .ctor(|_| {})
+            .build()
+            .err(),
+        Some(CacheError::Contradiction)
+    );
+    assert_eq!(Cache::builder("", layout(8, 8)).build().err(), Some(CacheError::NoName));
+
+    let first = plain("a name", 8);
+    assert_eq!(Cache::builder("a name", layout(8, 8)).build().err(), Some(CacheError::NameTaken));
+    drop(first);
+    plain("a name", 8).destroy().expect("nothing is in use");
+}
+
+#[test]
+fn there_are_so_many_caches() {
+    on_each_backend(|| {
+        let mut caches = Vec::new();
+        let error = loop {
+            let name = format!("one of many {}", caches.len());
+            let cache = Cache::builder(&name, layout(40, 8)).flags(CacheFlags::NO_MERGE).build();
+            match cache {
+                Ok(cache) => caches.push(cache),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!((error, caches.len()), (CacheError::TooMany, 255));
+        for cache in &caches {
+            let object = cache.alloc().expect("memory");
+            // SAFETY: an object of this cache.
+            unsafe { cache.free(object) };
+        }
+        caches.drain(..).for_each(|cache| cache.destroy().expect("nothing is in use"));
+        plain("another", 40).destroy().expect("nothing is in use");
+    });
+}
+
+#[test]
+fn like_caches_share() {
+    on_each_backend(|| {
+        let build = |name: &str, size, align, flags| {
+            Cache::builder(name, layout(size, align)).flags(flags).build().expect("a cache")
+        };
+        let first = build("first", 96, 8, CacheFlags::default());
+        let like = build("like", 92, 4, CacheFlags::ZERO);
+        let apart = build("apart", 96, 8, CacheFlags::NO_MERGE);
+        let smaller = build("smaller", 80, 8, CacheFlags::default());
+        let aligned = build("aligned differently", 96, 64, CacheFlags::default());
+        assert_eq!(first.stats().sharers, 2);
+        assert_eq!(like.stats().sharers, 2);
+        for alone in [&apart, &smaller, &aligned] {
+            assert_eq!(alone.stats().sharers, 1, "{alone:?}");
+        }
+        let object = first.alloc().expect("memory");
+        // Who shares is done as soon as it is not the last; the object is the other's.
+        like.destroy().expect("it is shared");
+        let error = first.destroy().expect_err("an object is in use");
+        assert_eq!(error.objects(), [object]);
+        // SAFETY: an object of this cache.
+        unsafe { error.into_cache().free(object) };
+    });
+}
+
+#[test]
+fn a_cache_with_objects_in_use_is_handed_back() {
+    on_each_backend(|| {
+        let cache = plain("in use", 1000);
+        let mut objects = filled(&cache, 100);
+        let kept = objects.split_off(93);
+        check_and_free(&cache, &objects, |object| {
+            // SAFETY: an object of this cache.
+            unsafe { cache.free(object) }
+        });
+        let error = cache.destroy().expect_err("seven objects are in use");
+        assert_eq!(error.live(), 7);
+        assert!(error.to_string().contains("in use has 7 objects"), "{error}");
+        let reported: BTreeSet<_> = error.objects().iter().copied().collect();
+        assert_eq!(reported, kept.iter().copied().collect());
+        let cache = error.into_cache();
+        let more = filled(&cache, 93);
+        check_and_free(&cache, &more, |object| {
+            // SAFETY: an object of this cache.
+            unsafe { cache.free(object) }
+        });
+        for (number, object) in kept.iter().enumerate() {
+            // SAFETY: an object of this cache that was filled with its number.
+            unsafe {
+                assert_eq!(object.read(), 93 + number as u8);
+                cache.free(*object);
+            }
+        }
+        cache.destroy().expect("nothing is in use any more");
+    });
+}
+
+#[test]
+fn a_leak_panics_where_that_was_asked_for() {
+    on_each_backend(|| {
+        let cache = Cache::builder("leaky", layout(8, 8)).flags(CacheFlags::PANIC_ON_LEAK).build();
+        let cache = cache.expect("a cache");
+        let _object = cache.alloc().expect("memory");
+        let panic = std::panic::catch_unwind(|| cache.destroy()).expect_err("an object is in use");
+        let message = panic.downcast_ref::<String>().expect("a message");
+        assert_eq!(message, "cache leaky has 1 objects in use");
+    });
+}
+
+/// What was freed by other threads, on whatever CPU, by whatever road, is no hindrance.
+#[test]
+fn frees_of_other_threads_are_found() {
+    on_each_backend(|| {
+        cpu::start();
+        for _ in 0..20 {
+            let cache = plain("crossed", 64);
+            let objects = filled(&cache, 3000);
+            thread::scope(|scope| {
+                for (number, objects) in objects.chunks(500).enumerate() {
+                    let objects: Vec<_> =
+                        objects.iter().map(|object| AtomicPtr::new(object.as_ptr())).collect();
+                    let cache = &cache;
+                    scope.spawn(move || {
+                        for object in objects {
+                            let object = NonNull::new(object.into_inner()).expect("an object");
+                            // SAFETY: an object of this cache, freed once.
+                            unsafe {
+                                match number % 4 {
+                                    0 => cache.free(object),
+                                    1 => cache.free_nolock(object),
+                                    2 => cache.free_rcu(object),
+                                    _ => cache.free_rcu_nolock(object),
+                                }
+                            }
+                        }
+                    });
+                }
+            });
+            cache.destroy().expect("nothing is in use");
+        }
+    });
+}
+
+/// Several destroy at once: with the barrier unserialised, one of them would hang.
+#[test]
+fn caches_are_destroyed_at_once() {
+    on_each_backend(|| {
+        thread::scope(|scope| {
+            for number in 0..4 {
+                scope.spawn(move || {
+                    for round in 0..50 {
+                        let cache = plain(&format!("{number}-{round}"), 32 + number * 16);
+                        let objects = filled(&cache, 100);
+                        check_and_free(&cache, &objects, |object| {
+                            // SAFETY: an object of this cache.
+                            unsafe { cache.free_nolock(object) }
+                        });
+                        cache.destroy().expect("nothing is in use");
+                    }
+                });
+            }
+        });
+    });
+}
+
+/// CPUs come and go while caches live on them.
+#[test]
+fn caches_outlive_cpus() {
+    on_each_backend(|| {
+        cpu::start();
+        let online: Vec<_> = cpu::online().collect();
+        let Some(&last) = online.get(1) else { return };
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..30 {
+                    cpu::down(last).expect("it is online");
+                    cpu::up(last).expect("it is offline");
+                }
+                over.store(true, Ordering::Relaxed);
+            });
+            for number in 0..2 {
+                let over = &over;
+                scope.spawn(move || {
+                    let mut round = 0;
+                    while !over.load(Ordering::Relaxed) {
+                        let cache = plain(&format!("{number}-{round}"), 48);
+                        let objects = filled(&cache, 200);
+                        check_and_free(&cache, &objects, |object| {
+                            // SAFETY: an object of this cache.
+                            unsafe { cache.free_rcu(object) }
+                        });
+                        cache.destroy().expect("nothing is in use");
+                        round += 1;
+                    }
+                });
+            }
+        });
+    });
+}
+
+#[test]
+fn readers_keep_what_they_found() {
+    on_each_backend(|| {
+        let cache = plain("read", 64);
+        let (found, is_found) = mpsc::channel();
+        let (go_on, may_go_on) = mpsc::channel::<()>();
+        let object = cache.alloc().expect("memory");
+        // SAFETY: an object of 64 bytes.
+        unsafe { object.write_bytes(7, 64) };
+        let shared = &AtomicPtr::new(object.as_ptr());
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                let reading = rcu::read_lock();
+                let object = shared.load(Ordering::Acquire);
+                found.send(()).expect("the writer waits");
+                may_go_on.recv().expect("the writer goes on");
+                // SAFETY: found by a reader that still reads.
+                let bytes = unsafe { std::slice::from_raw_parts(object, 64) };
+                assert!(
+                    bytes.iter().all(|byte| *byte == 7),
+                    "the object was given to somebody else"
+                );
+                drop(reading);
+            });
+            is_found.recv().expect("the reader tells");
+            shared.store(std::ptr::null_mut(), Ordering::Release);
+            // SAFETY: no reader that comes now finds the object.
+            unsafe { cache.free_rcu(object) };
+            // Whatever is allocated meanwhile, by the thousand, is not the one that is read.
+            for _ in 0..20 {
+                let others = filled(&cache, 500);
+                assert!(!others.contains(&object));
+                check_and_free(&cache, &others, |object| {
+                    // SAFETY: an object of this cache.
+                    unsafe { cache.free_rcu(object) }
+                });
+            }
+            go_on.send(()).expect("the reader waits");
+        });
+        rcu::barrier();
+        assert_eq!(cache.stats().in_use, 0);
+        cache.destroy().expect("nothing is in use");
+    });
+}
+
+/// What a handler frees is found by whoever destroys the cache.
+#[test]
+fn handlers_use_caches() {
+    static SHARED: AtomicPtr<Cache> = AtomicPtr::new(std::ptr::null_mut());
+    static TURNS: AtomicUsize = AtomicUsize::new(0);
+    extern "C" fn handler(_: libc::c_int) {
+        // SAFETY: set before the first signal, and valid until after the last.
+        let cache = unsafe { &*SHARED.load(Ordering::Acquire) };
+        let _reading = rcu::read_lock();
+        if let Ok(object) = cache.alloc() {
+            // SAFETY: an object of 72 bytes that nobody else has.
+            unsafe {
+                object.write_bytes(1, 72);
+                match TURNS.fetch_add(1, Ordering::Relaxed) % 3 {
+                    0 => cache.free(object),
+                    1 => cache.free_nolock(object),
+                    _ => cache.free_rcu(object),
+                }
+            }
+        }
+    }
+    on_each_backend(|| {
+        let cache = plain("handled", 72);
+        SHARED.store((&raw const cache).cast_mut(), Ordering::Release);
+        // SAFETY: a handler that keeps to what handlers may do.
+        unsafe { libc::signal(libc::SIGUSR1, handler as *const () as usize) };
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let workers: Vec<_> = (0..2)
+                .map(|_| {
+                    let (cache, over) = (&cache, &over);
+                    let (tell, told) = mpsc::channel();
+                    scope.spawn(move || {
+                        // SAFETY: no arguments.
+                        tell.send(unsafe { libc::pthread_self() }).expect("the sender waits");
+                        while !over.load(Ordering::Relaxed) {
+                            let objects = filled(cache, 150);
+                            check_and_free(cache, &objects, |object| {
+                                // SAFETY: an object of this cache.
+                                unsafe { cache.free_rcu(object) }
+                            });
+                        }
+                    });
+                    told.recv().expect("the worker tells")
+                })
+                .collect();
+            // One that comes while another waits to be taken is lost.
+            for worker in workers.iter().cycle() {
+                if TURNS.load(Ordering::Relaxed) >= 5000 {
+                    break;
+                }
+                // SAFETY: the workers run until `over`.
+                unsafe { libc::pthread_kill(*worker, libc::SIGUSR1) };
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        cache.destroy().expect("nothing is in use");
+    });
+}
+
+#[test]
+fn values_are_dropped_once() {
+    on_each_backend(|| {
+        let cache = TypedCache::new("strings").expect("a cache");
+        let mut boxes: Vec<_> = (0..1000)
+            .map(|number| {
+                cache.alloc(number.to_string()).map_err(|(error, _)| error).expect("memory")
+            })
+            .collect();
+        boxes[7].push_str(" and more");
+        assert_eq!(*boxes[7], "7 and more");
+        let inner = boxes.swap_remove(7).into_inner();
+        assert_eq!(inner, "7 and more");
+        drop(boxes);
+        let forgotten = cache.alloc(String::new()).map_err(|(error, _)| error).expect("memory");
+        std::mem::forget(forgotten);
+        assert_eq!(cache.destroy().expect_err("one was forgotten").live(), 1);
+    });
+}
+
+/// A child that is forked while others make, use and destroy caches makes, uses and destroys some itself.
+#[test]
+fn the_child_of_a_fork_has_caches() {
+    on_each_backend(|| {
+        let before = plain("before", 40);
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for number in 0..2 {
+                let over = &over;
+                scope.spawn(move || {
+                    let mut round = 0;
+                    while !over.load(Ordering::Relaxed) {
+                        let cache = plain(&format!("{number}-{round}"), 56);
+                        let _reading = (round % 3 == 0).then(rcu::read_lock);
+                        let objects = filled(&cache, 50);
+                        check_and_free(&cache, &objects, |object| {
+                            // SAFETY: an object of this cache.
+                            unsafe { cache.free_rcu(object) }
+                        });
+                        drop(_reading);
+                        cache.destroy().expect("nothing is in use");
+                        round += 1;
+                    }
+                });
+            }
+            for round in 0..60 {
+                let reading = (round % 2 == 0).then(rcu::read_lock);
+                // SAFETY: the child does what this allocator promises, and leaves.
+                let child = unsafe { libc::fork() };
+                if child == 0 {
+                    drop(reading);
+                    // A child that hangs is ended.
+                    // SAFETY: numbers only.
+                    unsafe { libc::alarm(20) };
+                    let cache = plain("in the child", 64);
+                    for cache in [&before, &cache] {
+                        let objects = filled(cache, 100);
+                        check_and_free(cache, &objects, |object| {
+                            // SAFETY: an object of this cache.
+                            unsafe { cache.free_rcu(object) }
+                        });
+                    }
+                    let done = cache.destroy().is_ok();
+                    // SAFETY: no destructors of the parent's.
+                    unsafe { libc::_exit(if done { 0 } else { 1 }) };
+                }
+                drop(reading);
+                let mut status = 0;
+                // SAFETY: a child of ours.
+                assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+                assert_eq!(status, 0, "the child of round {round}");
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        before.destroy().expect("nothing is in use");
+    });
+}
