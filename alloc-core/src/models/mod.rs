@@ -3,6 +3,7 @@
 //! `RUSTFLAGS="--cfg loom" cargo test -p alloc-core --release --lib models`; constants are small here, so that edges are hit.
 //! A model of what this project must not do passes when loom finds what is wrong with it.
 
+mod grace;
 mod irq_work;
 mod slabs;
 mod sync;

@@ -1,0 +1,104 @@
+//! Grace periods: what a reader may look at is not freed.
+
+use loom::cell::UnsafeCell;
+use loom::sync::Arc;
+use loom::sync::atomic::{AtomicUsize, Ordering};
+use loom::thread;
+
+use super::loom_finds;
+use crate::sync::{Grace, relax};
+
+const NOTHING: usize = 0;
+const SOMETHING: usize = 1;
+
+/// A structure of one element, and the memory of that.
+struct Shared {
+    grace: Grace<1>,
+    element: AtomicUsize,
+    memory: UnsafeCell<usize>,
+}
+
+/// Loom's own cell finds a reader that looks while the memory is written.
+fn read(shared: &Shared) {
+    let ticket = shared.grace.ticket(0);
+    shared.grace.enter(ticket);
+    // Acquire: pairs with the writer's Release.
+    if shared.element.load(Ordering::Acquire) == SOMETHING {
+        shared.memory.with(|memory| {
+            // SAFETY: a reader found it.
+            unsafe { assert_eq!(*memory, SOMETHING) }
+        });
+    }
+    shared.grace.leave(ticket);
+}
+
+/// Takes the element out, waits for `epochs` of the three of a grace period, and uses its memory for something else.
+fn replace(shared: &Shared, epochs: usize) {
+    shared.element.store(NOTHING, Ordering::Release);
+    let end = shared.grace.begin().wrapping_sub(3 - epochs);
+    while !shared.grace.is_over(end) {
+        relax();
+    }
+    shared.memory.with_mut(|memory| {
+        // SAFETY: no reader can find it any more.
+        unsafe { *memory = NOTHING }
+    });
+}
+
+fn model(readers: usize, epochs: usize, helped: bool) -> impl Fn() + Sync + Send + 'static {
+    move || {
+        let shared = Arc::new(Shared {
+            grace: Grace::new(),
+            element: AtomicUsize::new(SOMETHING),
+            memory: UnsafeCell::new(SOMETHING),
+        });
+        let threads: std::vec::Vec<_> = (0..readers)
+            .map(|_| {
+                let shared = shared.clone();
+                thread::spawn(move || read(&shared))
+            })
+            .collect();
+        let helper = helped.then(|| {
+            let shared = shared.clone();
+            // Somebody else asks at the same time, and has begun to look before the writer asks.
+            thread::spawn(move || shared.grace.is_over(2))
+        });
+        replace(&shared, epochs);
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        helper.into_iter().for_each(|thread| {
+            thread.join().unwrap();
+        });
+    }
+}
+
+/// A reader that comes at any time looks at memory that is its to look at.
+#[test]
+fn a_reader_is_waited_for() {
+    loom::model(model(1, 3, false));
+}
+
+/// As above, with somebody else who advances epochs.
+#[test]
+fn a_reader_is_waited_for_by_all() {
+    loom::model(model(1, 3, true));
+}
+
+/// One epoch is no grace period: a reader is on the side that was not looked at.
+#[test]
+fn one_epoch_is_too_short() {
+    loom_finds(
+        "Causality violation",
+        "models::grace::one_epoch_is_too_short",
+        model(1, 1, false),
+    );
+}
+
+/// Two epochs are too few where the first began before somebody asked.
+#[test]
+fn two_epochs_are_too_short() {
+    loom_finds(
+        "Causality violation",
+        "models::grace::two_epochs_are_too_short",
+        model(1, 2, true),
+    );
+}
