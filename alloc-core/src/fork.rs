@@ -10,6 +10,8 @@
 //!
 //! This file may touch everything in the crate.
 
+use core::cell::Cell;
+
 use crate::sync::{Context, RawLock};
 use crate::{cache, cpu, objects, os, rcu};
 
@@ -29,9 +31,14 @@ fn for_each_lock(visit: &dyn Fn(&RawLock)) {
     objects::for_each_lock(visit);
 }
 
+/// Attempts to take locks, in all, by a handler that may not wait for them. Each lets other threads run, so they are enough for
+/// any holder that is not itself in such a place.
+const ATTEMPTS: u32 = 100_000;
+
 extern "C" fn prepare() {
     let context = Context::pin();
-    for_each_lock(&|lock| lock.hold_for_fork(context));
+    let attempts = Cell::new(ATTEMPTS);
+    for_each_lock(&|lock| lock.hold_for_fork(context, &attempts));
 }
 
 extern "C" fn in_parent() {

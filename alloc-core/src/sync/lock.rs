@@ -1,5 +1,7 @@
 //! The one lock of the slow paths.
 
+#[cfg(not(loom))]
+use core::cell::Cell;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::AtomicUsize;
 
@@ -16,10 +18,6 @@ const ABANDONED: u32 = 3;
 /// Attempts before sleeping. A critical section here is some hundred nanoseconds; a sleep costs microseconds.
 const SPINS: u32 = if cfg!(any(loom, miri)) { 1 } else { 100 };
 
-/// Attempts to take a lock for a fork by a thread that may not wait. Each lets other threads run, so this is long enough for
-/// any holder that is not itself in such a place.
-const FORK_ATTEMPTS: u32 = 100_000;
-
 /// Added to a thread's token: holds the lock for a fork.
 const FOR_FORK: usize = 1;
 
@@ -28,8 +26,8 @@ const FOR_FORK: usize = 1;
 /// The lock is not recursive and takes no part in unwinding: nothing that runs under it may panic.
 pub(crate) struct RawLock {
     word: Futex,
-    /// The token of the thread that holds or held it. Only a thread that asks whether it holds the lock itself gets a sure
-    /// answer from it.
+    /// The token of the thread that holds it, or 0. Whoever takes the lock says so only then, and no longer before letting go
+    /// of it: so only a thread that asks whether it holds the lock itself gets a sure answer.
     owner: AtomicUsize,
     #[cfg(debug_assertions)]
     class: LockClass,
@@ -108,7 +106,8 @@ impl RawLock {
 
     #[inline]
     fn release(&self) {
-        // Release: pairs with the Acquire of the next holder.
+        self.owner.store(0, Ordering::Relaxed);
+        // Release: pairs with the Acquire of the next holder, so that the owner it stores is the later one.
         if self.word.swap(FREE, Ordering::Release) == CONTENDED {
             self.word.wake_one();
         }
@@ -123,21 +122,29 @@ impl RawLock {
         LockClass::Sheaves
     }
 
+    #[cfg(not(loom))]
     fn is_held(&self) -> bool {
-        !matches!(self.word.load(Ordering::Relaxed), FREE | ABANDONED)
+        matches!(self.word.load(Ordering::Relaxed), HELD | CONTENDED)
     }
 
-    /// Takes the lock for as long as a fork takes, unless this very thread was interrupted while it had it.
     #[cfg(not(loom))]
-    pub(crate) fn hold_for_fork(&self, context: Context) {
-        if self.is_held() && self.owner.load(Ordering::Relaxed) == Context::thread() {
+    fn is_abandoned(&self) -> bool {
+        self.word.load(Ordering::Relaxed) == ABANDONED
+    }
+
+    /// Takes the lock for as long as a fork takes, unless this very thread was interrupted while it had it. A context that may
+    /// not wait makes a few attempts, which are counted down.
+    #[cfg(not(loom))]
+    pub(crate) fn hold_for_fork(&self, context: Context, attempts: &Cell<u32>) {
+        if self.is_mine() {
             return;
         }
-        let held = self.acquire(context)
-            || (0..FORK_ATTEMPTS).any(|_| {
-                super::relax();
-                self.try_acquire()
-            });
+        let mut held = self.acquire(context);
+        while !held && !self.is_abandoned() && attempts.get() > 0 {
+            attempts.set(attempts.get() - 1);
+            super::relax();
+            held = self.try_acquire();
+        }
         if held {
             self.owner.store(Context::thread() | FOR_FORK, Ordering::Relaxed);
         }
@@ -147,7 +154,6 @@ impl RawLock {
     #[cfg(not(loom))]
     pub(crate) fn release_in_parent(&self) {
         if self.owner.load(Ordering::Relaxed) == Context::thread() | FOR_FORK {
-            self.owner.store(0, Ordering::Relaxed);
             self.release();
         }
     }
@@ -156,9 +162,15 @@ impl RawLock {
     #[cfg(not(loom))]
     pub(crate) fn release_in_child(&self) {
         self.release_in_parent();
-        if self.is_held() && self.owner.load(Ordering::Relaxed) != Context::thread() {
+        if self.is_held() && !self.is_mine() {
             self.word.store(ABANDONED, Ordering::Relaxed);
         }
+    }
+
+    /// Whether this thread has the lock, in the code that it interrupted.
+    #[cfg(not(loom))]
+    fn is_mine(&self) -> bool {
+        self.owner.load(Ordering::Relaxed) == Context::thread()
     }
 }
 
@@ -265,5 +277,34 @@ impl<T> Drop for Guard<'_, T> {
         drop(self.data.take());
         witness::released(self.lock.raw.class());
         self.lock.raw.release();
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// This thread had the lock before, and another has just taken it, but not said so yet.
+    #[test]
+    fn a_fork_abandons_a_lock_that_another_has_just_taken() {
+        let waiting = Context::enter(|context| context);
+        let lock = Lock::new(LockClass::Barn, ());
+        drop(lock.acquire(waiting));
+        assert!(lock.raw.try_acquire());
+        lock.raw.hold_for_fork(Context::TRYING, &Cell::new(3));
+        lock.raw.release_in_child();
+        assert!(lock.acquire(waiting).is_none());
+    }
+
+    #[test]
+    fn a_fork_leaves_alone_what_this_thread_has() {
+        let waiting = Context::enter(|context| context);
+        let lock = Lock::new(LockClass::Barn, ());
+        let guard = lock.acquire(waiting);
+        lock.raw.hold_for_fork(Context::TRYING, &Cell::new(3));
+        lock.raw.release_in_child();
+        assert!(lock.acquire(Context::TRYING).is_none());
+        drop(guard);
+        assert!(lock.acquire(Context::TRYING).is_some());
     }
 }
