@@ -11,6 +11,7 @@ use std::thread;
 use alloc_core::cpu::{self, CpuError};
 use alloc_core::irq_work::IrqWork;
 use alloc_core::{cache, nolock};
+use tests::process::Limit;
 use tests::routes::Hayloft;
 use tests::scenario::{Scenario, describe};
 
@@ -126,6 +127,42 @@ fn work_is_queued_by_handlers() {
         WORK.sync();
         assert!((1..=1000).contains(&RUNS.load(Ordering::Relaxed)));
     });
+}
+
+/// Where the kernel refuses to send the signal, the CPU's thread is woken without.
+#[test]
+fn work_runs_though_signals_are_refused() {
+    static WORK: IrqWork = IrqWork::new(count).hard();
+    extern "C" fn handler(_: libc::c_int) {
+        for _ in 0..10 {
+            WORK.queue();
+        }
+    }
+    let work = || {
+        cpu::start();
+        // SAFETY: the handler does what handlers may do.
+        unsafe { libc::signal(libc::SIGALRM, handler as *const () as usize) };
+        for _ in 0..100 {
+            assert!(WORK.queue());
+            WORK.sync();
+            // A signal with a number this low needs no memory, and this call is not filtered.
+            // SAFETY: the handler is installed.
+            unsafe { libc::syscall(libc::SYS_tkill, libc::gettid(), libc::SIGALRM) };
+            WORK.sync();
+        }
+        assert!(RUNS.load(Ordering::Relaxed) >= 200);
+        assert_eq!(cpu::down(0), Ok(()));
+    };
+    for irq in ["hard", "threaded"] {
+        Scenario::new(format!("too-many-{irq}"), work)
+            .env("HAYLOFT_IRQ", irq)
+            .limit(Limit::PendingSignals, 0)
+            .succeeds();
+        Scenario::new(format!("filtered-{irq}"), work)
+            .env("HAYLOFT_IRQ", irq)
+            .refuse(libc::SYS_tgkill)
+            .succeeds();
+    }
 }
 
 #[test]

@@ -71,6 +71,7 @@ pub mod rcu;
 pub mod size_class;
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 mod slab;
+#[cfg_attr(loom, allow(dead_code, unused_imports, reason = "the models use a part of it"))]
 mod sync;
 #[cfg(not(loom))]
 mod thread;

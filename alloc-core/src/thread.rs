@@ -4,6 +4,10 @@
 //! to do. So its handler interrupts nothing that holds a lock. Other signals go to the program's own threads, and none of
 //! these ever sees one of ours.
 //!
+//! It waits beside a [bell](Bell), which whoever has work for it rings before sending the signal. So nothing depends on the
+//! signal: where the kernel refuses to send it (the user has too many queued already, or a filter is in the way), the thread
+//! is woken like any other, and does in its loop what the handler would have done.
+//!
 //! The signal is the highest real-time signal that nobody handles, or `HAYLOFT_IRQ_SIGNAL`. `HAYLOFT_IRQ` says what is done
 //! in the handler: `hard` (the default: everything), `threaded` (what insists on it; the rest in the loop, as in a kernel
 //! with `PREEMPT_RT`), `none` (no signal: the loop does all, as for a CPU that cannot be interrupted). Where no signal can
@@ -20,7 +24,7 @@ use std::sync::mpsc;
 use std::thread::{Builder, JoinHandle};
 
 use crate::os;
-use crate::sync::{Futex, relax, witness};
+use crate::sync::{Bell, witness};
 
 /// CPUs that are told apart; those beyond share with the first ones.
 pub(crate) const MAX_CPUS: usize = 512;
@@ -51,13 +55,13 @@ pub(crate) struct Routines {
 struct Thread {
     /// Its number for the kernel; 0 where there is none.
     id: AtomicI32,
-    /// 1 if there may be something to do; slept on where there is no signal.
-    wake: Futex,
+    /// Rung when there is something to do.
+    bell: Bell,
     stop: AtomicBool,
 }
 
 static THREADS: [Thread; MAX_CPUS] =
-    [const { Thread { id: AtomicI32::new(0), wake: Futex::new(0), stop: AtomicBool::new(false) } };
+    [const { Thread { id: AtomicI32::new(0), bell: Bell::new(), stop: AtomicBool::new(false) } };
         MAX_CPUS];
 
 /// An [`IrqMode`], or 0 before the machine was started.
@@ -141,8 +145,7 @@ pub(crate) fn spawn(cpu: usize, routines: &'static Routines) -> io::Result<JoinH
             if done {
                 CPU.set(Some((cpu, routines)));
                 THREADS[cpu].stop.store(false, Ordering::Relaxed);
-                // Release: whoever raises this CPU needs nothing else, but the loop must be about to look for work.
-                THREADS[cpu].id.store(os::thread_id(), Ordering::Release);
+                THREADS[cpu].id.store(os::thread_id(), Ordering::Relaxed);
             }
             // The spawner waits for it.
             let _ = pinned.send(done);
@@ -161,18 +164,16 @@ pub(crate) fn spawn(cpu: usize, routines: &'static Routines) -> io::Result<JoinH
 fn act(cpu: usize, routines: &Routines) {
     let thread = &THREADS[cpu];
     loop {
-        thread.wake.store(0, Ordering::SeqCst);
+        thread.bell.answer();
         (routines.interrupt)(cpu);
         (routines.work)(cpu);
         if thread.stop.load(Ordering::Acquire) {
             break;
         }
-        if mode() == IrqMode::None {
-            thread.wake.wait(0);
-        } else {
-            // A signal that came since the start of the round is pending, and ends this wait at once.
-            os::wait_for_signal(SIGNAL.load(Ordering::Relaxed));
-        }
+        // A signal that came since the start of the round is handled here, and its ring ends the sleep.
+        let _interruptible =
+            (mode() != IrqMode::None).then(|| os::admit_signal(SIGNAL.load(Ordering::Relaxed)));
+        thread.bell.sleep();
     }
     thread.id.store(0, Ordering::Relaxed);
 }
@@ -195,16 +196,12 @@ pub(crate) fn forget() {
 /// Tells the thread that acts as `cpu` that there is something to do. May be called in any context.
 pub(crate) fn raise(cpu: usize) {
     let thread = &THREADS[cpu];
-    if mode() == IrqMode::None {
-        // Sequentially consistent with the store in `act`: either the thread sees the work, or this.
-        if thread.wake.swap(1, Ordering::SeqCst) == 0 {
-            thread.wake.wake_one();
+    if thread.bell.ring() {
+        // Relaxed: the number alone; there is a thread before there is work for it.
+        let interrupted = mode() != IrqMode::None
+            && os::signal_thread(thread.id.load(Ordering::Relaxed), SIGNAL.load(Ordering::Relaxed));
+        if !interrupted {
+            thread.bell.wake();
         }
-        return;
-    }
-    let id = thread.id.load(Ordering::Acquire);
-    // The kernel may be short of memory for a queued signal.
-    while id != 0 && !os::signal_thread(id, SIGNAL.load(Ordering::Relaxed)) {
-        relax();
     }
 }

@@ -27,6 +27,8 @@ pub enum Limit {
     Data,
     /// Bytes of a core file.
     Core,
+    /// Queued signals of the user.
+    PendingSignals,
 }
 
 impl Limit {
@@ -35,18 +37,19 @@ impl Limit {
     /// # Errors
     ///
     /// That of `setrlimit`.
-    pub fn set(self, bytes: usize) -> io::Result<()> {
+    pub fn set(self, most: usize) -> io::Result<()> {
         let resource = match self {
             Self::AddressSpace => libc::RLIMIT_AS,
             Self::Data => libc::RLIMIT_DATA,
             Self::Core => libc::RLIMIT_CORE,
+            Self::PendingSignals => libc::RLIMIT_SIGPENDING,
         };
         let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         // SAFETY: the pointer is valid for a write of one `rlimit`.
         if unsafe { libc::getrlimit(resource, &raw mut limit) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        limit.rlim_cur = bytes as libc::rlim_t;
+        limit.rlim_cur = most as libc::rlim_t;
         // SAFETY: the pointer is valid for a read of one `rlimit`.
         if unsafe { libc::setrlimit(resource, &raw const limit) } != 0 {
             return Err(io::Error::last_os_error());

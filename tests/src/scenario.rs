@@ -58,8 +58,8 @@ impl<F: FnOnce()> Scenario<F> {
     }
 
     /// Puts the child under a limit before it starts.
-    pub fn limit(mut self, limit: Limit, bytes: usize) -> Self {
-        self.limits.push((limit, bytes));
+    pub fn limit(mut self, limit: Limit, most: usize) -> Self {
+        self.limits.push((limit, most));
         self
     }
 
@@ -112,7 +112,7 @@ impl<F: FnOnce()> Scenario<F> {
         unsafe {
             command.pre_exec(move || {
                 Limit::Core.set(0)?;
-                limits.iter().try_for_each(|(limit, bytes)| limit.set(*bytes))?;
+                limits.iter().try_for_each(|(limit, most)| limit.set(*most))?;
                 refused.iter().try_for_each(|number| refuse(*number))
             });
         }

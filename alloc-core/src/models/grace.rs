@@ -86,19 +86,11 @@ fn a_reader_is_waited_for_by_all() {
 /// One epoch is no grace period: a reader is on the side that was not looked at.
 #[test]
 fn one_epoch_is_too_short() {
-    loom_finds(
-        "Causality violation",
-        "models::grace::one_epoch_is_too_short",
-        model(1, 1, false),
-    );
+    loom_finds("Causality violation", "models::grace::one_epoch_is_too_short", model(1, 1, false));
 }
 
 /// Two epochs are too few where the first began before somebody asked.
 #[test]
 fn two_epochs_are_too_short() {
-    loom_finds(
-        "Causality violation",
-        "models::grace::two_epochs_are_too_short",
-        model(1, 2, true),
-    );
+    loom_finds("Causality violation", "models::grace::two_epochs_are_too_short", model(1, 2, true));
 }

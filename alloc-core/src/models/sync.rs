@@ -6,7 +6,7 @@ use loom::sync::atomic::Ordering::Relaxed;
 use loom::thread;
 
 use super::{loom_finds, race, race_of};
-use crate::sync::{Context, Lock, LockClass, Rcuwait};
+use crate::sync::{Bell, Context, Lock, LockClass, Rcuwait};
 
 #[test]
 fn lock_excludes_and_orders() {
@@ -30,6 +30,45 @@ fn tried_lock_is_free_or_refused() {
         });
         let taken = *lock.acquire(Context::TRYING).expect("nobody holds it");
         assert!((1..=2).contains(&taken));
+    });
+}
+
+/// Two threads leave something to do and ring; the one that answers finds both, and does not sleep when there is one left.
+fn work_by_bell(answer: fn(&Bell)) {
+    let bell = Arc::new(Bell::new());
+    let work = Arc::new([0; 2].map(|_| AtomicBool::new(false)));
+    let (shared, left) = (bell.clone(), work.clone());
+    race_of(3, move |number| {
+        if let Some(mine) = left.get(number - 1) {
+            mine.swap(true, Relaxed);
+            if shared.ring() {
+                shared.wake();
+            }
+            return;
+        }
+        let mut done = 0;
+        loop {
+            answer(&shared);
+            done += left.iter().filter(|work| work.swap(false, Relaxed)).count();
+            if done == left.len() {
+                break;
+            }
+            shared.sleep();
+        }
+    });
+}
+
+#[test]
+fn bell_is_answered() {
+    loom::model(|| work_by_bell(Bell::answer));
+}
+
+/// A store in place of the exchange that answers, in the strongest order: what was done before the ring that it covers is not
+/// seen, and the thread sleeps beside it.
+#[test]
+fn bell_silenced_blindly_is_missed() {
+    loom_finds("deadlock", "models::sync::bell_silenced_blindly_is_missed", || {
+        work_by_bell(Bell::silence_blindly);
     });
 }
 

@@ -111,14 +111,14 @@ pub(crate) fn take_signal(_wanted: Option<c_int>, _handler: extern "C" fn(c_int)
     None
 }
 
-pub(crate) struct Blocked;
+pub(crate) struct OldMask;
 
-pub(crate) fn block_signals() -> Blocked {
-    Blocked
+pub(crate) fn block_signals() -> OldMask {
+    OldMask
 }
 
-pub(crate) fn wait_for_signal(_signal: c_int) {
-    std::thread::yield_now();
+pub(crate) fn admit_signal(_signal: c_int) -> OldMask {
+    OldMask
 }
 
 pub(crate) fn affinity() -> [u64; 16] {

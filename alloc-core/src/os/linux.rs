@@ -209,15 +209,12 @@ pub(crate) fn thread_id() -> i32 {
     unsafe { libc::syscall(libc::SYS_gettid) as i32 }
 }
 
-/// Sends a signal to a thread of this process; false if the kernel has no memory to queue it. A thread that has ended is no
-/// failure.
+/// Sends a signal to a thread of this process; false where there is no such thread, or the kernel refuses: it does so when
+/// the user has too many signals queued (`RLIMIT_SIGPENDING`).
 pub(crate) fn signal_thread(id: i32, signal: c_int) -> bool {
     let _errno = SavedErrno::new();
     // SAFETY: numbers only; the thread is of this process or gone.
-    unsafe {
-        libc::syscall(libc::SYS_tgkill, libc::getpid(), id, signal) == 0
-            || *libc::__errno_location() != libc::EAGAIN
-    }
+    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), id, signal) == 0 }
 }
 
 /// Whether `signal` is one that the C library leaves to programs for their own use.
@@ -248,36 +245,43 @@ pub(crate) fn take_signal(wanted: Option<c_int>, handler: extern "C" fn(c_int)) 
     }
 }
 
-/// This thread's signal mask, to be restored when dropped.
-pub(crate) struct Blocked(libc::sigset_t);
+/// The signal mask that this thread had before, to be restored when dropped.
+pub(crate) struct OldMask(libc::sigset_t);
 
 /// Blocks all signals on this thread.
-pub(crate) fn block_signals() -> Blocked {
-    // SAFETY: two sets that are ours; it cannot fail.
+pub(crate) fn block_signals() -> OldMask {
+    // SAFETY: a set that is ours.
     unsafe {
-        let (mut all, mut before) = (core::mem::zeroed(), core::mem::zeroed());
+        let mut all = core::mem::zeroed();
         libc::sigfillset(&raw mut all);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
-        Blocked(before)
+        change_mask(libc::SIG_SETMASK, &all)
     }
 }
 
-impl Drop for Blocked {
+/// Admits `signal`, which is blocked, on this thread.
+pub(crate) fn admit_signal(signal: c_int) -> OldMask {
+    // SAFETY: a set that is ours.
+    unsafe {
+        let mut one = core::mem::zeroed();
+        libc::sigemptyset(&raw mut one);
+        libc::sigaddset(&raw mut one, signal);
+        change_mask(libc::SIG_UNBLOCK, &one)
+    }
+}
+
+fn change_mask(how: c_int, set: &libc::sigset_t) -> OldMask {
+    // SAFETY: two sets that can be read and written; it cannot fail.
+    unsafe {
+        let mut old = core::mem::zeroed();
+        libc::pthread_sigmask(how, set, &raw mut old);
+        OldMask(old)
+    }
+}
+
+impl Drop for OldMask {
     fn drop(&mut self) {
         // SAFETY: a set that the kernel filled.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut()) };
-    }
-}
-
-/// Sleeps until `signal`, which is blocked otherwise, was handled.
-pub(crate) fn wait_for_signal(signal: c_int) {
-    let _errno = SavedErrno::new();
-    // SAFETY: a set that is ours.
-    unsafe {
-        let mut mask: libc::sigset_t = core::mem::zeroed();
-        libc::sigfillset(&raw mut mask);
-        libc::sigdelset(&raw mut mask, signal);
-        libc::sigsuspend(&raw const mask);
     }
 }
 

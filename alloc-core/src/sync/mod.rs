@@ -2,6 +2,7 @@
 //!
 //! - [`Lock`], the one lock of the slow paths: a word, tried, spun on a little and then slept on in a futex.
 //! - [`Rcuwait`], a place for one thread to wait for what a signal handler does.
+//! - [`Bell`], what tells a thread that there is something to do.
 //! - [`witness`], which holds locks against an order in debug builds.
 //! - [`Context`], whether whoever takes a lock may wait for it.
 //! - [`Llist`], a list that any context may add to.
@@ -10,6 +11,7 @@
 //!
 //! Nothing here allocates. This folder may touch `os`.
 
+mod bell;
 mod context;
 #[cfg(not(loom))]
 mod control;
@@ -20,6 +22,7 @@ mod lock;
 mod rcuwait;
 pub(crate) mod witness;
 
+pub(crate) use bell::Bell;
 pub(crate) use context::Context;
 #[cfg(not(loom))]
 pub(crate) use control::{ControlGuard, ControlMutex, Renewable};

@@ -1,0 +1,57 @@
+//! A bell: any context rings it, one thread answers it and sleeps beside it.
+//!
+//! Rings that come before the first one was answered are one with it. Whoever answers sees what was done before each of them.
+
+use super::Futex;
+use super::primitive::Ordering;
+
+const SILENT: u32 = 0;
+const RUNG: u32 = 1;
+
+/// What tells a thread that there is something to do.
+pub(crate) struct Bell {
+    state: Futex,
+}
+
+impl Bell {
+    #[cfg(not(loom))]
+    pub(crate) const fn new() -> Bell {
+        Bell { state: Futex::new(SILENT) }
+    }
+
+    #[cfg(loom)]
+    pub(crate) fn new() -> Bell {
+        Bell { state: Futex::new(SILENT) }
+    }
+
+    /// Rings; whether the bell was silent. Then its thread may be asleep, and the caller has to [wake](Bell::wake) it, or to
+    /// interrupt its sleep.
+    #[must_use]
+    pub(crate) fn ring(&self) -> bool {
+        // Release: pairs with the Acquire in `answer`.
+        self.state.swap(RUNG, Ordering::Release) == SILENT
+    }
+
+    /// Silences the bell. To be called before looking for what there is to do.
+    pub(crate) fn answer(&self) {
+        // Acquire: pairs with the Release in `ring`. It must read the last ring to see what was done before that, so a store
+        // would not do: the thread could find nothing, silence the bell after it, and sleep.
+        self.state.swap(SILENT, Ordering::Acquire);
+    }
+
+    /// As [`Bell::answer`] must not be: for the model that shows why.
+    #[cfg(loom)]
+    pub(crate) fn silence_blindly(&self) {
+        self.state.store(SILENT, Ordering::SeqCst);
+    }
+
+    /// Sleeps while the bell is silent; may return at any time.
+    pub(crate) fn sleep(&self) {
+        self.state.wait(SILENT);
+    }
+
+    /// Ends the sleep of the thread, if it sleeps.
+    pub(crate) fn wake(&self) {
+        self.state.wake_one();
+    }
+}
