@@ -94,19 +94,47 @@ fn work_runs_on_its_cpu() {
     });
 }
 
-/// An item may be freed as soon as it was waited for.
+/// An item may be freed as soon as it was waited for, on however many CPUs it ran.
 #[test]
 fn waited_for_work_may_go() {
     in_every_mode(|| {
         cpu::start();
+        let online: Vec<_> = cpu::online().collect();
         for _ in 0..5000 {
             let work = Box::new(IrqWork::new(count));
             let address = ptr::from_ref(&*work);
-            // SAFETY: the box stays where it is until `sync` has returned.
-            unsafe { IrqWork::queue_raw(address, 0) };
+            // A number that no CPU has means another one.
+            for cpu in online.iter().chain([&usize::MAX]) {
+                // SAFETY: the box stays where it is until `sync` has returned.
+                unsafe { IrqWork::queue_raw(address, *cpu) };
+            }
             work.sync();
             drop(work);
         }
+    });
+}
+
+/// Work that several threads queue and wait for before there are CPUs, and while they come.
+#[test]
+fn early_work_may_go() {
+    in_every_mode(|| {
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..2000 {
+                        let work = Box::new(IrqWork::new(count));
+                        // SAFETY: the box stays where it is until `sync` has returned.
+                        unsafe { IrqWork::queue_raw(&raw const *work, 0) };
+                        work.sync();
+                    }
+                });
+            }
+            while RUNS.load(Ordering::Relaxed) < 4000 {
+                thread::yield_now();
+            }
+            cpu::start();
+        });
+        assert_eq!(RUNS.load(Ordering::Relaxed), 8000);
     });
 }
 

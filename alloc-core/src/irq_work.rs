@@ -13,8 +13,10 @@
 //! once more. BUSY is cleared after it, unless the item was claimed again; [`IrqWork::sync`] waits for that.
 //!
 //! *The runner's last touch.* Who waits for an item may free it as soon as BUSY is clear, but the runner has a waiter to
-//! wake after clearing it, and finds the waiter in the item. So the runner says in its queue which item it is at, and `sync`
-//! waits for that, too. (The kernel ends the same race by a grace period of RCU.)
+//! wake after clearing it, and finds the waiter in the item. So each runner says which item it is at, and `sync` waits until
+//! none is at this one. (The kernel ends the same race by a grace period of RCU.) None, not only the last: an item that is
+//! claimed again while it runs may go to another CPU, and be done there before its first runner comes to the waking; or run
+//! there at the same time, and have BUSY cleared by the first.
 //!
 //! This file may touch `sync` and `thread`.
 
@@ -33,11 +35,10 @@ const BUSY: u32 = 2;
 /// Runs in the handler, whatever the others do. (`IRQ_WORK_HARD_IRQ`.)
 const HARD: u32 = 8;
 
-/// Something for a CPU to do, at most once at a time.
+/// Something for a CPU to do. It is queued at most once at a time, but may be queued on another CPU while it runs, and then
+/// runs on both.
 pub struct IrqWork {
     flags: AtomicU32,
-    /// The CPU whose runner was at this item last.
-    cpu: AtomicU32,
     next: UnsafeCell<*mut IrqWork>,
     function: fn(&IrqWork),
     waiter: Rcuwait,
@@ -66,7 +67,6 @@ impl IrqWork {
     pub const fn new(function: fn(&IrqWork)) -> IrqWork {
         IrqWork {
             flags: AtomicU32::new(0),
-            cpu: AtomicU32::new(0),
             next: UnsafeCell::new(ptr::null_mut()),
             function,
             waiter: Rcuwait::new(),
@@ -78,7 +78,6 @@ impl IrqWork {
     pub(crate) fn new(function: fn(&IrqWork)) -> IrqWork {
         IrqWork {
             flags: AtomicU32::new(0),
-            cpu: AtomicU32::new(0),
             next: UnsafeCell::new(ptr::null_mut()),
             function,
             waiter: Rcuwait::new(),
@@ -114,27 +113,26 @@ impl IrqWork {
         }
     }
 
-    /// Waits until the last runner of an item that is not busy has left it.
-    pub(crate) fn wait_until_left<'a>(&self, runner_of: impl Fn(usize) -> &'a Runner) {
-        // Relaxed: written before BUSY was cleared, which was seen.
-        let runner = runner_of(self.cpu.load(Ordering::Relaxed) as usize);
-        while !runner.left(self) {
-            relax();
+    /// Waits until no runner is at an item that is not busy.
+    pub(crate) fn wait_until_left<'a>(&self, runners: impl IntoIterator<Item = &'a Runner>) {
+        for runner in runners {
+            while runner.is_at(self) {
+                relax();
+            }
         }
     }
 
     /// Runs a claimed item that was taken from its list, and wakes who waits for it.
     ///
     /// # Safety
-    /// The item is valid until it is not busy and `runner` is at another one.
+    /// The item is valid until it is not busy and no runner is at it.
     pub(crate) unsafe fn run(item: *mut IrqWork, runner: &Runner) {
-        // SAFETY: the caller's promise, for as long as `at` names the item.
+        runner.enter(item);
+        // SAFETY: the caller's promise; `runner` is at the item.
         unsafe {
-            // Relaxed: seen by whoever sees BUSY cleared below.
-            runner.at.store(item, Ordering::Relaxed);
-            (*item).cpu.store(runner.cpu, Ordering::Relaxed);
             // Acquire: pairs with the Release in `claim`, also of those who found it PENDING. (The kernel has a plain store
             // and a full barrier here; our memory model needs the read of the read-modify-write.)
+            // Release: whoever sees BUSY cleared, be it by another runner, sees that this one is at the item.
             let flags = (*item).flags.fetch_and(!PENDING, Ordering::AcqRel) & !PENDING;
             ((*item).function)(&*item);
             // Release: pairs with the Acquire in `is_busy`. It fails where the item was claimed again: then it stays busy.
@@ -148,33 +146,49 @@ impl IrqWork {
             #[cfg(loom)]
             (*item).life.with(|_| ());
         }
-        // Release: pairs with the Acquire in `left`.
-        runner.at.store(ptr::null_mut(), Ordering::Release);
+        runner.leave();
     }
 }
 
-/// Who runs the items of a CPU: its thread, or whoever ended that thread.
+/// Who runs the items of a list, one at a time: the thread of a CPU, or whoever ended that thread; or, before there were any,
+/// those who wait.
 pub(crate) struct Runner {
     /// The item it is at.
     at: AtomicPtr<IrqWork>,
-    cpu: u32,
 }
 
 impl Runner {
     #[cfg(not(loom))]
-    pub(crate) const fn new(cpu: u32) -> Runner {
-        Runner { at: AtomicPtr::new(ptr::null_mut()), cpu }
+    pub(crate) const fn new() -> Runner {
+        Runner { at: AtomicPtr::new(ptr::null_mut()) }
     }
 
     #[cfg(loom)]
-    pub(crate) fn new(cpu: u32) -> Runner {
-        Runner { at: AtomicPtr::new(ptr::null_mut()), cpu }
+    pub(crate) fn new() -> Runner {
+        Runner { at: AtomicPtr::new(ptr::null_mut()) }
     }
 
-    /// Whether it is done with an item that is not busy.
-    fn left(&self, item: &IrqWork) -> bool {
-        // Acquire: pairs with the Release in `run`: the last touch is over.
-        !ptr::eq(self.at.load(Ordering::Acquire), item)
+    /// Goes to an item; several threads that are one runner take turns.
+    fn enter(&self, item: *mut IrqWork) {
+        // Relaxed: `run` tells of it by the item's flags. A read-modify-write even for one thread: so that whoever finds the
+        // runner at another item sees that it has left the one before, as by the Release in `leave`.
+        let enter = || {
+            self.at.compare_exchange(ptr::null_mut(), item, Ordering::Relaxed, Ordering::Relaxed)
+        };
+        while enter().is_err() {
+            relax();
+        }
+    }
+
+    fn leave(&self) {
+        // Release: pairs with the Acquire in `is_at`.
+        self.at.store(ptr::null_mut(), Ordering::Release);
+    }
+
+    /// Whether it is at an item that is not busy.
+    fn is_at(&self, item: &IrqWork) -> bool {
+        // Acquire: pairs with the Release in `leave`: the last touch is over.
+        ptr::eq(self.at.load(Ordering::Acquire), item)
     }
 }
 
@@ -184,22 +198,17 @@ mod queues {
 
     use super::{BUSY, HARD, IrqWork, Runner};
     use crate::percpu;
-    use crate::sync::{AtomicU32, CpuLists, Llist, Ordering};
+    use crate::sync::{AtomicU32, CpuLists, Ordering, Taken, relax};
     use crate::thread::{self, IrqMode, MAX_CPUS};
 
     /// Items for the handler, and for the loop, of each CPU's thread. (`raised_list` and `lazy_list` of the kernel.)
     static RAISED: CpuLists<IrqWork, MAX_CPUS> = CpuLists::new();
     static THREADED: CpuLists<IrqWork, MAX_CPUS> = CpuLists::new();
 
-    static RUNNERS: [Runner; MAX_CPUS] = {
-        let mut runners = [const { Runner::new(0) }; MAX_CPUS];
-        let mut cpu = 0;
-        while cpu < MAX_CPUS {
-            runners[cpu] = Runner::new(cpu as u32);
-            cpu += 1;
-        }
-        runners
-    };
+    /// The runners of the CPUs.
+    static RUNNERS: [Runner; MAX_CPUS] = [const { Runner::new() }; MAX_CPUS];
+    /// That of the time before there were any.
+    static BOOT_RUNNER: Runner = Runner::new();
 
     impl IrqWork {
         /// Marks the item to be run in the signal handler of the CPU's thread, whatever `HAYLOFT_IRQ` says, where there is a
@@ -249,13 +258,14 @@ mod queues {
         /// # Panics
         /// In debug builds if two threads sleep here at once for one item.
         pub fn sync(&self) {
-            while !thread::is_started() && self.is_busy() {
-                // Nobody else runs what was queued so early.
-                run(&RUNNERS[MAX_CPUS - 1], RAISED.boot());
-                run(&RUNNERS[MAX_CPUS - 1], THREADED.boot());
+            // Nobody else runs what is queued before there are CPUs.
+            while self.is_busy() && THREADED.is_boot() {
+                run(&BOOT_RUNNER, RAISED.boot().take());
+                run(&BOOT_RUNNER, THREADED.boot().take());
+                relax();
             }
             self.wait_until_idle(self.is_for_handler());
-            self.wait_until_left(|cpu| &RUNNERS[cpu]);
+            self.wait_until_left(RUNNERS.iter().chain([&BOOT_RUNNER]));
         }
 
         fn is_for_handler(&self) -> bool {
@@ -267,8 +277,8 @@ mod queues {
         }
     }
 
-    fn run(runner: &Runner, list: &Llist<IrqWork>) {
-        for item in list.take() {
+    fn run(runner: &Runner, items: Taken<IrqWork>) {
+        for item in items {
             // SAFETY: items on lists are claimed, and those who queued them keep them valid.
             unsafe { IrqWork::run(item, runner) };
         }
@@ -276,12 +286,12 @@ mod queues {
 
     /// Runs what the handler of a CPU's thread is to run.
     pub(crate) fn run_hard(cpu: usize) {
-        run(&RUNNERS[cpu], RAISED.of(cpu));
+        run(&RUNNERS[cpu], RAISED.of(cpu).take());
     }
 
     /// Runs what the loop of a CPU's thread is to run.
     pub(crate) fn run_threaded(cpu: usize) {
-        run(&RUNNERS[cpu], THREADED.of(cpu));
+        run(&RUNNERS[cpu], THREADED.of(cpu).take());
     }
 
     /// Lets items be queued on a CPU whose thread is there; takes over what was queued before there were any.
@@ -300,7 +310,7 @@ mod queues {
     /// In the child of a fork, which has no CPUs: what was queued runs as before there were any. An item whose function was
     /// running counts as done.
     pub(crate) fn forget_cpus() {
-        for runner in &RUNNERS {
+        for runner in RUNNERS.iter().chain([&BOOT_RUNNER]) {
             let item = runner.at.swap(ptr::null_mut(), Ordering::Relaxed);
             // SAFETY: the item that a runner is at is valid.
             if let Some(item) = unsafe { item.as_ref() }
@@ -316,10 +326,7 @@ mod queues {
     /// Lets no more items be queued on a CPU, and runs those that were. The CPU's thread has ended.
     pub(crate) fn offline(cpu: usize) {
         for lists in [&RAISED, &THREADED] {
-            for item in lists.of(cpu).close() {
-                // SAFETY: as in `run`.
-                unsafe { IrqWork::run(item, &RUNNERS[cpu]) };
-            }
+            run(&RUNNERS[cpu], lists.of(cpu).close());
         }
     }
 }

@@ -50,14 +50,16 @@ impl Machine {
         assert!(lists.boot().close().next().is_none());
         let (written, seen) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let job = Job { work: IrqWork::new(look), written, seen };
-        Arc::new(Machine { lists, runners: [Runner::new(0), Runner::new(1)], job })
+        Arc::new(Machine { lists, runners: [Runner::new(), Runner::new()], job })
     }
 
-    fn queue(&self, cpu: usize) {
-        if self.job.work.claim() {
+    fn queue(&self, cpu: usize) -> bool {
+        let claimed = self.job.work.claim();
+        if claimed {
             // SAFETY: the machine outlives its threads.
             unsafe { self.lists.add(cpu, (&raw const self.job.work).cast_mut()) };
         }
+        claimed
     }
 
     /// What the thread of a CPU does when it is told that there is work.
@@ -78,7 +80,7 @@ impl Machine {
 
     fn sync(&self) {
         self.job.work.wait_until_idle(false);
-        self.job.work.wait_until_left(|cpu| &self.runners[cpu]);
+        self.job.work.wait_until_left(&self.runners);
     }
 }
 
@@ -130,6 +132,38 @@ fn work_not_busy_may_not_be_freed() {
     loom_finds("Causality violation", "models::irq_work::work_not_busy_may_not_be_freed", || {
         free_after(|machine| {
             machine.job.work.wait_until_idle(true);
+        });
+    });
+}
+
+/// Work is queued again while it runs, on another CPU, and freed by who waited for that.
+fn free_after_two_runs(wait: fn(&Machine)) {
+    let machine = Machine::new();
+    machine.queue(0);
+    race(move |number| {
+        if number == 1 {
+            machine.run(0);
+        } else if machine.queue(1) {
+            machine.run(1);
+            wait(&machine);
+            machine.job.work.life.with_mut(|_| ());
+        }
+    });
+}
+
+#[test]
+fn work_of_two_runners_may_be_freed() {
+    loom::model(|| free_after_two_runs(Machine::sync));
+}
+
+/// Waiting for the CPU that had it last: the first runner comes to an item that is gone.
+#[test]
+fn work_left_by_its_last_runner_may_not_be_freed() {
+    let test = "models::irq_work::work_left_by_its_last_runner_may_not_be_freed";
+    loom_finds("Causality violation", test, || {
+        free_after_two_runs(|machine| {
+            machine.job.work.wait_until_idle(false);
+            machine.job.work.wait_until_left(&machine.runners[1..]);
         });
     });
 }

@@ -181,12 +181,12 @@ impl<T: Link, const CPUS: usize> CpuLists<T, CPUS> {
                 return None;
             }
             // From this CPU on to the last, and from the first to this.
-            for number in (0..CPUS).map(|offset| (cpu + offset) % CPUS) {
+            for number in (0..CPUS).map(|offset| (cpu % CPUS + offset) % CPUS) {
                 // SAFETY: the caller's promise.
-                match self.lists.get(number).map(|list| unsafe { list.add(node) }) {
-                    Some(Added::First) => return Some(number),
-                    Some(Added::Later) => return None,
-                    Some(Added::Closed) | None => {}
+                match unsafe { self.of(number).add(node) } {
+                    Added::First => return Some(number),
+                    Added::Later => return None,
+                    Added::Closed => {}
                 }
             }
             // One CPU at least is online, but not the same one all the time.
@@ -209,6 +209,11 @@ impl<T: Link, const CPUS: usize> CpuLists<T, CPUS> {
     #[inline]
     pub(crate) fn of(&self, cpu: usize) -> &Llist<T> {
         self.lists.get(cpu % CPUS).unwrap_or(&self.boot)
+    }
+
+    /// Whether this is the time before the machine was started.
+    pub(crate) fn is_boot(&self) -> bool {
+        self.boot.first.load(Ordering::Relaxed) != closed()
     }
 
     /// The list for the time before the machine was started.
