@@ -4,6 +4,7 @@
 use std::alloc::Layout;
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -136,6 +137,30 @@ fn early_work_may_go() {
         });
         assert_eq!(RUNS.load(Ordering::Relaxed), 8000);
     });
+}
+
+/// A panic in a function ends the process: whoever waits for the item would wait for ever.
+#[test]
+fn work_that_panics_ends_the_process() {
+    static PANICS: IrqWork = IrqWork::new(|_| panic!("as it should"));
+    let panics = |started: bool| {
+        if started {
+            cpu::start();
+        }
+        PANICS.queue();
+        PANICS.sync();
+    };
+    for irq in ["hard", "threaded", "none"] {
+        for started in [false, true] {
+            Scenario::new(format!("{irq}-{started}"), || panics(started))
+                .env("HAYLOFT_IRQ", irq)
+                .run(|output| {
+                    let all = describe(output);
+                    assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{all}");
+                    assert!(all.contains("as it should"), "{all}");
+                });
+        }
+    }
 }
 
 #[test]

@@ -194,6 +194,11 @@ impl Runner {
 
 #[cfg(not(loom))]
 mod queues {
+    #![expect(
+        improper_ctypes_definitions,
+        reason = "`extern \"C\"` for its unwinding rule, not for C"
+    )]
+
     use core::ptr;
 
     use super::{BUSY, HARD, IrqWork, Runner};
@@ -277,7 +282,8 @@ mod queues {
         }
     }
 
-    fn run(runner: &Runner, items: Taken<IrqWork>) {
+    /// Runs items. It does not unwind: where a function panics, the process ends, rather than wait for its item for ever.
+    extern "C" fn run(runner: &Runner, items: Taken<IrqWork>) {
         for item in items {
             // SAFETY: items on lists are claimed, and those who queued them keep them valid.
             unsafe { IrqWork::run(item, runner) };
