@@ -5,11 +5,12 @@ use std::alloc::Layout;
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
-use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::thread;
 
 use alloc_core::cpu::{self, CpuError};
+use alloc_core::fault::{self, Place};
 use alloc_core::irq_work::IrqWork;
 use alloc_core::{cache, nolock};
 use tests::process::Limit;
@@ -214,6 +215,62 @@ fn work_runs_though_signals_are_refused() {
         Scenario::new(format!("filtered-{irq}"), work)
             .env("HAYLOFT_IRQ", irq)
             .refuse(libc::SYS_tgkill)
+            .succeeds();
+    }
+}
+
+/// Where no thread can be pinned there is no machine; all goes on without.
+#[test]
+fn no_cpu_can_be_had() {
+    static WORK: IrqWork = IrqWork::new(count);
+    /// A run that is freed where its arena is busy.
+    static RUN: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
+    static TAKEN: AtomicUsize = AtomicUsize::new(0);
+    const LAYOUT: Layout = Layout::new::<[u64; 100_000]>();
+    fn defer(place: Place) {
+        match place {
+            Place::ArenaAllocating => {
+                if let Some(run) = NonNull::new(RUN.swap(ptr::null_mut(), Ordering::Relaxed)) {
+                    // SAFETY: allocated below.
+                    unsafe { nolock::dealloc(run, LAYOUT) };
+                }
+            }
+            Place::DeferredTaken => {
+                TAKEN.fetch_add(1, Ordering::Relaxed);
+            }
+            _ => {}
+        }
+    }
+    let work = || {
+        cpu::start();
+        fault::set_hook(defer);
+        let ends: [fn(); 2] = [|| drop(vec![0_u64; 50_000]), cache::barrier];
+        for (number, end) in ends.into_iter().enumerate() {
+            RUN.store(nolock::alloc(LAYOUT).expect("memory").as_ptr(), Ordering::Relaxed);
+            let other = nolock::alloc(LAYOUT).expect("memory");
+            assert!(RUN.load(Ordering::Relaxed).is_null());
+            assert_eq!(TAKEN.load(Ordering::Relaxed), number);
+            end();
+            assert_eq!(TAKEN.load(Ordering::Relaxed), number + 1);
+            // SAFETY: a block of this layout.
+            unsafe { nolock::dealloc(other, LAYOUT) };
+        }
+        for round in 1..=3 {
+            assert!(WORK.queue());
+            cpu::start();
+            assert!(cpu::online().next().is_none());
+            WORK.sync();
+            assert_eq!(RUNS.load(Ordering::Relaxed), round);
+            cache::barrier();
+        }
+        assert_eq!(cpu::up(0), Err(CpuError::Refused));
+        assert_eq!(cpu::down(0), Err(CpuError::Offline));
+        assert_eq!(cpu::refresh(), Err(CpuError::Refused));
+    };
+    for irq in ["hard", "threaded", "none"] {
+        Scenario::new(irq, work)
+            .env("HAYLOFT_IRQ", irq)
+            .refuse(libc::SYS_sched_setaffinity)
             .succeeds();
     }
 }

@@ -75,8 +75,10 @@ fn slab_mutex(_cpus: &CpusReadGuard) -> SlabMutexGuard {
 /// CPU that comes or goes moves its list, for the hotplug lock, by type. (`defer_free_barrier` of `mm/slub.c`, which took
 /// neither.)
 fn defer_free_barrier(_caches: &SlabMutexGuard, cpus: &CpusReadGuard) {
+    // What was deferred before there were CPUs is there still, if none could be had.
+    objects::deferred_barrier(None);
     for cpu in cpus.online() {
-        objects::deferred_barrier(cpu);
+        objects::deferred_barrier(Some(cpu));
     }
 }
 

@@ -148,7 +148,8 @@ pub fn is_online(cpu: usize) -> bool {
     ONLINE.get(cpu / 64).is_some_and(|word| word.load(Ordering::Relaxed) >> (cpu % 64) & 1 == 1)
 }
 
-/// Starts the machine: brings all present CPUs online. Does nothing if that was done.
+/// Starts the machine: brings all present CPUs online. Does nothing if that was done. Where the process can have no thread for
+/// any of them, none is online, and all goes on as before: who waits for irq work runs it.
 pub fn start() {
     if thread::is_started() && online().next().is_some() {
         return;
@@ -158,8 +159,11 @@ pub fn start() {
     if threads.is_empty() {
         thread::start();
         for cpu in present() {
-            // Without any the machine cannot be started: whoever needs it finds that no CPU is online.
+            // Some may do without others.
             let _ = bring_up(&mut threads, cpu);
+        }
+        if threads.is_empty() {
+            thread::forget();
         }
     }
 }

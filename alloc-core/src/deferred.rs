@@ -82,27 +82,38 @@ impl<const CPUS: usize> Deferred<CPUS> {
     /// somebody else is at that and the context may not wait for it.
     #[inline]
     pub(crate) fn flush(&self, context: Context, cpu: Option<usize>, free: impl FnMut(*mut u8)) {
-        let list = cpu.map_or(self.lists.boot(), |cpu| self.lists.of(cpu));
+        let (list, emptying) = self.list(cpu);
         if !list.is_empty() {
-            let lock = cpu.map_or(&self.emptying_boot, |cpu| &self.emptying[cpu % CPUS]);
-            empty(context, lock, list, Llist::take, free);
+            empty(context, emptying, list, Llist::take, free);
         }
     }
 
-    /// As [`Deferred::flush`], and then nothing that was put off on `cpu` before is still to be freed by somebody else.
-    pub(crate) fn barrier(&self, context: Context, cpu: usize, free: impl FnMut(*mut u8)) {
-        empty(context, &self.emptying[cpu % CPUS], self.lists.of(cpu), Llist::take, free);
+    /// As [`Deferred::flush`], and then nothing that was put off there before is still to be freed by somebody else.
+    pub(crate) fn barrier(&self, context: Context, cpu: Option<usize>, free: impl FnMut(*mut u8)) {
+        let (list, emptying) = self.list(cpu);
+        empty(context, emptying, list, Llist::take, free);
     }
 
     /// Lets blocks be put off on a CPU; frees what was put off before there was any.
     pub(crate) fn online(&self, context: Context, cpu: usize, free: impl FnMut(*mut u8)) {
         self.lists.of(cpu).open();
-        empty(context, &self.emptying_boot, self.lists.boot(), Llist::close, free);
+        let (list, emptying) = self.list(None);
+        empty(context, emptying, list, Llist::close, free);
     }
 
     /// Lets no more blocks be put off on a CPU, and frees those that were.
     pub(crate) fn offline(&self, context: Context, cpu: usize, free: impl FnMut(*mut u8)) {
-        empty(context, &self.emptying[cpu % CPUS], self.lists.of(cpu), Llist::close, free);
+        let (list, emptying) = self.list(Some(cpu));
+        empty(context, emptying, list, Llist::close, free);
+    }
+
+    /// The list of a CPU, or of the time before there were any, and the lock of those who empty it.
+    #[inline]
+    fn list(&self, cpu: Option<usize>) -> (&Llist<Block>, &Lock<()>) {
+        match cpu {
+            Some(cpu) => (self.lists.of(cpu), &self.emptying[cpu % CPUS]),
+            None => (self.lists.boot(), &self.emptying_boot),
+        }
     }
 }
 
@@ -110,12 +121,12 @@ impl<const CPUS: usize> Deferred<CPUS> {
 #[inline(never)]
 fn empty(
     context: Context,
-    lock: &Lock<()>,
+    emptying: &Lock<()>,
     list: &Llist<Block>,
     take: fn(&Llist<Block>) -> Taken<Block>,
     free: impl FnMut(*mut u8),
 ) {
-    if let Some(_emptying) = lock.acquire(context) {
+    if let Some(_emptying) = emptying.acquire(context) {
         let blocks = take(list);
         fault::point(Place::DeferredTaken);
         blocks.map(<*mut Block>::cast).for_each(free);

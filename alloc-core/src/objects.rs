@@ -497,10 +497,12 @@ pub(crate) fn for_each_out(class: Class, visit: &mut dyn FnMut(NonNull<u8>)) {
     });
 }
 
-/// Frees all that was deferred on `cpu` before this call, even if somebody else is at it.
-pub(crate) fn deferred_barrier(cpu: usize) {
+/// Frees all that was deferred on `cpu`, or before there was any, before this call, even if somebody else is at it.
+pub(crate) fn deferred_barrier(cpu: Option<usize>) {
     Context::enter(|context| DEFERRED.barrier(context, cpu, free_block(context)));
-    FLUSH[cpu % MAX_CPUS].sync();
+    if let Some(cpu) = cpu {
+        FLUSH[cpu % MAX_CPUS].sync();
+    }
 }
 
 /// Every lock of the slow paths, in the order in which they may be taken.

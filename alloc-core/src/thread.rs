@@ -187,7 +187,7 @@ pub(crate) fn stop(cpu: usize, handle: JoinHandle<()>) {
     let _ = handle.join();
 }
 
-/// In the child of a fork, which has none of these threads.
+/// There are none of these threads: in the child of a fork, or where none could be had.
 pub(crate) fn forget() {
     THREADS.iter().for_each(|thread| thread.id.store(0, Ordering::Relaxed));
     MODE.store(0, Ordering::Relaxed);

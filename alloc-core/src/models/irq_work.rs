@@ -266,7 +266,7 @@ impl Frees {
     }
 
     fn barrier(&self, cpu: usize) {
-        self.deferred.barrier(Context::WAITING, cpu, |block| self.free(block));
+        self.deferred.barrier(Context::WAITING, Some(cpu), |block| self.free(block));
     }
 
     fn is_freed(&self, number: usize) -> bool {
