@@ -835,3 +835,55 @@ impl<T: fmt::Debug> fmt::Debug for CacheBox<'_, T> {
         (**self).fmt(formatter)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COUNT: usize = if cfg!(miri) { 70 } else { 2000 };
+
+    fn make(object: NonNull<u8>) {
+        // SAFETY: an object of three words.
+        unsafe { object.cast::<[usize; 3]>().write([1, 2, 3]) };
+    }
+
+    /// Objects come and go by every road, in a cache of whose objects nothing may be touched while they are free.
+    #[test]
+    fn objects_come_and_go() {
+        let cache = Cache::builder("roads", Layout::new::<[usize; 3]>())
+            .flags(CacheFlags::TYPESAFE_BY_RCU)
+            .ctor(make)
+            .build()
+            .unwrap();
+        let mut room = [MaybeUninit::uninit(); COUNT];
+        for _ in 0..2 {
+            assert_eq!(cache.alloc_bulk(&mut room), COUNT);
+            // SAFETY: all are written.
+            let objects = room.map(|object| unsafe { object.assume_init() });
+            // SAFETY: objects of this cache, freed once; constructed.
+            unsafe {
+                assert!(
+                    objects.iter().all(|object| object.cast::<[usize; 3]>().read() == [1, 2, 3])
+                );
+                let (bulk, single) = objects.split_at(COUNT / 2);
+                cache.free_bulk(bulk);
+                let reading = rcu::read_lock();
+                single.iter().for_each(|object| cache.free_rcu(*object));
+                drop(reading);
+            }
+            let object = cache.alloc_nolock().unwrap();
+            // SAFETY: as above.
+            unsafe { cache.free_nolock(object) };
+        }
+        let error = {
+            let object = cache.alloc().unwrap();
+            let error = cache.destroy().unwrap_err();
+            assert_eq!(error.objects(), [object]);
+            error
+        };
+        let (object, cache) = (error.objects()[0], error.into_cache());
+        // SAFETY: as above.
+        unsafe { cache.free(object) };
+        cache.destroy().unwrap();
+    }
+}
