@@ -131,6 +131,10 @@ pub(crate) fn restart_sections_on(_cpu: usize) -> bool {
     false
 }
 
+pub(crate) fn page_size() -> usize {
+    4096
+}
+
 pub(crate) fn milliseconds() -> u64 {
     0
 }

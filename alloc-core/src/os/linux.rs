@@ -2,7 +2,7 @@
 
 use core::ffi::{CStr, c_int, c_void};
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use crate::arch::{RseqArea, SIGNATURE};
 
@@ -312,6 +312,22 @@ pub(crate) fn restart_sections_on(cpu: usize) -> bool {
     unsafe {
         libc::syscall(libc::SYS_membarrier, REGISTER_EXPEDITED_RSEQ, 0, 0) == 0
             && libc::syscall(libc::SYS_membarrier, EXPEDITED_RSEQ, FLAG_CPU, cpu) == 0
+    }
+}
+
+/// Bytes of a page.
+pub(crate) fn page_size() -> usize {
+    /// 0 before the kernel was asked.
+    static SIZE: AtomicUsize = AtomicUsize::new(0);
+    // Relaxed: a number that never changes once it is not 0, and guards nothing.
+    match SIZE.load(Ordering::Relaxed) {
+        0 => {
+            // SAFETY: a number only; it cannot fail.
+            let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
+            SIZE.store(size, Ordering::Relaxed);
+            size
+        }
+        size => size,
     }
 }
 

@@ -17,8 +17,8 @@ mod text;
 
 pub(crate) use imp::{
     admit_signal, affinity, at_fork, at_thread_exit, block_signals, commit, current_cpu, decommit,
-    env, is_realtime_signal, milliseconds, possible, prefer_huge_pages, register_rseq, remap,
-    reserve, restart_sections_on, signal_thread, sleep_microseconds, take_signal, thread_id,
+    env, is_realtime_signal, milliseconds, page_size, possible, prefer_huge_pages, register_rseq,
+    remap, reserve, restart_sections_on, signal_thread, sleep_microseconds, take_signal, thread_id,
     unregister_rseq, unreserve, yield_now,
 };
 #[cfg(not(loom))]

@@ -9,8 +9,9 @@
 //! preferred. Free runs are kept in bins by length, eight to an octave, and merge with their neighbours by boundary
 //! tags: the descriptors of a run's first and last unit both name its length and state.
 //!
-//! Dirty runs go back to the system by a low-water mark: what nobody needed during a whole [`DECAY_MS`] is given back at
-//! the next occasion. (The working-set estimate of FreeBSD's UMA, for pages.)
+//! Dirty runs go back to the system by a low-water mark: what nobody needed during a whole window is given back at its end.
+//! (The working-set estimate of FreeBSD's UMA, for pages.) `reclaim` says when windows end, and how long they are. Whole pages of
+//! metadata go with the runs that they describe.
 //!
 //! All of this is under the arena's lock. The last part of an arena is its *reserve*, which needs none: it serves
 //! contexts that cannot wait for the lock, and everybody when nothing else is left.
@@ -39,9 +40,6 @@ pub(crate) const META_SIZE: usize = if cfg!(debug_assertions) { 1088 } else { 57
 /// What a first reservation asks for; half as much is tried as often as it takes.
 const ARENA_BYTES: usize = if cfg!(miri) { 24 << 20 } else { 256 << 30 };
 const MAX_ARENAS: usize = 64;
-
-/// Dirty memory that went unneeded for this long is given back, in milliseconds.
-const DECAY_MS: u64 = 1000;
 
 /// Units of a huge page.
 const HUGE_PAGE: u32 = (2 << 20) / UNIT as u32;
@@ -99,6 +97,8 @@ struct Arena {
     arrays: UnsafeCell<Arrays>,
     /// Units from the bottom that are readable and writable. Written under the lock.
     committed: AtomicU32,
+    /// Units in dirty free runs. Written under the lock.
+    dirty: AtomicU32,
     state: Lock<Units>,
     reserve: Reserve,
 }
@@ -227,6 +227,49 @@ pub(crate) unsafe fn free(context: Context, unit: Unit) -> bool {
 pub(crate) unsafe fn free_clean(context: Context, unit: Unit) -> bool {
     // SAFETY: the caller's promise.
     unsafe { unit.arena.free(context, unit.index, State::Clean) }
+}
+
+/// Bytes of free memory that the system still counts as ours; a guess while others allocate and free.
+pub(crate) fn dirty() -> usize {
+    arenas().map(|arena| arena.dirty.load(Ordering::Relaxed) as usize * UNIT).sum()
+}
+
+/// Ends a window: gives back what was dirty all through it; how many bytes.
+pub(crate) fn decay(context: Context) -> usize {
+    purge_all(context, |units, arena| {
+        let unneeded = units.least_dirty;
+        units.least_dirty = arena.dirty();
+        unneeded
+    })
+}
+
+/// Gives back all that is dirty; how many bytes.
+pub(crate) fn trim(context: Context) -> usize {
+    purge_all(context, |_, arena| arena.dirty())
+}
+
+/// Gives back as many units of each arena as `how_many` says; how many bytes.
+fn purge_all(context: Context, how_many: impl Fn(&mut Units, &Arena) -> u32) -> usize {
+    let mut purged = 0;
+    for arena in arenas() {
+        let Some(mut units) = arena.state.acquire(context) else { continue };
+        units.to_purge = how_many(&mut units, arena);
+        while let Some((start, len)) = units.next_to_purge(arena) {
+            drop(units);
+            fault::point(Place::ArenaPurging);
+            // SAFETY: the run was taken off the bins and marked as used, so it is ours alone.
+            let clean = unsafe { arena.decommit(start, len) };
+            let Some(again) = arena.state.acquire(context) else { break };
+            units = again;
+            units.give(arena, start, len, if clean { State::Clean } else { State::Dirty });
+            if !clean {
+                units.to_purge = 0;
+                break;
+            }
+            purged += len as usize * UNIT;
+        }
+    }
+    purged
 }
 
 /// Calls `visit` with every unit that was ever handed out.
@@ -371,6 +414,7 @@ impl Arena {
                 units: 0,
             }),
             committed: AtomicU32::new(0),
+            dirty: AtomicU32::new(0),
             state: Lock::new(LockClass::Arena, Units::new()),
             reserve: Reserve::new(),
         }
@@ -434,30 +478,34 @@ impl Arena {
         let len = unsafe { (*self.run(start)).len };
         if let Some(block) = self.reserved_block(start) {
             // SAFETY: the caller's promise.
-            unsafe { os::decommit(self.address(start), (len as usize) << UNIT_SHIFT) };
+            unsafe { self.decommit(start, len) };
             self.reserve.give(block, len.div_ceil(BLOCK) as usize);
             return true;
         }
         let Some(mut units) = self.state.acquire(context) else { return false };
         fault::point(Place::ArenaFreeing);
         units.give(self, start, len, state);
-        if !context.may_wait() {
-            return true;
-        }
-        units.decay();
-        while let Some((start, len)) = units.next_to_purge(self) {
-            drop(units);
-            fault::point(Place::ArenaPurging);
-            // SAFETY: the run was taken off the bins and marked as used, so it is ours alone.
-            let clean = unsafe { os::decommit(self.address(start), (len as usize) << UNIT_SHIFT) };
-            let Some(again) = self.state.acquire(context) else { break };
-            units = again;
-            units.give(self, start, len, if clean { State::Clean } else { State::Dirty });
-            if !clean {
-                units.to_purge = 0;
-            }
-        }
         true
+    }
+
+    /// Gives back the memory of a run, which reads as zero from now on, and of the whole pages of metadata that describe it.
+    /// False where the kernel refused.
+    ///
+    /// # Safety
+    /// The run is the caller's alone, and its contents and metadata are dead.
+    unsafe fn decommit(&self, start: u32, len: u32) -> bool {
+        let meta = self.arrays().meta;
+        let page = os::page_size();
+        let first = (meta.addr() + start as usize * META_SIZE).next_multiple_of(page);
+        let end = (meta.addr() + (start + len) as usize * META_SIZE) & !(page - 1);
+        // SAFETY: the caller's promise, and pages between those that describe other units too.
+        unsafe {
+            if first < end {
+                let first = NonNull::new_unchecked(meta.add(first - meta.addr()));
+                os::decommit(first, end - first.addr().get());
+            }
+            os::decommit(self.address(start), (len as usize) << UNIT_SHIFT)
+        }
     }
 
     /// As [`Arena::alloc`], from the reserve, without a lock. The run may hold anything.
@@ -549,6 +597,11 @@ impl Arena {
         }
     }
 
+    /// Units in dirty free runs. To be called under the lock.
+    fn dirty(&self) -> u32 {
+        self.dirty.load(Ordering::Relaxed)
+    }
+
     /// Units from the bottom that are readable and writable. To be called under the lock.
     fn committed(&self) -> u32 {
         self.committed.load(Ordering::Relaxed)
@@ -568,26 +621,17 @@ impl Arena {
 
 /// The free runs of an arena.
 struct Units {
-    /// Units in dirty free runs, and the least this was since the last tick.
-    dirty: u32,
+    /// The least number of dirty units there were in this window.
     least_dirty: u32,
     /// Dirty units to be given back now.
     to_purge: u32,
-    last_tick: u64,
     dirty_bins: Bins,
     clean_bins: Bins,
 }
 
 impl Units {
     const fn new() -> Units {
-        Units {
-            dirty: 0,
-            least_dirty: 0,
-            to_purge: 0,
-            last_tick: 0,
-            dirty_bins: Bins::new(),
-            clean_bins: Bins::new(),
-        }
+        Units { least_dirty: 0, to_purge: 0, dirty_bins: Bins::new(), clean_bins: Bins::new() }
     }
 
     fn bins(&mut self, state: State) -> &mut Bins {
@@ -667,7 +711,7 @@ impl Units {
     fn insert(&mut self, arena: &Arena, start: u32, len: u32, state: State) {
         arena.set(start, len, state);
         if state == State::Dirty {
-            self.dirty += len;
+            arena.dirty.store(arena.dirty() + len, Ordering::Relaxed);
         }
         let bins = self.bins(state);
         let bin = Bins::holding(len);
@@ -688,8 +732,9 @@ impl Units {
         // SAFETY: the first unit of a free run; the lock is held.
         let run = unsafe { arena.run(start).read() };
         if run.state == State::Dirty {
-            self.dirty -= run.len;
-            self.least_dirty = self.least_dirty.min(self.dirty);
+            let dirty = arena.dirty() - run.len;
+            arena.dirty.store(dirty, Ordering::Relaxed);
+            self.least_dirty = self.least_dirty.min(dirty);
         }
         // SAFETY: neighbours in a bin are first units of free runs.
         unsafe {
@@ -704,16 +749,6 @@ impl Units {
             self.bins(run.state).set_head(Bins::holding(run.len), run.next);
         }
         run.state
-    }
-
-    /// At most once in [`DECAY_MS`]: what was never needed since the last time is to be purged.
-    fn decay(&mut self) {
-        let now = os::milliseconds();
-        if now.wrapping_sub(self.last_tick) >= DECAY_MS {
-            self.last_tick = now;
-            self.to_purge = self.least_dirty;
-            self.least_dirty = self.dirty;
-        }
     }
 
     /// Takes a dirty run off its bin, as used, while there is something to purge.
