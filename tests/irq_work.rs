@@ -2,7 +2,9 @@
 //! meanwhile, and leave nothing behind.
 
 use std::alloc::Layout;
+use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::ptr::{self, NonNull};
@@ -12,7 +14,7 @@ use std::thread;
 use alloc_core::cpu::{self, CpuError};
 use alloc_core::fault::{self, Place};
 use alloc_core::irq_work::IrqWork;
-use alloc_core::{cache, nolock};
+use alloc_core::{cache, dump, nolock};
 use tests::process::Limit;
 use tests::routes::Hayloft;
 use tests::scenario::{Scenario, describe};
@@ -346,6 +348,61 @@ fn cpus_come_and_go() {
         });
         WORK.sync();
         assert!(!WORK.is_busy());
+    });
+}
+
+/// A free that cannot be done at once is counted, and counted as done after a barrier.
+#[test]
+fn deferred_frees_are_counted() {
+    in_every_mode(|| {
+        static RUN: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
+        const LAYOUT: Layout = Layout::new::<[u8; 200_000]>();
+        // Where the lock of the arena is held.
+        fault::set_hook(|place| {
+            if place == Place::ArenaAllocating
+                && let Some(run) = NonNull::new(RUN.swap(ptr::null_mut(), Ordering::Relaxed))
+            {
+                // SAFETY: a run of this layout that nobody uses.
+                unsafe { nolock::dealloc(run, LAYOUT) };
+            }
+        });
+        let run = nolock::alloc(LAYOUT).expect("memory");
+        RUN.store(run.as_ptr(), Ordering::Relaxed);
+        let other = nolock::alloc(LAYOUT).expect("memory");
+        let counts = cache::deferred_frees();
+        assert_eq!((counts.deferred, counts.flushed), (1, 0));
+        cache::barrier();
+        let counts = cache::deferred_frees();
+        assert_eq!((counts.deferred, counts.flushed), (1, 1));
+        // SAFETY: as above.
+        unsafe { nolock::dealloc(other, LAYOUT) };
+    });
+}
+
+/// The report names the item that a CPU does not come away from.
+#[test]
+fn what_is_stuck_is_told() {
+    in_every_mode(|| {
+        static BEGUN: AtomicBool = AtomicBool::new(false);
+        static OVER: AtomicBool = AtomicBool::new(false);
+        static STUCK: IrqWork = IrqWork::new(|_| {
+            BEGUN.store(true, Ordering::Relaxed);
+            while !OVER.load(Ordering::Relaxed) {
+                thread::yield_now();
+            }
+        });
+        cpu::start();
+        STUCK.queue();
+        while !BEGUN.load(Ordering::Relaxed) {
+            thread::yield_now();
+        }
+        let report = RefCell::new(String::new());
+        dump::machine(&|line| writeln!(report.borrow_mut(), "{line}").expect("a string has room"));
+        OVER.store(true, Ordering::Relaxed);
+        let (report, item) = (report.into_inner(), format!("at item {:p};", &raw const STUCK));
+        assert_eq!(report.matches(&item).count(), 1, "{report}");
+        assert!(report.contains("hotplug lock: free"), "{report}");
+        STUCK.sync();
     });
 }
 

@@ -45,7 +45,7 @@ use crate::size_class::{Class, MAX_CACHES, MAX_SMALL, MAX_SMALL_ALIGN};
 use crate::slab::{self, Shape};
 use crate::sync::{Context, ControlGuard, ControlMutex, LockClass};
 
-pub use crate::objects::AllocError;
+pub use crate::objects::{AllocError, DeferredFrees, deferred_frees};
 
 /// Bytes of a cache line.
 const CACHE_LINE: usize = 64;
@@ -65,6 +65,11 @@ struct SlabMutexGuard {
 /// caches could wait for each other.
 fn slab_mutex(_cpus: &CpusReadGuard) -> SlabMutexGuard {
     SlabMutexGuard { _guard: SLAB_MUTEX.lock() }
+}
+
+/// Whether the cache mutex is held, at the time of asking.
+pub(crate) fn mutex_is_held() -> bool {
+    SLAB_MUTEX.is_held()
 }
 
 /// Waits until all that was deferred before this call is freed.

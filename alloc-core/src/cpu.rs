@@ -148,6 +148,15 @@ pub fn is_online(cpu: usize) -> bool {
     ONLINE.get(cpu / 64).is_some_and(|word| word.load(Ordering::Relaxed) >> (cpu % 64) & 1 == 1)
 }
 
+/// How the hotplug lock is held, at the time of asking.
+pub(crate) fn lock_state() -> &'static str {
+    match &*HOTPLUG {
+        lock if lock.is_locked_exclusive() => "held to change CPUs",
+        lock if lock.is_locked() => "held to keep CPUs",
+        _ => "free",
+    }
+}
+
 /// Starts the machine: brings all present CPUs online. Does nothing if that was done. Where the process can have no thread for
 /// any of them, none is online, and all goes on as before: who waits for irq work runs it.
 pub fn start() {

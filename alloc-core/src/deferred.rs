@@ -10,6 +10,8 @@
 //!
 //! This file may touch `sync` and `fault`.
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use crate::fault::{self, Place};
 #[cfg(not(loom))]
 use crate::sync::RawLock;
@@ -35,6 +37,9 @@ pub(crate) struct Deferred<const CPUS: usize> {
     emptying: [Lock<()>; CPUS],
     /// Held by who empties the list for the time before the machine was started.
     emptying_boot: Lock<()>,
+    /// Blocks put off so far, and blocks freed after that. Nothing relies on these, so they are not for loom to know of.
+    deferred: AtomicU64,
+    flushed: AtomicU64,
 }
 
 impl<const CPUS: usize> Deferred<CPUS> {
@@ -44,6 +49,8 @@ impl<const CPUS: usize> Deferred<CPUS> {
             lists: CpuLists::new(),
             emptying: [const { Lock::new(LockClass::Emptying, ()) }; CPUS],
             emptying_boot: Lock::new(LockClass::Emptying, ()),
+            deferred: AtomicU64::new(0),
+            flushed: AtomicU64::new(0),
         }
     }
 
@@ -53,6 +60,31 @@ impl<const CPUS: usize> Deferred<CPUS> {
             lists: CpuLists::new(),
             emptying: core::array::from_fn(|_| Lock::new(LockClass::Emptying, ())),
             emptying_boot: Lock::new(LockClass::Emptying, ()),
+            deferred: AtomicU64::new(0),
+            flushed: AtomicU64::new(0),
+        }
+    }
+
+    /// How many blocks were put off so far, and how many of these are freed.
+    #[cfg(not(loom))]
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        // Acquire: pairs with the Release in `empty`: each block that counts as freed counts as put off.
+        let flushed = self.flushed.load(Ordering::Acquire);
+        (self.deferred.load(Ordering::Relaxed), flushed)
+    }
+
+    /// Whether nothing is put off on `cpu`, or for the time before the machine was started; a hint.
+    #[inline]
+    pub(crate) fn is_empty(&self, cpu: Option<usize>) -> bool {
+        self.list(cpu).0.is_empty()
+    }
+
+    /// The list of a CPU, or of the time before there were any, and the lock of those who empty it.
+    #[inline]
+    fn list(&self, cpu: Option<usize>) -> (&Llist<Block>, &Lock<()>) {
+        match cpu {
+            Some(cpu) => (self.lists.of(cpu), &self.emptying[cpu % CPUS]),
+            None => (self.lists.boot(), &self.emptying_boot),
         }
     }
 
@@ -74,6 +106,7 @@ impl<const CPUS: usize> Deferred<CPUS> {
     /// # Safety
     /// The block is at least a word long, aligned to one, and nobody uses it.
     pub(crate) unsafe fn add(&self, cpu: usize, block: *mut u8) -> Option<usize> {
+        self.deferred.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the caller's promise.
         unsafe { self.lists.add(cpu, block.cast()) }
     }
@@ -82,53 +115,43 @@ impl<const CPUS: usize> Deferred<CPUS> {
     /// somebody else is at that and the context may not wait for it.
     #[inline]
     pub(crate) fn flush(&self, context: Context, cpu: Option<usize>, free: impl FnMut(*mut u8)) {
-        let (list, emptying) = self.list(cpu);
-        if !list.is_empty() {
-            empty(context, emptying, list, Llist::take, free);
+        if !self.is_empty(cpu) {
+            self.empty(context, cpu, Llist::take, free);
         }
     }
 
     /// As [`Deferred::flush`], and then nothing that was put off there before is still to be freed by somebody else.
     pub(crate) fn barrier(&self, context: Context, cpu: Option<usize>, free: impl FnMut(*mut u8)) {
-        let (list, emptying) = self.list(cpu);
-        empty(context, emptying, list, Llist::take, free);
+        self.empty(context, cpu, Llist::take, free);
     }
 
     /// Lets blocks be put off on a CPU; frees what was put off before there was any.
     pub(crate) fn online(&self, context: Context, cpu: usize, free: impl FnMut(*mut u8)) {
         self.lists.of(cpu).open();
-        let (list, emptying) = self.list(None);
-        empty(context, emptying, list, Llist::close, free);
+        self.empty(context, None, Llist::close, free);
     }
 
     /// Lets no more blocks be put off on a CPU, and frees those that were.
     pub(crate) fn offline(&self, context: Context, cpu: usize, free: impl FnMut(*mut u8)) {
-        let (list, emptying) = self.list(Some(cpu));
-        empty(context, emptying, list, Llist::close, free);
+        self.empty(context, Some(cpu), Llist::close, free);
     }
 
-    /// The list of a CPU, or of the time before there were any, and the lock of those who empty it.
-    #[inline]
-    fn list(&self, cpu: Option<usize>) -> (&Llist<Block>, &Lock<()>) {
-        match cpu {
-            Some(cpu) => (self.lists.of(cpu), &self.emptying[cpu % CPUS]),
-            None => (self.lists.boot(), &self.emptying_boot),
+    #[cold]
+    #[inline(never)]
+    fn empty(
+        &self,
+        context: Context,
+        cpu: Option<usize>,
+        take: fn(&Llist<Block>) -> Taken<Block>,
+        mut free: impl FnMut(*mut u8),
+    ) {
+        let (list, emptying) = self.list(cpu);
+        if let Some(_emptying) = emptying.acquire(context) {
+            let blocks = take(list);
+            fault::point(Place::DeferredTaken);
+            let flushed = blocks.map(|block| free(block.cast())).count();
+            // Release: pairs with the Acquire in `counts`.
+            self.flushed.fetch_add(flushed as u64, Ordering::Release);
         }
-    }
-}
-
-#[cold]
-#[inline(never)]
-fn empty(
-    context: Context,
-    emptying: &Lock<()>,
-    list: &Llist<Block>,
-    take: fn(&Llist<Block>) -> Taken<Block>,
-    free: impl FnMut(*mut u8),
-) {
-    if let Some(_emptying) = emptying.acquire(context) {
-        let blocks = take(list);
-        fault::point(Place::DeferredTaken);
-        blocks.map(<*mut Block>::cast).for_each(free);
     }
 }

@@ -24,7 +24,7 @@ use core::cell::UnsafeCell;
 use core::ptr;
 
 #[cfg(not(loom))]
-pub(crate) use queues::{forget_cpus, offline, online, run_hard, run_threaded};
+pub(crate) use queues::{forget_cpus, offline, online, queued, run_hard, run_threaded};
 
 use crate::sync::{AtomicPtr, AtomicU32, Link, Ordering, Rcuwait, relax};
 
@@ -327,6 +327,26 @@ mod queues {
         }
         RAISED.forget_cpus();
         THREADED.forget_cpus();
+    }
+
+    /// What is queued on a CPU, and what its runner is at, at the time of asking.
+    #[derive(Debug)]
+    pub(crate) struct Queued {
+        /// Something waits for the handler.
+        pub(crate) raised: bool,
+        /// Something waits for the loop.
+        pub(crate) threaded: bool,
+        /// The item that is being run, or null. It may be gone by now.
+        pub(crate) at: *const IrqWork,
+    }
+
+    /// What is queued on a CPU.
+    pub(crate) fn queued(cpu: usize) -> Queued {
+        Queued {
+            raised: !RAISED.of(cpu).is_empty(),
+            threaded: !THREADED.of(cpu).is_empty(),
+            at: RUNNERS[cpu].at.load(Ordering::Relaxed),
+        }
     }
 
     /// Lets no more items be queued on a CPU, and runs those that were. The CPU's thread has ended.

@@ -8,7 +8,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `fork` | what is done around a fork |
+//! | `fork` [`dump`] | what is done around a fork; the state of the machine, for a report |
 //! | [`cache`] | what is done to all caches at once |
 //! | [`nolock`] [`cpu`] | allocating and freeing without ever waiting; CPUs that come and go |
 //! | [`kmalloc`] [`rcu`] | the general-purpose allocator: size classes, large objects, realloc; readers without locks |
@@ -44,6 +44,8 @@ pub mod cache;
 pub mod cpu;
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 mod deferred;
+#[cfg(not(loom))]
+pub mod dump;
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 pub mod fault;
 #[cfg(not(loom))]

@@ -505,6 +505,28 @@ pub(crate) fn deferred_barrier(cpu: Option<usize>) {
     }
 }
 
+/// Whether something waits on the deferred list of a CPU, or on that for the time before the machine was started.
+pub(crate) fn is_deferred_on(cpu: Option<usize>) -> bool {
+    !DEFERRED.is_empty(cpu)
+}
+
+/// Frees that could not be done where they were asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct DeferredFrees {
+    /// How many were put off so far.
+    pub deferred: u64,
+    /// How many of these are done. Equal to the others after [`barrier`](fn@crate::cache::barrier), unless there are new ones.
+    pub flushed: u64,
+}
+
+/// Counts the frees that could not be done where they were asked for. May be called in any context.
+#[must_use]
+pub fn deferred_frees() -> DeferredFrees {
+    let (deferred, flushed) = DEFERRED.counts();
+    DeferredFrees { deferred, flushed }
+}
+
 /// Every lock of the slow paths, in the order in which they may be taken.
 pub(crate) fn for_each_lock(visit: &dyn Fn(&RawLock)) {
     DEFERRED.for_each_lock(visit);

@@ -197,6 +197,11 @@ pub fn barrier() {
     });
 }
 
+/// Whether somebody waits for readers in [`barrier`], at the time of asking.
+pub(crate) fn barrier_is_on() -> bool {
+    TURNS.is_held()
+}
+
 /// Every lock of this module.
 pub(crate) fn for_each_lock(visit: &dyn Fn(&RawLock)) {
     visit(WAITING.raw());

@@ -93,6 +93,11 @@ pub(crate) fn acts_as() -> Option<usize> {
     CPU.get().map(|(cpu, _)| cpu)
 }
 
+/// The number for the kernel of the thread that acts as `cpu`; 0 where there is none.
+pub(crate) fn id(cpu: usize) -> i32 {
+    THREADS[cpu].id.load(Ordering::Relaxed)
+}
+
 /// Settles how threads are told that there is work. To be called once, before the first [`spawn`].
 pub(crate) fn start() {
     let wanted = match os::env(c"HAYLOFT_IRQ") {

@@ -63,6 +63,11 @@ impl ControlMutex {
         ControlGuard { mutex: self, _guard: guard }
     }
 
+    /// Whether somebody has it, at the time of asking.
+    pub(crate) fn is_held(&self) -> bool {
+        self.mutex.is_locked()
+    }
+
     /// In the child of a fork: nobody has it but this thread, if it had it before.
     ///
     /// # Safety

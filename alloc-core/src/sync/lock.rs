@@ -2,6 +2,7 @@
 
 #[cfg(not(loom))]
 use core::cell::Cell;
+use core::fmt;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::AtomicUsize;
 
@@ -29,31 +30,18 @@ pub(crate) struct RawLock {
     /// The token of the thread that holds it, or 0. Whoever takes the lock says so only then, and no longer before letting go
     /// of it: so only a thread that asks whether it holds the lock itself gets a sure answer.
     owner: AtomicUsize,
-    #[cfg(debug_assertions)]
     class: LockClass,
 }
 
 impl RawLock {
     #[cfg(not(loom))]
     const fn new(class: LockClass) -> RawLock {
-        let _ = class;
-        RawLock {
-            word: Futex::new(FREE),
-            owner: AtomicUsize::new(0),
-            #[cfg(debug_assertions)]
-            class,
-        }
+        RawLock { word: Futex::new(FREE), owner: AtomicUsize::new(0), class }
     }
 
     #[cfg(loom)]
     fn new(class: LockClass) -> RawLock {
-        let _ = class;
-        RawLock {
-            word: Futex::new(FREE),
-            owner: AtomicUsize::new(0),
-            #[cfg(debug_assertions)]
-            class,
-        }
+        RawLock { word: Futex::new(FREE), owner: AtomicUsize::new(0), class }
     }
 
     #[inline]
@@ -113,13 +101,9 @@ impl RawLock {
         }
     }
 
-    /// What the witness is told.
-    #[inline(always)]
-    fn class(&self) -> LockClass {
-        #[cfg(debug_assertions)]
-        return self.class;
-        #[cfg(not(debug_assertions))]
-        LockClass::Sheaves
+    #[cfg(not(loom))]
+    pub(crate) fn is_free(&self) -> bool {
+        self.word.load(Ordering::Relaxed) == FREE
     }
 
     #[cfg(not(loom))]
@@ -174,6 +158,20 @@ impl RawLock {
     }
 }
 
+/// For a report of what is held: where the lock is and who has it, by the token of a thread.
+impl fmt::Debug for RawLock {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match self.word.load(Ordering::Relaxed) {
+            FREE => "free",
+            HELD => "held",
+            CONTENDED => "held and waited for",
+            _ => "abandoned",
+        };
+        let owner = self.owner.load(Ordering::Relaxed);
+        write!(formatter, "{:?} lock at {self:p}: {state}, by {owner:#x}", self.class)
+    }
+}
+
 /// A `T` for one thread at a time.
 pub(crate) struct Lock<T> {
     raw: RawLock,
@@ -211,12 +209,12 @@ impl<T> Lock<T> {
     #[track_caller]
     pub(crate) fn acquire(&self, context: Context) -> Option<Guard<'_, T>> {
         if context.may_wait() {
-            witness::waits(self.raw.class());
+            witness::waits(self.raw.class);
         }
         if !self.raw.acquire(context) {
             return None;
         }
-        witness::acquired(self.raw.class());
+        witness::acquired(self.raw.class);
         Some(Guard::new(self))
     }
 
@@ -275,7 +273,7 @@ impl<T> Drop for Guard<'_, T> {
     fn drop(&mut self) {
         #[cfg(loom)]
         drop(self.data.take());
-        witness::released(self.lock.raw.class());
+        witness::released(self.lock.raw.class);
         self.lock.raw.release();
     }
 }

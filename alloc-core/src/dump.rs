@@ -1,0 +1,57 @@
+//! The state of the machine in words, for whoever finds that something is stuck.
+//!
+//! Everything is read without a lock and without the heap, in any context: what is stuck may have either. So what is told
+//! was so at some time, one thing after the other.
+//!
+//! This file may touch everything in the crate.
+
+use core::fmt;
+
+use crate::sync::RawLock;
+use crate::thread::{self, MAX_CPUS};
+use crate::{cache, cpu, irq_work, objects, rcu};
+
+/// Has `line` called with each line of a report: CPUs that are online or have something left to do, with the thread that acts
+/// as each, its queues of irq work, the item being run, and whether frees are put off there; then the locks that are held.
+///
+/// Owners of locks are told apart by a token, an address in the thread-local storage of the thread.
+///
+/// ```
+/// alloc_core::dump::machine(&|line| eprintln!("{line}"));
+/// ```
+pub fn machine(line: &dyn Fn(fmt::Arguments<'_>)) {
+    line(format_args!("irq work: {:?}", thread::mode()));
+    (0..MAX_CPUS).for_each(|number| one_cpu(number, line));
+    if objects::is_deferred_on(None) {
+        line(format_args!("frees put off before there were CPUs"));
+    }
+    line(format_args!("hotplug lock: {}", cpu::lock_state()));
+    line(format_args!("cache mutex: {}", if cache::mutex_is_held() { "held" } else { "free" }));
+    line(format_args!("rcu barrier: {}", if rcu::barrier_is_on() { "on" } else { "off" }));
+    let lock = |lock: &RawLock| {
+        if !lock.is_free() {
+            line(format_args!("{lock:?}"));
+        }
+    };
+    rcu::for_each_lock(&lock);
+    objects::for_each_lock(&lock);
+}
+
+fn one_cpu(number: usize, line: &dyn Fn(fmt::Arguments<'_>)) {
+    let (online, thread) = (cpu::is_online(number), thread::id(number));
+    let queued = irq_work::queued(number);
+    let deferred = objects::is_deferred_on(Some(number));
+    let idle = !queued.raised && !queued.threaded && queued.at.is_null() && !deferred;
+    if !online && thread == 0 && idle {
+        return;
+    }
+    let has = |something| if something { "something" } else { "nothing" };
+    line(format_args!(
+        "CPU {number}: {}, thread {thread}; {} for its handler, {} for its loop, at item {:p}; {} put off",
+        if online { "online" } else { "offline" },
+        has(queued.raised),
+        has(queued.threaded),
+        queued.at,
+        has(deferred),
+    ));
+}
