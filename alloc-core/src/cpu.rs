@@ -23,7 +23,6 @@ use core::mem;
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::thread::JoinHandle;
 
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -31,7 +30,7 @@ use crate::sync::{LockClass, Renewable, witness};
 use crate::thread::{self, MAX_CPUS, Routines};
 use crate::{irq_work, objects, os, rcu};
 
-type Threads = BTreeMap<usize, JoinHandle<()>>;
+type Threads = BTreeMap<usize, os::Thread>;
 
 /// The hotplug lock, and the threads of the CPUs that are online.
 static HOTPLUG: Renewable<RwLock<Threads>> = Renewable::new(RwLock::new(Threads::new()));
@@ -207,8 +206,8 @@ pub fn down(cpu: usize) -> Result<(), CpuError> {
         return Err(CpuError::Unsupported);
     }
     mark(cpu, false);
-    if let Some(handle) = threads.remove(&cpu) {
-        thread::stop(cpu, handle);
+    if let Some(thread) = threads.remove(&cpu) {
+        thread::stop(cpu, thread);
     }
     irq_work::offline(cpu);
     Ok(())
@@ -261,8 +260,7 @@ fn write_lock(cpu: usize) -> Result<RwLockWriteGuard<'static, Threads>, CpuError
 }
 
 fn bring_up(threads: &mut Threads, cpu: usize) -> Result<(), CpuError> {
-    let handle = thread::spawn(cpu, &ROUTINES).map_err(|_| CpuError::Refused)?;
-    threads.insert(cpu, handle);
+    threads.insert(cpu, thread::spawn(cpu, &ROUTINES).ok_or(CpuError::Refused)?);
     irq_work::online(cpu);
     objects::online(cpu);
     mark(cpu, true);

@@ -13,15 +13,19 @@
 //! with `PREEMPT_RT`), `none` (no signal: the loop does all, as for a CPU that cannot be interrupted). Where no signal can
 //! be had, that is what happens.
 //!
+//! These are not threads of the standard library: such a thread takes a lock of the library's when it starts and when it
+//! ends, and a child that was forked meanwhile could not have any.
+//!
 //! This file may touch `sync` and `os`.
 
 extern crate std;
 
+use core::ffi::{CStr, c_int, c_void};
+use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering};
+use std::boxed::Box;
 use std::cell::Cell;
-use std::io;
 use std::sync::mpsc;
-use std::thread::{Builder, JoinHandle};
 
 use crate::os;
 use crate::sync::{Bell, witness};
@@ -130,39 +134,57 @@ pub(crate) fn start() {
     MODE.store(mode as u8, Ordering::Release);
 }
 
-extern "C" fn interrupted(_signal: core::ffi::c_int) {
+extern "C" fn interrupted(_signal: c_int) {
     if let Some((cpu, routines)) = CPU.get() {
         witness::interrupt(|| (routines.interrupt)(cpu));
     }
 }
 
-/// Makes the thread that acts as `cpu`, and waits until it does.
-///
-/// # Errors
-/// If there can be no such thread, or it cannot be pinned to that CPU.
-pub(crate) fn spawn(cpu: usize, routines: &'static Routines) -> io::Result<JoinHandle<()>> {
+/// What a new thread is told.
+struct Birth {
+    cpu: usize,
+    routines: &'static Routines,
+    /// Hears whether it is pinned to that CPU.
+    pinned: mpsc::SyncSender<bool>,
+}
+
+/// Makes the thread that acts as `cpu`, and waits until it does; `None` if there can be no such thread, or it cannot be pinned
+/// to that CPU.
+pub(crate) fn spawn(cpu: usize, routines: &'static Routines) -> Option<os::Thread> {
     let (pinned, is_pinned) = mpsc::sync_channel(1);
+    let birth = Box::into_raw(Box::new(Birth { cpu, routines, pinned }));
     // The new thread inherits the mask.
     let _masked = os::block_signals();
-    let thread =
-        Builder::new().name(std::format!("hayloft/{cpu}")).stack_size(STACK).spawn(move || {
-            let done = core_affinity::set_for_current(core_affinity::CoreId { id: cpu });
-            if done {
-                CPU.set(Some((cpu, routines)));
-                THREADS[cpu].stop.store(false, Ordering::Relaxed);
-                THREADS[cpu].id.store(os::thread_id(), Ordering::Relaxed);
-            }
-            // The spawner waits for it.
-            let _ = pinned.send(done);
-            if done {
-                act(cpu, routines);
-            }
-        })?;
+    let Some(thread) = os::spawn(STACK, live, birth.cast()) else {
+        // SAFETY: nobody else got it.
+        drop(unsafe { Box::from_raw(birth) });
+        return None;
+    };
     if is_pinned.recv().unwrap_or(false) {
-        return Ok(thread);
+        return Some(thread);
     }
-    let _ = thread.join();
-    Err(io::Error::other("the thread could not be pinned"))
+    thread.join();
+    None
+}
+
+/// The life of a thread.
+extern "C" fn live(birth: *mut c_void) -> *mut c_void {
+    // SAFETY: what `spawn` made for this thread.
+    let Birth { cpu, routines, pinned } = *unsafe { Box::from_raw(birth.cast::<Birth>()) };
+    let name = std::format!("hayloft/{cpu}\0");
+    os::name_thread(CStr::from_bytes_until_nul(name.as_bytes()).unwrap_or_default());
+    let done = core_affinity::set_for_current(core_affinity::CoreId { id: cpu });
+    if done {
+        CPU.set(Some((cpu, routines)));
+        THREADS[cpu].stop.store(false, Ordering::Relaxed);
+        THREADS[cpu].id.store(os::thread_id(), Ordering::Relaxed);
+    }
+    // The spawner waits for it.
+    let _ = pinned.send(done);
+    if done {
+        act(cpu, routines);
+    }
+    ptr::null_mut()
 }
 
 /// The loop of a thread.
@@ -184,12 +206,11 @@ fn act(cpu: usize, routines: &Routines) {
 }
 
 /// Ends the thread that acts as `cpu`.
-pub(crate) fn stop(cpu: usize, handle: JoinHandle<()>) {
+pub(crate) fn stop(cpu: usize, thread: os::Thread) {
     // Release: pairs with the Acquire in `act`.
     THREADS[cpu].stop.store(true, Ordering::Release);
     raise(cpu);
-    // A thread that panicked has ended too.
-    let _ = handle.join();
+    thread.join();
 }
 
 /// There are none of these threads: in the child of a fork, or where none could be had.

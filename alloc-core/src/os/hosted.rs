@@ -95,6 +95,28 @@ pub(crate) fn at_thread_exit(_hook: unsafe extern "C" fn(*mut c_void)) -> bool {
 
 pub(crate) fn at_fork(_: extern "C" fn(), _: extern "C" fn(), _: extern "C" fn()) {}
 
+pub(crate) struct Thread(std::thread::JoinHandle<()>);
+
+pub(crate) fn spawn(
+    _stack: usize,
+    body: extern "C" fn(*mut c_void) -> *mut c_void,
+    argument: *mut c_void,
+) -> Option<Thread> {
+    let argument = std::sync::atomic::AtomicPtr::new(argument);
+    let run = move || {
+        body(argument.into_inner());
+    };
+    std::thread::Builder::new().spawn(run).ok().map(Thread)
+}
+
+impl Thread {
+    pub(crate) fn join(self) {
+        let _ = self.0.join();
+    }
+}
+
+pub(crate) fn name_thread(_name: &CStr) {}
+
 pub(crate) fn thread_id() -> i32 {
     1
 }

@@ -203,6 +203,43 @@ pub(crate) fn at_fork(prepare: extern "C" fn(), parent: extern "C" fn(), child: 
     unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
 }
 
+/// A thread that [`spawn`] made.
+pub(crate) struct Thread(libc::pthread_t);
+
+/// Starts a thread that runs `body` with `argument`, on a stack of so many bytes; `None` where there can be no more. May
+/// allocate.
+pub(crate) fn spawn(
+    stack: usize,
+    body: extern "C" fn(*mut c_void) -> *mut c_void,
+    argument: *mut c_void,
+) -> Option<Thread> {
+    let _errno = SavedErrno::new();
+    // SAFETY: attributes and a thread that are ours to be written.
+    unsafe {
+        let (mut attributes, mut thread) = (core::mem::zeroed(), core::mem::zeroed());
+        libc::pthread_attr_init(&raw mut attributes);
+        libc::pthread_attr_setstacksize(&raw mut attributes, stack);
+        let result = libc::pthread_create(&raw mut thread, &raw const attributes, body, argument);
+        libc::pthread_attr_destroy(&raw mut attributes);
+        (result == 0).then_some(Thread(thread))
+    }
+}
+
+impl Thread {
+    /// Waits until the thread has ended.
+    pub(crate) fn join(self) {
+        // SAFETY: a thread that nobody else joins.
+        unsafe { libc::pthread_join(self.0, ptr::null_mut()) };
+    }
+}
+
+/// Names this thread; what the kernel has no room for is cut off.
+pub(crate) fn name_thread(name: &CStr) {
+    let _errno = SavedErrno::new();
+    // SAFETY: the name ends in a null byte.
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+}
+
 /// This thread's number for the kernel.
 pub(crate) fn thread_id() -> i32 {
     // SAFETY: no arguments; it cannot fail.

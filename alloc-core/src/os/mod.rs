@@ -16,10 +16,10 @@ use hosted as imp;
 mod text;
 
 pub(crate) use imp::{
-    admit_signal, affinity, at_fork, at_thread_exit, block_signals, commit, current_cpu, decommit,
-    env, is_realtime_signal, milliseconds, page_size, possible, prefer_huge_pages, register_rseq,
-    remap, reserve, restart_sections_on, signal_thread, sleep_microseconds, take_signal, thread_id,
-    unregister_rseq, unreserve, yield_now,
+    Thread, admit_signal, affinity, at_fork, at_thread_exit, block_signals, commit, current_cpu,
+    decommit, env, is_realtime_signal, milliseconds, name_thread, page_size, possible,
+    prefer_huge_pages, register_rseq, remap, reserve, restart_sections_on, signal_thread,
+    sleep_microseconds, spawn, take_signal, thread_id, unregister_rseq, unreserve, yield_now,
 };
 #[cfg(not(loom))]
 pub(crate) use imp::{futex_wait, futex_wake_one};
