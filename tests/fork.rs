@@ -2,6 +2,7 @@
 //! own, and waits for what was deferred.
 
 use std::collections::BTreeSet;
+use std::panic;
 use std::ptr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,6 +49,11 @@ fn fork() -> libc::pid_t {
         fail("fork\n");
     }
     if child == 0 {
+        // Its only thread would end, and the process well.
+        panic::set_hook(Box::new(|info| {
+            eprintln!("{info}");
+            fail("in the child of a fork\n");
+        }));
         // A child that hangs is a failure, too.
         // SAFETY: a number of seconds.
         unsafe { libc::alarm(60) };
@@ -138,6 +144,46 @@ fn while_another_thread_is_in_a_slow_path() {
             .expect("nobody panics with it")
             .retain(|index| Place::ALL[*index] != Place::DeferredTaken);
         assert_all_new_ones_seen();
+    });
+}
+
+/// A CPU runs one item and has another in hand. The child, which does not have that CPU, can queue both and wait for them.
+#[test]
+fn while_a_cpu_runs_irq_work() {
+    static FIRST: IrqWork = IrqWork::new(|_| {
+        // Both are taken at once, and the last one that came is run first.
+        IN_HAND.queue_on(0);
+        RUNNING.queue_on(0);
+    });
+    static IN_HAND: IrqWork = IrqWork::new(|_| ());
+    static RUNNING: IrqWork = IrqWork::new(|_| {
+        STARTED.store(true, Ordering::Relaxed);
+        while !FORKED.load(Ordering::Relaxed) {
+            thread::yield_now();
+        }
+    });
+    static STARTED: AtomicBool = AtomicBool::new(false);
+    static FORKED: AtomicBool = AtomicBool::new(false);
+    on_both_backends(|| {
+        cpu::start();
+        FIRST.queue_on(0);
+        while !STARTED.load(Ordering::Relaxed) {
+            thread::yield_now();
+        }
+        let child = fork();
+        FORKED.store(true, Ordering::Relaxed);
+        for work in [&IN_HAND, &RUNNING] {
+            if child == 0 {
+                assert!(!work.is_busy() && work.queue());
+            }
+            work.sync();
+            assert!(!work.is_busy());
+        }
+        if child == 0 {
+            live();
+            end();
+        }
+        wait_for(child);
     });
 }
 

@@ -98,7 +98,7 @@ impl<const CPUS: usize> Deferred<CPUS> {
     /// In the child of a fork: all blocks are on the list for the time before there were CPUs.
     #[cfg(not(loom))]
     pub(crate) fn forget_cpus(&self) {
-        self.lists.forget_cpus();
+        self.lists.forget_cpus(|_| {});
     }
 
     /// Puts a block off on `cpu`, or another if that is offline; the CPU whose irq work has to be queued, if any has.

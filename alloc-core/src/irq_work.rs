@@ -18,6 +18,10 @@
 //! claimed again while it runs may go to another CPU, and be done there before its first runner comes to the waking; or run
 //! there at the same time, and have BUSY cleared by the first.
 //!
+//! *Forks.* The child has none of the threads that may have had an item in hand: on its way to a list, taken from one, or
+//! running. There an item is queued if it was on a list when the parent forked, and idle otherwise. The flags say of which
+//! process they are, by the number of forks.
+//!
 //! This file may touch `sync` and `thread`.
 
 use core::cell::UnsafeCell;
@@ -26,7 +30,7 @@ use core::ptr;
 #[cfg(not(loom))]
 pub(crate) use queues::{forget_cpus, offline, online, queued, run_hard, run_threaded};
 
-use crate::sync::{AtomicPtr, AtomicU32, Link, Ordering, Rcuwait, relax};
+use crate::sync::{AtomicPtr, AtomicU32, Link, Ordering, Rcuwait, forks, relax};
 
 /// Queued, and not yet begun.
 const PENDING: u32 = 1;
@@ -34,6 +38,13 @@ const PENDING: u32 = 1;
 const BUSY: u32 = 2;
 /// Runs in the handler, whatever the others do. (`IRQ_WORK_HARD_IRQ`.)
 const HARD: u32 = 8;
+/// Where the number of forks begins.
+const FORKS: u32 = 16;
+
+/// Flags as they would be in this process.
+fn of_this_process(flags: u32) -> u32 {
+    flags % FORKS + forks() * FORKS
+}
 
 /// Something for a CPU to do. It is queued at most once at a time, but may be queued on another CPU while it runs, and then
 /// runs on both.
@@ -85,19 +96,37 @@ impl IrqWork {
         }
     }
 
+    /// Makes an item idle that is left over from before a fork.
+    fn renew(&self) {
+        // Not in the models, which do not fork.
+        #[cfg(not(loom))]
+        {
+            let flags = self.flags.load(Ordering::Relaxed);
+            if flags != of_this_process(flags) {
+                let idle = of_this_process(flags & HARD);
+                // It fails where somebody else was faster.
+                let _ =
+                    self.flags.compare_exchange(flags, idle, Ordering::Relaxed, Ordering::Relaxed);
+            }
+        }
+    }
+
     /// Whether the item is queued or running.
     pub fn is_busy(&self) -> bool {
+        self.renew();
         // Acquire: pairs with the Release in `run`: what the function did is seen by whoever sees it done.
         self.flags.load(Ordering::Acquire) & BUSY != 0
     }
 
     /// Whether the item is queued and its function not yet begun.
     pub fn is_pending(&self) -> bool {
+        self.renew();
         self.flags.load(Ordering::Relaxed) & PENDING != 0
     }
 
     /// Makes the item the caller's to queue; false if it is queued already, and will see what the caller did before.
     pub(crate) fn claim(&self) -> bool {
+        self.renew();
         // Release: pairs with the Acquire in `run`. Acquire: the last run's last touch of the item is over.
         self.flags.fetch_or(PENDING | BUSY, Ordering::AcqRel) & PENDING == 0
     }
@@ -199,11 +228,14 @@ mod queues {
         reason = "`extern \"C\"` for its unwinding rule, not for C"
     )]
 
-    use core::ptr;
+    extern crate std;
 
-    use super::{BUSY, HARD, IrqWork, Runner};
+    use core::ptr;
+    use core::sync::atomic::compiler_fence;
+
+    use super::{HARD, IrqWork, Runner, of_this_process};
     use crate::percpu;
-    use crate::sync::{AtomicU32, CpuLists, Ordering, Taken, relax};
+    use crate::sync::{AtomicU32, CpuLists, Ordering, Taken, count_fork, relax};
     use crate::thread::{self, IrqMode, MAX_CPUS};
 
     /// Items for the handler, and for the loop, of each CPU's thread. (`raised_list` and `lazy_list` of the kernel.)
@@ -214,6 +246,27 @@ mod queues {
     static RUNNERS: [Runner; MAX_CPUS] = [const { Runner::new() }; MAX_CPUS];
     /// That of the time before there were any.
     static BOOT_RUNNER: Runner = Runner::new();
+
+    std::thread_local! {
+        /// Items that this thread is on the way to a list with. If a handler that interrupts that forks, it is the same thread
+        /// that goes on in the child.
+        static QUEUING: AtomicU32 = const { AtomicU32::new(0) };
+    }
+
+    /// Runs what takes an item to a list.
+    fn queuing<R>(body: impl FnOnce() -> R) -> R {
+        QUEUING.with(|queuing| {
+            // No locked instruction: a handler in the midst of this leaves the number as it found it.
+            let outer = queuing.load(Ordering::Relaxed);
+            queuing.store(outer + 1, Ordering::Relaxed);
+            // Towards handlers on this thread: the item is claimed and on the list in between.
+            compiler_fence(Ordering::SeqCst);
+            let result = body();
+            compiler_fence(Ordering::SeqCst);
+            queuing.store(outer, Ordering::Relaxed);
+            result
+        })
+    }
 
     impl IrqWork {
         /// Marks the item to be run in the signal handler of the CPU's thread, whatever `HAYLOFT_IRQ` says, where there is a
@@ -242,17 +295,19 @@ mod queues {
         /// # Safety
         /// The item stays where it is until [`IrqWork::sync`] has returned and nobody queued it again.
         pub unsafe fn queue_raw(item: *const IrqWork, cpu: usize) -> bool {
-            // SAFETY: the caller's promise.
-            unsafe {
-                if !(*item).claim() {
-                    return false;
+            let told = queuing(|| {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    (*item).claim().then(|| {
+                        let lists = if (*item).is_for_handler() { &RAISED } else { &THREADED };
+                        lists.add(cpu, item.cast_mut())
+                    })
                 }
-                let lists = if (*item).is_for_handler() { &RAISED } else { &THREADED };
-                if let Some(cpu) = lists.add(cpu, item.cast_mut()) {
-                    thread::raise(cpu);
-                }
+            });
+            if let Some(Some(cpu)) = told {
+                thread::raise(cpu);
             }
-            true
+            told.is_some()
         }
 
         /// Waits until the item is not busy; then nobody touches it any more, unless it is queued again.
@@ -313,20 +368,21 @@ mod queues {
         }
     }
 
-    /// In the child of a fork, which has no CPUs: what was queued runs as before there were any. An item whose function was
-    /// running counts as done.
+    /// In the child of a fork, which has no CPUs: what was queued runs as before there were any.
     pub(crate) fn forget_cpus() {
-        for runner in RUNNERS.iter().chain([&BOOT_RUNNER]) {
-            let item = runner.at.swap(ptr::null_mut(), Ordering::Relaxed);
-            // SAFETY: the item that a runner is at is valid.
-            if let Some(item) = unsafe { item.as_ref() }
-                && !item.is_pending()
-            {
-                item.flags.fetch_and(!BUSY, Ordering::Relaxed);
-            }
+        let runners = RUNNERS.iter().chain([&BOOT_RUNNER]);
+        runners.for_each(|runner| runner.at.store(ptr::null_mut(), Ordering::Relaxed));
+        // An item that this thread goes on with must stay claimed. Then the others do, too.
+        if QUEUING.with(|queuing| queuing.load(Ordering::Relaxed)) == 0 {
+            count_fork();
         }
-        RAISED.forget_cpus();
-        THREADED.forget_cpus();
+        for lists in [&RAISED, &THREADED] {
+            lists.forget_cpus(|item| {
+                // SAFETY: items on lists are valid, and there is no other thread.
+                let flags = unsafe { &(*item).flags };
+                flags.store(of_this_process(flags.load(Ordering::Relaxed)), Ordering::Relaxed);
+            });
+        }
     }
 
     /// What is queued on a CPU, and what its runner is at, at the time of asking.

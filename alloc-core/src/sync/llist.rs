@@ -195,11 +195,13 @@ impl<T: Link, const CPUS: usize> CpuLists<T, CPUS> {
     }
 
     /// In the child of a fork: closes the lists of all CPUs, and has what was on them on that for the time before there were
-    /// any.
+    /// any. Calls `keep` with all that is on it then.
     #[cfg(not(loom))]
-    pub(crate) fn forget_cpus(&self) {
+    pub(crate) fn forget_cpus(&self, keep: impl Fn(*mut T)) {
+        let early = self.boot.take();
         self.boot.open();
-        for node in self.lists.iter().flat_map(Llist::close) {
+        for node in early.chain(self.lists.iter().flat_map(Llist::close)) {
+            keep(node);
             // SAFETY: what was on a list stays valid until it is taken.
             unsafe { self.boot.add(node) };
         }

@@ -7,6 +7,7 @@
 //! - [`Context`], whether whoever takes a lock may wait for it.
 //! - [`Llist`], a list that any context may add to.
 //! - [`Grace`], whether all readers of before are gone.
+//! - [`forks`], which process this is.
 //! - `ControlMutex` and `Renewable`, locks of the control plane.
 //!
 //! Nothing here allocates. This folder may touch `os`.
@@ -19,6 +20,7 @@ mod futex;
 mod grace;
 mod llist;
 mod lock;
+mod process;
 mod rcuwait;
 pub(crate) mod witness;
 
@@ -33,6 +35,9 @@ pub(crate) use llist::{CpuLists, Link, Llist, Taken};
 pub(crate) use lock::RawLock;
 pub(crate) use lock::{Guard, Lock};
 pub(crate) use primitive::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+#[cfg(not(loom))]
+pub(crate) use process::count_fork;
+pub(crate) use process::forks;
 pub(crate) use rcuwait::Rcuwait;
 pub(crate) use witness::LockClass;
 

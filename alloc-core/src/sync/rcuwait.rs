@@ -5,10 +5,14 @@
 //! wake need no serialising.
 
 use super::primitive::{Ordering, fence};
-use super::{Futex, witness};
+use super::{Futex, forks, witness};
 
 const NOBODY: u32 = 0;
-const WAITING: u32 = 1;
+
+/// Somebody waits. A waiter that the child of a fork does not have counts as nobody there.
+fn waiting() -> u32 {
+    2 * forks() + 1
+}
 
 /// A slot for one waiting thread.
 pub(crate) struct Rcuwait {
@@ -34,9 +38,9 @@ impl Rcuwait {
     pub(crate) fn wait_until(&self, condition: impl Fn() -> bool) {
         // Relaxed: what counts is ordered by the fences.
         witness::may_sleep();
-        let task = self.task.swap(WAITING, Ordering::Relaxed);
+        let task = self.task.swap(waiting(), Ordering::Relaxed);
         debug_assert!(
-            task == NOBODY,
+            task != waiting(),
             "two threads wait at once in one rcuwait: one would sleep for ever"
         );
         loop {
@@ -45,9 +49,9 @@ impl Rcuwait {
             if condition() {
                 break;
             }
-            self.task.wait(WAITING);
+            self.task.wait(waiting());
             // Whoever woke this thread has emptied the slot.
-            self.task.store(WAITING, Ordering::Relaxed);
+            self.task.store(waiting(), Ordering::Relaxed);
         }
         self.task.store(NOBODY, Ordering::Relaxed);
     }
