@@ -13,7 +13,7 @@
 use core::cell::Cell;
 
 use crate::sync::{Context, RawLock};
-use crate::{cache, cpu, objects, os, rcu};
+use crate::{cache, cpu, objects, os, rcu, reclaim};
 
 /// Run by the loader before `main`, on the only thread.
 #[used]
@@ -51,5 +51,6 @@ extern "C" fn in_child() {
     cpu::forget();
     rcu::forget_threads();
     cache::forget_holder();
+    reclaim::forget();
     Context::unpin();
 }

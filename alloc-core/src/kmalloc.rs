@@ -14,6 +14,7 @@ use crate::objects::{self, checked_in, checked_out, defer, free_deferred, free_r
 use crate::os;
 use crate::page::{self, Unit};
 use crate::percpu;
+use crate::reclaim;
 use crate::size_class::{Class, MAX_SMALL_ALIGN, UNIT, UNIT_SHIFT, class_of};
 use crate::sync::Context;
 
@@ -208,6 +209,7 @@ unsafe fn realloc_run(
         if new_units < old_units {
             // SAFETY: the caller's promise: the run is in use, and what is cut off is not.
             unsafe { page::shrink(context, run, new_units) };
+            reclaim::dirtied(context);
         }
         return Some(object);
     }

@@ -16,7 +16,7 @@
 //! | `deferred` | blocks freed where nothing could be waited for |
 //! | [`irq_work`] | work for a CPU, queued from any context |
 //! | `percpu` `barn` `slab` | sheaves; batches between CPUs; objects cut from runs |
-//! | `thread` | the threads that act as CPUs |
+//! | `thread` `reclaim` | the threads that act as CPUs; the one that gives memory back |
 //! | `page` `node` | arenas, runs, descriptors, giving memory back; NUMA nodes |
 //! | `batch` [`size_class`] | object pointers on the move; which class serves a layout |
 //! | `sync` | atomics and locks |
@@ -70,6 +70,8 @@ mod page;
 mod percpu;
 #[cfg(not(loom))]
 pub mod rcu;
+#[cfg(not(loom))]
+mod reclaim;
 pub mod size_class;
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 mod slab;

@@ -35,6 +35,7 @@ use crate::node::{self, MAX_NODES};
 use crate::os;
 use crate::page::{self, Unit};
 use crate::percpu::{self, Backend};
+use crate::reclaim;
 use crate::size_class::{CLASSES, Class, MAX_CLASSES, UNIT};
 use crate::slab::{self, Emptied, Misuse, Shape, Slab, Slabs};
 use crate::sync::{Context, RawLock};
@@ -556,9 +557,12 @@ pub(crate) fn forget_cpus() {
 /// # Safety
 /// `base` is the address of a run that nobody uses.
 pub(crate) unsafe fn free_run(context: Context, base: *mut u8) {
+    let Some(unit) = Unit::of(base) else { return };
     // SAFETY: the caller's promise.
     unsafe {
-        if Unit::of(base).is_some_and(|unit| !page::free(context, unit)) {
+        if page::free(context, unit) {
+            reclaim::dirtied(context);
+        } else {
             defer(base);
         }
     }

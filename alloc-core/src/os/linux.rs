@@ -203,6 +203,20 @@ pub(crate) fn at_fork(prepare: extern "C" fn(), parent: extern "C" fn(), child: 
     unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
 }
 
+/// Whether this thread has any signal blocked, as it has in most handlers.
+pub(crate) fn has_signals_blocked() -> bool {
+    let _errno = SavedErrno::new();
+    let mut mask = 0u64;
+    let nothing: *const u64 = ptr::null();
+    let length = size_of_val(&mask);
+    // SAFETY: the mask is ours to be written, and as long as the kernel is told.
+    unsafe {
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, nothing, &raw mut mask, length)
+            != 0
+            || mask != 0
+    }
+}
+
 /// A thread that [`spawn`] made.
 pub(crate) struct Thread(libc::pthread_t);
 

@@ -234,6 +234,11 @@ pub(crate) fn dirty() -> usize {
     arenas().map(|arena| arena.dirty.load(Ordering::Relaxed) as usize * UNIT).sum()
 }
 
+/// Whether there is anything to give back, also by what is freed at this moment.
+pub(crate) fn is_dirty(context: Context) -> bool {
+    arenas().any(|arena| arena.state.acquire(context).is_some_and(|_units| arena.dirty() > 0))
+}
+
 /// Ends a window: gives back what was dirty all through it; how many bytes.
 pub(crate) fn decay(context: Context) -> usize {
     purge_all(context, |units, arena| {

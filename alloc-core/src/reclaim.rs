@@ -1,0 +1,152 @@
+//! Reclaim: pages that nobody needs go back to the system, while the program is idle, too.
+//!
+//! A thread of ours ends the windows after which `page` gives back what was unneeded. It is made by the first free that leaves
+//! [`SPAWN_FROM`] bytes behind, and sleeps while there is nothing to give back; so a small program never has it, and an idle one
+//! is not woken. It has all signals blocked, and is not one of those that act as CPUs: programs that need none of these have
+//! memory to give back, too.
+//!
+//! It is not made on a thread that has signals blocked, which may be in a handler that interrupted the making of a thread.
+//! With `HAYLOFT_BACKGROUND=0`, or where there can be no thread, frees look at a clock.
+//!
+//! `HAYLOFT_DECAY_MS` is how long memory may stay unneeded: it is given back after half of that at the soonest, 0 for at once.
+//!
+//! This file may touch `page`, `sync` and `os`.
+
+use core::ffi::c_void;
+use core::ptr;
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use crate::os;
+use crate::page;
+use crate::sync::{Bell, Context};
+
+/// Bytes for which a thread is worth it.
+const SPAWN_FROM: usize = 2 << 20;
+
+/// Bytes of its stack.
+const STACK: usize = 256 << 10;
+
+const DEFAULT_DECAY_MS: u32 = 1000;
+const MAX_DECAY_MS: u32 = 60 * 60 * 1000;
+
+/// Who ends windows.
+static STATE: AtomicU8 = AtomicU8::new(UNKNOWN);
+/// Settings were not read.
+const UNKNOWN: u8 = 0;
+/// Frees, by the clock.
+const CLOCK: u8 = 1;
+/// Nobody yet.
+const NOBODY: u8 = 2;
+/// Nobody yet, but somebody makes the thread.
+const SPAWNING: u8 = 3;
+/// The thread.
+const THREAD: u8 = 4;
+/// Nobody: all goes back at once.
+const AT_ONCE: u8 = 5;
+
+/// Milliseconds of a window.
+static WINDOW: AtomicU32 = AtomicU32::new(DEFAULT_DECAY_MS / 2);
+
+/// Silent while the thread sleeps, as nothing is dirty.
+static BELL: Bell = Bell::new();
+
+/// To be called when a run was given back to its arena.
+#[inline]
+pub(crate) fn dirtied(context: Context) {
+    // Relaxed, here and below: who finds an old state does what would have been right a moment ago.
+    if STATE.load(Ordering::Relaxed) != THREAD {
+        dirtied_without_thread(context);
+    } else if BELL.is_silent() && BELL.ring() {
+        BELL.wake();
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn dirtied_without_thread(context: Context) {
+    // What may not wait leaves it to the next.
+    if !context.may_wait() {
+        return;
+    }
+    match STATE.load(Ordering::Relaxed) {
+        UNKNOWN => STATE.store(settings(), Ordering::Relaxed),
+        AT_ONCE => {
+            page::trim(context);
+        }
+        CLOCK => {
+            /// When the last window ended, in milliseconds.
+            static LAST: AtomicU64 = AtomicU64::new(0);
+            let (now, last) = (os::milliseconds(), LAST.load(Ordering::Relaxed));
+            if now.wrapping_sub(last) >= WINDOW.load(Ordering::Relaxed).into()
+                && LAST.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+            {
+                page::decay(context);
+            }
+        }
+        NOBODY if page::dirty() >= SPAWN_FROM && !os::has_signals_blocked() => spawn(),
+        _ => {}
+    }
+}
+
+fn settings() -> u8 {
+    let decay = match os::env(c"HAYLOFT_DECAY_MS") {
+        None => DEFAULT_DECAY_MS,
+        Some(text) => {
+            let number = core::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+            number.filter(|number| *number <= MAX_DECAY_MS).unwrap_or_else(|| {
+                os::warn(format_args!(
+                    "HAYLOFT_DECAY_MS is no number of milliseconds up to {MAX_DECAY_MS}; ignored"
+                ));
+                DEFAULT_DECAY_MS
+            })
+        }
+    };
+    WINDOW.store((decay / 2).max(1), Ordering::Relaxed);
+    let background = match os::env(c"HAYLOFT_BACKGROUND") {
+        None | Some(b"1") => true,
+        Some(b"0") => false,
+        Some(_) => {
+            os::warn(format_args!("HAYLOFT_BACKGROUND is neither 0 nor 1; ignored"));
+            true
+        }
+    };
+    match (decay, background) {
+        (0, _) => AT_ONCE,
+        (_, false) => CLOCK,
+        (_, true) => NOBODY,
+    }
+}
+
+fn spawn() {
+    // What it allocates and frees may come here again.
+    let swap = |from, to| STATE.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed);
+    if swap(NOBODY, SPAWNING).is_err() {
+        return;
+    }
+    // The new thread inherits the mask.
+    let _masked = os::block_signals();
+    let thread = os::spawn(STACK, live, ptr::null_mut());
+    STATE.store(if thread.is_some() { THREAD } else { CLOCK }, Ordering::Relaxed);
+}
+
+/// The life of the thread: as long as that of the process.
+extern "C" fn live(_: *mut c_void) -> *mut c_void {
+    os::name_thread(c"hayloft/reclaim");
+    loop {
+        BELL.answer();
+        // Looks under the locks: who frees after that finds the bell silent, and rings it.
+        while Context::enter(page::is_dirty) {
+            os::sleep_microseconds(WINDOW.load(Ordering::Relaxed) * 1000);
+            Context::enter(page::decay);
+        }
+        BELL.sleep();
+    }
+}
+
+/// In the child of a fork, which does not have the thread.
+pub(crate) fn forget() {
+    let state = STATE.load(Ordering::Relaxed);
+    if state == THREAD || state == SPAWNING {
+        STATE.store(NOBODY, Ordering::Relaxed);
+    }
+}
