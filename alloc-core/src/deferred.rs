@@ -90,9 +90,9 @@ impl<const CPUS: usize> Deferred<CPUS> {
 
     /// Every lock of these.
     #[cfg(not(loom))]
-    pub(crate) fn for_each_lock(&self, visit: &dyn Fn(&RawLock)) {
-        self.emptying.iter().for_each(|lock| visit(lock.raw()));
-        visit(self.emptying_boot.raw());
+    pub(crate) fn for_each_lock(&self, visit: &dyn Fn(LockClass, &RawLock)) {
+        self.emptying.iter().for_each(|lock| visit(LockClass::Emptying, lock.raw()));
+        visit(LockClass::Emptying, self.emptying_boot.raw());
     }
 
     /// In the child of a fork: all blocks are on the list for the time before there were CPUs.

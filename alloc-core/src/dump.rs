@@ -7,7 +7,7 @@
 
 use core::fmt;
 
-use crate::sync::RawLock;
+use crate::sync::{LockClass, RawLock};
 use crate::thread::{self, MAX_CPUS};
 use crate::{cache, cpu, irq_work, objects, rcu};
 
@@ -28,9 +28,9 @@ pub fn machine(line: &dyn Fn(fmt::Arguments<'_>)) {
     line(format_args!("hotplug lock: {}", cpu::lock_state()));
     line(format_args!("cache mutex: {}", if cache::mutex_is_held() { "held" } else { "free" }));
     line(format_args!("rcu barrier: {}", if rcu::barrier_is_on() { "on" } else { "off" }));
-    let lock = |lock: &RawLock| {
+    let lock = |class: LockClass, lock: &RawLock| {
         if !lock.is_free() {
-            line(format_args!("{lock:?}"));
+            line(format_args!("{class:?} {lock:?}"));
         }
     };
     rcu::for_each_lock(&lock);

@@ -12,7 +12,7 @@
 
 use core::cell::Cell;
 
-use crate::sync::{Context, RawLock};
+use crate::sync::{Context, LockClass, RawLock};
 use crate::{cache, cpu, objects, os, rcu, reclaim};
 
 /// Run by the loader before `main`, on the only thread.
@@ -26,7 +26,7 @@ static REGISTER: extern "C" fn() = {
 };
 
 /// Every lock of the slow paths, in the order in which they may be taken.
-fn for_each_lock(visit: &dyn Fn(&RawLock)) {
+fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
     rcu::for_each_lock(visit);
     objects::for_each_lock(visit);
 }
@@ -38,16 +38,16 @@ const ATTEMPTS: u32 = 100_000;
 extern "C" fn prepare() {
     let context = Context::pin();
     let attempts = Cell::new(ATTEMPTS);
-    for_each_lock(&|lock| lock.hold_for_fork(context, &attempts));
+    for_each_lock(&|_, lock| lock.hold_for_fork(context, &attempts));
 }
 
 extern "C" fn in_parent() {
-    for_each_lock(&|lock| lock.release_in_parent());
+    for_each_lock(&|_, lock| lock.release_in_parent());
     Context::unpin();
 }
 
 extern "C" fn in_child() {
-    for_each_lock(&|lock| lock.release_in_child());
+    for_each_lock(&|_, lock| lock.release_in_child());
     cpu::forget();
     rcu::forget_threads();
     cache::forget_holder();

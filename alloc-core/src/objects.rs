@@ -38,7 +38,7 @@ use crate::percpu::{self, Backend};
 use crate::reclaim;
 use crate::size_class::{CLASSES, Class, MAX_CLASSES, UNIT};
 use crate::slab::{self, Emptied, Misuse, Shape, Slab, Slabs};
-use crate::sync::{Context, RawLock};
+use crate::sync::{Context, LockClass, RawLock};
 use crate::thread::{self, MAX_CPUS};
 
 // A slab's descriptor is the metadata of its first unit; those of the others follow.
@@ -529,7 +529,7 @@ pub fn deferred_frees() -> DeferredFrees {
 }
 
 /// Every lock of the slow paths, in the order in which they may be taken.
-pub(crate) fn for_each_lock(visit: &dyn Fn(&RawLock)) {
+pub(crate) fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
     DEFERRED.for_each_lock(visit);
     percpu::for_each_lock(visit);
     let depots = DEPOTS.iter().zip(&USED);
@@ -541,8 +541,8 @@ pub(crate) fn for_each_lock(visit: &dyn Fn(&RawLock)) {
         (0..count).map(move |node| unsafe { &*depots.add(node) })
     });
     for depot in depots.chain(of_caches) {
-        visit(depot.barn.raw());
-        visit(depot.slabs.raw());
+        visit(LockClass::Barn, depot.barn.raw());
+        visit(LockClass::Slabs, depot.slabs.raw());
     }
     page::for_each_lock(visit);
 }

@@ -369,15 +369,15 @@ fn is_locked() -> bool {
 }
 
 /// Every lock of this layer.
-pub(crate) fn for_each_lock(visit: &dyn Fn(&RawLock)) {
-    visit(CLOSING.raw());
+pub(crate) fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
+    visit(LockClass::Closing, CLOSING.raw());
     if !is_locked() {
         return;
     }
     for base in (0..CPUS.load(Ordering::Relaxed)).filter_map(region_of) {
         // SAFETY: a region; see `Region::lock_of`.
         let lock: &Lock<()> = unsafe { &*base.add(LOCK_OFFSET).cast() };
-        visit(lock.raw());
+        visit(LockClass::Sheaves, lock.raw());
     }
 }
 

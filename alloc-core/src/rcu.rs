@@ -203,8 +203,8 @@ pub(crate) fn barrier_is_on() -> bool {
 }
 
 /// Every lock of this module.
-pub(crate) fn for_each_lock(visit: &dyn Fn(&RawLock)) {
-    visit(WAITING.raw());
+pub(crate) fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
+    visit(LockClass::Waiting, WAITING.raw());
 }
 
 /// In the child of a fork: readers on other threads are no more.

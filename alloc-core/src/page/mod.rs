@@ -294,9 +294,9 @@ pub(crate) fn for_each_unit(visit: &mut dyn FnMut(Unit)) {
 }
 
 /// Every lock of this layer.
-pub(crate) fn for_each_lock(visit: &dyn Fn(&RawLock)) {
-    visit(MAKING.raw());
-    arenas().for_each(|arena| visit(arena.state.raw()));
+pub(crate) fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
+    visit(LockClass::ArenaMaking, MAKING.raw());
+    arenas().for_each(|arena| visit(LockClass::Arena, arena.state.raw()));
 }
 
 /// Makes a run at least as long as this without moving it; false if that cannot be done. Units added may hold anything.

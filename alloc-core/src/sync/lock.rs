@@ -30,18 +30,32 @@ pub(crate) struct RawLock {
     /// The token of the thread that holds it, or 0. Whoever takes the lock says so only then, and no longer before letting go
     /// of it: so only a thread that asks whether it holds the lock itself gets a sure answer.
     owner: AtomicUsize,
+    /// For the witness only: without it a free lock is all zeros, and memory full of them takes no room in executables.
+    #[cfg(debug_assertions)]
     class: LockClass,
 }
 
 impl RawLock {
     #[cfg(not(loom))]
     const fn new(class: LockClass) -> RawLock {
-        RawLock { word: Futex::new(FREE), owner: AtomicUsize::new(0), class }
+        let _ = class;
+        RawLock {
+            word: Futex::new(FREE),
+            owner: AtomicUsize::new(0),
+            #[cfg(debug_assertions)]
+            class,
+        }
     }
 
     #[cfg(loom)]
     fn new(class: LockClass) -> RawLock {
-        RawLock { word: Futex::new(FREE), owner: AtomicUsize::new(0), class }
+        let _ = class;
+        RawLock {
+            word: Futex::new(FREE),
+            owner: AtomicUsize::new(0),
+            #[cfg(debug_assertions)]
+            class,
+        }
     }
 
     #[inline]
@@ -151,6 +165,15 @@ impl RawLock {
         }
     }
 
+    /// What the witness is told.
+    #[inline(always)]
+    fn class(&self) -> LockClass {
+        #[cfg(debug_assertions)]
+        return self.class;
+        #[cfg(not(debug_assertions))]
+        LockClass::Sheaves
+    }
+
     /// Whether this thread has the lock, in the code that it interrupted.
     #[cfg(not(loom))]
     fn is_mine(&self) -> bool {
@@ -168,7 +191,7 @@ impl fmt::Debug for RawLock {
             _ => "abandoned",
         };
         let owner = self.owner.load(Ordering::Relaxed);
-        write!(formatter, "{:?} lock at {self:p}: {state}, by {owner:#x}", self.class)
+        write!(formatter, "lock at {self:p}: {state}, by {owner:#x}")
     }
 }
 
@@ -209,12 +232,12 @@ impl<T> Lock<T> {
     #[track_caller]
     pub(crate) fn acquire(&self, context: Context) -> Option<Guard<'_, T>> {
         if context.may_wait() {
-            witness::waits(self.raw.class);
+            witness::waits(self.raw.class());
         }
         if !self.raw.acquire(context) {
             return None;
         }
-        witness::acquired(self.raw.class);
+        witness::acquired(self.raw.class());
         Some(Guard::new(self))
     }
 
@@ -273,7 +296,7 @@ impl<T> Drop for Guard<'_, T> {
     fn drop(&mut self) {
         #[cfg(loom)]
         drop(self.data.take());
-        witness::released(self.lock.raw.class);
+        witness::released(self.lock.raw.class());
         self.lock.raw.release();
     }
 }
