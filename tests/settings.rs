@@ -18,11 +18,13 @@ fn use_the_heap() -> usize {
 }
 
 /// The variables, and the values that make sense.
-const SETTINGS: [(&str, &[&str]); 4] = [
+const SETTINGS: [(&str, &[&str]); 6] = [
     ("HAYLOFT_BACKEND", &["rseq", "fallback"]),
     ("HAYLOFT_THP", &["auto", "always", "never"]),
     ("HAYLOFT_IRQ", &["hard", "threaded", "none"]),
     ("HAYLOFT_IRQ_SIGNAL", &["40", "64"]),
+    ("HAYLOFT_DECAY_MS", &["0", "500", "3600000"]),
+    ("HAYLOFT_BACKGROUND", &["0", "1"]),
 ];
 
 /// A value that makes no sense: one line that names the variable, and the program goes on.

@@ -95,6 +95,14 @@ pub fn barrier() {
     defer_free_barrier(&caches, &cpus);
 }
 
+/// Gives all memory back to the system that no object in use needs: what CPUs and nodes keep goes to the slabs, empty slabs and
+/// free pages to the system; how many bytes it got. Empty slabs of a cache with [`CacheFlags::TYPESAFE_BY_RCU`] stay: see
+/// [`Cache::shrink`]. Not for handlers. (`malloc_trim`.)
+pub fn trim() -> usize {
+    let _caches = SLAB_MUTEX.lock();
+    objects::trim(rcu::set_aside)
+}
+
 /// In the child of a fork: nobody has the cache mutex but this thread.
 pub(crate) fn forget_holder() {
     // SAFETY: there is no other thread.

@@ -10,11 +10,10 @@
 use core::alloc::Layout;
 use core::ptr::{self, NonNull};
 
-use crate::objects::{self, checked_in, checked_out, defer, free_deferred, free_run};
+use crate::objects::{self, checked_in, checked_out, defer, free_deferred, free_run, may_reclaim};
 use crate::os;
 use crate::page::{self, Unit};
 use crate::percpu;
-use crate::reclaim;
 use crate::size_class::{Class, MAX_SMALL_ALIGN, UNIT, UNIT_SHIFT, class_of};
 use crate::sync::Context;
 
@@ -157,7 +156,10 @@ pub(crate) unsafe extern "C" fn free_large(object: *mut u8, layout: Layout) {
     }
     let run = run_of(object, layout);
     // SAFETY: the first unit of a run, by the caller's promise; checked where that is asked for.
-    Context::enter(|context| unsafe { free_run(context, run.address()) });
+    Context::enter(|context| unsafe {
+        free_run(context, run.address());
+        may_reclaim(context);
+    });
 }
 
 /// The run that `object` is.
@@ -209,7 +211,7 @@ unsafe fn realloc_run(
         if new_units < old_units {
             // SAFETY: the caller's promise: the run is in use, and what is cut off is not.
             unsafe { page::shrink(context, run, new_units) };
-            reclaim::dirtied(context);
+            may_reclaim(context);
         }
         return Some(object);
     }

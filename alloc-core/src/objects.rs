@@ -49,11 +49,13 @@ const _: () = assert!(size_of::<Slab>() == page::META_SIZE);
 struct Depot {
     slabs: Slabs,
     barn: Barn,
+    /// Somebody asked for it in this window.
+    touched: AtomicBool,
 }
 
 impl Depot {
     const fn new() -> Depot {
-        Depot { slabs: Slabs::new(), barn: Barn::new() }
+        Depot { slabs: Slabs::new(), barn: Barn::new(), touched: AtomicBool::new(false) }
     }
 }
 
@@ -85,6 +87,16 @@ fn depot(node: usize, class: Class) -> &'static Depot {
         }
         &*(&raw const DEPOTS).cast::<Depot>().add(index)
     }
+}
+
+/// As [`depot`], for an object that comes or goes.
+fn depot_in_use(node: usize, class: Class) -> &'static Depot {
+    let depot = depot(node, class);
+    // Relaxed: whether it was asked for, roughly.
+    if !depot.touched.load(Ordering::Relaxed) {
+        depot.touched.store(true, Ordering::Relaxed);
+    }
+    depot
 }
 
 /// The depots of a class on all nodes.
@@ -147,7 +159,7 @@ fn take_batch(
     batch: &mut Batch,
 ) -> Result<(), AllocError> {
     let len = percpu::batch_len(class);
-    let Depot { barn, slabs } = depot(node, class);
+    let Depot { barn, slabs, .. } = depot_in_use(node, class);
     barn.take(context, batch, len);
     if batch.len() > 0 {
         return Ok(());
@@ -191,6 +203,7 @@ pub(crate) unsafe extern "C" fn free_slow(class: Class, object: *mut u8) {
         free_deferred(context);
         // SAFETY: the caller's promise.
         unsafe { free_object(context, class, object) };
+        may_reclaim(context);
     });
 }
 
@@ -261,13 +274,14 @@ pub(crate) unsafe fn free_some(context: Context, class: Class, objects: &[*mut u
         batch.fill(objects);
         put_away(context, backend, class, node, &mut batch);
     }
+    may_reclaim(context);
 }
 
 /// Empties the batch into the barn, or else into the slabs; where neither can be had without waiting, into the sheaf, or
 /// else by deferring it.
 fn put_away(context: Context, backend: Backend, class: Class, node: usize, batch: &mut Batch) {
     let len = percpu::batch_len(class);
-    if batch.len() > 0 && !depot(node, class).barn.put(context, batch, len) {
+    if batch.len() > 0 && !depot_in_use(node, class).barn.put(context, batch, len) {
         put_home(context, backend, class, batch);
     }
 }
@@ -300,10 +314,7 @@ fn put_home(context: Context, backend: Backend, class: Class, batch: &mut Batch)
         objects = done.unwrap_or_else(|(object, misuse)| misused(object, class, misuse));
     }
     batch.clear();
-    while let Some(base) = emptied.pop() {
-        // SAFETY: the run of a slab that left its lists with all objects free.
-        unsafe { free_run(context, base) };
-    }
+    free_emptied(context, emptied);
 }
 
 /// Blocks that were freed where nothing could be waited for.
@@ -427,14 +438,7 @@ pub(crate) fn flush(class: Class) -> bool {
             });
         }
         for depot in depots(class) {
-            let mut batch = Batch::new();
-            loop {
-                depot.barn.take(context, &mut batch, percpu::batch_len(class));
-                if batch.len() == 0 {
-                    break;
-                }
-                put_home(context, backend, class, &mut batch);
-            }
+            empty_barn(context, backend, class, &depot.barn);
         }
         done
     })
@@ -449,15 +453,79 @@ pub(crate) fn shed(class: Class, wait: impl FnOnce()) -> usize {
         }
     });
     wait();
-    let mut slabs = 0;
+    let slabs = Context::enter(|context| free_emptied(context, emptied));
+    slabs * slab::shape(class).units as usize * UNIT
+}
+
+/// Takes what sheaves and barns hold of all classes home, and gives back what is empty then, down to pages; how many bytes the
+/// system got. Objects that wait for readers go to `waiting`. Nobody makes or destroys caches meanwhile.
+pub(crate) fn trim(mut waiting: impl FnMut(&mut Batch)) -> usize {
     Context::enter(|context| {
-        while let Some(base) = emptied.pop() {
-            // SAFETY: the run of a slab that left its lists with all objects free.
-            unsafe { free_run(context, base) };
-            slabs += 1;
+        let backend = percpu::backend(context);
+        for cpu in (0..percpu::regions()).filter(|cpu| percpu::has_any(*cpu)) {
+            percpu::flush_all(context, cpu, |class, batch| match class {
+                Class::RCU => waiting(batch),
+                _ => put_home(context, backend, class, batch),
+            });
         }
     });
-    slabs * slab::shape(class).units as usize * UNIT
+    for class in (0..MAX_CLASSES).filter_map(Class::any_from_index).filter(|class| is_used(*class))
+    {
+        Context::enter(|context| {
+            let backend = percpu::backend(context);
+            for depot in depots(class) {
+                empty_barn(context, backend, class, &depot.barn);
+                if !slab::shape(class).is_kept() {
+                    shed_depot(context, class, depot);
+                }
+            }
+        });
+    }
+    Context::enter(page::trim)
+}
+
+/// Whether a class has depots in use.
+fn is_used(class: Class) -> bool {
+    match class.of_cache() {
+        // Acquire: as in `depot`.
+        Some(number) => {
+            CACHE_DEPOTS.get(number).is_some_and(|depots| !depots.load(Ordering::Acquire).is_null())
+        }
+        None => (0..MAX_NODES)
+            .any(|node| USED[class.index() * MAX_NODES + node].load(Ordering::Relaxed)),
+    }
+}
+
+/// Takes what a barn holds to its slabs.
+fn empty_barn(context: Context, backend: Backend, class: Class, barn: &Barn) {
+    let mut batch = Batch::new();
+    loop {
+        barn.take(context, &mut batch, percpu::batch_len(class));
+        if batch.len() == 0 {
+            break;
+        }
+        put_home(context, backend, class, &mut batch);
+    }
+}
+
+/// Gives back the empty slabs that a depot keeps.
+fn shed_depot(context: Context, class: Class, depot: &Depot) {
+    let mut emptied = Emptied::new();
+    if let Some(mut partial) = depot.slabs.lock(context) {
+        partial.shed(class, &mut emptied);
+    }
+    free_emptied(context, emptied);
+}
+
+/// Gives back the runs of slabs that left their lists; how many.
+fn free_emptied(context: Context, mut emptied: Emptied) -> usize {
+    let mut slabs = 0;
+    while let Some(base) = emptied.pop() {
+        // SAFETY: the run of a slab that left its lists with all objects free.
+        unsafe { free_run(context, base) };
+        slabs += 1;
+    }
+    slabs
 }
 
 /// What there is of a class.
@@ -560,12 +628,43 @@ pub(crate) unsafe fn free_run(context: Context, base: *mut u8) {
     let Some(unit) = Unit::of(base) else { return };
     // SAFETY: the caller's promise.
     unsafe {
-        if page::free(context, unit) {
-            reclaim::dirtied(context);
-        } else {
+        if !page::free(context, unit) {
             defer(base);
         }
     }
+}
+
+/// To be called at the end of what frees something, without any lock.
+pub(crate) fn may_reclaim(context: Context) {
+    reclaim::freed(context, end_window);
+}
+
+/// Takes what was not asked for in this window a step towards the system: from sheaves and barns to slabs, from these to pages,
+/// from there away. Whether there is more to be taken.
+fn end_window(context: Context) -> bool {
+    let backend = percpu::backend(context);
+    let mut moved = false;
+    for cpu in 0..percpu::regions() {
+        moved |= percpu::flush_idle(context, cpu, |class, batch| {
+            put_home(context, backend, class, batch);
+        });
+    }
+    for class in (0..MAX_CLASSES).filter_map(Class::any_from_index).filter(|class| is_used(*class))
+    {
+        for depot in depots(class) {
+            if depot.touched.swap(false, Ordering::Relaxed) {
+                moved = true;
+                continue;
+            }
+            moved |= depot.barn.len() > 0;
+            empty_barn(context, backend, class, &depot.barn);
+            if !slab::shape(class).is_kept() {
+                shed_depot(context, class, depot);
+            }
+        }
+    }
+    page::decay(context);
+    moved || page::is_dirty(context)
 }
 
 /// Frees what was put off on this CPU, where that can be waited for and nobody else is at it.

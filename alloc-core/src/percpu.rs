@@ -35,6 +35,8 @@ const MANY_CPUS: usize = 1024;
 const WORD: usize = 8;
 /// Byte offset of the try-lock of the locked backend: behind the headers.
 const LOCK_OFFSET: usize = HEADERS + MAX_CLASSES * WORD;
+/// Byte offset of what [`flush_idle`] saw last: the `top` of each sheaf.
+const SEEN_OFFSET: usize = LOCK_OFFSET + size_of::<Lock<()>>();
 
 /// Most objects a sheaf holds, by their size in bytes. (Compare `calculate_sheaf_capacity` of `mm/slub.c`.)
 const fn capacity_for(size: usize) -> usize {
@@ -54,7 +56,7 @@ const MAX_CACHE_CAPACITY: usize = 96;
 /// one is made, while all its sheaves are closed.
 static EMPTY_HEADERS: [AtomicU64; MAX_CLASSES] = {
     let mut headers = [const { AtomicU64::new(0) }; MAX_CLASSES];
-    let mut word = (LOCK_OFFSET + size_of::<Lock<()>>()) / WORD;
+    let mut word = (SEEN_OFFSET + MAX_CLASSES * size_of::<u32>()).div_ceil(WORD);
     let mut index = 0;
     while index < MAX_CLASSES {
         let words = match Class::from_index(index) {
@@ -403,6 +405,11 @@ pub(crate) fn regions() -> usize {
     CPUS.load(Ordering::Relaxed)
 }
 
+/// Whether any sheaf holds objects on a CPU; a guess while somebody uses them.
+pub(crate) fn has_any(cpu: usize) -> bool {
+    all_classes().any(|class| held(cpu, class) > 0)
+}
+
 /// Objects that the sheaf of a class holds on a CPU; a guess while somebody uses it.
 pub(crate) fn held(cpu: usize, class: Class) -> usize {
     let Some(base) = region_of(cpu) else { return 0 };
@@ -417,8 +424,7 @@ static CLOSING: Lock<()> = Lock::new(LockClass::Closing, ());
 /// Closes all sheaves of a CPU, which other threads may be using, and has their objects taken away in batches; none is opened
 /// there before [`open`]. False where the kernel cannot help with that; then the sheaves are as they were.
 pub(crate) fn close(context: Context, cpu: usize, take: impl FnMut(Class, &mut Batch)) -> bool {
-    let all = (0..MAX_CLASSES).filter_map(Class::any_from_index);
-    CLOSING.acquire(context).is_some_and(|_closing| close_some(context, cpu, all, take))
+    CLOSING.acquire(context).is_some_and(|_closing| close_some(context, cpu, all_classes(), take))
 }
 
 /// As [`close`], the sheaf of one class, which may be opened again at once.
@@ -428,11 +434,55 @@ pub(crate) fn flush(
     class: Class,
     mut take: impl FnMut(&mut Batch),
 ) -> bool {
+    empty(context, cpu, iter::once(class), |_, batch| take(batch))
+}
+
+/// As [`close`], and all sheaves may be opened again at once.
+pub(crate) fn flush_all(context: Context, cpu: usize, take: impl FnMut(Class, &mut Batch)) -> bool {
+    empty(context, cpu, all_classes(), take)
+}
+
+/// As [`flush_all`], those sheaves of objects that hold as many as when this was called last; whether there were any.
+pub(crate) fn flush_idle(
+    context: Context,
+    cpu: usize,
+    take: impl FnMut(Class, &mut Batch),
+) -> bool {
+    let Some(base) = region_of(cpu) else { return false };
+    let mut idle = [false; MAX_CLASSES];
+    let mut any = false;
+    for class in all_classes().filter(|class| *class != Class::RCU) {
+        // SAFETY: words of the region that are only used as atomics, or by sections.
+        let (top, seen): (&AtomicU32, &AtomicU32) = unsafe {
+            let seen = base.add(SEEN_OFFSET + class.index() * size_of::<u32>());
+            (&*base.add(header_offset(class)).cast(), &*seen.cast())
+        };
+        // Regions that nobody uses stay untouched.
+        let now = top.load(Ordering::Relaxed);
+        if now > floor(class) {
+            idle[class.index()] = seen.load(Ordering::Relaxed) == now;
+            any |= idle[class.index()];
+            seen.store(now, Ordering::Relaxed);
+        }
+    }
+    any && empty(context, cpu, all_classes().filter(|class| idle[class.index()]), take)
+}
+
+fn all_classes() -> impl Iterator<Item = Class> + Clone {
+    (0..MAX_CLASSES).filter_map(Class::any_from_index)
+}
+
+fn empty(
+    context: Context,
+    cpu: usize,
+    classes: impl Iterator<Item = Class> + Clone,
+    take: impl FnMut(Class, &mut Batch),
+) -> bool {
     let Some(base) = region_of(cpu) else { return true };
     let Some(_closing) = CLOSING.acquire(context) else { return false };
     // SAFETY: a region.
     let was_closed = unsafe { closed_word(base) }.load(Ordering::Relaxed) != 0;
-    let done = close_some(context, cpu, iter::once(class), |_, batch| take(batch));
+    let done = close_some(context, cpu, classes, take);
     if !was_closed {
         open(cpu);
     }

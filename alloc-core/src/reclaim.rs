@@ -1,6 +1,6 @@
-//! Reclaim: pages that nobody needs go back to the system, while the program is idle, too.
+//! Reclaim: memory that nobody needs goes back to the system, while the program is idle, too.
 //!
-//! A thread of ours ends the windows after which `page` gives back what was unneeded. It is made by the first free that leaves
+//! A thread of ours ends *windows* of time, and what was unneeded all through one goes a step further. It is made by the first free that leaves
 //! [`SPAWN_FROM`] bytes behind, and sleeps while there is nothing to give back; so a small program never has it, and an idle one
 //! is not woken. It has all signals blocked, and is not one of those that act as CPUs: programs that need none of these have
 //! memory to give back, too.
@@ -8,13 +8,15 @@
 //! It is not made on a thread that has signals blocked, which may be in a handler that interrupted the making of a thread.
 //! With `HAYLOFT_BACKGROUND=0`, or where there can be no thread, frees look at a clock.
 //!
-//! `HAYLOFT_DECAY_MS` is how long memory may stay unneeded: it is given back after half of that at the soonest, 0 for at once.
+//! `HAYLOFT_DECAY_MS` is how long pages may stay unneeded, two windows; 0 gives them back at once. What CPUs and nodes keep for
+//! those takes a window or two more.
 //!
 //! This file may touch `page`, `sync` and `os`.
 
 use core::ffi::c_void;
+use core::mem;
 use core::ptr;
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use crate::os;
 use crate::page;
@@ -50,12 +52,18 @@ static WINDOW: AtomicU32 = AtomicU32::new(DEFAULT_DECAY_MS / 2);
 /// Silent while the thread sleeps, as nothing is dirty.
 static BELL: Bell = Bell::new();
 
-/// To be called when a run was given back to its arena.
+/// What is done at the end of a window; whether there may be more to do at the end of the next.
+pub(crate) type Window = fn(Context) -> bool;
+
+/// What the thread does; written before it is made.
+static ROUTINE: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
+
+/// To be called when something was freed, without any lock. `end_window` is always the same.
 #[inline]
-pub(crate) fn dirtied(context: Context) {
+pub(crate) fn freed(context: Context, end_window: Window) {
     // Relaxed, here and below: who finds an old state does what would have been right a moment ago.
     if STATE.load(Ordering::Relaxed) != THREAD {
-        dirtied_without_thread(context);
+        freed_without_thread(context, end_window);
     } else if BELL.is_silent() && BELL.ring() {
         BELL.wake();
     }
@@ -63,7 +71,7 @@ pub(crate) fn dirtied(context: Context) {
 
 #[cold]
 #[inline(never)]
-fn dirtied_without_thread(context: Context) {
+fn freed_without_thread(context: Context, end_window: Window) {
     // What may not wait leaves it to the next.
     if !context.may_wait() {
         return;
@@ -80,10 +88,10 @@ fn dirtied_without_thread(context: Context) {
             if now.wrapping_sub(last) >= WINDOW.load(Ordering::Relaxed).into()
                 && LAST.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
             {
-                page::decay(context);
+                end_window(context);
             }
         }
-        NOBODY if page::dirty() >= SPAWN_FROM && !os::has_signals_blocked() => spawn(),
+        NOBODY if page::dirty() >= SPAWN_FROM && !os::has_signals_blocked() => spawn(end_window),
         _ => {}
     }
 }
@@ -117,12 +125,14 @@ fn settings() -> u8 {
     }
 }
 
-fn spawn() {
+fn spawn(end_window: Window) {
     // What it allocates and frees may come here again.
     let swap = |from, to| STATE.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed);
     if swap(NOBODY, SPAWNING).is_err() {
         return;
     }
+    // Relaxed: making the thread orders this before its life.
+    ROUTINE.store(end_window as *mut (), Ordering::Relaxed);
     // The new thread inherits the mask.
     let _masked = os::block_signals();
     let thread = os::spawn(STACK, live, ptr::null_mut());
@@ -132,12 +142,13 @@ fn spawn() {
 /// The life of the thread: as long as that of the process.
 extern "C" fn live(_: *mut c_void) -> *mut c_void {
     os::name_thread(c"hayloft/reclaim");
+    // SAFETY: what `spawn` stored.
+    let end_window: Window = unsafe { mem::transmute(ROUTINE.load(Ordering::Relaxed)) };
     loop {
         BELL.answer();
-        // Looks under the locks: who frees after that finds the bell silent, and rings it.
-        while Context::enter(page::is_dirty) {
+        // It looks under the locks of arenas: who frees after that finds the bell silent, and rings it.
+        while Context::enter(end_window) {
             os::sleep_microseconds(WINDOW.load(Ordering::Relaxed) * 1000);
-            Context::enter(page::decay);
         }
         BELL.sleep();
     }

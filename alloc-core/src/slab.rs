@@ -126,6 +126,11 @@ impl Shape {
         Shape { link: link as u32, min_empty, constructor, ..Shape::new(stride) }
     }
 
+    /// Whether empty slabs stay, for readers may look at them.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.min_empty == u32::MAX
+    }
+
     /// Bytes from one object to the next.
     pub(crate) fn stride(&self) -> usize {
         self.size as usize

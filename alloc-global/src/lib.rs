@@ -11,13 +11,20 @@
 //! # Environment
 //! `HAYLOFT_BACKEND` chooses how per-CPU caches are operated: `rseq` (the default where the kernel has restartable
 //! sequences) or `fallback` (a try-lock per CPU). `HAYLOFT_THP` says when huge pages are asked for: `auto` (the default,
-//! from a heap of 4 MiB on), `always` or `never`. Both are read once, by the first allocation; a value that is none of
-//! these is named in a line on stderr and ignored.
+//! from a heap of 4 MiB on), `always` or `never`. `HAYLOFT_DECAY_MS` is how long memory may stay unneeded before it goes back to
+//! the system (1000 by default, 0 for at once), which with `HAYLOFT_BACKGROUND=0` happens in frees only. All are read once; a
+//! value that is none of these is named in a line on stderr and ignored.
 
 #![no_std]
 
-use alloc_core::kmalloc;
+use alloc_core::{cache, kmalloc};
 use core::alloc::{GlobalAlloc, Layout};
+
+/// Gives all memory back to the system that no block in use needs, at once; how many bytes it got. Without it the same happens
+/// after a while. Not for signal handlers.
+pub fn trim() -> usize {
+    cache::trim()
+}
 
 /// The allocator: a unit, to be named in a `#[global_allocator]`.
 ///

@@ -6,8 +6,8 @@
 use std::alloc::{GlobalAlloc, Layout};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
-use std::thread;
-use std::time::Duration;
+
+use alloc_core::cache;
 
 use crate::pattern;
 use crate::routes::Registered;
@@ -117,12 +117,7 @@ pub fn go_everywhere(is_over: fn() -> bool) {
         free(block);
     }
     EXCHANGE.iter().for_each(|slot| free(slot.swap(ptr::null_mut(), Ordering::AcqRel)));
-    // What nobody needed during a whole second is purged: from the first of these frees to the second, or to the third.
-    for _ in 0..3 {
-        if is_over() {
-            return;
-        }
-        thread::sleep(Duration::from_millis(1100));
-        free(allocated(100_000, 2));
-    }
+    // Or else nobody but the thread that reclaims memory would come to where it is given back.
+    free(allocated(100_000, 2));
+    cache::trim();
 }

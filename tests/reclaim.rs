@@ -1,0 +1,161 @@
+//! Memory goes back to the system: at once when asked for, after a while by itself, and in a program that is idle.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tests::process::status_bytes;
+use tests::routes::Hayloft;
+use tests::scenario::Scenario;
+
+#[global_allocator]
+static GLOBAL: Hayloft = Hayloft;
+
+const MB: usize = 1 << 20;
+const BURST: usize = 96 * MB;
+/// What may stay of a burst.
+const REST: usize = 8 * MB;
+
+/// Allocates and frees small blocks of many sizes, and some large ones; returns what was resident before and at the peak.
+fn burst() -> (usize, usize) {
+    let before = status_bytes("VmRSS");
+    let mut blocks: Vec<Vec<u8>> = Vec::new();
+    let mut bytes = 0;
+    for number in 0.. {
+        let size = if number % 5000 == 0 { 3 * MB } else { 16 + number * 7919 % 3000 };
+        blocks.push(vec![number as u8; size]);
+        bytes += size;
+        if bytes > BURST {
+            break;
+        }
+    }
+    let peak = status_bytes("VmRSS");
+    drop(blocks);
+    assert!(peak > before + BURST * 9 / 10, "the burst was resident");
+    (before, peak)
+}
+
+/// Waits until no more than `limit` bytes are resident, doing nothing but looking.
+fn wait_until_resident(limit: usize) {
+    let patience = Instant::now() + Duration::from_secs(60);
+    while status_bytes("VmRSS") > limit {
+        assert!(Instant::now() < patience, "{} bytes stay resident", status_bytes("VmRSS"));
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn threads() -> usize {
+    fs::read_dir("/proc/self/task").expect("/proc is mounted").count()
+}
+
+fn on_each_backend<F: Fn()>(settings: &[(&str, &str)], body: F) {
+    for backend in ["rseq", "fallback"] {
+        let mut scenario = Scenario::new(backend, &body).env("HAYLOFT_BACKEND", backend);
+        for (name, value) in settings {
+            scenario = scenario.env(name, value);
+        }
+        scenario.succeeds();
+    }
+}
+
+#[test]
+fn trim_gives_back_at_once() {
+    on_each_backend(&[("HAYLOFT_DECAY_MS", "3600000")], || {
+        let (before, peak) = burst();
+        let given_back = alloc_global::trim();
+        let now = status_bytes("VmRSS");
+        assert!(now < before + REST, "{before} before, {peak} at the peak, {now} now");
+        assert!(given_back > peak - before - REST, "{given_back} were given back");
+        assert!(alloc_global::trim() < REST, "there is no more to give back");
+    });
+}
+
+/// Others go on allocating and freeing meanwhile, and nobody's memory is given back under their hands.
+#[test]
+fn trim_leaves_memory_in_use_alone() {
+    on_each_backend(&[], || {
+        let workers: Vec<_> = (0..4)
+            .map(|number: u8| {
+                thread::spawn(move || {
+                    for round in 0..300 {
+                        let blocks: Vec<Vec<u8>> = (0..200)
+                            .map(|index| vec![number; 1 + (index * 131 + round) % 5000])
+                            .collect();
+                        assert!(blocks.iter().flatten().all(|byte| *byte == number));
+                    }
+                })
+            })
+            .collect();
+        while !workers.iter().all(thread::JoinHandle::is_finished) {
+            alloc_global::trim();
+        }
+        workers.into_iter().for_each(|worker| worker.join().expect("no worker failed"));
+    });
+}
+
+#[test]
+fn an_idle_program_gives_back() {
+    on_each_backend(&[], || {
+        let (before, _) = burst();
+        wait_until_resident(before + REST);
+    });
+}
+
+#[test]
+fn at_once_means_without_a_thread() {
+    on_each_backend(&[("HAYLOFT_DECAY_MS", "0")], || {
+        let before_threads = threads();
+        let (before, peak) = burst();
+        let now = status_bytes("VmRSS");
+        // One empty slab of each class stays, and what sheaves hold.
+        assert!(now < before + 2 * REST, "{before} before, {peak} at the peak, {now} now");
+        assert_eq!(threads(), before_threads);
+    });
+}
+
+#[test]
+fn without_a_thread_frees_give_back() {
+    on_each_backend(&[("HAYLOFT_BACKGROUND", "0"), ("HAYLOFT_DECAY_MS", "100")], || {
+        let before_threads = threads();
+        let (before, _) = burst();
+        let patience = Instant::now() + Duration::from_secs(60);
+        while status_bytes("VmRSS") > before + 2 * REST {
+            assert!(Instant::now() < patience);
+            drop(vec![1u8; MB]);
+            thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(threads(), before_threads);
+    });
+}
+
+#[test]
+fn small_programs_have_no_thread() {
+    on_each_backend(&[], || {
+        let before = threads();
+        for round in 1..200 {
+            drop(vec![1u8; round * 1000]);
+        }
+        assert_eq!(threads(), before);
+    });
+}
+
+/// The child of a fork has no thread of ours, and gets one when it needs it.
+#[test]
+fn the_child_of_a_fork_gives_back() {
+    on_each_backend(&[], || {
+        let (before, _) = burst();
+        wait_until_resident(before + REST);
+        // SAFETY: the child does what this allocator promises, and leaves.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let (before, _) = burst();
+            wait_until_resident(before + REST);
+            // SAFETY: no destructors of the parent's.
+            unsafe { libc::_exit(0) };
+        }
+        let mut status = 0;
+        // SAFETY: a child of ours.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        assert_eq!(status, 0);
+    });
+}
