@@ -155,3 +155,50 @@ fn failed_realloc() {
         }
     });
 }
+
+/// What is said to be usable is, by any layout in between; what grows in place stays where it is and keeps what it holds.
+#[test]
+fn usable_sizes() {
+    on_both_backends(|| {
+        for (size, align) in [
+            (0, 1),
+            (1, 1),
+            (100, 64),
+            (129, 8),
+            (5000, 16),
+            (32_768, 4096),
+            (32_769, 8),
+            (100, 8192),
+            (300_000, 1 << 17),
+            (9 << 20, 8),
+        ] {
+            let asked = layout(size, align);
+            let (address, usable) = Hayloft.alloc_excess(asked);
+            assert!(!address.is_null() && usable >= size.max(1), "{asked:?}");
+            for size in [size, (size + usable) / 2, usable] {
+                let between = layout(size, align);
+                // SAFETY: a block of that many bytes, used and freed by a layout that it may have.
+                unsafe {
+                    let block = Hayloft.alloc_excess(asked).0;
+                    assert!(Hayloft.usable_size(block) >= usable, "{asked:?}");
+                    pattern::fill(block, 0, usable, 7);
+                    assert!(Hayloft.grow_in_place(block, asked, size));
+                    let moved = Hayloft.realloc(block, between, usable + 1);
+                    assert_eq!(pattern::find_mismatch(moved, size, 7), None, "{asked:?}");
+                    Hayloft.dealloc(moved, layout(usable + 1, align));
+                }
+            }
+            // SAFETY: as above.
+            unsafe {
+                pattern::fill(address, 0, usable, 9);
+                let larger = usable + 100_000;
+                let grown = Hayloft.grow_in_place(address, asked, larger);
+                assert_eq!(pattern::find_mismatch(address, usable, 9), None, "{asked:?}");
+                let size = if grown { larger } else { usable };
+                assert!(Hayloft.usable_size(address) >= size);
+                pattern::fill(address, 0, size, 11);
+                Hayloft.dealloc(address, layout(size, align));
+            }
+        }
+    });
+}

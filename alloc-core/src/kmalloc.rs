@@ -90,6 +90,49 @@ pub unsafe fn realloc(object: *mut u8, layout: Layout, new_size: usize) -> *mut 
     }
 }
 
+/// Bytes that `layout` is served with at least: those beyond its size may be used, too, and the memory freed or resized by a
+/// layout of any size in between. 0 for what cannot be had.
+#[inline]
+#[must_use]
+pub fn good_size(layout: Layout) -> usize {
+    match class_of(layout) {
+        Some(class) => class.size(),
+        None if layout.size() == 0 => good_size(one_byte(layout)),
+        None => layout.size().checked_next_multiple_of(UNIT).unwrap_or(0),
+    }
+}
+
+/// Bytes that a block may use, without its layout being known. (`malloc_usable_size`.)
+///
+/// # Safety
+/// `block` was allocated by this allocator, and not freed.
+#[must_use]
+pub unsafe fn usable_size(block: *mut u8) -> usize {
+    // SAFETY: the caller's promise.
+    match unsafe { objects::class_of_object(block) } {
+        Some(class) => objects::size(class),
+        None => Unit::of(block).and_then(Unit::run_len).map_or(0, |units| units << UNIT_SHIFT),
+    }
+}
+
+/// Makes a block at least as large as `new_size` bytes where it is; false, and nothing has changed, if that cannot be done. From
+/// then on its layout has that size.
+///
+/// # Safety
+/// As [`realloc`].
+pub unsafe fn grow_in_place(block: *mut u8, layout: Layout, new_size: usize) -> bool {
+    if new_size <= good_size(layout) {
+        return true;
+    }
+    // What has a class is as large as that. A layout of size 0 may have one, too.
+    if class_of(layout).is_some() || layout.size() == 0 {
+        return false;
+    }
+    let run = run_of(block, layout);
+    // SAFETY: the caller's promise.
+    Context::enter(|context| unsafe { page::grow(context, run, units(new_size)) })
+}
+
 unsafe fn realloc_by_copy(object: *mut u8, layout: Layout, new_layout: Layout) -> *mut u8 {
     let new = alloc(new_layout);
     if !new.is_null() {

@@ -372,6 +372,15 @@ pub(crate) unsafe fn class_of_object(address: *mut u8) -> Option<Class> {
     Unit::of(address).and_then(|unit| unsafe { Slab::class_of_unit(unit.meta().cast()) })
 }
 
+/// Bytes of an object of a class that the program may use.
+pub(crate) fn size(class: Class) -> usize {
+    let shape = slab::shape(class);
+    match class.of_cache() {
+        Some(_) => shape.link as usize,
+        None => shape.stride(),
+    }
+}
+
 /// What a CPU that comes online needs of the allocator.
 pub(crate) fn online(cpu: usize) {
     percpu::open(cpu);

@@ -34,6 +34,48 @@ pub fn trim() -> usize {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Hayloft;
 
+impl Hayloft {
+    /// Allocates for `layout`, and says how many bytes there are: those beyond the layout's size may be used, too. The block is
+    /// freed or resized by a layout of any size from the one asked for to that.
+    ///
+    /// ```
+    /// use alloc_global::Hayloft;
+    /// use std::alloc::{GlobalAlloc, Layout};
+    ///
+    /// let layout = Layout::from_size_align(100, 8).unwrap();
+    /// let (block, size) = Hayloft.alloc_excess(layout);
+    /// assert!(!block.is_null() && size >= 100);
+    /// let layout = Layout::from_size_align(size, 8).unwrap();
+    /// // SAFETY: allocated just now, and not used any more.
+    /// unsafe { Hayloft.dealloc(block, layout) };
+    /// ```
+    #[inline]
+    #[must_use]
+    pub fn alloc_excess(&self, layout: Layout) -> (*mut u8, usize) {
+        (kmalloc::alloc(layout), kmalloc::good_size(layout))
+    }
+
+    /// Bytes that a block may use.
+    ///
+    /// # Safety
+    /// `block` was allocated by this allocator, and not freed.
+    #[must_use]
+    pub unsafe fn usable_size(&self, block: *mut u8) -> usize {
+        // SAFETY: the caller's promise.
+        unsafe { kmalloc::usable_size(block) }
+    }
+
+    /// Makes a block at least `new_size` bytes large without moving it, or leaves it as it is and returns false. Then `layout`
+    /// with that size is its layout.
+    ///
+    /// # Safety
+    /// As [`GlobalAlloc::realloc`].
+    pub unsafe fn grow_in_place(&self, block: *mut u8, layout: Layout, new_size: usize) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe { kmalloc::grow_in_place(block, layout, new_size) }
+    }
+}
+
 // SAFETY: `kmalloc` hands out disjoint blocks that fit their layouts, keeps what `realloc` must keep, and does not
 // unwind.
 unsafe impl GlobalAlloc for Hayloft {
