@@ -189,7 +189,8 @@ unsafe impl Send for DestroyError {}
 unsafe impl Sync for DestroyError {}
 
 impl DestroyError {
-    /// How many objects the program has; 0 where the kernel (before 5.10) cannot take objects from the sheaves of other CPUs.
+    /// How many objects the program has; 0 where the kernel (before 5.10, or on CPUs that this thread may not run on) cannot take
+    /// objects from the sheaves of other CPUs.
     #[must_use]
     pub fn live(&self) -> usize {
         self.objects.len()
@@ -627,12 +628,12 @@ impl Cache {
 
     /// Ends the cache, or says which objects are in use: none of them where sheaves could not be flushed.
     fn end(&self) -> Result<(), Vec<NonNull<u8>>> {
-        rcu::barrier();
+        let gathered = rcu::wait_for_all();
         let cpus = cpu::read_lock();
         let mut caches = slab_mutex(&cpus);
         defer_free_barrier(&caches, &cpus);
         if caches.entry(self.class).references == 1 {
-            let flushed = objects::flush(self.class);
+            let flushed = objects::flush(self.class) && gathered;
             self.shed();
             if objects::census(self.class).slabs > 0 {
                 let mut out = Vec::new();

@@ -62,7 +62,8 @@ pub enum CpuError {
     OwnThread,
     /// The process may not use that core, or can have no more threads.
     Refused,
-    /// The kernel has no `membarrier` for restartable sequences (before 5.10), so sheaves cannot be taken from a CPU.
+    /// Sheaves cannot be taken from that CPU: the kernel has no `membarrier` for restartable sequences (before 5.10), and this
+    /// thread may not run there.
     Unsupported,
 }
 

@@ -24,7 +24,7 @@ use crate::batch::{Batch, MAX_BATCH};
 use crate::fault::{self, Place};
 use crate::os;
 use crate::size_class::{Class, MAX_CLASSES};
-use crate::sync::{Context, Guard, Lock, LockClass, RawLock};
+use crate::sync::{Context, Guard, Lock, LockClass, RawLock, relax};
 
 const REGION: usize = 1 << REGION_SHIFT;
 /// Closed regions in front of CPU 0's, for the CPU numbers -1 and -2.
@@ -531,7 +531,12 @@ fn close_some(
     for class in classes.clone() {
         half(class, 1).store(0, Ordering::SeqCst);
     }
-    os::restart_sections_on(cpu);
+    if !os::restart_sections_on(cpu) {
+        for class in classes.filter(|class| half(*class, 0).load(Ordering::Relaxed) != 0) {
+            half(class, 1).store((empty_header(class) >> 32) as u32, Ordering::SeqCst);
+        }
+        return false;
+    }
     let mut tops = [0; MAX_CLASSES];
     loop {
         let mut all_closed = true;
@@ -546,7 +551,9 @@ fn close_some(
             break;
         }
         // A pop that was running may store its `top` still; then there is one object less, and another round.
-        os::restart_sections_on(cpu);
+        while !os::restart_sections_on(cpu) {
+            relax();
+        }
     }
     for class in classes {
         let mut top = tops[class.index()] as usize;

@@ -181,10 +181,16 @@ static TURNS: ControlMutex = ControlMutex::new(LockClass::RcuBarrier);
 /// Waits until all is free that [`Cache::free_rcu`](crate::cache::Cache::free_rcu) was given before. Not for readers or
 /// handlers. (`kvfree_rcu_barrier`.)
 pub fn barrier() {
+    wait_for_all();
+}
+
+/// As [`barrier`]; false where rcu sheaves of other CPUs could not be emptied.
+pub(crate) fn wait_for_all() -> bool {
     let _turn = TURNS.lock();
+    let mut gathered = true;
     Context::enter(|context| {
         for cpu in (0..percpu::regions()).filter(|cpu| percpu::held(*cpu, Class::RCU) > 0) {
-            percpu::flush(context, cpu, Class::RCU, set_aside);
+            gathered &= percpu::flush(context, cpu, Class::RCU, set_aside);
         }
     });
     let taken = Context::enter(|context| {
@@ -193,8 +199,9 @@ pub fn barrier() {
     });
     synchronize();
     Context::enter(|context| {
-        taken.into_iter().flatten().for_each(|blocks| free_blocks(context, blocks))
+        taken.into_iter().flatten().for_each(|blocks| free_blocks(context, blocks));
     });
+    gathered
 }
 
 /// Whether somebody waits for readers in [`barrier`], at the time of asking.

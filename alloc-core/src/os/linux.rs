@@ -4,6 +4,7 @@ use core::ffi::{CStr, c_int, c_void};
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
+use super::inject::{Call, fails};
 use crate::arch::{RseqArea, SIGNATURE};
 
 /// Restores `errno` when dropped: a caller of `malloc` does not expect it to change, a signal handler even less.
@@ -26,6 +27,9 @@ impl Drop for SavedErrno {
 /// Reserves `len` bytes of address space, on a page boundary and inaccessible. Without `MAP_NORESERVE`: the kernel does
 /// not account for what is inaccessible, and shall refuse to commit more than the machine has.
 pub(crate) fn reserve(len: usize) -> Option<NonNull<u8>> {
+    if fails(Call::Mmap) {
+        return None;
+    }
     let _errno = SavedErrno::new();
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
@@ -38,6 +42,9 @@ pub(crate) fn reserve(len: usize) -> Option<NonNull<u8>> {
 /// # Safety
 /// `address..address + len` lies in one reservation and nobody uses it any more.
 pub(crate) unsafe fn unreserve(address: NonNull<u8>, len: usize) {
+    if fails(Call::Munmap) {
+        return;
+    }
     let _errno = SavedErrno::new();
     // SAFETY: the caller's promise.
     unsafe { libc::munmap(address.as_ptr().cast(), len) };
@@ -49,8 +56,9 @@ pub(crate) unsafe fn unreserve(address: NonNull<u8>, len: usize) {
 /// `address..address + len` lies in one reservation, on page boundaries.
 pub(crate) unsafe fn commit(address: NonNull<u8>, len: usize) -> bool {
     let _errno = SavedErrno::new();
+    let rights = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: the caller's promise; rights are only added.
-    unsafe { libc::mprotect(address.as_ptr().cast(), len, libc::PROT_READ | libc::PROT_WRITE) == 0 }
+    !fails(Call::Mprotect) && unsafe { libc::mprotect(address.as_ptr().cast(), len, rights) == 0 }
 }
 
 /// Gives the memory of committed pages back; they read as zero from now on. False where the kernel refused.
@@ -59,8 +67,9 @@ pub(crate) unsafe fn commit(address: NonNull<u8>, len: usize) -> bool {
 /// `address..address + len` is committed, on page boundaries, and its contents are dead.
 pub(crate) unsafe fn decommit(address: NonNull<u8>, len: usize) -> bool {
     let _errno = SavedErrno::new();
+    let address: *mut c_void = address.as_ptr().cast();
     // SAFETY: the caller's promise.
-    unsafe { libc::madvise(address.as_ptr().cast(), len, libc::MADV_DONTNEED) == 0 }
+    !fails(Call::Madvise) && unsafe { libc::madvise(address, len, libc::MADV_DONTNEED) == 0 }
 }
 
 /// Asks for transparent huge pages, in vain where the system has them switched off.
@@ -81,9 +90,9 @@ pub(crate) unsafe fn prefer_huge_pages(address: NonNull<u8>, len: usize) {
 pub(crate) unsafe fn remap(from: NonNull<u8>, to: NonNull<u8>, len: usize) -> bool {
     let _errno = SavedErrno::new();
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
-    let to: *mut c_void = to.as_ptr().cast();
+    let (from, to): (*mut c_void, *mut c_void) = (from.as_ptr().cast(), to.as_ptr().cast());
     // SAFETY: the caller's promise; DONTUNMAP keeps the hole at `from` ours.
-    unsafe { libc::mremap(from.as_ptr().cast(), len, len, flags, to) != libc::MAP_FAILED }
+    !fails(Call::Mremap) && unsafe { libc::mremap(from, len, len, flags, to) != libc::MAP_FAILED }
 }
 
 /// Sleeps while `word` holds `expected`; may return at any time.
@@ -161,7 +170,8 @@ fn last_number(list: &[u8]) -> Option<usize> {
 pub(crate) unsafe fn register_rseq(area: *mut RseqArea) -> bool {
     let _errno = SavedErrno::new();
     // SAFETY: the caller's promise.
-    unsafe { libc::syscall(libc::SYS_rseq, area, size_of::<RseqArea>(), 0, SIGNATURE) == 0 }
+    !fails(Call::Rseq)
+        && unsafe { libc::syscall(libc::SYS_rseq, area, size_of::<RseqArea>(), 0, SIGNATURE) == 0 }
 }
 
 /// Takes back what [`register_rseq`] did.
@@ -227,6 +237,9 @@ pub(crate) fn spawn(
     body: extern "C" fn(*mut c_void) -> *mut c_void,
     argument: *mut c_void,
 ) -> Option<Thread> {
+    if fails(Call::Clone) {
+        return None;
+    }
     let _errno = SavedErrno::new();
     // SAFETY: attributes and a thread that are ours to be written.
     unsafe {
@@ -265,7 +278,8 @@ pub(crate) fn thread_id() -> i32 {
 pub(crate) fn signal_thread(id: i32, signal: c_int) -> bool {
     let _errno = SavedErrno::new();
     // SAFETY: numbers only; the thread is of this process or gone.
-    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), id, signal) == 0 }
+    !fails(Call::Tgkill)
+        && unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), id, signal) == 0 }
 }
 
 /// Whether `signal` is one that the C library leaves to programs for their own use.
@@ -336,33 +350,53 @@ impl Drop for OldMask {
     }
 }
 
-/// CPUs that the main thread may run on: a bit each.
-pub(crate) fn affinity() -> [u64; 16] {
+/// CPUs, a bit each.
+pub(crate) type CpuMask = [u64; 16];
+
+/// CPUs that the main thread may run on.
+pub(crate) fn affinity() -> CpuMask {
     let _errno = SavedErrno::new();
-    let mut mask = [0u64; 16];
+    let mut mask = CpuMask::default();
+    let length = size_of::<CpuMask>();
     // SAFETY: the mask is ours and its length is given.
-    unsafe {
-        libc::syscall(
-            libc::SYS_sched_getaffinity,
-            libc::getpid(),
-            size_of_val(&mask),
-            &raw mut mask,
-        );
-    }
+    unsafe { libc::syscall(libc::SYS_sched_getaffinity, libc::getpid(), length, &raw mut mask) };
     mask
 }
 
 /// Restarts the critical section that is running on `cpu`, if one is; what was stored before this call is seen by the
-/// sections that start after. False where the kernel cannot (before 5.10).
+/// sections that start after. False where this thread may not even run there.
 pub(crate) fn restart_sections_on(cpu: usize) -> bool {
+    let _errno = SavedErrno::new();
+    restart_by_membarrier(cpu) || restart_by_visit(cpu)
+}
+
+/// Since Linux 5.10.
+fn restart_by_membarrier(cpu: usize) -> bool {
     const FLAG_CPU: c_int = 1;
     const EXPEDITED_RSEQ: c_int = 1 << 7;
     const REGISTER_EXPEDITED_RSEQ: c_int = 1 << 8;
-    let _errno = SavedErrno::new();
     // SAFETY: numbers only. Registering a second time changes nothing.
+    !fails(Call::Membarrier)
+        && unsafe {
+            libc::syscall(libc::SYS_membarrier, REGISTER_EXPEDITED_RSEQ, 0, 0) == 0
+                && libc::syscall(libc::SYS_membarrier, EXPEDITED_RSEQ, FLAG_CPU, cpu) == 0
+        }
+}
+
+/// While this thread runs on a CPU, no other does, and whose section was preempted by that starts again.
+fn restart_by_visit(cpu: usize) -> bool {
+    const THIS_THREAD: c_int = 0;
+    let (mut before, mut there) = (CpuMask::default(), CpuMask::default());
+    let Some(word) = there.get_mut(cpu / 64) else { return false };
+    *word = 1 << (cpu % 64);
+    let length = size_of::<CpuMask>();
+    // SAFETY: both masks are ours, and as long as the kernel is told.
     unsafe {
-        libc::syscall(libc::SYS_membarrier, REGISTER_EXPEDITED_RSEQ, 0, 0) == 0
-            && libc::syscall(libc::SYS_membarrier, EXPEDITED_RSEQ, FLAG_CPU, cpu) == 0
+        let sys = libc::syscall;
+        sys(libc::SYS_sched_getaffinity, THIS_THREAD, length, &raw mut before) > 0
+            && sys(libc::SYS_sched_setaffinity, THIS_THREAD, length, &raw const there) == 0
+            // If this fails the thread stays there, which is no harm but to speed.
+            && sys(libc::SYS_sched_setaffinity, THIS_THREAD, length, &raw const before) == 0
     }
 }
 

@@ -1,7 +1,8 @@
 //! The operating system: memory, futex, CPU numbers, environment, and the last words before an abort.
 //!
 //! Every function here may be called anywhere in the allocator: none allocates, none changes `errno`. `linux` is the
-//! real one; `hosted` serves Miri, which has neither `mprotect` nor page tables, from the standard allocator.
+//! real one; `hosted` serves Miri, which has neither `mprotect` nor page tables, from the standard allocator. `inject` has
+//! calls fail on demand.
 
 #[cfg(not(miri))]
 mod linux;
@@ -13,6 +14,8 @@ mod hosted;
 #[cfg(miri)]
 use hosted as imp;
 
+#[cfg(not(miri))]
+mod inject;
 mod text;
 
 pub(crate) use imp::{

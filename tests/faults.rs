@@ -1,0 +1,177 @@
+//! System calls that fail, by `HAYLOFT_FAULT`: then memory may be refused, but nothing that was given out is lost or damaged.
+//!
+//! The tests themselves have the system's allocator, which does not fail.
+
+use std::alloc::{GlobalAlloc, Layout};
+use std::ptr::NonNull;
+
+use alloc_core::cache::{Cache, CacheFlags};
+use alloc_core::cpu;
+use tests::pattern;
+use tests::routes::Hayloft;
+use tests::scenario::{Scenario, describe};
+
+/// A generator of numbers (xorshift64*), the same each time.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as usize % bound
+    }
+
+    /// Sizes of all kinds, small ones more often.
+    fn size(&mut self) -> usize {
+        let largest = [100, 1000, 30_000, 300_000, 10_000_000][self.below(30).saturating_sub(25)];
+        1 + self.below(largest)
+    }
+}
+
+struct Block {
+    address: *mut u8,
+    layout: Layout,
+    id: u64,
+}
+
+impl Block {
+    fn new(random: &mut Random, id: u64) -> Option<Block> {
+        let layout =
+            Layout::from_size_align(random.size(), 1 << random.below(8)).expect("a layout");
+        // SAFETY: the size is not zero; the block is as long as the layout says.
+        unsafe {
+            let zeroed = random.below(4) == 0;
+            let address = if zeroed { Hayloft.alloc_zeroed(layout) } else { Hayloft.alloc(layout) };
+            if address.is_null() {
+                return None;
+            }
+            let bytes = std::slice::from_raw_parts(address, if zeroed { layout.size() } else { 0 });
+            assert!(bytes.iter().all(|byte| *byte == 0), "zeroed memory is zero");
+            pattern::fill(address, 0, layout.size(), id);
+            Some(Block { address, layout, id })
+        }
+    }
+
+    fn check(&self, len: usize) {
+        // SAFETY: the block is that long.
+        assert_eq!(unsafe { pattern::find_mismatch(self.address, len, self.id) }, None);
+    }
+
+    /// Whether there was memory for it.
+    fn resize(&mut self, size: usize) -> bool {
+        self.check(self.layout.size());
+        // SAFETY: a block of this layout.
+        let address = unsafe { Hayloft.realloc(self.address, self.layout, size) };
+        if address.is_null() {
+            self.check(self.layout.size());
+            return false;
+        }
+        self.address = address;
+        self.check(size.min(self.layout.size()));
+        self.layout = Layout::from_size_align(size, self.layout.align()).expect("a layout");
+        // SAFETY: the block is that long.
+        unsafe { pattern::fill(address, 0, size, self.id) };
+        true
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.check(self.layout.size());
+        // SAFETY: a block of this layout, not used any more.
+        unsafe { Hayloft.dealloc(self.address, self.layout) };
+    }
+}
+
+/// Allocates, resizes and frees at random; how often there was no memory.
+fn use_memory(random: &mut Random) -> usize {
+    let mut blocks: Vec<Block> = Vec::new();
+    let mut refused = 0;
+    for number in 0..6000u64 {
+        match random.below(8) {
+            0..4 if blocks.len() < 400 => match Block::new(random, number) {
+                Some(block) => blocks.push(block),
+                None => refused += 1,
+            },
+            4 if !blocks.is_empty() => {
+                let (index, size) = (random.below(blocks.len()), random.size());
+                refused += usize::from(!blocks[index].resize(size));
+            }
+            _ if !blocks.is_empty() => drop(blocks.swap_remove(random.below(blocks.len()))),
+            _ => {}
+        }
+        if number % 1000 == 999 {
+            alloc_global::trim();
+        }
+    }
+    refused
+}
+
+/// Makes, uses and destroys caches while CPUs come and go, as far as that can be had.
+fn use_caches(random: &mut Random) {
+    cpu::start();
+    for number in 0..40 {
+        let layout = Layout::from_size_align(random.size() % 4000 + 1, 8).expect("a layout");
+        let built =
+            Cache::builder(&format!("{number}"), layout).flags(CacheFlags::NO_MERGE).build();
+        let Ok(cache) = built else { continue };
+        let objects: Vec<NonNull<u8>> = (0..500).filter_map(|_| cache.alloc().ok()).collect();
+        if let Some(last) = cpu::online().nth(1) {
+            let _ = cpu::down(last);
+            let _ = cpu::up(last);
+        }
+        for (index, object) in objects.into_iter().enumerate() {
+            // SAFETY: an object of this cache.
+            unsafe { if index % 2 == 0 { cache.free(object) } else { cache.free_rcu(object) } };
+        }
+        // Where sheaves of other CPUs cannot be emptied, it takes a while.
+        let mut result = cache.destroy();
+        for _ in 0..200 {
+            let Err(error) = result else { break };
+            assert_eq!(error.live(), 0, "{error}");
+            result = error.into_cache().destroy();
+        }
+    }
+}
+
+#[test]
+fn nothing_is_lost() {
+    for backend in ["rseq", "fallback"] {
+        for call in [
+            "mmap",
+            "munmap",
+            "mprotect",
+            "madvise",
+            "mremap",
+            "membarrier",
+            "rseq",
+            "tgkill",
+            "clone",
+        ] {
+            for share in ["9/10", "1/20"] {
+                let fault = format!("{call}:{share},4711");
+                let body = || {
+                    let mut random = Random(42);
+                    let refused = use_memory(&mut random);
+                    use_caches(&mut random);
+                    println!("{refused} refused");
+                };
+                Scenario::new(format!("{backend}-{fault}"), body)
+                    .env("HAYLOFT_BACKEND", backend)
+                    .env("HAYLOFT_FAULT", &fault)
+                    .run(|output| {
+                        let all = describe(output);
+                        assert!(output.status.success(), "{all}");
+                        // Where no memory could be committed, some was refused; nothing else refuses any.
+                        let said = String::from_utf8_lossy(&output.stdout);
+                        assert_eq!(
+                            said.contains("\n0 refused"),
+                            fault != "mprotect:9/10,4711",
+                            "{all}"
+                        );
+                    });
+            }
+        }
+    }
+}
