@@ -19,12 +19,13 @@
 extern crate std;
 
 use core::fmt;
+use core::marker::PhantomData;
 use core::mem;
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
-use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use parking_lot::{RwLock, RwLockWriteGuard};
 
 use crate::sync::{LockClass, Renewable, witness};
 use crate::thread::{self, MAX_CPUS, Routines};
@@ -33,7 +34,7 @@ use crate::{irq_work, objects, os, rcu};
 type Threads = BTreeMap<usize, os::Thread>;
 
 /// The hotplug lock, and the threads of the CPUs that are online.
-static HOTPLUG: Renewable<RwLock<Threads>> = Renewable::new(RwLock::new(Threads::new()));
+static HOTPLUG: Renewable<RwLock<Threads>> = Renewable::new(|| RwLock::new(Threads::new()));
 
 std::thread_local! {
     /// Read locks that this thread has.
@@ -86,13 +87,16 @@ impl core::error::Error for CpuError {}
 /// CPUs stay as they are while this exists. Not for handlers: it allocates, and whoever wants to change CPUs waits.
 #[must_use]
 pub struct CpusReadGuard {
-    _lock: RwLockReadGuard<'static, Threads>,
+    /// Of this thread: see [`READERS`].
+    _not_send: PhantomData<*mut ()>,
 }
 
 impl Drop for CpusReadGuard {
     fn drop(&mut self) {
         READERS.set(READERS.get() - 1);
         witness::released(LockClass::Hotplug);
+        // SAFETY: `read_lock` took it and kept it; or `forget` did, in the child of a fork.
+        unsafe { HOTPLUG.force_unlock_read() };
     }
 }
 
@@ -109,10 +113,10 @@ pub fn read_lock() -> CpusReadGuard {
     if READERS.get() == 0 {
         witness::waits(LockClass::Hotplug);
     }
-    let _lock = HOTPLUG.read_recursive();
+    mem::forget(HOTPLUG.read_recursive());
     witness::acquired(LockClass::Hotplug);
     READERS.set(READERS.get() + 1);
-    CpusReadGuard { _lock }
+    CpusReadGuard { _not_send: PhantomData }
 }
 
 impl CpusReadGuard {
@@ -237,8 +241,8 @@ pub fn refresh() -> Result<(), CpuError> {
 
 /// In the child of a fork, which has only the thread that forked: there is no machine until something needs one.
 pub(crate) fn forget() {
-    // SAFETY: there is no other thread. The lock held handles of threads that are not here; read locks are taken again below.
-    unsafe { HOTPLUG.renew(RwLock::new(Threads::new())) };
+    // SAFETY: there is no other thread. What the old lock held is forgotten: threads that are not here.
+    unsafe { HOTPLUG.renew() };
     for _ in 0..READERS.get() {
         mem::forget(HOTPLUG.read_recursive());
     }

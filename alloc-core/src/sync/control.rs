@@ -1,32 +1,46 @@
 //! Locks of the control plane, which allocate and sleep, and how they get across a fork: the child gets new ones, which this
 //! thread has if it had the old ones.
+//!
+//! The new ones lie elsewhere. `parking_lot` knows those who sleep by the address of their lock, and in the child it still knows
+//! threads of the parent: these would be woken in place of the child's. (It may come upon them on its way to others, too. So
+//! where threads of the parent slept in any of its locks, those of the child had better not contend for many.)
+
+extern crate std;
 
 use core::cell::UnsafeCell;
 use core::fmt;
+use core::marker::PhantomData;
 use core::mem;
 use core::ops::Deref;
 use core::sync::atomic::{AtomicUsize, Ordering};
+use std::boxed::Box;
+use std::sync::OnceLock;
 
 use super::{Context, LockClass, witness};
 
-/// A lock that the child of a fork replaces by a new one.
-pub(crate) struct Renewable<L>(UnsafeCell<L>);
+/// A lock that is made when it is first asked for, and another in the child of a fork.
+///
+/// Who keeps it locked after dropping the guard of `parking_lot`, by forgetting that, unlocks what is the lock by then.
+pub(crate) struct Renewable<L> {
+    lock: UnsafeCell<OnceLock<Box<L>>>,
+    make: fn() -> L,
+}
 
 // SAFETY: the cell is written only where there is no other thread, and shared as the lock in it is otherwise.
-unsafe impl<L: Sync> Sync for Renewable<L> {}
+unsafe impl<L: Send + Sync> Sync for Renewable<L> {}
 
 impl<L> Renewable<L> {
-    pub(crate) const fn new(lock: L) -> Renewable<L> {
-        Renewable(UnsafeCell::new(lock))
+    pub(crate) const fn new(make: fn() -> L) -> Renewable<L> {
+        Renewable { lock: UnsafeCell::new(OnceLock::new()), make }
     }
 
-    /// Replaces the lock; the old one is forgotten, and what it held with it.
+    /// Has another lock made when it is asked for next. The old one stays as it is, with what it holds.
     ///
     /// # Safety
     /// There is no other thread.
-    pub(crate) unsafe fn renew(&self, lock: L) {
-        // SAFETY: the caller's promise.
-        unsafe { self.0.get().write(lock) };
+    pub(crate) unsafe fn renew(&self) {
+        // SAFETY: the caller's promise. Nothing is dropped, so references to the old lock stay valid.
+        unsafe { self.lock.get().write(OnceLock::new()) };
     }
 }
 
@@ -35,7 +49,8 @@ impl<L> Deref for Renewable<L> {
 
     fn deref(&self) -> &L {
         // SAFETY: as for `Sync`.
-        unsafe { &*self.0.get() }
+        let lock = unsafe { &*self.lock.get() };
+        lock.get_or_init(|| Box::new((self.make)()))
     }
 }
 
@@ -49,7 +64,7 @@ pub(crate) struct ControlMutex {
 
 impl ControlMutex {
     pub(crate) const fn new(class: LockClass) -> ControlMutex {
-        let mutex = Renewable::new(parking_lot::Mutex::new(()));
+        let mutex = Renewable::new(|| parking_lot::Mutex::new(()));
         ControlMutex { mutex, owner: AtomicUsize::new(0), class }
     }
 
@@ -57,10 +72,10 @@ impl ControlMutex {
     #[track_caller]
     pub(crate) fn lock(&'static self) -> ControlGuard {
         witness::waits(self.class);
-        let guard = self.mutex.lock();
+        mem::forget(self.mutex.lock());
         witness::acquired(self.class);
         self.owner.store(Context::thread(), Ordering::Relaxed);
-        ControlGuard { mutex: self, _guard: guard }
+        ControlGuard { mutex: self, _not_send: PhantomData }
     }
 
     /// Whether somebody has it, at the time of asking.
@@ -74,7 +89,7 @@ impl ControlMutex {
     /// There is no other thread.
     pub(crate) unsafe fn renew(&self) {
         // SAFETY: the caller's promise.
-        unsafe { self.mutex.renew(parking_lot::Mutex::new(())) };
+        unsafe { self.mutex.renew() };
         if self.owner.load(Ordering::Relaxed) == Context::thread() {
             mem::forget(self.mutex.lock());
         }
@@ -84,7 +99,8 @@ impl ControlMutex {
 /// A [`ControlMutex`], held.
 pub(crate) struct ControlGuard {
     mutex: &'static ControlMutex,
-    _guard: parking_lot::MutexGuard<'static, ()>,
+    /// Who locks it unlocks it.
+    _not_send: PhantomData<*mut ()>,
 }
 
 impl fmt::Debug for ControlGuard {
@@ -97,5 +113,7 @@ impl Drop for ControlGuard {
     fn drop(&mut self) {
         self.mutex.owner.store(0, Ordering::Relaxed);
         witness::released(self.mutex.class);
+        // SAFETY: `lock` took it and kept it; or `renew` did, in the child of a fork.
+        unsafe { self.mutex.mutex.force_unlock() };
     }
 }

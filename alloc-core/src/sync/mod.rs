@@ -10,7 +10,7 @@
 //! - [`forks`], which process this is.
 //! - `ControlMutex` and `Renewable`, locks of the control plane.
 //!
-//! Nothing here allocates. This folder may touch `os`.
+//! Nothing here allocates, but for locks of the control plane. This folder may touch `os`.
 
 mod bell;
 mod context;
