@@ -95,10 +95,12 @@ impl<const CPUS: usize> Deferred<CPUS> {
         visit(LockClass::Emptying, self.emptying_boot.raw());
     }
 
-    /// In the child of a fork: all blocks are on the list for the time before there were CPUs.
+    /// In the child of a fork: all blocks are on the list for the time before there were CPUs. Who was at emptying a list and is
+    /// not here has taken its blocks along; the lists themselves are whole.
     #[cfg(not(loom))]
     pub(crate) fn forget_cpus(&self) {
         self.lists.forget_cpus(|_| {});
+        self.for_each_lock(&|_, lock| lock.reclaim_in_child());
     }
 
     /// Puts a block off on `cpu`, or another if that is offline; the CPU whose irq work has to be queued, if any has.

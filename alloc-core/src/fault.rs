@@ -41,13 +41,19 @@ pub enum Place {
     SheafDrained,
     /// The sheaves of a CPU are locked, on the fallback backend.
     SheavesLocked,
+    /// A block is on a deferred list, and the CPU's work not queued yet.
+    BlockDeferred,
     /// Deferred frees have left their list.
     DeferredTaken,
+    /// An irq work is claimed, and on no list yet.
+    WorkClaimed,
+    /// An irq work is on a list, and the CPU's thread not told yet.
+    WorkQueued,
 }
 
 impl Place {
     /// All places.
-    pub const ALL: [Place; 17] = [
+    pub const ALL: [Place; 20] = [
         Place::BackendDeciding,
         Place::ArenaMaking,
         Place::ArenaAllocating,
@@ -64,7 +70,10 @@ impl Place {
         Place::SheafFilling,
         Place::SheafDrained,
         Place::SheavesLocked,
+        Place::BlockDeferred,
         Place::DeferredTaken,
+        Place::WorkClaimed,
+        Place::WorkQueued,
     ];
 }
 

@@ -8,11 +8,15 @@
 //! The child has no CPUs, since it has no threads but one: what was queued for them goes back to the time before they were
 //! started.
 //!
+//! Not served: forks by the function of an irq work, whose thread is pinned and never ends; forks in a handler that
+//! interrupted the control plane (CPUs that come or go, a barrier); and forks that run no handlers (`_Fork`, system calls).
+//!
 //! This file may touch everything in the crate.
 
 use core::cell::Cell;
 
-use crate::sync::{Context, LockClass, RawLock};
+use crate::percpu::{self, Backend};
+use crate::sync::{Context, LockClass, RawLock, relax};
 use crate::{cache, cpu, objects, os, rcu, reclaim};
 
 /// Run by the loader before `main`, on the only thread.
@@ -38,6 +42,11 @@ const ATTEMPTS: u32 = 100_000;
 extern "C" fn prepare() {
     let context = Context::pin();
     let attempts = Cell::new(ATTEMPTS);
+    // Whoever decides comes to an end, or is what this handler interrupted.
+    while percpu::backend(context) == Backend::Undecided && attempts.get() > 0 {
+        attempts.set(attempts.get() - 1);
+        relax();
+    }
     for_each_lock(&|_, lock| lock.hold_for_fork(context, &attempts));
 }
 

@@ -22,7 +22,7 @@
 //! running. There an item is queued if it was on a list when the parent forked, and idle otherwise. The flags say of which
 //! process they are, by the number of forks.
 //!
-//! This file may touch `sync` and `thread`.
+//! This file may touch `sync`, `thread`, `percpu` and `fault`.
 
 use core::cell::UnsafeCell;
 use core::ptr;
@@ -234,6 +234,7 @@ mod queues {
     use core::sync::atomic::compiler_fence;
 
     use super::{HARD, IrqWork, Runner, of_this_process};
+    use crate::fault::{self, Place};
     use crate::percpu;
     use crate::sync::{AtomicU32, CpuLists, Ordering, Taken, count_fork, relax};
     use crate::thread::{self, IrqMode, MAX_CPUS};
@@ -299,11 +300,13 @@ mod queues {
                 // SAFETY: the caller's promise.
                 unsafe {
                     (*item).claim().then(|| {
+                        fault::point(Place::WorkClaimed);
                         let lists = if (*item).is_for_handler() { &RAISED } else { &THREADED };
                         lists.add(cpu, item.cast_mut())
                     })
                 }
             });
+            fault::point(Place::WorkQueued);
             if let Some(Some(cpu)) = told {
                 thread::raise(cpu);
             }

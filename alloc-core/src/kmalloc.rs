@@ -276,7 +276,7 @@ unsafe fn realloc_run(
         if remap && os::remap(NonNull::new_unchecked(object), new.address, old_units << UNIT_SHIFT)
         {
             if !page::free_clean(context, run) {
-                defer(object);
+                defer(context, object);
             }
         } else {
             ptr::copy_nonoverlapping(object, new.address.as_ptr(), layout.size());

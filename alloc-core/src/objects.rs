@@ -301,7 +301,7 @@ fn put_home(context: Context, backend: Backend, class: Class, batch: &mut Batch)
                 // SAFETY: an object of this class that nobody uses.
                 unsafe {
                     if !backend.push(class, object) {
-                        defer_object(class, object);
+                        defer_object(context, class, object);
                     }
                 }
             }
@@ -328,24 +328,30 @@ fn flush_by_irq_work(work: &IrqWork) {
     Context::enter(|context| DEFERRED.flush(context, Some(cpu), free_block(context)));
 }
 
-/// Puts a free off.
+/// Puts a free off for which a lock could not be had. Where that would have been waited for, the lock was abandoned by a fork:
+/// then the block is given up, since nobody will ever get at what it belongs to.
 ///
 /// # Safety
 /// The block is an object of a slab or a run, and nobody uses it.
-pub(crate) unsafe fn defer(block: *mut u8) {
+pub(crate) unsafe fn defer(context: Context, block: *mut u8) {
+    if context.may_wait() {
+        return;
+    }
     // SAFETY: the caller's promise; every block has room for a word.
-    if let Some(cpu) = unsafe { DEFERRED.add(percpu::cpu(), block) } {
+    let cpu = unsafe { DEFERRED.add(percpu::cpu(), block) };
+    fault::point(Place::BlockDeferred);
+    if let Some(cpu) = cpu {
         FLUSH[cpu].queue_on(cpu);
     }
 }
 
-/// Puts the free of an object off.
+/// As [`defer`], an object.
 ///
 /// # Safety
 /// The object is of that class, and nobody uses it.
-unsafe fn defer_object(class: Class, object: *mut u8) {
+unsafe fn defer_object(context: Context, class: Class, object: *mut u8) {
     // SAFETY: the link lies in the object.
-    unsafe { defer(object.add(slab::shape(class).link as usize)) };
+    unsafe { defer(context, object.add(slab::shape(class).link as usize)) };
 }
 
 /// What frees a block that was put off: given by its link, which is where a run starts, and somewhere in an object.
@@ -638,7 +644,7 @@ pub(crate) unsafe fn free_run(context: Context, base: *mut u8) {
     // SAFETY: the caller's promise.
     unsafe {
         if !page::free(context, unit) {
-            defer(base);
+            defer(context, base);
         }
     }
 }

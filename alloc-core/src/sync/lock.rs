@@ -174,6 +174,14 @@ impl RawLock {
         LockClass::Sheaves
     }
 
+    /// Makes an abandoned lock a free one, where what it protects is whole anyway.
+    #[cfg(not(loom))]
+    pub(crate) fn reclaim_in_child(&self) {
+        if self.is_abandoned() {
+            self.word.store(FREE, Ordering::Relaxed);
+        }
+    }
+
     /// Whether this thread has the lock, in the code that it interrupted.
     #[cfg(not(loom))]
     fn is_mine(&self) -> bool {
