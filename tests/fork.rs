@@ -1,25 +1,32 @@
-//! Forks in the midst of slow paths: of the forking thread's own, and of another's. The child allocates, starts CPUs of its
-//! own, and waits for what was deferred.
+//! Forks in the midst of slow paths: of the forking thread's own, and of another's; and while others are in the control plane.
+//! The child allocates, starts CPUs of its own, waits for what was deferred, makes a cache and destroys it; so does the parent,
+//! afterwards.
 
+use std::alloc::Layout;
+use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::env;
 use std::panic;
-use std::ptr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use alloc_core::cache::Cache;
+use alloc_core::cpu::{self, CpuError};
 use alloc_core::fault::{self, Place};
 use alloc_core::irq_work::IrqWork;
-use alloc_core::{cache, cpu};
-use tests::everywhere::{fail, go_everywhere, pass_a_block_on};
+use alloc_core::{cache, nolock};
+use tests::everywhere::{
+    defer_a_run, defer_here, fail, go_everywhere, handle, pass_a_block_on, raise,
+};
 use tests::routes::Hayloft;
-use tests::scenario::on_both_backends;
+use tests::scenario::{in_every_mode, on_both_backends};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
 
-/// What the child of a fork does before it ends.
+/// What the parent and the child of a fork do afterwards.
 fn live() {
     static WORK: IrqWork = IrqWork::new(|_| RAN.store(true, Ordering::Relaxed));
     static RAN: AtomicBool = AtomicBool::new(false);
@@ -28,16 +35,31 @@ fn live() {
     }
     let words: Vec<String> = (0..1000).map(|number: usize| number.to_string()).collect();
     assert_eq!(words.concat().len(), 2890);
-    assert!(cpu::online().next().is_none());
+    RAN.store(false, Ordering::Relaxed);
     WORK.queue();
     cache::barrier();
-    assert!(cpu::online().next().is_some());
+    let online: Vec<_> = cpu::online().collect();
+    assert!(!online.is_empty());
     WORK.sync();
     assert!(RAN.load(Ordering::Relaxed));
+    let cache = Cache::builder("live", Layout::new::<[u64; 25]>()).build().expect("a cache");
+    let objects = [(); 100].map(|()| cache.alloc().expect("memory"));
+    // SAFETY: objects of this cache, which nobody uses.
+    objects.into_iter().for_each(|object| unsafe { cache.free(object) });
+    cache.destroy().expect("no object is in use");
+    if let [cpu, _, ..] = online[..] {
+        match cpu::down(cpu) {
+            Ok(()) => assert_eq!(cpu::up(cpu), Ok(())),
+            // Its sheaves were locked by a thread of the parent.
+            Err(error) => assert_eq!(error, CpuError::Unsupported),
+        }
+    }
 }
 
-/// Ends a child. Nothing of the parent's test harness is to be run in it.
-fn end() -> ! {
+/// The rest of a child's life. Nothing of the parent's test harness is to be run in it.
+fn live_as_a_child() -> ! {
+    assert!(cpu::online().next().is_none());
+    live();
     // SAFETY: ends the process at once.
     unsafe { libc::_exit(0) }
 }
@@ -73,77 +95,131 @@ fn wait_for(child: libc::pid_t) {
 /// Places that were not come to yet.
 static LEFT: Mutex<BTreeSet<usize>> = Mutex::new(BTreeSet::new());
 
-/// The places that a running program comes to, but for that where deferred frees are taken: few are.
-fn all_places() -> BTreeSet<usize> {
-    let once = [Place::BackendDeciding, Place::ArenaMaking, Place::DeferredTaken];
-    (0..Place::ALL.len()).filter(|index| !once.contains(&Place::ALL[*index])).collect()
+fn index(place: Place) -> usize {
+    Place::ALL.iter().position(|listed| *listed == place).expect("a listed place")
 }
 
+/// Whether it is the first time that a place is come to.
 fn is_new(place: Place) -> bool {
-    let index = Place::ALL.iter().position(|listed| *listed == place);
-    // A place that is come to while the set is in use is none for this time.
-    LEFT.try_lock().is_ok_and(|mut left| index.is_some_and(|index| left.remove(&index)))
+    // One that is come to while the set is in use is none for this time.
+    LEFT.try_lock().is_ok_and(|mut left| left.remove(&index(place)))
 }
 
-fn assert_all_new_ones_seen() {
-    let mut left = LEFT.lock().expect("nobody panics with it").clone();
-    if std::env::var("HAYLOFT_BACKEND").is_ok_and(|backend| backend == "rseq") {
-        left.retain(|index| Place::ALL[*index] != Place::SheavesLocked);
+fn left() -> Vec<Place> {
+    LEFT.lock().expect("nobody panics with it").iter().map(|index| Place::ALL[*index]).collect()
+}
+
+/// Has `come_to` called at each place.
+fn at_each_place(come_to: fn(Place)) {
+    *LEFT.lock().expect("nobody panics with it") = (0..Place::ALL.len()).collect();
+    fault::set_hook(come_to);
+}
+
+/// Comes to all places, or to as many as it can before it is over.
+fn go_to_all_places(is_over: fn() -> bool) {
+    // A deferred block is freed by this thread, or by that of a CPU.
+    while !is_over() && left().contains(&Place::DeferredTaken) {
+        defer_a_run();
+        pass_a_block_on();
     }
-    let left: Vec<_> = left.into_iter().map(|index| Place::ALL[index]).collect();
+    go_everywhere(is_over);
+}
+
+fn assert_all_seen() {
+    let fallback = env::var("HAYLOFT_BACKEND").is_ok_and(|backend| backend == "fallback");
+    let has_cpus = cpu::online().next().is_some();
+    let mut left = left();
+    left.retain(|place| match place {
+        // These came before.
+        Place::BackendDeciding | Place::ArenaMaking => false,
+        // Restartable sequences need no lock.
+        Place::SheavesLocked => fallback,
+        Place::WorkClaimed | Place::WorkQueued => has_cpus,
+        _ => true,
+    });
     assert!(left.is_empty(), "not come to: {left:?}");
 }
 
-/// Another thread is stopped at each place in turn, while this one forks.
-#[test]
-fn while_another_thread_is_in_a_slow_path() {
-    static STOPPED: AtomicBool = AtomicBool::new(false);
-    static FORKED: AtomicBool = AtomicBool::new(false);
-    static DONE: AtomicBool = AtomicBool::new(false);
-    thread_local! {
-        static IS_STOPPABLE: AtomicBool = const { AtomicBool::new(false) };
+/// Another thread is stopped at a place: its own, or that of a CPU.
+static STOPPED: AtomicBool = AtomicBool::new(false);
+/// A fork is over, in the parent.
+static FORKED: AtomicBool = AtomicBool::new(false);
+/// The other thread has been to all places.
+static DONE: AtomicBool = AtomicBool::new(false);
+/// This is the child of a handler that forked.
+static IS_CHILD: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    /// This thread forks, and is not to be stopped.
+    static FORKS: Cell<bool> = const { Cell::new(false) };
+    /// This thread is in a handler.
+    static IS_INTERRUPTED: Cell<bool> = const { Cell::new(false) };
+}
+
+fn is_child() -> bool {
+    IS_CHILD.load(Ordering::Relaxed)
+}
+
+/// Stops this thread until another has forked, or for so many milliseconds.
+fn stop_for(milliseconds: u32) {
+    FORKED.store(false, Ordering::Relaxed);
+    STOPPED.store(true, Ordering::Release);
+    for _ in 0..milliseconds {
+        if FORKED.load(Ordering::Acquire) {
+            break;
+        }
+        thread::sleep(Duration::from_millis(1));
     }
-    fn stop(place: Place) {
-        if IS_STOPPABLE.with(|stoppable| stoppable.load(Ordering::Relaxed)) && is_new(place) {
-            STOPPED.store(true, Ordering::Release);
-            // Who forks waits for this thread, and this one does not wait for the fork: a while is all it gets.
-            for _ in 0..20 {
-                if FORKED.load(Ordering::Acquire) {
-                    break;
-                }
-                thread::sleep(Duration::from_millis(1));
+}
+
+/// Forks at the word of another thread that goes to all places.
+fn fork_while_another_goes(when_it_stops: fn()) {
+    FORKS.set(true);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            go_to_all_places(|| false);
+            DONE.store(true, Ordering::Release);
+        });
+        while !DONE.load(Ordering::Acquire) {
+            if STOPPED.load(Ordering::Acquire) {
+                when_it_stops();
             }
-            FORKED.store(false, Ordering::Relaxed);
+            thread::yield_now();
+        }
+    });
+    assert_all_seen();
+    live();
+}
+
+/// Other threads are stopped at each place in turn, while this one forks. It waits for their locks.
+fn stop_others() {
+    fn come_to(place: Place) {
+        defer_here(place);
+        if !FORKS.get() && is_new(place) {
+            // Who forks waits for this thread, and this one does not wait for the fork: a while is all it gets.
+            stop_for(20);
         }
     }
+    at_each_place(come_to);
+    fork_while_another_goes(|| {
+        STOPPED.store(false, Ordering::Relaxed);
+        let child = fork();
+        if child == 0 {
+            live_as_a_child();
+        }
+        FORKED.store(true, Ordering::Release);
+        wait_for(child);
+    });
+}
+
+#[test]
+fn while_others_are_in_slow_paths() {
     on_both_backends(|| {
+        stop_others();
+    });
+    in_every_mode(|| {
         cpu::start();
-        *LEFT.lock().expect("nobody panics with it") = all_places();
-        fault::set_hook(stop);
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                IS_STOPPABLE.with(|stoppable| stoppable.store(true, Ordering::Relaxed));
-                go_everywhere(|| false);
-                DONE.store(true, Ordering::Release);
-            });
-            while !DONE.load(Ordering::Acquire) {
-                if STOPPED.swap(false, Ordering::Acquire) {
-                    let child = fork();
-                    if child == 0 {
-                        live();
-                        end();
-                    }
-                    FORKED.store(true, Ordering::Release);
-                    wait_for(child);
-                }
-                thread::yield_now();
-            }
-        });
-        // A deferral takes two handlers at once, or luck.
-        LEFT.lock()
-            .expect("nobody panics with it")
-            .retain(|index| Place::ALL[*index] != Place::DeferredTaken);
-        assert_all_new_ones_seen();
+        stop_others();
     });
 }
 
@@ -163,7 +239,6 @@ fn while_a_cpu_runs_irq_work() {
         }
     });
     static STARTED: AtomicBool = AtomicBool::new(false);
-    static FORKED: AtomicBool = AtomicBool::new(false);
     on_both_backends(|| {
         cpu::start();
         FIRST.queue_on(0);
@@ -180,53 +255,167 @@ fn while_a_cpu_runs_irq_work() {
             assert!(!work.is_busy());
         }
         if child == 0 {
-            live();
-            end();
+            live_as_a_child();
         }
         wait_for(child);
     });
 }
 
-/// A handler that interrupted a slow path forks. The child ends that slow path, too.
-#[test]
-fn from_a_handler() {
-    static IS_CHILD: AtomicBool = AtomicBool::new(false);
-    thread_local! {
-        static IS_INTERRUPTED: AtomicBool = const { AtomicBool::new(false) };
-    }
-    extern "C" fn handler(_: libc::c_int) {
-        IS_INTERRUPTED.with(|interrupted| interrupted.store(true, Ordering::Relaxed));
-        let child = fork();
+extern "C" fn fork_in_a_handler(_: libc::c_int) {
+    IS_INTERRUPTED.set(true);
+    let child = fork();
+    if child == 0 {
+        IS_CHILD.store(true, Ordering::Relaxed);
         pass_a_block_on();
-        if child == 0 {
-            IS_CHILD.store(true, Ordering::Relaxed);
-        } else {
-            wait_for(child);
-        }
-        IS_INTERRUPTED.with(|interrupted| interrupted.store(false, Ordering::Relaxed));
+    } else {
+        FORKED.store(true, Ordering::Release);
+        pass_a_block_on();
+        wait_for(child);
     }
-    fn interrupt(place: Place) {
-        let interrupted = IS_INTERRUPTED.with(|interrupted| interrupted.load(Ordering::Relaxed));
-        if !interrupted && !IS_CHILD.load(Ordering::Relaxed) && is_new(place) {
-            // SAFETY: the handler is installed.
-            unsafe { libc::raise(libc::SIGUSR1) };
+    IS_INTERRUPTED.set(false);
+}
+
+/// A handler that interrupted a slow path forks. The child ends that slow path, too.
+fn interrupt_this() {
+    fn come_to(place: Place) {
+        defer_here(place);
+        // Not that of the test harness, which would wait in the child for the tests to end.
+        if FORKS.get() && !IS_INTERRUPTED.get() && !is_child() && is_new(place) {
+            raise();
         }
     }
+    handle(fork_in_a_handler);
+    at_each_place(come_to);
+    FORKS.set(true);
+    go_to_all_places(is_child);
+    if is_child() {
+        live_as_a_child();
+    }
+    assert_all_seen();
+    live();
+}
+
+#[test]
+fn in_handlers() {
     on_both_backends(|| {
-        // SAFETY: a zeroed action with a handler is a valid one.
-        unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = handler as *const () as usize;
-            libc::sigaction(libc::SIGUSR1, &raw const action, ptr::null_mut());
+        interrupt_this();
+    });
+    in_every_mode(|| {
+        cpu::start();
+        interrupt_this();
+    });
+}
+
+/// A handler that interrupted a slow path forks while other threads are stopped at each place in turn. It does not wait for
+/// their locks, and the child does without.
+fn stop_others_and_interrupt_this() {
+    fn come_to(place: Place) {
+        defer_here(place);
+        if is_child() {
+            return;
+        }
+        if FORKS.get() {
+            if STOPPED.swap(false, Ordering::Relaxed) && !IS_INTERRUPTED.get() {
+                raise();
+            }
+        } else if is_new(place) {
+            stop_for(5000);
+        }
+    }
+    handle(fork_in_a_handler);
+    at_each_place(come_to);
+    fork_while_another_goes(|| {
+        // Comes to a place soon, and does not wait on the way there.
+        let layout = Layout::new::<[u64; 400]>();
+        let blocks = [(); 20].map(|()| nolock::alloc(layout).expect("memory"));
+        // SAFETY: blocks of this layout.
+        blocks.into_iter().for_each(|block| unsafe { nolock::dealloc(block, layout) });
+        if is_child() {
+            live_as_a_child();
+        }
+    });
+}
+
+#[test]
+fn in_handlers_while_others_are_in_slow_paths() {
+    on_both_backends(|| {
+        stop_others_and_interrupt_this();
+    });
+    in_every_mode(|| {
+        cpu::start();
+        stop_others_and_interrupt_this();
+    });
+}
+
+/// Others take CPUs offline and bring them back, hold them where they are, wait for deferred frees, and defer some, while this
+/// thread forks, with a lock of its own on the CPUs or without.
+#[test]
+fn while_others_are_in_the_control_plane() {
+    in_every_mode(|| {
+        fn until_done(body: impl Fn()) {
+            while !DONE.load(Ordering::Relaxed) {
+                body();
+            }
         }
         cpu::start();
-        *LEFT.lock().expect("nobody panics with it") = all_places();
-        fault::set_hook(interrupt);
-        go_everywhere(|| IS_CHILD.load(Ordering::Relaxed));
-        if IS_CHILD.load(Ordering::Relaxed) {
-            live();
-            end();
-        }
-        assert_all_new_ones_seen();
+        fault::set_hook(defer_here);
+        thread::scope(|scope| {
+            let cpu = cpu::online().last().expect("a CPU");
+            scope.spawn(move || {
+                until_done(|| {
+                    if cpu::down(cpu).is_ok() {
+                        assert_eq!(cpu::up(cpu), Ok(()));
+                    }
+                });
+            });
+            for body in [cache::barrier, || drop(cpu::read_lock()), defer_a_run] {
+                scope.spawn(move || until_done(body));
+            }
+            for number in 0..30 {
+                let cpus = (number % 3 == 0).then(cpu::read_lock);
+                let child = fork();
+                if child == 0 {
+                    drop(cpus);
+                    live_as_a_child();
+                }
+                drop(cpus);
+                wait_for(child);
+            }
+            DONE.store(true, Ordering::Relaxed);
+        });
+        live();
+    });
+}
+
+/// Threads of the parent sleep in the hotplug lock. The child's own are woken, and not these in their place.
+#[test]
+fn while_others_sleep() {
+    on_both_backends(|| {
+        let all: Vec<_> = cpu::read_lock().online().collect();
+        let cpus = cpu::read_lock();
+        thread::scope(|scope| {
+            let changes =
+                || assert!(all.iter().any(|cpu| cpu::down(*cpu).is_ok()) || all.len() < 2);
+            let wait_and_change = |stack: usize| {
+                let thread = thread::Builder::new().stack_size(stack);
+                let waits = thread.spawn_scoped(scope, changes).expect("a thread");
+                // Long enough to fall asleep.
+                thread::sleep(Duration::from_millis(50));
+                waits
+            };
+            let _waits = wait_and_change(1 << 20);
+            let child = fork();
+            if child == 0 {
+                // Not on the stack of the sleeper, so what that left in the lock stays as it is.
+                let waits = wait_and_change(16 << 20);
+                drop(cpus);
+                waits.join().expect("the thread ends well");
+                live();
+                // SAFETY: ends the process at once.
+                unsafe { libc::_exit(0) }
+            }
+            wait_for(child);
+            drop(cpus);
+        });
     });
 }

@@ -7,14 +7,17 @@
 use std::cell::Cell;
 use std::env;
 use std::ffi::CStr;
-use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use alloc_core::fault::{self, Place};
-use tests::everywhere::{fail, go_everywhere, pass_a_block_on};
+use alloc_core::{cache, cpu};
+use tests::everywhere::{
+    defer_a_run, defer_here, fail, go_everywhere, handle, is_interruptible, pass_a_block_on, raise,
+};
 use tests::routes::Hayloft;
-use tests::scenario::{Scenario, on_both_backends};
+use tests::scenario::{Scenario, in_every_mode, on_both_backends};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -27,6 +30,9 @@ const ERRNO: libc::c_int = 12345;
 
 /// How often each place was interrupted.
 static HITS: [AtomicUsize; Place::ALL.len()] = [const { AtomicUsize::new(0) }; Place::ALL.len()];
+
+/// How often the thread of a CPU took deferred frees from their list.
+static TAKEN_BY_CPUS: AtomicUsize = AtomicUsize::new(0);
 
 /// Set in a child that is to be interrupted in the making of its first arena: the places on the way there raise no signal,
 /// as their handlers would make it.
@@ -41,8 +47,13 @@ thread_local! {
 }
 
 fn interrupt(place: Place) {
-    let level = LEVEL.get();
-    if !ARMED.load(Ordering::Relaxed) || level == MAX_LEVEL {
+    defer_here(place);
+    if !is_interruptible() {
+        let taken = usize::from(place == Place::DeferredTaken);
+        TAKEN_BY_CPUS.fetch_add(taken, Ordering::Relaxed);
+        return;
+    }
+    if !ARMED.load(Ordering::Relaxed) || LEVEL.get() == MAX_LEVEL {
         return;
     }
     // SAFETY: the name ends in a null byte; nobody changes the environment.
@@ -50,12 +61,10 @@ fn interrupt(place: Place) {
     if first_arena && place != Place::ArenaMaking {
         return;
     }
-    let index = Place::ALL.iter().position(|listed| *listed == place).expect("a listed place");
     // Every time at first; later now and then, so that the tests come to an end.
-    let hits = HITS[index].fetch_add(1, Ordering::Relaxed);
+    let hits = hits_of(place).fetch_add(1, Ordering::Relaxed);
     if hits < 200 || hits.is_multiple_of(17) {
-        // SAFETY: the handler is installed.
-        unsafe { libc::raise(libc::SIGUSR1) };
+        raise();
     }
 }
 
@@ -76,13 +85,7 @@ extern "C" fn handler(_: libc::c_int) {
 
 /// Called by the loader before anything was allocated, so that the first slow path can be interrupted too.
 extern "C" fn before_main() {
-    // SAFETY: a zeroed action with a handler and a flag is a valid one.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = handler as *const () as usize;
-        action.sa_flags = libc::SA_NODEFER;
-        libc::sigaction(libc::SIGUSR1, &raw const action, ptr::null_mut());
-    }
+    handle(handler);
     fault::set_hook(interrupt);
     ARMED.store(true, Ordering::Relaxed);
 }
@@ -91,42 +94,77 @@ extern "C" fn before_main() {
 #[unsafe(link_section = ".init_array")]
 static BEFORE_MAIN: extern "C" fn() = before_main;
 
+fn hits_of(place: Place) -> &'static AtomicUsize {
+    let index = Place::ALL.iter().position(|listed| *listed == place).expect("a listed place");
+    &HITS[index]
+}
+
 /// How often a place was interrupted.
 fn hits(place: Place) -> usize {
-    let listed = Place::ALL.iter().zip(&HITS).find(|(listed, _)| **listed == place);
-    listed.map_or(0, |(_, hits)| hits.load(Ordering::Relaxed))
+    hits_of(place).load(Ordering::Relaxed)
+}
+
+/// Goes to all places, which must be interrupted.
+fn be_interrupted() {
+    let has_cpus = cpu::online().next().is_some();
+    // A deferred block is freed by the thread of a CPU, or by this thread in its next slow path.
+    while has_cpus && TAKEN_BY_CPUS.load(Ordering::Relaxed) == 0 {
+        defer_a_run();
+        thread::sleep(Duration::from_millis(1));
+    }
+    while hits(Place::DeferredTaken) == 0 {
+        defer_a_run();
+        pass_a_block_on();
+    }
+    go_everywhere(|| false);
+    ARMED.store(false, Ordering::Relaxed);
+    let fallback = env::var("HAYLOFT_BACKEND").is_ok_and(|backend| backend == "fallback");
+    for place in Place::ALL {
+        let reached = match place {
+            // Restartable sequences need no lock.
+            Place::SheavesLocked => fallback,
+            Place::WorkClaimed | Place::WorkQueued => has_cpus,
+            // That of the first is made by a handler, which interrupted something on the way there.
+            Place::ArenaMaking => continue,
+            _ => true,
+        };
+        assert_eq!(hits(place) > 0, reached, "{place:?}");
+    }
 }
 
 /// One thread, interrupted everywhere.
 #[test]
 fn every_place_is_interrupted() {
     on_both_backends(|| {
-        go_everywhere(|| false);
-        ARMED.store(false, Ordering::Relaxed);
-        let fallback = env::var("HAYLOFT_BACKEND").is_ok_and(|backend| backend == "fallback");
-        for place in Place::ALL {
-            let reached = match place {
-                // Restartable sequences need no lock.
-                Place::SheavesLocked => fallback,
-                // That of the first is made by a handler, which interrupted something on the way there.
-                Place::ArenaMaking => continue,
-                _ => true,
-            };
-            assert_eq!(hits(place) > 0, reached, "{place:?}");
-        }
+        be_interrupted();
     });
     let name = FIRST_ARENA.to_str().expect("a name");
     let first_arena = || assert_eq!(hits(Place::ArenaMaking), 2, "once by the handler");
     Scenario::new("arena", first_arena).env(name, "").succeeds();
 }
 
-/// Threads that interrupt themselves and each other's critical sections.
+/// The same with CPUs, whose work frees what handlers could not.
+#[test]
+fn every_place_is_interrupted_with_cpus() {
+    in_every_mode(|| {
+        cpu::start();
+        be_interrupted();
+    });
+}
+
+/// Threads that interrupt themselves and each other's critical sections, while CPUs come and go.
 #[test]
 fn threads_are_interrupted() {
-    on_both_backends(|| {
+    in_every_mode(|| {
+        let cpu = cpu::present().last().expect("a CPU");
         thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| go_everywhere(|| false));
+            let threads = [(); 4].map(|()| scope.spawn(|| go_everywhere(|| false)));
+            while threads.iter().any(|thread| !thread.is_finished()) {
+                if cpu::down(cpu).is_ok() {
+                    cache::barrier();
+                    assert_eq!(cpu::up(cpu), Ok(()));
+                }
+                cache::barrier();
             }
         });
         ARMED.store(false, Ordering::Relaxed);

@@ -1,38 +1,25 @@
-//! Irq work and CPUs: what is queued runs, on the CPU it was queued on, in the context that was asked for; CPUs come and go
-//! meanwhile, and leave nothing behind.
+//! Irq work: what is queued runs, on the CPU it was queued on, in the context that was asked for, or wherever it can.
 
-use std::alloc::Layout;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
-use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use alloc_core::cpu::{self, CpuError};
 use alloc_core::fault::{self, Place};
 use alloc_core::irq_work::IrqWork;
-use alloc_core::{cache, dump, nolock};
+use alloc_core::{cache, dump};
+use tests::everywhere::{defer_a_run, defer_here};
 use tests::process::Limit;
 use tests::routes::Hayloft;
-use tests::scenario::{Scenario, describe};
+use tests::scenario::{Scenario, describe, in_every_mode};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
-
-/// Runs `body` in a child for each backend and each way in which work can run.
-fn in_every_mode<F: Fn()>(body: F) {
-    for backend in ["rseq", "fallback"] {
-        for irq in ["hard", "threaded", "none"] {
-            Scenario::new(format!("{backend}-{irq}"), &body)
-                .env("HAYLOFT_BACKEND", backend)
-                .env("HAYLOFT_IRQ", irq)
-                .succeeds();
-        }
-    }
-}
 
 static RUNS: AtomicUsize = AtomicUsize::new(0);
 
@@ -225,37 +212,23 @@ fn work_runs_though_signals_are_refused() {
 #[test]
 fn no_cpu_can_be_had() {
     static WORK: IrqWork = IrqWork::new(count);
-    /// A run that is freed where its arena is busy.
-    static RUN: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
     static TAKEN: AtomicUsize = AtomicUsize::new(0);
-    const LAYOUT: Layout = Layout::new::<[u64; 100_000]>();
     fn defer(place: Place) {
-        match place {
-            Place::ArenaAllocating => {
-                if let Some(run) = NonNull::new(RUN.swap(ptr::null_mut(), Ordering::Relaxed)) {
-                    // SAFETY: allocated below.
-                    unsafe { nolock::dealloc(run, LAYOUT) };
-                }
-            }
-            Place::DeferredTaken => {
-                TAKEN.fetch_add(1, Ordering::Relaxed);
-            }
-            _ => {}
+        defer_here(place);
+        if place == Place::DeferredTaken {
+            TAKEN.fetch_add(1, Ordering::Relaxed);
         }
     }
     let work = || {
         cpu::start();
         fault::set_hook(defer);
         let ends: [fn(); 2] = [|| drop(vec![0_u64; 50_000]), cache::barrier];
-        for (number, end) in ends.into_iter().enumerate() {
-            RUN.store(nolock::alloc(LAYOUT).expect("memory").as_ptr(), Ordering::Relaxed);
-            let other = nolock::alloc(LAYOUT).expect("memory");
-            assert!(RUN.load(Ordering::Relaxed).is_null());
-            assert_eq!(TAKEN.load(Ordering::Relaxed), number);
+        for end in ends {
+            TAKEN.store(0, Ordering::Relaxed);
+            defer_a_run();
+            assert_eq!(TAKEN.load(Ordering::Relaxed), 0);
             end();
-            assert_eq!(TAKEN.load(Ordering::Relaxed), number + 1);
-            // SAFETY: a block of this layout.
-            unsafe { nolock::dealloc(other, LAYOUT) };
+            assert_ne!(TAKEN.load(Ordering::Relaxed), 0);
         }
         for round in 1..=3 {
             assert!(WORK.queue());
@@ -277,105 +250,17 @@ fn no_cpu_can_be_had() {
     }
 }
 
-#[test]
-fn cpus_that_cannot_come_or_go() {
-    in_every_mode(|| {
-        static DOWN: IrqWork = IrqWork::new(|_| {
-            assert_eq!(cpu::down(0), Err(CpuError::OwnThread));
-            assert_eq!(cpu::up(0), Err(CpuError::OwnThread));
-        });
-        cpu::start();
-        DOWN.queue();
-        DOWN.sync();
-        assert_eq!(cpu::down(cpu::possible()), Err(CpuError::NoSuchCpu));
-        assert_eq!(cpu::up(usize::MAX), Err(CpuError::NoSuchCpu));
-        let online: Vec<_> = cpu::online().collect();
-        for cpu in &online {
-            assert_eq!(cpu::up(*cpu), Err(CpuError::Online));
-        }
-        let (last, others) = online.split_last().expect("a CPU");
-        for cpu in others {
-            assert_eq!(cpu::down(*cpu), Ok(()));
-            assert_eq!(cpu::down(*cpu), Err(CpuError::Offline));
-        }
-        assert_eq!(cpu::down(*last), Err(CpuError::Last));
-        assert_eq!(cpu::refresh(), Ok(()));
-        assert_eq!(cpu::online().collect::<Vec<_>>(), online);
-    });
-}
-
-/// CPUs come and go while threads allocate, free, free without waiting, and queue work.
-#[test]
-fn cpus_come_and_go() {
-    in_every_mode(|| {
-        static WORK: IrqWork = IrqWork::new(count);
-        static DONE: AtomicBool = AtomicBool::new(false);
-        let cycles = 60;
-        let layouts = [16, 100, 2000, 20_000, 200_000]
-            .map(|size| Layout::from_size_align(size, 8).expect("a valid layout"));
-        thread::scope(|scope| {
-            for _ in 0..3 {
-                scope.spawn(|| {
-                    while !DONE.load(Ordering::Relaxed) {
-                        for layout in layouts {
-                            let blocks = [(); 50].map(|()| nolock::alloc(layout).expect("memory"));
-                            for (index, block) in blocks.into_iter().enumerate() {
-                                // SAFETY: a block of this layout.
-                                unsafe {
-                                    block.as_ptr().write_bytes(index as u8, layout.size());
-                                    nolock::dealloc(block, layout);
-                                }
-                            }
-                            let words: Vec<String> =
-                                (0..50).map(|word: usize| word.to_string()).collect();
-                            assert_eq!(words.concat().len(), 90);
-                        }
-                        WORK.queue();
-                    }
-                });
-            }
-            for cycle in 0..cycles {
-                let online: Vec<_> = cpu::read_lock().online().collect();
-                if let [.., _] = online[1..] {
-                    let cpu = online[cycle % online.len()];
-                    assert_eq!(cpu::down(cpu), Ok(()));
-                    cache::barrier();
-                    assert_eq!(cpu::up(cpu), Ok(()));
-                }
-                cache::barrier();
-            }
-            DONE.store(true, Ordering::Relaxed);
-        });
-        WORK.sync();
-        assert!(!WORK.is_busy());
-    });
-}
-
 /// A free that cannot be done at once is counted, and counted as done after a barrier.
 #[test]
 fn deferred_frees_are_counted() {
     in_every_mode(|| {
-        static RUN: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
-        const LAYOUT: Layout = Layout::new::<[u8; 200_000]>();
-        // Where the lock of the arena is held.
-        fault::set_hook(|place| {
-            if place == Place::ArenaAllocating
-                && let Some(run) = NonNull::new(RUN.swap(ptr::null_mut(), Ordering::Relaxed))
-            {
-                // SAFETY: a run of this layout that nobody uses.
-                unsafe { nolock::dealloc(run, LAYOUT) };
-            }
-        });
-        let run = nolock::alloc(LAYOUT).expect("memory");
-        RUN.store(run.as_ptr(), Ordering::Relaxed);
-        let other = nolock::alloc(LAYOUT).expect("memory");
+        fault::set_hook(defer_here);
+        defer_a_run();
         let counts = cache::deferred_frees();
         assert_eq!((counts.deferred, counts.flushed), (1, 0));
         cache::barrier();
         let counts = cache::deferred_frees();
         assert_eq!((counts.deferred, counts.flushed), (1, 1));
-        // SAFETY: as above.
-        unsafe { nolock::dealloc(other, LAYOUT) };
     });
 }
 

@@ -4,10 +4,13 @@
 //! few words. An *exchange* passes blocks between the code that a handler interrupted and the handler.
 
 use std::alloc::{GlobalAlloc, Layout};
-use std::ptr;
+use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use alloc_core::cache;
+
+use alloc_core::fault::Place;
+use alloc_core::nolock;
 
 use crate::pattern;
 use crate::routes::Registered;
@@ -82,6 +85,60 @@ fn checked(block: *mut u8) -> (usize, u64) {
 fn layout(size: usize) -> Layout {
     // SAFETY: a power of two, and small sizes.
     unsafe { Layout::from_size_align_unchecked(size, 8) }
+}
+
+/// A run that is to be freed where its arena is busy.
+static TO_DEFER: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
+const DEFERRED: Layout = Layout::new::<[u64; 30_000]>();
+
+/// Frees a run such that it is deferred, if [`defer_here`] is called at each place.
+pub fn defer_a_run() {
+    let allocated = || nolock::alloc(DEFERRED).unwrap_or_else(|| fail("out of memory"));
+    let free = |run| {
+        if let Some(run) = NonNull::new(run) {
+            // SAFETY: a run of this layout, which nobody else has.
+            unsafe { nolock::dealloc(run, DEFERRED) };
+        }
+    };
+    free(TO_DEFER.swap(allocated().as_ptr(), Ordering::AcqRel));
+    free(allocated().as_ptr());
+}
+
+/// Does its part of [`defer_a_run`].
+pub fn defer_here(place: Place) {
+    if place == Place::ArenaAllocating
+        && let Some(run) = NonNull::new(TO_DEFER.swap(ptr::null_mut(), Ordering::AcqRel))
+    {
+        // SAFETY: as in `defer_a_run`.
+        unsafe { nolock::dealloc(run, DEFERRED) };
+    }
+}
+
+/// Whether `SIGUSR1` can interrupt this thread: not that of a CPU.
+pub fn is_interruptible() -> bool {
+    // SAFETY: a set that is ours to be written.
+    unsafe {
+        let mut blocked: libc::sigset_t = std::mem::zeroed();
+        libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), &raw mut blocked);
+        libc::sigismember(&raw const blocked, libc::SIGUSR1) == 0
+    }
+}
+
+/// Has `handler` called when `SIGUSR1` is raised, in handlers too.
+pub fn handle(handler: extern "C" fn(libc::c_int)) {
+    // SAFETY: a zeroed action with a handler and a flag is a valid one.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as *const () as usize;
+        action.sa_flags = libc::SA_NODEFER;
+        libc::sigaction(libc::SIGUSR1, &raw const action, ptr::null_mut());
+    }
+}
+
+/// Raises `SIGUSR1`, for which there is a handler.
+pub fn raise() {
+    // SAFETY: the handler does what handlers may do.
+    unsafe { libc::raise(libc::SIGUSR1) };
 }
 
 /// Says what went wrong, from a handler, and ends the process.

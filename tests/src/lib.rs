@@ -12,8 +12,10 @@
 //! | [`everywhere`] | blocks that come to every slow path, in any context                  |
 //! | [`routes`]   | the two ways into the allocator                                   |
 //! | [`sizes`]    | the sizes where something changes                                 |
+//! | [`cpuset`]   | a cgroup that keeps a process to some CPUs                        |
 //! | [`process`]  | what the kernel says about this process, and limits put on it     |
 
+pub mod cpuset;
 pub mod everywhere;
 pub mod model;
 pub mod pattern;

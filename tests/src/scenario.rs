@@ -18,7 +18,7 @@ use std::any;
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt as _;
-use std::process::{self, Command, Output};
+use std::process::{self, Child, Command, Output, Stdio};
 
 use crate::process::{Limit, refuse};
 
@@ -28,6 +28,10 @@ const CHILD: &str = "TEST_SCENARIO";
 /// The variable that forces a backend, and its values.
 const BACKEND: &str = "HAYLOFT_BACKEND";
 const BACKENDS: [&str; 2] = ["rseq", "fallback"];
+
+/// The variable that says how irq work runs, and its values.
+const IRQ: &str = "HAYLOFT_IRQ";
+const IRQ_MODES: [&str; 3] = ["hard", "threaded", "none"];
 
 /// A child that hangs is killed after this many seconds, so that a deadlock is a failure.
 const HANGS_AFTER: libc::c_uint = 600;
@@ -76,18 +80,8 @@ impl<F: FnOnce()> Scenario<F> {
     ///
     /// If the child cannot be started, or never comes to the scenario.
     pub fn run(self, judge: impl FnOnce(&Output)) {
-        let test = test_name::<F>();
-        let scenario = format!("{test}/{}", self.label);
-        match env::var(CHILD) {
-            Ok(wanted) if wanted == scenario => enter(&scenario, self.body),
-            Ok(_) => {}
-            Err(_) => {
-                let output = self.spawn(test, &scenario);
-                // A filter that selects no test would make a child that does nothing, and well.
-                let entered = String::from_utf8_lossy(&output.stdout).contains(&entry(&scenario));
-                assert!(entered, "never came to {scenario}: {}", describe(&output));
-                judge(&output);
-            }
+        if let Some(running) = self.start() {
+            judge(&running.output());
         }
     }
 
@@ -97,11 +91,23 @@ impl<F: FnOnce()> Scenario<F> {
     ///
     /// If it does not.
     pub fn succeeds(self) {
-        let label = self.label.clone();
-        self.run(|output| assert!(output.status.success(), "{label}: {}", describe(output)));
+        if let Some(running) = self.start() {
+            running.succeeds();
+        }
     }
 
-    fn spawn(&self, test: &str, scenario: &str) -> Output {
+    /// As [`Scenario::run`], but does not wait for the child; there is one in the parent only.
+    fn start(self) -> Option<Running> {
+        let test = test_name::<F>();
+        let scenario = format!("{test}/{}", self.label);
+        match env::var(CHILD) {
+            Ok(wanted) if wanted == scenario => enter(&scenario, self.body),
+            Ok(_) => None,
+            Err(_) => Some(Running { child: self.spawn(test, &scenario), scenario }),
+        }
+    }
+
+    fn spawn(&self, test: &str, scenario: &str) -> Child {
         let executable = env::current_exe().expect("this program has a path");
         let mut command = Command::new(executable);
         command.args([test, "--exact", "--nocapture", "--test-threads=1"]);
@@ -116,7 +122,33 @@ impl<F: FnOnce()> Scenario<F> {
                 refused.iter().try_for_each(|number| refuse(*number))
             });
         }
-        command.output().expect("this program can be run again")
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().expect("this program can be run again")
+    }
+}
+
+/// A child on its way.
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    scenario: String,
+}
+
+impl Running {
+    /// Waits for the child, which must have come to its scenario.
+    fn output(self) -> Output {
+        let output = self.child.wait_with_output().expect("the child can be waited for");
+        // A filter that selects no test would make a child that does nothing, and well.
+        let entered = String::from_utf8_lossy(&output.stdout).contains(&entry(&self.scenario));
+        assert!(entered, "never came to {}: {}", self.scenario, describe(&output));
+        output
+    }
+
+    /// Waits for the child, which must exit with code 0.
+    fn succeeds(self) {
+        let scenario = self.scenario.clone();
+        let output = self.output();
+        assert!(output.status.success(), "{scenario}: {}", describe(&output));
     }
 }
 
@@ -131,6 +163,23 @@ pub fn on_both_backends<F: Fn()>(body: F) {
     for backend in BACKENDS {
         on_backend(backend, &body, |scenario| scenario);
     }
+}
+
+/// Runs `body` in child processes, one for each backend and each way in which irq work can run, all at once; each must exit
+/// with code 0.
+///
+/// `body` must be a closure written in the test function.
+///
+/// # Panics
+///
+/// If a child fails.
+pub fn in_every_mode<F: Fn()>(body: F) {
+    let modes = BACKENDS.iter().flat_map(|backend| IRQ_MODES.map(|irq| (backend, irq)));
+    let start = |(backend, irq)| {
+        Scenario::new(format!("{backend}-{irq}"), &body).env(BACKEND, backend).env(IRQ, irq).start()
+    };
+    let running: Vec<_> = modes.filter_map(start).collect();
+    running.into_iter().for_each(Running::succeeds);
 }
 
 /// As [`on_both_backends`], with the address space of the children limited to `bytes`.
