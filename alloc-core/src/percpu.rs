@@ -392,6 +392,18 @@ unsafe fn closed_word<'a>(base: *mut u8) -> &'a AtomicUsize {
     unsafe { &*base.add(CLOSED).cast() }
 }
 
+/// The halves of a sheaf's header, `top` and `last`. Others than the sheaf's user look at them, too.
+///
+/// # Safety
+/// `base` is the address of a region.
+unsafe fn header_halves<'a>(base: *mut u8, class: Class) -> [&'a AtomicU32; 2] {
+    // SAFETY: the caller's promise: a header lies in the region. It is only used as atomics, or by sections.
+    unsafe {
+        let top: *const AtomicU32 = base.add(header_offset(class)).cast();
+        [&*top, &*top.add(1)]
+    }
+}
+
 /// Lets sheaves be opened again in the region of a CPU.
 pub(crate) fn open(cpu: usize) {
     if let Some(base) = region_of(cpu) {
@@ -413,8 +425,8 @@ pub(crate) fn has_any(cpu: usize) -> bool {
 /// Objects that the sheaf of a class holds on a CPU; a guess while somebody uses it.
 pub(crate) fn held(cpu: usize, class: Class) -> usize {
     let Some(base) = region_of(cpu) else { return 0 };
-    // SAFETY: a header lies in the region.
-    let top = unsafe { &*base.add(header_offset(class)).cast::<AtomicU32>() };
+    // SAFETY: a region.
+    let [top, _] = unsafe { header_halves(base, class) };
     top.load(Ordering::Relaxed).saturating_sub(floor(class)) as usize
 }
 
@@ -452,10 +464,10 @@ pub(crate) fn flush_idle(
     let mut idle = [false; MAX_CLASSES];
     let mut any = false;
     for class in all_classes().filter(|class| *class != Class::RCU) {
-        // SAFETY: words of the region that are only used as atomics, or by sections.
-        let (top, seen): (&AtomicU32, &AtomicU32) = unsafe {
+        // SAFETY: a region, and a word of it that is only used as an atomic.
+        let ([top, _], seen) = unsafe {
             let seen = base.add(SEEN_OFFSET + class.index() * size_of::<u32>());
-            (&*base.add(header_offset(class)).cast(), &*seen.cast())
+            (header_halves(base, class), &*seen.cast::<AtomicU32>())
         };
         // Regions that nobody uses stay untouched.
         let now = top.load(Ordering::Relaxed);
@@ -511,17 +523,14 @@ fn close_some(
                 }
                 take(class, &mut batch);
             }
-            // SAFETY: the header of an empty sheaf, and the lock is held.
-            unsafe { region.header(class).write([0, 0]) };
+            region.header(class).into_iter().for_each(|half| half.store(0, Ordering::Relaxed));
         }
         return true;
     }
 
-    // What a half of a header is while sections may be running: they store the first half only.
-    let half = |class: Class, number: usize| {
-        // SAFETY: a header lies in the region.
-        unsafe { &*base.add(header_offset(class) + number * size_of::<u32>()).cast::<AtomicU32>() }
-    };
+    // By halves, as sections may be running: they store the first half only.
+    // SAFETY: a region.
+    let half = |class: Class, number: usize| unsafe { header_halves(base, class)[number] };
     // SAFETY: a region.
     unsafe { closed_word(base) }.store(1, Ordering::SeqCst);
     // After the first restart no sheaf is opened any more, after the second nothing is pushed.
@@ -601,9 +610,10 @@ impl Region {
         unsafe { closed_word(self.base) }
     }
 
-    fn header(&self, class: Class) -> *mut [u32; 2] {
-        // SAFETY: headers lie in the region.
-        unsafe { self.base.add(header_offset(class)).cast() }
+    /// The halves of a header, which only the holder of the lock changes.
+    fn header(&self, class: Class) -> [&AtomicU32; 2] {
+        // SAFETY: a region.
+        unsafe { header_halves(self.base, class) }
     }
 
     fn word(&self, index: u32) -> *mut *mut u8 {
@@ -612,49 +622,45 @@ impl Region {
     }
 
     fn pop(&self, class: Class) -> *mut u8 {
-        let header = self.header(class);
-        // SAFETY: the lock is held; the words belong to the sheaf.
-        unsafe {
-            let [top, last] = *header;
-            if last == 0 || top == floor(class) {
-                return ptr::null_mut();
-            }
-            (*header)[0] = top - 1;
-            *self.word(top)
+        let [top_at, last_at] = self.header(class);
+        let top = top_at.load(Ordering::Relaxed);
+        if last_at.load(Ordering::Relaxed) == 0 || top == floor(class) {
+            return ptr::null_mut();
         }
+        top_at.store(top - 1, Ordering::Relaxed);
+        // SAFETY: the lock is held; the word belongs to the sheaf.
+        unsafe { *self.word(top) }
     }
 
     /// # Safety
     /// As [`push`].
     unsafe fn push(&self, class: Class, object: *mut u8) -> bool {
-        let header = self.header(class);
-        // SAFETY: the lock is held; the words belong to the sheaf.
-        unsafe {
-            if (*header)[1] == 0 && self.closed().load(Ordering::Relaxed) == 0 {
-                header.cast::<u64>().write(empty_header(class));
-            }
-            let [top, last] = *header;
-            if top == last {
-                return false;
-            }
-            *self.word(top + 1) = object;
-            (*header)[0] = top + 1;
-            true
+        let [top_at, last_at] = self.header(class);
+        if last_at.load(Ordering::Relaxed) == 0 && self.closed().load(Ordering::Relaxed) == 0 {
+            let header = empty_header(class);
+            top_at.store(header as u32, Ordering::Relaxed);
+            last_at.store((header >> 32) as u32, Ordering::Relaxed);
         }
+        let top = top_at.load(Ordering::Relaxed);
+        if top == last_at.load(Ordering::Relaxed) {
+            return false;
+        }
+        // SAFETY: the lock is held; the word belongs to the sheaf.
+        unsafe { *self.word(top + 1) = object };
+        top_at.store(top + 1, Ordering::Relaxed);
+        true
     }
 
     /// # Safety
     /// `to` is writable for `len` pointers.
     unsafe fn pop_batch(&self, class: Class, to: *mut *mut u8, len: usize) -> usize {
-        let header = self.header(class);
+        let [top_at, _] = self.header(class);
+        let top = top_at.load(Ordering::Relaxed);
+        let len = len.min(top.saturating_sub(floor(class)) as usize);
+        let below = top - len as u32;
         // SAFETY: the lock is held; the words belong to the sheaf, `to` is the caller's.
-        unsafe {
-            let [top, _] = *header;
-            let len = len.min(top.saturating_sub(floor(class)) as usize);
-            let below = top - len as u32;
-            ptr::copy_nonoverlapping(self.word(below + 1), to, len);
-            (*header)[0] = below;
-            len
-        }
+        unsafe { ptr::copy_nonoverlapping(self.word(below + 1), to, len) };
+        top_at.store(below, Ordering::Relaxed);
+        len
     }
 }
