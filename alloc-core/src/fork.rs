@@ -3,7 +3,8 @@
 //! Before a fork all locks of the slow paths are taken, so what they protect is whole in the child; a thread that is in a slow
 //! path finishes first. Where the fork itself is in a handler that interrupted a slow path, the locks of that slow path are
 //! left alone, as it will let go of them in the child too; others are waited for, but not for ever. One that cannot be had is
-//! *abandoned* in the child: slow paths there go round it, as handlers do.
+//! *abandoned* in the child: slow paths there go round it, as handlers do. Only sheaves are whole after each store, so that their
+//! locks can be had all the same; what the other thread had in its hands is lost.
 //!
 //! The child has no CPUs, since it has no threads but one: what was queued for them goes back to the time before they were
 //! started.
@@ -56,7 +57,11 @@ extern "C" fn in_parent() {
 }
 
 extern "C" fn in_child() {
-    for_each_lock(&|_, lock| lock.release_in_child());
+    for_each_lock(&|class, lock| match class {
+        LockClass::Sheaves | LockClass::Closing => lock.free_in_child(),
+        _ => lock.release_in_child(),
+    });
+    percpu::forget_cpus();
     cpu::forget();
     rcu::forget_threads();
     cache::forget_holder();

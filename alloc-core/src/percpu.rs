@@ -412,6 +412,25 @@ pub(crate) fn open(cpu: usize) {
     }
 }
 
+/// In the child of a fork, where no CPU is offline, nor closed by a thread that is not there: lets sheaves be opened again, and
+/// those that were half closed be used.
+pub(crate) fn forget_cpus() {
+    for base in (0..regions()).filter_map(region_of) {
+        // SAFETY: a region. There is no other thread.
+        let closed = unsafe { closed_word(base) };
+        if closed.swap(0, Ordering::Relaxed) == 0 {
+            continue;
+        }
+        for class in all_classes() {
+            // SAFETY: the halves of a header, which only this thread uses, outside of sections.
+            let [top, last]: &[AtomicU32; 2] = unsafe { &*base.add(header_offset(class)).cast() };
+            if top.load(Ordering::Relaxed) != 0 && last.load(Ordering::Relaxed) == 0 {
+                last.store((empty_header(class) >> 32) as u32, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
 /// How many CPUs have sheaves, possibly.
 pub(crate) fn regions() -> usize {
     CPUS.load(Ordering::Relaxed)

@@ -165,6 +165,16 @@ impl RawLock {
         }
     }
 
+    /// As [`RawLock::release_in_child`], for a lock that protects what is whole after each store: the child may have it.
+    #[cfg(not(loom))]
+    pub(crate) fn free_in_child(&self) {
+        self.release_in_parent();
+        if self.is_held() && !self.is_mine() {
+            self.owner.store(0, Ordering::Relaxed);
+            self.word.store(FREE, Ordering::Relaxed);
+        }
+    }
+
     /// What the witness is told.
     #[inline(always)]
     fn class(&self) -> LockClass {
