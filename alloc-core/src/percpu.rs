@@ -311,7 +311,11 @@ fn reserve_regions(cpus: usize) -> Option<NonNull<u8>> {
     let bytes = (cpus + CLOSED_REGIONS) * REGION;
     let regions = os::reserve(bytes)?;
     // SAFETY: the whole of a reservation of ours.
-    unsafe { os::commit(regions, bytes).then(|| regions.add(CLOSED_REGIONS * REGION)) }
+    unsafe {
+        // Of each region little is touched, by its own CPU.
+        os::prefer_huge_pages(regions, bytes, false);
+        os::commit(regions, bytes).then(|| regions.add(CLOSED_REGIONS * REGION))
+    }
 }
 
 /// Who registers threads, and the offset of their `struct rseq` from the thread pointer; `None` where the kernel refuses.

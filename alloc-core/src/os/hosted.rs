@@ -36,7 +36,7 @@ pub(crate) unsafe fn decommit(address: NonNull<u8>, len: usize) -> bool {
     true
 }
 
-pub(crate) unsafe fn prefer_huge_pages(_address: NonNull<u8>, _len: usize) {}
+pub(crate) unsafe fn prefer_huge_pages(_address: NonNull<u8>, _len: usize, _huge: bool) {}
 
 pub(crate) unsafe fn remap(_from: NonNull<u8>, _to: NonNull<u8>, _len: usize) -> bool {
     false

@@ -72,14 +72,15 @@ pub(crate) unsafe fn decommit(address: NonNull<u8>, len: usize) -> bool {
     !fails(Call::Madvise) && unsafe { libc::madvise(address, len, libc::MADV_DONTNEED) == 0 }
 }
 
-/// Asks for transparent huge pages, in vain where the system has them switched off.
+/// Asks for transparent huge pages, or for none; in vain where the system has them switched off.
 ///
 /// # Safety
 /// `address..address + len` lies in one reservation, on page boundaries.
-pub(crate) unsafe fn prefer_huge_pages(address: NonNull<u8>, len: usize) {
+pub(crate) unsafe fn prefer_huge_pages(address: NonNull<u8>, len: usize, huge: bool) {
     let _errno = SavedErrno::new();
+    let advice = if huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
     // SAFETY: the caller's promise; contents do not change.
-    unsafe { libc::madvise(address.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
+    unsafe { libc::madvise(address.as_ptr().cast(), len, advice) };
 }
 
 /// Moves the pages at `from` to `to` without copying them; `from` stays committed and reads as zero. False if the

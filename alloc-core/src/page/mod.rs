@@ -684,7 +684,7 @@ impl Units {
             if from >= huge_from() {
                 let bytes = (more as usize) << UNIT_SHIFT;
                 // SAFETY: units of this arena, committed above.
-                unsafe { os::prefer_huge_pages(arena.address(from), bytes) };
+                unsafe { os::prefer_huge_pages(arena.address(from), bytes, true) };
             }
             // Release: pairs with the Acquire in `Unit::is_committed`.
             arena.committed.store(from + more, Ordering::Release);
