@@ -99,9 +99,16 @@ fn depot_in_use(node: usize, class: Class) -> &'static Depot {
     depot
 }
 
-/// The depots of a class on all nodes.
+/// The depots of a class that were ever asked for.
 fn depots(class: Class) -> impl Iterator<Item = &'static Depot> {
-    (0..MAX_NODES).map(move |node| depot(node, class))
+    let is_used = move |node: &usize| match class.of_cache() {
+        // Acquire: as in `depot`.
+        Some(number) => {
+            CACHE_DEPOTS.get(number).is_some_and(|depots| !depots.load(Ordering::Acquire).is_null())
+        }
+        None => USED[class.index() * MAX_NODES + node].load(Ordering::Relaxed),
+    };
+    (0..MAX_NODES).filter(is_used).map(move |node| depot(node, class))
 }
 
 /// Why an object of a cache was not to be had.
@@ -484,8 +491,7 @@ pub(crate) fn trim(mut waiting: impl FnMut(&mut Batch)) -> usize {
             });
         }
     });
-    for class in (0..MAX_CLASSES).filter_map(Class::any_from_index).filter(|class| is_used(*class))
-    {
+    for class in (0..MAX_CLASSES).filter_map(Class::any_from_index) {
         Context::enter(|context| {
             let backend = percpu::backend(context);
             for depot in depots(class) {
@@ -497,18 +503,6 @@ pub(crate) fn trim(mut waiting: impl FnMut(&mut Batch)) -> usize {
         });
     }
     Context::enter(page::trim)
-}
-
-/// Whether a class has depots in use.
-fn is_used(class: Class) -> bool {
-    match class.of_cache() {
-        // Acquire: as in `depot`.
-        Some(number) => {
-            CACHE_DEPOTS.get(number).is_some_and(|depots| !depots.load(Ordering::Acquire).is_null())
-        }
-        None => (0..MAX_NODES)
-            .any(|node| USED[class.index() * MAX_NODES + node].load(Ordering::Relaxed)),
-    }
 }
 
 /// Takes what a barn holds to its slabs.
@@ -664,8 +658,7 @@ fn end_window(context: Context) -> bool {
             put_home(context, backend, class, batch);
         });
     }
-    for class in (0..MAX_CLASSES).filter_map(Class::any_from_index).filter(|class| is_used(*class))
-    {
+    for class in (0..MAX_CLASSES).filter_map(Class::any_from_index) {
         for depot in depots(class) {
             if depot.touched.swap(false, Ordering::Relaxed) {
                 moved = true;
