@@ -472,7 +472,7 @@ fn handlers_use_caches() {
                     let (tell, told) = mpsc::channel();
                     scope.spawn(move || {
                         // SAFETY: no arguments.
-                        tell.send(unsafe { libc::pthread_self() }).expect("the sender waits");
+                        tell.send(unsafe { libc::gettid() }).expect("the sender waits");
                         while !over.load(Ordering::Relaxed) {
                             let objects = filled(cache, 150);
                             check_and_free(cache, &objects, |object| {
@@ -489,8 +489,8 @@ fn handlers_use_caches() {
                 if TURNS.load(Ordering::Relaxed) >= 5000 {
                     break;
                 }
-                // SAFETY: the workers run until `over`.
-                unsafe { libc::pthread_kill(*worker, libc::SIGUSR1) };
+                // SAFETY: numbers only; the workers run until `over`.
+                unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), *worker, libc::SIGUSR1) };
             }
             over.store(true, Ordering::Relaxed);
         });

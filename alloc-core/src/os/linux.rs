@@ -231,6 +231,11 @@ pub(crate) fn has_signals_blocked() -> bool {
 /// A thread that [`spawn`] made.
 pub(crate) struct Thread(libc::pthread_t);
 
+// SAFETY: a name of a thread, which some C libraries have as a pointer; any thread may use it.
+unsafe impl Send for Thread {}
+// SAFETY: as above.
+unsafe impl Sync for Thread {}
+
 /// Starts a thread that runs `body` with `argument`, on a stack of so many bytes; `None` where there can be no more. May
 /// allocate.
 pub(crate) fn spawn(
