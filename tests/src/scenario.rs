@@ -29,6 +29,9 @@ const CHILD: &str = "TEST_SCENARIO";
 const BACKEND: &str = "HAYLOFT_BACKEND";
 const BACKENDS: [&str; 2] = ["rseq", "fallback"];
 
+/// Names the backend to which scenarios are restricted: those on the other one are left out.
+const ONLY: &str = "TEST_BACKEND";
+
 /// The variable that says how irq work runs, and its values.
 const IRQ: &str = "HAYLOFT_IRQ";
 const IRQ_MODES: [&str; 3] = ["hard", "threaded", "none"];
@@ -96,15 +99,24 @@ impl<F: FnOnce()> Scenario<F> {
         }
     }
 
-    /// As [`Scenario::run`], but does not wait for the child; there is one in the parent only.
+    /// As [`Scenario::run`], but does not wait for the child. There is one in the parent only, and unless it is left out.
     fn start(self) -> Option<Running> {
         let test = test_name::<F>();
         let scenario = format!("{test}/{}", self.label);
         match env::var(CHILD) {
             Ok(wanted) if wanted == scenario => enter(&scenario, self.body),
-            Ok(_) => None,
-            Err(_) => Some(Running { child: self.spawn(test, &scenario), scenario }),
+            Err(_) if !self.is_left_out() => {
+                Some(Running { child: self.spawn(test, &scenario), scenario })
+            }
+            _ => None,
         }
+    }
+
+    fn is_left_out(&self) -> bool {
+        let only = env::var_os(ONLY);
+        only.is_some_and(|only| {
+            self.env.iter().any(|(name, value)| name == BACKEND && *value != only)
+        })
     }
 
     fn spawn(&self, test: &str, scenario: &str) -> Child {
