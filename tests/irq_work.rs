@@ -8,6 +8,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use alloc_core::cpu::{self, CpuError};
 use alloc_core::fault::{self, Place};
@@ -262,6 +263,41 @@ fn deferred_frees_are_counted() {
         let counts = cache::deferred_frees();
         assert_eq!((counts.deferred, counts.flushed), (1, 1));
     });
+}
+
+/// From a free that is deferred to its end, by the thread of a CPU:
+/// `cargo test --release -p tests --test irq_work -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement, which wants a machine that is idle"]
+fn deferred_frees_take_a_millisecond_at_most() {
+    let measure = || {
+        cpu::start();
+        fault::set_hook(defer_here);
+        let mut times: Vec<_> = (0..2000)
+            .map(|_| {
+                // What the last one woke is asleep again.
+                thread::sleep(Duration::from_millis(1));
+                let before = cache::deferred_frees().flushed;
+                let start = Instant::now();
+                defer_a_run();
+                while cache::deferred_frees().flushed == before {
+                    thread::yield_now();
+                }
+                start.elapsed()
+            })
+            .collect();
+        times.sort_unstable();
+        let (median, p99) = (times[times.len() / 2], times[times.len() * 99 / 100]);
+        println!("median {median:?}, p99 {p99:?}");
+        assert!(p99 <= Duration::from_millis(1), "p99 {p99:?}");
+    };
+    for irq in ["hard", "threaded", "none"] {
+        Scenario::new(irq, measure).env("HAYLOFT_IRQ", irq).run(|output| {
+            assert!(output.status.success(), "{}", describe(output));
+            let said = String::from_utf8_lossy(&output.stdout);
+            println!("{irq}: {}", said.lines().find(|line| line.contains("p99")).unwrap_or(""));
+        });
+    }
 }
 
 /// The report names the item that a CPU does not come away from.

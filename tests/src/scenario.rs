@@ -122,7 +122,7 @@ impl<F: FnOnce()> Scenario<F> {
     fn spawn(&self, test: &str, scenario: &str) -> Child {
         let executable = env::current_exe().expect("this program has a path");
         let mut command = Command::new(executable);
-        command.args([test, "--exact", "--nocapture", "--test-threads=1"]);
+        command.args([test, "--exact", "--include-ignored", "--nocapture", "--test-threads=1"]);
         command.env(CHILD, scenario);
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         let (limits, refused) = (self.limits.clone(), self.refused.clone());
