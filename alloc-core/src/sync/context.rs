@@ -4,6 +4,9 @@
 //! handler returns, so the handler must not wait for one of them; nor for any other, whose holder may be in a handler
 //! that waits for one of these. So each thread counts how many slow paths it is in, and only the outermost may wait.
 //! (`gfpflags_allow_spinning` of `mm/slub.c`, found out instead of promised.)
+//!
+//! A handler that interrupted a slow path must return to it. One that leaves by `siglongjmp` leaves its locks held, and the
+//! count of its thread too high: that thread never waits again, and others wait for it for ever.
 
 /// What the code that runs now may do. Handed down to whatever takes a lock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,7 +45,8 @@ mod depth {
 
     std::thread_local! {
         /// Slow paths this thread is in. It needs no initialisation and no destructor, so it can be had anywhere: before
-        /// `main`, in a handler, in the destructors of other thread-locals.
+        /// `main`, in a handler, in the destructors of other thread-locals. Its place is in the block of the executable,
+        /// which each thread has from its start; that of a library that is loaded later would be allocated.
         static DEPTH: AtomicU32 = const { AtomicU32::new(0) };
     }
 
