@@ -1,7 +1,7 @@
 //! Object caches: objects of one kind, cut, kept and given back together. (`mm/slab_common.c` of Linux.)
 //!
 //! A [`Cache`] has a class of its own, whose objects take the same road as those of `kmalloc`: a sheaf per CPU, a barn, slabs.
-//! What a constructor made of an object is kept while it is free. So is what readers of [`rcu`](crate::rcu) may still look at:
+//! What a constructor made of an object is kept while it is free. So is what readers of [`rcu`] may still look at:
 //! the word that links a free object into a list lies behind it, which costs each object of a cache 8 bytes.
 //!
 //! Caches of like objects share a class, unless something about one of them is special; what is counted then is the *alias*.
@@ -116,7 +116,7 @@ pub struct CacheFlags(u32);
 impl CacheFlags {
     /// Shares its class with no other cache. (`SLAB_NO_MERGE`.)
     pub const NO_MERGE: CacheFlags = CacheFlags(1);
-    /// Memory of an object stays memory of such an object, free or not, as long as a reader of [`rcu`](crate::rcu) might look
+    /// Memory of an object stays memory of such an object, free or not, as long as a reader of [`rcu`] might look
     /// at it; the object itself may be allocated again at once. Not merged. (`SLAB_TYPESAFE_BY_RCU`.)
     pub const TYPESAFE_BY_RCU: CacheFlags = CacheFlags(2);
     /// Objects read as zero when they are allocated. (`__GFP_ZERO`.)
@@ -556,7 +556,7 @@ impl Cache {
     /// Frees an object once all readers of before are gone; until then it stays as it is. Does not wait, in any context.
     ///
     /// # Safety
-    /// As [`Cache::free`], but for readers of [`rcu`](crate::rcu), and no reader that comes now can find the object.
+    /// As [`Cache::free`], but for readers of [`rcu`], and no reader that comes now can find the object.
     #[inline]
     pub unsafe fn free_rcu(&self, object: NonNull<u8>) {
         // SAFETY: the caller's promise.
