@@ -2,7 +2,9 @@
 
 use std::alloc::{self, Layout};
 use std::hint::black_box;
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
+
+use alloc_core::nolock;
 
 use crate::failure::{self, Actor, Fault};
 use crate::pattern;
@@ -27,6 +29,14 @@ impl Block {
         assert_ne!(layout.size(), 0);
         // SAFETY: the size is not zero.
         let block = Self::adopt(unsafe { alloc::alloc(layout) }, layout, key, born)?;
+        block.fill_from(0);
+        Some(block)
+    }
+
+    /// As [`Block::alloc`], by the road that never waits, which may be less lucky.
+    pub(crate) fn alloc_nolock(layout: Layout, key: u64, born: Actor) -> Option<Self> {
+        let address = nolock::alloc(layout).map_or(ptr::null_mut(), NonNull::as_ptr);
+        let block = Self::adopt(address, layout, key, born)?;
         block.fill_from(0);
         Some(block)
     }
@@ -64,9 +74,10 @@ impl Block {
         self.key
     }
 
-    /// Whether this very worker allocated it.
+    /// Whether this very thread allocated it, in the same role.
     pub(crate) fn is_of(&self, actor: Actor) -> bool {
-        (self.born.thread, self.born.generation) == (actor.thread, actor.generation)
+        let of = |actor: Actor| (actor.role, actor.thread, actor.generation);
+        of(self.born) == of(actor)
     }
 
     /// Checks every byte.
@@ -105,6 +116,13 @@ impl Block {
         unsafe { alloc::dealloc(self.address.as_ptr(), self.layout) };
     }
 
+    /// Checks and frees the block by the road that never waits, wherever it came from.
+    pub(crate) fn free_nolock(self, actor: Actor) {
+        self.check("before dealloc", actor);
+        // SAFETY: the block came from this allocator with this layout and is not used again.
+        unsafe { nolock::dealloc(self.address, self.layout) };
+    }
+
     /// Writes the pattern from offset `from` on.
     fn fill_from(&self, from: usize) {
         // SAFETY: the block is this long and owned.
@@ -127,6 +145,6 @@ impl Block {
 
     #[cold]
     fn fail(&self, fault: Fault, when: &str, actor: Actor) -> ! {
-        failure::report(fault, when, actor, self.born, self.address.as_ptr(), self.layout)
+        failure::report(fault, when, actor, Some(self.born), self.address.as_ptr(), self.layout)
     }
 }

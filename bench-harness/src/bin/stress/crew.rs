@@ -5,10 +5,16 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::failure::Actor;
+use alloc_core::{cache, cpu};
+
+use crate::companion::{Companion, Task};
+use crate::failure::{Actor, Role};
 use crate::options::{Length, Plan};
-use crate::totals::{Outcome, Totals};
+use crate::pulse::Pulse;
+use crate::totals::{Events, Outcome, Totals};
+use crate::watchdog::{self, Watched};
 use crate::worker::{Lane, Shared, Worker};
+use crate::{irq, relay, signals, visit};
 
 /// Workers are shallow, and many of them start and end.
 const STACK: usize = 256 << 10;
@@ -34,20 +40,84 @@ struct Post<'scope> {
 /// Runs the plan to its end.
 pub(crate) fn run(plan: &Plan) -> Outcome {
     let shared = Shared::new(plan.clone());
+    let supervisor = Pulse::new();
+    visit::SEED.get_or_init(|| plan.seed);
+    if plan.modes.signals {
+        signals::install();
+        // Handlers queue irq work from the first on.
+        cpu::start();
+    }
     let start = Instant::now();
-    let (mut totals, threads) = std::thread::scope(|scope| Crew::new(&shared, scope).run(start));
-    let last = Actor { seed: plan.seed, thread: plan.threads, generation: 0, operation: 0 };
-    for block in shared.exchange.drain() {
+    watchdog::watch(watched(&shared, &supervisor), || {
+        let (mut totals, threads) = std::thread::scope(|scope| {
+            for companion in &shared.companions {
+                let run = || companion.run(&shared.plan, &shared.stop);
+                spawn(scope, run);
+            }
+            Crew::new(&shared, scope, &supervisor).run(start)
+        });
+        signals::HANDLERS.end();
+        irq::settle();
+        irq::RUN.end();
+        supervisor.beat();
+        totals += clear(&shared);
+        cache::barrier();
+        supervisor.beat();
+        let events = Events {
+            handler_operations: signals::operations(),
+            handlers: signals::HANDLERS.beats(),
+            irq: irq::counts(),
+            deferred: cache::deferred_frees(),
+            hotplug_cycles: Companion::done(&shared.companions, Task::Hotplug),
+            forks: Companion::done(&shared.companions, Task::Fork),
+            destroys: Companion::done(&shared.companions, Task::Caches),
+        };
+        Outcome {
+            totals,
+            events,
+            threads,
+            elapsed: start.elapsed(),
+            repeatable: matches!(plan.length, Length::Operations(_)),
+        }
+    })
+}
+
+/// What has to go on.
+fn watched<'a>(shared: &'a Shared, supervisor: &'a Pulse) -> Vec<Watched<'a>> {
+    let mut watched = vec![Watched::new("the supervisor", supervisor)];
+    for (thread, lane) in shared.lanes.iter().enumerate() {
+        watched.push(Watched::new(format!("thread {thread}"), &lane.operations));
+    }
+    for companion in &shared.companions {
+        watched.push(Watched::new(companion.task.to_string(), &companion.pulse));
+    }
+    if shared.plan.modes.signals {
+        watched.push(Watched::new("signal handlers", &signals::HANDLERS));
+        watched.push(Watched::new("irq work", &irq::RUN));
+    }
+    watched
+}
+
+/// Frees the blocks that are under way when all threads have ended; what that was, and what all visits did.
+fn clear(shared: &Shared) -> Totals {
+    let Plan { seed, threads, .. } = shared.plan;
+    let last = Actor { seed, role: Role::Worker, thread: threads, generation: 0, operation: 0 };
+    let mut totals = visit::totals();
+    for block in shared.exchange.drain().chain(relay::drain()) {
         block.free(last);
         totals.frees += 1;
         totals.foreign_frees += 1;
     }
-    Outcome {
-        totals,
-        threads,
-        elapsed: start.elapsed(),
-        repeatable: matches!(plan.length, Length::Operations(_)),
-    }
+    totals
+}
+
+/// Starts a thread with a small stack.
+fn spawn<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    body: impl FnOnce() + Send + 'scope,
+) -> ScopedJoinHandle<'scope, ()> {
+    let thread = Builder::new().stack_size(STACK).spawn_scoped(scope, body);
+    thread.expect("the system can start a thread")
 }
 
 struct Crew<'scope, 'env> {
@@ -57,10 +127,11 @@ struct Crew<'scope, 'env> {
     posts: Vec<Post<'scope>>,
     totals: Totals,
     spawned: u64,
+    pulse: &'env Pulse,
 }
 
 impl<'scope, 'env> Crew<'scope, 'env> {
-    fn new(shared: &'env Shared, scope: &'scope Scope<'scope, 'env>) -> Self {
+    fn new(shared: &'env Shared, scope: &'scope Scope<'scope, 'env>, pulse: &'env Pulse) -> Self {
         let remaining = match shared.plan.length {
             Length::Operations(operations) => operations,
             Length::Time(_) => u64::MAX,
@@ -73,6 +144,7 @@ impl<'scope, 'env> Crew<'scope, 'env> {
             posts: (0..shared.plan.threads).map(post).collect(),
             totals: Totals::default(),
             spawned: 0,
+            pulse,
         }
     }
 
@@ -87,6 +159,7 @@ impl<'scope, 'env> Crew<'scope, 'env> {
         };
         let mut progress = Progress::new(start);
         while self.posts.iter().any(|post| post.handle.is_some()) {
+            self.pulse.beat();
             let now = Instant::now();
             if end.is_some_and(|end| now >= end) {
                 self.shared.stop.store(true, Ordering::Relaxed);
@@ -101,6 +174,8 @@ impl<'scope, 'env> Crew<'scope, 'env> {
                 Err(RecvTimeoutError::Disconnected) => unreachable!("a sender is kept"),
             }
         }
+        // For the companions, where operations decide.
+        self.shared.stop.store(true, Ordering::Relaxed);
         (self.totals, self.spawned)
     }
 
@@ -113,6 +188,8 @@ impl<'scope, 'env> Crew<'scope, 'env> {
         handle.join().expect("a panic ends the process");
         if post.remaining > 0 && !self.shared.stop.load(Ordering::Relaxed) {
             self.spawn(finished.thread);
+        } else {
+            self.shared.lanes[finished.thread as usize].operations.end();
         }
     }
 
@@ -121,12 +198,11 @@ impl<'scope, 'env> Crew<'scope, 'env> {
         let post = &mut self.posts[thread as usize];
         let (shared, finished) = (self.shared, self.finished.0.clone());
         let (generation, limit) = (post.generations, post.remaining);
-        let handle = Builder::new().stack_size(STACK).spawn_scoped(self.scope, move || {
+        post.handle = Some(spawn(self.scope, move || {
             let totals = Worker::new(shared, thread, generation).run(limit);
             // The supervisor outlives every worker, so there is always someone to hear it.
             let _ = finished.send(Finished { thread, totals });
-        });
-        post.handle = Some(handle.expect("the system can start a thread"));
+        }));
         post.generations += 1;
         self.spawned += 1;
     }
@@ -146,7 +222,7 @@ impl Progress {
     }
 
     fn print(&mut self, now: Instant, lanes: &[Lane], spawned: u64) {
-        let operations: u64 = lanes.iter().map(|l| l.operations.load(Ordering::Relaxed)).sum();
+        let operations: u64 = lanes.iter().map(|l| l.operations.beats()).sum();
         let live: u64 = lanes.iter().map(|l| l.live_bytes.load(Ordering::Relaxed)).sum();
         let rate = (operations - self.before) as f64 / (now - self.at).as_secs_f64();
         println!(

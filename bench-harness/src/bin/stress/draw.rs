@@ -27,6 +27,11 @@ impl Rng {
         Self(mix(mix(seed.wrapping_add(GOLDEN)) ^ worker.wrapping_mul(GOLDEN)))
     }
 
+    /// The stream of something that is done beside the workers' own sequences.
+    pub(crate) fn of_visit(seed: u64, number: u64) -> Self {
+        Self(mix(mix(seed ^ GOLDEN).wrapping_add(number.wrapping_mul(GOLDEN))))
+    }
+
     /// A stream derived from a number that is itself random, such as a block's key.
     pub(crate) fn of_key(key: u64) -> Self {
         Self(key)

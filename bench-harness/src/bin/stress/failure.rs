@@ -2,26 +2,48 @@
 
 use std::alloc::Layout;
 use std::fmt;
+use std::io::{Cursor, Write as _};
 use std::panic;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use crate::pattern::Mismatch;
 
+/// In what capacity something is done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Role {
+    /// As the next step of the thread's own sequence.
+    Worker,
+    /// In a signal handler that interrupted the thread.
+    Handler,
+    /// In irq work, on the thread of a CPU.
+    IrqWork,
+    /// In the child of a fork.
+    Child,
+}
+
 /// Who does something, and when: enough to find the place again in a replay.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Actor {
     pub(crate) seed: u64,
+    pub(crate) role: Role,
     pub(crate) thread: u32,
     pub(crate) generation: u32,
-    /// Number of the operation in this thread and generation.
+    /// Number of the operation in this thread and generation; in other roles than a worker's, of the
+    /// visit in the whole run.
     pub(crate) operation: u64,
 }
 
 impl fmt::Display for Actor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seed, thread, generation, operation } = self;
-        write!(f, "seed {seed}, thread {thread}, generation {generation}, operation {operation}")
+        let Self { seed, role, thread, generation, operation } = self;
+        let thread = format_args!("thread {thread}, generation {generation}");
+        match role {
+            Role::Worker => write!(f, "seed {seed}, {thread}, operation {operation}"),
+            Role::Handler => write!(f, "seed {seed}, handler {operation} on {thread}"),
+            Role::IrqWork => write!(f, "seed {seed}, irq work {operation}"),
+            Role::Child => write!(f, "seed {seed}, child of a fork, {operation}"),
+        }
     }
 }
 
@@ -34,16 +56,18 @@ pub(crate) enum Fault {
     NotZeroed(Mismatch),
     /// A byte of the block is not what was written to it.
     Contents(Mismatch),
+    /// What a constructor left is gone, for this.
+    NotConstructed(u64),
 }
 
 /// Prints the fault and ends the process with exit code 1. Only the first fault is printed.
 ///
-/// `when` says what was being done with the block, `born` who allocated it.
+/// `when` says what was being done with the block, `born` who allocated it, if that is known.
 pub(crate) fn report(
     fault: Fault,
     when: &str,
     actor: Actor,
-    born: Actor,
+    born: Option<Actor>,
     address: *const u8,
     layout: Layout,
 ) -> ! {
@@ -54,19 +78,46 @@ pub(crate) fn report(
             thread::park();
         }
     }
-    eprintln!("stress: MISMATCH {when}");
-    eprintln!("  by        {actor}");
-    eprintln!("  block     {address:p}, size {}, align {}", layout.size(), layout.align());
-    eprintln!("  allocated {born}");
+    say(format_args!("stress: MISMATCH {when}"));
+    say(format_args!("  by        {actor}"));
+    let (size, align) = (layout.size(), layout.align());
+    say(format_args!("  block     {address:p}, size {size}, align {align}"));
+    if let Some(born) = born {
+        say(format_args!("  allocated {born}"));
+    }
     match fault {
-        Fault::Misaligned => eprintln!("  the address is not a multiple of the alignment"),
+        Fault::Misaligned => {
+            say(format_args!("  the address is not a multiple of the alignment"));
+        }
         Fault::NotZeroed(Mismatch { offset, found, .. }) => {
-            eprintln!("  offset    {offset}: expected zero, found {found:#04x}");
+            say(format_args!("  offset    {offset}: expected zero, found {found:#04x}"));
         }
         Fault::Contents(Mismatch { offset, expected, found }) => {
-            eprintln!("  offset    {offset}: expected {expected:#04x}, found {found:#04x}");
+            say(format_args!("  offset    {offset}: expected {expected:#04x}, found {found:#04x}"));
+        }
+        Fault::NotConstructed(found) => {
+            say(format_args!("  found {found:#018x} instead of what the constructor left"));
         }
     }
+    exit_at_once()
+}
+
+/// Writes a line to standard error, without the heap and without a lock: for any context, and for
+/// when one of these may be what is stuck.
+pub(crate) fn say(line: fmt::Arguments<'_>) {
+    let mut text = Cursor::new([0; 512]);
+    // What does not fit is cut off.
+    let _ = writeln!(text, "{line}");
+    let len = text.position() as usize;
+    // SAFETY: the pointer and the length are those of a part of the array.
+    unsafe { libc::write(libc::STDERR_FILENO, text.get_ref().as_ptr().cast(), len) };
+}
+
+/// Says what is wrong and in which state the allocator is, and ends the process with exit code 1. For
+/// any context.
+pub(crate) fn stuck(what: fmt::Arguments<'_>) -> ! {
+    say(format_args!("stress: {what}"));
+    alloc_core::dump::machine(&|line| say(format_args!("  {line}")));
     exit_at_once()
 }
 
@@ -79,8 +130,9 @@ pub(crate) fn exit_on_panic() {
     }));
 }
 
-/// Ends the process without running exit handlers, which need a heap that is still whole.
-fn exit_at_once() -> ! {
+/// Ends the process with exit code 1, without running exit handlers, which need a heap that is still
+/// whole.
+pub(crate) fn exit_at_once() -> ! {
     // SAFETY: `_exit` has no preconditions.
     unsafe { libc::_exit(1) }
 }

@@ -23,13 +23,25 @@
 //! out the same each time.
 
 mod block;
+mod caches;
+mod companion;
 mod crew;
 mod draw;
 mod exchange;
 mod failure;
+mod forks;
+mod hotplug;
+mod irq;
+mod object;
 mod options;
 mod pattern;
+mod published;
+mod pulse;
+mod relay;
+mod signals;
 mod totals;
+mod visit;
+mod watchdog;
 mod worker;
 
 use std::process::ExitCode;
@@ -41,16 +53,16 @@ static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
 
 fn main() -> ExitCode {
     let options = options::Options::parse();
+    if let Some(irq) = options.irq {
+        // SAFETY: there is no other thread yet that could read the environment.
+        unsafe { std::env::set_var("HAYLOFT_IRQ", irq.name()) };
+    }
     let plan = options.plan();
     println!("{plan}");
     failure::exit_on_panic();
 
     let outcome = crew::run(&plan);
     println!("{outcome}");
-    if outcome.totals.live_blocks() == 0 {
-        ExitCode::SUCCESS
-    } else {
-        eprintln!("stress: blocks were lost or freed twice by the program itself");
-        ExitCode::FAILURE
-    }
+    let faults = outcome.faults().inspect(|fault| eprintln!("stress: {fault}")).count();
+    if faults == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

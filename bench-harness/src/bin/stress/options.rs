@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Args, Parser, ValueEnum};
 
 /// Stresses Hayloft: random sizes and alignments, every byte checked, threads that come and go.
 #[derive(Debug, Parser)]
@@ -35,9 +35,79 @@ pub(crate) struct Options {
           value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     live_mb: u64,
 
-    /// A run of three seconds, for continuous integration.
+    /// A run of three seconds, for continuous integration; of ten with any of what follows.
     #[arg(long, conflicts_with_all = ["seconds", "operations"])]
     quick: bool,
+
+    #[command(flatten)]
+    modes: Modes,
+
+    /// All of this at once.
+    #[arg(long)]
+    all: bool,
+
+    /// Where irq work runs, instead of what `HAYLOFT_IRQ` says.
+    #[arg(long)]
+    pub(crate) irq: Option<Irq>,
+}
+
+/// What goes on beside the workers' own sequences.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Args)]
+pub(crate) struct Modes {
+    /// Interrupt all threads by signals, whose handlers allocate, free, and queue irq work.
+    #[arg(long)]
+    pub(crate) signals: bool,
+
+    /// Take CPUs offline and bring them back.
+    #[arg(long)]
+    pub(crate) hotplug: bool,
+
+    /// Fork; the children allocate, too.
+    #[arg(long)]
+    pub(crate) fork: bool,
+
+    /// Make, use and destroy object caches.
+    #[arg(long)]
+    pub(crate) caches: bool,
+}
+
+impl Modes {
+    const ALL: Modes = Modes { signals: true, hotplug: true, fork: true, caches: true };
+
+    fn any(self) -> bool {
+        self != Modes::default()
+    }
+}
+
+impl fmt::Display for Modes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Modes { signals, hotplug, fork, caches } = *self;
+        let modes =
+            [(signals, "signals"), (hotplug, "hotplug"), (fork, "fork"), (caches, "caches")];
+        modes.into_iter().filter(|(on, _)| *on).try_for_each(|(_, name)| write!(f, ", {name}"))
+    }
+}
+
+/// Where irq work runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Irq {
+    /// In the signal handlers of the threads that act as CPUs.
+    Hard,
+    /// In the loops of these threads, but for what insists on the handler.
+    Threaded,
+    /// In their loops; there is no signal.
+    None,
+}
+
+impl Irq {
+    /// The value of `HAYLOFT_IRQ`.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Irq::Hard => "hard",
+            Irq::Threaded => "threaded",
+            Irq::None => "none",
+        }
+    }
 }
 
 /// When a run ends.
@@ -63,6 +133,7 @@ pub(crate) struct Plan {
     pub(crate) slots: usize,
     /// Bound on the bytes in one exchange slot.
     pub(crate) slot_bytes: usize,
+    pub(crate) modes: Modes,
 }
 
 impl Options {
@@ -73,11 +144,13 @@ impl Options {
         let slots = 2 * threads;
         let live = (self.live_mb as usize) << 20;
         let worker_bytes = live / 2 / threads;
+        let modes = if self.all { Modes::ALL } else { self.modes };
         Plan {
             seed: self.seed,
             threads: self.threads,
             length: match self.operations {
                 Some(operations) => Length::Operations(operations),
+                None if self.quick && modes.any() => Length::Time(Duration::from_secs(10)),
                 None if self.quick => Length::Time(Duration::from_secs(3)),
                 None => Length::Time(Duration::from_secs(self.seconds)),
             },
@@ -85,6 +158,7 @@ impl Options {
             worker_bytes,
             slots,
             slot_bytes: live / 4 / slots,
+            modes,
         }
     }
 }
@@ -97,7 +171,8 @@ impl fmt::Display for Plan {
             Length::Operations(operations) => write!(f, "{operations} operations each, ")?,
         }
         let live = (self.worker_bytes * self.threads as usize + self.slot_bytes * self.slots) >> 20;
-        write!(f, "blocks up to {} bytes, at most {live} MiB at rest", self.max_size)
+        write!(f, "blocks up to {} bytes, at most {live} MiB at rest", self.max_size)?;
+        self.modes.fmt(f)
     }
 }
 
@@ -109,6 +184,15 @@ mod tests {
     fn the_command_line_is_well_formed() {
         use clap::CommandFactory as _;
         Options::command().debug_assert();
+    }
+
+    #[test]
+    fn modes_combine() {
+        let modes = |arguments: &[&str]| Options::parse_from(arguments).plan().modes;
+        assert!(!modes(&["stress"]).any());
+        let two = modes(&["stress", "--fork", "--signals"]);
+        assert_eq!(two.to_string(), ", signals, fork");
+        assert_eq!(modes(&["stress", "--all", "--fork"]), Modes::ALL);
     }
 
     #[test]

@@ -4,7 +4,10 @@ use std::fmt;
 use std::ops::AddAssign;
 use std::time::Duration;
 
+use alloc_core::cache::DeferredFrees;
+
 use crate::draw;
+use crate::irq;
 
 /// Counts of one worker, or the sum of many.
 #[derive(Clone, Copy, Debug, Default)]
@@ -59,14 +62,47 @@ impl AddAssign for Totals {
     }
 }
 
+/// What went on beside the workers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Events {
+    /// Operations done by signal handlers.
+    pub(crate) handler_operations: u64,
+    pub(crate) handlers: u64,
+    pub(crate) irq: irq::Counts,
+    pub(crate) deferred: DeferredFrees,
+    pub(crate) hotplug_cycles: u64,
+    pub(crate) forks: u64,
+    pub(crate) destroys: u64,
+}
+
 /// A finished run.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) totals: Totals,
+    pub(crate) events: Events,
     pub(crate) threads: u64,
     pub(crate) elapsed: Duration,
     /// Whether the digest can be compared with that of another run.
     pub(crate) repeatable: bool,
+}
+
+impl Outcome {
+    /// What did not come out as it should.
+    pub(crate) fn faults(&self) -> impl Iterator<Item = &'static str> {
+        let Events { irq, deferred, .. } = self.events;
+        let faults = [
+            (
+                self.totals.live_blocks() != 0,
+                "blocks were lost, or freed twice, by the program itself",
+            ),
+            (
+                deferred.deferred != deferred.flushed,
+                "deferred frees are not flushed after a barrier",
+            ),
+            (irq.queued != irq.run, "irq work did not run as often as it was queued"),
+        ];
+        faults.into_iter().filter_map(|(is_so, fault)| is_so.then_some(fault))
+    }
 }
 
 impl fmt::Display for Outcome {
@@ -91,7 +127,17 @@ impl fmt::Display for Outcome {
         if self.repeatable {
             writeln!(f, "  digest         {:>016x}", self.totals.digest)?;
         }
-        writeln!(f, "  live blocks      {:>14}", self.totals.live_blocks())?;
+        let Events { handler_operations, handlers, irq, deferred, hotplug_cycles, forks, destroys } =
+            self.events;
+        let irq::Counts { queued, run, coalesced } = irq;
+        let DeferredFrees { deferred, flushed, .. } = deferred;
+        writeln!(f, "  in handlers      {handler_operations:>14}  ({handlers} signals)")?;
+        writeln!(f, "  deferred frees   {deferred:>14}  ({flushed} flushed)")?;
+        writeln!(f, "  irq work         {queued:>14}  ({run} run, {coalesced} coalesced)")?;
+        writeln!(f, "  hotplug cycles   {hotplug_cycles:>14}")?;
+        writeln!(f, "  forks            {forks:>14}")?;
+        writeln!(f, "  caches destroyed {destroys:>14}")?;
+        writeln!(f, "  leaks            {:>14}", self.totals.live_blocks())?;
         write!(f, "  mismatches       {:>14}", 0)
     }
 }

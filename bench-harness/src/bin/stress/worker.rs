@@ -4,10 +4,14 @@ use std::alloc::Layout;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::block::Block;
+use crate::companion::Companion;
 use crate::draw::{self, Rng};
 use crate::exchange::{Bundle, Exchange};
-use crate::failure::Actor;
+use crate::failure::{Actor, Role};
 use crate::options::Plan;
+use crate::pulse::Pulse;
+use crate::relay;
+use crate::signals::Enlisted;
 use crate::totals::Totals;
 
 /// Most blocks a worker keeps: more would only slow the start of a shrinking phase.
@@ -18,8 +22,8 @@ const LIVE_BLOCKS: usize = 16 << 10;
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct Lane {
-    /// Operations done so far, all generations.
-    pub(crate) operations: AtomicU64,
+    /// Beats with each operation, in all generations.
+    pub(crate) operations: Pulse,
     /// Bytes the present worker keeps.
     pub(crate) live_bytes: AtomicU64,
 }
@@ -30,6 +34,7 @@ pub(crate) struct Shared {
     pub(crate) plan: Plan,
     pub(crate) exchange: Exchange,
     pub(crate) lanes: Box<[Lane]>,
+    pub(crate) companions: Box<[Companion]>,
     /// Set when the time is up.
     pub(crate) stop: AtomicBool,
 }
@@ -40,6 +45,7 @@ impl Shared {
         Self {
             exchange: Exchange::new(plan.slots),
             lanes: (0..plan.threads).map(|_| Lane::default()).collect(),
+            companions: Companion::all(&plan),
             stop: AtomicBool::new(false),
             plan,
         }
@@ -71,7 +77,7 @@ impl<'a> Worker<'a> {
         Self {
             shared,
             lane: &shared.lanes[thread as usize],
-            actor: Actor { seed, thread, generation, operation: 0 },
+            actor: Actor { seed, role: Role::Worker, thread, generation, operation: 0 },
             keys: Rng::of_key(rng.next()),
             rng,
             live: Vec::new(),
@@ -83,12 +89,14 @@ impl<'a> Worker<'a> {
 
     /// Runs at most `limit` operations and leaves the survivors to other threads.
     pub(crate) fn run(mut self, limit: u64) -> Totals {
+        let Actor { thread, generation, .. } = self.actor;
+        let _enlisted = self.shared.plan.modes.signals.then(|| Enlisted::new(thread, generation));
         // Long lives and very short ones alike.
         let life = (self.rng.log_uniform(1, 1 << 15) as u64).min(limit);
         while self.actor.operation < life && !self.shared.stop.load(Ordering::Relaxed) {
             self.step();
             self.actor.operation += 1;
-            self.lane.operations.fetch_add(1, Ordering::Relaxed);
+            self.lane.operations.beat();
             self.lane.live_bytes.store(self.live_bytes as u64, Ordering::Relaxed);
         }
         self.leave();
@@ -212,7 +220,14 @@ impl<'a> Worker<'a> {
                 let new_size = draw::new_size(&mut choice, block.size(), self.shared.plan.max_size);
                 self.realloc(&mut block, new_size);
             }
-            self.free(block);
+            let goes_on = self.shared.plan.modes.signals
+                && block.size() <= relay::MAX_SIZE
+                && choice.below(4) == 0;
+            // Handlers have blocks of workers to free then, and workers those of handlers.
+            let block = if goes_on { relay::swap(&mut choice, Some(block)) } else { Some(block) };
+            if let Some(block) = block {
+                self.free(block);
+            }
         }
     }
 
@@ -293,7 +308,7 @@ impl<'a> Worker<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::Length;
+    use crate::options::{Length, Modes};
 
     fn run(seed: u64, generations: u32) -> Totals {
         let plan = Plan {
@@ -304,6 +319,7 @@ mod tests {
             worker_bytes: 1 << 20,
             slots: 4,
             slot_bytes: 128 << 10,
+            modes: Modes::default(),
         };
         let shared = Shared::new(plan);
         let mut totals = Totals::default();
