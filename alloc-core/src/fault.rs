@@ -39,6 +39,8 @@ pub enum Place {
     SheafFilling,
     /// A batch has just left a sheaf.
     SheafDrained,
+    /// Sheaves of some CPU are closed, and a batch of what they held is in hand.
+    SheavesClosed,
     /// The sheaves of a CPU are locked, on the fallback backend.
     SheavesLocked,
     /// A block is on a deferred list, and the CPU's work not queued yet.
@@ -53,7 +55,7 @@ pub enum Place {
 
 impl Place {
     /// All places.
-    pub const ALL: [Place; 20] = [
+    pub const ALL: [Place; 21] = [
         Place::BackendDeciding,
         Place::ArenaMaking,
         Place::ArenaAllocating,
@@ -69,6 +71,7 @@ impl Place {
         Place::BarnPutting,
         Place::SheafFilling,
         Place::SheafDrained,
+        Place::SheavesClosed,
         Place::SheavesLocked,
         Place::BlockDeferred,
         Place::DeferredTaken,

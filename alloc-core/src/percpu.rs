@@ -417,8 +417,12 @@ pub(crate) fn open(cpu: usize) {
 }
 
 /// In the child of a fork, where no CPU is offline, nor closed by a thread that is not there: lets sheaves be opened again, and
-/// those that were half closed be used.
+/// those that were half closed be used. All stay as they are where the fork interrupted this thread in closing some: it goes on
+/// with that.
 pub(crate) fn forget_cpus() {
+    if CLOSING.raw().is_mine() {
+        return;
+    }
     for base in (0..regions()).filter_map(region_of) {
         // SAFETY: a region. There is no other thread.
         let closed = unsafe { closed_word(base) };
@@ -544,6 +548,7 @@ fn close_some(
                 if batch.len() == 0 {
                     break;
                 }
+                fault::point(Place::SheavesClosed);
                 take(class, &mut batch);
             }
             region.header(class).into_iter().for_each(|half| half.store(0, Ordering::Relaxed));
@@ -600,6 +605,7 @@ fn close_some(
                     len
                 });
             }
+            fault::point(Place::SheavesClosed);
             take(class, &mut batch);
         }
     }

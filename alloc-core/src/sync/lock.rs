@@ -194,7 +194,7 @@ impl RawLock {
 
     /// Whether this thread has the lock, in the code that it interrupted.
     #[cfg(not(loom))]
-    fn is_mine(&self) -> bool {
+    pub(crate) fn is_mine(&self) -> bool {
         self.owner.load(Ordering::Relaxed) == Context::thread()
     }
 }
