@@ -1,14 +1,17 @@
 //! Object caches: what they promise of objects, how they share, and that they can be destroyed, or say why not.
 
 use std::alloc::Layout;
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::{OnceLock, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use alloc_core::cache::{AllocError, Cache, CacheError, CacheFlags, TypedCache};
+use alloc_core::fault::{self, Place};
 use alloc_core::{cpu, rcu};
 use tests::routes::Hayloft;
 use tests::scenario::Scenario;
@@ -333,6 +336,81 @@ fn frees_of_other_threads_are_found() {
             cache.destroy().expect("nothing is in use");
         }
     });
+}
+
+/// Destroys a cache while another thread has its free objects in hand: that thread does `body` until it comes to `place`.
+fn destroy_while_at(place: Place, cache: Cache, body: impl Fn() + Sync) {
+    static PLACE: OnceLock<Place> = OnceLock::new();
+    static STOPPED: AtomicBool = AtomicBool::new(false);
+    thread_local! {
+        static IS_STOPPABLE: Cell<bool> = const { Cell::new(false) };
+    }
+    PLACE.get_or_init(|| place);
+    fault::set_hook(|place| {
+        if PLACE.get() == Some(&place) && IS_STOPPABLE.replace(false) {
+            STOPPED.store(true, Ordering::Relaxed);
+            thread::sleep(Duration::from_millis(200));
+        }
+    });
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            IS_STOPPABLE.set(true);
+            while !STOPPED.load(Ordering::Relaxed) {
+                body();
+            }
+        });
+        while !STOPPED.load(Ordering::Relaxed) {
+            thread::yield_now();
+        }
+        cache.destroy().expect("nothing is in use");
+    });
+}
+
+/// Objects that wait for readers leave a full sheaf, which other caches' are on as well.
+#[test]
+fn what_others_set_aside_is_found() {
+    on_each_backend(|| {
+        cpu::start();
+        // All on one core, to have one sheaf.
+        // SAFETY: a zeroed set is a valid one, and its size is given.
+        unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(libc::sched_getcpu() as usize, &mut set);
+            libc::sched_setaffinity(0, size_of_val(&set), &raw const set);
+        }
+        let (cache, other) = (plain("aside", 64), plain("other", 64));
+        // SAFETY: objects of this cache, which nobody uses.
+        filled(&cache, 20).into_iter().for_each(|object| unsafe { cache.free_rcu(object) });
+        destroy_while_at(Place::SheafDrained, cache, || {
+            // SAFETY: as above, of the other.
+            unsafe { other.free_rcu(other.alloc().expect("memory")) };
+        });
+    });
+}
+
+/// What was not needed for a while is taken home, from sheaves of all classes at once.
+#[test]
+fn what_others_take_home_is_found() {
+    for backend in ["rseq", "fallback"] {
+        let body = || {
+            let cache = plain("home", 64);
+            let objects = filled(&cache, 20);
+            check_and_free(&cache, &objects, |object| {
+                // SAFETY: an object of this cache, which nobody uses.
+                unsafe { cache.free(object) };
+            });
+            // The clock is looked at by those who free something large.
+            destroy_while_at(Place::SheavesClosed, cache, || {
+                drop(vec![1u8; 200_000]);
+                thread::sleep(Duration::from_millis(1));
+            });
+        };
+        Scenario::new(backend, body)
+            .env("HAYLOFT_BACKEND", backend)
+            .env("HAYLOFT_BACKGROUND", "0")
+            .env("HAYLOFT_DECAY_MS", "2")
+            .succeeds();
+    }
 }
 
 /// Several destroy at once: with the barrier unserialised, one of them would hang.

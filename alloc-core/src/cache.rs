@@ -100,7 +100,7 @@ pub fn barrier() {
 /// [`Cache::shrink`]. Not for handlers. (`malloc_trim`.)
 pub fn trim() -> usize {
     let _caches = SLAB_MUTEX.lock();
-    objects::trim(rcu::set_aside)
+    rcu::setting_aside(|| objects::trim(rcu::set_aside))
 }
 
 /// In the child of a fork: nobody has the cache mutex but this thread.

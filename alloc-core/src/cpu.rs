@@ -206,7 +206,7 @@ pub fn down(cpu: usize) -> Result<(), CpuError> {
     if online().count() == 1 {
         return Err(CpuError::Last);
     }
-    if !objects::offline(cpu, rcu::set_aside) {
+    if !rcu::setting_aside(|| objects::offline(cpu, rcu::set_aside)) {
         objects::online(cpu);
         return Err(CpuError::Unsupported);
     }

@@ -38,7 +38,7 @@ use crate::percpu::{self, Backend};
 use crate::reclaim;
 use crate::size_class::{CLASSES, Class, MAX_CLASSES, UNIT};
 use crate::slab::{self, Emptied, Misuse, Shape, Slab, Slabs};
-use crate::sync::{Context, LockClass, RawLock};
+use crate::sync::{Context, Lock, LockClass, RawLock};
 use crate::thread::{self, MAX_CPUS};
 
 // A slab's descriptor is the metadata of its first unit; those of the others follow.
@@ -442,9 +442,12 @@ pub(crate) unsafe fn define(class: Class, shape: Shape) -> bool {
         // Release: pairs with the Acquire in `depot`.
         depots.store(memory, Ordering::Release);
     }
-    percpu::define(class, shape.stride());
-    // SAFETY: the caller's promise.
-    unsafe { slab::define(class, shape) };
+    Context::enter(|context| {
+        let _homing = HOMING.acquire(context);
+        percpu::define(class, shape.stride());
+        // SAFETY: the caller's promise.
+        unsafe { slab::define(class, shape) };
+    });
     true
 }
 
@@ -452,6 +455,8 @@ pub(crate) unsafe fn define(class: Class, shape: Shape) -> bool {
 /// in sheaves.
 pub(crate) fn flush(class: Class) -> bool {
     Context::enter(|context| {
+        // What others took from a sheaf or a barn is home then.
+        let _homing = HOMING.acquire(context);
         let backend = percpu::backend(context);
         let mut done = true;
         for cpu in (0..percpu::regions()).filter(|cpu| percpu::held(*cpu, class) > 0) {
@@ -608,6 +613,7 @@ pub fn deferred_frees() -> DeferredFrees {
 /// Every lock of the slow paths, in the order in which they may be taken.
 pub(crate) fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
     DEFERRED.for_each_lock(visit);
+    visit(LockClass::Homing, HOMING.raw());
     percpu::for_each_lock(visit);
     let depots = DEPOTS.iter().zip(&USED);
     let depots = depots.filter(|(_, used)| used.load(Ordering::Relaxed)).map(|(depot, _)| depot);
@@ -648,9 +654,22 @@ pub(crate) fn may_reclaim(context: Context) {
     reclaim::freed(context, end_window);
 }
 
+/// Held by who takes objects of any class home, which for a moment are nowhere else, and relies on what the class is.
+static HOMING: Lock<()> = Lock::new(LockClass::Homing, ());
+
 /// Takes what was not asked for in this window a step towards the system: from sheaves and barns to slabs, from these to pages,
 /// from there away. Whether there is more to be taken.
 fn end_window(context: Context) -> bool {
+    let moved = take_home(context);
+    page::decay(context);
+    moved || page::is_dirty(context)
+}
+
+/// Takes what sheaves and barns hold home, if it was not asked for in this window, and slabs that are empty then back to pages.
+/// Whether there is more to be taken.
+fn take_home(context: Context) -> bool {
+    // Whoever flushes a class or defines one is soon done.
+    let Some(_homing) = HOMING.acquire(Context::TRYING) else { return true };
     let backend = percpu::backend(context);
     let mut moved = false;
     for cpu in 0..percpu::regions() {
@@ -671,8 +690,7 @@ fn end_window(context: Context) -> bool {
             }
         }
     }
-    page::decay(context);
-    moved || page::is_dirty(context)
+    moved
 }
 
 /// Frees what was put off on this CPU, where that can be waited for and nobody else is at it.

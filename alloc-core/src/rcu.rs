@@ -135,18 +135,27 @@ unsafe extern "C" fn free_slow(object: *mut u8) {
         if unsafe { backend.push(Class::RCU, object) } {
             return;
         }
-        let mut batch = Batch::new();
-        backend.drain(Class::RCU, &mut batch, percpu::capacity(Class::RCU));
-        set_aside(&mut batch);
-        batch.push_first(object);
-        // SAFETY: as above. Opens the sheaf where it was not open yet.
-        unsafe { backend.fill(Class::RCU, &mut batch) };
-        set_aside(&mut batch);
+        setting_aside(|| {
+            let mut batch = Batch::new();
+            backend.drain(Class::RCU, &mut batch, percpu::capacity(Class::RCU));
+            set_aside(&mut batch);
+            batch.push_first(object);
+            // SAFETY: as above. Opens the sheaf where it was not open yet.
+            unsafe { backend.fill(Class::RCU, &mut batch) };
+            set_aside(&mut batch);
+        });
         free_waiting(context);
     });
 }
 
-/// Moves a batch to those that wait for the next grace period.
+/// Runs what takes objects from rcu sheaves and sets them aside. In between they are nowhere else, so [`barrier`] waits for it
+/// as it does for readers.
+pub(crate) fn setting_aside<R>(body: impl FnOnce() -> R) -> R {
+    let _reader = read_lock();
+    body()
+}
+
+/// Moves a batch to those that wait for the next grace period: to be called by what [`setting_aside`] runs.
 pub(crate) fn set_aside(batch: &mut Batch) {
     for &object in batch.objects() {
         // SAFETY: objects of caches that nobody but readers uses, which do not look at the link.
@@ -193,6 +202,8 @@ pub(crate) fn wait_for_all() -> bool {
             gathered &= percpu::flush(context, cpu, Class::RCU, set_aside);
         }
     });
+    // What others had taken from sheaves is set aside then.
+    synchronize();
     let taken = Context::enter(|context| {
         let mut waiting = WAITING.acquire(context)?;
         Some([mem::replace(&mut waiting.blocks, Taken::NONE), NEXT.take()])

@@ -26,6 +26,8 @@ pub(crate) enum LockClass {
     Waiting,
     /// The emptying of a deferred list.
     Emptying,
+    /// The taking home of what was not needed for a while.
+    Homing,
     /// The closing of sheaves of other CPUs.
     Closing,
     /// A barn.
