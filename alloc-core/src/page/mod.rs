@@ -521,10 +521,12 @@ impl Arena {
         let past = (arrays.reserve.wrapping_add(self.base_unit()) / BLOCK) as usize;
         let block = self.reserve.take(count, align, past, room as usize)?;
         let start = arrays.reserve + block as u32 * BLOCK;
-        if !self.commit(start, start + len) {
+        // Whole blocks, so that metadata is committed for all units of a block, or none.
+        if !self.commit(start, start + count as u32 * BLOCK) {
             self.reserve.give(block, count);
             return None;
         }
+        self.reserve.set_committed(block, count);
         self.set(start, len, State::Used);
         Some(Allocation { address: self.address(start), zeroed: false })
     }

@@ -1,5 +1,7 @@
 //! Which blocks of an arena's reserve are taken: a bitmap without a lock, for contexts that cannot wait for one.
 //!
+//! A block is taken before it is committed, and stays so when it is given back: a second bitmap says which can be read.
+//!
 //! Runs of blocks are taken from the bottom. Those within a word take one compare-exchange; longer ones are made of
 //! whole words, which are taken one after the other, and given back if one of them is gone.
 
@@ -8,15 +10,48 @@ use core::sync::atomic::{AtomicU64, Ordering};
 const WORD: usize = u64::BITS as usize;
 const WORDS: usize = if cfg!(miri) { 8 } else { 1024 };
 
-/// A bit per block that is taken.
-pub(super) struct Reserve([AtomicU64; WORDS]);
+/// A bit per block.
+struct Bits([AtomicU64; WORDS]);
+
+impl Bits {
+    const fn new() -> Bits {
+        Bits([const { AtomicU64::new(0) }; WORDS])
+    }
+
+    fn word(&self, block: usize) -> &AtomicU64 {
+        &self.0[block / WORD % WORDS]
+    }
+
+    /// The word of a block, and the bits of as many of `count` blocks from it on as the word has.
+    fn part(&self, block: usize, count: usize) -> (&AtomicU64, u64) {
+        let bit = block % WORD;
+        let len = count.min(WORD - bit);
+        (self.word(block), (u64::MAX >> (WORD - len)) << bit)
+    }
+
+    /// Does something to the bits of `count` blocks from `first` on.
+    fn each_part(&self, first: usize, count: usize, change: impl Fn(&AtomicU64, u64)) {
+        let mut done = 0;
+        while done < count {
+            let (word, mask) = self.part(first + done, count - done);
+            change(word, mask);
+            done += mask.count_ones() as usize;
+        }
+    }
+}
+
+/// Blocks that are taken, and blocks that are committed.
+pub(super) struct Reserve {
+    taken: Bits,
+    committed: Bits,
+}
 
 impl Reserve {
     /// Most blocks that there can be.
     pub(super) const BLOCKS: usize = WORDS * WORD;
 
     pub(super) const fn new() -> Reserve {
-        Reserve([const { AtomicU64::new(0) }; WORDS])
+        Reserve { taken: Bits::new(), committed: Bits::new() }
     }
 
     /// Takes `count` blocks of the first `room`, such that the number of the first plus `past` is a multiple of
@@ -36,7 +71,7 @@ impl Reserve {
                 return Some(first);
             }
             // Long runs start on a word; short ones on the next block that is free.
-            let taken = self.word(first).load(Ordering::Relaxed) >> (first % WORD);
+            let taken = self.taken.word(first).load(Ordering::Relaxed) >> (first % WORD);
             let next = (taken.trailing_ones() as usize).clamp(1, WORD - first % WORD);
             first += if count > WORD { WORD } else { next };
         }
@@ -46,7 +81,7 @@ impl Reserve {
     fn take_at(&self, first: usize, count: usize) -> bool {
         let mut done = 0;
         while done < count {
-            let (word, mask) = self.part(first + done, count - done);
+            let (word, mask) = self.taken.part(first + done, count - done);
             // Acquire: pairs with the Release of `give`: the last owner is done with the blocks.
             let taken = word.fetch_update(Ordering::Acquire, Ordering::Relaxed, |bits| {
                 (bits & mask == 0).then_some(bits | mask)
@@ -62,30 +97,26 @@ impl Reserve {
 
     /// Gives back `count` blocks from `first` on, which are the caller's.
     pub(super) fn give(&self, first: usize, count: usize) {
-        let mut done = 0;
-        while done < count {
-            let (word, mask) = self.part(first + done, count - done);
-            // Release: pairs with the Acquire of `take_at`.
+        // Release: pairs with the Acquire of `take_at`.
+        self.taken.each_part(first, count, |word, mask| {
             word.fetch_and(!mask, Ordering::Release);
-            done += mask.count_ones() as usize;
-        }
+        });
     }
 
-    /// Whether somebody has this block.
+    /// Says that `count` blocks from `first` on are committed.
+    pub(super) fn set_committed(&self, first: usize, count: usize) {
+        // Release: pairs with the Acquire of `is_committed`.
+        self.committed.each_part(first, count, |word, mask| {
+            word.fetch_or(mask, Ordering::Release);
+        });
+    }
+
+    /// Whether somebody has this block, and it can be read.
     pub(super) fn has(&self, block: usize) -> bool {
-        // Acquire: as in `take_at`.
-        self.word(block).load(Ordering::Acquire) >> (block % WORD) & 1 == 1
-    }
-
-    fn word(&self, block: usize) -> &AtomicU64 {
-        &self.0[block / WORD % WORDS]
-    }
-
-    /// The word of a block, and the bits of as many of `count` blocks from it on as the word has.
-    fn part(&self, block: usize, count: usize) -> (&AtomicU64, u64) {
-        let bit = block % WORD;
-        let len = count.min(WORD - bit);
-        (self.word(block), (u64::MAX >> (WORD - len)) << bit)
+        // Acquire: as in `take_at`, and pairs with the Release of `set_committed`.
+        [&self.taken, &self.committed]
+            .iter()
+            .all(|bits| bits.word(block).load(Ordering::Acquire) >> (block % WORD) & 1 == 1)
     }
 }
 
@@ -102,7 +133,6 @@ mod tests {
         assert_eq!(reserve.take(60, 1, 0, 200), Some(64));
         assert_eq!(reserve.take(10, 1, 0, 200), Some(128), "not across words");
         assert_eq!(reserve.take(4, 1, 0, 200), Some(124));
-        assert!(reserve.has(137) && !reserve.has(138));
         reserve.give(64, 60);
         assert_eq!(reserve.take(8, 8, 0, 200), Some(64));
         assert_eq!(reserve.take(8, 8, 3, 200), Some(77), "77 + 3 is a multiple of 8");
@@ -114,10 +144,13 @@ mod tests {
         let reserve = Reserve::new();
         assert_eq!(reserve.take(1, 1, 0, 512), Some(0));
         assert_eq!(reserve.take(130, 1, 0, 512), Some(64));
-        assert!(reserve.has(193) && !reserve.has(194));
+        assert!(!reserve.has(64), "it cannot be read yet");
+        reserve.set_committed(64, 130);
+        assert!(reserve.has(64) && reserve.has(193) && !reserve.has(194));
         assert_eq!(reserve.take(200, 1, 0, 512), Some(256));
         assert_eq!(reserve.take(100, 1, 0, 512), None);
         reserve.give(64, 130);
+        assert!(!reserve.has(64));
         assert_eq!(reserve.take(100, 1, 0, 512), Some(64));
     }
 }
