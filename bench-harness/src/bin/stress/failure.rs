@@ -115,7 +115,7 @@ pub(crate) fn say(line: fmt::Arguments<'_>) {
 
 /// Says what is wrong and in which state the allocator is, and ends the process with exit code 1. For
 /// any context.
-pub(crate) fn stuck(what: fmt::Arguments<'_>) -> ! {
+pub(crate) fn give_up(what: fmt::Arguments<'_>) -> ! {
     say(format_args!("stress: {what}"));
     alloc_core::dump::machine(&|line| say(format_args!("  {line}")));
     exit_at_once()

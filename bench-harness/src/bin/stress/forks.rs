@@ -30,11 +30,12 @@ pub(crate) fn cycle(rng: &mut Rng, actor: Actor) -> u64 {
 /// The life of a child.
 fn live(rng: &mut Rng, actor: Actor, visits: usize) -> ! {
     extern "C" fn out_of_time(_: libc::c_int) {
-        failure::stuck(format_args!("STUCK: the child of a fork"));
+        failure::give_up(format_args!("STUCK: the child of a fork"));
     }
     // SAFETY: the handler may do what it does in any context.
     unsafe {
         libc::signal(libc::SIGALRM, out_of_time as *const () as usize);
+        // Before the parent's watchdog finds that there are no forks.
         libc::alarm(watchdog::PATIENCE - 5);
     }
     for _ in 0..visits {
@@ -60,6 +61,6 @@ fn wait_for(child: libc::pid_t) {
     // SAFETY: the status is ours to be written. Signals do not end the call.
     let ended = unsafe { libc::waitpid(child, &raw mut status, 0) };
     if ended != child || status != 0 {
-        failure::stuck(format_args!("the child of a fork failed: {ended}, status {status:#x}"));
+        failure::give_up(format_args!("the child of a fork failed: {ended}, status {status:#x}"));
     }
 }

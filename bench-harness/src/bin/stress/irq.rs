@@ -54,12 +54,13 @@ fn work(_: &IrqWork) {
 /// Waits until nothing is queued, while nobody else queues anything. For one thread at a time.
 pub(crate) fn settle() {
     let all = || ITEMS.iter().chain(&HARD_ITEMS);
-    // An item may have queued another that was waited for already.
-    while all().any(IrqWork::is_busy) {
+    // An item may queue another that was waited for already.
+    loop {
         all().for_each(IrqWork::sync);
+        if !all().any(IrqWork::is_busy) {
+            break;
+        }
     }
-    // The last runner may be at one still.
-    all().for_each(IrqWork::sync);
 }
 
 /// What became of all items so far.

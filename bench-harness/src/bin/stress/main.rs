@@ -7,6 +7,11 @@
 //! themselves come and go: a worker lives for one *generation*, leaves its blocks to the others and
 //! is replaced by a fresh thread ([`crew`]).
 //!
+//! On request much else goes on at the same time: signal handlers that allocate and queue irq work
+//! ([`signals`]), CPUs that come and go ([`hotplug`]), children ([`forks`]), object caches that are made
+//! and destroyed ([`caches`]). A [`watchdog`] ends a run in which something is stuck, and says in which
+//! state the allocator is.
+//!
 //! The first mismatch is printed with all that is needed to find it again, and ends the process with
 //! exit code 1. A request refused with null is counted and is no fault, as long as a refused `realloc`
 //! left the block as it was; but the program's own tables are on the same heap, and it gives up when
@@ -18,7 +23,8 @@
 //! same `--threads`, `--max-size` and `--live-mb`, same sequence of operations, sizes, alignments
 //! and choices in every thread. Blocks that come in from other threads are checked and freed on the
 //! spot with choices drawn from the block, never from the worker, so that timing cannot leak into
-//! the sequence. How threads interleave, hence which addresses they see, is up to the machine. With
+//! the sequence. What goes on beside the workers draws from generators of its own, so it leaves their
+//! sequences alone. How threads interleave, hence which addresses they see, is up to the machine. With
 //! `--operations` the length of the run is fixed too, and the digest printed at the end must come
 //! out the same each time.
 
@@ -52,13 +58,12 @@ use clap::Parser as _;
 static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
 
 fn main() -> ExitCode {
-    let options = options::Options::parse();
-    if let Some(irq) = options.irq {
+    let plan = options::Options::parse().plan();
+    println!("{plan}");
+    if let Some(irq) = plan.irq {
         // SAFETY: there is no other thread yet that could read the environment.
         unsafe { std::env::set_var("HAYLOFT_IRQ", irq.name()) };
     }
-    let plan = options.plan();
-    println!("{plan}");
     failure::exit_on_panic();
 
     let outcome = crew::run(&plan);

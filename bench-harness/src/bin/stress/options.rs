@@ -46,9 +46,9 @@ pub(crate) struct Options {
     #[arg(long)]
     all: bool,
 
-    /// Where irq work runs, instead of what `HAYLOFT_IRQ` says.
+    /// Where irq work runs, instead of where `HAYLOFT_IRQ` says.
     #[arg(long)]
-    pub(crate) irq: Option<Irq>,
+    irq: Option<Irq>,
 }
 
 /// What goes on beside the workers' own sequences.
@@ -134,6 +134,7 @@ pub(crate) struct Plan {
     /// Bound on the bytes in one exchange slot.
     pub(crate) slot_bytes: usize,
     pub(crate) modes: Modes,
+    pub(crate) irq: Option<Irq>,
 }
 
 impl Options {
@@ -159,6 +160,7 @@ impl Options {
             slots,
             slot_bytes: live / 4 / slots,
             modes,
+            irq: self.irq,
         }
     }
 }
@@ -172,7 +174,8 @@ impl fmt::Display for Plan {
         }
         let live = (self.worker_bytes * self.threads as usize + self.slot_bytes * self.slots) >> 20;
         write!(f, "blocks up to {} bytes, at most {live} MiB at rest", self.max_size)?;
-        self.modes.fmt(f)
+        self.modes.fmt(f)?;
+        self.irq.map_or(Ok(()), |irq| write!(f, ", irq work {}", irq.name()))
     }
 }
 

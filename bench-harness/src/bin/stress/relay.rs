@@ -16,7 +16,7 @@ pub(crate) const MAX_SIZE: usize = 256 << 10;
 /// Blocks that can be under way.
 const SLOTS: usize = 64;
 
-static SLOTS_OF_ALL: [Slot; SLOTS] = [const { Slot::new() }; SLOTS];
+static RELAY: [Slot; SLOTS] = [const { Slot::new() }; SLOTS];
 
 /// A place for a block.
 struct Slot {
@@ -48,12 +48,12 @@ impl Slot {
 /// Leaves a block, or nothing, in some slot, and takes what was there.
 pub(crate) fn swap(rng: &mut Rng, block: Option<Block>) -> Option<Block> {
     debug_assert!(block.as_ref().is_none_or(|block| block.size() <= MAX_SIZE));
-    SLOTS_OF_ALL[rng.below(SLOTS)].swap(block)
+    RELAY[rng.below(SLOTS)].swap(block)
 }
 
 /// Empties every slot.
 pub(crate) fn drain() -> impl Iterator<Item = Block> {
-    SLOTS_OF_ALL.iter().filter_map(|slot| slot.swap(None))
+    RELAY.iter().filter_map(|slot| slot.swap(None))
 }
 
 #[cfg(test)]

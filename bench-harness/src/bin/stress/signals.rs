@@ -125,7 +125,7 @@ extern "C" fn handler(_: libc::c_int) {
     LEVEL.set(level);
     HANDLERS.beat();
     if replace_errno(before) != ERRNO {
-        failure::stuck(format_args!("errno changed in a handler"));
+        failure::give_up(format_args!("errno changed in a handler"));
     }
 }
 

@@ -131,7 +131,7 @@ impl fmt::Display for Outcome {
             self.events;
         let irq::Counts { queued, run, coalesced } = irq;
         let DeferredFrees { deferred, flushed, .. } = deferred;
-        writeln!(f, "  in handlers      {handler_operations:>14}  ({handlers} signals)")?;
+        writeln!(f, "  handler ops      {handler_operations:>14}  ({handlers} signals)")?;
         writeln!(f, "  deferred frees   {deferred:>14}  ({flushed} flushed)")?;
         writeln!(f, "  irq work         {queued:>14}  ({run} run, {coalesced} coalesced)")?;
         writeln!(f, "  hotplug cycles   {hotplug_cycles:>14}")?;

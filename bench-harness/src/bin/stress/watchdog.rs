@@ -10,8 +10,8 @@ use std::time::Duration;
 use crate::failure;
 use crate::pulse::Pulse;
 
-/// How often it looks.
-const ROUND: Duration = Duration::from_secs(1);
+/// A round.
+const SECOND: Duration = Duration::from_secs(1);
 
 /// Rounds without a sign of life after which something is stuck. On a machine that has much else to
 /// do, seconds may pass before a thread runs; what is stuck is so for ever.
@@ -48,7 +48,7 @@ pub(crate) fn watch<R>(mut watched: Vec<Watched<'_>>, body: impl FnOnce() -> R) 
         let watchdog = scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
                 look(&mut watched);
-                thread::park_timeout(ROUND);
+                thread::park_timeout(SECOND);
             }
         });
         let result = body();
@@ -66,7 +66,7 @@ fn look(watched: &mut [Watched<'_>]) {
             let Watched { name, beats, silent, .. } = watched;
             failure::say(format_args!("stress: {name} at {beats}, silent for {silent} s"));
         }
-        failure::stuck(format_args!("STUCK"));
+        failure::give_up(format_args!("STUCK"));
     }
 }
 

@@ -309,8 +309,9 @@ impl<'a> Worker<'a> {
 mod tests {
     use super::*;
     use crate::options::{Length, Modes};
+    use crate::signals;
 
-    fn run(seed: u64, generations: u32) -> Totals {
+    fn run(seed: u64, generations: u32, modes: Modes) -> Totals {
         let plan = Plan {
             seed,
             threads: 2,
@@ -319,7 +320,8 @@ mod tests {
             worker_bytes: 1 << 20,
             slots: 4,
             slot_bytes: 128 << 10,
-            modes: Modes::default(),
+            modes,
+            irq: None,
         };
         let shared = Shared::new(plan);
         let mut totals = Totals::default();
@@ -336,13 +338,22 @@ mod tests {
 
     #[test]
     fn a_seed_fixes_the_sequence() {
-        assert_eq!(run(5, 10).digest, run(5, 10).digest);
-        assert_ne!(run(5, 10).digest, run(6, 10).digest);
+        let digest = |seed| run(seed, 10, Modes::default()).digest;
+        assert_eq!(digest(5), digest(5));
+        assert_ne!(digest(5), digest(6));
+    }
+
+    #[test]
+    fn handlers_leave_the_sequence_alone() {
+        signals::install();
+        let stormy = run(5, 10, Modes { signals: true, ..Modes::default() });
+        assert!(signals::operations() > 0);
+        assert_eq!(stormy.digest, run(5, 10, Modes::default()).digest);
     }
 
     #[test]
     fn nothing_is_left_and_all_kinds_are_seen() {
-        let totals = run(9, 40);
+        let totals = run(9, 40, Modes::default());
         assert_eq!(totals.live_blocks(), 0);
         assert_eq!(totals.refused, 0);
         let Totals { allocs, zeroed, grown, shrunk, checks, batches, .. } = totals;
