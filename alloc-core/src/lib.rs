@@ -72,6 +72,7 @@ mod percpu;
 pub mod rcu;
 #[cfg(not(loom))]
 mod reclaim;
+#[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 pub mod size_class;
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 mod slab;

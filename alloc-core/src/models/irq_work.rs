@@ -196,23 +196,22 @@ fn unserialised_barriers_hang() {
     });
 }
 
-/// Work is queued on a CPU that goes, and waited for: it runs there, or where it went.
+/// Work is queued on a CPU that goes, and waited for meanwhile: it runs there, or where it went.
 #[test]
 fn work_outlives_its_cpu() {
     loom::model(|| {
         let machine = Machine::new();
-        let shared = machine.clone();
         race(move |number| {
             if number == 1 {
-                shared.down(1);
+                machine.down(1);
             } else {
-                shared.job.written.store(1, Relaxed);
-                shared.queue(1);
+                machine.job.written.store(1, Relaxed);
+                machine.queue(1);
+                machine.run(0);
+                machine.sync();
+                assert_eq!(machine.job.seen.load(Relaxed), 1);
             }
         });
-        machine.run(0);
-        machine.sync();
-        assert_eq!(machine.job.seen.load(Relaxed), 1);
     });
 }
 
@@ -223,10 +222,10 @@ struct Block {
     number: usize,
 }
 
-/// Deferred frees of two CPUs, the irq work of CPU 0 that frees them, and a bit for each number that was freed.
+/// Deferred frees of two CPUs, the irq work that frees them, and a bit for each number that was freed.
 #[repr(C)]
 struct Frees {
-    work: IrqWork,
+    works: [IrqWork; CPUS],
     deferred: Deferred<CPUS>,
     freed: AtomicUsize,
 }
@@ -236,26 +235,36 @@ unsafe impl Send for Frees {}
 // SAFETY: as above.
 unsafe impl Sync for Frees {}
 
-fn flush(work: &IrqWork) {
-    // SAFETY: the item of these, which start with it.
-    let frees = unsafe { &*core::ptr::from_ref(work).cast::<Frees>() };
-    frees.deferred.flush(Context::WAITING, Some(0), |block| frees.free(block));
+fn flush<const CPU: usize>(work: &IrqWork) {
+    // SAFETY: the item of that CPU; these start with all of them.
+    let frees = unsafe { &*core::ptr::from_ref(work).sub(CPU).cast::<Frees>() };
+    frees.deferred.flush(Context::WAITING, Some(CPU), |block| frees.free(block));
 }
 
 impl Frees {
     fn new() -> Arc<Frees> {
-        let (work, deferred, freed) = (IrqWork::new(flush), Deferred::new(), AtomicUsize::new(0));
+        let works = [IrqWork::new(flush::<0>), IrqWork::new(flush::<1>)];
+        let (deferred, freed) = (Deferred::new(), AtomicUsize::new(0));
         for cpu in 0..CPUS {
             deferred.online(Context::WAITING, cpu, |_| unreachable!());
         }
-        Arc::new(Frees { work, deferred, freed })
+        Arc::new(Frees { works, deferred, freed })
     }
 
-    /// Defers the block of this number on a CPU; whether its irq work has to be queued.
-    fn defer(&self, cpu: usize, number: usize) -> bool {
+    /// Defers the block of this number on a CPU; whose irq work has to be queued.
+    fn defer(&self, cpu: usize, number: usize) -> Option<usize> {
         let block = Box::into_raw(Box::new(Block { link: 0, number }));
         // SAFETY: a block of our own.
-        unsafe { self.deferred.add(cpu, block.cast()) }.is_some()
+        unsafe { self.deferred.add(cpu, block.cast()) }
+    }
+
+    /// Queues the irq work of a CPU.
+    fn queue(&self, machine: &Machine, cpu: usize) {
+        let work = &raw const self.works[cpu];
+        if self.works[cpu].claim() {
+            // SAFETY: the frees outlive the machine's use of them.
+            unsafe { machine.lists.add(cpu, work.cast_mut()) };
+        }
     }
 
     fn free(&self, block: *mut u8) {
@@ -282,7 +291,7 @@ fn deferred_blocks_are_freed_once() {
         let shared = frees.clone();
         race_of(3, move |number| {
             if number == 3 {
-                flush(&shared.work);
+                flush::<0>(&shared.works[0]);
             } else {
                 shared.defer(0, number);
             }
@@ -307,6 +316,39 @@ fn nothing_is_left_behind_on_a_cpu() {
         });
         frees.barrier(0);
         assert!(frees.is_freed(1));
+    });
+}
+
+/// A CPU goes with a free deferred on it, whose work is being queued, while another thread waits for all that was deferred:
+/// both with the hotplug lock, as `cpu::down` and `cache::barrier` have it.
+#[test]
+fn a_cpu_that_goes_is_waited_for() {
+    loom::model(|| {
+        let frees = Frees::new();
+        let machine = Machine::new();
+        let online = Mutex::new(CPUS);
+        race(move |number| {
+            if number == 1 {
+                let mut online = online.lock().unwrap();
+                frees.deferred.offline(Context::WAITING, 1, |block| frees.free(block));
+                *online = 1;
+                // The last round of its thread.
+                machine.run(1);
+                machine.down(1);
+                return;
+            }
+            if let Some(cpu) = frees.defer(1, 1) {
+                frees.queue(&machine, cpu);
+            }
+            let online = online.lock().unwrap();
+            for cpu in 0..*online {
+                frees.barrier(cpu);
+                machine.run(cpu);
+                frees.works[cpu].wait_until_idle(false);
+                frees.works[cpu].wait_until_left(&machine.runners);
+            }
+            assert!(frees.is_freed(1), "left behind");
+        });
     });
 }
 
@@ -343,9 +385,8 @@ fn stopped_adder(barrier: fn(&Frees, &Machine)) {
             // Stopped for ever.
             return;
         }
-        if queue && frees.work.claim() {
-            // SAFETY: the frees outlive the machine's use of them.
-            unsafe { machine.lists.add(0, (&raw const frees.work).cast_mut()) };
+        if let Some(cpu) = queue {
+            frees.queue(&machine, cpu);
         }
         barrier(&frees, &machine);
         assert!(frees.is_freed(2), "slipped past the barrier");
@@ -360,7 +401,7 @@ fn the_barrier_empties_the_list_itself() {
         stopped_adder(|frees, machine| {
             frees.barrier(0);
             machine.run(0);
-            frees.work.wait_until_idle(false);
+            frees.works[0].wait_until_idle(false);
         });
     });
 }
@@ -371,7 +412,7 @@ fn a_barrier_that_only_syncs_is_slipped_past() {
     loom_finds("slipped past", test, || {
         stopped_adder(|frees, machine| {
             machine.run(0);
-            frees.work.wait_until_idle(false);
+            frees.works[0].wait_until_idle(false);
         });
     });
 }
