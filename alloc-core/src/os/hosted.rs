@@ -143,6 +143,10 @@ pub(crate) fn admit_signal(_signal: c_int) -> OldMask {
     OldMask
 }
 
+pub(crate) fn has_signals_blocked() -> bool {
+    false
+}
+
 pub(crate) fn affinity() -> [u64; 16] {
     let mut mask = [0; 16];
     mask[0] = 1;
