@@ -396,8 +396,10 @@ pub(crate) fn size(class: Class) -> usize {
 
 /// What a CPU that comes online needs of the allocator.
 pub(crate) fn online(cpu: usize) {
-    percpu::open(cpu);
-    Context::enter(|context| DEFERRED.online(context, cpu, free_block(context)));
+    Context::enter(|context| {
+        percpu::open(context, cpu);
+        DEFERRED.online(context, cpu, free_block(context));
+    });
 }
 
 /// Leaves nothing behind on a CPU that goes: no deferred free, no object in a sheaf; those that wait for readers go to

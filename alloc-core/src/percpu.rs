@@ -408,8 +408,10 @@ unsafe fn header_halves<'a>(base: *mut u8, class: Class) -> [&'a AtomicU32; 2] {
     }
 }
 
-/// Lets sheaves be opened again in the region of a CPU.
-pub(crate) fn open(cpu: usize) {
+/// Lets sheaves be opened again in the region of a CPU, when nobody is closing any there: of one that is opened in the midst of
+/// that, the closing stores one half and the opening the other.
+pub(crate) fn open(context: Context, cpu: usize) {
+    let _closing = CLOSING.acquire(context);
     if let Some(base) = region_of(cpu) {
         // SAFETY: a region. Relaxed: whoever sees it a little later misses a little longer.
         unsafe { closed_word(base) }.store(0, Ordering::Relaxed);
@@ -520,11 +522,11 @@ fn empty(
     let Some(base) = region_of(cpu) else { return true };
     let Some(_closing) = CLOSING.acquire(context) else { return false };
     // SAFETY: a region.
-    let was_closed = unsafe { closed_word(base) }.load(Ordering::Relaxed) != 0;
+    let closed = unsafe { closed_word(base) };
+    let was_closed = closed.load(Ordering::Relaxed);
     let done = close_some(context, cpu, classes, take);
-    if !was_closed {
-        open(cpu);
-    }
+    // Relaxed: as in `open`.
+    closed.store(was_closed, Ordering::Relaxed);
     done
 }
 
