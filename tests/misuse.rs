@@ -149,9 +149,9 @@ fn free_of_the_middle_of_a_block() {
 #[test]
 fn free_with_the_layout_of_another_class() {
     for backend in BACKENDS {
-        Scenario::new(backend, || free_instead(|block| (block, Layout::new::<[u64; 9]>())))
+        Scenario::new(backend, || free_instead(|block| (block, Layout::new::<[u64; 10]>())))
             .env("HAYLOFT_BACKEND", backend)
-            .run(|output| assert_abort(output, &["foreign", "72"]));
+            .run(|output| assert_abort(output, &["foreign", "80"]));
     }
 }
 
