@@ -232,7 +232,9 @@ unsafe extern "C" fn realloc_large(object: *mut u8, layout: Layout, new_layout: 
     // SAFETY: the caller's promise.
     let resized = Context::enter(|context| unsafe {
         free_deferred(context);
-        realloc_run(context, object, layout, new_layout)
+        let resized = realloc_run(context, object, layout, new_layout);
+        may_reclaim(context);
+        resized
     });
     // SAFETY: the caller's promise.
     resized.unwrap_or_else(|| unsafe { realloc_by_copy(object, layout, new_layout) })
@@ -254,7 +256,6 @@ unsafe fn realloc_run(
         if new_units < old_units {
             // SAFETY: the caller's promise: the run is in use, and what is cut off is not.
             unsafe { page::shrink(context, run, new_units) };
-            may_reclaim(context);
         }
         return Some(object);
     }

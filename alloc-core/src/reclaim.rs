@@ -8,8 +8,8 @@
 //! It is not made on a thread that has signals blocked, which may be in a handler that interrupted the making of a thread.
 //! With `HAYLOFT_BACKGROUND=0`, or where there can be no thread, frees look at a clock.
 //!
-//! `HAYLOFT_DECAY_MS` is how long pages may stay unneeded, two windows; 0 gives them back at once. What CPUs and nodes keep for
-//! those takes a window or two more.
+//! `HAYLOFT_DECAY_MS` is how long pages may stay unneeded: two windows of a third each, and some time to give them back; 0 gives
+//! them back at once. What CPUs and nodes keep for those takes a window or two more.
 //!
 //! This file may touch `page`, `sync` and `os`.
 
@@ -47,7 +47,7 @@ const THREAD: u8 = 4;
 const AT_ONCE: u8 = 5;
 
 /// Milliseconds of a window.
-static WINDOW: AtomicU32 = AtomicU32::new(DEFAULT_DECAY_MS / 2);
+static WINDOW: AtomicU32 = AtomicU32::new(DEFAULT_DECAY_MS / 3);
 
 /// Silent while the thread sleeps, as nothing is dirty.
 static BELL: Bell = Bell::new();
@@ -109,7 +109,7 @@ fn settings() -> u8 {
             })
         }
     };
-    WINDOW.store((decay / 2).max(1), Ordering::Relaxed);
+    WINDOW.store((decay / 3).max(1), Ordering::Relaxed);
     let background = match os::env(c"HAYLOFT_BACKGROUND") {
         None | Some(b"1") => true,
         Some(b"0") => false,
