@@ -471,6 +471,7 @@ impl Arena {
         if after > 0 {
             units.insert(self, start + len, after, state);
         }
+        units.note_least(self);
         self.set(start, len, State::Used);
         drop(units);
         Some(Allocation { address: self.address(start), zeroed: state == State::Clean })
@@ -584,6 +585,7 @@ impl Arena {
         if room > more {
             units.insert(self, next + more, room - more, state);
         }
+        units.note_least(self);
         self.set(start, len, State::Used);
         true
     }
@@ -739,9 +741,7 @@ impl Units {
         // SAFETY: the first unit of a free run; the lock is held.
         let run = unsafe { arena.run(start).read() };
         if run.state == State::Dirty {
-            let dirty = arena.dirty() - run.len;
-            arena.dirty.store(dirty, Ordering::Relaxed);
-            self.least_dirty = self.least_dirty.min(dirty);
+            arena.dirty.store(arena.dirty() - run.len, Ordering::Relaxed);
         }
         // SAFETY: neighbours in a bin are first units of free runs.
         unsafe {
@@ -758,6 +758,11 @@ impl Units {
         run.state
     }
 
+    /// To be called when dirty units were taken, and what was too much of them is back.
+    fn note_least(&mut self, arena: &Arena) {
+        self.least_dirty = self.least_dirty.min(arena.dirty());
+    }
+
     /// Takes a dirty run off its bin, as used, while there is something to purge.
     fn next_to_purge(&mut self, arena: &Arena) -> Option<(u32, u32)> {
         let bin = if self.to_purge > 0 { self.dirty_bins.last() } else { None }?;
@@ -769,6 +774,7 @@ impl Units {
         if found > len {
             self.insert(arena, start, found - len, State::Dirty);
         }
+        self.note_least(arena);
         let start = start + (found - len);
         arena.set(start, len, State::Used);
         self.to_purge -= len;
