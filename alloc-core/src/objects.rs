@@ -502,10 +502,7 @@ pub(crate) fn trim(mut waiting: impl FnMut(&mut Batch)) -> usize {
         Context::enter(|context| {
             let backend = percpu::backend(context);
             for depot in depots(class) {
-                empty_barn(context, backend, class, &depot.barn);
-                if !slab::shape(class).is_kept() {
-                    shed_depot(context, class, depot);
-                }
+                empty_depot(context, backend, class, depot);
             }
         });
     }
@@ -524,8 +521,12 @@ fn empty_barn(context: Context, backend: Backend, class: Class, barn: &Barn) {
     }
 }
 
-/// Gives back the empty slabs that a depot keeps.
-fn shed_depot(context: Context, class: Class, depot: &Depot) {
+/// Takes what a depot's barn holds to its slabs, and gives back those that are empty then, unless readers may look at them.
+fn empty_depot(context: Context, backend: Backend, class: Class, depot: &Depot) {
+    empty_barn(context, backend, class, &depot.barn);
+    if slab::shape(class).is_kept() {
+        return;
+    }
     let mut emptied = Emptied::new();
     if let Some(mut partial) = depot.slabs.lock(context) {
         partial.shed(class, &mut emptied);
@@ -686,10 +687,7 @@ fn take_home(context: Context) -> bool {
                 continue;
             }
             moved |= depot.barn.len() > 0;
-            empty_barn(context, backend, class, &depot.barn);
-            if !slab::shape(class).is_kept() {
-                shed_depot(context, class, depot);
-            }
+            empty_depot(context, backend, class, depot);
         }
     }
     moved

@@ -432,8 +432,8 @@ pub(crate) fn forget_cpus() {
             continue;
         }
         for class in all_classes() {
-            // SAFETY: the halves of a header, which only this thread uses, outside of sections.
-            let [top, last]: &[AtomicU32; 2] = unsafe { &*base.add(header_offset(class)).cast() };
+            // SAFETY: a region.
+            let [top, last] = unsafe { header_halves(base, class) };
             if top.load(Ordering::Relaxed) != 0 && last.load(Ordering::Relaxed) == 0 {
                 last.store((empty_header(class) >> 32) as u32, Ordering::Relaxed);
             }
