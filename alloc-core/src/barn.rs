@@ -3,61 +3,74 @@
 //! What one CPU frees and another allocates passes here as a copy of pointers; no object is touched. It is small:
 //! what does not fit goes home to its slabs, where it gets its order back.
 //!
+//! Its objects lie on a *shelf* apart from it, which is as long as its class needs: barns of large objects hold few.
+//!
 //! This file may touch `sync`, `batch` and `fault`.
 
-use core::mem::MaybeUninit;
 use core::ptr;
+use core::slice;
 
-use crate::batch::{Batch, MAX_BATCH};
+use crate::batch::Batch;
 use crate::fault::{self, Place};
 #[cfg(not(loom))]
 use crate::sync::RawLock;
-use crate::sync::{AtomicUsize, Context, Lock, LockClass, Ordering};
+use crate::sync::{AtomicPtr, AtomicUsize, Context, Lock, LockClass, Ordering};
 
 /// Batches a barn holds at most. (`MAX_FULL_SHEAVES` of `mm/slub.c`.)
-const FULL_BATCHES: usize = if cfg!(loom) { 2 } else { 10 };
+const FULL_BATCHES: usize = 10;
 
-/// A bounded stack of objects.
+/// Most objects that a barn holds for a class whose batches are of `len`.
+pub(crate) const fn room_for(len: usize) -> usize {
+    FULL_BATCHES * len
+}
+
+/// A bounded stack of objects. It holds none before it is furnished.
 pub(crate) struct Barn {
     /// Objects held. Written under the lock; read without it, to pass by a barn that has nothing to give or no room. A
     /// stale answer is harmless: objects then come from slabs, or go there. (As in `barn_replace_empty_sheaf`.)
     len: AtomicUsize,
-    objects: Lock<Objects>,
-}
-
-struct Objects([MaybeUninit<*mut u8>; FULL_BATCHES * MAX_BATCH]);
-
-// SAFETY: the pointers are objects that nobody uses; owning them is not tied to a thread.
-unsafe impl Send for Objects {}
-
-impl Objects {
-    const EMPTY: Objects = Objects([MaybeUninit::uninit(); FULL_BATCHES * MAX_BATCH]);
+    /// Most objects held; 0 as long as there is no shelf.
+    room: AtomicUsize,
+    /// Where the objects are.
+    shelf: AtomicPtr<*mut u8>,
+    lock: Lock<()>,
 }
 
 impl Barn {
     #[cfg(not(loom))]
     pub(crate) const fn new() -> Barn {
-        Barn { len: AtomicUsize::new(0), objects: Lock::new(LockClass::Barn, Objects::EMPTY) }
+        Barn {
+            len: AtomicUsize::new(0),
+            room: AtomicUsize::new(0),
+            shelf: AtomicPtr::new(ptr::null_mut()),
+            lock: Lock::new(LockClass::Barn, ()),
+        }
     }
 
     #[cfg(loom)]
     pub(crate) fn new() -> Barn {
-        Barn { len: AtomicUsize::new(0), objects: Lock::new(LockClass::Barn, Objects::EMPTY) }
+        Barn {
+            len: AtomicUsize::new(0),
+            room: AtomicUsize::new(0),
+            shelf: AtomicPtr::new(ptr::null_mut()),
+            lock: Lock::new(LockClass::Barn, ()),
+        }
     }
 
-    /// Makes zeroed memory an empty barn, most of which stays untouched.
+    /// Has the barn hold up to `room` objects, on `shelf`.
     ///
     /// # Safety
-    /// The memory is zeroed, as large and aligned as a barn, and nobody uses it.
-    #[cfg(not(loom))]
-    pub(crate) unsafe fn init(this: *mut Barn) {
-        // SAFETY: the caller's promise; the zeroed rest is as it should be.
-        unsafe { Lock::init(&raw mut (*this).objects, LockClass::Barn) };
+    /// From now on nobody else uses the shelf, which is writable for `room` pointers. A barn that has objects has this shelf, and
+    /// no more than `room`.
+    pub(crate) unsafe fn furnish(&self, shelf: *mut *mut u8, room: usize) {
+        self.shelf.store(shelf, Ordering::Relaxed);
+        // Release: pairs with the Acquire in `put`.
+        self.room.store(room, Ordering::Release);
     }
 
     #[cfg(not(loom))]
     pub(crate) fn raw(&self) -> &RawLock {
-        self.objects.raw()
+        self.lock.raw()
     }
 
     /// Objects held; a guess while others take and put.
@@ -71,35 +84,41 @@ impl Barn {
         if self.len() == 0 {
             return;
         }
-        let Some(objects) = self.objects.acquire(context) else { return };
+        let Some(_lock) = self.lock.acquire(context) else { return };
         fault::point(Place::BarnTaking);
         let held = self.len();
-        let left = held.saturating_sub(len);
-        if let Some(objects) = objects.0.get(left..held) {
-            // SAFETY: the first `held` objects are written.
-            batch.fill(unsafe { &*(ptr::from_ref(objects) as *const [*mut u8]) });
+        if held == 0 {
+            return;
         }
+        let left = held.saturating_sub(len);
+        // SAFETY: the shelf holds `held` objects, and is ours under the lock.
+        batch.fill(unsafe { slice::from_raw_parts(self.first().add(left), held - left) });
         self.len.store(left, Ordering::Relaxed);
     }
 
-    /// Moves a whole batch in, if there is room for it among [`FULL_BATCHES`] of `len` objects each.
-    pub(crate) fn put(&self, context: Context, batch: &mut Batch, len: usize) -> bool {
+    /// Moves a whole batch in, if there is room for it.
+    pub(crate) fn put(&self, context: Context, batch: &mut Batch) -> bool {
         let more = batch.objects();
-        let full = |held| held + more.len() > FULL_BATCHES * len;
-        if full(self.len()) {
+        // Acquire: pairs with the Release in `furnish`: where there is room, there is a shelf.
+        let is_full = |held| held + more.len() > self.room.load(Ordering::Acquire);
+        if is_full(self.len()) {
             return false;
         }
-        let Some(mut objects) = self.objects.acquire(context) else { return false };
+        let Some(_lock) = self.lock.acquire(context) else { return false };
         fault::point(Place::BarnPutting);
         let held = self.len();
-        if full(held) {
+        if is_full(held) {
             return false;
         }
-        for (to, from) in objects.0.iter_mut().skip(held).zip(more) {
-            to.write(*from);
-        }
+        // SAFETY: there is room for so many behind those held, on a shelf that is ours under the lock.
+        unsafe { ptr::copy_nonoverlapping(more.as_ptr(), self.first().add(held), more.len()) };
         self.len.store(held + more.len(), Ordering::Relaxed);
         batch.clear();
         true
+    }
+
+    /// The first place of the shelf; for those who hold the lock.
+    fn first(&self) -> *mut *mut u8 {
+        self.shelf.load(Ordering::Relaxed)
     }
 }

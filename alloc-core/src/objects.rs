@@ -21,12 +21,13 @@
 
 extern crate std;
 
+use core::cell::UnsafeCell;
 use core::fmt;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::barn::Barn;
+use crate::barn::{self, Barn};
 use crate::batch::Batch;
 use crate::deferred::Deferred;
 use crate::fault::{self, Place};
@@ -59,6 +60,25 @@ impl Depot {
     }
 }
 
+/// How many words the shelves of the barns of all size classes take on a node, and before that of each class.
+const SHELVES: ([usize; CLASSES], usize) = {
+    let (mut starts, mut words, mut index) = ([0; CLASSES], 0, 0);
+    while let Some(class) = Class::from_index(index) {
+        starts[index] = words;
+        words += barn::room_for(percpu::batch_len_for(class.size()));
+        index += 1;
+    }
+    (starts, words)
+};
+
+/// Pointers that belong to barns.
+struct Shelves(UnsafeCell<[*mut u8; SHELVES.1 * MAX_NODES]>);
+
+// SAFETY: each barn has a part of its own.
+unsafe impl Sync for Shelves {}
+
+static OBJECTS: Shelves = Shelves(UnsafeCell::new([ptr::null_mut(); SHELVES.1 * MAX_NODES]));
+
 /// The depots of a size class on all nodes lie side by side.
 static DEPOTS: [Depot; CLASSES * MAX_NODES] = [const { Depot::new() }; CLASSES * MAX_NODES];
 
@@ -66,8 +86,14 @@ static DEPOTS: [Depot; CLASSES * MAX_NODES] = [const { Depot::new() }; CLASSES *
 static USED: [AtomicBool; CLASSES * MAX_NODES] =
     [const { AtomicBool::new(false) }; CLASSES * MAX_NODES];
 
+/// What all nodes keep for a class of an object cache.
+struct CacheDepots {
+    depots: [Depot; MAX_NODES],
+    shelves: [[*mut u8; barn::room_for(percpu::MAX_CACHE_BATCH)]; MAX_NODES],
+}
+
 /// The depots of each class of an object cache, in memory that a class keeps when its cache is destroyed.
-static CACHE_DEPOTS: [AtomicPtr<Depot>; MAX_CLASSES - CLASSES] =
+static CACHE_DEPOTS: [AtomicPtr<CacheDepots>; MAX_CLASSES - CLASSES] =
     [const { AtomicPtr::new(ptr::null_mut()) }; MAX_CLASSES - CLASSES];
 
 fn depot(node: usize, class: Class) -> &'static Depot {
@@ -77,15 +103,19 @@ fn depot(node: usize, class: Class) -> &'static Depot {
         if let Some(number) = class.of_cache() {
             // Acquire: pairs with the Release in `define`.
             let depots = CACHE_DEPOTS.get_unchecked(number).load(Ordering::Acquire);
-            return &*depots.add(node);
+            return &*(&raw const (*depots).depots).cast::<Depot>().add(node);
         }
         let index = class.index() * MAX_NODES + node;
+        let depot = &*(&raw const DEPOTS).cast::<Depot>().add(index);
         // Relaxed: who is between this and its lock when another thread forks has its lock abandoned in the child.
         let used = &*(&raw const USED).cast::<AtomicBool>().add(index);
         if !used.load(Ordering::Relaxed) {
+            let start = SHELVES.1 * node + *SHELVES.0.get_unchecked(class.index());
+            let shelf = OBJECTS.0.get().cast::<*mut u8>().add(start);
+            depot.barn.furnish(shelf, barn::room_for(percpu::batch_len(class)));
             used.store(true, Ordering::Relaxed);
         }
-        &*(&raw const DEPOTS).cast::<Depot>().add(index)
+        depot
     }
 }
 
@@ -287,8 +317,7 @@ pub(crate) unsafe fn free_some(context: Context, class: Class, objects: &[*mut u
 /// Empties the batch into the barn, or else into the slabs; where neither can be had without waiting, into the sheaf, or
 /// else by deferring it.
 fn put_away(context: Context, backend: Backend, class: Class, node: usize, batch: &mut Batch) {
-    let len = percpu::batch_len(class);
-    if batch.len() > 0 && !depot_in_use(node, class).barn.put(context, batch, len) {
+    if batch.len() > 0 && !depot_in_use(node, class).barn.put(context, batch) {
         put_home(context, backend, class, batch);
     }
 }
@@ -425,20 +454,18 @@ pub(crate) unsafe fn define(class: Class, shape: Shape) -> bool {
         return false;
     };
     if depots.load(Ordering::Relaxed).is_null() {
-        let units = size_of::<[Depot; MAX_NODES]>().div_ceil(UNIT);
+        let units = size_of::<CacheDepots>().div_ceil(UNIT);
         let Some(run) = Context::enter(|context| page::alloc(context, units, 1)) else {
             return false;
         };
-        let memory: *mut Depot = run.address.as_ptr().cast();
-        // SAFETY: the run is that long, and ours; it has room for as many depots as there are nodes.
+        let memory: *mut CacheDepots = run.address.as_ptr().cast();
+        // SAFETY: the run is that long, and ours.
         unsafe {
             if !run.zeroed {
                 run.address.write_bytes(0, units * UNIT);
             }
             for node in 0..MAX_NODES {
-                let depot = memory.add(node);
-                (&raw mut (*depot).slabs).write(Slabs::new());
-                Barn::init(&raw mut (*depot).barn);
+                (&raw mut (*memory).depots).cast::<Depot>().add(node).write(Depot::new());
             }
         }
         // Release: pairs with the Acquire in `depot`.
@@ -447,6 +474,14 @@ pub(crate) unsafe fn define(class: Class, shape: Shape) -> bool {
     Context::enter(|context| {
         let _homing = HOMING.acquire(context);
         percpu::define(class, shape.stride());
+        let memory = depots.load(Ordering::Relaxed);
+        for node in 0..MAX_NODES {
+            // SAFETY: each barn, empty as long as nobody uses the class, has one of the shelves, which is long enough.
+            unsafe {
+                let shelf = (&raw mut (*memory).shelves[node]).cast();
+                depot(node, class).barn.furnish(shelf, barn::room_for(percpu::batch_len(class)));
+            }
+        }
         // SAFETY: the caller's promise.
         unsafe { slab::define(class, shape) };
     });
@@ -624,7 +659,8 @@ pub(crate) fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
         let depots = depots.load(Ordering::Acquire);
         let count = if depots.is_null() { 0 } else { MAX_NODES };
         // SAFETY: what `define` made has as many.
-        (0..count).map(move |node| unsafe { &*depots.add(node) })
+        (0..count)
+            .map(move |node| unsafe { &*(&raw const (*depots).depots).cast::<Depot>().add(node) })
     });
     for depot in depots.chain(of_caches) {
         visit(LockClass::Barn, depot.barn.raw());

@@ -52,6 +52,14 @@ const fn capacity_for(size: usize) -> usize {
 /// Most objects a sheaf of an object cache holds: as many words each of them has in a region.
 const MAX_CACHE_CAPACITY: usize = 96;
 
+/// The most that [`batch_len`] says for classes of objects of `size` bytes.
+pub(crate) const fn batch_len_for(size: usize) -> usize {
+    capacity_for(size) / 2
+}
+
+/// The most that [`batch_len`] says for classes of object caches.
+pub(crate) const MAX_CACHE_BATCH: usize = MAX_CACHE_CAPACITY / 2;
+
 /// Headers of all sheaves when open and empty. Those of size classes never change; those of object caches are written when
 /// one is made, while all its sheaves are closed.
 static EMPTY_HEADERS: [AtomicU64; MAX_CLASSES] = {

@@ -11,7 +11,7 @@
 //! # Environment
 //! `HAYLOFT_BACKEND` chooses how per-CPU caches are operated: `rseq` (the default where the kernel has restartable
 //! sequences) or `fallback` (a try-lock per CPU). `HAYLOFT_THP` says when huge pages are asked for: `auto` (the default,
-//! from a heap of 4 MiB on), `always` or `never`. `HAYLOFT_DECAY_MS` is how long memory may stay unneeded before it goes back to
+//! from a heap of 32 MiB on), `always` or `never`. `HAYLOFT_DECAY_MS` is how long memory may stay unneeded before it goes back to
 //! the system (1000 by default, 0 for at once), which with `HAYLOFT_BACKGROUND=0` happens in frees only. All are read once; a
 //! value that is none of these is named in a line on stderr and ignored.
 

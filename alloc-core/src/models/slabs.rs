@@ -1,5 +1,6 @@
 //! The barn, and the slabs of a class.
 
+use core::ptr;
 use loom::sync::Arc;
 use std::boxed::Box;
 use std::vec::Vec;
@@ -17,13 +18,16 @@ use crate::sync::Context;
 fn barn_keeps_objects() {
     loom::model(|| {
         let barn = Arc::new(Barn::new());
+        let shelf = Box::into_raw(Box::new([ptr::null_mut::<u8>(); 2]));
+        // SAFETY: the shelf is the barn's until the end of the model.
+        unsafe { barn.furnish(shelf.cast(), 2) };
         let kept = Arc::new(loom::sync::Mutex::new(Vec::new()));
         let (shared, keep) = (barn.clone(), kept.clone());
         race(move |number| {
             let mut batch = Batch::new();
             batch.push_first(address(number * 16));
             batch.push_first(address(number * 16 + 8));
-            let refused = !shared.put(Context::WAITING, &mut batch, 1);
+            let refused = !shared.put(Context::WAITING, &mut batch);
             if refused {
                 keep.lock().unwrap().extend(batch.objects().iter().map(|object| object.addr()));
                 batch.clear();
@@ -43,6 +47,8 @@ fn barn_keeps_objects() {
         }
         all.sort_unstable();
         assert_eq!(*all, [16, 24, 32, 40]);
+        // SAFETY: made above, and the barn is not used any more.
+        drop(unsafe { Box::from_raw(shelf) });
     });
 }
 

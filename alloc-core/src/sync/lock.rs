@@ -235,16 +235,6 @@ impl<T> Lock<T> {
         Lock { raw: RawLock::new(class), data: UnsafeCell::new(data) }
     }
 
-    /// Makes memory a free lock whose data stay as they are.
-    ///
-    /// # Safety
-    /// The memory is as large and aligned as a lock, holds a `T`, and nobody uses it.
-    #[cfg(not(loom))]
-    pub(crate) unsafe fn init(this: *mut Lock<T>, class: LockClass) {
-        // SAFETY: the caller's promise.
-        unsafe { (&raw mut (*this).raw).write(RawLock::new(class)) };
-    }
-
     /// Takes the lock, waiting for it where the context may wait.
     #[inline]
     #[track_caller]
