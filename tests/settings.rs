@@ -18,13 +18,14 @@ fn use_the_heap() -> usize {
 }
 
 /// The variables, and the values that make sense.
-const SETTINGS: [(&str, &[&str]); 6] = [
+const SETTINGS: [(&str, &[&str]); 7] = [
     ("HAYLOFT_BACKEND", &["rseq", "fallback"]),
     ("HAYLOFT_THP", &["auto", "always", "never"]),
     ("HAYLOFT_IRQ", &["hard", "threaded", "none"]),
     ("HAYLOFT_IRQ_SIGNAL", &["40", "64"]),
     ("HAYLOFT_DECAY_MS", &["0", "500", "3600000"]),
     ("HAYLOFT_BACKGROUND", &["0", "1"]),
+    ("HAYLOFT_LIMIT", &["64M", "32m:1G", "100000000"]),
 ];
 
 /// A value that makes no sense: one line that names the variable, and the program goes on.

@@ -175,7 +175,7 @@ extern "C" fn alloc_large(layout: Layout, zeroed: bool) -> *mut u8 {
 fn alloc_run(context: Context, layout: Layout, zeroed: bool) -> *mut u8 {
     let units = units(layout.size()).max(1);
     let align = layout.align().div_ceil(UNIT);
-    let Some(run) = page::alloc(context, units, align) else { return ptr::null_mut() };
+    let Some(run) = objects::alloc_run(context, units, align) else { return ptr::null_mut() };
     if zeroed && !run.zeroed {
         // SAFETY: the run has room for the layout.
         unsafe { run.address.write_bytes(0, layout.size()) };
@@ -269,7 +269,7 @@ unsafe fn realloc_run(
     let remap = layout.size() >= REMAP_BYTES;
     let room = if remap { 0 } else { new_units.saturating_mul(ROOM).min(MAX_ROOM) };
     let found = (room > new_units).then(|| page::alloc(context, room, 1)).flatten();
-    let Some(new) = found.or_else(|| page::alloc(context, new_units, 1)) else {
+    let Some(new) = found.or_else(|| objects::alloc_run(context, new_units, 1)) else {
         return Some(ptr::null_mut());
     };
     // SAFETY: two runs, both longer than what is moved; the old one is done with after that.

@@ -34,7 +34,7 @@ use crate::fault::{self, Place};
 use crate::irq_work::IrqWork;
 use crate::node::{self, MAX_NODES};
 use crate::os;
-use crate::page::{self, Unit};
+use crate::page::{self, Allocation, Unit};
 use crate::percpu::{self, Backend};
 use crate::reclaim;
 use crate::size_class::{CLASSES, Class, MAX_CLASSES, UNIT};
@@ -209,7 +209,7 @@ fn take_batch(
         return Ok(());
     }
     let units = slab::shape(class).units as usize;
-    let Some(run) = page::alloc(context, units, units) else { return Ok(()) };
+    let Some(run) = alloc_run(context, units, units) else { return Ok(()) };
     let Some(unit) = Unit::of(run.address.as_ptr()) else { return Ok(()) };
     let slab: *mut Slab = unit.meta().cast();
     // SAFETY: the run and the metadata of its units are ours alone until the slab arrives.
@@ -455,7 +455,7 @@ pub(crate) unsafe fn define(class: Class, shape: Shape) -> bool {
     };
     if depots.load(Ordering::Relaxed).is_null() {
         let units = size_of::<CacheDepots>().div_ceil(UNIT);
-        let Some(run) = Context::enter(|context| page::alloc(context, units, 1)) else {
+        let Some(run) = Context::enter(|context| alloc_run(context, units, 1)) else {
             return false;
         };
         let memory: *mut CacheDepots = run.address.as_ptr().cast();
@@ -674,6 +674,25 @@ pub(crate) fn forget_cpus() {
     DEFERRED.forget_cpus();
 }
 
+/// Allocates a run, as [`page::alloc`]. Where there is no memory for it, what CPUs and nodes keep is taken home first.
+pub(crate) fn alloc_run(context: Context, units: usize, align: usize) -> Option<Allocation> {
+    page::alloc(context, units, align).or_else(|| {
+        make_room(context, units)?;
+        page::alloc(context, units, align)
+    })
+}
+
+/// Gives back all that nobody needs; `None` if that is in vain for so many units, or may have to be waited for.
+#[cold]
+fn make_room(context: Context, units: usize) -> Option<()> {
+    if !context.may_wait() || units > page::MAX_UNITS {
+        return None;
+    }
+    take_home(context, true);
+    page::trim(context);
+    Some(())
+}
+
 /// Gives a run back, or puts that off.
 ///
 /// # Safety
@@ -699,26 +718,26 @@ static HOMING: Lock<()> = Lock::new(LockClass::Homing, ());
 /// Takes what was not asked for in this window a step towards the system: from sheaves and barns to slabs, from these to pages,
 /// from there away. Whether there is more to be taken.
 fn end_window(context: Context) -> bool {
-    let moved = take_home(context);
+    let moved = take_home(context, false);
     page::decay(context);
     moved || page::is_dirty(context)
 }
 
-/// Takes what sheaves and barns hold home, if it was not asked for in this window, and slabs that are empty then back to pages.
-/// Whether there is more to be taken.
-fn take_home(context: Context) -> bool {
+/// Takes what sheaves and barns hold home, if it was not asked for in this window or that does not matter, and slabs that are
+/// empty then back to pages. Whether there is more to be taken.
+fn take_home(context: Context, even_busy: bool) -> bool {
     // Whoever flushes a class or defines one is soon done.
     let Some(_homing) = HOMING.acquire(Context::TRYING) else { return true };
     let backend = percpu::backend(context);
     let mut moved = false;
     for cpu in 0..percpu::regions() {
-        moved |= percpu::flush_idle(context, cpu, |class, batch| {
+        moved |= percpu::flush_unused(context, cpu, even_busy, |class, batch| {
             put_home(context, backend, class, batch);
         });
     }
     for class in (0..MAX_CLASSES).filter_map(Class::any_from_index) {
         for depot in depots(class) {
-            if depot.touched.swap(false, Ordering::Relaxed) {
+            if depot.touched.swap(false, Ordering::Relaxed) && !even_busy {
                 moved = true;
                 continue;
             }

@@ -35,7 +35,7 @@ const MANY_CPUS: usize = 1024;
 const WORD: usize = 8;
 /// Byte offset of the try-lock of the locked backend: behind the headers.
 const LOCK_OFFSET: usize = HEADERS + MAX_CLASSES * WORD;
-/// Byte offset of what [`flush_idle`] saw last: the `top` of each sheaf.
+/// Byte offset of what [`flush_unused`] saw last: the `top` of each sheaf.
 const SEEN_OFFSET: usize = LOCK_OFFSET + size_of::<Lock<()>>();
 
 /// Most objects a sheaf holds, by their size in bytes. (Compare `calculate_sheaf_capacity` of `mm/slub.c`.)
@@ -491,10 +491,12 @@ pub(crate) fn flush_all(context: Context, cpu: usize, take: impl FnMut(Class, &m
     empty(context, cpu, all_classes(), take)
 }
 
-/// As [`flush_all`], those sheaves of objects that hold as many as when this was called last; whether there were any.
-pub(crate) fn flush_idle(
+/// As [`flush_all`], sheaves of objects that hold as many as when this was called last, or all of them `even_busy` ones;
+/// whether there were any.
+pub(crate) fn flush_unused(
     context: Context,
     cpu: usize,
+    even_busy: bool,
     take: impl FnMut(Class, &mut Batch),
 ) -> bool {
     let Some(base) = region_of(cpu) else { return false };
@@ -509,7 +511,7 @@ pub(crate) fn flush_idle(
         // Regions that nobody uses stay untouched.
         let now = top.load(Ordering::Relaxed);
         if now > floor(class) {
-            idle[class.index()] = seen.load(Ordering::Relaxed) == now;
+            idle[class.index()] = even_busy || seen.load(Ordering::Relaxed) == now;
             any |= idle[class.index()];
             seen.store(now, Ordering::Relaxed);
         }

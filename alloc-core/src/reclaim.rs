@@ -61,6 +61,7 @@ static ROUTINE: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
 /// To be called when something was freed, without any lock. `end_window` is always the same.
 #[inline]
 pub(crate) fn freed(context: Context, end_window: Window) {
+    page::keep_limit(context);
     // Relaxed, here and below: who finds an old state does what would have been right a moment ago.
     if STATE.load(Ordering::Relaxed) != THREAD {
         freed_without_thread(context, end_window);

@@ -21,6 +21,7 @@
 //! This folder may touch `os`, `sync`, `fault` and the unit of `size_class`.
 
 mod bins;
+mod limit;
 mod reserve;
 
 use core::cell::UnsafeCell;
@@ -40,6 +41,8 @@ pub(crate) const META_SIZE: usize = if cfg!(debug_assertions) { 1088 } else { 57
 /// What a first reservation asks for; half as much is tried as often as it takes.
 const ARENA_BYTES: usize = if cfg!(miri) { 24 << 20 } else { 256 << 30 };
 const MAX_ARENAS: usize = 64;
+/// No run has more units.
+pub(crate) const MAX_UNITS: usize = ARENA_BYTES / UNIT * 64;
 
 /// Units of a huge page.
 const HUGE_PAGE: u32 = (2 << 20) / UNIT as u32;
@@ -203,8 +206,14 @@ pub(crate) fn alloc(context: Context, units: usize, align: usize) -> Option<Allo
         let found = arenas()
             .find_map(|arena| arena.alloc(context, len, align))
             .or_else(|| arenas().find_map(|arena| arena.alloc_reserved(len, align)));
-        if found.is_some() {
-            return found;
+        if let Some(run) = found {
+            if run.zeroed && limit::is_soft_exceeded() {
+                trim(context);
+            }
+            return Some(run);
+        }
+        if limit::forbids(len) {
+            return None;
         }
         make_arena(context, len.checked_add(align)?, claimed)?;
     }
@@ -233,6 +242,14 @@ pub(crate) unsafe fn free_clean(context: Context, unit: Unit) -> bool {
 /// Bytes of free memory that the system still counts as ours; a guess while others allocate and free.
 pub(crate) fn dirty() -> usize {
     arenas().map(|arena| arena.dirty.load(Ordering::Relaxed) as usize * UNIT).sum()
+}
+
+/// To be called after frees: beyond the soft limit, what is free goes back at once.
+#[inline]
+pub(crate) fn keep_limit(context: Context) {
+    if limit::is_soft_exceeded() {
+        trim(context);
+    }
 }
 
 /// Whether there is anything to give back, also by what is freed at this moment.
@@ -268,7 +285,9 @@ fn purge_all(context: Context, how_many: impl Fn(&mut Units, &Arena) -> u32) -> 
             let Some(again) = arena.state.acquire(context) else { break };
             units = again;
             units.give(arena, start, len, if clean { State::Clean } else { State::Dirty });
-            if !clean {
+            if clean {
+                limit::uncharge(len);
+            } else {
                 units.to_purge = 0;
                 break;
             }
@@ -323,6 +342,9 @@ pub(crate) unsafe fn shrink(context: Context, unit: Unit, units: usize) {
 fn make_arena(context: Context, need: u32, seen: usize) -> Option<()> {
     let _making = MAKING.acquire(context);
     fault::point(Place::ArenaMaking);
+    if seen == 0 {
+        limit::read();
+    }
     if CLAIMED.load(Ordering::Relaxed) != seen {
         return Some(());
     }
@@ -454,13 +476,20 @@ impl Arena {
         let mut units = self.state.acquire(context)?;
         fault::point(Place::ArenaAllocating);
         let room = len.checked_add(align - 1)?;
-        let found = units.find(self, State::Dirty, room).or_else(|| {
-            units.find(self, State::Clean, room).or_else(|| {
-                units.grow(self, room)?;
-                units.find(self, State::Clean, room)
-            })
-        });
-        let found = found?;
+        let found = match units.find(self, State::Dirty, room) {
+            Some(dirty) => dirty,
+            None if !limit::charge(len) => return None,
+            None => {
+                let clean = units.find(self, State::Clean, room).or_else(|| {
+                    units.grow(self, room)?;
+                    units.find(self, State::Clean, room)
+                });
+                if clean.is_none() {
+                    limit::uncharge(len);
+                }
+                clean?
+            }
+        };
         let state = units.remove(self, found);
         // SAFETY: a free run just taken off its bin; the lock is held.
         let found_len = unsafe { (*self.run(found)).len };
@@ -487,11 +516,15 @@ impl Arena {
             // SAFETY: the caller's promise.
             unsafe { self.decommit(start, len) };
             self.reserve.give(block, len.div_ceil(BLOCK) as usize);
+            limit::uncharge(len);
             return true;
         }
         let Some(mut units) = self.state.acquire(context) else { return false };
         fault::point(Place::ArenaFreeing);
         units.give(self, start, len, state);
+        if state == State::Clean {
+            limit::uncharge(len);
+        }
         true
     }
 
@@ -521,11 +554,19 @@ impl Arena {
         let (count, align) = (len.div_ceil(BLOCK) as usize, align.div_ceil(BLOCK) as usize);
         let room = (arrays.units - arrays.reserve) / BLOCK;
         let past = (arrays.reserve.wrapping_add(self.base_unit()) / BLOCK) as usize;
-        let block = self.reserve.take(count, align, past, room as usize)?;
+        if !limit::charge(len) {
+            return None;
+        }
+        let taken = self.reserve.take(count, align, past, room as usize);
+        let Some(block) = taken else {
+            limit::uncharge(len);
+            return None;
+        };
         let start = arrays.reserve + block as u32 * BLOCK;
         // Whole blocks, so that metadata is committed for all units of a block, or none.
         if !self.commit(start, start + count as u32 * BLOCK) {
             self.reserve.give(block, count);
+            limit::uncharge(len);
             return None;
         }
         self.reserve.set_committed(block, count);
@@ -579,7 +620,7 @@ impl Arena {
         }
         // SAFETY: `next` is committed: it was, or `grow` made it so.
         let (state, room) = unsafe { ((*self.run(next)).state, (*self.run(next)).len) };
-        if state == State::Used || room < more {
+        if state == State::Used || room < more || (state == State::Clean && !limit::charge(more)) {
             return false;
         }
         units.remove(self, next);
