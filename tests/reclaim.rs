@@ -101,6 +101,48 @@ fn an_idle_program_gives_back() {
     });
 }
 
+/// Free pages of slabs that are in use go back, in an idle program or when asked for, and nothing else.
+#[test]
+fn survivors_keep_their_pages_only() {
+    on_each_backend(&[], || {
+        for (size, asked) in [(4096, false), (1000, true), (20_000, false), (500, true)] {
+            let before = status_bytes("VmRSS");
+            let mut blocks: Vec<Option<Vec<u8>>> =
+                (0..BURST / size).map(|number| Some(vec![number as u8; size])).collect();
+            let table = blocks.len() * size_of::<Option<Vec<u8>>>();
+            // One in sixteen stays, anywhere among its sixteen.
+            let stays = |number: usize| number % 16 == number / 16 * 7 % 16;
+            for (number, block) in blocks.iter_mut().enumerate() {
+                if !stays(number) {
+                    *block = None;
+                }
+            }
+            // A survivor keeps the pages it lies on.
+            let pages = (size - 1) / 4096 + 2;
+            let limit = before + table + BURST / size / 16 * pages * 4096 + REST;
+            assert!(status_bytes("VmRSS") > limit + 16 * MB, "there is something to give back");
+            if asked {
+                alloc_global::trim();
+                assert!(status_bytes("VmRSS") < limit);
+            } else {
+                wait_until_resident(limit);
+            }
+            // What comes back reads as anything, and survivors as they were.
+            for (number, block) in blocks.iter_mut().enumerate() {
+                match block {
+                    Some(block) => assert!(block.iter().all(|byte| *byte == number as u8)),
+                    None => *block = Some(vec![number as u8; size]),
+                }
+            }
+            for (number, block) in blocks.iter().enumerate() {
+                assert!(block.iter().flatten().all(|byte| *byte == number as u8));
+            }
+            drop(blocks);
+            alloc_global::trim();
+        }
+    });
+}
+
 #[test]
 fn at_once_means_without_a_thread() {
     on_each_backend(&[("HAYLOFT_DECAY_MS", "0")], || {

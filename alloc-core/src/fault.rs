@@ -31,6 +31,8 @@ pub enum Place {
     SlabsPutting,
     /// A new slab has given objects and is in no list yet.
     SlabArriving,
+    /// Holes of a slab that is in no list leave for the system.
+    SlabPunching,
     /// A batch is being taken from a barn.
     BarnTaking,
     /// A batch is being put into a barn.
@@ -55,7 +57,7 @@ pub enum Place {
 
 impl Place {
     /// All places.
-    pub const ALL: [Place; 21] = [
+    pub const ALL: [Place; 22] = [
         Place::BackendDeciding,
         Place::ArenaMaking,
         Place::ArenaAllocating,
@@ -67,6 +69,7 @@ impl Place {
         Place::SlabsCutting,
         Place::SlabsPutting,
         Place::SlabArriving,
+        Place::SlabPunching,
         Place::BarnTaking,
         Place::BarnPutting,
         Place::SheafFilling,

@@ -541,7 +541,7 @@ pub(crate) fn trim(mut waiting: impl FnMut(&mut Batch)) -> usize {
             }
         });
     }
-    Context::enter(page::trim)
+    Context::enter(|context| page::trim(context) + punch_holes(context, true).1)
 }
 
 /// Takes what a barn holds to its slabs.
@@ -719,8 +719,9 @@ static HOMING: Lock<()> = Lock::new(LockClass::Homing, ());
 /// from there away. Whether there is more to be taken.
 fn end_window(context: Context) -> bool {
     let moved = take_home(context, false);
+    let (more, _) = punch_holes(context, false);
     page::decay(context);
-    moved || page::is_dirty(context)
+    moved || more || page::is_dirty(context)
 }
 
 /// Takes what sheaves and barns hold home, if it was not asked for in this window or that does not matter, and slabs that are
@@ -746,6 +747,40 @@ fn take_home(context: Context, even_busy: bool) -> bool {
         }
     }
     moved
+}
+
+/// Gives back pages of partial slabs on which no object is in use: of those slabs that nothing was cut from in this window, or of
+/// all of them if that does not matter. Whether there is more to be given back, and how many bytes were.
+fn punch_holes(context: Context, even_busy: bool) -> (bool, usize) {
+    let (mut more, mut bytes) = (false, 0);
+    // What would go with a slab in hand that cannot be brought back is not worth it. Free objects of caches hold something.
+    if !context.may_wait() {
+        return (more, bytes);
+    }
+    for depot in (0..CLASSES).filter_map(Class::from_index).flat_map(depots) {
+        let mut emptied = Emptied::new();
+        let Some(mut partial) = depot.slabs.lock(context) else { continue };
+        partial.end_window();
+        for _ in 0..partial.counts().0 {
+            let Some(lent) = partial.lend(even_busy) else { break };
+            drop(partial);
+            fault::point(Place::SlabPunching);
+            lent.for_each_hole(os::page_size(), |address, len| {
+                // SAFETY: free objects of a slab from which none leave while it is lent; nothing is kept in them.
+                if unsafe { os::decommit(address, len) } {
+                    bytes += len;
+                }
+            });
+            // It fails only in the child of a fork whose parent had the lock: the slab is lost there, like all of its class.
+            let Some(again) = depot.slabs.lock(context) else { return (more, bytes) };
+            partial = again;
+            partial.settle(&lent, &mut emptied);
+        }
+        more |= partial.is_unsettled();
+        drop(partial);
+        free_emptied(context, emptied);
+    }
+    (more, bytes)
 }
 
 /// Frees what was put off on this CPU, where that can be waited for and nobody else is at it.

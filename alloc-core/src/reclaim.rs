@@ -1,8 +1,8 @@
 //! Reclaim: memory that nobody needs goes back to the system, while the program is idle, too.
 //!
-//! A thread of ours ends *windows* of time, and what was unneeded all through one goes a step further. It is made by the first free that leaves
-//! [`SPAWN_FROM`] bytes behind, and sleeps while there is nothing to give back; so a small program never has it, and an idle one
-//! is not woken. It has all signals blocked, and is not one of those that act as CPUs: programs that need none of these have
+//! A thread of ours ends *windows* of time, and what was unneeded all through one goes a step further. It is made by the first free
+//! that leaves [`SPAWN_FROM`] bytes behind, or a heap of [`SPAWN_FROM_ALL`], and sleeps while there is nothing to give back; so a
+//! small program never has it, and an idle one is not woken. It has all signals blocked, and is not one of those that act as CPUs: programs that need none of these have
 //! memory to give back, too.
 //!
 //! It is not made on a thread that has signals blocked, which may be in a handler that interrupted the making of a thread.
@@ -22,8 +22,10 @@ use crate::os;
 use crate::page;
 use crate::sync::{Bell, Context};
 
-/// Bytes for which a thread is worth it.
+/// Bytes that are unneeded for which a thread is worth it.
 const SPAWN_FROM: usize = 2 << 20;
+/// Bytes of a heap among which as much may be unneeded, in slabs.
+const SPAWN_FROM_ALL: usize = 16 << 20;
 
 /// Bytes of its stack.
 const STACK: usize = 256 << 10;
@@ -92,9 +94,13 @@ fn freed_without_thread(context: Context, end_window: Window) {
                 end_window(context);
             }
         }
-        NOBODY if page::dirty() >= SPAWN_FROM && !os::has_signals_blocked() => spawn(end_window),
+        NOBODY if is_worth_a_thread() && !os::has_signals_blocked() => spawn(end_window),
         _ => {}
     }
+}
+
+fn is_worth_a_thread() -> bool {
+    page::dirty() >= SPAWN_FROM || page::charged() >= SPAWN_FROM_ALL
 }
 
 fn settings() -> u8 {

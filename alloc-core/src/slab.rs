@@ -6,7 +6,9 @@
 //!
 //! A slab is *partial* if some of its objects are free; partial slabs are in lists by how free they are, and the
 //! fullest are used first, so that the emptiest get a chance to become empty. A full slab is on no list: whoever gives
-//! an object back finds it by the object's address. A descriptor is read and written under the lock of the [`Slabs`]
+//! an object back finds it by the object's address. Pages of a partial slab on which no object lies that is in use are *holes*:
+//! they go back to the system when nothing was cut from the slab for a while, and then it is *settled*, and used after all
+//! others. A descriptor is read and written under the lock of the [`Slabs`]
 //! that it belongs to, except for `identity`, which does not change while objects of the slab are out.
 //!
 //! A new slab is its maker's alone until objects of it are out; then it *arrives*: it is listed by whoever has the
@@ -36,6 +38,10 @@ const MIN_EMPTY: u32 = 1;
 const UNLISTED: u8 = u8::MAX;
 /// In no list yet.
 const ARRIVING: u8 = u8::MAX - 1;
+/// In no list, while somebody gives its holes back.
+const LENT: u8 = u8::MAX - 2;
+/// Lists from this on are those of settled slabs, as many again.
+const SETTLED: u8 = LISTS as u8;
 
 /// How slabs of a class are cut.
 #[derive(Clone, Copy)]
@@ -199,8 +205,10 @@ pub(crate) struct Slab {
     previous: *mut Slab,
     /// Objects that are free.
     free_count: u32,
-    /// The list this slab is in, or [`UNLISTED`], or [`ARRIVING`].
+    /// The list this slab is in, or [`UNLISTED`], [`ARRIVING`] or [`LENT`].
     list: u8,
+    /// The window in which it came to its list, or was last cut from.
+    window: u32,
     bitmap: Bitmap,
     /// A bit per object that the program holds; for finding those it gives back twice.
     #[cfg(debug_assertions)]
@@ -573,9 +581,13 @@ impl Slabs {
 
 /// The slabs of a class on a node of which some objects are free.
 pub(crate) struct Partial {
-    lists: [*mut Slab; LISTS],
+    /// The slabs that came to each list last, and first.
+    heads: [*mut Slab; 2 * LISTS],
+    tails: [*mut Slab; 2 * LISTS],
     /// A bit per list that is not empty.
-    filled: u8,
+    filled: u16,
+    /// Counts windows of time.
+    window: u32,
     /// Slabs in the lists of which all objects are free.
     empty: u32,
     /// Slabs that arrived, full ones included.
@@ -589,7 +601,15 @@ unsafe impl Send for Partial {}
 
 impl Partial {
     pub(crate) const fn new() -> Partial {
-        Partial { lists: [ptr::null_mut(); LISTS], filled: 0, empty: 0, slabs: 0, free: 0 }
+        Partial {
+            heads: [ptr::null_mut(); 2 * LISTS],
+            tails: [ptr::null_mut(); 2 * LISTS],
+            filled: 0,
+            window: 0,
+            empty: 0,
+            slabs: 0,
+            free: 0,
+        }
     }
 
     /// Lists a slab that arrives.
@@ -615,12 +635,16 @@ impl Partial {
             let list = self.filled.trailing_zeros() as usize;
             // SAFETY: the list has a bit, so it exists and has a head; listed slabs are ours under the lock.
             unsafe {
-                let slab = *self.lists.get_unchecked(list);
+                let slab = *self.heads.get_unchecked(list);
                 let shape = shape_of(slab);
                 let count = (*slab).bitmap.cut((*slab).identity.base, shape, batch, len);
                 self.empty -= u32::from((*slab).free_count == shape.objects);
                 (*slab).free_count -= count;
                 self.free -= count as usize;
+                (*slab).window = self.window;
+                if list >= LISTS {
+                    self.unlist(slab);
+                }
                 self.relist(slab, shape);
             }
         }
@@ -668,17 +692,80 @@ impl Partial {
                     continue;
                 }
                 self.free += count;
-                if (*slab).free_count == shape.objects {
-                    if self.empty >= shape.min_empty {
-                        self.forget(slab, shape, emptied);
-                        continue;
-                    }
-                    self.empty += 1;
+                if (*slab).list != LENT {
+                    self.keep_or_forget(slab, shape, emptied);
                 }
-                self.relist(slab, shape);
             }
         }
         Ok(objects)
+    }
+
+    /// Lists a slab anew that has more free objects than before, or lets go of it if it is empty and there are enough of these.
+    ///
+    /// # Safety
+    /// The slab is ours under the lock, of this shape, and was not empty when it was listed last.
+    unsafe fn keep_or_forget(&mut self, slab: *mut Slab, shape: &Shape, emptied: &mut Emptied) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if (*slab).free_count == shape.objects {
+                if self.empty >= shape.min_empty {
+                    return self.forget(slab, shape, emptied);
+                }
+                self.empty += 1;
+            }
+            self.relist(slab, shape);
+        }
+    }
+
+    /// Ends a window of time: what was cut from before it is a window older.
+    pub(crate) fn end_window(&mut self) {
+        self.window = self.window.wrapping_add(1);
+    }
+
+    /// Whether there are slabs whose holes were not given back yet.
+    pub(crate) fn is_unsettled(&self) -> bool {
+        self.filled & ((1 << LISTS) - 1) != 0
+    }
+
+    /// Lends a slab of size class objects for its holes to be given back without the lock: one that nothing was cut from all
+    /// through a window, or that does not matter. To be brought back by [`Partial::settle`].
+    pub(crate) fn lend(&mut self, even_busy: bool) -> Option<Lent> {
+        // The emptiest have most to give, and the last of a list are there for the longest time.
+        for list in (0..LISTS).rev() {
+            let slab = self.tails[list];
+            // SAFETY: listed slabs are ours under the lock.
+            unsafe {
+                if slab.is_null() || !(even_busy || self.window.wrapping_sub((*slab).window) >= 2) {
+                    continue;
+                }
+                let shape = shape_of(slab);
+                self.unlist(slab);
+                self.empty -= u32::from((*slab).free_count == shape.objects);
+                (*slab).list = LENT;
+                return Some(Lent {
+                    slab,
+                    base: (*slab).identity.base,
+                    shape,
+                    free_count: (*slab).free_count,
+                    free: (*slab).bitmap.free,
+                });
+            }
+        }
+        None
+    }
+
+    /// Takes a slab back whose holes are given back.
+    pub(crate) fn settle(&mut self, lent: &Lent, emptied: &mut Emptied) {
+        // SAFETY: a slab of these lists that was lent stays a slab until it is back.
+        unsafe {
+            (*lent.slab).list = UNLISTED;
+            if (*lent.slab).free_count == lent.free_count {
+                self.empty += u32::from(lent.free_count == lent.shape.objects);
+                self.push(lent.slab, lent.shape.list(lent.free_count) + SETTLED);
+            } else {
+                self.keep_or_forget(lent.slab, lent.shape, emptied);
+            }
+        }
     }
 
     /// Lets go of an empty slab.
@@ -698,15 +785,18 @@ impl Partial {
     /// Moves the empty slabs that are kept to `emptied`.
     pub(crate) fn shed(&mut self, class: Class, emptied: &mut Emptied) {
         let shape = shape(class);
-        let mut next = self.lists[usize::from(shape.list(shape.objects))];
-        while !next.is_null() {
-            let slab = next;
-            // SAFETY: listed slabs are of this class, and ours under the lock.
-            unsafe {
-                next = (*slab).next;
-                if (*slab).free_count == shape.objects {
-                    self.empty -= 1;
-                    self.forget(slab, shape, emptied);
+        let emptiest = shape.list(shape.objects);
+        for list in [emptiest, emptiest + SETTLED] {
+            let mut next = self.heads[usize::from(list)];
+            while !next.is_null() {
+                let slab = next;
+                // SAFETY: listed slabs are of this class, and ours under the lock.
+                unsafe {
+                    next = (*slab).next;
+                    if (*slab).free_count == shape.objects {
+                        self.empty -= 1;
+                        self.forget(slab, shape, emptied);
+                    }
                 }
             }
         }
@@ -725,20 +815,36 @@ impl Partial {
     unsafe fn relist(&mut self, slab: *mut Slab, shape: &Shape) {
         // SAFETY: the caller's promise.
         unsafe {
-            let free = (*slab).free_count;
-            let list = shape.list(free);
+            let list = shape.list((*slab).free_count);
+            // A settled slab stays so until it is much emptier.
             if list == (*slab).list {
                 return;
             }
-            self.unlist(slab);
             if list == UNLISTED {
-                return;
+                return self.unlist(slab);
             }
-            let head = self.lists.get_unchecked_mut(usize::from(list));
+            if list + SETTLED != (*slab).list {
+                self.unlist(slab);
+                self.push(slab, list);
+            }
+        }
+    }
+
+    /// Puts a slab on a list.
+    ///
+    /// # Safety
+    /// The slab is ours under the lock, and in no list.
+    unsafe fn push(&mut self, slab: *mut Slab, list: u8) {
+        // SAFETY: the caller's promise, and lists hold slabs of ours only.
+        unsafe {
+            let head = self.heads.get_unchecked_mut(usize::from(list));
             (*slab).list = list;
+            (*slab).window = self.window;
             (*slab).previous = ptr::null_mut();
             (*slab).next = *head;
-            if !(*head).is_null() {
+            if (*head).is_null() {
+                *self.tails.get_unchecked_mut(usize::from(list)) = slab;
+            } else {
                 (**head).previous = slab;
             }
             *head = slab;
@@ -759,18 +865,58 @@ impl Partial {
             }
             (*slab).list = UNLISTED;
             let (previous, next) = ((*slab).previous, (*slab).next);
-            if !next.is_null() {
+            if next.is_null() {
+                *self.tails.get_unchecked_mut(usize::from(list)) = previous;
+            } else {
                 (*next).previous = previous;
             }
             if !previous.is_null() {
                 (*previous).next = next;
                 return;
             }
-            *self.lists.get_unchecked_mut(usize::from(list)) = next;
+            *self.heads.get_unchecked_mut(usize::from(list)) = next;
             if next.is_null() {
                 self.filled &= !(1 << list);
             }
         }
+    }
+}
+
+/// A slab that is in no list while its holes are given back, as it was when it was lent. Objects may come back to it meanwhile,
+/// and none leave.
+pub(crate) struct Lent {
+    slab: *mut Slab,
+    base: *mut u8,
+    shape: &'static Shape,
+    free_count: u32,
+    /// As in its bitmap.
+    free: [u64; WORD],
+}
+
+impl Lent {
+    /// Calls `visit` with the address and length in bytes of each hole: whole pages of `page` bytes on which no object is in use.
+    pub(crate) fn for_each_hole(&self, page: usize, mut visit: impl FnMut(NonNull<u8>, usize)) {
+        let (size, objects) = (self.shape.size as usize, self.shape.objects as usize);
+        let mut hole_to = |from: usize, to: usize| {
+            // Slabs start on a page.
+            let (from, to) = (from.next_multiple_of(page), to & !(page - 1));
+            if from < to {
+                // SAFETY: offsets within the slab.
+                visit(unsafe { NonNull::new_unchecked(self.base.add(from)) }, to - from);
+            }
+        };
+        // Where the object ends that was in use last.
+        let mut end = 0;
+        for (at, free) in self.free.iter().enumerate().take(objects.div_ceil(WORD)) {
+            let mut used = !free & (u64::MAX >> (WORD - WORD.min(objects - at * WORD)));
+            while used != 0 {
+                let start = (at * WORD + used.trailing_zeros() as usize) * size;
+                hole_to(end, start);
+                end = start + size;
+                used &= used - 1;
+            }
+        }
+        hole_to(end, self.shape.units as usize * UNIT);
     }
 }
 

@@ -244,6 +244,11 @@ pub(crate) fn dirty() -> usize {
     arenas().map(|arena| arena.dirty.load(Ordering::Relaxed) as usize * UNIT).sum()
 }
 
+/// Bytes of memory in use, and of free memory that the system still counts as ours.
+pub(crate) fn charged() -> usize {
+    limit::charged() << UNIT_SHIFT
+}
+
 /// To be called after frees: beyond the soft limit, what is free goes back at once.
 #[inline]
 pub(crate) fn keep_limit(context: Context) {
