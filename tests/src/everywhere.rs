@@ -174,7 +174,9 @@ pub fn go_everywhere(is_over: fn() -> bool) {
         free(block);
     }
     EXCHANGE.iter().for_each(|slot| free(slot.swap(ptr::null_mut(), Ordering::AcqRel)));
-    // Or else nobody but the thread that reclaims memory would come to where it is given back.
+    // Or else nobody but the thread that reclaims memory would come to where it is given back: pages, and holes of a slab.
     free(allocated(100_000, 2));
+    let survivor = allocated(SIZES[0], 3);
     cache::trim();
+    free(survivor);
 }
