@@ -85,7 +85,7 @@ impl Summary {
 
     /// Rows that are timed for the sake of speed.
     pub fn timed(&self) -> impl Iterator<Item = &Row> {
-        let is_timed = |kind| matches!(kind, Kind::Allocation | Kind::Program);
+        let is_timed = |kind| matches!(kind, Kind::Allocation | Kind::Huge | Kind::Program);
         self.rows.iter().filter(move |row| is_timed(row.workload.kind))
     }
 
@@ -94,9 +94,12 @@ impl Summary {
         geometric_mean(self.of_kind(kind).filter_map(|row| row.cells[allocator].time?.ratio))
     }
 
-    /// Geometric mean of the ratio of peak memory, over all workloads that report the peak.
-    pub fn mean_resident(&self, allocator: usize) -> Option<f64> {
-        let peaks = self.rows.iter().filter(|row| row.workload.resident == Resident::Peak);
+    /// Geometric mean of the ratio of peak memory, over workloads that report the peak: all, or all but the huge ones.
+    pub fn mean_resident(&self, huge_too: bool, allocator: usize) -> Option<f64> {
+        let peaks = self.rows.iter().filter(|row| {
+            let Workload { kind, resident, .. } = row.workload;
+            *resident == Resident::Peak && (huge_too || *kind != Kind::Huge)
+        });
         geometric_mean(peaks.filter_map(|row| row.cells[allocator].resident?.ratio))
     }
 }

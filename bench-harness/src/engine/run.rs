@@ -75,9 +75,17 @@ impl Run {
         }
     }
 
-    /// Does the same in `count` threads at once, each with a state of its own that `setup` makes and nobody times.
+    /// Times `body` once and without a warm-up: for what takes long, and what a program does only once.
+    pub fn time_once(&mut self, operations: u64, body: impl FnOnce()) {
+        let start = Instant::now();
+        body();
+        self.record(operations, start.elapsed().as_nanos());
+    }
+
+    /// Does the same as [`time`](Self::time) in `count` threads at once, each with a state of its own that
+    /// `setup` makes and nobody times.
     ///
-    /// `body` runs as often as in [`time`](Self::time); all threads begin together, and a repetition lasts from the
+    /// `body` runs as often as there; all threads begin together, and a repetition lasts from the
     /// start of the first to the end of the last. `operations` counts those of all threads.
     pub fn time_threads<S>(
         &mut self,

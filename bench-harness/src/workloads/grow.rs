@@ -31,9 +31,11 @@ pub(super) fn vectors(run: &mut Run) {
     });
 }
 
+/// What [`bytes`] and [`extend_one`] append at once.
+const PIECE: [u8; 4096] = [0x5a; 4096];
+
 /// A few buffers grow far: where `mremap` can save the copies.
 pub(super) fn bytes(run: &mut Run) {
-    const PIECE: [u8; 4096] = [0x5a; 4096];
     let rounds: usize = run.pick(8, 1, 1);
     let pieces: usize = run.pick(2000, 2000, 10);
     let buffers = 4;
@@ -48,4 +50,32 @@ pub(super) fn bytes(run: &mut Run) {
             black_box(&grown);
         }
     });
+}
+
+/// One vector grows as far as one does in a program with much memory, byte by byte.
+pub(super) fn push_one(run: &mut Run) {
+    let length = far(run);
+    run.time_once(length as u64, || {
+        let mut grown = Vec::new();
+        for index in 0..length {
+            // Without the black box the compiler would know the capacity and reserve ahead.
+            black_box(&mut grown).push(index as u8);
+        }
+    });
+}
+
+/// The same, page by page.
+pub(super) fn extend_one(run: &mut Run) {
+    let pieces = far(run) / PIECE.len();
+    run.time_once(pieces as u64, || {
+        let mut grown = Vec::new();
+        for _ in 0..pieces {
+            black_box(&mut grown).extend_from_slice(&PIECE);
+        }
+    });
+}
+
+/// How far one vector grows.
+fn far(run: &Run) -> usize {
+    run.pick(1 << 30, 64 << 20, 64 << 10)
 }

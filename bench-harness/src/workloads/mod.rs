@@ -1,7 +1,7 @@
 //! The workloads: a table, and one file per family.
 //!
 //! A workload says how much to do by scale, sets up what is not timed, and has [`Run`] time the rest. An operation is
-//! what its description says; in the first group it is one allocation with its free, unless it says otherwise.
+//! what its description says; in the first groups it is one allocation with its free, unless it says otherwise.
 
 mod aligned;
 mod batches;
@@ -31,6 +31,9 @@ use crate::engine::Run;
 pub enum Kind {
     /// Allocation dominates: how fast the allocator is.
     Allocation,
+    /// A gigabyte in one piece, or blocks of many megabytes: how growth goes, and what page faults cost. Apart from
+    /// `Allocation`, since the kernel does most of the work.
+    Huge,
     /// Real work, as Rust programs do it: how much of that speed a program gets.
     Program,
     /// How long single operations take, in the worst case too.
@@ -73,7 +76,7 @@ const fn workload(
     Workload { name, about, kind, resident: Resident::Peak, body }
 }
 
-use Kind::{Allocation, Latency, Memory, Program};
+use Kind::{Allocation, Huge, Latency, Memory, Program};
 
 /// All workloads, in the order of the tables.
 #[rustfmt::skip]
@@ -99,6 +102,10 @@ pub static ALL: &[Workload] = &[
     workload("zeroed", Allocation, zeroed::run, "churn of 500 zeroed blocks of 16 B to 64 KiB"),
     workload("large-pairs", Allocation, large::pairs, "32 KiB to 4 MiB, every page touched, freed at once"),
     workload("large-churn", Allocation, large::churn, "replace a random one of 32 such blocks"),
+    workload("vec-1g", Huge, grow::push_one, "push to a Vec<u8> up to 1 GiB; one operation is a push"),
+    workload("extend-1g", Huge, grow::extend_one, "extend a Vec<u8> to 1 GiB; one operation is 4 KiB appended"),
+    workload("large-touch", Huge, large::touch, "1 to 64 MiB, every page touched, freed at once"),
+    workload("large-touch-4", Huge, large::touch_four, "replace a random one of 4 such blocks"),
     workload("json", Program, json::run, "parse, clone, change, print and drop a JSON document; one operation is a value"),
     workload("hash-map", Program, collections::hash_map, "insert, extend, look up and remove in a HashMap<String, Vec<u32>>"),
     workload("btree-map", Program, collections::btree_map, "insert, range over and remove in a BTreeMap<String, Vec<u8>>"),

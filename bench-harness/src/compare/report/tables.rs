@@ -93,10 +93,12 @@ fn latency(summary: &Summary) -> Grid {
 fn means(summary: &Summary) -> Grid {
     let mut grid = by_allocator(summary, "mean over");
     type Mean<'a> = &'a dyn Fn(usize) -> Option<f64>;
-    let means: [(&str, Mean<'_>); 3] = [
+    let means: [(&str, Mean<'_>); 5] = [
         ("time, allocation", &|index| summary.mean_time(Kind::Allocation, index)),
         ("time, programs", &|index| summary.mean_time(Kind::Program, index)),
-        ("peak memory", &|index| summary.mean_resident(index)),
+        ("time, huge", &|index| summary.mean_time(Kind::Huge, index)),
+        ("peak memory", &|index| summary.mean_resident(false, index)),
+        ("peak memory, huge too", &|index| summary.mean_resident(true, index)),
     ];
     for (title, mean) in means {
         let values: Vec<Option<f64>> = (0..summary.allocators.len()).map(mean).collect();
