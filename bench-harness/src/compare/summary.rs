@@ -3,7 +3,7 @@
 use super::record::Record;
 use super::runner::{Outcome, Sample};
 use super::statistics::{geometric_mean, median, paired_ratio, range};
-use crate::allocator::{Allocator, BASELINE};
+use crate::allocator::{Allocator, BASELINE, OURS};
 use crate::measurement::{Latency, Measurement};
 use crate::workloads::{Kind, Resident, Workload};
 
@@ -34,10 +34,26 @@ pub struct Cell {
     pub time: Option<Quantity>,
     /// Resident memory in MiB.
     pub resident: Option<Quantity>,
-    /// The distribution of single operations: the round with the median of p99.9.
-    pub latency: Option<Latency>,
+    /// The distribution of single operations, in nanoseconds.
+    pub latency: Option<Percentiles>,
     /// How a process failed, if one did.
     pub failure: Option<String>,
+}
+
+/// The distribution of single operations. Each number is by itself a median over rounds: a preemption decides the maximum
+/// of one process, but not the median of the maxima.
+#[derive(Clone, Copy, Debug)]
+pub struct Percentiles {
+    /// Median.
+    pub p50: Quantity,
+    /// 99th percentile.
+    pub p99: Quantity,
+    /// 99.9th percentile.
+    pub p999: Quantity,
+    /// The longest one.
+    pub max: Quantity,
+    /// What reading the clock costs by itself.
+    pub clock: Quantity,
 }
 
 /// Something measured in every round.
@@ -73,9 +89,33 @@ impl Summary {
         Self { rows: workloads.iter().map(row).collect(), allocators, baseline }
     }
 
+    /// Index of the allocator that this project is about, if there are others than the baseline to compare it with.
+    pub fn ours(&self) -> Option<usize> {
+        let ours = self.allocators.iter().position(|&name| name == OURS);
+        ours.filter(|_| self.allocators.len() > 2)
+    }
+
     /// The allocator that the others are compared with.
     pub fn baseline_name(&self) -> &'static str {
         self.allocators[self.baseline]
+    }
+
+    /// How one allocator compares with the best of the others on one workload: the ratio, and the other's index.
+    pub fn best_rival(
+        &self,
+        row: &Row,
+        ours: usize,
+        quantity: fn(&Cell) -> Option<Quantity>,
+    ) -> Option<(f64, usize)> {
+        // Ratios to the common baseline are paired by round, so their quotient is steadier than that of the medians.
+        let value = |index: usize| {
+            quantity(&row.cells[index]).map(|quantity| quantity.ratio.unwrap_or(quantity.median))
+        };
+        let rivals = (0..self.allocators.len()).filter(|&index| index != ours);
+        let (best, index) = rivals
+            .filter_map(|index| Some((value(index)?, index)))
+            .min_by(|(a, _), (b, _)| a.total_cmp(b))?;
+        Some((value(ours)? / best, index))
     }
 
     /// Rows whose workloads are of one kind.
@@ -145,7 +185,7 @@ impl<'a> Rounds<'a> {
                 Quantity { min, max, ..quantity }
             }),
             resident: self.quantity(baseline, resident),
-            latency: self.latency(),
+            latency: self.latency(baseline),
             failure: self.failure.map(str::to_owned),
         }
     }
@@ -168,10 +208,17 @@ impl<'a> Rounds<'a> {
         })
     }
 
-    fn latency(&self) -> Option<Latency> {
-        let mut all: Vec<Latency> =
-            self.measured.iter().flatten().filter_map(|measured| measured.latency).collect();
-        all.sort_by_key(|latency| latency.p999);
-        all.get(all.len() / 2).copied()
+    fn latency(&self, baseline: &Self) -> Option<Percentiles> {
+        let quantity = |value: fn(&Latency) -> u64| {
+            // What is shorter than a tick of the clock counts as one nanosecond, so that a ratio is a number.
+            self.quantity(baseline, |measured| Some(value(&measured.latency?).max(1) as f64))
+        };
+        Some(Percentiles {
+            p50: quantity(|latency| latency.p50)?,
+            p99: quantity(|latency| latency.p99)?,
+            p999: quantity(|latency| latency.p999)?,
+            max: quantity(|latency| latency.max)?,
+            clock: quantity(|latency| latency.clock)?,
+        })
     }
 }

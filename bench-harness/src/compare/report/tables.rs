@@ -1,6 +1,7 @@
 //! The tables: time, memory, latency, and the means of them.
 
 use super::grid::{Entry, Grid};
+use crate::allocator::OURS;
 use crate::compare::summary::{Cell, Quantity, Summary};
 use crate::workloads::{Kind, Resident};
 
@@ -10,7 +11,12 @@ pub(super) fn all(summary: &Summary) -> Vec<(String, Grid)> {
     let tables = vec![
         (format!("Time: ns per operation, ratio to {baseline}, min–max"), time(summary)),
         (format!("Memory: peak resident MiB, ratio to {baseline}"), memory(summary)),
-        ("Latency: ns, reading the clock included".to_owned(), latency(summary)),
+        (
+            format!(
+                "Latency: ns, reading the clock included, medians over rounds, ratio to {baseline}"
+            ),
+            latency(summary),
+        ),
         (format!("Geometric means of the ratios to {baseline}"), means(summary)),
     ];
     tables.into_iter().filter(|(_, grid)| !grid.is_empty()).collect()
@@ -33,7 +39,13 @@ fn time(summary: &Summary) -> Grid {
 }
 
 fn memory(summary: &Summary) -> Grid {
-    let mut grid = by_allocator(summary, "workload");
+    let mut header = vec!["workload"];
+    header.extend(&summary.allocators);
+    let title = format!("{OURS} to the best of the others");
+    if summary.ours().is_some() {
+        header.push(&title);
+    }
+    let mut grid = Grid::new(header.into_iter().map(str::to_owned).collect());
     for row in &summary.rows {
         let note = match row.workload.resident {
             Resident::Peak => "",
@@ -41,6 +53,13 @@ fn memory(summary: &Summary) -> Grid {
         };
         let mut entries = vec![Entry::plain(format!("{}{note}", row.workload.name))];
         entries.extend(row.cells.iter().map(|cell| entry(cell, cell.resident, false)));
+        if let Some(ours) = summary.ours() {
+            let best = summary.best_rival(row, ours, |cell| cell.resident);
+            entries.push(best.map_or(Entry::plain("–"), |(ratio, index)| {
+                let rival = summary.allocators[index];
+                Entry::rated(format!("{ratio:.2}× {rival}"), Some(ratio))
+            }));
+        }
         grid.push(entries);
     }
     grid
@@ -68,26 +87,26 @@ fn latency(summary: &Summary) -> Grid {
     let header = ["workload", "allocator", "p50", "p99", "p99.9", "max", "clock alone"];
     let mut grid = Grid::new(header.map(str::to_owned).to_vec());
     for row in summary.of_kind(Kind::Latency) {
-        let baseline = row.cells[summary.baseline].latency;
         for (name, cell) in summary.allocators.iter().zip(&row.cells) {
             let Some(own) = cell.latency else { continue };
-            let rated = |own: u64, theirs: Option<u64>| {
-                let ratio = theirs.map(|theirs| own as f64 / theirs.max(1) as f64);
-                Entry::rated(own.to_string(), ratio)
-            };
-            grid.push(vec![
-                Entry::plain(row.workload.name),
-                Entry::plain(*name),
-                rated(own.p50, baseline.map(|it| it.p50)),
-                rated(own.p99, baseline.map(|it| it.p99)),
-                rated(own.p999, baseline.map(|it| it.p999)),
-                // A single preemption decides the maximum, so it is no reason to judge.
-                Entry::plain(own.max.to_string()),
-                Entry::plain(own.clock.to_string()),
-            ]);
+            let mut entries = vec![Entry::plain(row.workload.name), Entry::plain(*name)];
+            for quantity in [own.p50, own.p99, own.p999, own.max] {
+                entries.push(nanoseconds(quantity));
+            }
+            entries.push(Entry::plain(format!("{:.0}", own.clock.median)));
+            grid.push(entries);
         }
     }
     grid
+}
+
+/// Whole nanoseconds, with their ratio.
+fn nanoseconds(quantity: Quantity) -> Entry {
+    let mut text = format!("{:.0}", quantity.median);
+    if let Some(ratio) = quantity.ratio {
+        text += &format!("  {ratio:.2}×");
+    }
+    Entry::rated(text, quantity.ratio)
 }
 
 fn means(summary: &Summary) -> Grid {

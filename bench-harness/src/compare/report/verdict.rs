@@ -2,7 +2,7 @@
 
 use super::Mood;
 use crate::allocator::OURS;
-use crate::compare::summary::{Cell, Row, Summary};
+use crate::compare::summary::{Row, Summary};
 
 /// One line for each comparison.
 pub(super) fn lines(summary: &Summary) -> Vec<String> {
@@ -19,13 +19,16 @@ pub(super) fn lines(summary: &Summary) -> Vec<String> {
         lines.extend(line(&format!("{name} against {baseline}, time"), ratios.collect()));
     }
     lines.extend(failures(summary));
-    if let Some(ours) = summary.allocators.iter().position(|name| *name == OURS)
-        && summary.allocators.len() > 2
-    {
+    if let Some(ours) = summary.ours() {
         let title = format!("{OURS} against the best of the others");
-        let scores = summary.timed().filter_map(|row| best_rival(summary, row, ours, Times));
+        let score = |row: &Row, quantity| {
+            let (ratio, rival) = summary.best_rival(row, ours, quantity)?;
+            let rival = Some(summary.allocators[rival]);
+            Some(Score { ratio, workload: row.workload.name, rival })
+        };
+        let scores = summary.timed().filter_map(|row| score(row, |cell| cell.time));
         lines.extend(line(&format!("{title}, time"), scores.collect()));
-        let scores = summary.rows.iter().filter_map(|row| best_rival(summary, row, ours, Memory));
+        let scores = summary.rows.iter().filter_map(|row| score(row, |cell| cell.resident));
         lines.extend(line(&format!("{title}, memory"), scores.collect()));
     }
     lines
@@ -47,38 +50,11 @@ fn failures(summary: &Summary) -> Vec<String> {
     summary.allocators.iter().enumerate().filter_map(of_allocator).collect()
 }
 
-/// Which quantity is compared.
-#[derive(Clone, Copy)]
-enum What {
-    Times,
-    Memory,
-}
-use What::{Memory, Times};
-
 /// A ratio, and what it is the ratio of.
 struct Score {
     ratio: f64,
     workload: &'static str,
     rival: Option<&'static str>,
-}
-
-/// How one allocator compares with the best of the others on one workload.
-fn best_rival(summary: &Summary, row: &Row, ours: usize, what: What) -> Option<Score> {
-    let value = |index: usize| {
-        let cell: &Cell = &row.cells[index];
-        let quantity = match what {
-            Times => cell.time,
-            Memory => cell.resident,
-        };
-        // Ratios to the common baseline are paired by round, so their quotient is steadier than that of the medians.
-        quantity.map(|quantity| quantity.ratio.unwrap_or(quantity.median))
-    };
-    let rivals = (0..summary.allocators.len()).filter(|&index| index != ours);
-    let (best, index) = rivals
-        .filter_map(|index| Some((value(index)?, index)))
-        .min_by(|(a, _), (b, _)| a.total_cmp(b))?;
-    let rival = Some(summary.allocators[index]);
-    Some(Score { ratio: value(ours)? / best, workload: row.workload.name, rival })
 }
 
 /// How many losses are named.
