@@ -2,20 +2,50 @@
 //!
 //! Not `getrusage`: its `ru_maxrss` starts at the peak of the process that called `exec`, which is `compare`.
 
-/// The most this process ever had resident since it was executed, in KiB.
-pub(super) fn peak_resident_kib() -> u64 {
-    status_kib("VmHWM:")
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+/// The file in `/proc` that tells. Reading it does not allocate, so that it can be done beside a workload.
+pub(super) struct Status(Option<File>);
+
+impl Status {
+    /// That of this process.
+    pub(super) fn open() -> Self {
+        Self(File::open("/proc/self/status").ok())
+    }
+
+    /// The most this process ever had resident since it was executed, in KiB.
+    pub(super) fn peak_resident_kib(&self) -> u64 {
+        self.size_kib("VmHWM:")
+    }
+
+    /// What this process has resident now, in KiB.
+    pub(super) fn resident_kib(&self) -> u64 {
+        self.size_kib("VmRSS:")
+    }
+
+    /// A field that is a size. Zero where there is no such file.
+    fn size_kib(&self, field: &str) -> u64 {
+        // The file has about 1500 bytes.
+        let mut text = [0; 4096];
+        let length = self.0.as_ref().and_then(|file| file.read_at(&mut text, 0).ok());
+        let text = str::from_utf8(&text[..length.unwrap_or(0)]).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix(field));
+        let size = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+        size.unwrap_or(0)
+    }
 }
 
-/// What this process has resident now, in KiB.
-pub(super) fn resident_kib() -> u64 {
-    status_kib("VmRSS:")
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// A field of `/proc/self/status` that is a size. Zero where there is no such file.
-fn status_kib(field: &str) -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix(field));
-    let size = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
-    size.unwrap_or(0)
+    #[test]
+    fn a_process_has_memory() {
+        let status = Status::open();
+        let resident = status.resident_kib();
+        assert!(resident > 100, "{resident}");
+        assert!(status.peak_resident_kib() > 100);
+        assert_eq!(status.size_kib("VmNone:"), 0);
+    }
 }

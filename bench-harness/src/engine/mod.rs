@@ -1,14 +1,17 @@
 //! What an engine does: run one workload under the allocator its executable installed, and print what it measured.
 
+mod curve;
 mod latency;
 mod memory;
 mod run;
 
+pub use curve::Gauge;
 pub use latency::LatencyRecorder;
 pub use run::{Run, Scale};
 
 use std::process::ExitCode;
 
+use self::memory::Status;
 use crate::measurement::Measurement;
 use crate::workloads;
 
@@ -33,8 +36,9 @@ pub fn main(allocator: &str, version: impl FnOnce() -> Option<String>) -> ExitCo
 
     let mut run = Run::new(scale);
     (workload.body)(&mut run);
-    let final_rss_kib = memory::resident_kib();
-    let peak_rss_kib = memory::peak_resident_kib();
+    let status = Status::open();
+    let final_rss_kib = status.resident_kib();
+    let peak_rss_kib = status.peak_resident_kib();
 
     let measurement = Measurement {
         allocator: allocator.to_owned(),
@@ -45,6 +49,7 @@ pub fn main(allocator: &str, version: impl FnOnce() -> Option<String>) -> ExitCo
         peak_rss_kib,
         final_rss_kib,
         latency: run.latency,
+        curve: run.curve,
     };
     println!("{}", serde_json::to_string(&measurement).expect("a measurement is plain data"));
     ExitCode::SUCCESS

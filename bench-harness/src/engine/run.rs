@@ -3,8 +3,9 @@
 use std::sync::Barrier;
 use std::time::Instant;
 
+use super::curve::{self, Gauge};
 use super::latency::LatencyRecorder;
-use crate::measurement::Latency;
+use crate::measurement::{Curve, Latency};
 
 /// How much work a workload does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,12 +49,19 @@ pub struct Run {
     pub(super) operations: u64,
     pub(super) nanoseconds: Vec<f64>,
     pub(super) latency: Option<Latency>,
+    pub(super) curve: Option<Curve>,
 }
 
 impl Run {
     /// A run in which nothing has been measured yet.
     pub fn new(scale: Scale) -> Self {
-        Self { scale, operations: 0, nanoseconds: Vec::with_capacity(8), latency: None }
+        Self {
+            scale,
+            operations: 0,
+            nanoseconds: Vec::with_capacity(8),
+            latency: None,
+            curve: None,
+        }
     }
 
     /// Chooses by scale.
@@ -123,6 +131,11 @@ impl Run {
                 self.record(operations, (end - start).as_nanos());
             }
         }
+    }
+
+    /// Runs `body` once, not to time it but to watch how much memory is resident meanwhile.
+    pub fn watch(&mut self, body: impl FnOnce(&Gauge)) {
+        self.curve = Some(curve::watch(body));
     }
 
     /// Keeps the distribution that `recorder` holds as the result of this run.

@@ -1,0 +1,131 @@
+//! Watches how much memory is resident while a workload runs.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use super::memory::Status;
+use crate::measurement::{Curve, Point};
+
+/// The time between two looks.
+const INTERVAL: Duration = Duration::from_millis(20);
+/// The most points of a curve, for which there is room before the workload begins: 160 seconds. What comes later, but for
+/// the end, is not seen.
+const MOST: usize = 8000;
+
+/// What a workload tells about itself while it is watched.
+pub struct Gauge {
+    start: Instant,
+    status: Status,
+    live: AtomicUsize,
+    freed_ms: OnceLock<u64>,
+}
+
+impl Gauge {
+    fn new() -> Self {
+        Self {
+            start: Instant::now(),
+            status: Status::open(),
+            live: AtomicUsize::new(0),
+            freed_ms: OnceLock::new(),
+        }
+    }
+
+    /// That many bytes more are live.
+    #[inline(always)]
+    pub fn grew(&self, bytes: usize) {
+        // Only ever a number to look at: nothing is published by it, here and below.
+        self.live.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// That many bytes fewer are live.
+    #[inline(always)]
+    pub fn shrank(&self, bytes: usize) {
+        self.live.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Now the free is over after which memory should go back to the system. Only the first such moment counts.
+    pub fn mark_freed(&self) {
+        self.freed_ms.get_or_init(|| self.now_ms());
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.start.elapsed().as_millis() as u64
+    }
+
+    fn point(&self) -> Point {
+        Point {
+            ms: self.now_ms(),
+            resident_kib: self.status.resident_kib(),
+            live_kib: self.live.load(Ordering::Relaxed) as u64 / 1024,
+        }
+    }
+}
+
+/// Runs `body`, and looks again and again at what is resident meanwhile. The first point is before it, the last behind.
+pub(super) fn watch(body: impl FnOnce(&Gauge)) -> Curve {
+    let gauge = Gauge::new();
+    let over = AtomicBool::new(false);
+    let mut points = Vec::with_capacity(MOST);
+    points.push(gauge.point());
+    // The workload stays in the main thread, as some allocators serve that one in another way.
+    let mut points = thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                thread::park_timeout(INTERVAL);
+                if points.len() < MOST - 1 {
+                    points.push(gauge.point());
+                }
+            }
+            points
+        });
+        let end = End { over: &over, watcher: watcher.thread() };
+        body(&gauge);
+        drop(end);
+        watcher.join().expect("the watcher does not panic")
+    });
+    points.push(gauge.point());
+    Curve { freed_ms: gauge.freed_ms.into_inner(), points }
+}
+
+/// Tells the watcher that the workload is over, even if it panicked: the scope waits for the watcher.
+struct End<'a> {
+    over: &'a AtomicBool,
+    watcher: &'a Thread,
+}
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        self.watcher.unpark();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_curve_begins_before_and_ends_behind() {
+        let curve = watch(|gauge| {
+            gauge.grew(3 << 20);
+            thread::sleep(3 * INTERVAL);
+            gauge.shrank(2 << 20);
+            gauge.mark_freed();
+            gauge.mark_freed();
+        });
+        let live: Vec<u64> = curve.points.iter().map(|point| point.live_kib).collect();
+        assert_eq!((live.first(), live.last()), (Some(&0), Some(&1024)));
+        assert!(live.contains(&3072), "{live:?}");
+        assert!(curve.points.iter().all(|point| point.resident_kib > 100));
+        assert!(curve.points.is_sorted_by_key(|point| point.ms));
+        assert!(curve.freed_ms.is_some_and(|ms| ms >= 60));
+    }
+
+    #[test]
+    #[should_panic = "as intended"]
+    fn a_panic_ends_the_watch() {
+        watch(|_| panic!("as intended"));
+    }
+}
