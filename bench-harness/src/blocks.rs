@@ -84,6 +84,12 @@ impl Block {
         Self { start, layout }
     }
 
+    /// How many bytes were asked for.
+    #[inline(always)]
+    pub(crate) fn size(&self) -> usize {
+        self.layout.size()
+    }
+
     /// Writes one byte on each page, so that the kernel has to back all of them.
     #[inline(always)]
     pub(crate) fn touch_pages(&mut self) {

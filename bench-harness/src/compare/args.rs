@@ -6,7 +6,7 @@ use clap::Parser;
 
 use crate::allocator::{self, Allocator};
 use crate::engine::Scale;
-use crate::workloads::{self, Workload};
+use crate::workloads::{self, Kind, Workload};
 
 /// Measure Hayloft against mimalloc 3, the system allocator and other peers.
 ///
@@ -27,9 +27,14 @@ pub struct Args {
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = allocator::parse)]
     pub allocators: Vec<&'static Allocator>,
 
-    /// How often every pair runs [default: 5, or 3 with --quick].
+    /// How often every pair runs [default: 5, or 3 with --quick, or 1 with --curves].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: Option<u32>,
+
+    /// Watch how memory goes over time: run the workloads of kind `Curve`, which takes two minutes for each allocator,
+    /// and draw each as an SVG in this directory.
+    #[arg(long, value_name = "DIR")]
+    pub curves: Option<PathBuf>,
 
     /// Save every sample, the machine, and how each allocator was built.
     #[arg(long, value_name = "FILE")]
@@ -50,10 +55,15 @@ pub struct Args {
 }
 
 impl Args {
-    /// The workloads to run, in the order of the table.
+    /// The workloads to run, in the order of the table. Unless they are named, those that are watched run if curves are
+    /// wanted, and else all others.
     pub fn workloads(&self) -> Vec<&'static Workload> {
         let chosen = |workload: &&Workload| {
-            self.workloads.is_empty() || self.workloads.iter().any(|it| it.name == workload.name)
+            if self.workloads.is_empty() {
+                (workload.kind == Kind::Curve) == self.curves.is_some()
+            } else {
+                self.workloads.iter().any(|it| it.name == workload.name)
+            }
         };
         workloads::ALL.iter().filter(chosen).collect()
     }
@@ -72,7 +82,12 @@ impl Args {
 
     /// How often every pair runs.
     pub fn rounds(&self) -> u32 {
-        self.rounds.unwrap_or(if self.quick { 3 } else { 5 })
+        let default = match (&self.curves, self.quick) {
+            (Some(_), _) => 1,
+            (None, true) => 3,
+            (None, false) => 5,
+        };
+        self.rounds.unwrap_or(default)
     }
 
     /// How much each run does.
@@ -105,9 +120,10 @@ mod tests {
     }
 
     #[test]
-    fn by_default_everything_runs() {
+    fn by_default_everything_runs_but_what_takes_long() {
         let args = parse(&[]).unwrap();
-        assert_eq!(args.workloads().len(), workloads::ALL.len());
+        let long = workloads::ALL.iter().filter(|workload| workload.kind == Kind::Curve).count();
+        assert_eq!(args.workloads().len(), workloads::ALL.len() - long);
         assert_eq!(args.allocators().len(), if cfg!(feature = "peers") { 7 } else { 3 });
         assert_eq!((args.rounds(), args.scale()), (5, Scale::Full));
     }
@@ -117,6 +133,15 @@ mod tests {
         let args = parse(&["--quick"]).unwrap();
         assert_eq!((args.rounds(), args.scale()), (3, Scale::Quick));
         assert_eq!(parse(&["--quick", "--rounds", "7"]).unwrap().rounds(), 7);
+    }
+
+    #[test]
+    fn curves_are_drawn_of_what_is_watched() {
+        let args = parse(&["--curves", "here"]).unwrap();
+        assert!(args.workloads().iter().all(|workload| workload.kind == Kind::Curve));
+        assert_eq!((args.workloads().len(), args.rounds(), args.scale()), (5, 1, Scale::Full));
+        let args = parse(&["--curves", "here", "--workloads", "sawtooth"]).unwrap();
+        assert_eq!(args.workloads().len(), 1);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! `compare`: builds the engines, runs them interleaved over rounds, and reports.
 //!
 //! [`Args`] says what to do, [`engines`] builds, [`runner`] runs, [`summary`] turns samples into the numbers of a table,
-//! [`report`] prints them, and [`record`] is what is saved as JSON.
+//! [`report`] prints them, [`curves`] draws, and [`record`] is what is saved as JSON.
 
+pub mod curves;
 pub mod engines;
 pub mod record;
 pub mod report;
@@ -52,6 +53,9 @@ fn compare(args: &Args) -> Result<bool, String> {
     print!("{}", report::text(&record, &summary, args.markdown));
     if let Some(file) = &args.json {
         record.save(file)?;
+    }
+    if let Some(directory) = &args.curves {
+        curves::save(&record, &args.workloads(), directory)?;
     }
     Ok(record.is_complete())
 }

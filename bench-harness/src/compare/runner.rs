@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -14,9 +15,12 @@ use super::Args;
 use super::engines::Engine;
 use crate::engine::Scale;
 use crate::measurement::Measurement;
+use crate::workloads::{Kind, Workload};
 
-/// An engine that takes longer than this has hung. They last about a second.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// An engine that takes longer than this has hung. Most last about a second; a workload that is watched, about a minute.
+fn patience(workload: &Workload) -> Duration {
+    Duration::from_secs(if workload.kind == Kind::Curve { 180 } else { 60 })
+}
 
 /// How such an engine failed.
 const HUNG: &str = "hung";
@@ -82,7 +86,7 @@ pub fn run(args: &Args, engines: &[Engine]) -> Vec<Sample> {
                     round + 1,
                     workload.name
                 ));
-                let outcome = measure(engine, workload.name, args.scale());
+                let outcome = measure(engine, workload, args.scale());
                 if let Outcome::Failed(Failure { how, said }) = &outcome {
                     // Unlike a crash, this would take long each time.
                     if how == HUNG {
@@ -106,19 +110,23 @@ fn progress_bar(length: u64) -> ProgressBar {
 }
 
 /// Runs one engine with one workload.
-fn measure(engine: &Engine, workload: &str, scale: Scale) -> Outcome {
+fn measure(engine: &Engine, workload: &Workload, scale: Scale) -> Outcome {
     try_measure(engine, workload, scale).map_or_else(Outcome::Failed, Outcome::Measured)
 }
 
-fn try_measure(engine: &Engine, workload: &str, scale: Scale) -> Result<Measurement, Failure> {
+fn try_measure(engine: &Engine, workload: &Workload, scale: Scale) -> Result<Measurement, Failure> {
     let mut child = Command::new(&engine.path)
-        .args([workload, scale.name()])
+        .args([workload.name, scale.name()])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|error| format!("does not start: {error}"))?;
-    let Some(status) = child.wait_timeout(PATIENCE).map_err(|error| error.to_string())? else {
+    // Read meanwhile: a curve is more than a pipe holds.
+    let output = child.stdout.take();
+    let output = thread::spawn(|| drain(output));
+    let Some(status) = child.wait_timeout(patience(workload)).map_err(|error| error.to_string())?
+    else {
         // Either call fails only if the process is gone, which is what they are for.
         let _ = child.kill();
         let _ = child.wait();
@@ -127,11 +135,11 @@ fn try_measure(engine: &Engine, workload: &str, scale: Scale) -> Result<Measurem
     if !status.success() {
         return Err(Failure { how: describe(status), said: drain(child.stderr.take()) });
     }
-    let line = drain(child.stdout.take());
+    let line = output.join().expect("reading does not panic");
     serde_json::from_str(&line).map_err(|error| format!("printed no measurement: {error}").into())
 }
 
-/// What a process that has ended wrote into a pipe. It is little, so it did not have to wait for a reader.
+/// What a process writes into a pipe until it ends.
 fn drain(pipe: Option<impl Read>) -> String {
     let mut bytes = Vec::new();
     if let Some(mut pipe) = pipe {

@@ -4,7 +4,7 @@ use super::record::Record;
 use super::runner::{Outcome, Sample};
 use super::statistics::{geometric_mean, median, paired_ratio, range};
 use crate::allocator::{Allocator, BASELINE, OURS};
-use crate::measurement::{Latency, Measurement};
+use crate::measurement::{Curve, Latency, Measurement, Point};
 use crate::workloads::{Kind, Resident, Workload};
 
 /// All pairs, reduced.
@@ -36,6 +36,8 @@ pub struct Cell {
     pub resident: Option<Quantity>,
     /// The distribution of single operations, in nanoseconds.
     pub latency: Option<Percentiles>,
+    /// How memory went over time.
+    pub curve: Option<CurveNumbers>,
     /// How a process failed, if one did.
     pub failure: Option<String>,
 }
@@ -54,6 +56,25 @@ pub struct Percentiles {
     pub max: Quantity,
     /// What reading the clock costs by itself.
     pub clock: Quantity,
+}
+
+/// What a curve comes to. Sizes are in MiB; what is resident for each live byte is a plain number.
+#[derive(Clone, Copy, Debug)]
+pub struct CurveNumbers {
+    /// Resident before the workload.
+    pub before: Quantity,
+    /// Two seconds after the free that should bring memory back, if the workload has one.
+    pub after_free: Option<Quantity>,
+    /// How much more that is than before.
+    pub left: Option<Quantity>,
+    /// Resident at the end.
+    pub end: Quantity,
+    /// For each live byte, two seconds after the free.
+    pub per_live_after_free: Option<Quantity>,
+    /// For each live byte, at the end.
+    pub per_live_at_end: Option<Quantity>,
+    /// For each live byte, over all the time.
+    pub per_live: Option<Quantity>,
 }
 
 /// Something measured in every round.
@@ -134,9 +155,14 @@ impl Summary {
         geometric_mean(self.of_kind(kind).filter_map(|row| row.cells[allocator].time?.ratio))
     }
 
+    /// Rows of which one number tells how much memory they need.
+    pub fn in_one_number(&self) -> impl Iterator<Item = &Row> {
+        self.rows.iter().filter(|row| row.workload.kind != Kind::Curve)
+    }
+
     /// Geometric mean of the ratio of peak memory, over workloads that report the peak: all, or all but the huge ones.
     pub fn mean_resident(&self, huge_too: bool, allocator: usize) -> Option<f64> {
-        let peaks = self.rows.iter().filter(|row| {
+        let peaks = self.in_one_number().filter(|row| {
             let Workload { kind, resident, .. } = row.workload;
             *resident == Resident::Peak && (huge_too || *kind != Kind::Huge)
         });
@@ -186,6 +212,7 @@ impl<'a> Rounds<'a> {
             }),
             resident: self.quantity(baseline, resident),
             latency: self.latency(baseline),
+            curve: self.curve(baseline),
             failure: self.failure.map(str::to_owned),
         }
     }
@@ -205,6 +232,29 @@ impl<'a> Rounds<'a> {
             min,
             max,
             ratio: paired_ratio(&own, &theirs),
+        })
+    }
+
+    fn curve(&self, baseline: &Self) -> Option<CurveNumbers> {
+        let number = |value: &dyn Fn(&Curve) -> Option<f64>| {
+            self.quantity(baseline, |measured| value(measured.curve.as_ref()?))
+        };
+        let mib = |value: &dyn Fn(&Curve) -> Option<Point>| {
+            number(&|curve| Some(value(curve)?.resident_kib as f64 / 1024.0))
+        };
+        let left = |curve: &Curve| {
+            let more =
+                curve.after_free()?.resident_kib as f64 - curve.before()?.resident_kib as f64;
+            Some(more / 1024.0)
+        };
+        Some(CurveNumbers {
+            before: mib(&Curve::before)?,
+            after_free: mib(&Curve::after_free),
+            left: number(&left),
+            end: mib(&Curve::end)?,
+            per_live_after_free: number(&|curve| curve.after_free()?.resident_per_live()),
+            per_live_at_end: number(&|curve| curve.end()?.resident_per_live()),
+            per_live: number(&Curve::resident_per_live),
         })
     }
 

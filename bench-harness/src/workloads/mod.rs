@@ -7,6 +7,7 @@ mod aligned;
 mod batches;
 mod churn;
 mod collections;
+mod curves;
 mod exchange;
 mod grow;
 mod handoff;
@@ -40,6 +41,8 @@ pub enum Kind {
     Latency,
     /// Not timed: how much memory the process has resident.
     Memory,
+    /// Watched for a while, when asked for: how memory follows what is live.
+    Curve,
 }
 
 /// Which number says how much memory a workload needs.
@@ -76,7 +79,7 @@ const fn workload(
     Workload { name, about, kind, resident: Resident::Peak, body }
 }
 
-use Kind::{Allocation, Huge, Latency, Memory, Program};
+use Kind::{Allocation, Curve, Huge, Latency, Memory, Program};
 
 /// All workloads, in the order of the tables.
 #[rustfmt::skip]
@@ -120,6 +123,11 @@ pub static ALL: &[Workload] = &[
         resident: Resident::Final,
         ..workload("give-back", Memory, resident::give_back, "256 MB of 64 B blocks, freed a second ago: what is left")
     },
+    workload("burst-idle", Curve, curves::burst_idle, "1 GiB of small blocks, freed, then idle for five seconds"),
+    workload("sawtooth", Curve, curves::sawtooth, "from 16 to 256 MiB and back, each time with other sizes"),
+    workload("survivors-5", Curve, curves::survivors, "1 GiB of small blocks, all but 5 % freed at random, then other sizes"),
+    workload("phases-sizes", Curve, curves::phases, "a server: start, warm-up, service, a batch job, fewer sessions"),
+    workload("pipelines", Curve, curves::pipelines, "two rows of three threads, each frees what the one before allocated"),
 ];
 
 /// The workload of that name.

@@ -17,6 +17,10 @@ pub(super) fn all(summary: &Summary) -> Vec<(String, Grid)> {
             ),
             latency(summary),
         ),
+        (
+            format!("Over time: resident MiB, and for each live byte, ratio to {baseline}"),
+            curves(summary),
+        ),
         (format!("Geometric means of the ratios to {baseline}"), means(summary)),
     ];
     tables.into_iter().filter(|(_, grid)| !grid.is_empty()).collect()
@@ -46,7 +50,7 @@ fn memory(summary: &Summary) -> Grid {
         header.push(&title);
     }
     let mut grid = Grid::new(header.into_iter().map(str::to_owned).collect());
-    for row in &summary.rows {
+    for row in summary.in_one_number() {
         let note = match row.workload.resident {
             Resident::Peak => "",
             Resident::Final => " (at the end)",
@@ -94,6 +98,45 @@ fn latency(summary: &Summary) -> Grid {
                 entries.push(nanoseconds(quantity));
             }
             entries.push(Entry::plain(format!("{:.0}", own.clock.median)));
+            grid.push(entries);
+        }
+    }
+    grid
+}
+
+fn curves(summary: &Summary) -> Grid {
+    let header = [
+        "workload",
+        "allocator",
+        "before",
+        "peak",
+        "2 s after the free",
+        "left of the burst",
+        "at the end",
+        "per live, 2 s after the free",
+        "per live, at the end",
+        "per live, all the time",
+    ];
+    let mut grid = Grid::new(header.map(str::to_owned).to_vec());
+    for row in summary.of_kind(Kind::Curve) {
+        for (name, cell) in summary.allocators.iter().zip(&row.cells) {
+            let mut entries = vec![Entry::plain(row.workload.name), Entry::plain(*name)];
+            let rated = |quantity| entry(cell, quantity, false);
+            // A difference may be nothing or less: it has no ratio.
+            let plain = |quantity: Option<Quantity>| {
+                entry(cell, quantity.map(|quantity| Quantity { ratio: None, ..quantity }), false)
+            };
+            let curve = cell.curve.as_ref();
+            entries.extend([
+                plain(curve.map(|it| it.before)),
+                rated(cell.resident),
+                rated(curve.and_then(|it| it.after_free)),
+                plain(curve.and_then(|it| it.left)),
+                rated(curve.map(|it| it.end)),
+                rated(curve.and_then(|it| it.per_live_after_free)),
+                rated(curve.and_then(|it| it.per_live_at_end)),
+                rated(curve.and_then(|it| it.per_live)),
+            ]);
             grid.push(entries);
         }
     }

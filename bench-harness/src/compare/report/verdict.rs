@@ -28,7 +28,7 @@ pub(super) fn lines(summary: &Summary) -> Vec<String> {
         };
         let scores = summary.timed().filter_map(|row| score(row, |cell| cell.time));
         lines.extend(line(&format!("{title}, time"), scores.collect()));
-        let scores = summary.rows.iter().filter_map(|row| score(row, |cell| cell.resident));
+        let scores = summary.in_one_number().filter_map(|row| score(row, |cell| cell.resident));
         lines.extend(line(&format!("{title}, memory"), scores.collect()));
     }
     lines
