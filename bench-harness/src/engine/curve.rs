@@ -20,6 +20,7 @@ pub struct Gauge {
     status: Status,
     live: AtomicUsize,
     freed_ms: OnceLock<u64>,
+    end: OnceLock<Point>,
 }
 
 impl Gauge {
@@ -29,6 +30,7 @@ impl Gauge {
             status: Status::open(),
             live: AtomicUsize::new(0),
             freed_ms: OnceLock::new(),
+            end: OnceLock::new(),
         }
     }
 
@@ -50,6 +52,11 @@ impl Gauge {
         self.freed_ms.get_or_init(|| self.now_ms());
     }
 
+    /// This is the end of what is watched: what follows only tidies up. Without it, the end is when the workload returns.
+    pub fn mark_end(&self) {
+        self.end.get_or_init(|| self.point());
+    }
+
     fn now_ms(&self) -> u64 {
         self.start.elapsed().as_millis() as u64
     }
@@ -63,7 +70,8 @@ impl Gauge {
     }
 }
 
-/// Runs `body`, and looks again and again at what is resident meanwhile. The first point is before it, the last behind.
+/// Runs `body`, and looks again and again at what is resident meanwhile. The first point is before it, the last at its
+/// end.
 pub(super) fn watch(body: impl FnOnce(&Gauge)) -> Curve {
     let gauge = Gauge::new();
     let over = AtomicBool::new(false);
@@ -85,7 +93,11 @@ pub(super) fn watch(body: impl FnOnce(&Gauge)) -> Curve {
         drop(end);
         watcher.join().expect("the watcher does not panic")
     });
-    points.push(gauge.point());
+    gauge.mark_end();
+    if let Some(&end) = gauge.end.get() {
+        points.retain(|point| point.ms <= end.ms);
+        points.push(end);
+    }
     Curve { freed_ms: gauge.freed_ms.into_inner(), points }
 }
 
@@ -107,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_curve_begins_before_and_ends_behind() {
+    fn a_curve_goes_from_before_to_the_end() {
         let curve = watch(|gauge| {
             gauge.grew(3 << 20);
             thread::sleep(3 * INTERVAL);
@@ -121,6 +133,17 @@ mod tests {
         assert!(curve.points.iter().all(|point| point.resident_kib > 100));
         assert!(curve.points.is_sorted_by_key(|point| point.ms));
         assert!(curve.freed_ms.is_some_and(|ms| ms >= 60));
+    }
+
+    #[test]
+    fn what_follows_the_end_is_not_seen() {
+        let curve = watch(|gauge| {
+            gauge.grew(1 << 20);
+            gauge.mark_end();
+            gauge.grew(1 << 20);
+            thread::sleep(2 * INTERVAL);
+        });
+        assert_eq!(curve.end().map(|point| point.live_kib), Some(1024));
     }
 
     #[test]

@@ -48,6 +48,7 @@ pub(super) fn survivors(run: &mut Run) {
         rest(idle);
         herd.grow(&RECORDS, bytes);
         rest(idle / 3);
+        gauge.mark_end();
     });
 }
 
@@ -58,6 +59,7 @@ pub(super) fn sawtooth(run: &mut Run) {
     const MIXES: [&Mix; 4] = [&SMALL, &RECORDS, &STRINGS, &BUFFERS];
     let (bytes, teeth) = run.pick((256 << 20, 8), (64 << 20, 4), (1 << 20, 4));
     let slower = run.pick(1, 4, 1000);
+    let idle = run.pick(3000, 2500, 1);
     // One of them stays until the next tooth, another one each time.
     let structures = 16;
     run.watch(|gauge| {
@@ -70,7 +72,8 @@ pub(super) fn sawtooth(run: &mut Run) {
                 herd.clear(structure);
             }
         }
-        rest(2000 / slower);
+        rest(idle);
+        gauge.mark_end();
     });
 }
 
@@ -112,6 +115,7 @@ pub(super) fn phases(run: &mut Run) {
         paced(second, steps, |_| serve(&mut sessions, &mut cache));
         sessions.thin(4);
         paced(2 * second, 2 * steps, |_| serve(&mut sessions, &mut cache));
+        gauge.mark_end();
     });
 }
 
