@@ -272,3 +272,114 @@ impl<'a> Rounds<'a> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::Machine;
+    use crate::{allocator, workloads};
+
+    const ROUNDS: u32 = 3;
+
+    /// What `allocator` measures in a round: it needs `factor` as much of everything as the baseline does.
+    fn sample(
+        round: u32,
+        allocator: &'static str,
+        workload: &'static Workload,
+        factor: u64,
+    ) -> Sample {
+        // The last round is far worse for all.
+        let worse = if round + 1 == ROUNDS { 100 } else { 1 };
+        let point = |(ms, resident_kib, live_kib): (u64, u64, u64)| Point {
+            ms,
+            resident_kib: resident_kib * 1024 * factor,
+            live_kib: live_kib * 1024,
+        };
+        let points = [(0, 1, 0), (500, 99, 100), (1000, 50, 25), (3000, 20, 25), (4000, 60, 50)];
+        let measurement = Measurement {
+            allocator: allocator.to_owned(),
+            version: None,
+            workload: workload.name.to_owned(),
+            operations: 1,
+            nanoseconds: vec![(factor * worse) as f64],
+            peak_rss_kib: 1024 * factor,
+            final_rss_kib: 1024 * factor,
+            latency: (workload.kind == Kind::Latency).then_some(Latency {
+                count: 1,
+                p50: 0,
+                p99: 20 * factor,
+                p999: 30 * factor,
+                max: 1000 * factor * worse,
+                clock: 20,
+            }),
+            curve: (workload.kind == Kind::Curve)
+                .then(|| Curve { freed_ms: Some(1000), points: points.map(point).to_vec() }),
+        };
+        let outcome = Outcome::Measured(measurement);
+        Sample { round, allocator, workload: workload.name, outcome }
+    }
+
+    /// Of which Hayloft needs three times as much as mimalloc, and the system's twice.
+    fn summary(names: &[&str]) -> Summary {
+        let workloads: Vec<&'static Workload> =
+            names.iter().map(|name| workloads::find(name).unwrap()).collect();
+        let mut samples = Vec::new();
+        for round in 0..ROUNDS {
+            for &workload in &workloads {
+                for (allocator, factor) in [("hayloft", 3), ("mimalloc", 1), ("system", 2)] {
+                    samples.push(sample(round, allocator, workload, factor));
+                }
+            }
+        }
+        let record = Record {
+            machine: Machine::detect(),
+            rounds: ROUNDS,
+            scale: "tiny",
+            seconds: 0.0,
+            allocators: Vec::new(),
+            samples,
+        };
+        let allocators = ["hayloft", "mimalloc", "system"];
+        Summary::new(&record, &allocators.map(|name| allocator::parse(name).unwrap()), &workloads)
+    }
+
+    #[test]
+    fn a_curve_comes_to_numbers() {
+        let summary = summary(&["survivors-5"]);
+        let numbers = |index: usize| summary.rows[0].cells[index].curve.unwrap();
+        let theirs = numbers(summary.baseline);
+        assert_eq!((theirs.before.median, theirs.end.median), (1.0, 60.0));
+        assert_eq!(theirs.after_free.unwrap().median, 20.0);
+        assert_eq!(theirs.left.unwrap().median, 19.0);
+        assert_eq!(theirs.per_live_after_free.unwrap().median, 0.8);
+        assert_eq!(theirs.per_live_at_end.unwrap().median, 1.2);
+        assert_eq!(theirs.per_live.unwrap().median, 1.15);
+        let ratio = numbers(0).per_live.unwrap().ratio.unwrap();
+        assert!((ratio - 3.0).abs() < 1e-9, "{ratio}");
+    }
+
+    #[test]
+    fn one_bad_round_decides_no_maximum() {
+        let summary = summary(&["latency-churn"]);
+        let latency = summary.rows[0].cells[0].latency.unwrap();
+        assert_eq!((latency.p999.median, latency.max.median), (90.0, 3000.0));
+        assert_eq!((latency.p50.ratio, latency.max.ratio), (Some(1.0), Some(3.0)));
+    }
+
+    #[test]
+    fn the_best_rival_is_named() {
+        let summary = summary(&["json"]);
+        let ours = summary.ours().unwrap();
+        let (ratio, rival) = summary.best_rival(&summary.rows[0], ours, |cell| cell.time).unwrap();
+        assert_eq!((ratio, summary.allocators[rival]), (3.0, "mimalloc"));
+    }
+
+    #[test]
+    fn the_mean_of_memory_leaves_out_what_is_huge_or_watched() {
+        let only_huge = summary(&["vec-1g"]);
+        assert_eq!(only_huge.mean_resident(false, 0), None);
+        assert!(only_huge.mean_resident(true, 0).is_some());
+        assert_eq!(only_huge.mean_time(Kind::Allocation, 0), None);
+        assert_eq!(summary(&["sawtooth"]).mean_resident(true, 0), None);
+    }
+}
