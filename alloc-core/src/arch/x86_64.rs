@@ -12,9 +12,48 @@ pub(crate) const HAVE_RSEQ: bool = true;
 /// What the kernel wants to see in front of an abort handler, and at registration.
 pub(crate) const SIGNATURE: u32 = 0x5305_3053;
 
-// The two hot words share a cache line. `@tpoff` makes the linker fill in where our own thread-local lies, so that
-// the first operation of a process finds a valid, unregistered area. Weak: a C library that registers rseq defines
-// these two (glibc since 2.35).
+/// Who fills in where our own thread-local lies: the linker, which does so in executables only; or, where the C library's
+/// loader knows indirect functions, the resolver of one, whose address is kept beside the hot words.
+#[cfg(not(target_env = "gnu"))]
+macro_rules! initial {
+    (offset) => {
+        "hayloft_rseq_area@tpoff"
+    };
+    (resolver) => {
+        "0"
+    };
+}
+#[cfg(target_env = "gnu")]
+macro_rules! initial {
+    (offset) => {
+        "0"
+    };
+    (resolver) => {
+        "hayloft_place_rseq_area"
+    };
+}
+
+// Linkers refuse `@tpoff` in data of a shared library, though the loader could fill it in: they only have it filled into the
+// offset table, which is read-only from then on. But a word that refers to an indirect function makes the loader call the
+// function's resolver, after all else of the library is relocated and before any of its code runs. This one has the side
+// effect that is wanted; what it returns nobody uses. (Some linkers would store that in the word, others have it refer to a
+// stub.) It runs before thread-locals exist in a static program, so it must not touch any.
+#[cfg(target_env = "gnu")]
+global_asm!(
+    ".pushsection .text.hayloft_place_rseq_area, \"ax\", @progbits",
+    ".type hayloft_place_rseq_area, @gnu_indirect_function",
+    ".hidden hayloft_place_rseq_area",
+    ".globl hayloft_place_rseq_area",
+    "hayloft_place_rseq_area:",
+    "mov rax, qword ptr [rip + hayloft_rseq_area@GOTTPOFF]",
+    "mov qword ptr [rip + hayloft_rseq_offset], rax",
+    "ret",
+    ".size hayloft_place_rseq_area, . - hayloft_place_rseq_area",
+    ".popsection",
+);
+
+// The two hot words share a cache line. The first operation of a process must find a valid, unregistered area in them: our
+// own thread-local. Weak: a C library that registers rseq defines these two (glibc since 2.35).
 global_asm!(
     ".pushsection .tdata.hayloft_rseq, \"awT\", @progbits",
     ".balign 32",
@@ -35,11 +74,12 @@ global_asm!(
     ".balign 64",
     ".hidden hayloft_rseq_offset",
     ".globl hayloft_rseq_offset",
-    "hayloft_rseq_offset: .quad hayloft_rseq_area@tpoff",
+    concat!("hayloft_rseq_offset: .quad ", initial!(offset)),
     ".hidden hayloft_region",
     ".globl hayloft_region",
     "hayloft_region: .quad hayloft_closed_region + (2 << {shift})",
-    ".zero 48",
+    concat!(".quad ", initial!(resolver)),
+    ".zero 40",
     ".popsection",
     ".weak __rseq_offset",
     ".weak __rseq_size",
