@@ -2,7 +2,7 @@
 //!
 //! Every function here may be called anywhere in the allocator: none allocates, none changes `errno`. `linux` is the
 //! real one; `hosted` serves Miri, which has neither `mprotect` nor page tables, from the standard allocator. `inject` has
-//! calls fail on demand.
+//! calls fail on demand. `pin` keeps a shared library with this allocator loaded.
 
 #[cfg(not(miri))]
 mod linux;
@@ -16,6 +16,8 @@ use hosted as imp;
 
 #[cfg(not(miri))]
 mod inject;
+#[cfg(all(target_env = "gnu", not(target_feature = "crt-static"), not(miri)))]
+mod pin;
 mod text;
 
 pub(crate) use imp::{

@@ -1,0 +1,62 @@
+//! A shared library whose allocator is Hayloft, for `shared.rs` to load and to close.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+#[global_allocator]
+static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
+
+/// Whether the constructor of this library found a heap.
+static CONSTRUCTED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn construct() {
+    CONSTRUCTED.store(words(500).concat().len() == 1390, Ordering::Relaxed);
+}
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static CONSTRUCTOR: extern "C" fn() = construct;
+
+fn words(count: usize) -> Vec<String> {
+    (0..count).map(|number| number.to_string()).collect()
+}
+
+/// Something on the heap of this library.
+#[derive(Debug)]
+pub struct Words(Vec<String>);
+
+/// Allocates in several threads, and says how often it was called; 0 if anything is wrong.
+#[unsafe(no_mangle)]
+pub extern "C" fn shared_use() -> usize {
+    static CALLS: AtomicUsize = AtomicUsize::new(0);
+    let threads: Vec<_> = (0..4).map(|_| thread::spawn(|| words(1000))).collect();
+    let lengths =
+        threads.into_iter().map(|thread| thread.join().map_or(0, |all| all.concat().len()));
+    let is_right = lengths.map(|length| length == 2890).min() == Some(true);
+    let calls = 1 + CALLS.fetch_add(1, Ordering::Relaxed);
+    if is_right && CONSTRUCTED.load(Ordering::Relaxed) { calls } else { 0 }
+}
+
+/// Makes something that outlives the call.
+#[unsafe(no_mangle)]
+pub extern "C" fn shared_make() -> Box<Words> {
+    Box::new(Words(words(1000)))
+}
+
+/// Ends it; whether it was whole.
+#[unsafe(no_mangle)]
+pub extern "C" fn shared_end(made: Box<Words>) -> bool {
+    made.0.concat().len() == 2890
+}
+
+/// Allocates and frees in threads that go on as long as the process.
+#[unsafe(no_mangle)]
+pub extern "C" fn shared_go_on() {
+    for _ in 0..2 {
+        thread::spawn(|| {
+            loop {
+                assert_eq!(words(100).concat().len(), 190);
+            }
+        });
+    }
+}
