@@ -10,7 +10,7 @@ use std::slice;
 use tests::pattern;
 use tests::process::{Limit, status_bytes};
 use tests::routes::Hayloft;
-use tests::scenario::{on_both_backends, on_both_backends_within};
+use tests::scenario::{on_both_backends, on_both_backends_within, with_larger_pages};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -123,6 +123,15 @@ fn blocks_of_a_mebibyte() {
 #[test]
 fn blocks_of_a_hundred_mebibytes() {
     on_both_backends_within(320 * MIB, || exhaust(100 * MIB, 320 * MIB));
+}
+
+#[test]
+fn larger_pages() {
+    with_larger_pages(Some(160 * MIB), || {
+        exhaust(5000, 160 * MIB);
+        alloc_global::trim();
+        assert_eq!(vec![7_u8; 20 * MIB].len(), 20 * MIB);
+    });
 }
 
 /// The limit comes when the heap is in use, address space possibly reserved: memory may then last

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{FileFailurePersistence, TestRunner};
 use tests::model::Model;
 use tests::routes::{Hayloft, Registered};
-use tests::scenario::on_both_backends;
+use tests::scenario::{on_both_backends, with_larger_pages};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -98,6 +98,16 @@ fn traces_through_the_registered_allocator() {
 #[test]
 fn traces_through_the_methods() {
     on_both_backends(|| for_all_traces(200, |trace| play(Hayloft, 2, trace)));
+}
+
+#[test]
+fn traces_on_larger_pages() {
+    with_larger_pages(None, || {
+        for_all_traces(50, |trace| {
+            play(Registered, 3, trace);
+            alloc_global::trim();
+        });
+    });
 }
 
 /// The same trace on four threads at once: their patterns differ, so a block handed out twice shows.

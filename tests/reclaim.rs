@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tests::process::status_bytes;
 use tests::routes::Hayloft;
-use tests::scenario::Scenario;
+use tests::scenario::{Scenario, with_larger_pages};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -67,6 +67,20 @@ fn trim_gives_back_at_once() {
         assert!(now < before + REST, "{before} before, {peak} at the peak, {now} now");
         assert!(given_back > peak - before - REST, "{given_back} were given back");
         assert!(alloc_global::trim() < REST, "there is no more to give back");
+    });
+}
+
+/// At once and in an idle program: whole pages of memory and of what describes it.
+#[test]
+fn larger_pages_are_given_back() {
+    with_larger_pages(None, || {
+        let (before, _) = burst();
+        alloc_global::trim();
+        let now = status_bytes("VmRSS");
+        assert!(now < before + REST, "{before} before, {now} now");
+        let (_, peak) = burst();
+        assert!(peak > before + BURST * 9 / 10);
+        wait_until_resident(before + REST);
     });
 }
 

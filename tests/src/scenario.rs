@@ -36,6 +36,10 @@ const ONLY: &str = "TEST_BACKEND";
 const IRQ: &str = "HAYLOFT_IRQ";
 const IRQ_MODES: [&str; 3] = ["hard", "threaded", "none"];
 
+/// The variable by which pages are larger than the system's, and its values.
+const PAGE_SIZE: &str = "HAYLOFT_PAGE_SIZE";
+const PAGE_SIZES: [&str; 2] = ["16384", "65536"];
+
 /// A child that hangs is killed after this many seconds, so that a deadlock is a failure.
 const HANGS_AFTER: libc::c_uint = 600;
 
@@ -203,6 +207,23 @@ pub fn on_both_backends_within<F: Fn()>(bytes: usize, body: F) {
     for backend in BACKENDS {
         on_backend(backend, &body, |scenario| scenario.limit(Limit::AddressSpace, bytes));
     }
+}
+
+/// As [`on_both_backends`], as on systems with pages of 16 KiB and of 64 KiB, with the address space of the children limited if
+/// `within` says so; all at once.
+///
+/// # Panics
+///
+/// If a child fails.
+pub fn with_larger_pages<F: Fn()>(within: Option<usize>, body: F) {
+    let modes = BACKENDS.iter().flat_map(|backend| PAGE_SIZES.map(|size| (backend, size)));
+    let start = |(backend, size)| {
+        let scenario = Scenario::new(format!("{backend}-{size}"), &body);
+        let scenario = scenario.env(BACKEND, backend).env(PAGE_SIZE, size);
+        within.into_iter().fold(scenario, |all, most| all.limit(Limit::AddressSpace, most)).start()
+    };
+    let running: Vec<_> = modes.filter_map(start).collect();
+    running.into_iter().for_each(Running::succeeds);
 }
 
 fn on_backend<'a, F: Fn()>(

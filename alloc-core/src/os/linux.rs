@@ -5,7 +5,11 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use super::inject::{Call, fails};
+use super::warn;
 use crate::arch::{RseqArea, SIGNATURE};
+
+/// The largest pages of any Linux that this is for, and a unit of the layer above.
+const MAX_PAGE_SIZE: usize = 64 << 10;
 
 /// Restores `errno` when dropped: a caller of `malloc` does not expect it to change, a signal handler even less.
 struct SavedErrno(c_int);
@@ -24,17 +28,42 @@ impl Drop for SavedErrno {
     }
 }
 
-/// Reserves `len` bytes of address space, on a page boundary and inaccessible. Without `MAP_NORESERVE`: the kernel does
+/// Reserves `len` bytes of address space, whole pages, on a page boundary and inaccessible. Without `MAP_NORESERVE`: the kernel does
 /// not account for what is inaccessible, and shall refuse to commit more than the machine has.
 pub(crate) fn reserve(len: usize) -> Option<NonNull<u8>> {
     if fails(Call::Mmap) {
         return None;
     }
     let _errno = SavedErrno::new();
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // The kernel aligns to its own pages, which may be smaller than those we were told to assume.
+    let page = page_size();
+    let excess = page - system_page_size();
+    let (mapped_len, flags) = (len.checked_add(excess)?, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
     // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
-    let address = unsafe { libc::mmap(ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
-    if address == libc::MAP_FAILED { None } else { NonNull::new(address.cast()) }
+    let mapped = unsafe { libc::mmap(ptr::null_mut(), mapped_len, libc::PROT_NONE, flags, -1, 0) };
+    if mapped == libc::MAP_FAILED {
+        return None;
+    }
+    let before = mapped.addr().wrapping_neg() & (page - 1);
+    // SAFETY: both ends of a mapping that was made longer by as much; nobody has it yet.
+    unsafe {
+        for (from, len) in [(0, before), (before + len, excess - before)] {
+            if len > 0 {
+                libc::munmap(mapped.add(from), len);
+            }
+        }
+        NonNull::new(mapped.add(before).cast())
+    }
+}
+
+/// In debug builds: that there are only whole pages in a range.
+#[track_caller]
+fn debug_assert_pages(address: NonNull<u8>, len: usize) {
+    let page = page_size();
+    debug_assert!(
+        address.addr().get().is_multiple_of(page) && len.is_multiple_of(page),
+        "{len} bytes at {address:p} are not whole pages"
+    );
 }
 
 /// Gives back address space from [`reserve`].
@@ -42,6 +71,7 @@ pub(crate) fn reserve(len: usize) -> Option<NonNull<u8>> {
 /// # Safety
 /// `address..address + len` lies in one reservation and nobody uses it any more.
 pub(crate) unsafe fn unreserve(address: NonNull<u8>, len: usize) {
+    debug_assert_pages(address, len);
     if fails(Call::Munmap) {
         return;
     }
@@ -55,6 +85,7 @@ pub(crate) unsafe fn unreserve(address: NonNull<u8>, len: usize) {
 /// # Safety
 /// `address..address + len` lies in one reservation, on page boundaries.
 pub(crate) unsafe fn commit(address: NonNull<u8>, len: usize) -> bool {
+    debug_assert_pages(address, len);
     let _errno = SavedErrno::new();
     let rights = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: the caller's promise; rights are only added.
@@ -66,6 +97,7 @@ pub(crate) unsafe fn commit(address: NonNull<u8>, len: usize) -> bool {
 /// # Safety
 /// `address..address + len` is committed, on page boundaries, and its contents are dead.
 pub(crate) unsafe fn decommit(address: NonNull<u8>, len: usize) -> bool {
+    debug_assert_pages(address, len);
     let _errno = SavedErrno::new();
     let address: *mut c_void = address.as_ptr().cast();
     // SAFETY: the caller's promise.
@@ -77,6 +109,7 @@ pub(crate) unsafe fn decommit(address: NonNull<u8>, len: usize) -> bool {
 /// # Safety
 /// `address..address + len` lies in one reservation, on page boundaries.
 pub(crate) unsafe fn prefer_huge_pages(address: NonNull<u8>, len: usize, huge: bool) {
+    debug_assert_pages(address, len);
     let _errno = SavedErrno::new();
     let advice = if huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
     // SAFETY: the caller's promise; contents do not change.
@@ -89,6 +122,8 @@ pub(crate) unsafe fn prefer_huge_pages(address: NonNull<u8>, len: usize, huge: b
 /// # Safety
 /// Both ranges are committed, on page boundaries, and do not overlap; the contents at `to` are dead.
 pub(crate) unsafe fn remap(from: NonNull<u8>, to: NonNull<u8>, len: usize) -> bool {
+    debug_assert_pages(from, len);
+    debug_assert_pages(to, len);
     let _errno = SavedErrno::new();
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
     let (from, to): (*mut c_void, *mut c_void) = (from.as_ptr().cast(), to.as_ptr().cast());
@@ -406,20 +441,43 @@ fn restart_by_visit(cpu: usize) -> bool {
     }
 }
 
-/// Bytes of a page.
+/// Bytes of a page: what the kernel says, or more, where a test wants to see larger pages (`HAYLOFT_PAGE_SIZE`).
 pub(crate) fn page_size() -> usize {
-    /// 0 before the kernel was asked.
+    /// 0 before it was looked up.
     static SIZE: AtomicUsize = AtomicUsize::new(0);
     // Relaxed: a number that never changes once it is not 0, and guards nothing.
     match SIZE.load(Ordering::Relaxed) {
         0 => {
-            // SAFETY: a number only; it cannot fail.
-            let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
+            let size = wanted_page_size().unwrap_or_else(system_page_size);
             SIZE.store(size, Ordering::Relaxed);
             size
         }
         size => size,
     }
+}
+
+/// What the kernel says.
+fn system_page_size() -> usize {
+    // SAFETY: a number only; it cannot fail.
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
+}
+
+#[cold]
+fn wanted_page_size() -> Option<usize> {
+    let text = env(c"HAYLOFT_PAGE_SIZE")?;
+    let size = larger_pages(text, system_page_size());
+    if size.is_none() {
+        warn(format_args!(
+            "HAYLOFT_PAGE_SIZE is no power of two from the system's up to {MAX_PAGE_SIZE}; ignored"
+        ));
+    }
+    size
+}
+
+/// The number in `text`, if pages can be as large where those of the system have `least` bytes.
+fn larger_pages(text: &[u8], least: usize) -> Option<usize> {
+    let size: usize = core::str::from_utf8(text).ok()?.parse().ok()?;
+    (size.is_power_of_two() && (least..=MAX_PAGE_SIZE).contains(&size)).then_some(size)
 }
 
 /// A clock for decay, in milliseconds; coarse, and no system call.
@@ -454,7 +512,16 @@ pub(super) fn abort() -> ! {
 
 #[cfg(test)]
 mod tests {
-    use super::last_number;
+    use super::{larger_pages, last_number};
+
+    #[test]
+    fn page_sizes() {
+        assert_eq!(larger_pages(b"16384", 4096), Some(16384));
+        assert_eq!(larger_pages(b"65536", 65536), Some(65536));
+        for (wrong, least) in [("4096", 16384), ("131072", 4096), ("12288", 4096), ("", 4096)] {
+            assert_eq!(larger_pages(wrong.as_bytes(), least), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn cpu_lists() {

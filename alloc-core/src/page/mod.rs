@@ -356,7 +356,8 @@ fn make_arena(context: Context, need: u32, seen: usize) -> Option<()> {
     // The reserve is not for everybody, so the arena is made longer by its share.
     let need = need.checked_add(need / RESERVE_SHARE + 2 * BLOCK)?;
     let least = (need as usize).checked_mul(UNIT + META_SIZE + size_of::<Run>())? + 3 * UNIT;
-    let mut bytes = ARENA_BYTES.max(least.checked_next_multiple_of(UNIT)?);
+    let least = least.checked_next_multiple_of(UNIT)?;
+    let mut bytes = ARENA_BYTES.max(least);
     let reserved = loop {
         if let Some(address) = os::reserve(bytes) {
             break address;
