@@ -2,17 +2,21 @@
 
 use std::alloc::Layout;
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::ffi::c_void;
+use std::fs;
+use std::ops::Range;
 use std::ptr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use tests::model::Model;
 use tests::pattern;
 use tests::process::status_bytes;
 use tests::routes::{Hayloft, Registered};
-use tests::scenario::on_both_backends;
+use tests::scenario::{Scenario, on_both_backends};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -254,24 +258,125 @@ fn threads_started_from_c() {
     });
 }
 
-/// Ten thousand threads, one after the other, leave nothing behind: from the thousandth on the
-/// resident set stays as it is.
-#[test]
-fn ten_thousand_threads_cost_no_memory() {
-    on_both_backends(|| {
-        let live_and_die = || {
-            let parcels: Vec<_> = (0..20).map(Parcel::new).collect();
-            FIRST.with(|local| local.put(1));
-            drop(parcels);
-        };
-        let run = |threads: usize| {
-            for _ in 0..threads {
-                thread::spawn(live_and_die).join().expect("the thread ends well");
+/// What the system has of this process: bytes that are resident, threads, mappings.
+#[derive(Clone, Copy, Debug)]
+struct Footprint {
+    resident: usize,
+    threads: usize,
+    mappings: usize,
+}
+
+impl Footprint {
+    /// Without what the allocator keeps because it may be needed soon, and without threads that have been joined and are not
+    /// quite gone.
+    fn now() -> Self {
+        alloc_global::trim();
+        let threads = || fs::read_dir("/proc/self/task").expect("/proc is mounted").count();
+        for _ in 0..1000 {
+            // The first thread, that of the test, and the one that reclaims memory.
+            if threads() <= 3 {
+                break;
             }
-            status_bytes("VmRSS")
+            thread::sleep(Duration::from_millis(1));
+        }
+        let maps = fs::read_to_string("/proc/self/maps").expect("/proc is mounted");
+        Self { resident: status_bytes("VmRSS"), threads: threads(), mappings: maps.lines().count() }
+    }
+}
+
+/// A thread-local that frees and allocates a little when it is destroyed.
+struct Light(RefCell<Vec<Parcel>>);
+
+impl Drop for Light {
+    fn drop(&mut self) {
+        self.0.get_mut().push(Parcel::new(7));
+    }
+}
+
+thread_local! {
+    static LIGHT: Light = const { Light(RefCell::new(Vec::new())) };
+}
+
+/// A hundred thousand threads, in waves; what there is after the first ten thousand, and in the end. Each allocates and frees, leaves some for threads after it, frees
+/// what others have left, and uses the heap when its thread-locals are gone and the keys of the C library are going.
+fn a_hundred_thousand_threads() -> [Footprint; 2] {
+    const WAVE: u64 = 20;
+    static LEFT: Mutex<VecDeque<Parcel>> = Mutex::new(VecDeque::new());
+    /// Threads that came to their very end.
+    static ENDED: AtomicUsize = AtomicUsize::new(0);
+    /// A value of the key that is its last.
+    const LAST: u64 = u64::MAX;
+    static KEY: AtomicU32 = AtomicU32::new(0);
+
+    /// Runs twice: the second time after all other keys, this allocator's too, had their turn.
+    unsafe extern "C" fn destroy(value: *mut c_void) {
+        // SAFETY: the value was made by `Box::into_raw`, and the key no longer holds it.
+        let parcel = unsafe { Box::from_raw(value.cast::<Parcel>()) };
+        if parcel.id == LAST {
+            ENDED.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let last: *mut Parcel = Box::into_raw(Box::new(Parcel::new(LAST)));
+        let key = KEY.load(Ordering::Relaxed);
+        // SAFETY: the key lives to the end of the process.
+        assert_eq!(unsafe { libc::pthread_setspecific(key, last.cast()) }, 0);
+    }
+
+    fn live_and_die(number: u64) {
+        let left = || LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut parcels: Vec<_> = (number * 8..number * 8 + 8).map(Parcel::new).collect();
+        LIGHT.with(|local| local.0.borrow_mut().extend(parcels.pop()));
+        let value: *mut Parcel = Box::into_raw(Box::new(Parcel::new(number)));
+        // SAFETY: the key was created before the threads.
+        let result =
+            unsafe { libc::pthread_setspecific(KEY.load(Ordering::Relaxed), value.cast()) };
+        assert_eq!(result, 0);
+        let old: Vec<_> = {
+            let mut left = left();
+            left.extend(parcels.drain(..4));
+            let surplus = left.len().saturating_sub(500);
+            left.drain(..surplus).collect()
         };
-        let (early, late) = (run(1000), run(9000));
-        let growth = late.saturating_sub(early);
-        assert!(growth < 16 << 20, "grew by {growth} bytes, from {early} to {late}");
-    });
+        drop(old);
+    }
+
+    let mut key = 0;
+    // SAFETY: the pointer is valid, and the destructor fits the values set by the threads.
+    assert_eq!(unsafe { libc::pthread_key_create(&raw mut key, Some(destroy)) }, 0);
+    KEY.store(key, Ordering::Relaxed);
+    let run = |numbers: Range<u64>| {
+        for first in numbers.step_by(WAVE as usize) {
+            let wave =
+                (first..first + WAVE).map(|number| thread::spawn(move || live_and_die(number)));
+            let wave: Vec<_> = wave.collect();
+            wave.into_iter().for_each(|thread| thread.join().expect("the thread ends well"));
+        }
+        Footprint::now()
+    };
+    let early = run(0..10_000);
+    let late = run(10_000..100_000);
+    assert_eq!(ENDED.load(Ordering::Relaxed), 100_000);
+    [early, late]
+}
+
+/// Not even as much as a small block for each of ninety thousand threads.
+fn nothing_is_left([early, late]: [Footprint; 2]) {
+    let growth = late.resident.saturating_sub(early.resident);
+    assert!(growth < 2 << 20, "grew by {growth} bytes: {early:?}, {late:?}");
+    assert!(late.threads <= early.threads.max(3), "{early:?}, {late:?}");
+    assert!(late.mappings <= early.mappings + 8, "{early:?}, {late:?}");
+}
+
+#[test]
+fn a_hundred_thousand_threads_leave_nothing() {
+    on_both_backends(|| nothing_is_left(a_hundred_thousand_threads()));
+}
+
+/// The same where this allocator registers each thread for restartable sequences, and unregisters it.
+#[test]
+fn a_hundred_thousand_registrations_leave_nothing() {
+    Scenario::new("", || nothing_is_left(a_hundred_thousand_threads()))
+        .env("GLIBC_TUNABLES", "glibc.pthread.rseq=0")
+        .env("HAYLOFT_BACKEND", "rseq")
+        .succeeds();
 }
