@@ -18,18 +18,15 @@ fn use_the_heap() -> usize {
 }
 
 /// The variables, and the values that make sense.
-const SETTINGS: [(&str, &[&str]); 7] = [
+const SETTINGS: [(&str, &[&str]); 8] = [
     ("HAYLOFT_BACKEND", &["rseq", "fallback"]),
     ("HAYLOFT_THP", &["auto", "always", "never"]),
     ("HAYLOFT_IRQ", &["hard", "threaded", "none"]),
     ("HAYLOFT_IRQ_SIGNAL", &["40", "64"]),
     ("HAYLOFT_DECAY_MS", &["0", "500", "3600000"]),
     ("HAYLOFT_BACKGROUND", &["0", "1"]),
-<<<<<<< HEAD
     ("HAYLOFT_LIMIT", &["64M", "32m:1G", "100000000"]),
-=======
     ("HAYLOFT_PAGE_SIZE", &["65536"]),
->>>>>>> 42563fd (Pages larger than the system's, for tests)
 ];
 
 /// A value that makes no sense: one line that names the variable, and the program goes on.
