@@ -129,7 +129,7 @@ impl CpusReadGuard {
 /// How many CPUs the kernel may ever have; their numbers are below that.
 #[must_use]
 pub fn possible() -> usize {
-    os::possible(c"/sys/devices/system/cpu/possible").unwrap_or(1).min(MAX_CPUS)
+    os::possible_cpus().unwrap_or(1).min(MAX_CPUS)
 }
 
 /// The CPUs that this process may run on now, by its affinity and its cgroup, in order.

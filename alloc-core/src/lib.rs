@@ -17,7 +17,8 @@
 //! | [`irq_work`] | work for a CPU, queued from any context |
 //! | `percpu` `barn` `slab` | sheaves; batches between CPUs; objects cut from runs |
 //! | `thread` `reclaim` | the threads that act as CPUs; the one that gives memory back |
-//! | `page` `node` | arenas, runs, descriptors, giving memory back; NUMA nodes |
+//! | `page` | arenas, runs, descriptors, giving memory back |
+//! | `node` | NUMA nodes |
 //! | `batch` [`size_class`] | object pointers on the move; which class serves a layout |
 //! | `sync` | atomics and locks |
 //! | `os` | system calls |

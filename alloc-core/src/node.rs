@@ -1,21 +1,39 @@
-//! NUMA nodes: which one this thread runs on.
+//! NUMA nodes: which ones there are, and which one this thread runs on.
 //!
-//! This file may touch `os`.
+//! The first who asks reads the topology from sysfs into a table by CPU; after that the answer costs no system call, and where
+//! there is one node no more than a load. Nodes without CPUs are left out: nobody runs there to whom they could be near. The
+//! others get numbers without gaps here; the kernel's own are kept for asking it for memory. `HAYLOFT_SYSFS` names another
+//! tree than `/sys`, for tests.
+//!
+//! Who reads does so without waiting for anybody, as it may be in a handler that interrupted the one before: all write the same
+//! into the table, and the first one to be done settles how many nodes there are, for good.
+//!
+//! This file may touch `os` and `arch`.
 
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicUsize, Ordering};
 
+use crate::arch;
 use crate::os;
 
 /// Nodes that are told apart; those beyond share with the first ones.
-pub(crate) const MAX_NODES: usize = 4;
+pub(crate) const MAX_NODES: usize = if cfg!(miri) { 2 } else { 8 };
 
-/// How many nodes the machine may have; 0 before that was asked.
+/// CPUs in the table: as many as Linux can be configured for.
+const MAX_CPUS: usize = 8192;
+/// Bits of a mask of nodes as the kernel numbers them: as many as Linux can be configured for.
+const MAX_NUMBERS: usize = 1024;
+
+/// How many nodes there are, at most [`MAX_NODES`]; 0 before that was read.
 static NODES: AtomicUsize = AtomicUsize::new(0);
+/// The node of each CPU plus one; 0 where it is not known: sysfs names only CPUs that are online.
+static NODE_OF_CPU: [AtomicU8; MAX_CPUS] = [const { AtomicU8::new(0) }; MAX_CPUS];
+/// The kernel's number of each node plus one; 0 where several nodes share one of ours.
+static NUMBERS: [AtomicU16; MAX_NODES] = [const { AtomicU16::new(0) }; MAX_NODES];
 
-/// The node of the CPU that this thread runs on, below [`MAX_NODES`].
+/// The node of the CPU that this thread runs on, below [`count`].
 #[inline]
 pub(crate) fn current() -> usize {
-    // Relaxed: a number that never changes once it is not 0, and guards nothing.
+    // Relaxed: with one node there is nothing else to be read.
     match NODES.load(Ordering::Relaxed) {
         1 => 0,
         _ => current_of_many(),
@@ -24,11 +42,98 @@ pub(crate) fn current() -> usize {
 
 #[cold]
 fn current_of_many() -> usize {
-    if NODES.load(Ordering::Relaxed) == 0 {
-        let nodes = os::possible(c"/sys/devices/system/node/possible").unwrap_or(1);
-        NODES.store(nodes, Ordering::Relaxed);
-        return current();
+    let count = count();
+    let cpu = arch::cpu().unwrap_or_else(|| os::current_cpu().0);
+    known(cpu).unwrap_or_else(learn).min(count - 1)
+}
+
+/// The node of a CPU, below [`count`].
+pub(crate) fn of(cpu: usize) -> usize {
+    let count = count();
+    known(cpu).unwrap_or(0).min(count - 1)
+}
+
+/// How many nodes there are: at least one, at most [`MAX_NODES`], and always as many.
+#[inline]
+pub(crate) fn count() -> usize {
+    // Acquire: pairs with the Release in `read`, so that the tables are seen.
+    match NODES.load(Ordering::Acquire) {
+        0 => read(),
+        count => count,
     }
-    let (_, node) = os::current_cpu();
-    node % MAX_NODES
+}
+
+/// The kernel's number of a node. `None` where it is not one node for the kernel.
+pub(crate) fn number(node: usize) -> Option<usize> {
+    // Relaxed, here and below: `count` orders this.
+    NUMBERS.get(node)?.load(Ordering::Relaxed).checked_sub(1).map(usize::from)
+}
+
+fn known(cpu: usize) -> Option<usize> {
+    NODE_OF_CPU.get(cpu)?.load(Ordering::Relaxed).checked_sub(1).map(usize::from)
+}
+
+/// Asks the kernel for the node of a CPU that came online after the tables were read: the one that this thread runs on.
+fn learn() -> usize {
+    let (cpu, kernels) = os::current_cpu();
+    let node = (0..MAX_NODES).find(|node| number(*node) == Some(kernels)).unwrap_or(0);
+    if let Some(of_cpu) = NODE_OF_CPU.get(cpu) {
+        of_cpu.store(node as u8 + 1, Ordering::Relaxed);
+    }
+    node
+}
+
+#[cold]
+fn read() -> usize {
+    let root = os::env(c"HAYLOFT_SYSFS");
+    let found = core::str::from_utf8(root.unwrap_or(b"/sys")).ok().and_then(read_tree);
+    let count = found.unwrap_or(1);
+    // Release: pairs with the Acquire in `count`; the Acquire on failure does so, too.
+    match NODES.compare_exchange(0, count, Ordering::Release, Ordering::Acquire) {
+        Ok(_) => {
+            // The kernel may have been built without nodes, or sysfs not be mounted: that is nothing to speak of.
+            if root.is_some() && found.is_none() {
+                os::warn(format_args!("HAYLOFT_SYSFS names no tree with nodes; one is assumed"));
+            }
+            count
+        }
+        Err(settled) => settled,
+    }
+}
+
+/// Fills the tables; how many nodes there are. `None` where the tree cannot be read, or makes no sense.
+fn read_tree(root: &str) -> Option<usize> {
+    let mut online = [0u64; MAX_NUMBERS / 64];
+    let mut all_fit = true;
+    os::list(format_args!("{root}/devices/system/node/online"), |first, last| {
+        all_fit &= last < MAX_NUMBERS;
+        for number in first..=last.min(MAX_NUMBERS - 1) {
+            online[number / 64] |= 1 << (number % 64);
+        }
+    })?;
+    let numbers = (0..MAX_NUMBERS).filter(|number| online[number / 64] >> (number % 64) & 1 == 1);
+    // A program on a machine of one node reads one file.
+    if !all_fit || numbers.clone().nth(1).is_none() {
+        return (all_fit && numbers.count() == 1).then_some(1);
+    }
+    let mut count = 0;
+    for number in numbers {
+        let node = count % MAX_NODES;
+        let mut has_cpus = false;
+        os::list(
+            format_args!("{root}/devices/system/node/node{number}/cpulist"),
+            |first, last| {
+                has_cpus = true;
+                for of_cpu in NODE_OF_CPU.get(first..=last.min(MAX_CPUS - 1)).unwrap_or(&[]) {
+                    of_cpu.store(node as u8 + 1, Ordering::Relaxed);
+                }
+            },
+        )?;
+        if has_cpus {
+            let shown = if count < MAX_NODES { number as u16 + 1 } else { 0 };
+            NUMBERS[node].store(shown, Ordering::Relaxed);
+            count += 1;
+        }
+    }
+    (count > 0).then_some(count.min(MAX_NODES))
 }

@@ -79,7 +79,7 @@ unsafe impl Sync for Shelves {}
 
 static OBJECTS: Shelves = Shelves(UnsafeCell::new([ptr::null_mut(); SHELVES.1 * MAX_NODES]));
 
-/// The depots of a size class on all nodes lie side by side.
+/// The depots of a node lie side by side, so that most pages are touched by that node only.
 static DEPOTS: [Depot; CLASSES * MAX_NODES] = [const { Depot::new() }; CLASSES * MAX_NODES];
 
 /// Whether a depot was ever asked for. Who forks takes the locks of these, and leaves the memory of others untouched.
@@ -97,7 +97,7 @@ static CACHE_DEPOTS: [AtomicPtr<CacheDepots>; MAX_CLASSES - CLASSES] =
     [const { AtomicPtr::new(ptr::null_mut()) }; MAX_CLASSES - CLASSES];
 
 fn depot(node: usize, class: Class) -> &'static Depot {
-    // SAFETY: a node is below `MAX_NODES` and a class below `MAX_CLASSES`; the class of a cache in use has its depots. By
+    // SAFETY: a node is below `node::count` and a class below `MAX_CLASSES`; the class of a cache in use has its depots. By
     // pointers, for Miri looks at all of what a reference is made to.
     unsafe {
         if let Some(number) = class.of_cache() {
@@ -105,7 +105,7 @@ fn depot(node: usize, class: Class) -> &'static Depot {
             let depots = CACHE_DEPOTS.get_unchecked(number).load(Ordering::Acquire);
             return &*(&raw const (*depots).depots).cast::<Depot>().add(node);
         }
-        let index = class.index() * MAX_NODES + node;
+        let index = node * CLASSES + class.index();
         let depot = &*(&raw const DEPOTS).cast::<Depot>().add(index);
         // Relaxed: who is between this and its lock when another thread forks has its lock abandoned in the child.
         let used = &*(&raw const USED).cast::<AtomicBool>().add(index);
@@ -136,9 +136,9 @@ fn depots(class: Class) -> impl Iterator<Item = &'static Depot> {
         Some(number) => {
             CACHE_DEPOTS.get(number).is_some_and(|depots| !depots.load(Ordering::Acquire).is_null())
         }
-        None => USED[class.index() * MAX_NODES + node].load(Ordering::Relaxed),
+        None => USED[node * CLASSES + class.index()].load(Ordering::Relaxed),
     };
-    (0..MAX_NODES).filter(is_used).map(move |node| depot(node, class))
+    (0..node::count()).filter(is_used).map(move |node| depot(node, class))
 }
 
 /// Why an object of a cache was not to be had.
@@ -437,7 +437,7 @@ pub(crate) fn offline(cpu: usize, mut waiting: impl FnMut(&mut Batch)) -> bool {
     Context::enter(|context| {
         DEFERRED.offline(context, cpu, free_block(context));
         let backend = percpu::backend(context);
-        let node = node::current();
+        let node = node::of(cpu);
         percpu::close(context, cpu, |class, batch| match class {
             Class::RCU => waiting(batch),
             _ => put_away(context, backend, class, node, batch),
@@ -464,7 +464,7 @@ pub(crate) unsafe fn define(class: Class, shape: Shape) -> bool {
             if !run.zeroed {
                 run.address.write_bytes(0, units * UNIT);
             }
-            for node in 0..MAX_NODES {
+            for node in 0..node::count() {
                 (&raw mut (*memory).depots).cast::<Depot>().add(node).write(Depot::new());
             }
         }
@@ -475,7 +475,7 @@ pub(crate) unsafe fn define(class: Class, shape: Shape) -> bool {
         let _homing = HOMING.acquire(context);
         percpu::define(class, shape.stride());
         let memory = depots.load(Ordering::Relaxed);
-        for node in 0..MAX_NODES {
+        for node in 0..node::count() {
             // SAFETY: each barn, empty as long as nobody uses the class, has one of the shelves, which is long enough.
             unsafe {
                 let shelf = (&raw mut (*memory).shelves[node]).cast();
@@ -657,7 +657,7 @@ pub(crate) fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
     let depots = depots.filter(|(_, used)| used.load(Ordering::Relaxed)).map(|(depot, _)| depot);
     let of_caches = CACHE_DEPOTS.iter().flat_map(|depots| {
         let depots = depots.load(Ordering::Acquire);
-        let count = if depots.is_null() { 0 } else { MAX_NODES };
+        let count = if depots.is_null() { 0 } else { node::count() };
         // SAFETY: what `define` made has as many.
         (0..count)
             .map(move |node| unsafe { &*(&raw const (*depots).depots).cast::<Depot>().add(node) })

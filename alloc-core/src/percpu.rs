@@ -295,7 +295,7 @@ fn decide(context: Context) -> Backend {
             true
         }
     };
-    let cpus = os::possible(c"/sys/devices/system/cpu/possible").unwrap_or(MANY_CPUS);
+    let cpus = os::possible_cpus().unwrap_or(MANY_CPUS);
     let regions = reserve_regions(cpus);
     REGIONS.store(regions.map_or(ptr::null_mut(), NonNull::as_ptr), Ordering::Relaxed);
     CPUS.store(cpus, Ordering::Relaxed);

@@ -1,10 +1,13 @@
 //! Linux, through libc.
 
 use core::ffi::{CStr, c_int, c_void};
+use core::fmt;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use super::inject::{Call, fails};
+use super::list::List;
+use super::text::CPath;
 use super::warn;
 use crate::arch::{RseqArea, SIGNATURE};
 
@@ -173,30 +176,34 @@ pub(crate) fn current_cpu() -> (usize, usize) {
     (cpu as usize, node as usize)
 }
 
-/// How many CPUs or nodes the kernel may ever number: one more than the highest in a list of sysfs, such as
-/// `/sys/devices/system/cpu/possible`. None where the list cannot be read.
-pub(crate) fn possible(list: &CStr) -> Option<usize> {
+/// Has `each` called with each range of the list of numbers in a file, such as `/sys/devices/system/cpu/possible`, by its first
+/// and last number. `None` where there is no such file, or something else in it; some ranges may have been passed on then.
+pub(crate) fn list(path: fmt::Arguments<'_>, mut each: impl FnMut(usize, usize)) -> Option<()> {
+    let path = CPath::new(path)?;
     let _errno = SavedErrno::new();
-    let mut text = [0u8; 256];
-    // SAFETY: the path ends in a null byte; the buffer is ours and its length is given.
-    let len = unsafe {
-        let file = libc::open(list.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
-        if file < 0 {
-            return None;
+    // SAFETY: the path ends in a null byte.
+    let file = unsafe { libc::open(path.0.as_ptr().cast(), libc::O_RDONLY | libc::O_CLOEXEC) };
+    if file < 0 {
+        return None;
+    }
+    let mut list = List::default();
+    let done = loop {
+        let mut text = [0u8; 256];
+        // SAFETY: the buffer is ours and its length is given.
+        let len = unsafe { libc::read(file, text.as_mut_ptr().cast(), text.len()) };
+        let Some(text) = usize::try_from(len).ok().and_then(|len| text.get(..len)) else {
+            break None;
+        };
+        if text.is_empty() {
+            break list.end(&mut each);
         }
-        let len = libc::read(file, text.as_mut_ptr().cast(), text.len());
-        libc::close(file);
-        len
+        if text.iter().try_for_each(|byte| list.push(*byte, &mut each)).is_none() {
+            break None;
+        }
     };
-    last_number(text.get(..usize::try_from(len).ok()?)?).map(|last| last + 1)
-}
-
-/// The last number of a list like `0-3,8-11`: its highest, since the kernel writes them in order.
-fn last_number(list: &[u8]) -> Option<usize> {
-    let digits = list.rsplit(|byte| !byte.is_ascii_digit()).find(|part| !part.is_empty())?;
-    digits.iter().try_fold(0usize, |number, digit| {
-        number.checked_mul(10)?.checked_add(usize::from(digit - b'0'))
-    })
+    // SAFETY: the file opened above.
+    unsafe { libc::close(file) };
+    done
 }
 
 /// Registers this thread's `struct rseq`; false where the kernel refuses.
@@ -512,7 +519,7 @@ pub(super) fn abort() -> ! {
 
 #[cfg(test)]
 mod tests {
-    use super::{larger_pages, last_number};
+    use super::larger_pages;
 
     #[test]
     fn page_sizes() {
@@ -521,14 +528,5 @@ mod tests {
         for (wrong, least) in [("4096", 16384), ("131072", 4096), ("12288", 4096), ("", 4096)] {
             assert_eq!(larger_pages(wrong.as_bytes(), least), None, "{wrong}");
         }
-    }
-
-    #[test]
-    fn cpu_lists() {
-        assert_eq!(last_number(b"0\n"), Some(0));
-        assert_eq!(last_number(b"0-1\n"), Some(1));
-        assert_eq!(last_number(b"0-3,8-127\n"), Some(127));
-        assert_eq!(last_number(b""), None);
-        assert_eq!(last_number(b"\n"), None);
     }
 }

@@ -16,16 +16,29 @@ use hosted as imp;
 
 #[cfg(not(miri))]
 mod inject;
+#[cfg_attr(miri, allow(dead_code, reason = "the stand-in has no files"))]
+mod list;
 #[cfg(all(target_env = "gnu", not(target_feature = "crt-static"), not(miri)))]
 mod pin;
+#[cfg_attr(miri, allow(dead_code, reason = "the stand-in has no files"))]
 mod text;
 
 pub(crate) use imp::{
     Thread, admit_signal, affinity, at_fork, at_thread_exit, block_signals, commit, current_cpu,
-    decommit, env, has_signals_blocked, is_realtime_signal, milliseconds, name_thread, page_size,
-    possible, prefer_huge_pages, register_rseq, remap, reserve, restart_sections_on, signal_thread,
-    sleep_microseconds, spawn, take_signal, thread_id, unregister_rseq, unreserve, yield_now,
+    decommit, env, has_signals_blocked, is_realtime_signal, list, milliseconds, name_thread,
+    page_size, prefer_huge_pages, register_rseq, remap, reserve, restart_sections_on,
+    signal_thread, sleep_microseconds, spawn, take_signal, thread_id, unregister_rseq, unreserve,
+    yield_now,
 };
 #[cfg(not(loom))]
 pub(crate) use imp::{futex_wait, futex_wake_one};
 pub(crate) use text::{abort, warn};
+
+/// How many CPUs the kernel may ever have: one more than the highest number. `None` where it does not say.
+pub(crate) fn possible_cpus() -> Option<usize> {
+    let mut count = 0;
+    list(format_args!("/sys/devices/system/cpu/possible"), |_, last| {
+        count = last.saturating_add(1)
+    })?;
+    Some(count).filter(|count| *count > 0)
+}

@@ -1,20 +1,34 @@
-//! Messages without a heap: parts are gathered in a buffer on the stack and written to standard error at once.
+//! Messages and paths without a heap: parts are gathered in a buffer on the stack, messages written to standard error at once.
 
 use core::fmt::{self, Write};
 
 /// One line; what does not fit is cut off.
-struct Line {
-    bytes: [u8; 256],
+struct Line<const ROOM: usize> {
+    bytes: [u8; ROOM],
     len: usize,
 }
 
-impl Write for Line {
+impl<const ROOM: usize> Write for Line<ROOM> {
     fn write_str(&mut self, part: &str) -> fmt::Result {
         let room = &mut self.bytes[self.len..];
         let len = part.len().min(room.len());
         room[..len].copy_from_slice(&part.as_bytes()[..len]);
         self.len += len;
         Ok(())
+    }
+}
+
+/// A path for the kernel; the null byte at its end included.
+pub(super) struct CPath(pub(super) [u8; 256]);
+
+impl CPath {
+    /// `None` for one that is too long, or has a null byte in it.
+    pub(super) fn new(path: fmt::Arguments<'_>) -> Option<CPath> {
+        let mut line = Line { bytes: [0; 256], len: 0 };
+        line.write_fmt(path).ok()?;
+        let text = line.bytes.get(..line.len)?;
+        let fits = line.len < line.bytes.len() && !text.contains(&0);
+        fits.then_some(CPath(line.bytes))
     }
 }
 
