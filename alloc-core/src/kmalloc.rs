@@ -10,6 +10,7 @@
 use core::alloc::Layout;
 use core::ptr::{self, NonNull};
 
+use crate::node;
 use crate::objects::{self, checked_in, checked_out, defer, free_deferred, free_run, may_reclaim};
 use crate::os;
 use crate::page::{self, Unit};
@@ -175,7 +176,9 @@ extern "C" fn alloc_large(layout: Layout, zeroed: bool) -> *mut u8 {
 fn alloc_run(context: Context, layout: Layout, zeroed: bool) -> *mut u8 {
     let units = units(layout.size()).max(1);
     let align = layout.align().div_ceil(UNIT);
-    let Some(run) = objects::alloc_run(context, units, align) else { return ptr::null_mut() };
+    let Some(run) = objects::alloc_run(context, node::current(), units, align) else {
+        return ptr::null_mut();
+    };
     if zeroed && !run.zeroed {
         // SAFETY: the run has room for the layout.
         unsafe { run.address.write_bytes(0, layout.size()) };
@@ -268,10 +271,14 @@ unsafe fn realloc_run(
     }
     let remap = layout.size() >= REMAP_BYTES;
     let room = if remap { 0 } else { new_units.saturating_mul(ROOM).min(MAX_ROOM) };
-    let found = (room > new_units).then(|| page::alloc(context, room, 1)).flatten();
-    let Some(new) = found.or_else(|| objects::alloc_run(context, new_units, 1)) else {
+    // Pages that are moved are where they were, so their new place is of the same node.
+    let node = if remap { run.node() } else { node::current() };
+    let found = (room > new_units).then(|| page::alloc(context, node, room, 1)).flatten();
+    let Some(new) = found.or_else(|| objects::alloc_run(context, node, new_units, 1)) else {
         return Some(ptr::null_mut());
     };
+    // They take the kernel's policy with them, which another node's arena shall not keep.
+    let remap = remap && Unit::of(new.address.as_ptr()).is_some_and(|unit| unit.node() == node);
     // SAFETY: two runs, both longer than what is moved; the old one is done with after that.
     unsafe {
         if remap && os::remap(NonNull::new_unchecked(object), new.address, old_units << UNIT_SHIFT)

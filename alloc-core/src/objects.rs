@@ -58,6 +58,18 @@ impl Depot {
     const fn new() -> Depot {
         Depot { slabs: Slabs::new(), barn: Barn::new(), touched: AtomicBool::new(false) }
     }
+
+    /// Fills an empty batch from the barn, or else from partial slabs.
+    fn take(&self, context: Context, batch: &mut Batch, len: usize) {
+        self.barn.take(context, batch, len);
+        if batch.len() > 0 {
+            return;
+        }
+        if let Some(mut partial) = self.slabs.lock(context) {
+            fault::point(Place::SlabsCutting);
+            partial.cut(batch, len);
+        }
+    }
 }
 
 /// How many words the shelves of the barns of all size classes take on a node, and before that of each class.
@@ -196,24 +208,22 @@ fn take_batch(
     batch: &mut Batch,
 ) -> Result<(), AllocError> {
     let len = percpu::batch_len(class);
-    let Depot { barn, slabs, .. } = depot_in_use(node, class);
-    barn.take(context, batch, len);
-    if batch.len() > 0 {
-        return Ok(());
-    }
-    if let Some(mut partial) = slabs.lock(context) {
-        fault::point(Place::SlabsCutting);
-        partial.cut(batch, len);
-    }
+    let depot = depot_in_use(node, class);
+    depot.take(context, batch, len);
     if batch.len() > 0 {
         return Ok(());
     }
     let units = slab::shape(class).units as usize;
-    let Some(run) = alloc_run(context, units, units) else { return Ok(()) };
+    let Some(run) = alloc_run(context, node, units, units) else {
+        take_from_any(context, class, batch, len);
+        return Ok(());
+    };
     let Some(unit) = Unit::of(run.address.as_ptr()) else { return Ok(()) };
     let slab: *mut Slab = unit.meta().cast();
     // SAFETY: the run and the metadata of its units are ours alone until the slab arrives.
     unsafe {
+        // The slab is of the node that asked for it, though its run may be of another one that had memory left: there it would
+        // be partial where nobody looks, and this node would make another one for each batch.
         Slab::init(slab, run.address.as_ptr(), class, node as u8);
         if class.of_cache().is_some()
             && catch_unwind(AssertUnwindSafe(|| Slab::construct(slab))).is_err()
@@ -224,9 +234,20 @@ fn take_batch(
         }
         Slab::cut_new(slab, batch, len);
         fault::point(Place::SlabArriving);
-        slabs.arrive(context, slab);
+        depot.slabs.arrive(context, slab);
     }
     Ok(())
+}
+
+/// Fills an empty batch from what any node has, where there is no memory for a new slab.
+#[cold]
+fn take_from_any(context: Context, class: Class, batch: &mut Batch, len: usize) {
+    for depot in depots(class) {
+        depot.take(context, batch, len);
+        if batch.len() > 0 {
+            break;
+        }
+    }
 }
 
 /// Frees `object` where the sheaf of this CPU had no room for it.
@@ -455,7 +476,8 @@ pub(crate) unsafe fn define(class: Class, shape: Shape) -> bool {
     };
     if depots.load(Ordering::Relaxed).is_null() {
         let units = size_of::<CacheDepots>().div_ceil(UNIT);
-        let Some(run) = Context::enter(|context| alloc_run(context, units, 1)) else {
+        let Some(run) = Context::enter(|context| alloc_run(context, node::current(), units, 1))
+        else {
             return false;
         };
         let memory: *mut CacheDepots = run.address.as_ptr().cast();
@@ -675,10 +697,15 @@ pub(crate) fn forget_cpus() {
 }
 
 /// Allocates a run, as [`page::alloc`]. Where there is no memory for it, what CPUs and nodes keep is taken home first.
-pub(crate) fn alloc_run(context: Context, units: usize, align: usize) -> Option<Allocation> {
-    page::alloc(context, units, align).or_else(|| {
+pub(crate) fn alloc_run(
+    context: Context,
+    node: usize,
+    units: usize,
+    align: usize,
+) -> Option<Allocation> {
+    page::alloc(context, node, units, align).or_else(|| {
         make_room(context, units)?;
-        page::alloc(context, units, align)
+        page::alloc(context, node, units, align)
     })
 }
 

@@ -39,6 +39,8 @@ pub(crate) unsafe fn decommit(address: NonNull<u8>, len: usize) -> bool {
 
 pub(crate) unsafe fn prefer_huge_pages(_address: NonNull<u8>, _len: usize, _huge: bool) {}
 
+pub(crate) unsafe fn prefer_node(_address: NonNull<u8>, _len: usize, _node: usize) {}
+
 pub(crate) unsafe fn remap(_from: NonNull<u8>, _to: NonNull<u8>, _len: usize) -> bool {
     false
 }

@@ -12,6 +12,7 @@ pub(super) enum Call {
     Munmap,
     Mprotect,
     Madvise,
+    Mbind,
     Mremap,
     Membarrier,
     Rseq,
@@ -19,11 +20,12 @@ pub(super) enum Call {
     Clone,
 }
 
-const NAMES: [(&str, Call); 9] = [
+const NAMES: [(&str, Call); 10] = [
     ("mmap", Call::Mmap),
     ("munmap", Call::Munmap),
     ("mprotect", Call::Mprotect),
     ("madvise", Call::Madvise),
+    ("mbind", Call::Mbind),
     ("mremap", Call::Mremap),
     ("membarrier", Call::Membarrier),
     ("rseq", Call::Rseq),

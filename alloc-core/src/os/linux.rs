@@ -1,6 +1,6 @@
 //! Linux, through libc.
 
-use core::ffi::{CStr, c_int, c_void};
+use core::ffi::{CStr, c_int, c_ulong, c_void};
 use core::fmt;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -118,6 +118,40 @@ pub(crate) unsafe fn prefer_huge_pages(address: NonNull<u8>, len: usize, huge: b
     // SAFETY: the caller's promise; contents do not change.
     unsafe { libc::madvise(address.as_ptr().cast(), len, advice) };
 }
+
+/// Has the kernel take the memory of reserved pages from one of its nodes, as long as that has some, whichever CPU touches them
+/// first. In vain where there is no such node, or the process may not; and not where it runs under a policy of its user's
+/// (`numactl --interleave`), which this one would override.
+///
+/// # Safety
+/// `address..address + len` lies in one reservation, on page boundaries.
+pub(crate) unsafe fn prefer_node(address: NonNull<u8>, len: usize, node: usize) {
+    if fails(Call::Mbind) {
+        return;
+    }
+    let _errno = SavedErrno::new();
+    let mut mode = libc::MPOL_DEFAULT;
+    let mut nodes = NodeMask::default();
+    let Some(word) = nodes.get_mut(node / c_ulong::BITS as usize) else { return };
+    *word = 1 << (node % c_ulong::BITS as usize);
+    let nothing: *mut c_void = ptr::null_mut();
+    // SAFETY: the mode is ours to be written. The kernel looks at one bit less than it is told of, and the mask has all of
+    // these. Contents do not change.
+    unsafe {
+        if libc::syscall(libc::SYS_get_mempolicy, &raw mut mode, nothing, 0, nothing, 0) == 0
+            && mode == libc::MPOL_DEFAULT
+        {
+            let (prefer, bits) = (libc::MPOL_PREFERRED, MAX_NUMNODES);
+            let address = address.as_ptr();
+            libc::syscall(libc::SYS_mbind, address, len, prefer, &raw const nodes, bits, 0);
+        }
+    }
+}
+
+/// Nodes that a kernel tells apart at most. (`CONFIG_NODES_SHIFT` is 10 or less.)
+const MAX_NUMNODES: usize = 1024;
+/// Nodes of the kernel, a bit each.
+type NodeMask = [c_ulong; MAX_NUMNODES / c_ulong::BITS as usize];
 
 /// Moves the pages at `from` to `to` without copying them; `from` stays committed and reads as zero. False if the
 /// kernel cannot (before 5.7, or out of mappings); then nothing has changed.

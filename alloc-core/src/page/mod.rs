@@ -2,7 +2,7 @@
 //!
 //! An arena is one reservation: descriptors of runs, then metadata that the slab layer keeps per unit, then the units.
 //! All three are parallel arrays, so pointer → unit → descriptor is arithmetic and "is it ours" a range check. Nearly
-//! always there is one arena, of 256 GiB; more are made where a limit on address space made the first one small.
+//! always there is one arena for each node, of 256 GiB; more are made where a limit on address space made the first one small.
 //!
 //! Units are committed from the bottom up. A free run is *clean* (never touched since its pages were last given back:
 //! it reads as zero and costs no memory) or *dirty*; the two are not merged with each other, and dirty ones are
@@ -16,9 +16,13 @@
 //! All of this is under the arena's lock. The last part of an arena is its *reserve*, which needs none: it serves
 //! contexts that cannot wait for the lock, and everybody when nothing else is left.
 //!
+//! An arena is of a NUMA node, and the kernel is asked to take its memory from there: pages are touched first by whoever has the
+//! run first, but runs are used again, and shall stay near those who get them. What a node's arenas do not have is taken from
+//! those of others before it is refused.
+//!
 //! Beyond the first [`HUGE_FROM`] units, transparent huge pages are asked for (`HAYLOFT_THP=auto|always|never`).
 //!
-//! This folder may touch `os`, `sync`, `fault` and the unit of `size_class`.
+//! This folder may touch `os`, `sync`, `node`, `fault` and the unit of `size_class`.
 
 mod bins;
 mod limit;
@@ -29,6 +33,7 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use crate::fault::{self, Place};
+use crate::node;
 use crate::os;
 use crate::size_class::{UNIT, UNIT_SHIFT};
 use crate::sync::{Context, Lock, LockClass, RawLock};
@@ -93,6 +98,7 @@ struct Arrays {
     /// The first unit of the reserve, and the one behind its last.
     reserve: u32,
     units: u32,
+    node: usize,
 }
 
 struct Arena {
@@ -116,6 +122,8 @@ static ARENAS: [Arena; MAX_ARENAS] = [const { Arena::new() }; MAX_ARENAS];
 static CLAIMED: AtomicUsize = AtomicUsize::new(0);
 /// Serialises the making of arenas among those who can wait. Two that are made at once do no harm.
 static MAKING: Lock<()> = Lock::new(LockClass::ArenaMaking, ());
+/// The least need, in units, for which an arena could not be had last; such are made only when all else has failed, too.
+static REFUSED: AtomicU32 = AtomicU32::new(u32::MAX);
 
 /// The arenas that can be used.
 fn arenas() -> impl Iterator<Item = &'static Arena> {
@@ -125,6 +133,17 @@ fn arenas() -> impl Iterator<Item = &'static Arena> {
     let arena = |index| unsafe { &*(&raw const ARENAS).cast::<Arena>().add(index) };
     // Acquire: pairs with the Release in `make_arena`.
     (0..claimed).map(arena).filter(|arena: &&Arena| arena.bytes.load(Ordering::Acquire) > 0)
+}
+
+/// The arenas that can be used, those of a node first.
+fn arenas_from(node: usize) -> impl Iterator<Item = &'static Arena> {
+    let others = arenas().filter(move |arena| arena.arrays().node != node);
+    arenas_of(node).chain(others)
+}
+
+/// The arenas of a node that can be used.
+fn arenas_of(node: usize) -> impl Iterator<Item = &'static Arena> {
+    arenas().filter(move |arena| arena.arrays().node == node)
 }
 
 /// A run handed out.
@@ -157,6 +176,11 @@ impl Unit {
     pub(crate) fn align_down(self, units: u32) -> Unit {
         let past = self.index.wrapping_add(self.arena.base_unit()) & (units - 1);
         Unit { arena: self.arena, index: self.index - past }
+    }
+
+    /// The node of the arena.
+    pub(crate) fn node(self) -> usize {
+        self.arena.arrays().node
     }
 
     /// Address of the unit.
@@ -196,16 +220,34 @@ impl Unit {
     }
 }
 
-/// Hands out a run of `units`, its address a multiple of `align` units, a power of two. `None` when out of
-/// memory.
-pub(crate) fn alloc(context: Context, units: usize, align: usize) -> Option<Allocation> {
+/// Hands out a run of `units`, its address a multiple of `align` units, a power of two; of memory of the node if that has some.
+/// `None` when out of memory.
+pub(crate) fn alloc(
+    context: Context,
+    node: usize,
+    units: usize,
+    align: usize,
+) -> Option<Allocation> {
     let len = u32::try_from(units).ok()?;
     let align = u32::try_from(align).ok()?;
+    let need = len.checked_add(align)?;
     loop {
         let claimed = CLAIMED.load(Ordering::Relaxed);
-        let found = arenas()
-            .find_map(|arena| arena.alloc(context, len, align))
-            .or_else(|| arenas().find_map(|arena| arena.alloc_reserved(len, align)));
+        let mut found = None;
+        if node::count() > 1 {
+            found = arenas_of(node).find_map(|arena| arena.alloc(context, len, align));
+            if found.is_none()
+                && !limit::forbids(len)
+                && need < REFUSED.load(Ordering::Relaxed)
+                && !arenas_of(node).any(|arena| arena.has_room(need))
+                && make_arena(context, node, need, claimed).is_some()
+            {
+                continue;
+            }
+        }
+        found = found
+            .or_else(|| arenas_from(node).find_map(|arena| arena.alloc(context, len, align)))
+            .or_else(|| arenas_from(node).find_map(|arena| arena.alloc_reserved(len, align)));
         if let Some(run) = found {
             if run.zeroed && limit::is_soft_exceeded() {
                 trim(context);
@@ -215,7 +257,7 @@ pub(crate) fn alloc(context: Context, units: usize, align: usize) -> Option<Allo
         if limit::forbids(len) {
             return None;
         }
-        make_arena(context, len.checked_add(align)?, claimed)?;
+        make_arena(context, node, need, claimed)?;
     }
 }
 
@@ -342,9 +384,9 @@ pub(crate) unsafe fn shrink(context: Context, unit: Unit, units: usize) {
     unsafe { unit.arena.shrink(context, unit.index, units as u32) };
 }
 
-/// Makes an arena for a run of at least `need` units, unless there are more than `seen`; `None` if it cannot be had.
+/// Makes an arena of a node for a run of at least `need` units, unless there are more than `seen`; `None` if it cannot be had.
 #[cold]
-fn make_arena(context: Context, need: u32, seen: usize) -> Option<()> {
+fn make_arena(context: Context, node: usize, need: u32, seen: usize) -> Option<()> {
     let _making = MAKING.acquire(context);
     fault::point(Place::ArenaMaking);
     if seen == 0 {
@@ -353,6 +395,16 @@ fn make_arena(context: Context, need: u32, seen: usize) -> Option<()> {
     if CLAIMED.load(Ordering::Relaxed) != seen {
         return Some(());
     }
+    let made = try_make_arena(node, need);
+    // Relaxed: a hint.
+    match made {
+        Some(()) => REFUSED.store(u32::MAX, Ordering::Relaxed),
+        None => _ = REFUSED.fetch_min(need, Ordering::Relaxed),
+    }
+    made
+}
+
+fn try_make_arena(node: usize, need: u32) -> Option<()> {
     // The reserve is not for everybody, so the arena is made longer by its share.
     let need = need.checked_add(need / RESERVE_SHARE + 2 * BLOCK)?;
     let least = (need as usize).checked_mul(UNIT + META_SIZE + size_of::<Run>())? + 3 * UNIT;
@@ -384,6 +436,13 @@ fn make_arena(context: Context, need: u32, seen: usize) -> Option<()> {
         return None;
     };
 
+    if node::count() > 1
+        && let Some(number) = node::number(node)
+    {
+        // SAFETY: the whole of a reservation. Metadata lies there too, as who has a run uses its metadata.
+        unsafe { os::prefer_node(reserved, bytes, number) };
+    }
+
     // Each array starts on a unit, which is why three were added above.
     let padding = reserved.as_ptr().align_offset(UNIT);
     let units = (bytes - 3 * UNIT) / (UNIT + META_SIZE + size_of::<Run>());
@@ -405,6 +464,7 @@ fn make_arena(context: Context, need: u32, seen: usize) -> Option<()> {
             meta: runs.add(runs_bytes),
             reserve: end - blocks * BLOCK,
             units: end,
+            node,
         };
     }
     // Unit 0 is nobody's.
@@ -446,6 +506,7 @@ impl Arena {
                 meta: ptr::null_mut(),
                 reserve: 0,
                 units: 0,
+                node: 0,
             }),
             committed: AtomicU32::new(0),
             dirty: AtomicU32::new(0),
@@ -458,6 +519,11 @@ impl Arena {
     fn arrays(&self) -> &Arrays {
         // SAFETY: arenas are reached when they are published, after which the arrays are not written any more.
         unsafe { &*self.arrays.get() }
+    }
+
+    /// Whether so many units could be committed, by its length. A guess while others commit some.
+    fn has_room(&self, units: u32) -> bool {
+        self.arrays().reserve - self.committed() > units
     }
 
     /// Number of the arena's first unit among those of the address space, as far as it matters for alignment.
@@ -659,7 +725,7 @@ impl Arena {
         self.dirty.load(Ordering::Relaxed)
     }
 
-    /// Units from the bottom that are readable and writable. To be called under the lock.
+    /// Units from the bottom that are readable and writable. Sure under the lock only.
     fn committed(&self) -> u32 {
         self.committed.load(Ordering::Relaxed)
     }
@@ -837,8 +903,8 @@ mod tests {
     #[test]
     fn runs_are_disjoint_aligned_and_reused() {
         let waiting = Context::enter(|context| context);
-        let first = alloc(waiting, 3, 1).unwrap();
-        let second = alloc(waiting, 5, 8).unwrap();
+        let first = alloc(waiting, 0, 3, 1).unwrap();
+        let second = alloc(waiting, 0, 5, 8).unwrap();
         let unit = Unit::of(second.address.as_ptr()).unwrap();
         assert_eq!(second.address.addr().get() % (8 * UNIT), 0);
         assert_eq!(unit.address(), second.address.as_ptr());
@@ -856,13 +922,13 @@ mod tests {
             assert!(free(waiting, Unit::of(first.address.as_ptr()).unwrap()));
         }
         assert!(Unit::of(ptr::null_mut()).is_none());
-        assert!(alloc(waiting, u32::MAX as usize, 1).is_none());
+        assert!(alloc(waiting, 0, u32::MAX as usize, 1).is_none());
     }
 
     #[test]
     fn a_busy_arena_has_its_reserve() {
         let waiting = Context::enter(|context| context);
-        let run = alloc(waiting, 2, 1).unwrap();
+        let run = alloc(waiting, 0, 2, 1).unwrap();
         let unit = Unit::of(run.address.as_ptr()).unwrap();
         let busy = unit.arena.state.acquire(waiting).unwrap();
         assert!(unit.arena.alloc(Context::TRYING, 5, 4).is_none());
