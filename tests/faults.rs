@@ -3,6 +3,7 @@
 //! The tests themselves have the system's allocator, which does not fail.
 
 use std::alloc::{GlobalAlloc, Layout};
+use std::path::Path;
 use std::ptr::NonNull;
 
 use alloc_core::cache::{Cache, CacheFlags};
@@ -10,6 +11,7 @@ use alloc_core::cpu;
 use tests::pattern;
 use tests::routes::Hayloft;
 use tests::scenario::{Scenario, describe};
+use tests::sysfs::{SYSFS, Tree};
 
 /// A generator of numbers (xorshift64*), the same each time.
 struct Random(u64);
@@ -137,12 +139,15 @@ fn use_caches(random: &mut Random) {
 
 #[test]
 fn nothing_is_lost() {
+    // Nobody asks for memory of a node where there is one only.
+    let tree = Tree::new([(0, "0"), (1, "1-1000")]);
     for backend in ["rseq", "fallback"] {
         for call in [
             "mmap",
             "munmap",
             "mprotect",
             "madvise",
+            "mbind",
             "mremap",
             "membarrier",
             "rseq",
@@ -160,6 +165,7 @@ fn nothing_is_lost() {
                 Scenario::new(format!("{backend}-{fault}"), body)
                     .env("HAYLOFT_BACKEND", backend)
                     .env("HAYLOFT_FAULT", &fault)
+                    .env(SYSFS, if call == "mbind" { tree.path() } else { Path::new("/sys") })
                     .run(|output| {
                         let all = describe(output);
                         assert!(output.status.success(), "{all}");

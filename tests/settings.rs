@@ -18,7 +18,7 @@ fn use_the_heap() -> usize {
 }
 
 /// The variables, and the values that make sense.
-const SETTINGS: [(&str, &[&str]); 8] = [
+const SETTINGS: [(&str, &[&str]); 9] = [
     ("HAYLOFT_BACKEND", &["rseq", "fallback"]),
     ("HAYLOFT_THP", &["auto", "always", "never"]),
     ("HAYLOFT_IRQ", &["hard", "threaded", "none"]),
@@ -27,6 +27,7 @@ const SETTINGS: [(&str, &[&str]); 8] = [
     ("HAYLOFT_BACKGROUND", &["0", "1"]),
     ("HAYLOFT_LIMIT", &["64M", "32m:1G", "100000000"]),
     ("HAYLOFT_PAGE_SIZE", &["65536"]),
+    ("HAYLOFT_SYSFS", &["/sys"]),
 ];
 
 /// A value that makes no sense: one line that names the variable, and the program goes on.

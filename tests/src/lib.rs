@@ -13,6 +13,7 @@
 //! | [`routes`]   | the two ways into the allocator                                   |
 //! | [`sizes`]    | the sizes where something changes                                 |
 //! | [`cpuset`]   | a cgroup that keeps a process to some CPUs                        |
+//! | [`sysfs`]    | nodes that this machine does not have                             |
 //! | [`process`]  | what the kernel says about this process, and limits put on it     |
 
 pub mod cpuset;
@@ -23,3 +24,4 @@ pub mod process;
 pub mod routes;
 pub mod scenario;
 pub mod sizes;
+pub mod sysfs;

@@ -1,0 +1,523 @@
+//! Nodes: each has its memory, what is freed elsewhere comes home, and nobody is refused what another node has.
+//!
+//! The nodes are made up, so what is shown is which arena a block comes from: these are 256 GiB apart. The tests themselves
+//! have the system's allocator, so that nothing else is in the heap.
+
+use std::alloc::{GlobalAlloc, Layout};
+use std::collections::HashSet;
+use std::fs;
+use std::path::Path;
+use std::ptr::{self, NonNull};
+use std::sync::mpsc;
+use std::thread;
+
+use alloc_core::cache::{Cache, CacheFlags};
+use alloc_core::{cpu, nolock};
+use tests::pattern;
+use tests::process::{Limit, status_bytes};
+use tests::routes::Hayloft;
+use tests::scenario::{Scenario, describe};
+use tests::sysfs::{SYSFS, Tree, pin_to, two_cpus};
+
+const MIB: usize = 1 << 20;
+const GIB: usize = 1 << 30;
+
+/// Sizes of all kinds: classes small and large, runs of units, runs that are moved by remapping.
+const SIZES: [usize; 7] = [8, 64, 1000, 5000, 30_000, 100_000, 3 * MIB];
+
+/// More objects than sheaves and a barn ever keep of a class.
+const KEPT: usize = 4096;
+
+/// Nodes that are told apart.
+const MAX_NODES: usize = 8;
+/// The number of a CPU that this machine does not have.
+const NO_CPU: usize = 4000;
+
+fn layout(size: usize) -> Layout {
+    Layout::from_size_align(size, 8).expect("a layout")
+}
+
+/// A block, freed when dropped, that knows what is in it.
+struct Block {
+    address: NonNull<u8>,
+    size: usize,
+}
+
+// SAFETY: a block belongs to no thread.
+unsafe impl Send for Block {}
+
+impl Block {
+    fn new(size: usize) -> Option<Block> {
+        // SAFETY: the size is not zero.
+        let address = NonNull::new(unsafe { Hayloft.alloc(layout(size)) })?;
+        let block = Block { address, size };
+        block.fill();
+        Some(block)
+    }
+
+    fn many(size: usize, count: usize) -> Vec<Block> {
+        (0..count).map(|_| Block::new(size).expect("there is memory")).collect()
+    }
+
+    fn at(&self) -> usize {
+        self.address.addr().get()
+    }
+
+    fn fill(&self) {
+        // SAFETY: the block is that long.
+        unsafe { pattern::fill(self.address.as_ptr(), 0, self.size, self.at() as u64) };
+    }
+
+    /// Checks the first `len` bytes, which were written when the block was at `address`.
+    fn check(&self, len: usize, address: usize) {
+        // SAFETY: the block is that long.
+        let mismatch =
+            unsafe { pattern::find_mismatch(self.address.as_ptr(), len, address as u64) };
+        assert_eq!(mismatch, None, "block of {} at {:p}", self.size, self.address);
+    }
+
+    fn resize(&mut self, size: usize) {
+        let (at, old) = (self.at(), self.size);
+        // SAFETY: a block of this layout.
+        let new = unsafe { Hayloft.realloc(self.address.as_ptr(), layout(old), size) };
+        self.address = NonNull::new(new).expect("there is memory");
+        self.size = size;
+        self.check(old.min(size), at);
+        self.fill();
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.check(self.size, self.at());
+        // SAFETY: a block of this layout, which nobody uses any more.
+        unsafe { Hayloft.dealloc(self.address.as_ptr(), layout(self.size)) };
+    }
+}
+
+/// Whether two addresses are of one arena: those are much longer than what tests touch of them.
+fn together(one: usize, other: usize) -> bool {
+    one.abs_diff(other) < 32 * GIB
+}
+
+/// Runs a body in a child process on each backend, with the nodes of a tree; each must exit with code 0.
+fn on_both_backends<F: Fn()>(label: &str, tree: &Tree, body: F) {
+    for backend in ["rseq", "fallback"] {
+        Scenario::new(format!("{label}-{backend}"), &body)
+            .env("HAYLOFT_BACKEND", backend)
+            .env(SYSFS, tree.path())
+            .succeeds();
+    }
+}
+
+/// Two CPUs, and a tree in which they are of nodes that the kernel has so far apart as 0 and 8.
+fn two_nodes() -> Option<([usize; 2], Tree)> {
+    let cpus = two_cpus();
+    if cpus.is_none() {
+        println!("one CPU only: skipped");
+    }
+    cpus.map(|cpus| {
+        let [near, far] = cpus.map(|cpu| cpu.to_string());
+        (cpus, Tree::new([(0, &*near), (8, &*far)]))
+    })
+}
+
+/// Blocks of all sizes, made on a CPU; all must be of one arena, of which the address of one is returned, too.
+fn on_cpu(cpu: usize) -> (usize, Vec<Block>) {
+    pin_to(cpu);
+    let some = |size| Block::many(size, (8 * MIB / size).clamp(3, 200));
+    let blocks: Vec<_> = SIZES.into_iter().flat_map(some).collect();
+    let first = blocks[0].at();
+    assert!(blocks.iter().all(|block| together(block.at(), first)), "one arena on CPU {cpu}");
+    (first, blocks)
+}
+
+/// The policy for the memory at an address, as the kernel prints it.
+fn policy_at(address: usize) -> Option<String> {
+    let maps = fs::read_to_string("/proc/self/numa_maps").ok()?;
+    let mut found = None;
+    for line in maps.lines() {
+        let mut words = line.split(' ');
+        if usize::from_str_radix(words.next()?, 16).ok()? > address {
+            break;
+        }
+        found = words.next().map(str::to_owned);
+    }
+    found
+}
+
+/// Whether the kernel lets this process choose the first node for its memory.
+fn may_bind() -> bool {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a mapping and a mask of our own.
+    unsafe {
+        let memory = libc::mmap(ptr::null_mut(), MIB, protection, flags, -1, 0);
+        let first = 1_u64;
+        libc::syscall(libc::SYS_mbind, memory, MIB, libc::MPOL_PREFERRED, &raw const first, 64, 0)
+            == 0
+    }
+}
+
+#[test]
+fn each_node_has_its_memory() {
+    let Some((cpus, tree)) = two_nodes() else { return };
+    on_both_backends("two", &tree, || {
+        let [(near, mut of_near), (far, of_far)] = cpus.map(on_cpu);
+        assert!(!together(near, far), "two arenas");
+        // A thread that moves gets memory of where it is now; this is the far one's.
+        for (cpu, node) in [(cpus[0], near), (cpus[1], far), (cpus[0], near)] {
+            pin_to(cpu);
+            let block = Block::new(200_000).expect("there is memory");
+            assert!(together(block.at(), node));
+        }
+        // Pages that are moved stay where they were.
+        let mut block = Block::new(9 * MIB).expect("there is memory");
+        pin_to(cpus[1]);
+        for size in [40 * MIB, 100 * MIB] {
+            block.resize(size);
+            assert!(together(block.at(), near));
+        }
+        // Those that are copied do not.
+        let mut block = of_near.pop().expect("one of 3 MiB");
+        block.resize(7 * MIB);
+        let moved = block.at();
+        drop((of_near, of_far));
+        assert!(together(moved, far));
+        if may_bind() && policy_at(near).is_some() {
+            assert_eq!(policy_at(near).as_deref(), Some("prefer:0"));
+            // There is no such node.
+            assert_eq!(policy_at(far).as_deref(), Some("default"));
+        } else {
+            println!("the kernel lets nobody choose: policies are not looked at");
+        }
+    });
+}
+
+/// `numactl` and the like say where all memory of a program is to be.
+#[test]
+fn a_policy_of_the_process_stays() {
+    let Some((cpus, tree)) = two_nodes() else { return };
+    on_both_backends("two", &tree, || {
+        let nodes = 1_u64;
+        // SAFETY: a mask of our own.
+        let set = unsafe {
+            libc::syscall(libc::SYS_set_mempolicy, libc::MPOL_INTERLEAVE, &raw const nodes, 64)
+        };
+        let [(near, _near), (far, _far)] = cpus.map(on_cpu);
+        assert!(!together(near, far));
+        if set == 0
+            && let Some(policy) = policy_at(near)
+        {
+            assert!(!policy.starts_with("prefer"), "{policy}");
+        }
+    });
+}
+
+/// Nodes without CPUs do not count, those beyond the first eight share with these, and CPUs of no node are asked for.
+#[test]
+fn trees() {
+    let Some((cpus, _)) = two_nodes() else { return };
+    let [one, other] = cpus.map(|cpu| cpu.to_string());
+    let nowhere: Vec<_> =
+        (0..MAX_NODES).map(|number| (number, (NO_CPU + number).to_string())).collect();
+    let some = |count: usize| nowhere.iter().take(count).map(|(number, cpus)| (*number, &**cpus));
+    let share = || {
+        let [(one, _one), (other, _other)] = cpus.map(on_cpu);
+        assert!(together(one, other));
+    };
+    let both = format!("{one},{other}");
+    on_both_backends("same", &Tree::new([(0, &*both)]), share);
+    on_both_backends("without CPUs", &Tree::new([(0, ""), (1, &*both), (5, "")]), share);
+    let many = some(MAX_NODES).skip(1).chain([(0, &*one), (MAX_NODES, &*other)]);
+    on_both_backends("one too many", &Tree::new(many), share);
+    on_both_backends("unknown", &Tree::new([(0, &*one), (1, "4000-9999")]), share);
+
+    let apart = || {
+        let [(one, _one), (other, _other)] = cpus.map(on_cpu);
+        assert!(!together(one, other));
+    };
+    let many = some(MAX_NODES - 1).skip(1).chain([(0, &*one), (MAX_NODES - 1, &*other)]);
+    on_both_backends("just as many", &Tree::new(many), apart);
+    // Much longer than a buffer that one would read it into.
+    let long: String = (NO_CPU..NO_CPU + 2000).step_by(2).map(|cpu| format!("{cpu},")).collect();
+    let (one, other) = (format!("{one},{long}"), format!("{long}{other}"));
+    on_both_backends("long", &Tree::new([(3, &*one), (1000, &*other)]), apart);
+}
+
+/// A line of warning, and one node.
+#[test]
+fn trees_that_make_no_sense() {
+    let Some((cpus, _)) = two_nodes() else { return };
+    let [one, other] = cpus.map(|cpu| cpu.to_string());
+    let many = "long/".repeat(60);
+    for (label, tree) in [
+        ("no list", Tree::with_online("quux")),
+        ("an empty list", Tree::with_online("")),
+        ("too high a number", Tree::with_online("0-5000")),
+        ("no such nodes", Tree::with_online("0-1")),
+        ("half a range", Tree::new([(0, &*one), (1, &format!("{other}-"))])),
+        ("a range backwards", Tree::new([(0, &*one), (1, "9-3")])),
+        ("not a number", Tree::new([(0, &*one), (1, "all")])),
+        ("no CPUs at all", Tree::new([(0, ""), (1, "")])),
+        ("nothing there", Tree::with_online("")),
+        ("a long path", Tree::with_online("")),
+    ] {
+        let path = match label {
+            "nothing there" => Path::new("/nonexistent"),
+            "a long path" => Path::new(&*many),
+            _ => tree.path(),
+        };
+        let body = || {
+            let [(one, _one), (other, _other)] = cpus.map(on_cpu);
+            assert!(together(one, other));
+        };
+        Scenario::new(label, body).env(SYSFS, path).run(|output| {
+            let all = describe(output);
+            assert!(output.status.success(), "{all}");
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(stderr.lines().count(), 1, "{all}");
+            assert!(stderr.starts_with("hayloft: HAYLOFT_SYSFS"), "{all}");
+        });
+    }
+}
+
+/// What one node frees of another's stays as long as it fits its barn, and goes home then.
+#[test]
+fn blocks_go_home() {
+    let Some((cpus, tree)) = two_nodes() else { return };
+    on_both_backends("two", &tree, || {
+        for (size, count) in [(64, 40_000), (1000, 20_000), (5000, 8000)] {
+            pin_to(cpus[0]);
+            let blocks = Block::many(size, count);
+            let all: HashSet<usize> = blocks.iter().map(Block::at).collect();
+            let near = blocks[0].at();
+            pin_to(cpus[1]);
+            drop(blocks);
+            let of_far = Block::many(size, count);
+            let foreign = of_far.iter().filter(|block| together(block.at(), near)).count();
+            assert!(foreign <= KEPT, "{foreign} of {count} blocks of {size} did not go home");
+            pin_to(cpus[0]);
+            let again = Block::many(size, count - KEPT);
+            let new = again.iter().filter(|block| !all.contains(&block.at())).count();
+            assert!(new <= KEPT, "{new} of {count} blocks of {size} are new ones");
+            // And the other way round.
+            drop(of_far);
+            let more = Block::many(size, count);
+            let foreign = more.iter().filter(|block| !together(block.at(), near)).count();
+            assert!(foreign <= KEPT, "{foreign} of {count} blocks of {size} did not go home");
+        }
+        // Runs go home at once.
+        pin_to(cpus[0]);
+        let runs = Block::many(100_000, 50);
+        let near = runs[0].at();
+        let all: HashSet<usize> = runs.iter().map(Block::at).collect();
+        pin_to(cpus[1]);
+        drop(runs);
+        assert!(Block::many(100_000, 50).iter().all(|run| !together(run.at(), near)));
+        pin_to(cpus[0]);
+        let again = Block::many(100_000, 50);
+        assert!(again.iter().filter(|run| all.contains(&run.at())).count() > 40);
+    });
+}
+
+/// Memory of all nodes goes back to the system, whoever asks.
+#[test]
+fn trim_serves_all_nodes() {
+    let Some((cpus, tree)) = two_nodes() else { return };
+    on_both_backends("two", &tree, || {
+        let before = status_bytes("VmRSS");
+        let [of_near, of_far] = cpus.map(|cpu| {
+            pin_to(cpu);
+            let mut blocks = Block::many(1000, 40_000);
+            blocks.extend(Block::many(200_000, 100));
+            blocks
+        });
+        // Some are freed where they are from, others elsewhere.
+        drop(of_near);
+        pin_to(cpus[1]);
+        drop(of_far);
+        let full = status_bytes("VmRSS");
+        assert!(full > before + 100 * MIB);
+        assert!(alloc_global::trim() > 80 * MIB);
+        let after = status_bytes("VmRSS");
+        assert!(after < before + 8 * MIB, "{before} before, {full} full, {after} after");
+    });
+}
+
+/// Allocates until it is refused.
+fn exhaust(size: usize, most: usize) -> Vec<Block> {
+    let mut blocks = Vec::with_capacity(most);
+    while let Some(block) = Block::new(size) {
+        assert!(blocks.len() < most, "never refused");
+        blocks.push(block);
+    }
+    blocks
+}
+
+/// A node whose arenas cannot grow takes memory of others: runs, and objects of slabs that are there already.
+#[test]
+fn a_node_takes_what_others_have() {
+    let Some((cpus, tree)) = two_nodes() else { return };
+    for backend in ["rseq", "fallback"] {
+        let body = || {
+            let most = 700 * MIB;
+            pin_to(cpus[0]);
+            let of_near = exhaust(MIB, most / MIB).len();
+            pin_to(cpus[1]);
+            let of_far = exhaust(MIB, most / MIB).len();
+            assert!(of_far >= of_near * 3 / 4, "{of_near} MiB on one node, {of_far} on the other");
+
+            for [one, other] in [cpus, [cpus[1], cpus[0]]] {
+                pin_to(one);
+                let mut blocks = exhaust(4000, most / 4000);
+                // Every slab stays partial, so no run comes back.
+                let mut number = 0;
+                blocks.retain(|_| {
+                    number += 1;
+                    number % 2 == 0
+                });
+                pin_to(other);
+                let others = exhaust(4000, most / 4000).len();
+                assert!(others > blocks.len() / 2, "{others} where {} were freed", blocks.len());
+            }
+        };
+        Scenario::new(backend, body)
+            .env("HAYLOFT_BACKEND", backend)
+            .env(SYSFS, tree.path())
+            .limit(Limit::AddressSpace, 700 * MIB)
+            .succeeds();
+    }
+}
+
+/// Where nothing may be waited for.
+#[test]
+fn nolock_takes_memory_of_its_node() {
+    let Some((cpus, tree)) = two_nodes() else { return };
+    on_both_backends("two", &tree, || {
+        let [near, far] = cpus.map(|cpu| {
+            pin_to(cpu);
+            let blocks: Vec<_> = SIZES
+                .iter()
+                .flat_map(|size| (0..100).map(|_| (*size, nolock::alloc(layout(*size)))))
+                .map(|(size, address)| Block { address: address.expect("there is memory"), size })
+                .collect();
+            blocks.iter().for_each(Block::fill);
+            blocks
+        });
+        let (of_near, of_far) = (near[0].at(), far[0].at());
+        assert!(!together(of_near, of_far));
+        assert!(near.iter().all(|block| together(block.at(), of_near)));
+        assert!(far.iter().all(|block| together(block.at(), of_far)));
+        // Each by the other road, on the other's node.
+        for (cpu, blocks) in [(cpus[1], near), (cpus[0], far)] {
+            pin_to(cpu);
+            for block in blocks {
+                block.check(block.size, block.at());
+                // SAFETY: a block of this layout, which nobody uses any more, for it is forgotten.
+                unsafe { nolock::dealloc(block.address, layout(block.size)) };
+                std::mem::forget(block);
+            }
+        }
+        for (cpu, node) in [(cpus[0], of_near), (cpus[1], of_far)] {
+            pin_to(cpu);
+            let blocks = Block::many(64, 10_000);
+            let foreign = blocks.iter().filter(|block| !together(block.at(), node)).count();
+            assert!(foreign <= KEPT);
+        }
+    });
+}
+
+/// Objects of caches, and CPUs that come and go with sheaves full of them.
+#[test]
+fn caches_have_all_nodes() {
+    let Some((cpus, tree)) = two_nodes() else { return };
+    on_both_backends("two", &tree, || {
+        cpu::start();
+        let cache = Cache::builder("nodes", layout(200))
+            .flags(CacheFlags::NO_MERGE)
+            .build()
+            .expect("a cache");
+        let mut home = None;
+        for round in 0..3 {
+            let [near, far] = cpus.map(|cpu| {
+                pin_to(cpu);
+                let objects: Vec<_> =
+                    (0..20_000).map(|_| cache.alloc().expect("there is memory")).collect();
+                objects
+            });
+            let home = *home.get_or_insert(near[0].addr().get());
+            let strays = |objects: &[NonNull<u8>], stays: bool| {
+                objects.iter().filter(|object| together(object.addr().get(), home) != stays).count()
+            };
+            assert!(strays(&near, true) <= KEPT && strays(&far, false) <= KEPT);
+            for (cpu, objects) in [(cpus[1], near), (cpus[0], far)] {
+                pin_to(cpu);
+                // SAFETY: objects of this cache, which nobody uses any more.
+                objects.into_iter().for_each(|object| unsafe { cache.free(object) });
+            }
+            let _ = cpu::down(cpus[round % 2]);
+            let _ = cpu::up(cpus[round % 2]);
+        }
+        cache.destroy().expect("none is in use");
+    });
+}
+
+/// Threads of both nodes give each other what they allocate, somebody trims, and a child is forked.
+#[test]
+fn nodes_pass_blocks_to_each_other() {
+    let Some((cpus, tree)) = two_nodes() else { return };
+    on_both_backends("two", &tree, || {
+        let (to_far, from_near) = mpsc::sync_channel::<Block>(500);
+        let (to_near, from_far) = mpsc::sync_channel::<Block>(500);
+        let ends = [(cpus[0], to_far, from_far), (cpus[1], to_near, from_near)];
+        let threads = ends.map(|(cpu, to, from)| {
+            thread::spawn(move || {
+                pin_to(cpu);
+                let mut state = cpu as u64 + 1;
+                let mut mine = Vec::new();
+                for _ in 0..60_000 {
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    let random = (state >> 33) as usize;
+                    let most = if random.is_multiple_of(100) { 300_000 } else { 2000 };
+                    let block = Block::new(1 + random / 100 % most).expect("there is memory");
+                    if let Err(error) = to.try_send(block)
+                        && let mpsc::TrySendError::Full(block) = error
+                    {
+                        mine.push(block);
+                    }
+                    drop(from.try_recv());
+                    if mine.len() > 200 {
+                        mine.swap_remove(random % 200);
+                    }
+                }
+                drop(to);
+                from.iter().for_each(drop);
+            })
+        });
+        while !threads.iter().all(thread::JoinHandle::is_finished) {
+            alloc_global::trim();
+            thread::yield_now();
+        }
+        threads.into_iter().for_each(|thread| thread.join().expect("no thread failed"));
+        let kept = Block::many(1000, 100);
+        // SAFETY: the child uses this allocator, which serves it, and ends.
+        unsafe {
+            let child = libc::fork();
+            if child == 0 {
+                // Sheaves may hold anything by now; large blocks do not pass through them.
+                let [one, other] = cpus.map(|cpu| {
+                    pin_to(cpu);
+                    let small: Option<Vec<_>> = SIZES.into_iter().map(Block::new).collect();
+                    small.and_then(|_| Block::new(200_000))
+                });
+                let at = |block: Option<Block>| block.map_or(0, |block| block.at());
+                libc::_exit(i32::from(together(at(one), at(other))));
+            }
+            let mut status = 0;
+            assert_eq!(libc::waitpid(child, &raw mut status, 0), child);
+            assert_eq!(status, 0);
+        }
+        drop(kept);
+    });
+}
