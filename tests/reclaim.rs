@@ -1,6 +1,8 @@
 //! Memory goes back to the system: at once when asked for, after a while by itself, and in a program that is idle.
 
+use std::env;
 use std::fs;
+use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -145,17 +147,42 @@ fn survivors_keep_their_pages_only() {
             // What comes back reads as anything, and survivors as they were.
             for (number, block) in blocks.iter_mut().enumerate() {
                 match block {
-                    Some(block) => assert!(block.iter().all(|byte| *byte == number as u8)),
+                    Some(block) => assert!(*block == vec![number as u8; size]),
                     None => *block = Some(vec![number as u8; size]),
                 }
             }
             for (number, block) in blocks.iter().enumerate() {
-                assert!(block.iter().flatten().all(|byte| *byte == number as u8));
+                assert!(*block == Some(vec![number as u8; size]));
             }
             drop(blocks);
             alloc_global::trim();
         }
     });
+}
+
+/// Where programs stall for memory, it goes back though it was not unneeded for long: what was kept for the next burst, and the
+/// pages between survivors.
+#[test]
+fn memory_goes_back_where_it_is_short() {
+    let file = env::temp_dir().join(format!("hayloft-pressure-{}", process::id()));
+    let stalled = |microseconds: u64| {
+        let next = env::var("HAYLOFT_PRESSURE").expect("this is a child") + ".next";
+        let line = format!("some avg10=0.00 avg60=0.00 avg300=0.00 total={microseconds}\n");
+        fs::write(&next, line).expect("the file can be written");
+        fs::rename(&next, next.trim_end_matches(".next")).expect("the file can be replaced");
+    };
+    let path = file.to_str().expect("a path that is text");
+    on_each_backend(&[("HAYLOFT_DECAY_MS", "3600000"), ("HAYLOFT_PRESSURE", path)], || {
+        stalled(1000);
+        let (before, peak) = burst();
+        thread::sleep(Duration::from_millis(1500));
+        let rested = status_bytes("VmRSS");
+        assert!(rested > peak - REST, "{before} before, {peak} at the peak, {rested} later");
+        stalled(1_000_000_000);
+        wait_until_resident(before + REST);
+    });
+    // Only the parent comes here.
+    fs::remove_file(&file).expect("a child made it");
 }
 
 #[test]

@@ -18,7 +18,7 @@ fn use_the_heap() -> usize {
 }
 
 /// The variables, and the values that make sense.
-const SETTINGS: [(&str, &[&str]); 9] = [
+const SETTINGS: [(&str, &[&str]); 10] = [
     ("HAYLOFT_BACKEND", &["rseq", "fallback"]),
     ("HAYLOFT_THP", &["auto", "always", "never"]),
     ("HAYLOFT_IRQ", &["hard", "threaded", "none"]),
@@ -26,6 +26,7 @@ const SETTINGS: [(&str, &[&str]); 9] = [
     ("HAYLOFT_DECAY_MS", &["0", "500", "3600000"]),
     ("HAYLOFT_BACKGROUND", &["0", "1"]),
     ("HAYLOFT_LIMIT", &["64M", "32m:1G", "100000000"]),
+    ("HAYLOFT_PRESSURE", &["0", "1", "/proc/pressure/memory"]),
     ("HAYLOFT_PAGE_SIZE", &["65536"]),
     ("HAYLOFT_SYSFS", &["/sys"]),
 ];

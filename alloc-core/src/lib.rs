@@ -17,7 +17,7 @@
 //! | [`irq_work`] | work for a CPU, queued from any context |
 //! | `percpu` `barn` `slab` | sheaves; batches between CPUs; objects cut from runs |
 //! | `thread` `reclaim` | the threads that act as CPUs; the one that gives memory back |
-//! | `page` | arenas, runs, descriptors, giving memory back |
+//! | `page` `pressure` | arenas, runs, descriptors, giving memory back; whether memory is short |
 //! | `node` | NUMA nodes |
 //! | `batch` [`size_class`] | object pointers on the move; which class serves a layout |
 //! | `sync` | atomics and locks |
@@ -69,6 +69,8 @@ mod os;
 mod page;
 #[cfg(not(loom))]
 mod percpu;
+#[cfg(not(loom))]
+mod pressure;
 #[cfg(not(loom))]
 pub mod rcu;
 #[cfg(not(loom))]

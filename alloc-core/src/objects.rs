@@ -743,11 +743,15 @@ pub(crate) fn may_reclaim(context: Context) {
 static HOMING: Lock<()> = Lock::new(LockClass::Homing, ());
 
 /// Takes what was not asked for in this window a step towards the system: from sheaves and barns to slabs, from these to pages,
-/// from there away. Whether there is more to be taken.
-fn end_window(context: Context) -> bool {
-    let moved = take_home(context, false);
-    let (more, _) = punch_holes(context, false);
-    page::decay(context);
+/// from there away; all of it, and all the way, if memory is short. Whether there is more to be taken.
+fn end_window(context: Context, is_short: bool) -> bool {
+    let moved = take_home(context, is_short);
+    let (more, _) = punch_holes(context, is_short);
+    if is_short {
+        page::trim(context);
+    } else {
+        page::decay(context);
+    }
     moved || more || page::is_dirty(context)
 }
 

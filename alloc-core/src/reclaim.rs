@@ -11,7 +11,9 @@
 //! `HAYLOFT_DECAY_MS` is how long pages may stay unneeded: two windows of a third each, and some time to give them back; 0 gives
 //! them back at once. What CPUs and nodes keep for those takes a window or two more.
 //!
-//! This file may touch `page`, `sync` and `os`.
+//! Where memory is short (`pressure`), it all goes back.
+//!
+//! This file may touch `page`, `pressure`, `sync` and `os`.
 
 use core::ffi::c_void;
 use core::mem;
@@ -20,6 +22,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use crate::os;
 use crate::page;
+use crate::pressure;
 use crate::sync::{Bell, Context};
 
 /// Bytes that are unneeded for which a thread is worth it.
@@ -29,6 +32,9 @@ const SPAWN_FROM_ALL: usize = 16 << 20;
 
 /// Bytes of its stack.
 const STACK: usize = 256 << 10;
+
+/// Milliseconds at most between looks at whether memory is short.
+const LOOK_EVERY: u32 = 333;
 
 const DEFAULT_DECAY_MS: u32 = 1000;
 const MAX_DECAY_MS: u32 = 60 * 60 * 1000;
@@ -54,8 +60,8 @@ static WINDOW: AtomicU32 = AtomicU32::new(DEFAULT_DECAY_MS / 3);
 /// Silent while the thread sleeps, as nothing is dirty.
 static BELL: Bell = Bell::new();
 
-/// What is done at the end of a window; whether there may be more to do at the end of the next.
-pub(crate) type Window = fn(Context) -> bool;
+/// What is done at the end of a window, or when memory is short; whether there may be more to do at the end of the next.
+pub(crate) type Window = fn(Context, is_short: bool) -> bool;
 
 /// What the thread does; written before it is made.
 static ROUTINE: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
@@ -91,7 +97,7 @@ fn freed_without_thread(context: Context, end_window: Window) {
             if now.wrapping_sub(last) >= WINDOW.load(Ordering::Relaxed).into()
                 && LAST.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
             {
-                end_window(context);
+                end_window(context, pressure::is_high());
             }
         }
         NOBODY if is_worth_a_thread() && !os::has_signals_blocked() => spawn(end_window),
@@ -117,6 +123,7 @@ fn settings() -> u8 {
         }
     };
     WINDOW.store((decay / 3).max(1), Ordering::Relaxed);
+    pressure::read();
     let background = match os::env(c"HAYLOFT_BACKGROUND") {
         None | Some(b"1") => true,
         Some(b"0") => false,
@@ -154,11 +161,26 @@ extern "C" fn live(_: *mut c_void) -> *mut c_void {
     loop {
         BELL.answer();
         // It looks under the locks of arenas: who frees after that finds the bell silent, and rings it.
-        while Context::enter(end_window) {
-            os::sleep_microseconds(WINDOW.load(Ordering::Relaxed) * 1000);
+        let mut is_short = false;
+        while Context::enter(|context| end_window(context, is_short)) {
+            is_short = wait();
         }
         BELL.sleep();
     }
+}
+
+/// Waits for the end of a window, or until memory is short; whether it is.
+fn wait() -> bool {
+    let mut left = WINDOW.load(Ordering::Relaxed);
+    while left > 0 {
+        let some = left.min(LOOK_EVERY);
+        os::sleep_microseconds(some * 1000);
+        left -= some;
+        if pressure::is_high() {
+            return true;
+        }
+    }
+    false
 }
 
 /// In the child of a fork, which does not have the thread.

@@ -89,6 +89,11 @@ pub(crate) fn list(path: fmt::Arguments<'_>, mut each: impl FnMut(usize, usize))
     Some(())
 }
 
+pub(crate) fn read<'a>(path: fmt::Arguments<'_>, _room: &'a mut [u8]) -> Option<&'a str> {
+    let _ = path;
+    None
+}
+
 pub(crate) unsafe fn register_rseq(_area: *mut RseqArea) -> bool {
     false
 }

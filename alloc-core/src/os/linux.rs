@@ -210,34 +210,53 @@ pub(crate) fn current_cpu() -> (usize, usize) {
     (cpu as usize, node as usize)
 }
 
+/// A file that is open for reading.
+struct File(c_int);
+
+impl File {
+    fn open(path: fmt::Arguments<'_>) -> Option<File> {
+        let path = CPath::new(path)?;
+        let _errno = SavedErrno::new();
+        // SAFETY: the path ends in a null byte.
+        let file = unsafe { libc::open(path.0.as_ptr().cast(), libc::O_RDONLY | libc::O_CLOEXEC) };
+        (file >= 0).then_some(File(file))
+    }
+
+    /// What comes next, as far as there is room for it; nothing at the end.
+    fn read<'a>(&self, room: &'a mut [u8]) -> Option<&'a [u8]> {
+        let _errno = SavedErrno::new();
+        // SAFETY: the room is ours and its length is given.
+        let len = unsafe { libc::read(self.0, room.as_mut_ptr().cast(), room.len()) };
+        usize::try_from(len).ok().and_then(|len| room.get(..len))
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        let _errno = SavedErrno::new();
+        // SAFETY: the file is ours.
+        unsafe { libc::close(self.0) };
+    }
+}
+
+/// The text of a file, as far as there is room for it. `None` where it cannot be read, or is no text.
+pub(crate) fn read<'a>(path: fmt::Arguments<'_>, room: &'a mut [u8]) -> Option<&'a str> {
+    core::str::from_utf8(File::open(path)?.read(room)?).ok()
+}
+
 /// Has `each` called with each range of the list of numbers in a file, such as `/sys/devices/system/cpu/possible`, by its first
 /// and last number. `None` where there is no such file, or something else in it; some ranges may have been passed on then.
 pub(crate) fn list(path: fmt::Arguments<'_>, mut each: impl FnMut(usize, usize)) -> Option<()> {
-    let path = CPath::new(path)?;
-    let _errno = SavedErrno::new();
-    // SAFETY: the path ends in a null byte.
-    let file = unsafe { libc::open(path.0.as_ptr().cast(), libc::O_RDONLY | libc::O_CLOEXEC) };
-    if file < 0 {
-        return None;
-    }
+    let file = File::open(path)?;
     let mut list = List::default();
-    let done = loop {
-        let mut text = [0u8; 256];
-        // SAFETY: the buffer is ours and its length is given.
-        let len = unsafe { libc::read(file, text.as_mut_ptr().cast(), text.len()) };
-        let Some(text) = usize::try_from(len).ok().and_then(|len| text.get(..len)) else {
-            break None;
-        };
+    loop {
+        let mut room = [0u8; 256];
+        let text = file.read(&mut room)?;
         if text.is_empty() {
-            break list.end(&mut each);
+            return list.end(&mut each);
         }
-        if text.iter().try_for_each(|byte| list.push(*byte, &mut each)).is_none() {
-            break None;
-        }
-    };
-    // SAFETY: the file opened above.
-    unsafe { libc::close(file) };
-    done
+        text.iter().try_for_each(|byte| list.push(*byte, &mut each))?;
+    }
 }
 
 /// Registers this thread's `struct rseq`; false where the kernel refuses.

@@ -26,9 +26,9 @@ mod text;
 pub(crate) use imp::{
     Thread, admit_signal, affinity, at_fork, at_thread_exit, block_signals, commit, current_cpu,
     decommit, env, has_signals_blocked, is_realtime_signal, list, milliseconds, name_thread,
-    page_size, prefer_huge_pages, prefer_node, register_rseq, remap, reserve, restart_sections_on,
-    signal_thread, sleep_microseconds, spawn, take_signal, thread_id, unregister_rseq, unreserve,
-    yield_now,
+    page_size, prefer_huge_pages, prefer_node, read, register_rseq, remap, reserve,
+    restart_sections_on, signal_thread, sleep_microseconds, spawn, take_signal, thread_id,
+    unregister_rseq, unreserve, yield_now,
 };
 #[cfg(not(loom))]
 pub(crate) use imp::{futex_wait, futex_wake_one};

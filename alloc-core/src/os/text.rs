@@ -19,12 +19,12 @@ impl<const ROOM: usize> Write for Line<ROOM> {
 }
 
 /// A path for the kernel; the null byte at its end included.
-pub(super) struct CPath(pub(super) [u8; 256]);
+pub(super) struct CPath(pub(super) [u8; 512]);
 
 impl CPath {
     /// `None` for one that is too long, or has a null byte in it.
     pub(super) fn new(path: fmt::Arguments<'_>) -> Option<CPath> {
-        let mut line = Line { bytes: [0; 256], len: 0 };
+        let mut line = Line { bytes: [0; 512], len: 0 };
         line.write_fmt(path).ok()?;
         let text = line.bytes.get(..line.len)?;
         let fits = line.len < line.bytes.len() && !text.contains(&0);
