@@ -13,7 +13,7 @@ use alloc_core::cpu::{self, CpuError};
 use alloc_core::fault;
 use alloc_core::irq_work::IrqWork;
 use alloc_core::{cache, nolock};
-use tests::cpuset::{Cpuset, be_kept_to};
+use tests::cgroup::{Cgroup, be_kept_to};
 use tests::everywhere::{defer_a_run, defer_here};
 use tests::routes::Hayloft;
 use tests::scenario::{Scenario, in_every_mode};
@@ -85,7 +85,7 @@ fn affinities_change() {
 fn cpusets_change() {
     const PATH: &str = "TEST_CPUSET";
     // Made by the parent, and used by its children.
-    let cpuset = env::var_os(PATH).is_none().then(Cpuset::new).flatten();
+    let cpuset = env::var_os(PATH).is_none().then(Cgroup::of_cpus).flatten();
     let path = cpuset.as_ref().map(|cpuset| cpuset.path().into()).or_else(|| env::var_os(PATH));
     let Some(path) = path else {
         println!("no cpuset can be made here: skipped");

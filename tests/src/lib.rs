@@ -12,11 +12,11 @@
 //! | [`everywhere`] | blocks that come to every slow path, in any context                  |
 //! | [`routes`]   | the two ways into the allocator                                   |
 //! | [`sizes`]    | the sizes where something changes                                 |
-//! | [`cpuset`]   | a cgroup that keeps a process to some CPUs                        |
 //! | [`sysfs`]    | nodes that this machine does not have                             |
+//! | [`cgroup`]   | cgroups that keep a process to some CPUs, or to so much memory    |
 //! | [`process`]  | what the kernel says about this process, and limits put on it     |
 
-pub mod cpuset;
+pub mod cgroup;
 pub mod everywhere;
 pub mod model;
 pub mod pattern;
