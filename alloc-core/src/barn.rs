@@ -14,10 +14,14 @@ use crate::batch::Batch;
 use crate::fault::{self, Place};
 #[cfg(not(loom))]
 use crate::sync::RawLock;
+use crate::sync::counters::{self, Line};
 use crate::sync::{AtomicPtr, AtomicUsize, Context, Lock, LockClass, Ordering};
 
 /// Batches a barn holds at most. (`MAX_FULL_SHEAVES` of `mm/slub.c`.)
 const FULL_BATCHES: usize = 10;
+
+/// Pointers that fit a cache line.
+const POINTERS: usize = 8;
 
 /// Most objects that a barn holds for a class whose batches are of `len`.
 pub(crate) const fn room_for(len: usize) -> usize {
@@ -94,6 +98,7 @@ impl Barn {
         // SAFETY: the shelf holds `held` objects, and is ours under the lock.
         batch.fill(unsafe { slice::from_raw_parts(self.first().add(left), held - left) });
         self.len.store(left, Ordering::Relaxed);
+        counters::wrote(Line::BarnLen, 1);
     }
 
     /// Moves a whole batch in, if there is room for it.
@@ -113,6 +118,8 @@ impl Barn {
         // SAFETY: there is room for so many behind those held, on a shelf that is ours under the lock.
         unsafe { ptr::copy_nonoverlapping(more.as_ptr(), self.first().add(held), more.len()) };
         self.len.store(held + more.len(), Ordering::Relaxed);
+        counters::wrote(Line::BarnLen, 1);
+        counters::wrote(Line::BarnObjects, more.len().div_ceil(POINTERS));
         batch.clear();
         true
     }

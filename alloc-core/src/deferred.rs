@@ -15,6 +15,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use crate::fault::{self, Place};
 #[cfg(not(loom))]
 use crate::sync::RawLock;
+use crate::sync::counters::{self, Line};
 use crate::sync::{Context, CpuLists, Link, Llist, Lock, LockClass, Taken};
 
 /// A block that waits: an object of a slab or a run.
@@ -108,6 +109,8 @@ impl<const CPUS: usize> Deferred<CPUS> {
     /// # Safety
     /// The block is at least a word long, aligned to one, and nobody uses it.
     pub(crate) unsafe fn add(&self, cpu: usize, block: *mut u8) -> Option<usize> {
+        // The counter, and the list.
+        counters::wrote(Line::Deferred, 2);
         self.deferred.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the caller's promise.
         unsafe { self.lists.add(cpu, block.cast()) }
@@ -154,6 +157,7 @@ impl<const CPUS: usize> Deferred<CPUS> {
             let flushed = blocks.map(|block| free(block.cast())).count();
             // Release: pairs with the Acquire in `counts`.
             self.flushed.fetch_add(flushed as u64, Ordering::Release);
+            counters::wrote(Line::Deferred, 2);
         }
     }
 }

@@ -30,6 +30,7 @@ use core::ptr;
 #[cfg(not(loom))]
 pub(crate) use queues::{forget_cpus, offline, online, queued, run_hard, run_threaded};
 
+use crate::sync::counters::{self, Line};
 use crate::sync::{AtomicPtr, AtomicU32, Link, Ordering, Rcuwait, forks, relax};
 
 /// Queued, and not yet begun.
@@ -127,6 +128,8 @@ impl IrqWork {
     /// Makes the item the caller's to queue; false if it is queued already, and will see what the caller did before.
     pub(crate) fn claim(&self) -> bool {
         self.renew();
+        // The item, and then the queue.
+        counters::wrote(Line::IrqWork, 2);
         // Release: pairs with the Acquire in `run`. Acquire: the last run's last touch of the item is over.
         self.flags.fetch_or(PENDING | BUSY, Ordering::AcqRel) & PENDING == 0
     }

@@ -83,3 +83,18 @@ mod slab;
 mod sync;
 #[cfg(not(loom))]
 mod thread;
+
+/// Counters of what CPUs have to agree on, with the feature `counters`.
+///
+/// ```
+/// let before = alloc_core::counters::snapshot();
+/// // ...
+/// let during = alloc_core::counters::snapshot().since(&before);
+/// for lock in during.locks().filter(|lock| lock.acquired > 0) {
+///     println!("{}: {} times, {} of them contended", lock.name, lock.acquired, lock.contended);
+/// }
+/// ```
+#[cfg(feature = "counters")]
+pub mod counters {
+    pub use crate::sync::counters::{LockCount, Snapshot, WriteCount, snapshot};
+}

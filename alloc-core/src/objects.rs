@@ -39,6 +39,7 @@ use crate::percpu::{self, Backend};
 use crate::reclaim;
 use crate::size_class::{CLASSES, Class, MAX_CLASSES, UNIT};
 use crate::slab::{self, Emptied, Misuse, Shape, Slab, Slabs};
+use crate::sync::counters::{self, Line};
 use crate::sync::{Context, Lock, LockClass, RawLock};
 use crate::thread::{self, MAX_CPUS};
 
@@ -125,6 +126,7 @@ fn depot(node: usize, class: Class) -> &'static Depot {
             let start = SHELVES.1 * node + *SHELVES.0.get_unchecked(class.index());
             let shelf = OBJECTS.0.get().cast::<*mut u8>().add(start);
             depot.barn.furnish(shelf, barn::room_for(percpu::batch_len(class)));
+            counters::wrote(Line::Depot, 1);
             used.store(true, Ordering::Relaxed);
         }
         depot
@@ -136,6 +138,7 @@ fn depot_in_use(node: usize, class: Class) -> &'static Depot {
     let depot = depot(node, class);
     // Relaxed: whether it was asked for, roughly.
     if !depot.touched.load(Ordering::Relaxed) {
+        counters::wrote(Line::Depot, 1);
         depot.touched.store(true, Ordering::Relaxed);
     }
     depot
@@ -770,6 +773,7 @@ fn take_home(context: Context, even_busy: bool) -> bool {
     for class in (0..MAX_CLASSES).filter_map(Class::any_from_index) {
         for depot in depots(class) {
             if depot.touched.swap(false, Ordering::Relaxed) && !even_busy {
+                counters::wrote(Line::Depot, 1);
                 moved = true;
                 continue;
             }

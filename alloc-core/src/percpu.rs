@@ -24,6 +24,7 @@ use crate::batch::{Batch, MAX_BATCH};
 use crate::fault::{self, Place};
 use crate::os;
 use crate::size_class::{Class, MAX_CLASSES};
+use crate::sync::counters::{self, Line};
 use crate::sync::{Context, Guard, Lock, LockClass, RawLock, relax};
 
 const REGION: usize = 1 << REGION_SHIFT;
@@ -591,6 +592,7 @@ fn close_some(
         let mut all_closed = true;
         for class in classes.clone() {
             let top = half(class, 0).swap(0, Ordering::SeqCst);
+            counters::wrote(Line::Sheaves, 1);
             if top != 0 {
                 tops[class.index()] = top;
                 all_closed = false;

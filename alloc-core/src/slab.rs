@@ -24,6 +24,7 @@ use crate::batch::Batch;
 use crate::size_class::{Class, MAX_CLASSES, UNIT};
 #[cfg(not(loom))]
 use crate::sync::RawLock;
+use crate::sync::counters::{self, Line};
 use crate::sync::{Context, Guard, Link, Llist, Lock, LockClass};
 
 /// Bits of a word of the bitmap.
@@ -406,6 +407,7 @@ impl Bitmap {
                 return Err(twice(rest, *word, base, shape));
             }
             *word |= bits;
+            counters::wrote(Line::SlabBitmap, 1);
             self.summary |= 1 << at;
             rest = rest.get(count..).unwrap_or(&[]);
         }
@@ -446,6 +448,7 @@ impl Bitmap {
                     word &= word - 1;
                 }
                 *free = word;
+                counters::wrote(Line::SlabBitmap, 1);
                 if word == 0 {
                     summary &= summary - 1;
                 }
@@ -550,6 +553,7 @@ impl Slabs {
     pub(crate) fn lock(&self, context: Context) -> Option<Guard<'_, Partial>> {
         let mut partial = self.partial.acquire(context)?;
         for slab in self.arrivals.take() {
+            counters::wrote(Line::Arrivals, 1);
             // SAFETY: arrivals are slabs of this class and node, and the lock is held.
             unsafe { partial.add(slab) };
         }
@@ -572,6 +576,7 @@ impl Slabs {
             match listed {
                 Some(mut partial) => partial.add(slab),
                 None => {
+                    counters::wrote(Line::Arrivals, 1);
                     self.arrivals.add(slab);
                 }
             }
@@ -621,6 +626,8 @@ impl Partial {
         unsafe {
             let shape = shape_of(slab);
             self.empty += u32::from((*slab).free_count == shape.objects);
+            counters::wrote(Line::Partial, 1);
+            counters::wrote(Line::Slab, 1);
             self.slabs += 1;
             self.free += (*slab).free_count as usize;
             (*slab).list = UNLISTED;
@@ -641,6 +648,8 @@ impl Partial {
                 self.empty -= u32::from((*slab).free_count == shape.objects);
                 (*slab).free_count -= count;
                 self.free -= count as usize;
+                counters::wrote(Line::Partial, 1);
+                counters::wrote(Line::Slab, 1);
                 (*slab).window = self.window;
                 if list >= LISTS {
                     self.unlist(slab);
@@ -688,6 +697,8 @@ impl Partial {
             // SAFETY: a slab of this class, ours under the lock.
             unsafe {
                 (*slab).free_count += count as u32;
+                counters::wrote(Line::Partial, 1);
+                counters::wrote(Line::Slab, 1);
                 if (*slab).list == ARRIVING {
                     continue;
                 }

@@ -9,14 +9,19 @@
 //! | [`allocator`] | the table of allocators that can be measured |
 //! | [`workloads`] | the table of workloads, one file per family |
 //! | [`engine`] | what an engine does: time one workload and print a [`measurement::Measurement`] |
+//! | `count` | how often workloads make CPUs agree on something |
 //! | [`measurement`] | the line of JSON that an engine hands to `compare` |
 //! | [`compare`] | arguments, building, running, statistics, tables |
 
 pub mod allocator;
 pub mod compare;
+#[cfg(feature = "counters")]
+pub mod count;
 pub mod engine;
 pub mod measurement;
 pub mod workloads;
 
 mod blocks;
 mod prng;
+#[cfg(feature = "counters")]
+mod rows;

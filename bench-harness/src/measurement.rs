@@ -23,6 +23,20 @@ pub struct Measurement {
     pub latency: Option<Latency>,
     /// How memory went over time, if the workload is watched.
     pub curve: Option<Curve>,
+    /// What CPUs had to agree on in all timed repetitions, in a build that counts it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sharing: Option<Sharing>,
+}
+
+/// How often an allocator took locks that CPUs share, and wrote to cache lines that others write.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Sharing {
+    /// In how many operations.
+    pub operations: u64,
+    /// What locks protect, how often one was acquired, and how often somebody else had it.
+    pub locks: Vec<(String, u64, u64)>,
+    /// What is in a line, and how often one was written.
+    pub writes: Vec<(String, u64)>,
 }
 
 /// The distribution of the time that single operations took, in nanoseconds, reading the clock included.

@@ -36,6 +36,7 @@ use crate::fault::{self, Place};
 use crate::node;
 use crate::os;
 use crate::size_class::{UNIT, UNIT_SHIFT};
+use crate::sync::counters::{self, Line};
 use crate::sync::{Context, Lock, LockClass, RawLock};
 use bins::Bins;
 use reserve::Reserve;
@@ -732,6 +733,7 @@ impl Arena {
 
     /// Writes both boundary tags of a run. To be called under the lock, or by the owner of a part of the reserve.
     fn set(&self, start: u32, len: u32, state: State) {
+        counters::wrote(Line::Arena, if len > 1 { 2 } else { 1 });
         for index in [start, start + len - 1] {
             // SAFETY: both units belong to the run and are committed.
             unsafe {
@@ -848,6 +850,7 @@ impl Units {
             }
         }
         bins.set_head(bin, start);
+        counters::wrote(Line::Arena, 1);
     }
 
     /// Takes a free run off its bin; its state.
@@ -868,6 +871,7 @@ impl Units {
         }
         if run.previous == NONE {
             self.bins(run.state).set_head(Bins::holding(run.len), run.next);
+            counters::wrote(Line::Arena, 1);
         }
         run.state
     }

@@ -7,6 +7,8 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use crate::sync::counters::{self, Line};
+
 const WORD: usize = u64::BITS as usize;
 const WORDS: usize = if cfg!(miri) { 8 } else { 1024 };
 
@@ -34,6 +36,7 @@ impl Bits {
         let mut done = 0;
         while done < count {
             let (word, mask) = self.part(first + done, count - done);
+            counters::wrote(Line::Reserve, 1);
             change(word, mask);
             done += mask.count_ones() as usize;
         }
@@ -86,6 +89,7 @@ impl Reserve {
             let taken = word.fetch_update(Ordering::Acquire, Ordering::Relaxed, |bits| {
                 (bits & mask == 0).then_some(bits | mask)
             });
+            counters::wrote(Line::Reserve, usize::from(taken.is_ok()));
             if taken.is_err() {
                 self.give(first, done);
                 return false;

@@ -3,6 +3,7 @@
 //! Rings that come before the first one was answered are one with it. Whoever answers sees what was done before each of them.
 
 use super::Futex;
+use super::counters::{self, Line};
 use super::primitive::Ordering;
 
 const SILENT: u32 = 0;
@@ -29,6 +30,7 @@ impl Bell {
     #[must_use]
     pub(crate) fn ring(&self) -> bool {
         // Release: pairs with the Acquire in `answer`.
+        counters::wrote(Line::Bell, 1);
         self.state.swap(RUNG, Ordering::Release) == SILENT
     }
 

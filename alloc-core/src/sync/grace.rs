@@ -10,6 +10,7 @@
 //!
 //! Nothing here waits, so readers and those who ask may be in any context.
 
+use super::counters::{self, Line};
 use super::primitive::{AtomicUsize, Ordering, fence};
 
 /// Epochs from the beginning of a grace period to its end.
@@ -118,6 +119,7 @@ impl<const SLOTS: usize> Grace<SLOTS> {
         if readers != self.lost[side].load(Ordering::Relaxed) {
             return false;
         }
+        counters::wrote(Line::Epoch, 1);
         // Release: pairs with the Acquire in `is_over`. It fails where somebody else was faster.
         let _ = self.epoch.compare_exchange(
             epoch,

@@ -7,7 +7,7 @@ use core::ops::{Deref, DerefMut};
 use core::sync::atomic::AtomicUsize;
 
 use super::primitive::{Ordering, UnsafeCell, spin_loop};
-use super::{Context, Futex, LockClass, witness};
+use super::{Context, Futex, LockClass, counters, witness};
 
 const FREE: u32 = 0;
 const HELD: u32 = 1;
@@ -30,8 +30,8 @@ pub(crate) struct RawLock {
     /// The token of the thread that holds it, or 0. Whoever takes the lock says so only then, and no longer before letting go
     /// of it: so only a thread that asks whether it holds the lock itself gets a sure answer.
     owner: AtomicUsize,
-    /// For the witness only: without it a free lock is all zeros, and memory full of them takes no room in executables.
-    #[cfg(debug_assertions)]
+    /// For the witness and the counters: without them a free lock is all zeros, and memory full of them takes no room in executables.
+    #[cfg(any(debug_assertions, feature = "counters"))]
     class: LockClass,
 }
 
@@ -42,7 +42,7 @@ impl RawLock {
         RawLock {
             word: Futex::new(FREE),
             owner: AtomicUsize::new(0),
-            #[cfg(debug_assertions)]
+            #[cfg(any(debug_assertions, feature = "counters"))]
             class,
         }
     }
@@ -53,7 +53,7 @@ impl RawLock {
         RawLock {
             word: Futex::new(FREE),
             owner: AtomicUsize::new(0),
-            #[cfg(debug_assertions)]
+            #[cfg(any(debug_assertions, feature = "counters"))]
             class,
         }
     }
@@ -67,8 +67,13 @@ impl RawLock {
     /// Takes the lock, unless that has to be waited for and the context may not.
     #[inline]
     fn acquire(&self, context: Context) -> bool {
-        let acquired = self.try_acquire() || (context.may_wait() && self.acquire_slow());
+        let found_free = self.try_acquire();
+        if !found_free {
+            counters::contended(self.class());
+        }
+        let acquired = found_free || (context.may_wait() && self.acquire_slow());
         if acquired {
+            counters::acquired(self.class());
             self.owner.store(Context::thread(), Ordering::Relaxed);
         }
         acquired
@@ -175,12 +180,12 @@ impl RawLock {
         }
     }
 
-    /// What the witness is told.
+    /// What the witness and the counters are told.
     #[inline(always)]
     fn class(&self) -> LockClass {
-        #[cfg(debug_assertions)]
+        #[cfg(any(debug_assertions, feature = "counters"))]
         return self.class;
-        #[cfg(not(debug_assertions))]
+        #[cfg(not(any(debug_assertions, feature = "counters")))]
         LockClass::Sheaves
     }
 

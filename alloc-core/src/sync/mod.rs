@@ -3,6 +3,7 @@
 //! - [`Lock`], the one lock of the slow paths: a word, tried, spun on a little and then slept on in a futex.
 //! - [`Rcuwait`], a place for one thread to wait for what a signal handler does.
 //! - [`Bell`], what tells a thread that there is something to do.
+//! - [`counters`], which count what CPUs have to agree on, for who wants to know.
 //! - [`witness`], which holds locks against an order in debug builds.
 //! - [`Context`], whether whoever takes a lock may wait for it.
 //! - [`Llist`], a list that any context may add to.
@@ -16,6 +17,7 @@ mod bell;
 mod context;
 #[cfg(not(loom))]
 mod control;
+pub(crate) mod counters;
 mod futex;
 mod grace;
 mod llist;

@@ -20,7 +20,7 @@ pub struct Args {
     pub quick: bool,
 
     /// Run only these workloads, comma separated.
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = workload)]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = workloads::parse)]
     pub workloads: Vec<&'static Workload>,
 
     /// Measure only these allocators, comma separated. The cargo feature `peers` adds more.
@@ -94,14 +94,6 @@ impl Args {
     pub fn scale(&self) -> Scale {
         if self.quick { Scale::Quick } else { Scale::Full }
     }
-}
-
-/// The workload of that name, or why there is none.
-fn workload(name: &str) -> Result<&'static Workload, String> {
-    workloads::find(name).ok_or_else(|| {
-        let names: Vec<&str> = workloads::ALL.iter().map(|workload| workload.name).collect();
-        format!("no workload is called {name}; there are: {}", names.join(", "))
-    })
 }
 
 #[cfg(test)]

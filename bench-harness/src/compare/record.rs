@@ -96,7 +96,7 @@ fn measurements<'a>(
 ) -> impl Iterator<Item = &'a Measurement> {
     samples.iter().filter(move |sample| sample.allocator == allocator).filter_map(|sample| {
         match &sample.outcome {
-            Outcome::Measured(measurement) => Some(measurement),
+            Outcome::Measured(measurement) => Some(&**measurement),
             Outcome::Failed(_) => None,
         }
     })

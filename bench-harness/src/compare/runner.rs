@@ -44,7 +44,7 @@ pub struct Sample {
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// It measured.
-    Measured(Measurement),
+    Measured(Box<Measurement>),
     /// It did not.
     Failed(Failure),
 }
@@ -111,7 +111,8 @@ fn progress_bar(length: u64) -> ProgressBar {
 
 /// Runs one engine with one workload.
 fn measure(engine: &Engine, workload: &Workload, scale: Scale) -> Outcome {
-    try_measure(engine, workload, scale).map_or_else(Outcome::Failed, Outcome::Measured)
+    let measured = |measurement| Outcome::Measured(Box::new(measurement));
+    try_measure(engine, workload, scale).map_or_else(Outcome::Failed, measured)
 }
 
 fn try_measure(engine: &Engine, workload: &Workload, scale: Scale) -> Result<Measurement, Failure> {

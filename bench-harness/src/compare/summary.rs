@@ -314,8 +314,9 @@ mod tests {
             }),
             curve: (workload.kind == Kind::Curve)
                 .then(|| Curve { freed_ms: Some(1000), points: points.map(point).to_vec() }),
+            sharing: None,
         };
-        let outcome = Outcome::Measured(measurement);
+        let outcome = Outcome::Measured(Box::new(measurement));
         Sample { round, allocator, workload: workload.name, outcome }
     }
 

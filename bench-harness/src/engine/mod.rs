@@ -1,5 +1,6 @@
 //! What an engine does: run one workload under the allocator its executable installed, and print what it measured.
 
+mod counting;
 mod curve;
 mod latency;
 mod memory;
@@ -20,7 +21,16 @@ use crate::workloads;
 /// Called as `run-<allocator> <workload> <scale>`, it prints a [`Measurement`] as one line of JSON. `version` asks the
 /// allocator which version it is.
 pub fn main(allocator: &str, version: impl FnOnce() -> Option<String>) -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    run_one(allocator, std::env::args().skip(1), version)
+}
+
+/// As [`main`], with arguments that are not all of the command line.
+pub(crate) fn run_one(
+    allocator: &str,
+    arguments: impl Iterator<Item = String>,
+    version: impl FnOnce() -> Option<String>,
+) -> ExitCode {
+    let arguments: Vec<String> = arguments.collect();
     let [workload, scale] = arguments.as_slice() else {
         eprintln!("usage: run-{allocator} WORKLOAD (full | quick | tiny)");
         return ExitCode::from(2);
@@ -49,6 +59,7 @@ pub fn main(allocator: &str, version: impl FnOnce() -> Option<String>) -> ExitCo
         peak_rss_kib,
         final_rss_kib,
         latency: run.latency,
+        sharing: run.counting.result(),
         curve: run.curve,
     };
     println!("{}", serde_json::to_string(&measurement).expect("a measurement is plain data"));

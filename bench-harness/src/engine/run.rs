@@ -3,6 +3,7 @@
 use std::sync::Barrier;
 use std::time::Instant;
 
+use super::counting::Counting;
 use super::curve::{self, Gauge};
 use super::latency::LatencyRecorder;
 use crate::measurement::{Curve, Latency};
@@ -50,6 +51,7 @@ pub struct Run {
     pub(super) nanoseconds: Vec<f64>,
     pub(super) latency: Option<Latency>,
     pub(super) curve: Option<Curve>,
+    pub(super) counting: Counting,
 }
 
 impl Run {
@@ -61,6 +63,7 @@ impl Run {
             nanoseconds: Vec::with_capacity(8),
             latency: None,
             curve: None,
+            counting: Counting::new(),
         }
     }
 
@@ -76,11 +79,13 @@ impl Run {
     /// Runs `body` once to warm up, and then times it again and again. Each time it does `operations` operations.
     pub fn time(&mut self, operations: u64, mut body: impl FnMut()) {
         body();
+        self.counting.begin();
         for _ in 0..self.scale.repetitions() {
             let start = Instant::now();
             body();
             self.record(operations, start.elapsed().as_nanos());
         }
+        self.counting.end(operations * self.scale.repetitions() as u64);
     }
 
     /// Times `body` once and without a warm-up: for what takes long, and what a program does only once.
@@ -104,16 +109,22 @@ impl Run {
     ) {
         let repetitions = self.scale.repetitions() + 1;
         let barrier = Barrier::new(count);
+        let counting = &self.counting;
         let worker = |index| {
             let mut state = setup(index);
             let mut laps = Vec::with_capacity(repetitions);
-            for _ in 0..repetitions {
-                barrier.wait();
+            for repetition in 0..repetitions {
+                if barrier.wait().is_leader() && repetition == 1 {
+                    counting.begin();
+                }
                 let start = Instant::now();
                 body(&mut state);
                 laps.push((start, Instant::now()));
             }
-            // No thread tears its state down while another is still being timed.
+            // No thread tears its state down while another is still being timed, or counted.
+            if barrier.wait().is_leader() {
+                counting.end(operations * (repetitions - 1) as u64);
+            }
             barrier.wait();
             laps
         };

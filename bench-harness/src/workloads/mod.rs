@@ -135,6 +135,14 @@ pub fn find(name: &str) -> Option<&'static Workload> {
     ALL.iter().find(|workload| workload.name == name)
 }
 
+/// The workload of that name, or why there is none.
+pub fn parse(name: &str) -> Result<&'static Workload, String> {
+    find(name).ok_or_else(|| {
+        let names: Vec<&str> = ALL.iter().map(|workload| workload.name).collect();
+        format!("no workload is called {name}; there are: {}", names.join(", "))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

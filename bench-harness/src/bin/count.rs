@@ -1,0 +1,10 @@
+//! Counts how often each workload makes CPUs agree on something, under Hayloft.
+
+use std::process::ExitCode;
+
+#[global_allocator]
+static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
+
+fn main() -> ExitCode {
+    bench_harness::count::main()
+}

@@ -1,0 +1,81 @@
+//! Counts what CPUs have to agree on while a workload is timed: nothing, unless the feature `counters` is on.
+
+use crate::measurement::Sharing;
+
+#[cfg(feature = "counters")]
+mod imp {
+    use std::sync::Mutex;
+
+    use alloc_core::counters::{Snapshot, snapshot};
+
+    use super::Sharing;
+
+    /// What was counted so far.
+    #[derive(Default)]
+    pub(in crate::engine) struct Counting(Mutex<State>);
+
+    #[derive(Default)]
+    struct State {
+        before: Option<Snapshot>,
+        result: Option<Sharing>,
+    }
+
+    impl Counting {
+        pub(in crate::engine) fn new() -> Self {
+            Self::default()
+        }
+
+        /// The warm-up is over.
+        pub(in crate::engine) fn begin(&self) {
+            self.0.lock().expect("no thread panics here").before = Some(snapshot());
+        }
+
+        /// So many operations were done since then.
+        pub(in crate::engine) fn end(&self, operations: u64) {
+            let after = snapshot();
+            let mut state = self.0.lock().expect("no thread panics here");
+            let Some(before) = state.before.take() else { return };
+            let counted = after.since(&before);
+            state.result = Some(Sharing {
+                operations,
+                locks: counted
+                    .locks()
+                    .filter(|lock| lock.is_shared)
+                    .map(|lock| (lock.name.to_owned(), lock.acquired, lock.contended))
+                    .collect(),
+                writes: counted
+                    .writes()
+                    .map(|write| (write.name.to_owned(), write.writes))
+                    .collect(),
+            });
+        }
+
+        pub(in crate::engine) fn result(self) -> Option<Sharing> {
+            self.0.into_inner().expect("no thread panics here").result
+        }
+    }
+}
+
+#[cfg(not(feature = "counters"))]
+mod imp {
+    use super::Sharing;
+
+    /// Nothing.
+    pub(in crate::engine) struct Counting;
+
+    impl Counting {
+        pub(in crate::engine) fn new() -> Self {
+            Self
+        }
+
+        pub(in crate::engine) fn begin(&self) {}
+
+        pub(in crate::engine) fn end(&self, _operations: u64) {}
+
+        pub(in crate::engine) fn result(self) -> Option<Sharing> {
+            None
+        }
+    }
+}
+
+pub(super) use imp::Counting;

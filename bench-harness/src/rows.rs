@@ -1,0 +1,23 @@
+//! Plain tables: a name, and numbers to its right.
+
+use comfy_table::{CellAlignment, Table, presets};
+
+/// A table with these rows, whose first column is a name.
+pub(crate) fn table(
+    markdown: bool,
+    header: impl IntoIterator<Item = String>,
+    rows: impl IntoIterator<Item = Vec<String>>,
+) -> Table {
+    let mut table = Table::new();
+    if markdown {
+        table.load_style(presets::ASCII_MARKDOWN).force_no_tty();
+    } else {
+        table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    }
+    table.set_header(header);
+    table.add_rows(rows);
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}

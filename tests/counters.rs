@@ -1,0 +1,76 @@
+//! What is counted of what CPUs have to agree on: a known sequence of operations gives known numbers.
+//!
+//! With the feature `counters` of this package. Nothing in this process but the test uses the allocator.
+
+use std::alloc::Layout;
+
+use alloc_core::counters::{Snapshot, snapshot};
+use alloc_core::kmalloc;
+
+/// Objects of a sheaf of this layout's class, and of a batch.
+const SHEAF: usize = 256;
+const LAYOUT: Layout = Layout::new::<[u64; 8]>();
+
+/// Acquisitions of the locks of barns, slabs and arenas during `body`.
+fn acquired(body: impl FnOnce()) -> [u64; 3] {
+    let before = snapshot();
+    body();
+    let counted = snapshot().since(&before);
+    assert!(counted.locks().all(|lock| lock.contended == 0));
+    ["barn", "slabs", "arena"].map(|name| of_lock(&counted, name))
+}
+
+fn of_lock(counted: &Snapshot, name: &str) -> u64 {
+    counted.locks().find(|lock| lock.name == name).expect("there is such a lock").acquired
+}
+
+/// Keeps this thread on the CPU it runs on, as each has sheaves of its own.
+fn stay() {
+    // SAFETY: a set of that size, all zero at first.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(libc::sched_getcpu() as usize, &mut set);
+        assert_eq!(libc::sched_setaffinity(0, size_of_val(&set), &set), 0);
+    }
+}
+
+/// Allocates `count` objects.
+fn take(objects: &mut Vec<*mut u8>, count: usize) {
+    objects.extend((0..count).map(|_| kmalloc::alloc(LAYOUT)));
+}
+
+/// Frees `count` objects.
+fn give(objects: &mut Vec<*mut u8>, count: usize) {
+    for object in objects.drain(..count) {
+        // SAFETY: allocated with this layout.
+        unsafe { kmalloc::free(object, LAYOUT) };
+    }
+}
+
+#[test]
+fn locks_are_taken_once_in_half_a_sheaf() {
+    stay();
+    let mut objects = Vec::with_capacity(4 * SHEAF);
+
+    // A look for partial slabs, a run, and the slab arrives.
+    assert_eq!(acquired(|| take(&mut objects, 1)), [0, 2, 1]);
+    // The rest of the batch, and then the next one of that slab. An empty barn is passed by.
+    assert_eq!(acquired(|| take(&mut objects, SHEAF / 2 - 1)), [0, 0, 0]);
+    assert_eq!(acquired(|| take(&mut objects, 1)), [0, 1, 0]);
+    // The sheaf holds all of them.
+    assert_eq!(acquired(|| give(&mut objects, SHEAF / 2 + 1)), [0, 0, 0]);
+    // Pairs stay in it.
+    let pairs = acquired(|| {
+        for _ in 0..1000 {
+            take(&mut objects, 1);
+            give(&mut objects, 1);
+        }
+    });
+    assert_eq!(pairs, [0, 0, 0]);
+    // One more than the sheaf has; and one more than there is room for, which the barn takes.
+    assert_eq!(acquired(|| take(&mut objects, SHEAF + 1)), [0, 1, 0]);
+    assert_eq!(acquired(|| give(&mut objects, SHEAF / 2 + 1)), [0, 0, 0]);
+    assert_eq!(acquired(|| give(&mut objects, SHEAF / 2)), [1, 0, 0]);
+    // Which has it for who wants it next.
+    assert_eq!(acquired(|| take(&mut objects, SHEAF + 1)), [1, 0, 0]);
+}
