@@ -34,6 +34,9 @@ struct Args {
     json: bool,
 }
 
+/// Less than this is left out.
+const SHOWN: f64 = 0.005;
+
 /// The first argument of a process that is to run one workload.
 const ENGINE: &str = "engine";
 
@@ -94,8 +97,8 @@ fn locks(counted: &[(&str, Sharing)], markdown: bool) -> Table {
     let cell = |sharing: &Sharing, index: usize| {
         let (_, acquired, contended) = &sharing.locks[index];
         match (rate(*acquired, sharing), rate(*contended, sharing)) {
-            (acquired, _) if acquired == 0.0 => String::new(),
-            (acquired, contended) if contended < 0.005 => format!("{acquired:.2}"),
+            (acquired, _) if acquired < SHOWN => String::new(),
+            (acquired, contended) if contended < SHOWN => format!("{acquired:.2}"),
             (acquired, contended) => format!("{acquired:.2} ({contended:.2})"),
         }
     };
@@ -106,7 +109,7 @@ fn locks(counted: &[(&str, Sharing)], markdown: bool) -> Table {
 
 fn writes(counted: &[(&str, Sharing)], markdown: bool) -> Table {
     let cell = |sharing: &Sharing, index: usize| match rate(sharing.writes[index].1, sharing) {
-        0.0 => String::new(),
+        rate if rate < SHOWN => String::new(),
         rate => format!("{rate:.2}"),
     };
     let names = |sharing: &Sharing| sharing.writes.iter().map(|(name, _)| name.clone()).collect();
