@@ -8,7 +8,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `fork` [`dump`] | what is done around a fork; the state of the machine, for a report |
+//! | `fork` [`dump`] `protocol` | what is done around a fork; the state of the machine, for a report; numbers, for a model |
 //! | [`cache`] | what is done to all caches at once |
 //! | [`nolock`] [`cpu`] | allocating and freeing without ever waiting; CPUs that come and go |
 //! | [`kmalloc`] [`rcu`] | the general-purpose allocator: size classes, large objects, realloc; readers without locks |
@@ -71,6 +71,9 @@ mod page;
 mod percpu;
 #[cfg(not(loom))]
 mod pressure;
+#[cfg(not(loom))]
+#[doc(hidden)]
+pub mod protocol;
 #[cfg(not(loom))]
 pub mod rcu;
 #[cfg(not(loom))]

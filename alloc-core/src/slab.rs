@@ -32,9 +32,9 @@ const WORD: usize = u64::BITS as usize;
 /// Objects of a slab at most: a summary bit per word has to fit a word.
 const MAX_OBJECTS: usize = WORD * WORD;
 /// Lists of partial slabs, by eighths of free objects.
-const LISTS: usize = 8;
+pub(crate) const LISTS: usize = 8;
 /// Empty slabs of a size class that stay.
-const MIN_EMPTY: u32 = 1;
+pub(crate) const MIN_EMPTY: u32 = 1;
 /// In no list.
 const UNLISTED: u8 = u8::MAX;
 /// In no list yet.

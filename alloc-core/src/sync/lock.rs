@@ -17,7 +17,7 @@ const CONTENDED: u32 = 2;
 const ABANDONED: u32 = 3;
 
 /// Attempts before sleeping. A critical section here is some hundred nanoseconds; a sleep costs microseconds.
-const SPINS: u32 = if cfg!(any(loom, miri)) { 1 } else { 100 };
+pub(crate) const SPINS: u32 = if cfg!(any(loom, miri)) { 1 } else { 100 };
 
 /// Added to a thread's token: holds the lock for a fork.
 const FOR_FORK: usize = 1;

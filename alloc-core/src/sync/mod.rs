@@ -33,9 +33,9 @@ pub(crate) use control::{ControlGuard, ControlMutex, Renewable};
 pub(crate) use futex::Futex;
 pub(crate) use grace::{Grace, Ticket};
 pub(crate) use llist::{CpuLists, Link, Llist, Taken};
-#[cfg(not(loom))]
-pub(crate) use lock::RawLock;
 pub(crate) use lock::{Guard, Lock};
+#[cfg(not(loom))]
+pub(crate) use lock::{RawLock, SPINS};
 pub(crate) use primitive::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 #[cfg(not(loom))]
 pub(crate) use process::count_fork;
