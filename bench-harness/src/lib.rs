@@ -11,6 +11,7 @@
 //! | [`engine`] | what an engine does: time one workload and print a [`measurement::Measurement`] |
 //! | `count` | how often workloads make CPUs agree on something |
 //! | [`measurement`] | the line of JSON that an engine hands to `compare` |
+//! | [`simulate`] | the protocol between CPUs on machines that are not there |
 //! | [`compare`] | arguments, building, running, statistics, tables |
 
 pub mod allocator;
@@ -19,9 +20,9 @@ pub mod compare;
 pub mod count;
 pub mod engine;
 pub mod measurement;
+pub mod simulate;
 pub mod workloads;
 
 mod blocks;
 mod prng;
-#[cfg(feature = "counters")]
 mod rows;

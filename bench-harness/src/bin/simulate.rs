@@ -1,0 +1,7 @@
+//! Simulates the protocol between CPUs on a machine that has more of them.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    bench_harness::simulate::main()
+}

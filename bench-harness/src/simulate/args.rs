@@ -1,0 +1,139 @@
+//! The command line of `simulate`.
+
+use std::path::PathBuf;
+
+use alloc_core::protocol;
+use clap::Parser;
+
+use super::machine::{Costs, Topology};
+use super::model::Setup;
+use super::trace::{self, RULES, Rule};
+
+/// Simulate the protocol between CPUs on a machine that has more of them.
+///
+/// A virtual CPU runs one thread. CPUs that are near each other share a last-level cache, then a socket.
+#[derive(Parser, Debug)]
+#[command(version, max_term_width = 100)]
+pub(super) struct Args {
+    /// Only traces by these rules, comma separated: pair, churn, batch, phases, handoff, exchange.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = trace::rule)]
+    rules: Vec<&'static Rule>,
+
+    /// A recorded trace instead, done by as many groups of threads as there is room for.
+    #[arg(long, value_name = "FILE", conflicts_with = "rules")]
+    pub(super) trace: Option<PathBuf>,
+
+    /// On so many CPUs, comma separated [default: 1,2,4 and so on to 512].
+    #[arg(long, value_name = "NUMBERS", value_delimiter = ',')]
+    cpus: Vec<usize>,
+
+    /// CPUs that share a last-level cache.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least_one)]
+    per_cache: usize,
+
+    /// CPUs of a socket, which is a node.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
+    per_socket: usize,
+
+    /// CPUs that share barns and lists of slabs [default: those of a socket].
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    per_depot: Option<usize>,
+
+    /// Nodes that are told apart.
+    #[arg(long, value_name = "N", default_value_t = protocol::NODES, value_parser = at_least_one)]
+    nodes: usize,
+
+    /// Sheaves, batches and barns so many times as large.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
+    batch: usize,
+
+    /// What a thread does between two operations, in nanoseconds.
+    #[arg(long, value_name = "NS", default_value_t = 10.0)]
+    work: f64,
+
+    /// Other costs than those of `bench-harness/src/simulate/costs.toml`.
+    #[arg(long, value_name = "FILE")]
+    pub(super) costs: Option<PathBuf>,
+
+    /// Measure the costs on this machine, and print them.
+    #[arg(long)]
+    pub(super) calibrate: bool,
+
+    /// Compare predictions for 1 and 2 CPUs with what this machine does.
+    #[arg(long)]
+    pub(super) validate: bool,
+
+    /// How often what is compared is measured; the least counts.
+    #[arg(long, value_name = "N", default_value_t = 25)]
+    pub(super) rounds: usize,
+
+    /// Print tables as Markdown.
+    #[arg(long)]
+    pub(super) markdown: bool,
+
+    /// Print all points as CSV.
+    #[arg(long)]
+    pub(super) csv: bool,
+
+    /// Print all points as JSON.
+    #[arg(long, conflicts_with = "csv")]
+    pub(super) json: bool,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|number| *number > 0)
+        .ok_or_else(|| "not a number from 1 on".to_owned())
+}
+
+impl Args {
+    pub(super) fn rules(&self) -> Vec<&'static Rule> {
+        if self.rules.is_empty() { RULES.iter().collect() } else { self.rules.clone() }
+    }
+
+    /// Numbers of CPUs, in ascending order.
+    pub(super) fn counts(&self) -> Vec<usize> {
+        let mut counts = self.cpus.clone();
+        if counts.is_empty() {
+            counts = (0..10).map(|power| 1 << power).collect();
+        }
+        counts.retain(|count| *count > 0);
+        counts.sort_unstable();
+        counts
+    }
+
+    pub(super) fn setup(&self, costs: Costs) -> Setup {
+        let topology = Topology {
+            per_cache: self.per_cache,
+            per_socket: self.per_socket,
+            per_depot: self.per_depot.unwrap_or(self.per_socket),
+            depots: self.nodes,
+        };
+        let mut setup = Setup::new(topology, costs, self.work);
+        setup.scale_sheaves(self.batch);
+        setup
+    }
+
+    /// The machine that this runs on, as far as two CPUs of it go.
+    pub(super) fn here(&self) -> Topology {
+        Topology { per_cache: 2, per_socket: 2, per_depot: 2, depots: 1 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_zero_is_refused() {
+        assert!(Args::try_parse_from(["simulate", "--nodes", "0"]).is_err());
+    }
+}

@@ -1,0 +1,153 @@
+//! `simulate`: what the protocol between CPUs does on machines that are not there.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`trace`] | what each thread of a program asks of its allocator |
+//! | [`machine`] | virtual CPUs, how far they are from each other, and what things cost (`costs.toml`) |
+//! | [`model`] | the protocol of `alloc-core`, as a simulation of discrete events |
+//! | [`real`] | traces replayed on this machine |
+//! | [`calibrate`] | the costs as this machine has them |
+//!
+//! `docs/scaling.md` says what came of it, and what the model leaves out.
+
+pub mod calibrate;
+pub mod machine;
+pub mod model;
+pub mod real;
+pub mod trace;
+
+mod args;
+mod depot;
+mod lock;
+mod report;
+
+use std::fs::File;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use self::args::Args;
+use self::machine::Costs;
+use self::model::{Model, Outcome, Setup};
+use self::trace::Trace;
+
+/// The body of `main`.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    match simulate(&args) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Does it all. False if a prediction was too far off.
+fn simulate(args: &Args) -> Result<bool, String> {
+    let mut costs = match &args.costs {
+        None => Costs::recorded(),
+        Some(file) => {
+            let text = std::fs::read_to_string(file).map_err(|error| error.to_string())?;
+            Costs::parse(&text)?
+        }
+    };
+    if args.calibrate {
+        costs = calibrate::calibrate(costs);
+        print!("{}", toml::to_string(&costs).map_err(|error| error.to_string())?);
+        if !args.validate {
+            return Ok(true);
+        }
+    }
+    if args.validate {
+        return Ok(validate(args, costs));
+    }
+    let curves: Vec<Curve> = match &args.trace {
+        Some(file) => {
+            let mut file = File::open(file).map_err(|error| error.to_string())?;
+            let trace = Trace::load(&mut file)?;
+            let group = trace.threads.len();
+            let make = |cpus: usize| trace.repeated(cpus / group);
+            vec![Curve::new(args, costs, "trace", group, &make)]
+        }
+        None => {
+            let rules = args.rules();
+            rules
+                .iter()
+                .map(|rule| Curve::new(args, costs, rule.name, rule.group, &rule.make))
+                .collect()
+        }
+    };
+    if args.csv {
+        print!("{}", report::csv(&curves));
+    } else if args.json {
+        print!("{}", report::json(&curves)?);
+    } else {
+        println!("{}", report::text(&curves, args.markdown));
+    }
+    Ok(true)
+}
+
+/// One trace on ever more CPUs.
+struct Curve {
+    name: String,
+    points: Vec<(usize, Outcome)>,
+}
+
+impl Curve {
+    fn new(
+        args: &Args,
+        costs: Costs,
+        name: &str,
+        group: usize,
+        make: &dyn Fn(usize) -> Trace,
+    ) -> Self {
+        let counts = args.counts().into_iter().filter(|cpus| *cpus >= group && cpus % group == 0);
+        let points = counts.map(|cpus| {
+            let trace = make(cpus);
+            let setup = args.setup(costs);
+            (cpus, Model::new(&trace, &setup).run())
+        });
+        Self { name: name.to_owned(), points: points.collect() }
+    }
+
+    /// Throughput on so many CPUs by that of as many as the first point has, times the CPUs of that.
+    fn efficiency(&self, (cpus, outcome): &(usize, Outcome)) -> f64 {
+        let Some((first, of_first)) = self.points.first() else { return 1.0 };
+        outcome.throughput() / of_first.throughput() * *first as f64 / *cpus as f64
+    }
+
+    /// The first number of CPUs at which a CPU does less than four fifths of what it does alone.
+    fn knee(&self) -> Option<usize> {
+        self.points.iter().find(|point| self.efficiency(point) < 0.8).map(|(cpus, _)| *cpus)
+    }
+}
+
+/// A prediction may be off by that part of what was measured.
+const TOLERANCE: f64 = 0.25;
+
+/// Simulates what this machine can do, and does it. False if a prediction is too far off.
+fn validate(args: &Args, costs: Costs) -> bool {
+    let mut rows = Vec::new();
+    for rule in args.rules() {
+        for cpus in [1, 2].into_iter().filter(|cpus| cpus % rule.group == 0) {
+            let trace = (rule.make)(cpus);
+            let (measured, nothing) = real::measure(&trace, args.rounds);
+            // What the program does is what replaying takes when there is no allocator.
+            let operations = 2.0 * trace.pairs() / cpus as f64;
+            let setup = Setup::new(args.here(), costs, nothing / operations);
+            let outcome = Model::new(&trace, &setup).run();
+            rows.push(report::Validated {
+                name: rule.name,
+                cpus,
+                pairs: trace.pairs(),
+                nothing,
+                measured,
+                predicted: outcome.nanoseconds,
+            });
+        }
+    }
+    println!("{}", report::validation(&rows, args.markdown));
+    rows.iter().all(|row| row.error().abs() <= TOLERANCE)
+}

@@ -1,0 +1,711 @@
+//! The protocol of `alloc-core` on a virtual machine, as a simulation of discrete events.
+//!
+//! Each virtual CPU runs one thread of a trace. As long as that stays in its sheaves it concerns nobody, and is not an event; a
+//! look at a barn and a request for a lock are, and happen in the order of their times. What is done under a lock is done when
+//! it is got, and takes as long as its parts cost. The roads are those of `objects.rs`:
+//!
+//! ```text
+//! alloc: sheaf -> look at barn [lock] -> [lock] partial slabs -> [lock] pages -> [lock] the new slab arrives
+//! free:  sheaf -> look at barn [lock] -> [lock] slabs, for each depot -> [lock] pages, for each empty slab
+//! ```
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+
+use alloc_core::protocol::{self, Numbers};
+use alloc_core::size_class::{CLASSES, Class};
+
+use super::depot::{AllSlabs, Depot, Object, Work, slab_of};
+use super::lock::Lock;
+use super::machine::{Costs, Distances, Here, Line, Time, Topology, ns};
+use super::trace::{Op, Trace};
+
+/// What is simulated beside the trace.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Who is near whom.
+    pub topology: Topology,
+    /// What things cost.
+    pub costs: Costs,
+    /// What the program does between two operations, in nanoseconds.
+    pub work: f64,
+    /// The numbers of each class.
+    pub numbers: Vec<Numbers>,
+}
+
+impl Setup {
+    /// The protocol as it is.
+    pub fn new(topology: Topology, costs: Costs, work: f64) -> Self {
+        let class = |index| Class::from_index(index).expect("a class");
+        let numbers = (0..CLASSES).map(|index| protocol::of_class(class(index))).collect();
+        Self { topology, costs, work, numbers }
+    }
+
+    /// Makes all sheaves, batches and barns so many times as large.
+    pub fn scale_sheaves(&mut self, factor: usize) {
+        for numbers in &mut self.numbers {
+            numbers.sheaf *= factor;
+            numbers.batch *= factor;
+            numbers.barn *= factor;
+        }
+    }
+}
+
+/// How often something was done in the timed part, by all CPUs: what the costs are multiplied with.
+#[derive(Clone, Copy, Default, PartialEq, Debug)]
+#[expect(missing_docs, reason = "each is counted for the cost of the same name")]
+pub struct Counts {
+    pub hit: u64,
+    pub slow: u64,
+    pub lock: u64,
+    pub copy: u64,
+    pub bit: u64,
+    pub visit: u64,
+    pub page: u64,
+    pub make: u64,
+}
+
+/// Kinds of locks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(missing_docs, reason = "told by their names")]
+pub enum Kind {
+    Barn,
+    Slabs,
+    Arena,
+}
+
+/// What came of a simulation.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Outcome {
+    /// Nanoseconds of the timed part, from its common start to the end of the last thread.
+    pub nanoseconds: f64,
+    /// Pairs of operations in it.
+    pub pairs: f64,
+    /// What was counted.
+    pub counts: Counts,
+    /// Acquisitions by kind of lock.
+    pub acquired: [u64; 3],
+    /// The part of all CPUs' time that was spent waiting for locks of a kind.
+    pub waited: [f64; 3],
+    /// The part that was spent waiting for cache lines, those of lock words aside.
+    pub moved: f64,
+}
+
+impl Outcome {
+    /// Millions of pairs per second, of all CPUs.
+    pub fn throughput(&self) -> f64 {
+        self.pairs * 1000.0 / self.nanoseconds
+    }
+}
+
+/// What a CPU does next when it has what it waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Step {
+    /// The next operation of the trace.
+    Run,
+    LookToTake,
+    Take,
+    Cut,
+    Page,
+    Arrive,
+    LookToPut,
+    Put,
+    PutHome,
+    FreePage,
+}
+
+struct Cpu {
+    time: Time,
+    at: usize,
+    step: Step,
+    /// The class of the operation on a slow path.
+    class: usize,
+    /// The block that is allocated on a slow path, or the object freed.
+    number: u32,
+    object: Object,
+    batch: Vec<Object>,
+    emptied: Vec<u32>,
+    slab: usize,
+    /// Since when it waits for a lock.
+    since: Time,
+    /// Counts what it waited for, so that an old event is known.
+    wait: u32,
+    timed: bool,
+    sheaves: Vec<Vec<Object>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Event {
+    /// Goes on with its step.
+    Go,
+    /// Lets go of a lock.
+    Release(usize),
+    /// Has spun for long enough, if it still waits the same wait.
+    GiveUp(usize, u32),
+    /// Has slept.
+    Retry(usize),
+}
+
+/// A block of the trace.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Block {
+    Unborn,
+    Live(Object),
+    Freed,
+}
+
+/// A simulation.
+pub struct Model<'a> {
+    trace: &'a Trace,
+    setup: &'a Setup,
+    distances: Distances,
+    cpus: Vec<Cpu>,
+    events: BinaryHeap<Reverse<(Time, u64, usize, Event)>>,
+    order: u64,
+    depots: Vec<Depot>,
+    locks: Vec<Lock>,
+    slabs: AllSlabs,
+    arena: Line,
+    blocks: Vec<Block>,
+    /// When each block became what it is.
+    changed: Vec<Time>,
+    /// The CPU that waits for a block to change.
+    waiting: HashMap<u32, usize>,
+    at_mark: usize,
+    start: Time,
+    counts: Counts,
+    acquired: [u64; 3],
+    waited: [Time; 3],
+    moved: Time,
+}
+
+impl<'a> Model<'a> {
+    /// Before the first operation.
+    pub fn new(trace: &'a Trace, setup: &'a Setup) -> Self {
+        let cpus = trace.threads.len();
+        let depots = setup.topology.depots.min(cpus.div_ceil(setup.topology.per_depot));
+        let cpu = |_| Cpu {
+            time: 0,
+            at: 0,
+            step: Step::Run,
+            class: 0,
+            number: 0,
+            object: 0,
+            batch: Vec::new(),
+            emptied: Vec::new(),
+            slab: 0,
+            since: 0,
+            wait: 0,
+            timed: false,
+            sheaves: vec![Vec::new(); CLASSES],
+        };
+        let depot = |index: usize| Depot::new(cpus, &setup.numbers[index % CLASSES]);
+        Self {
+            trace,
+            setup,
+            distances: Distances::new(setup.topology, &setup.costs),
+            cpus: (0..cpus).map(cpu).collect(),
+            events: BinaryHeap::new(),
+            order: 0,
+            depots: (0..depots * CLASSES).map(depot).collect(),
+            locks: (0..2 * depots * CLASSES + 1).map(|_| Lock::new()).collect(),
+            slabs: AllSlabs::default(),
+            arena: Line::NEW,
+            blocks: vec![Block::Unborn; trace.classes.len()],
+            changed: vec![0; trace.classes.len()],
+            waiting: HashMap::new(),
+            at_mark: 0,
+            start: 0,
+            counts: Counts::default(),
+            acquired: [0; 3],
+            waited: [0; 3],
+            moved: 0,
+        }
+    }
+
+    /// Runs the trace to its end.
+    ///
+    /// # Panics
+    /// If the trace waits for what does not happen.
+    pub fn run(&mut self) -> Outcome {
+        for cpu in 0..self.cpus.len() {
+            self.schedule(0, cpu, Event::Go);
+        }
+        while let Some(Reverse((time, _, cpu, event))) = self.events.pop() {
+            match event {
+                Event::Go => self.go(cpu, time),
+                Event::Release(lock) => self.release(cpu, lock, time),
+                Event::GiveUp(lock, wait) => {
+                    if self.cpus[cpu].wait == wait {
+                        self.locks[lock].give_up(cpu);
+                    }
+                }
+                Event::Retry(lock) => {
+                    if let Some(way) =
+                        self.locks[lock].retry(Here { cpu, distances: &self.distances })
+                    {
+                        self.granted(cpu, lock, time + way);
+                    }
+                }
+            }
+        }
+        assert!(
+            self.cpus
+                .iter()
+                .zip(&self.trace.threads)
+                .all(|(cpu, thread)| cpu.at == thread.ops.len()),
+            "the trace waits for what does not happen"
+        );
+        let end = self.cpus.iter().map(|cpu| cpu.time).max().unwrap_or(0);
+        let all = ((end - self.start) * self.cpus.len() as Time).max(1) as f64;
+        Outcome {
+            nanoseconds: (end - self.start) as f64 / 1000.0,
+            pairs: self.trace.pairs(),
+            counts: self.counts,
+            acquired: self.acquired,
+            waited: self.waited.map(|waited| waited as f64 / all),
+            moved: self.moved as f64 / all,
+        }
+    }
+
+    fn schedule(&mut self, time: Time, cpu: usize, event: Event) {
+        self.order += 1;
+        self.events.push(Reverse((time, self.order, cpu, event)));
+    }
+
+    fn count(&mut self, cpu: usize, count: impl FnOnce(&mut Counts)) {
+        if self.cpus[cpu].timed {
+            count(&mut self.counts);
+        }
+    }
+
+    fn go(&mut self, cpu: usize, time: Time) {
+        self.cpus[cpu].time = time;
+        match self.cpus[cpu].step {
+            Step::Run => self.operations(cpu),
+            Step::LookToTake => {
+                let barn = &mut self.depots
+                    [self.setup.topology.depot(cpu) * CLASSES + self.cpus[cpu].class]
+                    .barn;
+                let way = barn.header.read(Here { cpu, distances: &self.distances });
+                let step = if barn.objects.is_empty() { Step::Cut } else { Step::Take };
+                self.request(cpu, step, time + way);
+            }
+            Step::LookToPut => {
+                let (class, more) = (self.cpus[cpu].class, self.cpus[cpu].batch.len());
+                let barn = &mut self.depots[self.setup.topology.depot(cpu) * CLASSES + class].barn;
+                let way = barn.header.read(Here { cpu, distances: &self.distances });
+                let has_room = barn.has_room(more, &self.setup.numbers[class]);
+                let step = if has_room { Step::Put } else { Step::PutHome };
+                self.request(cpu, step, time + way);
+            }
+            step => self.request(cpu, step, time),
+        }
+    }
+
+    /// Runs operations of the trace until one of them needs others.
+    fn operations(&mut self, cpu: usize) {
+        let (work, hit) = (ns(self.setup.work), ns(self.setup.costs.hit));
+        let thread = &self.trace.threads[cpu];
+        loop {
+            let state = &mut self.cpus[cpu];
+            if state.at == thread.mark && !state.timed {
+                state.timed = true;
+                self.wait_at_mark();
+                return;
+            }
+            let Some(op) = thread.ops.get(state.at).map(|packed| packed.op()) else { return };
+            let (Op::Alloc(number) | Op::Free(number) | Op::Await(number)) = op;
+            let block = self.blocks[number as usize];
+            // Somebody else may be ahead of this CPU, or behind.
+            match (op, block) {
+                (Op::Free(_), Block::Unborn) | (Op::Await(_), Block::Unborn | Block::Live(_)) => {
+                    self.waiting.insert(number, cpu);
+                    return;
+                }
+                (Op::Free(_) | Op::Await(_), _) => {
+                    state.time = state.time.max(self.changed[number as usize]);
+                }
+                (Op::Alloc(_), _) => {}
+            }
+            state.at += 1;
+            if let Op::Await(_) = op {
+                continue;
+            }
+            state.time += work + hit;
+            let class = usize::from(self.trace.classes[number as usize]);
+            let sheaf = &mut state.sheaves[class];
+            if state.timed {
+                self.counts.hit += 1;
+            }
+            match (op, block) {
+                (Op::Alloc(_), _) => match sheaf.pop() {
+                    Some(object) => self.change(cpu, number, Block::Live(object)),
+                    None => return self.go_slow(cpu, class, number, 0, Step::LookToTake),
+                },
+                (_, Block::Live(object)) => {
+                    let is_full = sheaf.len() == self.setup.numbers[class].sheaf;
+                    if !is_full {
+                        sheaf.push(object);
+                    }
+                    self.change(cpu, number, Block::Freed);
+                    if is_full {
+                        self.drain(cpu, class);
+                        return self.go_slow(cpu, class, number, object, Step::LookToPut);
+                    }
+                }
+                _ => unreachable!("a block is freed once"),
+            }
+        }
+    }
+
+    fn go_slow(&mut self, cpu: usize, class: usize, number: u32, object: Object, step: Step) {
+        let slow = ns(self.setup.costs.slow);
+        self.count(cpu, |counts| counts.slow += 1);
+        let state = &mut self.cpus[cpu];
+        (state.class, state.number, state.object, state.step) = (class, number, object, step);
+        state.time += slow;
+        let time = state.time;
+        self.schedule(time, cpu, Event::Go);
+    }
+
+    /// Takes a batch off the sheaf.
+    fn drain(&mut self, cpu: usize, class: usize) {
+        let state = &mut self.cpus[cpu];
+        let sheaf = &mut state.sheaves[class];
+        let left = sheaf.len() - self.setup.numbers[class].batch;
+        state.batch.extend(sheaf.drain(left..));
+        let copies = state.batch.len();
+        self.copied(cpu, copies);
+    }
+
+    fn copied(&mut self, cpu: usize, copies: usize) {
+        self.cpus[cpu].time += ns(self.setup.costs.copy * copies as f64);
+        self.count(cpu, |counts| counts.copy += copies as u64);
+    }
+
+    /// Notes what became of a block, and lets go on who waits for that.
+    fn change(&mut self, cpu: usize, number: u32, block: Block) {
+        self.blocks[number as usize] = block;
+        let time = self.cpus[cpu].time;
+        self.changed[number as usize] = time;
+        // One who waits for it to be freed waits again if it is born.
+        if let Some(other) = self.waiting.remove(&number) {
+            let time = time.max(self.cpus[other].time);
+            self.schedule(time, other, Event::Go);
+        }
+    }
+
+    fn wait_at_mark(&mut self) {
+        self.at_mark += 1;
+        if self.at_mark == self.cpus.len() {
+            self.start = self.cpus.iter().map(|cpu| cpu.time).max().unwrap_or(0);
+            for cpu in 0..self.cpus.len() {
+                self.schedule(self.start, cpu, Event::Go);
+            }
+        }
+    }
+
+    /// The lock for a step.
+    fn lock_for(&self, cpu: usize, step: Step) -> usize {
+        let state = &self.cpus[cpu];
+        let own = self.setup.topology.depot(cpu);
+        match step {
+            Step::Take | Step::Put => 2 * (own * CLASSES + state.class),
+            Step::Cut | Step::Arrive => 2 * (own * CLASSES + state.class) + 1,
+            Step::PutHome => {
+                let last = *state.batch.last().expect("something is to be put home");
+                let depot = usize::from(self.slabs.slabs[slab_of(last)].depot);
+                2 * (depot * CLASSES + state.class) + 1
+            }
+            _ => self.locks.len() - 1,
+        }
+    }
+
+    fn kind(&self, lock: usize) -> Kind {
+        match lock {
+            _ if lock == self.locks.len() - 1 => Kind::Arena,
+            _ if lock.is_multiple_of(2) => Kind::Barn,
+            _ => Kind::Slabs,
+        }
+    }
+
+    fn request(&mut self, cpu: usize, step: Step, time: Time) {
+        let lock = self.lock_for(cpu, step);
+        let state = &mut self.cpus[cpu];
+        (state.step, state.since) = (step, time);
+        state.wait += 1;
+        let wait = state.wait;
+        match self.locks[lock].come(Here { cpu, distances: &self.distances }) {
+            Some(way) => self.granted(cpu, lock, time + way),
+            None => {
+                let spins = f64::from(protocol::SPINS) * self.setup.costs.spin;
+                self.schedule(time + ns(spins), cpu, Event::GiveUp(lock, wait));
+            }
+        }
+    }
+
+    /// The CPU has the lock, and does under it what its step says.
+    fn granted(&mut self, cpu: usize, lock: usize, time: Time) {
+        let kind = self.kind(lock);
+        let state = &mut self.cpus[cpu];
+        // The event that ends its spinning is an old one.
+        state.wait += 1;
+        if state.timed {
+            self.acquired[kind as usize] += 1;
+            self.waited[kind as usize] += time - state.since;
+        }
+        self.count(cpu, |counts| counts.lock += 1);
+        let lasts = ns(self.setup.costs.lock) + self.under_lock(cpu, lock);
+        self.schedule(time + lasts, cpu, Event::Release(lock));
+    }
+
+    /// How long the step takes under its lock. The next step is set.
+    fn under_lock(&mut self, cpu: usize, lock: usize) -> Time {
+        let state = &mut self.cpus[cpu];
+        let class = state.class;
+        let numbers = self.setup.numbers[class];
+        let costs = &self.setup.costs;
+        let here = Here { cpu, distances: &self.distances };
+        let mut work = Work::default();
+        let mut lasts = 0;
+        match state.step {
+            Step::Take => {
+                let barn = &mut self.depots[lock / 2].barn;
+                work.lines += barn.header.write(here);
+                work.add(barn.take(numbers.batch, here, &mut state.batch));
+                state.step = if state.batch.is_empty() { Step::Cut } else { Step::Run };
+            }
+            Step::Put => {
+                let barn = &mut self.depots[lock / 2].barn;
+                work.lines += barn.header.write(here);
+                if barn.has_room(state.batch.len(), &numbers) {
+                    work.add(barn.put(&mut state.batch, here));
+                    state.step = Step::Run;
+                } else {
+                    state.step = Step::PutHome;
+                }
+            }
+            Step::Cut => {
+                let partial = &mut self.depots[lock / 2].partial;
+                work.lines += partial.line.write(here);
+                work.add(partial.cut(&numbers, here, &mut self.slabs, &mut state.batch));
+                state.step = if state.batch.is_empty() { Step::Page } else { Step::Run };
+            }
+            Step::Page => {
+                // The bins, and the descriptors of both ends.
+                work.lines += 3 * self.arena.write(here);
+                lasts += ns(costs.page);
+                let depot = (self.setup.topology.depot(cpu)) as u16;
+                state.slab = self.slabs.make(depot, &numbers);
+                let cut = self.slabs.cut(state.slab, numbers.batch, here, &mut state.batch);
+                work.add(cut);
+                state.step = Step::Arrive;
+            }
+            Step::Arrive => {
+                let partial = &mut self.depots[lock / 2].partial;
+                work.lines += partial.line.write(here);
+                work.visits += 1;
+                partial.add(state.slab, &mut self.slabs);
+                state.step = Step::Run;
+            }
+            Step::PutHome => {
+                let partial = &mut self.depots[lock / 2].partial;
+                work.lines += partial.line.write(here);
+                let depot = lock / 2 / CLASSES;
+                work.add(partial.put(
+                    depot,
+                    here,
+                    &mut self.slabs,
+                    &mut state.batch,
+                    &mut state.emptied,
+                ));
+                state.step = match (state.batch.is_empty(), state.emptied.is_empty()) {
+                    (false, _) => Step::PutHome,
+                    (true, false) => Step::FreePage,
+                    (true, true) => Step::Run,
+                };
+            }
+            Step::FreePage => {
+                work.lines += 3 * self.arena.write(here);
+                lasts += ns(costs.page);
+                let slab = state.emptied.pop().expect("a slab is empty");
+                self.slabs.unused.push(slab);
+                state.step = if state.emptied.is_empty() { Step::Run } else { Step::FreePage };
+            }
+            Step::Run | Step::LookToTake | Step::LookToPut => unreachable!("no lock for these"),
+        }
+        let pages = u64::from(lasts > 0);
+        lasts += ns(costs.copy * work.copies as f64
+            + costs.bit * work.bits as f64
+            + costs.visit * work.visits as f64)
+            + work.lines;
+        if state.timed {
+            self.moved += work.lines;
+        }
+        self.count(cpu, |counts| {
+            counts.copy += work.copies as u64;
+            counts.bit += work.bits as u64;
+            counts.visit += work.visits as u64;
+            counts.page += pages;
+        });
+        lasts
+    }
+
+    fn release(&mut self, cpu: usize, lock: usize, time: Time) {
+        let released = self.locks[lock].release(cpu, &self.distances);
+        let costs = &self.setup.costs;
+        self.cpus[cpu].time = time + if released.called { ns(costs.wake) } else { 0 };
+        let wakes = time + ns(costs.wake + costs.wake_up);
+        if let Some((next, way)) = released.next {
+            self.granted(next, lock, time + way);
+        }
+        if let Some(woken) = released.woken {
+            // The way into the sleep is over before a wake can be noticed.
+            let asleep =
+                self.cpus[woken].since + ns(f64::from(protocol::SPINS) * costs.spin + costs.sleep);
+            self.schedule(wakes.max(asleep), woken, Event::Retry(lock));
+        }
+        self.after(cpu);
+    }
+
+    /// What a CPU does when it is out of a lock.
+    fn after(&mut self, cpu: usize) {
+        let state = &mut self.cpus[cpu];
+        if state.step == Step::Run {
+            self.finish(cpu);
+        } else if state.step == Step::Arrive {
+            let make = ns(self.setup.costs.make);
+            self.cpus[cpu].time += make;
+            self.count(cpu, |counts| counts.make += 1);
+        }
+        let time = self.cpus[cpu].time;
+        self.schedule(time, cpu, Event::Go);
+    }
+
+    /// The end of a slow path: what is in hand goes to the sheaf.
+    fn finish(&mut self, cpu: usize) {
+        let state = &mut self.cpus[cpu];
+        let sheaf = &mut state.sheaves[state.class];
+        let (number, object) = (state.number, state.object);
+        if let Block::Unborn = self.blocks[number as usize] {
+            let object = state.batch.pop().expect("a batch has one at least");
+            let copies = state.batch.len();
+            sheaf.append(&mut state.batch);
+            self.copied(cpu, copies);
+            self.change(cpu, number, Block::Live(object));
+        } else {
+            sheaf.push(object);
+        }
+    }
+
+    /// Whether each object is in one place, and no sheaf or barn holds more than it may.
+    #[cfg(test)]
+    fn check(&self) {
+        let mut seen = std::collections::HashSet::new();
+        let mut found = |object: Object| assert!(seen.insert(object), "an object is in two places");
+        for cpu in &self.cpus {
+            for (sheaf, numbers) in cpu.sheaves.iter().zip(&self.setup.numbers) {
+                assert!(sheaf.len() <= numbers.sheaf);
+                sheaf.iter().copied().for_each(&mut found);
+            }
+            cpu.batch.iter().copied().for_each(&mut found);
+        }
+        for (index, depot) in self.depots.iter().enumerate() {
+            assert!(depot.barn.objects.len() <= self.setup.numbers[index % CLASSES].barn);
+            depot.barn.objects.iter().copied().for_each(&mut found);
+        }
+        let live = self.blocks.iter().filter_map(|block| match block {
+            Block::Live(object) => Some(*object),
+            _ => None,
+        });
+        live.for_each(&mut found);
+        let mut all = 0;
+        for (number, slab) in self.slabs.slabs.iter().enumerate() {
+            if !self.slabs.unused.contains(&(number as u32)) {
+                let ones = slab.free.iter().map(|word| word.count_ones() as usize).sum::<usize>();
+                assert_eq!(ones, slab.free_count);
+                all += slab.objects - ones;
+            }
+        }
+        assert_eq!(seen.len(), all, "an object is lost");
+        assert!(self.locks.iter().all(Lock::is_idle));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::trace::{RULES, bursts, class_of_size, rule};
+    use super::*;
+
+    fn topology() -> Topology {
+        Topology { per_cache: 2, per_socket: 4, per_depot: 4, depots: 2 }
+    }
+
+    #[test]
+    fn every_object_is_in_one_place() {
+        let setup = Setup::new(topology(), Costs::recorded(), 5.0);
+        for rule in RULES {
+            for threads in [1, 2, 6] {
+                let trace = (rule.make)(threads);
+                let mut model = Model::new(&trace, &setup);
+                model.run();
+                model.check();
+            }
+        }
+    }
+
+    #[test]
+    fn a_simulation_can_be_repeated() {
+        let setup = Setup::new(topology(), Costs::recorded(), 5.0);
+        let trace = (rule("exchange").unwrap().make)(6);
+        let outcome = Model::new(&trace, &setup).run();
+        assert_eq!(outcome, Model::new(&trace, &setup).run());
+    }
+
+    #[test]
+    fn what_stays_in_sheaves_scales_as_the_cpus_do() {
+        let setup = Setup::new(topology(), Costs::recorded(), 5.0);
+        let pair = rule("pair").unwrap();
+        let throughput =
+            [1, 64].map(|cpus| Model::new(&(pair.make)(cpus), &setup).run().throughput());
+        assert!((throughput[1] / throughput[0] - 64.0).abs() < 0.01, "{throughput:?}");
+    }
+
+    #[test]
+    fn without_costs_of_sharing_all_that_is_private_scales() {
+        let free = Costs {
+            line: [0.0; 3],
+            lock: 0.0,
+            copy: 0.0,
+            bit: 0.0,
+            visit: 0.0,
+            page: 0.0,
+            ..Costs::recorded()
+        };
+        let setup = Setup::new(topology(), free, 5.0);
+        let batch = rule("batch").unwrap();
+        let throughput =
+            [1, 16].map(|cpus| Model::new(&(batch.make)(cpus), &setup).run().throughput());
+        // Barns are shared: not everybody finds as much there as one who is alone.
+        assert!(throughput[1] / throughput[0] > 15.0, "{throughput:?}");
+    }
+
+    #[test]
+    fn known_bursts_give_known_counts() {
+        let setup = Setup::new(topology(), Costs::recorded(), 5.0);
+        let numbers = protocol::of_class(class_of_size(64));
+        let count = |blocks: usize| {
+            let trace = bursts(1, class_of_size(64), blocks, 1, 1);
+            let mut model = Model::new(&trace, &setup);
+            let outcome = model.run();
+            model.check();
+            outcome.acquired
+        };
+        assert_eq!(count(numbers.batch), [0, 0, 0]);
+        // The sheaf holds a whole batch less than that, when the burst before is freed.
+        assert_eq!(count(numbers.sheaf + numbers.batch), [2, 0, 0]);
+        let [barn, slabs, arena] = count(numbers.sheaf + numbers.barn + 2 * numbers.batch);
+        assert!(barn == 20 && slabs > 0 && arena == 0, "{barn} {slabs} {arena}");
+    }
+}
