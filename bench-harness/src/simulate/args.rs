@@ -24,7 +24,7 @@ pub(super) struct Args {
     pub(super) trace: Option<PathBuf>,
 
     /// On so many CPUs, comma separated [default: 1,2,4 and so on to 512].
-    #[arg(long, value_name = "NUMBERS", value_delimiter = ',')]
+    #[arg(long, value_name = "NUMBERS", value_delimiter = ',', value_parser = at_least_one)]
     cpus: Vec<usize>,
 
     /// CPUs that share a last-level cache.
@@ -80,6 +80,9 @@ pub(super) struct Args {
     pub(super) json: bool,
 }
 
+/// Most CPUs there can be.
+const MOST: usize = 4096;
+
 fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse()
         .ok()
@@ -92,13 +95,16 @@ impl Args {
         if self.rules.is_empty() { RULES.iter().collect() } else { self.rules.clone() }
     }
 
-    /// Numbers of CPUs, in ascending order.
-    pub(super) fn counts(&self) -> Vec<usize> {
+    /// Numbers of CPUs, in ascending order, for threads that come in groups.
+    pub(super) fn counts(&self, group: usize) -> Vec<usize> {
         let mut counts = self.cpus.clone();
         if counts.is_empty() {
             counts = (0..10).map(|power| 1 << power).collect();
+            if !group.is_power_of_two() {
+                counts.iter_mut().for_each(|count| *count *= group);
+            }
         }
-        counts.retain(|count| *count > 0);
+        counts.retain(|count| count.is_multiple_of(group) && *count <= MOST);
         counts.sort_unstable();
         counts
     }

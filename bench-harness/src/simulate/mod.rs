@@ -5,6 +5,7 @@
 //! | [`trace`] | what each thread of a program asks of its allocator |
 //! | [`machine`] | virtual CPUs, how far they are from each other, and what things cost (`costs.toml`) |
 //! | [`model`] | the protocol of `alloc-core`, as a simulation of discrete events |
+//! | [`record`] | traces of workloads as they run |
 //! | [`real`] | traces replayed on this machine |
 //! | [`calibrate`] | the costs as this machine has them |
 //!
@@ -14,6 +15,7 @@ pub mod calibrate;
 pub mod machine;
 pub mod model;
 pub mod real;
+pub mod record;
 pub mod trace;
 
 mod args;
@@ -103,8 +105,7 @@ impl Curve {
         group: usize,
         make: &dyn Fn(usize) -> Trace,
     ) -> Self {
-        let counts = args.counts().into_iter().filter(|cpus| *cpus >= group && cpus % group == 0);
-        let points = counts.map(|cpus| {
+        let points = args.counts(group).into_iter().map(|cpus| {
             let trace = make(cpus);
             let setup = args.setup(costs);
             (cpus, Model::new(&trace, &setup).run())
@@ -131,7 +132,7 @@ const TOLERANCE: f64 = 0.25;
 fn validate(args: &Args, costs: Costs) -> bool {
     let mut rows = Vec::new();
     for rule in args.rules() {
-        for cpus in [1, 2].into_iter().filter(|cpus| cpus % rule.group == 0) {
+        for cpus in [1, 2].into_iter().filter(|cpus: &usize| cpus.is_multiple_of(rule.group)) {
             let trace = (rule.make)(cpus);
             let (measured, nothing) = real::measure(&trace, args.rounds);
             // What the program does is what replaying takes when there is no allocator.

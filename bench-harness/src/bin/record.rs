@@ -1,0 +1,12 @@
+//! Records what a workload asks of its allocator.
+
+use std::process::ExitCode;
+
+use bench_harness::simulate::record::{self, Recorder};
+
+#[global_allocator]
+static GLOBAL: Recorder = Recorder;
+
+fn main() -> ExitCode {
+    record::main()
+}
