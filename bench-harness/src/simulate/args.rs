@@ -6,7 +6,7 @@ use alloc_core::protocol;
 use clap::Parser;
 
 use super::machine::{Costs, Topology};
-use super::model::Setup;
+use super::model::{Protocol, Setup};
 use super::trace::{self, RULES, Rule};
 
 /// Simulate the protocol between CPUs on a machine that has more of them.
@@ -46,6 +46,10 @@ pub(super) struct Args {
     /// Sheaves, batches and barns so many times as large.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
     batch: usize,
+
+    /// Who serves the traces.
+    #[arg(long, value_enum, default_value = "hayloft")]
+    protocol: Protocol,
 
     /// What a thread does between two operations, in nanoseconds.
     #[arg(long, value_name = "NS", default_value_t = 10.0)]
@@ -118,6 +122,7 @@ impl Args {
         };
         let mut setup = Setup::new(topology, costs, self.work);
         setup.scale_sheaves(self.batch);
+        setup.protocol = self.protocol;
         setup
     }
 

@@ -20,6 +20,15 @@ use super::lock::Lock;
 use super::machine::{Costs, Distances, Here, Line, Time, Topology, ns};
 use super::trace::{Op, Trace};
 
+/// Who serves a trace.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Protocol {
+    /// Sheaves, barns, slabs, pages.
+    Hayloft,
+    /// A free list for each class, all under one lock: for comparison.
+    OneLock,
+}
+
 /// What is simulated beside the trace.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -31,6 +40,8 @@ pub struct Setup {
     pub work: f64,
     /// The numbers of each class.
     pub numbers: Vec<Numbers>,
+    /// Who serves the trace.
+    pub protocol: Protocol,
 }
 
 impl Setup {
@@ -38,7 +49,7 @@ impl Setup {
     pub fn new(topology: Topology, costs: Costs, work: f64) -> Self {
         let class = |index| Class::from_index(index).expect("a class");
         let numbers = (0..CLASSES).map(|index| protocol::of_class(class(index))).collect();
-        Self { topology, costs, work, numbers }
+        Self { topology, costs, work, numbers, protocol: Protocol::Hayloft }
     }
 
     /// Makes all sheaves, batches and barns so many times as large.
@@ -112,6 +123,8 @@ enum Step {
     Put,
     PutHome,
     FreePage,
+    /// An operation under the one lock.
+    OneLock,
 }
 
 struct Cpu {
@@ -166,6 +179,9 @@ pub struct Model<'a> {
     locks: Vec<Lock>,
     slabs: AllSlabs,
     arena: Line,
+    /// Of the one lock: a free list for each class, and how many objects there are.
+    lists: Vec<Vec<Object>>,
+    objects: u32,
     blocks: Vec<Block>,
     /// When each block became what it is.
     changed: Vec<Time>,
@@ -211,6 +227,8 @@ impl<'a> Model<'a> {
             locks: (0..2 * depots * CLASSES + 1).map(|_| Lock::new()).collect(),
             slabs: AllSlabs::default(),
             arena: Line::NEW,
+            lists: vec![Vec::new(); CLASSES],
+            objects: 0,
             blocks: vec![Block::Unborn; trace.classes.len()],
             changed: vec![0; trace.classes.len()],
             waiting: HashMap::new(),
@@ -332,7 +350,14 @@ impl<'a> Model<'a> {
             if let Op::Await(_) = op {
                 continue;
             }
-            state.time += work + hit;
+            state.time += work;
+            if self.setup.protocol == Protocol::OneLock {
+                let class = self.trace.classes[number as usize].into();
+                (state.class, state.number, state.step) = (class, number, Step::OneLock);
+                let time = state.time;
+                return self.schedule(time, cpu, Event::Go);
+            }
+            state.time += hit;
             let class = usize::from(self.trace.classes[number as usize]);
             let sheaf = &mut state.sheaves[class];
             if state.timed {
@@ -469,6 +494,7 @@ impl<'a> Model<'a> {
         let here = Here { cpu, distances: &self.distances };
         let mut work = Work::default();
         let mut lasts = 0;
+        let pages = u64::from(matches!(state.step, Step::Page | Step::FreePage));
         match state.step {
             Step::Take => {
                 let barn = &mut self.depots[lock / 2].barn;
@@ -533,9 +559,14 @@ impl<'a> Model<'a> {
                 self.slabs.unused.push(slab);
                 state.step = if state.emptied.is_empty() { Step::Run } else { Step::FreePage };
             }
+            Step::OneLock => {
+                // The head of the list; the object's own line is the program's.
+                work.lines += self.arena.write(here);
+                lasts += ns(costs.hit);
+                state.step = Step::Run;
+            }
             Step::Run | Step::LookToTake | Step::LookToPut => unreachable!("no lock for these"),
         }
-        let pages = u64::from(lasts > 0);
         lasts += ns(costs.copy * work.copies as f64
             + costs.bit * work.bits as f64
             + costs.visit * work.visits as f64)
@@ -585,6 +616,9 @@ impl<'a> Model<'a> {
 
     /// The end of a slow path: what is in hand goes to the sheaf.
     fn finish(&mut self, cpu: usize) {
+        if self.setup.protocol == Protocol::OneLock {
+            return self.finish_under_one_lock(cpu);
+        }
         let state = &mut self.cpus[cpu];
         let sheaf = &mut state.sheaves[state.class];
         let (number, object) = (state.number, state.object);
@@ -597,6 +631,21 @@ impl<'a> Model<'a> {
         } else {
             sheaf.push(object);
         }
+    }
+
+    fn finish_under_one_lock(&mut self, cpu: usize) {
+        let Cpu { class, number, .. } = self.cpus[cpu];
+        let list = &mut self.lists[class];
+        let block = if let Block::Live(object) = self.blocks[number as usize] {
+            list.push(object);
+            Block::Freed
+        } else {
+            Block::Live(list.pop().unwrap_or_else(|| {
+                self.objects += 1;
+                self.objects
+            }))
+        };
+        self.change(cpu, number, block);
     }
 
     /// Whether each object is in one place, and no sheaf or barn holds more than it may.
@@ -689,6 +738,17 @@ mod tests {
             [1, 16].map(|cpus| Model::new(&(batch.make)(cpus), &setup).run().throughput());
         // Barns are shared: not everybody finds as much there as one who is alone.
         assert!(throughput[1] / throughput[0] > 15.0, "{throughput:?}");
+    }
+
+    #[test]
+    fn one_lock_does_not_scale() {
+        let setup =
+            Setup { protocol: Protocol::OneLock, ..Setup::new(topology(), Costs::recorded(), 5.0) };
+        let pair = rule("pair").unwrap();
+        let outcomes = [1, 6].map(|cpus| Model::new(&(pair.make)(cpus), &setup).run());
+        assert!(outcomes[1].throughput() < outcomes[0].throughput());
+        // Each of the 20 000 pairs takes it twice.
+        assert_eq!(outcomes[0].acquired, [0, 0, 40_000]);
     }
 
     #[test]
