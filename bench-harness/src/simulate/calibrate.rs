@@ -24,11 +24,18 @@ pub fn calibrate(costs: Costs) -> Costs {
     costs.spin = spin();
     costs.page = (page() - costs.lock).max(0.0);
     if std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1) {
-        costs.line[0] = ping_pong();
-        costs.stream = (stream() / costs.line[0]).min(1.0);
+        costs = line(costs);
         (costs.sleep, costs.wake, costs.wake_up) = futex();
     }
     single(costs)
+}
+
+/// Measures the way of a line between the first two cores. That changes: a hypervisor may move them nearer to each other, or
+/// farther away.
+pub fn line(mut costs: Costs) -> Costs {
+    costs.line[0] = ping_pong();
+    costs.stream = (stream() / costs.line[0]).min(1.0);
+    costs
 }
 
 /// The costs of what one CPU does: bursts are replayed and simulated, and what they took is explained by what they did.
@@ -200,17 +207,23 @@ fn ping_pong() -> f64 {
     least((0..ROUNDS).map(lap).collect())
 }
 
-/// The time for each line of a buffer that the other core has written.
+/// What each line of a buffer takes longer if the other core has written it.
 fn stream() -> f64 {
+    (pass_over(true) - pass_over(false)).max(0.0)
+}
+
+/// The time for each line of buffers that are read and written, and were written by the other core before, or not.
+fn pass_over(by_other: bool) -> f64 {
     // About as many lines as a batch of pointers has.
     const LINES: usize = 16;
     const BUFFERS: usize = 256;
+    const PASSES: u64 = 20;
     let lap = |_| {
         let words: Vec<AtomicU64> = (0..LINES * BUFFERS * 8).map(|_| AtomicU64::new(0)).collect();
         let barrier = Barrier::new(2);
         let read = || {
             let mut times = Vec::new();
-            for round in 0..20 {
+            for pass in 0..PASSES {
                 barrier.wait();
                 let start = Instant::now();
                 // Buffers in no order, so that only lines of one buffer are in a row.
@@ -219,7 +232,7 @@ fn stream() -> f64 {
                     for word in lines {
                         black_box(word.load(Ordering::Relaxed));
                     }
-                    lines.iter().step_by(8).for_each(|word| word.store(round, Ordering::Relaxed));
+                    lines.iter().step_by(8).for_each(|word| word.store(pass, Ordering::Relaxed));
                 }
                 times.push(start.elapsed().as_nanos() as f64 / (LINES * BUFFERS) as f64);
                 barrier.wait();
@@ -227,8 +240,10 @@ fn stream() -> f64 {
             least(times)
         };
         let write = || {
-            for round in 0..20 {
-                words.iter().for_each(|word| word.store(round, Ordering::Relaxed));
+            for pass in 0..PASSES {
+                if by_other {
+                    words.iter().for_each(|word| word.store(pass, Ordering::Relaxed));
+                }
                 barrier.wait();
                 barrier.wait();
             }

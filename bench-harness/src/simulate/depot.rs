@@ -3,7 +3,7 @@
 
 use alloc_core::protocol::{LISTS, MIN_EMPTY, Numbers};
 
-use super::machine::{Here, Line, SharedLine, Time};
+use super::machine::{Here, Line, Time};
 
 /// An object: its slab, and which one it is in there.
 pub(super) type Object = u32;
@@ -33,16 +33,13 @@ pub(super) struct Work {
 /// A barn.
 pub(super) struct Barn {
     pub(super) objects: Vec<Object>,
-    /// Its length and its lock.
-    pub(super) header: SharedLine,
     lines: Vec<Line>,
 }
 
 impl Barn {
-    fn new(cpus: usize, numbers: &Numbers) -> Self {
+    fn new(numbers: &Numbers) -> Self {
         Self {
             objects: Vec::with_capacity(numbers.barn),
-            header: SharedLine::new(cpus),
             lines: vec![Line::NEW; numbers.barn.div_ceil(PER_LINE).max(1)],
         }
     }
@@ -168,13 +165,18 @@ impl AllSlabs {
 pub(super) struct Partial {
     heads: [u32; LISTS],
     empty: usize,
-    /// Their lock and the lists begin in one line, and end in another.
-    pub(super) line: Line,
+    /// The lists begin in the line of their lock, and end in another.
+    line: Line,
 }
 
 impl Partial {
     fn new() -> Self {
         Self { heads: [NONE; LISTS], empty: 0, line: Line::NEW }
+    }
+
+    /// Brings the lists to a CPU that has got the lock.
+    pub(super) fn fetch(&mut self, here: Here<'_>) -> Time {
+        here.distances.streamed(self.line.write(here))
     }
 
     /// Lists a slab that arrives.
@@ -225,9 +227,11 @@ impl Partial {
             assert!(slab.free[at] & bit == 0, "an object is in two places");
             // The objects of a word that come one after the other are set at once.
             if last.replace((number, at)) != Some((number, at)) {
+                // All slabs are known beforehand, so the ways of their lines are one after the first; a word is behind
+                // its slab's header, in a row with it.
+                let way = slab.header.write(here);
+                work.lines += if work.visits == 0 { way } else { here.distances.streamed(way) };
                 work.visits += 1;
-                work.lines += slab.header.write(here);
-                // Behind the header, in a row with it.
                 work.lines += here.distances.streamed(slab.words[at / PER_LINE].write(here));
             }
             slab.free[at] |= bit;
@@ -298,7 +302,7 @@ pub(super) struct Depot {
 }
 
 impl Depot {
-    pub(super) fn new(cpus: usize, numbers: &Numbers) -> Self {
-        Self { barn: Barn::new(cpus, numbers), partial: Partial::new() }
+    pub(super) fn new(numbers: &Numbers) -> Self {
+        Self { barn: Barn::new(numbers), partial: Partial::new() }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::machine::{Distances, Here, Line, Time};
+use super::machine::{Distances, Here, SharedLine, Time};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Word {
@@ -15,7 +15,8 @@ enum Word {
 /// A lock, and who waits for it.
 pub(super) struct Lock {
     word: Word,
-    line: Line,
+    /// The word's line, and what else is in it: the length of a barn.
+    line: SharedLine,
     spinners: VecDeque<usize>,
     sleepers: VecDeque<usize>,
 }
@@ -32,13 +33,19 @@ pub(super) struct Released {
 }
 
 impl Lock {
-    pub(super) fn new() -> Self {
+    /// One that so many CPUs may take.
+    pub(super) fn new(cpus: usize) -> Self {
         Self {
             word: Word::Free,
-            line: Line::NEW,
+            line: SharedLine::new(cpus),
             spinners: VecDeque::new(),
             sleepers: VecDeque::new(),
         }
+    }
+
+    /// A CPU looks at what is in the line of the word.
+    pub(super) fn look(&mut self, here: Here<'_>) -> Time {
+        self.line.read(here)
     }
 
     /// A CPU comes: what the way of the word costs if it has the lock now. If not, it spins.
@@ -86,7 +93,7 @@ impl Lock {
             let looks: Time =
                 self.spinners.iter().map(|spinner| distances.between(next, *spinner)).sum();
             let way = distances.between(holder, next);
-            self.line.write(Here { cpu: next, distances });
+            self.line.hand_over(next);
             (next, 3 * way + looks / 2)
         });
         Released { next, woken, called }
@@ -112,7 +119,7 @@ mod tests {
     fn one_has_it_at_a_time_and_each_in_the_end() {
         let distances = distances();
         let here = |cpu| Here { cpu, distances: &distances };
-        let mut lock = Lock::new();
+        let mut lock = Lock::new(4);
         assert_eq!(lock.come(here(0)), Some(0));
         assert_eq!([lock.come(here(1)), lock.come(here(2))], [None, None]);
         let released = lock.release(0, &distances);

@@ -135,6 +135,13 @@ impl SharedLine {
         Self { writer: Line::NEW, readers: vec![0; cpus.div_ceil(64)] }
     }
 
+    /// The line is a CPU's, and what that cost is known.
+    pub(super) fn hand_over(&mut self, to: usize) {
+        self.readers.fill(0);
+        self.readers[to / 64] |= 1 << (to % 64);
+        self.writer = Line(to as u16);
+    }
+
     /// Brings a copy of the line to a CPU.
     pub(super) fn read(&mut self, here: Here<'_>) -> Time {
         let Here { cpu, distances } = here;

@@ -215,7 +215,7 @@ impl<'a> Model<'a> {
             timed: false,
             sheaves: vec![Vec::new(); CLASSES],
         };
-        let depot = |index: usize| Depot::new(cpus, &setup.numbers[index % CLASSES]);
+        let depot = |index: usize| Depot::new(&setup.numbers[index % CLASSES]);
         Self {
             trace,
             setup,
@@ -224,7 +224,7 @@ impl<'a> Model<'a> {
             events: BinaryHeap::new(),
             order: 0,
             depots: (0..depots * CLASSES).map(depot).collect(),
-            locks: (0..2 * depots * CLASSES + 1).map(|_| Lock::new()).collect(),
+            locks: (0..2 * depots * CLASSES + 1).map(|_| Lock::new(cpus)).collect(),
             slabs: AllSlabs::default(),
             arena: Line::NEW,
             lists: vec![Vec::new(); CLASSES],
@@ -302,20 +302,18 @@ impl<'a> Model<'a> {
         match self.cpus[cpu].step {
             Step::Run => self.operations(cpu),
             Step::LookToTake => {
-                let barn = &mut self.depots
-                    [self.setup.topology.depot(cpu) * CLASSES + self.cpus[cpu].class]
-                    .barn;
-                let way = barn.header.read(Here { cpu, distances: &self.distances });
-                let step = if barn.objects.is_empty() { Step::Cut } else { Step::Take };
-                self.request(cpu, step, time + way);
+                let lock = self.lock_for(cpu, Step::Take);
+                let way = self.locks[lock].look(Here { cpu, distances: &self.distances });
+                let is_empty = self.depots[lock / 2].barn.objects.is_empty();
+                self.request(cpu, if is_empty { Step::Cut } else { Step::Take }, time + way);
             }
             Step::LookToPut => {
-                let (class, more) = (self.cpus[cpu].class, self.cpus[cpu].batch.len());
-                let barn = &mut self.depots[self.setup.topology.depot(cpu) * CLASSES + class].barn;
-                let way = barn.header.read(Here { cpu, distances: &self.distances });
-                let has_room = barn.has_room(more, &self.setup.numbers[class]);
-                let step = if has_room { Step::Put } else { Step::PutHome };
-                self.request(cpu, step, time + way);
+                let lock = self.lock_for(cpu, Step::Put);
+                let way = self.locks[lock].look(Here { cpu, distances: &self.distances });
+                let Cpu { class, batch, .. } = &self.cpus[cpu];
+                let numbers = &self.setup.numbers[*class];
+                let has_room = self.depots[lock / 2].barn.has_room(batch.len(), numbers);
+                self.request(cpu, if has_room { Step::Put } else { Step::PutHome }, time + way);
             }
             step => self.request(cpu, step, time),
         }
@@ -498,13 +496,11 @@ impl<'a> Model<'a> {
         match state.step {
             Step::Take => {
                 let barn = &mut self.depots[lock / 2].barn;
-                work.lines += barn.header.write(here);
                 work.add(barn.take(numbers.batch, here, &mut state.batch));
                 state.step = if state.batch.is_empty() { Step::Cut } else { Step::Run };
             }
             Step::Put => {
                 let barn = &mut self.depots[lock / 2].barn;
-                work.lines += barn.header.write(here);
                 if barn.has_room(state.batch.len(), &numbers) {
                     work.add(barn.put(&mut state.batch, here));
                     state.step = Step::Run;
@@ -514,7 +510,7 @@ impl<'a> Model<'a> {
             }
             Step::Cut => {
                 let partial = &mut self.depots[lock / 2].partial;
-                work.lines += partial.line.write(here);
+                work.lines += partial.fetch(here);
                 work.add(partial.cut(&numbers, here, &mut self.slabs, &mut state.batch));
                 state.step = if state.batch.is_empty() { Step::Page } else { Step::Run };
             }
@@ -530,14 +526,14 @@ impl<'a> Model<'a> {
             }
             Step::Arrive => {
                 let partial = &mut self.depots[lock / 2].partial;
-                work.lines += partial.line.write(here);
+                work.lines += partial.fetch(here);
                 work.visits += 1;
                 partial.add(state.slab, &mut self.slabs);
                 state.step = Step::Run;
             }
             Step::PutHome => {
                 let partial = &mut self.depots[lock / 2].partial;
-                work.lines += partial.line.write(here);
+                work.lines += partial.fetch(here);
                 let depot = lock / 2 / CLASSES;
                 work.add(partial.put(
                     depot,

@@ -11,6 +11,8 @@ use crate::rows;
 pub(super) struct Validated {
     pub(super) name: &'static str,
     pub(super) cpus: usize,
+    /// The way of a line between the cores, in nanoseconds.
+    pub(super) line: Option<f64>,
     pub(super) pairs: f64,
     pub(super) nothing: f64,
     pub(super) measured: f64,
@@ -25,13 +27,14 @@ impl Validated {
 }
 
 pub(super) fn validation(validated: &[Validated], markdown: bool) -> String {
-    let header = ["trace", "CPUs", "no allocator", "measured", "predicted", "error"];
+    let header = ["trace", "CPUs", "a line", "no allocator", "measured", "predicted", "error"];
     let rows = validated.iter().map(|row| {
         // Of one CPU: what a pair takes it.
         let each = |time: f64| format!("{:.2} ns", time * row.cpus as f64 / row.pairs);
         vec![
             row.name.to_owned(),
             row.cpus.to_string(),
+            row.line.map_or(String::new(), |line| format!("{line:.0} ns")),
             each(row.nothing),
             each(row.measured),
             each(row.predicted),
