@@ -67,7 +67,7 @@ pub(super) struct Args {
     #[arg(long)]
     pub(super) validate: bool,
 
-    /// How often what is compared is measured; the least counts.
+    /// How often what is compared is measured; the median counts.
     #[arg(long, value_name = "N", default_value_t = 25)]
     pub(super) rounds: usize,
 
