@@ -15,6 +15,7 @@ use alloc_core::fault::{self, Place};
 use alloc_core::{cpu, rcu};
 use tests::routes::Hayloft;
 use tests::scenario::Scenario;
+use tests::sysfs::pin_to;
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -109,6 +110,32 @@ fn every_road_serves_every_cache() {
         let stats = cache.stats();
         assert_eq!((stats.slabs, stats.in_sheaves, stats.in_barns), (0, 0, 0), "{stats:?}");
         cache.destroy().expect("nothing is in use");
+    });
+}
+
+/// A CPU keeps few objects of a cache that is hardly used, and many of one that is busy.
+#[test]
+fn sheaves_grow_with_use() {
+    on_each_backend(|| {
+        // SAFETY: a number only.
+        let here = usize::try_from(unsafe { libc::sched_getcpu() }).expect("a CPU");
+        pin_to(here);
+        let cache = plain("growing", 40);
+        let capacity = cache.stats().sheaf_capacity;
+        let use_and_count = |objects: usize| {
+            check_and_free(&cache, &filled(&cache, objects), |object| {
+                // SAFETY: an object of this cache, which nobody uses.
+                unsafe { cache.free(object) };
+            });
+            cache.stats().in_sheaves
+        };
+        assert!((1..=capacity / 8).contains(&use_and_count(1)), "one object was used");
+        assert!(use_and_count(10 * capacity) >= capacity / 2, "many were used");
+        // What it is not asked for any more it gives back.
+        cache.shrink();
+        assert_eq!(cache.stats().in_sheaves, 0);
+        assert!((1..=capacity / 8).contains(&use_and_count(1)), "one object was used again");
+        cache.destroy().expect("no object is in use");
     });
 }
 

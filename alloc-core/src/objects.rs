@@ -195,7 +195,7 @@ pub(crate) fn alloc_object(context: Context, class: Class) -> Result<NonNull<u8>
 fn refill(context: Context, backend: Backend, class: Class) -> Result<*mut u8, AllocError> {
     let mut batch = Batch::new();
     let node = node::current();
-    take_batch(context, class, node, &mut batch)?;
+    take_batch(context, class, node, &mut batch, backend.widen(class))?;
     let Some(object) = batch.pop_last() else { return Ok(ptr::null_mut()) };
     // SAFETY: objects that have just left the barn or a slab, and nobody else's.
     unsafe { backend.fill(class, &mut batch) };
@@ -203,14 +203,14 @@ fn refill(context: Context, backend: Backend, class: Class) -> Result<*mut u8, A
     Ok(object)
 }
 
-/// Fills an empty batch from the barn, or the node's slabs, or a new one.
+/// Takes up to `len` objects from the barn, or the node's slabs, or a new one, into an empty batch.
 fn take_batch(
     context: Context,
     class: Class,
     node: usize,
     batch: &mut Batch,
+    len: usize,
 ) -> Result<(), AllocError> {
-    let len = percpu::batch_len(class);
     let depot = depot_in_use(node, class);
     depot.take(context, batch, len);
     if batch.len() > 0 {
@@ -278,9 +278,14 @@ pub(crate) unsafe fn free_object(context: Context, class: Class, object: *mut u8
     if unsafe { backend.push(class, object) } {
         return;
     }
+    let len = backend.widen(class);
+    // SAFETY: the caller's promise.
+    if unsafe { backend.push(class, object) } {
+        return;
+    }
     let mut batch = Batch::new();
     let node = node::current();
-    backend.drain(class, &mut batch, percpu::batch_len(class));
+    backend.drain(class, &mut batch, len);
     put_away(context, backend, class, node, &mut batch);
     batch.push_first(object);
     // SAFETY: the caller's promise.
@@ -306,7 +311,8 @@ pub(crate) unsafe fn alloc_some(
     while count < len {
         backend.drain(class, &mut batch, len - count);
         if batch.len() == 0
-            && (take_batch(context, class, node, &mut batch).is_err() || batch.len() == 0)
+            && (take_batch(context, class, node, &mut batch, percpu::batch_len(class)).is_err()
+                || batch.len() == 0)
         {
             break;
         }

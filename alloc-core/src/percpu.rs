@@ -111,7 +111,21 @@ pub(crate) fn capacity(class: Class) -> usize {
     ((header >> 32) - (header & u64::from(u32::MAX))) as usize
 }
 
-/// Objects moved at once between a sheaf and what is behind it: half a sheaf, so that neither an allocation nor a free
+/// A sheaf that is opened begins with this part of its capacity.
+const FIRST_PART: usize = 8;
+
+/// Most objects that a sheaf of this class holds when it is opened. Those that wait for readers come seldom, and all at once.
+fn first_width(class: Class) -> usize {
+    let capacity = capacity(class);
+    if class == Class::RCU { capacity } else { (capacity / FIRST_PART).max(capacity.min(2)) }
+}
+
+/// The header of a sheaf that is opened.
+fn first_header(class: Class) -> u64 {
+    header(floor(class) as usize, first_width(class))
+}
+
+/// Objects moved at once between a sheaf that has all its capacity and what is behind it: half a sheaf, so that neither an allocation nor a free
 /// follows with a miss.
 #[inline]
 pub(crate) fn batch_len(class: Class) -> usize {
@@ -251,11 +265,41 @@ impl Backend {
                 if arch::cpu().is_none() {
                     return;
                 }
-                arch::open(class.index(), empty_header(class));
+                arch::open(class.index(), first_header(class));
                 arch::push_batch(class.index(), objects.as_ptr(), objects.len())
             }
         };
         batch.skip_first(moved);
+    }
+
+    /// Has the sheaf of this CPU hold twice as many objects as before, up to its capacity, for it was too small; how many are to
+    /// be moved at once now: half of them. A class that is used once holds few objects so, and a busy one many.
+    pub(crate) fn widen(self, class: Class) -> usize {
+        let (floor, capacity) = (floor(class), capacity(class) as u32);
+        let wider = |last: &AtomicU32| {
+            // A guess where sections may be running.
+            let width = last.load(Ordering::Relaxed).saturating_sub(floor);
+            if width == 0 { first_width(class) as u32 } else { (2 * width).min(capacity) }
+        };
+        let width = if self == Backend::Locked {
+            Region::lock().map(|region| {
+                let [_, last] = region.header(class);
+                let width = wider(last);
+                if last.load(Ordering::Relaxed) != 0 {
+                    last.store(floor + width, Ordering::Relaxed);
+                }
+                width
+            })
+        } else {
+            arch::cpu().and_then(region_of).map(|base| {
+                // SAFETY: a region.
+                let width = wider(unsafe { header_halves(base, class) }[1]);
+                // SAFETY: the sheaf has as many words as its capacity. On another CPU by now, that one's grows, or neither.
+                unsafe { arch::widen(class.index(), floor + width) };
+                width
+            })
+        };
+        (width.map_or(first_width(class), |width| width as usize) / 2).max(1)
     }
 
     /// Moves up to `len` objects of this CPU's sheaf into an empty batch.
@@ -681,7 +725,7 @@ impl Region {
     unsafe fn push(&self, class: Class, object: *mut u8) -> bool {
         let [top_at, last_at] = self.header(class);
         if last_at.load(Ordering::Relaxed) == 0 && self.closed().load(Ordering::Relaxed) == 0 {
-            let header = empty_header(class);
+            let header = first_header(class);
             top_at.store(header as u32, Ordering::Relaxed);
             last_at.store((header >> 32) as u32, Ordering::Relaxed);
         }

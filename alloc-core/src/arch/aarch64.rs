@@ -274,6 +274,38 @@ pub(crate) unsafe fn open(class: usize, header: u64) {
     }
 }
 
+/// Has this CPU's sheaf end at the word `last`, where it is open and ends below; does nothing in a closed region.
+///
+/// # Safety
+/// `class` is the number of a sheaf, whose words go on to `last` at least, and the thread has a CPU.
+#[inline]
+pub(crate) unsafe fn widen(class: usize, last: u32) {
+    // SAFETY: one store, of a value that describes words of the sheaf.
+    unsafe {
+        asm!(
+            begin!(),
+            "ldr {top:w}, [{slot}, 4]",
+            "cbz {top:w}, 44f",
+            "cmp {top:w}, {last:w}",
+            "b.hs 44f",
+            "ldr {top}, [{at}, {closed}]",
+            "cbnz {top}, 44f",
+            "str {last:w}, [{slot}, 4]",
+            "44:",
+            "88:",
+            rs = out(reg) _,
+            at = out(reg) _,
+            top = out(reg) _,
+            slot = out(reg) _,
+            last = in(reg) last,
+            offset = in(reg) HEADERS + class * 8,
+            closed = const CLOSED,
+            shift = const REGION_SHIFT,
+            options(nostack),
+        );
+    }
+}
+
 /// Tells all threads where CPU 0's region is.
 ///
 /// # Safety

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! byte 0  top    the word of the topmost object; the word below the sheaf, its floor, when the sheaf is empty
-//! byte 4  last   the highest word of the sheaf; `top == last` when it is full
+//! byte 4  last   the word at which the sheaf ends for now; `top == last` when it is full
 //! ```
 //!
 //! The floor always holds null. The first two words of a region are null, and whether the region is closed: then no sheaf
@@ -14,8 +14,8 @@
 //!
 //! A header of zero is a *closed* sheaf, empty and full at once: word 0 of a region is the null that `pop` reads, and
 //! `top >= last` refuses `push`. So neither needs a test for "is there a region yet". Another CPU closes a sheaf by halves:
-//! sections never store `last`, so once that is zero and the sections that were running have restarted, nothing is pushed
-//! any more; and once `top` is zero after the same, nothing is popped.
+//! sections store `last` in open regions only, so once the region is closed, then `last` is zero, and the sections that were
+//! running have restarted each time, nothing is pushed any more; and once `top` is zero after the same, nothing is popped.
 //!
 //! Every operation is one critical section in the sense of Linux's `rseq(2)`:
 //!
@@ -63,7 +63,7 @@ mod imp;
 
 pub(crate) use imp::{
     HAVE_RSEQ, cpu, libc_rseq, open, own_rseq, pop, pop_batch, publish_region, publish_rseq_offset,
-    push, push_batch, thread_pointer,
+    push, push_batch, thread_pointer, widen,
 };
 
 #[cfg(not(miri))]

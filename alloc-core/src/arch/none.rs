@@ -34,6 +34,8 @@ pub(crate) unsafe fn pop_batch(
 
 pub(crate) unsafe fn open(_class: usize, _header: u64) {}
 
+pub(crate) unsafe fn widen(_class: usize, _last: u32) {}
+
 pub(crate) unsafe fn publish_region(_region: *mut u8) {}
 
 pub(crate) unsafe fn publish_rseq_offset(_offset: isize) {}

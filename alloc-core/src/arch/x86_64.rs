@@ -323,6 +323,38 @@ pub(crate) unsafe fn open(class: usize, header: u64) {
     }
 }
 
+/// Has this CPU's sheaf end at the word `last`, where it is open and ends below; does nothing in a closed region.
+///
+/// # Safety
+/// `class` is the number of a sheaf, whose words go on to `last` at least, and the thread has a CPU.
+#[inline]
+pub(crate) unsafe fn widen(class: usize, last: u32) {
+    // SAFETY: one store, of a value that describes words of the sheaf.
+    unsafe {
+        asm!(
+            begin!(),
+            "mov {old:e}, dword ptr [{at} + {class}*8 + {headers} + 4]",
+            "test {old:e}, {old:e}",
+            "je 44f",
+            "cmp {old:e}, {last:e}",
+            "jae 44f",
+            "cmp qword ptr [{at} + {closed}], 0",
+            "jne 44f",
+            "mov dword ptr [{at} + {class}*8 + {headers} + 4], {last:e}",
+            "44:",
+            rs = out(reg) _,
+            at = out(reg) _,
+            old = out(reg) _,
+            last = in(reg) last,
+            class = in(reg) class,
+            closed = const CLOSED,
+            headers = const HEADERS,
+            shift = const REGION_SHIFT,
+            options(nostack),
+        );
+    }
+}
+
 /// Tells all threads where CPU 0's region is.
 ///
 /// # Safety
