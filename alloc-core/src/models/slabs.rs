@@ -181,3 +181,49 @@ fn slab_finds_double_free() {
         assert_eq!(found.load(loom::sync::atomic::Ordering::Relaxed), 1);
     });
 }
+
+/// A slab is lent while another CPU gives objects back to it and cuts others: no hole is where an object is in use, none is cut
+/// from a slab that is lent, and in the end all are there.
+#[test]
+fn slab_is_lent_and_settles() {
+    loom::model(|| {
+        let single = Arc::new(Single::new());
+        let first = single.cut(1);
+        let in_use = Arc::new([true, false, false, false].map(loom::sync::atomic::AtomicBool::new));
+        let object = first.objects()[0].addr();
+        let (shared, marks) = (single.clone(), in_use.clone());
+        race(move |number| {
+            use loom::sync::atomic::Ordering::Relaxed;
+            let index = |address: usize| (address - shared.base.addr()) / 16384;
+            if number == 1 {
+                let Some(lent) = shared.slabs.lock(Context::WAITING).unwrap().lend(true) else {
+                    return;
+                };
+                lent.for_each_hole(16384, |address, len| {
+                    let first = index(address.as_ptr().addr());
+                    for mark in &marks[first..first + len / 16384] {
+                        assert!(!mark.load(Relaxed), "an object in use lies in a hole");
+                    }
+                });
+                let mut emptied = Emptied::new();
+                shared.slabs.lock(Context::WAITING).unwrap().settle(&lent, &mut emptied);
+                assert!(emptied.pop().is_none(), "one empty slab stays");
+            } else {
+                marks[index(object)].store(false, Relaxed);
+                shared.put(&[address(object)]).unwrap();
+                let batch = shared.cut(2);
+                for object in batch.objects() {
+                    marks[index(object.addr())].store(true, Relaxed);
+                }
+                for object in batch.objects() {
+                    marks[index(object.addr())].store(false, Relaxed);
+                }
+                shared.put(batch.objects()).unwrap();
+            }
+        });
+        let partial = single.slabs.lock(Context::WAITING).unwrap();
+        assert_eq!(partial.counts(), (1, 4));
+        drop(partial);
+        assert_eq!(single.cut(MAX_BATCH).len(), 4);
+    });
+}
