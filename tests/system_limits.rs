@@ -184,6 +184,51 @@ fn mappings_are_used_up() {
     });
 }
 
+/// Large blocks that grow and are moved, again and again, do not use up the mappings that a process may have.
+#[test]
+fn moving_blocks_uses_up_no_mappings() {
+    on_both_backends(|| {
+        let mappings =
+            || fs::read_to_string("/proc/self/maps").expect("/proc is mounted").lines().count();
+        let mut count = 0;
+        let mut below = |bound: usize| {
+            count += 1;
+            pattern::mix(count) as usize % bound
+        };
+        let layout = |size| Layout::from_size_align(size, 8).expect("a valid layout");
+        let mut sizes = [8 * MIB; 100];
+        // SAFETY: the sizes are not zero.
+        let mut blocks = sizes.map(|size| unsafe { Hayloft.alloc(layout(size)) });
+        let mut moves = 0;
+        let mut move_until = |most: usize| {
+            while moves < most {
+                let picked = below(blocks.len());
+                let (block, size) = (blocks[picked], sizes[picked]);
+                let new_size = size + below(8 * MIB);
+                // SAFETY: a block of that size, the first byte of which is written.
+                unsafe {
+                    if new_size > 24 * MIB {
+                        Hayloft.dealloc(block, layout(size));
+                        sizes[picked] = 8 * MIB + below(8 * MIB);
+                        blocks[picked] = Hayloft.alloc(layout(sizes[picked]));
+                    } else {
+                        block.write(picked as u8);
+                        sizes[picked] = new_size;
+                        blocks[picked] = Hayloft.realloc(block, layout(size), new_size);
+                        assert_eq!(blocks[picked].read(), picked as u8);
+                        moves += usize::from(blocks[picked] != block);
+                    }
+                }
+            }
+            mappings()
+        };
+        let early = move_until(4150);
+        let late = move_until(4200);
+        println!("{early} mappings, then {late}");
+        assert!(late < early + 10, "{early} mappings, then {late}");
+    });
+}
+
 /// Where the kernel counts all that could be written, and refuses what the machine may not have: the address space that is
 /// reserved does not count, blocks do, and the last of them is null.
 #[test]

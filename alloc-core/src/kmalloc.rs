@@ -9,6 +9,7 @@
 
 use core::alloc::Layout;
 use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::node;
 use crate::objects::{self, checked_in, checked_out, defer, free_deferred, free_run, may_reclaim};
@@ -21,6 +22,13 @@ use crate::sync::Context;
 /// From this many bytes on, a run is moved by remapping its pages instead of copying them. Below, copying into warm pages
 /// is faster than faulting in cold ones: with 512 KiB here, four buffers that grew in turn to 8 MB took 3.2 times as long.
 const REMAP_BYTES: usize = 8 << 20;
+
+/// So many runs are moved by remapping, later ones are copied. Pages that were moved are a mapping of their own, which merges
+/// with none of its neighbours again, also when other runs have taken its place; and the kernel grants a process some 65 000
+/// of them (`vm.max_map_count`), which are the program's. Ninety thousand moves left 15 000 mappings.
+const MAX_REMAPS: u32 = 4096;
+/// Runs that were moved by remapping.
+static REMAPS: AtomicU32 = AtomicU32::new(0);
 
 /// A run that is copied in order to grow becomes this many times as long as it has to be, so that its next growth needs no
 /// copy. Room that nobody touches takes no memory. Four buffers that grow in turn to 8 MB take 0.8 of the time.
@@ -269,7 +277,8 @@ unsafe fn realloc_run(
     if layout.align() > UNIT {
         return None;
     }
-    let remap = layout.size() >= REMAP_BYTES;
+    // Relaxed: a few more do no harm.
+    let remap = layout.size() >= REMAP_BYTES && REMAPS.load(Ordering::Relaxed) < MAX_REMAPS;
     let room = if remap { 0 } else { new_units.saturating_mul(ROOM).min(MAX_ROOM) };
     // Pages that are moved are where they were, so their new place is of the same node.
     let node = if remap { run.node() } else { node::current() };
@@ -283,6 +292,7 @@ unsafe fn realloc_run(
     unsafe {
         if remap && os::remap(NonNull::new_unchecked(object), new.address, old_units << UNIT_SHIFT)
         {
+            REMAPS.fetch_add(1, Ordering::Relaxed);
             if !page::free_clean(context, run) {
                 defer(context, object);
             }
