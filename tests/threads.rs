@@ -297,8 +297,9 @@ thread_local! {
     static LIGHT: Light = const { Light(RefCell::new(Vec::new())) };
 }
 
-/// A hundred thousand threads, in waves; what there is after the first ten thousand, and in the end. Each allocates and frees, leaves some for threads after it, frees
-/// what others have left, and uses the heap when its thread-locals are gone and the keys of the C library are going.
+/// A hundred thousand threads, in waves; what there is after the first ten thousand, and in the end. Each allocates and frees,
+/// leaves some for threads after it, frees what others have left, and uses the heap when its thread-locals are gone and the
+/// keys of the C library are going.
 fn a_hundred_thousand_threads() -> [Footprint; 2] {
     const WAVE: u64 = 20;
     static LEFT: Mutex<VecDeque<Parcel>> = Mutex::new(VecDeque::new());
