@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::node;
 use crate::objects::{self, checked_in, checked_out, defer, free_deferred, free_run, may_reclaim};
-use crate::os;
+use crate::os::{self, Remapped};
 use crate::page::{self, Unit};
 use crate::percpu;
 use crate::size_class::{Class, MAX_SMALL_ALIGN, UNIT, UNIT_SHIFT, class_of};
@@ -290,15 +290,28 @@ unsafe fn realloc_run(
     let remap = remap && Unit::of(new.address.as_ptr()).is_some_and(|unit| unit.node() == node);
     // SAFETY: two runs, both longer than what is moved; the old one is done with after that.
     unsafe {
-        if remap && os::remap(NonNull::new_unchecked(object), new.address, old_units << UNIT_SHIFT)
-        {
-            REMAPS.fetch_add(1, Ordering::Relaxed);
-            if !page::free_clean(context, run) {
-                defer(context, object);
-            }
+        let len = old_units << UNIT_SHIFT;
+        let moved = if remap {
+            os::remap(NonNull::new_unchecked(object), new.address, len)
         } else {
-            ptr::copy_nonoverlapping(object, new.address.as_ptr(), layout.size());
-            free_run(context, object);
+            Remapped::Refused
+        };
+        match moved {
+            Remapped::Moved => {
+                REMAPS.fetch_add(1, Ordering::Relaxed);
+                if !page::free_clean(context, run) {
+                    defer(context, object);
+                }
+            }
+            Remapped::Refused => {
+                ptr::copy_nonoverlapping(object, new.address.as_ptr(), layout.size());
+                free_run(context, object);
+            }
+            // The new run stays in use for ever, so that nobody gets it. A system that is so short shall not be asked again.
+            Remapped::Lost => {
+                REMAPS.store(MAX_REMAPS, Ordering::Relaxed);
+                return realloc_run(context, object, layout, new_layout);
+            }
         }
     }
     Some(new.address.as_ptr())

@@ -9,6 +9,7 @@ use core::sync::atomic::AtomicU32;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::Write;
 
+use super::Remapped;
 use crate::arch::RseqArea;
 
 const ALIGN: usize = 64 * 1024;
@@ -41,8 +42,8 @@ pub(crate) unsafe fn prefer_huge_pages(_address: NonNull<u8>, _len: usize, _huge
 
 pub(crate) unsafe fn prefer_node(_address: NonNull<u8>, _len: usize, _node: usize) {}
 
-pub(crate) unsafe fn remap(_from: NonNull<u8>, _to: NonNull<u8>, _len: usize) -> bool {
-    false
+pub(crate) unsafe fn remap(_from: NonNull<u8>, _to: NonNull<u8>, _len: usize) -> Remapped {
+    Remapped::Refused
 }
 
 pub(crate) fn futex_wait(word: &AtomicU32, expected: u32) {

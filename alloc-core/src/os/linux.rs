@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use super::inject::{Call, fails};
 use super::list::List;
 use super::text::CPath;
-use super::warn;
+use super::{Remapped, warn};
 use crate::arch::{RseqArea, SIGNATURE};
 
 /// The largest pages of any Linux that this is for, and a unit of the layer above.
@@ -153,19 +153,40 @@ const MAX_NUMNODES: usize = 1024;
 /// Nodes of the kernel, a bit each.
 type NodeMask = [c_ulong; MAX_NUMNODES / c_ulong::BITS as usize];
 
-/// Moves the pages at `from` to `to` without copying them; `from` stays committed and reads as zero. False if the
-/// kernel cannot (before 5.7, or out of mappings); then nothing has changed.
+/// Moves the pages at `from` to `to` without copying them; `from` stays committed and reads as zero.
 ///
 /// # Safety
 /// Both ranges are committed, on page boundaries, and do not overlap; the contents at `to` are dead.
-pub(crate) unsafe fn remap(from: NonNull<u8>, to: NonNull<u8>, len: usize) -> bool {
+pub(crate) unsafe fn remap(from: NonNull<u8>, to: NonNull<u8>, len: usize) -> Remapped {
     debug_assert_pages(from, len);
     debug_assert_pages(to, len);
+    if fails(Call::Mremap) {
+        return Remapped::Refused;
+    }
     let _errno = SavedErrno::new();
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
     let (from, to): (*mut c_void, *mut c_void) = (from.as_ptr().cast(), to.as_ptr().cast());
     // SAFETY: the caller's promise; DONTUNMAP keeps the hole at `from` ours.
-    !fails(Call::Mremap) && unsafe { libc::mremap(from, len, len, flags, to) != libc::MAP_FAILED }
+    if unsafe { libc::mremap(from, len, len, flags, to) != libc::MAP_FAILED } {
+        return Remapped::Moved;
+    }
+    // The kernel unmaps `to` before it looks whether it can do the rest: whether it may commit as much once more, and before
+    // 6.17, whether `from` is one mapping. Then another thread may map something there at any moment.
+    let rights = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+    // SAFETY: nothing that is mapped is replaced; what kernels before 4.17 map elsewhere, nobody has yet. The advice changes
+    // nothing, it only fails if there is a hole.
+    unsafe {
+        let mapped = libc::mmap(to, len, rights, flags, -1, 0);
+        if mapped != to && mapped != libc::MAP_FAILED {
+            libc::munmap(mapped, len);
+        }
+        if mapped == to || libc::madvise(to, len, libc::MADV_NORMAL) == 0 {
+            Remapped::Refused
+        } else {
+            Remapped::Lost
+        }
+    }
 }
 
 /// Sleeps while `word` holds `expected`; may return at any time.

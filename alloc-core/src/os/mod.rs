@@ -23,6 +23,18 @@ mod pin;
 #[cfg_attr(miri, allow(dead_code, reason = "the stand-in has no files"))]
 mod text;
 
+/// What came of [`remap`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(miri, allow(dead_code, reason = "the stand-in refuses"))]
+pub(crate) enum Remapped {
+    /// It was done.
+    Moved,
+    /// The kernel cannot (before 5.7, or for want of mappings or memory); both ranges are committed.
+    Refused,
+    /// As above, but what was at `to` is ours no more, and must not be touched.
+    Lost,
+}
+
 pub(crate) use imp::{
     Thread, admit_signal, affinity, at_fork, at_thread_exit, block_signals, commit, current_cpu,
     decommit, env, has_signals_blocked, is_realtime_signal, list, milliseconds, name_thread,
