@@ -47,6 +47,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
     batch: usize,
 
+    /// Arenas, each for the depots of some CPUs; one lock has one.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
+    arenas: usize,
+
     /// Who serves the traces.
     #[arg(long, value_enum, default_value = "hayloft")]
     protocol: Protocol,
@@ -103,10 +107,8 @@ impl Args {
     pub(super) fn counts(&self, group: usize) -> Vec<usize> {
         let mut counts = self.cpus.clone();
         if counts.is_empty() {
-            counts = (0..10).map(|power| 1 << power).collect();
-            if !group.is_power_of_two() {
-                counts.iter_mut().for_each(|count| *count *= group);
-            }
+            let first = if group.is_power_of_two() { 1 } else { group };
+            counts = (0..10).map(|power| first << power).filter(|count| *count <= 512).collect();
         }
         counts.retain(|count| count.is_multiple_of(group) && *count <= MOST);
         counts.sort_unstable();
@@ -123,6 +125,10 @@ impl Args {
         let mut setup = Setup::new(topology, costs, self.work);
         setup.scale_sheaves(self.batch);
         setup.protocol = self.protocol;
+        setup.arenas = match self.protocol {
+            Protocol::Hayloft => self.arenas,
+            Protocol::OneLock => 1,
+        };
         setup
     }
 

@@ -42,6 +42,8 @@ pub struct Setup {
     pub numbers: Vec<Numbers>,
     /// Who serves the trace.
     pub protocol: Protocol,
+    /// Arenas: a depot uses one of them. The protocol has one.
+    pub arenas: usize,
 }
 
 impl Setup {
@@ -49,7 +51,7 @@ impl Setup {
     pub fn new(topology: Topology, costs: Costs, work: f64) -> Self {
         let class = |index| Class::from_index(index).expect("a class");
         let numbers = (0..CLASSES).map(|index| protocol::of_class(class(index))).collect();
-        Self { topology, costs, work, numbers, protocol: Protocol::Hayloft }
+        Self { topology, costs, work, numbers, protocol: Protocol::Hayloft, arenas: 1 }
     }
 
     /// Makes all sheaves, batches and barns so many times as large.
@@ -178,7 +180,7 @@ pub struct Model<'a> {
     depots: Vec<Depot>,
     locks: Vec<Lock>,
     slabs: AllSlabs,
-    arena: Line,
+    arenas: Vec<Line>,
     /// Of the one lock: a free list for each class, and how many objects there are.
     lists: Vec<Vec<Object>>,
     objects: u32,
@@ -224,9 +226,9 @@ impl<'a> Model<'a> {
             events: BinaryHeap::new(),
             order: 0,
             depots: (0..depots * CLASSES).map(depot).collect(),
-            locks: (0..2 * depots * CLASSES + 1).map(|_| Lock::new(cpus)).collect(),
+            locks: (0..2 * depots * CLASSES + setup.arenas).map(|_| Lock::new(cpus)).collect(),
             slabs: AllSlabs::default(),
-            arena: Line::NEW,
+            arenas: vec![Line::NEW; setup.arenas],
             lists: vec![Vec::new(); CLASSES],
             objects: 0,
             blocks: vec![Block::Unborn; trace.classes.len()],
@@ -441,13 +443,13 @@ impl<'a> Model<'a> {
                 let depot = usize::from(self.slabs.slabs[slab_of(last)].depot);
                 2 * (depot * CLASSES + state.class) + 1
             }
-            _ => self.locks.len() - 1,
+            _ => 2 * self.depots.len() + own % self.setup.arenas,
         }
     }
 
     fn kind(&self, lock: usize) -> Kind {
         match lock {
-            _ if lock == self.locks.len() - 1 => Kind::Arena,
+            _ if lock >= 2 * self.depots.len() => Kind::Arena,
             _ if lock.is_multiple_of(2) => Kind::Barn,
             _ => Kind::Slabs,
         }
@@ -516,7 +518,7 @@ impl<'a> Model<'a> {
             }
             Step::Page => {
                 // The bins, and the descriptors of both ends.
-                work.lines += 3 * self.arena.write(here);
+                work.lines += 3 * self.arenas[lock - 2 * self.depots.len()].write(here);
                 lasts += ns(costs.page);
                 let depot = (self.setup.topology.depot(cpu)) as u16;
                 state.slab = self.slabs.make(depot, &numbers);
@@ -549,7 +551,7 @@ impl<'a> Model<'a> {
                 };
             }
             Step::FreePage => {
-                work.lines += 3 * self.arena.write(here);
+                work.lines += 3 * self.arenas[lock - 2 * self.depots.len()].write(here);
                 lasts += ns(costs.page);
                 let slab = state.emptied.pop().expect("a slab is empty");
                 self.slabs.unused.push(slab);
@@ -557,7 +559,7 @@ impl<'a> Model<'a> {
             }
             Step::OneLock => {
                 // The head of the list; the object's own line is the program's.
-                work.lines += self.arena.write(here);
+                work.lines += self.arenas[lock - 2 * self.depots.len()].write(here);
                 lasts += ns(costs.hit);
                 state.step = Step::Run;
             }
