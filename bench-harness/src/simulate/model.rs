@@ -307,7 +307,8 @@ impl<'a> Model<'a> {
                 let lock = self.lock_for(cpu, Step::Take);
                 let way = self.locks[lock].look(Here { cpu, distances: &self.distances });
                 let is_empty = self.depots[lock / 2].barn.objects.is_empty();
-                self.request(cpu, if is_empty { Step::Cut } else { Step::Take }, time + way);
+                self.cpus[cpu].step = if is_empty { Step::Cut } else { Step::Take };
+                self.schedule(time + way, cpu, Event::Go);
             }
             Step::LookToPut => {
                 let lock = self.lock_for(cpu, Step::Put);
@@ -315,7 +316,8 @@ impl<'a> Model<'a> {
                 let Cpu { class, batch, .. } = &self.cpus[cpu];
                 let numbers = &self.setup.numbers[*class];
                 let has_room = self.depots[lock / 2].barn.has_room(batch.len(), numbers);
-                self.request(cpu, if has_room { Step::Put } else { Step::PutHome }, time + way);
+                self.cpus[cpu].step = if has_room { Step::Put } else { Step::PutHome };
+                self.schedule(time + way, cpu, Event::Go);
             }
             step => self.request(cpu, step, time),
         }
