@@ -11,6 +11,8 @@
 pub enum Place {
     /// The backend is being decided.
     BackendDeciding,
+    /// The nodes are read, and nobody told how many there are.
+    NodesReading,
     /// An arena is being made.
     ArenaMaking,
     /// A run is being cut from an arena.
@@ -57,8 +59,9 @@ pub enum Place {
 
 impl Place {
     /// All places.
-    pub const ALL: [Place; 22] = [
+    pub const ALL: [Place; 23] = [
         Place::BackendDeciding,
+        Place::NodesReading,
         Place::ArenaMaking,
         Place::ArenaAllocating,
         Place::ArenaCommitting,

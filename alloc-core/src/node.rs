@@ -8,11 +8,12 @@
 //! Who reads does so without waiting for anybody, as it may be in a handler that interrupted the one before: all write the same
 //! into the table, and the first one to be done settles how many nodes there are, for good.
 //!
-//! This file may touch `os` and `arch`.
+//! This file may touch `os`, `arch` and `fault`.
 
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicUsize, Ordering};
 
 use crate::arch;
+use crate::fault::{self, Place};
 use crate::os;
 
 /// Nodes that are told apart; those beyond share with the first ones.
@@ -88,6 +89,7 @@ fn read() -> usize {
     let root = os::env(c"HAYLOFT_SYSFS");
     let found = core::str::from_utf8(root.unwrap_or(b"/sys")).ok().and_then(read_tree);
     let count = found.unwrap_or(1);
+    fault::point(Place::NodesReading);
     // Release: pairs with the Acquire in `count`; the Acquire on failure does so, too.
     match NODES.compare_exchange(0, count, Ordering::Release, Ordering::Acquire) {
         Ok(_) => {
