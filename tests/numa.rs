@@ -154,8 +154,8 @@ fn may_bind() -> bool {
     unsafe {
         let memory = libc::mmap(ptr::null_mut(), MIB, protection, flags, -1, 0);
         let first = 1_u64;
-        libc::syscall(libc::SYS_mbind, memory, MIB, libc::MPOL_PREFERRED, &raw const first, 64, 0)
-            == 0
+        let (prefer, bits, flags) = (libc::MPOL_PREFERRED as usize, 64_usize, 0_usize);
+        libc::syscall(libc::SYS_mbind, memory, MIB, prefer, &raw const first, bits, flags) == 0
     }
 }
 
@@ -199,10 +199,11 @@ fn each_node_has_its_memory() {
 fn a_policy_of_the_process_stays() {
     let Some((cpus, tree)) = two_nodes() else { return };
     on_both_backends("two", &tree, || {
-        let nodes = 1_u64;
+        let (nodes, bits) = (1_u64, 64_usize);
         // SAFETY: a mask of our own.
         let set = unsafe {
-            libc::syscall(libc::SYS_set_mempolicy, libc::MPOL_INTERLEAVE, &raw const nodes, 64)
+            let interleave = libc::MPOL_INTERLEAVE as usize;
+            libc::syscall(libc::SYS_set_mempolicy, interleave, &raw const nodes, bits)
         };
         let [(near, _near), (far, _far)] = cpus.map(on_cpu);
         assert!(!together(near, far));

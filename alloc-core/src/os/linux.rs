@@ -138,12 +138,14 @@ pub(crate) unsafe fn prefer_node(address: NonNull<u8>, len: usize, node: usize) 
     // SAFETY: the mode is ours to be written. The kernel looks at one bit less than it is told of, and the mask has all of
     // these. Contents do not change.
     unsafe {
-        if libc::syscall(libc::SYS_get_mempolicy, &raw mut mode, nothing, 0, nothing, 0) == 0
+        let none: c_ulong = 0;
+        let mode_of_thread = &raw mut mode;
+        if libc::syscall(libc::SYS_get_mempolicy, mode_of_thread, nothing, none, nothing, none) == 0
             && mode == libc::MPOL_DEFAULT
         {
-            let (prefer, bits) = (libc::MPOL_PREFERRED, MAX_NUMNODES);
+            let (prefer, bits) = (libc::MPOL_PREFERRED as c_ulong, MAX_NUMNODES);
             let address = address.as_ptr();
-            libc::syscall(libc::SYS_mbind, address, len, prefer, &raw const nodes, bits, 0);
+            libc::syscall(libc::SYS_mbind, address, len, prefer, &raw const nodes, bits, none);
         }
     }
 }
