@@ -39,14 +39,14 @@ const LOCK_OFFSET: usize = HEADERS + MAX_CLASSES * WORD;
 /// Byte offset of what [`flush_unused`] saw last: the `top` of each sheaf.
 const SEEN_OFFSET: usize = LOCK_OFFSET + size_of::<Lock<()>>();
 
-/// Most objects a sheaf holds, by their size in bytes. How many a walk at random of allocations and frees takes from one end to
-/// the other grows with the square, so with half as many above 128 B churn took locks four times as often. (Compare `calculate_sheaf_capacity` of `mm/slub.c`.)
+/// Most objects a sheaf holds, by their size in bytes. How many steps a walk at random of allocations and frees takes from one end
+/// to the other grows with the square; what CPUs hold that no program uses, with the size. (Compare `calculate_sheaf_capacity` of
+/// `mm/slub.c`.)
 const fn capacity_for(size: usize) -> usize {
     match size {
         ..=128 => 256,
-        129..=512 => 128,
-        513..=1024 => 64,
-        1025..=4096 => 32,
+        129..=512 => 64,
+        513..=4096 => 32,
         _ => 16,
     }
 }
