@@ -299,7 +299,11 @@ unsafe fn realloc_run(
         match moved {
             Remapped::Moved => {
                 REMAPS.fetch_add(1, Ordering::Relaxed);
-                if !page::free_clean(context, run) {
+                // The run may be longer than what was moved, and the rest may hold anything.
+                page::shrink(context, run, old_units);
+                if run.run_len() != Some(old_units) {
+                    free_run(context, object);
+                } else if !page::free_clean(context, run) {
                     defer(context, object);
                 }
             }
@@ -370,6 +374,30 @@ mod tests {
             check(block, layout.size(), 0);
             // SAFETY: as above.
             unsafe { free(block, layout) };
+        }
+    }
+
+    /// A block that is moved by remapping may have a run longer than itself, the rest of which is not moved.
+    #[cfg(not(miri))]
+    #[test]
+    fn zeroed_is_zero_where_a_long_run_was_moved() {
+        const MIB: usize = 1 << 20;
+        let of = |mib| layout(mib * MIB, 8);
+        // SAFETY: blocks of these layouts; each is freed once.
+        unsafe {
+            let dirty = filled(of(36), 0xff);
+            let behind_dirty = alloc(of(1));
+            let block = alloc(of(7));
+            let behind_block = alloc(of(1));
+            free(dirty, of(36));
+            // Four times as long as it has to be: where the dirt is.
+            let block = realloc(block, of(7), 9 * MIB);
+            let block = realloc(block, of(9), 40 * MIB);
+            let zeroed = alloc_zeroed(of(36));
+            check(zeroed, 36 * MIB, 0);
+            for (block, mib) in [(zeroed, 36), (block, 40), (behind_dirty, 1), (behind_block, 1)] {
+                free(block, of(mib));
+            }
         }
     }
 
