@@ -10,7 +10,7 @@ use std::slice;
 use tests::pattern;
 use tests::process::{Limit, status_bytes};
 use tests::routes::Hayloft;
-use tests::scenario::{on_both_backends, on_both_backends_within, with_larger_pages};
+use tests::scenario::{Scenario, on_both_backends, on_both_backends_within, with_larger_pages};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -132,6 +132,24 @@ fn larger_pages() {
         alloc_global::trim();
         assert_eq!(vec![7_u8; 20 * MIB].len(), 20 * MIB);
     });
+}
+
+/// Where the kernel has address space but no memory, more address space is no help, and is not asked for.
+#[test]
+fn no_memory_is_no_want_of_address_space() {
+    for backend in ["rseq", "fallback"] {
+        Scenario::new(backend, || {
+            let reserved = status_bytes("VmSize");
+            for size in [64, MIB] {
+                exhaust(size, 320 * MIB);
+            }
+            let now = status_bytes("VmSize");
+            assert!(now < reserved + 1024 * MIB, "{reserved} bytes reserved, now {now}");
+        })
+        .env("HAYLOFT_BACKEND", backend)
+        .limit(Limit::Data, 256 * MIB)
+        .succeeds();
+    }
 }
 
 /// The limit comes when the heap is in use, address space possibly reserved: memory may then last

@@ -255,7 +255,9 @@ pub(crate) fn alloc(
             }
             return Some(run);
         }
-        if limit::forbids(len) {
+        // Where there is address space, another arena is no help: there is no memory, or none within the limit.
+        let is_in_vain = |arena: &Arena| arena.has_room(need) && arena.may_be_had(context);
+        if limit::forbids(len) || arenas().any(is_in_vain) {
             return None;
         }
         make_arena(context, node, need, claimed)?;
@@ -525,6 +527,12 @@ impl Arena {
     /// Whether so many units could be committed, by its length. A guess while others commit some.
     fn has_room(&self, units: u32) -> bool {
         self.arrays().reserve - self.committed() > units
+    }
+
+    /// Whether its lock could be had; a guess in a context that may not wait for it.
+    fn may_be_had(&self, context: Context) -> bool {
+        let lock = self.state.raw();
+        if context.may_wait() { !lock.is_abandoned() } else { lock.is_free() }
     }
 
     /// Number of the arena's first unit among those of the address space, as far as it matters for alignment.

@@ -131,7 +131,7 @@ impl RawLock {
     }
 
     #[cfg(not(loom))]
-    fn is_abandoned(&self) -> bool {
+    pub(crate) fn is_abandoned(&self) -> bool {
         self.word.load(Ordering::Relaxed) == ABANDONED
     }
 
