@@ -185,6 +185,20 @@ fn memory_goes_back_where_it_is_short() {
     fs::remove_file(&file).expect("a child made it");
 }
 
+/// A block that is larger than the one before takes what that had, and as much more as it needs.
+#[test]
+fn growing_blocks_use_what_is_there() {
+    on_each_backend(&[("HAYLOFT_DECAY_MS", "3600000")], || {
+        let before = status_bytes("VmRSS");
+        for size in (8..64).map(|size| size * MB) {
+            drop(vec![1_u8; size]);
+        }
+        let peak = status_bytes("VmHWM");
+        // Not twice as much, though something may lie behind one of the first.
+        assert!(peak < before + 96 * MB, "{before} before, {peak} at the peak");
+    });
+}
+
 #[test]
 fn at_once_means_without_a_thread() {
     on_each_backend(&[("HAYLOFT_DECAY_MS", "0")], || {

@@ -6,7 +6,7 @@
 //!
 //! Units are committed from the bottom up. A free run is *clean* (never touched since its pages were last given back:
 //! it reads as zero and costs no memory) or *dirty*; the two are not merged with each other, and dirty ones are
-//! preferred. Free runs are kept in bins by length, eight to an octave, and merge with their neighbours by boundary
+//! preferred; a long run may be of a dirty one and the clean one behind it. Free runs are kept in bins by length, eight to an octave, and merge with their neighbours by boundary
 //! tags: the descriptors of a run's first and last unit both name its length and state.
 //!
 //! Dirty runs go back to the system by a low-water mark: what nobody needed during a whole window is given back at its end.
@@ -548,6 +548,12 @@ impl Arena {
         unsafe { self.arrays().runs.add(index as usize) }
     }
 
+    /// Units of a run, by its first; to be used under the lock.
+    fn len(&self, start: u32) -> u32 {
+        // SAFETY: committed, as it is in a bin or on the way there.
+        unsafe { (*self.run(start)).len }
+    }
+
     fn address(&self, index: u32) -> NonNull<u8> {
         // SAFETY: callers name units of this arena, which is not at address 0.
         unsafe { NonNull::new_unchecked(self.arrays().base.add((index as usize) << UNIT_SHIFT)) }
@@ -556,36 +562,20 @@ impl Arena {
     fn alloc(&self, context: Context, len: u32, align: u32) -> Option<Allocation> {
         let mut units = self.state.acquire(context)?;
         fault::point(Place::ArenaAllocating);
-        let room = len.checked_add(align - 1)?;
-        let found = match units.find(self, State::Dirty, room) {
-            Some(dirty) => dirty,
-            None if !limit::charge(len) => return None,
-            None => {
-                let clean = units.find(self, State::Clean, room).or_else(|| {
-                    units.grow(self, room)?;
-                    units.find(self, State::Clean, room)
-                });
-                if clean.is_none() {
-                    limit::uncharge(len);
-                }
-                clean?
-            }
-        };
-        let state = units.remove(self, found);
-        // SAFETY: a free run just taken off its bin; the lock is held.
-        let found_len = unsafe { (*self.run(found)).len };
-        let start = found + (found.wrapping_add(self.base_unit()).wrapping_neg() & (align - 1));
-        let (before, after) = (start - found, found_len - (start - found) - len);
-        if before > 0 {
-            units.insert(self, found, before, state);
+        let found = units.find(self, len.checked_add(align - 1)?)?;
+        let start =
+            found.start + (found.start.wrapping_add(self.base_unit()).wrapping_neg() & (align - 1));
+        let end = start + len;
+        if !limit::charge(end - found.clean.clamp(start, end)) {
+            return None;
         }
-        if after > 0 {
-            units.insert(self, start + len, after, state);
-        }
+        units.remove_all(self, found.start, found.end);
+        units.insert_parts(self, found.start, start, found.clean);
+        units.insert_parts(self, end, found.end, found.clean);
         units.note_least(self);
         self.set(start, len, State::Used);
         drop(units);
-        Some(Allocation { address: self.address(start), zeroed: state == State::Clean })
+        Some(Allocation { address: self.address(start), zeroed: start >= found.clean })
     }
 
     /// # Safety
@@ -694,19 +684,39 @@ impl Arena {
         }
         let Some(mut units) = self.state.acquire(context) else { return false };
         fault::point(Place::ArenaGrowing);
-        let next = start + old;
-        let more = len - old;
-        if next == self.committed() && units.grow(self, more).is_none() {
+        let (next, end) = (start + old, start + len);
+        // Free runs of both kinds may follow each other.
+        let fresh = loop {
+            let (mut at, mut fresh) = (next, 0);
+            while at < end && at < self.committed() {
+                // SAFETY: the first unit of a run, committed.
+                let run = unsafe { self.run(at).read() };
+                match run.state {
+                    State::Used => return false,
+                    State::Dirty => {}
+                    State::Clean => fresh += run.len.min(end - at),
+                }
+                at += run.len;
+            }
+            if at >= end {
+                break fresh;
+            }
+            if units.grow(self, end - at).is_none() {
+                return false;
+            }
+        };
+        if !limit::charge(fresh) {
             return false;
         }
-        // SAFETY: `next` is committed: it was, or `grow` made it so.
-        let (state, room) = unsafe { ((*self.run(next)).state, (*self.run(next)).len) };
-        if state == State::Used || room < more || (state == State::Clean && !limit::charge(more)) {
-            return false;
-        }
-        units.remove(self, next);
-        if room > more {
-            units.insert(self, next + more, room - more, state);
+        let mut at = next;
+        while at < end {
+            // SAFETY: the first unit of a free run, found above.
+            let run = unsafe { self.run(at).read() };
+            units.remove(self, at);
+            at += run.len;
+            if at > end {
+                units.insert(self, end, at - end, run.state);
+            }
         }
         units.note_least(self);
         self.set(start, len, State::Used);
@@ -752,6 +762,18 @@ impl Arena {
     }
 }
 
+/// Free units that follow each other: up to `clean` they are dirty, from there on clean.
+struct Found {
+    start: u32,
+    clean: u32,
+    end: u32,
+}
+
+/// Runs of a bin that are looked at, at most.
+const LOOKS: u32 = 32;
+/// From this many units on, dirty and clean runs are used together: what is dirty has its pages.
+const BOTH_FROM: u32 = (1 << 20) / UNIT as u32;
+
 /// The free runs of an arena.
 struct Units {
     /// The least number of dirty units there were in this window.
@@ -771,15 +793,60 @@ impl Units {
         if state == State::Dirty { &mut self.dirty_bins } else { &mut self.clean_bins }
     }
 
+    /// Free units of which at least `len` follow each other, left in their bins: dirty ones, or for long runs dirty ones and clean
+    /// ones behind them, or clean ones.
+    fn find(&mut self, arena: &Arena, len: u32) -> Option<Found> {
+        if let Some(start) = self.find_one(arena, State::Dirty, len) {
+            let end = start + arena.len(start);
+            return Some(Found { start, clean: end, end });
+        }
+        if let Some(found) = self.find_both(arena, len) {
+            return Some(found);
+        }
+        let start = self.find_one(arena, State::Clean, len).or_else(|| {
+            self.grow(arena, len)?;
+            self.find_one(arena, State::Clean, len)
+        })?;
+        Some(Found { start, clean: start, end: start + arena.len(start) })
+    }
+
+    /// A dirty run that has `len` units together with the clean one behind it: among the longest ones, for long runs.
+    fn find_both(&mut self, arena: &Arena, len: u32) -> Option<Found> {
+        if len < BOTH_FROM {
+            return None;
+        }
+        let mut start = self.dirty_bins.head(self.dirty_bins.last()?);
+        for _ in 0..LOOKS {
+            if start == NONE {
+                break;
+            }
+            let clean = start + arena.len(start);
+            if clean == arena.committed() {
+                // It may fail; then there is nothing behind it.
+                self.grow(arena, len.saturating_sub(arena.len(start)));
+            }
+            // SAFETY: below `committed`, the first unit of a run; the lock is held.
+            if clean < arena.committed() && unsafe { (*arena.run(clean)).state } == State::Clean {
+                let end = clean + arena.len(clean);
+                if end - start >= len {
+                    return Some(Found { start, clean, end });
+                }
+            }
+            // SAFETY: the first unit of a free run; the lock is held.
+            start = unsafe { (*arena.run(start)).next };
+        }
+        None
+    }
+
     /// A free run of at least `len` units, left in its bin.
-    fn find(&mut self, arena: &Arena, state: State, len: u32) -> Option<u32> {
+    fn find_one(&mut self, arena: &Arena, state: State, len: u32) -> Option<u32> {
         let bins = self.bins(state);
         if let Some(bin) = bins.first_from(Bins::fitting(len)) {
             return Some(bins.head(bin));
         }
         // The bin below may hold a run that is just long enough; a short look is worth it.
         let mut start = bins.head(Bins::holding(len));
-        for _ in 0..32 {
+        for _ in 0..LOOKS {
             if start == NONE {
                 break;
             }
@@ -791,6 +858,27 @@ impl Units {
             start = run.next;
         }
         None
+    }
+
+    /// Takes the free runs from `start` to `end` off their bins.
+    fn remove_all(&mut self, arena: &Arena, start: u32, end: u32) {
+        let mut at = start;
+        while at < end {
+            let len = arena.len(at);
+            self.remove(arena, at);
+            at += len;
+        }
+    }
+
+    /// Puts units from `start` to `end` into bins: those from `clean` on are.
+    fn insert_parts(&mut self, arena: &Arena, start: u32, end: u32, clean: u32) {
+        let middle = clean.clamp(start, end);
+        if start < middle {
+            self.insert(arena, start, middle - start, State::Dirty);
+        }
+        if middle < end {
+            self.insert(arena, middle, end - middle, State::Clean);
+        }
     }
 
     /// Commits units from the bottom of what is not, so that the last clean run has at least `room`.
