@@ -1,7 +1,11 @@
 //! `HAYLOFT_LIMIT`: beyond the soft limit free memory goes back at once, at the hard one there is null, and nothing lost.
 
 use std::alloc::{GlobalAlloc, Layout};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
+use alloc_core::fault::{self, Place};
 use alloc_core::nolock;
 use tests::pattern;
 use tests::process::status_bytes;
@@ -127,5 +131,31 @@ fn a_vector_at_the_limit() {
         assert!(vector.iter().enumerate().all(|(index, value)| *value == index as u64 % 1000));
         drop(vector);
         assert_eq!(vec![7_u8; 20 * MB].len(), 20 * MB);
+    });
+}
+
+/// What one thread gives back to the system at this moment is nobody's loss.
+#[test]
+fn memory_on_its_way_is_waited_for() {
+    static IS_ON_ITS_WAY: AtomicBool = AtomicBool::new(false);
+    within("20M:48M", || {
+        fault::set_hook(|place| {
+            if place == Place::ArenaPurging && !IS_ON_ITS_WAY.swap(true, Ordering::Relaxed) {
+                thread::sleep(Duration::from_millis(100));
+            }
+        });
+        let block = vec![1_u8; 30 * MB];
+        thread::scope(|scope| {
+            scope.spawn(move || drop(block));
+            while !IS_ON_ITS_WAY.load(Ordering::Relaxed) {
+                thread::yield_now();
+            }
+            // SAFETY: the size is not zero; the block is freed once.
+            unsafe {
+                let block = GLOBAL.alloc(layout(30 * MB));
+                assert!(!block.is_null());
+                GLOBAL.dealloc(block, layout(30 * MB));
+            }
+        });
     });
 }

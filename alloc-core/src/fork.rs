@@ -18,7 +18,7 @@ use core::cell::Cell;
 
 use crate::percpu::{self, Backend};
 use crate::sync::{Context, LockClass, RawLock, relax};
-use crate::{cache, cpu, objects, os, rcu, reclaim};
+use crate::{cache, cpu, objects, os, page, rcu, reclaim};
 
 /// Run by the loader before `main`, on the only thread.
 #[used]
@@ -63,6 +63,7 @@ extern "C" fn in_child() {
     });
     percpu::forget_cpus();
     cpu::forget();
+    page::forget_threads();
     rcu::forget_threads();
     cache::forget_holder();
     reclaim::forget();

@@ -40,7 +40,7 @@ use crate::reclaim;
 use crate::size_class::{CLASSES, Class, MAX_CLASSES, UNIT};
 use crate::slab::{self, Emptied, Misuse, Shape, Slab, Slabs};
 use crate::sync::counters::{self, Line};
-use crate::sync::{Context, Lock, LockClass, RawLock};
+use crate::sync::{Context, Guard, Lock, LockClass, RawLock, relax};
 use crate::thread::{self, MAX_CPUS};
 
 // A slab's descriptor is the metadata of its first unit; those of the others follow.
@@ -705,6 +705,7 @@ pub(crate) fn forget_cpus() {
     DEFERRED.forget_cpus();
 }
 
+
 /// Allocates a run, as [`page::alloc`]. Where there is no memory for it, what CPUs and nodes keep is taken home first.
 pub(crate) fn alloc_run(
     context: Context,
@@ -714,17 +715,27 @@ pub(crate) fn alloc_run(
 ) -> Option<Allocation> {
     page::alloc(context, node, units, align).or_else(|| {
         make_room(context, units)?;
-        page::alloc(context, node, units, align)
+        loop {
+            let purges = page::Purges::over();
+            let run = page::alloc(context, node, units, align);
+            if run.is_some() || !purges.were_others() {
+                return run;
+            }
+            relax();
+        }
     })
 }
 
 /// Gives back all that nobody needs; `None` if that is in vain for so many units, or may have to be waited for.
 #[cold]
 fn make_room(context: Context, units: usize) -> Option<()> {
-    if !context.may_wait() || units > page::MAX_UNITS {
+    if !context.may_wait() || units > page::max_units() {
         return None;
     }
-    take_home(context, true);
+    // What another thread takes home at this moment is wanted, too.
+    if let Some(homing) = HOMING.acquire(context) {
+        take_home(context, &homing, true);
+    }
     page::trim(context);
     Some(())
 }
@@ -754,7 +765,10 @@ static HOMING: Lock<()> = Lock::new(LockClass::Homing, ());
 /// Takes what was not asked for in this window a step towards the system: from sheaves and barns to slabs, from these to pages,
 /// from there away; all of it, and all the way, if memory is short. Whether there is more to be taken.
 fn end_window(context: Context, is_short: bool) -> bool {
-    let moved = take_home(context, is_short);
+    // Whoever flushes a class or defines one is soon done.
+    let moved = HOMING
+        .acquire(Context::TRYING)
+        .is_none_or(|homing| take_home(context, &homing, is_short));
     let (more, _) = punch_holes(context, is_short);
     if is_short {
         page::trim(context);
@@ -766,9 +780,7 @@ fn end_window(context: Context, is_short: bool) -> bool {
 
 /// Takes what sheaves and barns hold home, if it was not asked for in this window or that does not matter, and slabs that are
 /// empty then back to pages. Whether there is more to be taken.
-fn take_home(context: Context, even_busy: bool) -> bool {
-    // Whoever flushes a class or defines one is soon done.
-    let Some(_homing) = HOMING.acquire(Context::TRYING) else { return true };
+fn take_home(context: Context, _homing: &Guard<'_, ()>, even_busy: bool) -> bool {
     let backend = percpu::backend(context);
     let mut moved = false;
     for cpu in 0..percpu::regions() {

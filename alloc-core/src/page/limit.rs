@@ -68,6 +68,11 @@ pub(super) fn uncharge(units: u32) {
     CHARGED.fetch_sub(units as usize, Ordering::Relaxed);
 }
 
+/// Units that there may be at most.
+pub(super) fn hard() -> usize {
+    HARD.load(Ordering::Relaxed)
+}
+
 /// Units that are not clean.
 pub(super) fn charged() -> usize {
     CHARGED.load(Ordering::Relaxed)

@@ -48,7 +48,7 @@ pub(crate) const META_SIZE: usize = if cfg!(debug_assertions) { 1088 } else { 57
 const ARENA_BYTES: usize = if cfg!(miri) { 24 << 20 } else { 256 << 30 };
 const MAX_ARENAS: usize = 64;
 /// No run has more units.
-pub(crate) const MAX_UNITS: usize = ARENA_BYTES / UNIT * 64;
+const MAX_UNITS: usize = ARENA_BYTES / UNIT * 64;
 
 /// Units of a huge page.
 const HUGE_PAGE: u32 = (2 << 20) / UNIT as u32;
@@ -289,6 +289,11 @@ pub(crate) fn dirty() -> usize {
     arenas().map(|arena| arena.dirty.load(Ordering::Relaxed) as usize * UNIT).sum()
 }
 
+/// No run can have more units, whatever is given back.
+pub(crate) fn max_units() -> usize {
+    limit::hard().min(MAX_UNITS)
+}
+
 /// Bytes of memory in use, and of free memory that the system still counts as ours.
 pub(crate) fn charged() -> usize {
     limit::charged() << UNIT_SHIFT
@@ -328,6 +333,7 @@ fn purge_all(context: Context, how_many: impl Fn(&mut Units, &Arena) -> u32) -> 
         let Some(mut units) = arena.state.acquire(context) else { continue };
         units.to_purge = how_many(&mut units, arena);
         while let Some((start, len)) = units.next_to_purge(arena) {
+            let _purge = Purge::begin();
             drop(units);
             fault::point(Place::ArenaPurging);
             // SAFETY: the run was taken off the bins and marked as used, so it is ours alone.
@@ -345,6 +351,57 @@ fn purge_all(context: Context, how_many: impl Fn(&mut Units, &Arena) -> u32) -> 
         }
     }
     purged
+}
+
+/// How many purges of a run there were: begun, and ended. What a purge has in hand is neither free nor, within a limit, to be
+/// replaced by a clean run.
+static PURGES: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
+
+/// A purge of a run; over when dropped, which is where its units are free again.
+struct Purge;
+
+impl Purge {
+    /// To be called under the lock under which the run was taken.
+    fn begin() -> Purge {
+        let [begun, _] = &PURGES;
+        // Relaxed: who does not find the run has had the lock since.
+        begun.fetch_add(1, Ordering::Relaxed);
+        Purge
+    }
+}
+
+impl Drop for Purge {
+    fn drop(&mut self) {
+        let [_, ended] = &PURGES;
+        // Release: pairs with the Acquire in `Purges::over`: the units are seen to be free.
+        ended.fetch_add(1, Ordering::Release);
+    }
+}
+
+/// The purges that were over at some time.
+pub(crate) struct Purges(usize);
+
+impl Purges {
+    /// Those that are over now.
+    pub(crate) fn over() -> Purges {
+        let [_, ended] = &PURGES;
+        // Acquire: pairs with the Release in `Purge::drop`.
+        Purges(ended.load(Ordering::Acquire))
+    }
+
+    /// Whether there were others since: then what was not to be had may be now, or soon.
+    pub(crate) fn were_others(&self) -> bool {
+        let [begun, _] = &PURGES;
+        // Relaxed: as in `Purge::begin`.
+        (begun.load(Ordering::Relaxed).wrapping_sub(self.0) as isize) > 0
+    }
+}
+
+/// In the child of a fork: other threads' purges do not end any more. One that the fork interrupted does, and is counted twice
+/// then: nobody waits for another in its place.
+pub(crate) fn forget_threads() {
+    let [begun, ended] = &PURGES;
+    ended.store(begun.load(Ordering::Relaxed), Ordering::Relaxed);
 }
 
 /// Calls `visit` with every unit that was ever handed out.
