@@ -86,7 +86,11 @@ fn freed_without_thread(context: Context, end_window: Window) {
         return;
     }
     match STATE.load(Ordering::Relaxed) {
-        UNKNOWN => STATE.store(settings(), Ordering::Relaxed),
+        UNKNOWN => {
+            let settled = settings();
+            // Unless somebody was faster, whose thread may be there already.
+            _ = STATE.compare_exchange(UNKNOWN, settled, Ordering::Relaxed, Ordering::Relaxed);
+        }
         AT_ONCE => {
             page::trim(context);
         }
