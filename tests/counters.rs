@@ -7,7 +7,7 @@ use std::alloc::Layout;
 use alloc_core::counters::{Snapshot, snapshot};
 use alloc_core::kmalloc;
 
-/// Objects of a sheaf of this layout's class, and of a batch.
+/// Most objects of a sheaf of this layout's class.
 const SHEAF: usize = 256;
 const LAYOUT: Layout = Layout::new::<[u64; 8]>();
 
@@ -54,10 +54,15 @@ fn locks_are_taken_once_in_half_a_sheaf() {
 
     // A look for partial slabs, a run, and the slab arrives.
     assert_eq!(acquired(|| take(&mut objects, 1)), [0, 2, 1]);
-    // The rest of the batch, and then the next one of that slab. An empty barn is passed by.
+    // A sheaf begins with an eighth of its capacity, so that batch was half of this; with each miss it has twice as much: the
+    // next two are an eighth and a quarter. An empty barn is passed by.
+    assert_eq!(acquired(|| take(&mut objects, SHEAF / 16 - 1)), [0, 0, 0]);
+    assert_eq!(acquired(|| take(&mut objects, SHEAF / 8 + SHEAF / 4)), [0, 2, 0]);
+    // The next one is of half a sheaf, as are all from then on.
+    assert_eq!(acquired(|| take(&mut objects, 1)), [0, 1, 0]);
     assert_eq!(acquired(|| take(&mut objects, SHEAF / 2 - 1)), [0, 0, 0]);
     assert_eq!(acquired(|| take(&mut objects, 1)), [0, 1, 0]);
-    // The sheaf holds all of them.
+    // The sheaf holds all but one of these, and is full with these.
     assert_eq!(acquired(|| give(&mut objects, SHEAF / 2 + 1)), [0, 0, 0]);
     // Pairs stay in it.
     let pairs = acquired(|| {
