@@ -765,17 +765,21 @@ impl Partial {
         None
     }
 
-    /// Takes a slab back whose holes are given back.
+    /// Takes a slab back whose holes are given back. It is settled unless it has more holes by now.
     pub(crate) fn settle(&mut self, lent: &Lent, emptied: &mut Emptied) {
+        let (slab, shape) = (lent.slab, lent.shape);
         // SAFETY: a slab of these lists that was lent stays a slab until it is back.
         unsafe {
-            (*lent.slab).list = UNLISTED;
-            if (*lent.slab).free_count == lent.free_count {
-                self.empty += u32::from(lent.free_count == lent.shape.objects);
-                self.push(lent.slab, lent.shape.list(lent.free_count) + SETTLED);
-            } else {
-                self.keep_or_forget(lent.slab, lent.shape, emptied);
+            (*slab).list = UNLISTED;
+            let free = (*slab).free_count;
+            if free == shape.objects {
+                if self.empty >= shape.min_empty {
+                    return self.forget(slab, shape, emptied);
+                }
+                self.empty += 1;
             }
+            let lists = if free == lent.free_count { SETTLED } else { 0 };
+            self.push(slab, shape.list(free) + lists);
         }
     }
 

@@ -227,3 +227,19 @@ fn slab_is_lent_and_settles() {
         assert_eq!(single.cut(MAX_BATCH).len(), 4);
     });
 }
+
+/// Two slabs are empty in the end, one of which was lent when the other came: one stays.
+#[test]
+fn slab_that_was_lent_is_one_too_many() {
+    loom::model(|| {
+        let (single, other) = (Single::new(), Single::unlisted());
+        let lock = || single.slabs.lock(Context::WAITING).unwrap();
+        let lent = lock().lend(true).unwrap();
+        // SAFETY: a new slab of this class.
+        unsafe { single.slabs.arrive(Context::WAITING, other.slab) };
+        let mut emptied = Emptied::new();
+        lock().settle(&lent, &mut emptied);
+        assert!(emptied.pop().is_some() && emptied.pop().is_none());
+        assert_eq!(lock().counts(), (1, 4));
+    });
+}
