@@ -18,7 +18,7 @@ use crate::sync::counters::{self, Line};
 use crate::sync::{AtomicPtr, AtomicUsize, Context, Lock, LockClass, Ordering};
 
 /// Batches a barn holds at most. (`MAX_FULL_SHEAVES` of `mm/slub.c`.)
-pub(crate) const FULL_BATCHES: usize = 10;
+const FULL_BATCHES: usize = 10;
 
 /// Pointers that fit a cache line.
 const POINTERS: usize = 8;

@@ -824,7 +824,8 @@ fn punch_holes(context: Context, even_busy: bool) -> (bool, usize) {
                     bytes += len;
                 }
             });
-            // It fails only in the child of a fork whose parent had the lock: the slab is lost there, like all of its class.
+            // It fails only in the child of a fork, where a thread that is not there had the lock: the slab is lost, like all
+            // of its class on this node.
             let Some(again) = depot.slabs.lock(context) else { return (more, bytes) };
             partial = again;
             partial.settle(&lent, &mut emptied);

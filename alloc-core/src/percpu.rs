@@ -62,8 +62,8 @@ pub(crate) const fn batch_len_for(size: usize) -> usize {
 /// The most that [`batch_len`] says for classes of object caches.
 pub(crate) const MAX_CACHE_BATCH: usize = MAX_CACHE_CAPACITY / 2;
 
-/// Headers of all sheaves when open and empty. Those of size classes never change; those of object caches are written when
-/// one is made, while all its sheaves are closed.
+/// Headers of all sheaves when open and empty, with all their capacity. Those of size classes never change; those of object
+/// caches are written when one is made, while its sheaves are empty.
 static EMPTY_HEADERS: [AtomicU64; MAX_CLASSES] = {
     let mut headers = [const { AtomicU64::new(0) }; MAX_CLASSES];
     let mut word = (SEEN_OFFSET + MAX_CLASSES * size_of::<u32>()).div_ceil(WORD);
@@ -92,7 +92,8 @@ fn empty_header(class: Class) -> u64 {
     EMPTY_HEADERS.get(class.index()).map_or(0, |header| header.load(Ordering::Relaxed))
 }
 
-/// Makes the sheaves of a class of an object cache such as objects of `size` bytes want. They must be closed.
+/// Makes the sheaves of a class of an object cache such as objects of `size` bytes want. They must be empty: one that is open
+/// still, since the class was another cache's, stays as wide as it was until it is closed, which is within the words it has.
 pub(crate) fn define(class: Class, size: usize) {
     let capacity = capacity_for(size).min(MAX_CACHE_CAPACITY);
     if let Some(word) = EMPTY_HEADERS.get(class.index()) {

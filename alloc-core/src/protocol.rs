@@ -4,9 +4,8 @@
 //!
 //! This file may touch what it reads.
 
-use crate::barn::FULL_BATCHES;
 use crate::size_class::Class;
-use crate::{node, percpu, slab, sync};
+use crate::{barn, node, percpu, slab, sync};
 
 /// Attempts at a lock before its thread sleeps.
 pub const SPINS: u32 = sync::SPINS;
@@ -40,7 +39,7 @@ pub fn of_class(class: Class) -> Numbers {
     Numbers {
         sheaf: percpu::capacity(class),
         batch,
-        barn: FULL_BATCHES * batch,
+        barn: barn::room_for(batch),
         slab: slab::shape(class).objects(),
     }
 }

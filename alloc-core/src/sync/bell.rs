@@ -29,8 +29,8 @@ impl Bell {
     /// interrupt its sleep.
     #[must_use]
     pub(crate) fn ring(&self) -> bool {
-        // Release: pairs with the Acquire in `answer`.
         counters::wrote(Line::Bell, 1);
+        // Release: pairs with the Acquire in `answer`.
         self.state.swap(RUNG, Ordering::Release) == SILENT
     }
 
