@@ -705,7 +705,6 @@ pub(crate) fn forget_cpus() {
     DEFERRED.forget_cpus();
 }
 
-
 /// Allocates a run, as [`page::alloc`]. Where there is no memory for it, what CPUs and nodes keep is taken home first.
 pub(crate) fn alloc_run(
     context: Context,
@@ -766,9 +765,8 @@ static HOMING: Lock<()> = Lock::new(LockClass::Homing, ());
 /// from there away; all of it, and all the way, if memory is short. Whether there is more to be taken.
 fn end_window(context: Context, is_short: bool) -> bool {
     // Whoever flushes a class or defines one is soon done.
-    let moved = HOMING
-        .acquire(Context::TRYING)
-        .is_none_or(|homing| take_home(context, &homing, is_short));
+    let moved =
+        HOMING.acquire(Context::TRYING).is_none_or(|homing| take_home(context, &homing, is_short));
     let (more, _) = punch_holes(context, is_short);
     if is_short {
         page::trim(context);
