@@ -25,6 +25,11 @@ global_asm!(
     "hayloft_rseq_area:",
     ".long 0, -1",
     ".zero 24",
+    ".type hayloft_depth, %object",
+    ".size hayloft_depth, 4",
+    ".hidden hayloft_depth",
+    ".globl hayloft_depth",
+    "hayloft_depth: .long 0",
     ".popsection",
     ".pushsection .data.hayloft_hot, \"aw\", @progbits",
     ".balign 64",
@@ -393,20 +398,34 @@ pub(crate) fn thread_pointer() -> *mut u8 {
     pointer
 }
 
+/// The address of a thread-local of ours, in the initial-exec model: by an offset that the loader has filled in. What the
+/// compiler has in a shared library asks the C library, which may allocate.
+macro_rules! thread_local {
+    ($symbol:literal) => {{
+        let address: *mut u8;
+        // SAFETY: computes an address.
+        unsafe {
+            asm!(
+                "mrs {0}, tpidr_el0",
+                concat!("adrp {1}, :gottprel:", $symbol),
+                concat!("ldr {1}, [{1}, :gottprel_lo12:", $symbol, "]"),
+                "add {0}, {0}, {1}",
+                out(reg) address,
+                out(reg) _,
+                options(pure, readonly, nostack),
+            );
+        }
+        address.cast()
+    }};
+}
+
 /// This thread's own `struct rseq`, for use where the C library registers none.
 pub(crate) fn own_rseq() -> *mut RseqArea {
-    let area: *mut RseqArea;
-    // SAFETY: computes the address of a thread-local in the initial-exec model.
-    unsafe {
-        asm!(
-            "mrs {0}, tpidr_el0",
-            "adrp {1}, :gottprel:hayloft_rseq_area",
-            "ldr {1}, [{1}, :gottprel_lo12:hayloft_rseq_area]",
-            "add {0}, {0}, {1}",
-            out(reg) area,
-            out(reg) _,
-            options(pure, readonly, nostack),
-        );
-    }
-    area
+    thread_local!("hayloft_rseq_area")
+}
+
+/// A word of this thread that is zero at its start, and all that the allocator keeps for one.
+#[inline]
+pub(crate) fn depth() -> *mut u32 {
+    thread_local!("hayloft_depth")
 }

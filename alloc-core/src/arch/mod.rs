@@ -62,8 +62,8 @@ mod imp;
 mod imp;
 
 pub(crate) use imp::{
-    HAVE_RSEQ, cpu, libc_rseq, open, own_rseq, pop, pop_batch, publish_region, publish_rseq_offset,
-    push, push_batch, thread_pointer, widen,
+    HAVE_RSEQ, cpu, depth, libc_rseq, open, own_rseq, pop, pop_batch, publish_region,
+    publish_rseq_offset, push, push_batch, thread_pointer, widen,
 };
 
 #[cfg(not(miri))]

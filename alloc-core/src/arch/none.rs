@@ -1,7 +1,10 @@
 //! No restartable sequences: another architecture, Miri, or loom. Every operation misses, so the slow path is the
 //! road, and the fallback backend the one behind it.
 
+extern crate std;
+
 use super::RseqArea;
+use core::cell::Cell;
 use core::ptr;
 
 pub(crate) const HAVE_RSEQ: bool = false;
@@ -54,4 +57,12 @@ pub(crate) fn thread_pointer() -> *mut u8 {
 
 pub(crate) fn own_rseq() -> *mut RseqArea {
     ptr::null_mut()
+}
+
+/// A word of this thread that is zero at its start.
+pub(crate) fn depth() -> *mut u32 {
+    std::thread_local! {
+        static DEPTH: Cell<u32> = const { Cell::new(0) };
+    }
+    DEPTH.with(Cell::as_ptr)
 }

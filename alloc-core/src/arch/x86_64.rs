@@ -64,6 +64,11 @@ global_asm!(
     "hayloft_rseq_area:",
     ".long 0, -1",
     ".zero 24",
+    ".type hayloft_depth, @object",
+    ".size hayloft_depth, 4",
+    ".hidden hayloft_depth",
+    ".globl hayloft_depth",
+    "hayloft_depth: .long 0",
     ".popsection",
     ".pushsection .bss.hayloft_closed_region, \"aw\", @nobits",
     ".balign 64",
@@ -418,17 +423,31 @@ pub(crate) fn thread_pointer() -> *mut u8 {
     pointer
 }
 
+/// The address of a thread-local of ours, in the initial-exec model: by an offset that the loader has filled in. What the
+/// compiler has in a shared library asks the C library, which may allocate.
+macro_rules! thread_local {
+    ($symbol:literal) => {{
+        let address: *mut u8;
+        // SAFETY: computes an address.
+        unsafe {
+            asm!(
+                concat!("mov {0}, qword ptr [rip + ", $symbol, "@GOTTPOFF]"),
+                "add {0}, qword ptr fs:[0]",
+                out(reg) address,
+                options(pure, readonly, nostack),
+            );
+        }
+        address.cast()
+    }};
+}
+
 /// This thread's own `struct rseq`, for use where the C library registers none.
 pub(crate) fn own_rseq() -> *mut RseqArea {
-    let area: *mut RseqArea;
-    // SAFETY: computes the address of a thread-local in the initial-exec model.
-    unsafe {
-        asm!(
-            "mov {0}, qword ptr [rip + hayloft_rseq_area@GOTTPOFF]",
-            "add {0}, qword ptr fs:[0]",
-            out(reg) area,
-            options(pure, readonly, nostack),
-        );
-    }
-    area
+    thread_local!("hayloft_rseq_area")
+}
+
+/// A word of this thread that is zero at its start, and all that the allocator keeps for one.
+#[inline]
+pub(crate) fn depth() -> *mut u32 {
+    thread_local!("hayloft_depth")
 }

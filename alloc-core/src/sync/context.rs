@@ -38,16 +38,16 @@ impl Context {
 
 #[cfg(not(loom))]
 mod depth {
-    extern crate std;
-
     use super::Context;
+    use crate::arch;
     use core::sync::atomic::{AtomicU32, Ordering, compiler_fence};
 
-    std::thread_local! {
-        /// Slow paths this thread is in. It needs no initialisation and no destructor, so it can be had anywhere: before
-        /// `main`, in a handler, in the destructors of other thread-locals. Its place is in the block of the executable,
-        /// which each thread has from its start; that of a library that is loaded later would be allocated.
-        static DEPTH: AtomicU32 = const { AtomicU32::new(0) };
+    /// Slow paths this thread is in. It needs no initialisation and no destructor, and is nobody's to allocate, so it can be had
+    /// anywhere: before `main`, in a handler, in the destructors of other thread-locals.
+    #[inline]
+    fn depth() -> &'static AtomicU32 {
+        // SAFETY: a word of this thread that nobody else uses. The reference is not kept by who calls this.
+        unsafe { AtomicU32::from_ptr(arch::depth()) }
     }
 
     impl Context {
@@ -62,33 +62,31 @@ mod depth {
         /// Whether this thread is in no slow path.
         #[cfg(debug_assertions)]
         pub(crate) fn is_outermost() -> bool {
-            DEPTH.with(|depth| depth.load(Ordering::Relaxed) == 0)
+            depth().load(Ordering::Relaxed) == 0
         }
 
         /// A number that no other thread has now; even.
         #[inline]
         pub(crate) fn thread() -> usize {
-            DEPTH.with(|depth| core::ptr::from_ref(depth).addr())
+            arch::depth().addr()
         }
 
         /// Has no slow path of this thread wait until [`Context::unpin`]; the context of before.
         pub(crate) fn pin() -> Context {
-            DEPTH.with(|depth| {
-                // No locked instruction: a handler in the midst of this leaves the number as it found it.
-                let outer = depth.load(Ordering::Relaxed);
-                depth.store(outer + 1, Ordering::Relaxed);
-                // Towards handlers on this thread: no lock is taken before it counts, or kept after.
-                compiler_fence(Ordering::SeqCst);
-                Context { may_wait: outer == 0 }
-            })
+            let depth = depth();
+            // No locked instruction: a handler in the midst of this leaves the number as it found it.
+            let outer = depth.load(Ordering::Relaxed);
+            depth.store(outer + 1, Ordering::Relaxed);
+            // Towards handlers on this thread: no lock is taken before it counts, or kept after.
+            compiler_fence(Ordering::SeqCst);
+            Context { may_wait: outer == 0 }
         }
 
         /// Undoes [`Context::pin`].
         pub(crate) fn unpin() {
-            DEPTH.with(|depth| {
-                compiler_fence(Ordering::SeqCst);
-                depth.store(depth.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
-            });
+            let depth = depth();
+            compiler_fence(Ordering::SeqCst);
+            depth.store(depth.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
         }
 
         /// Runs something such that no slow path in it waits.

@@ -11,7 +11,7 @@
 //! - [`forks`], which process this is.
 //! - `ControlMutex` and `Renewable`, locks of the control plane.
 //!
-//! Nothing here allocates, but for locks of the control plane. This folder may touch `os`.
+//! Nothing here allocates, but for locks of the control plane. This folder may touch `os` and `arch`.
 
 mod bell;
 mod context;
