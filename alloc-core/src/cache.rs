@@ -39,9 +39,10 @@ use std::vec::Vec;
 use crate::cpu::{self, CpusReadGuard};
 use crate::objects;
 use crate::os;
+use crate::page;
 use crate::percpu;
 use crate::rcu;
-use crate::size_class::{Class, MAX_CACHES, MAX_SMALL, MAX_SMALL_ALIGN};
+use crate::size_class::{Class, MAX_CACHES, MAX_CLASSES, MAX_SMALL, MAX_SMALL_ALIGN};
 use crate::slab::{self, Shape};
 use crate::sync::{Context, ControlGuard, ControlMutex, LockClass};
 
@@ -101,6 +102,32 @@ pub fn barrier() {
 pub fn trim() -> usize {
     let _caches = SLAB_MUTEX.lock();
     rcu::setting_aside(|| objects::trim(rcu::set_aside))
+}
+
+/// What there is of the whole allocator, in bytes; a guess while others allocate and free.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct Memory {
+    /// Handed out, or kept for what may come.
+    pub held: usize,
+    /// Of these, free: in pages that nobody needs, in slabs, and on their way in barns and sheaves.
+    pub free: usize,
+    /// Of these, in pages that nobody needs, which go back to the system after a while.
+    pub unneeded: usize,
+}
+
+/// Says what there is of the whole allocator. Not for handlers. (`mallinfo`.)
+#[must_use]
+pub fn memory() -> Memory {
+    // As long as it is held, no class gets another shape.
+    let _caches = SLAB_MUTEX.lock();
+    let (held, unneeded) = (page::charged(), page::dirty());
+    let free = (0..MAX_CLASSES).filter_map(Class::any_from_index).map(|class| {
+        let census = objects::census(class);
+        let shape = slab::shape(class);
+        (census.slabs * shape.objects() - census.in_use) * shape.stride()
+    });
+    Memory { held, free: (unneeded + free.sum::<usize>()).min(held), unneeded }
 }
 
 /// In the child of a fork: nobody has the cache mutex but this thread.
@@ -862,6 +889,19 @@ mod tests {
     }
 
     /// Objects come and go by every road, in a cache of whose objects nothing may be touched while they are free.
+    #[test]
+    fn memory_is_counted() {
+        let objects: Vec<_> =
+            (0..100).map(|_| crate::kmalloc::alloc(Layout::new::<[u8; 3000]>())).collect();
+        let memory = memory();
+        assert!(memory.held >= memory.free && memory.free >= memory.unneeded, "{memory:?}");
+        assert!(memory.held >= 300_000 + memory.unneeded, "{memory:?}");
+        for object in objects {
+            // SAFETY: allocated above.
+            unsafe { crate::kmalloc::free(object, Layout::new::<[u8; 3000]>()) };
+        }
+    }
+
     #[test]
     fn objects_come_and_go() {
         let cache = Cache::builder("roads", Layout::new::<[usize; 3]>())

@@ -93,7 +93,7 @@ pub unsafe fn realloc(object: *mut u8, layout: Layout, new_size: usize) -> *mut 
     match (class_of(layout), class_of(new_layout)) {
         (Some(old), Some(new)) if old == new => object,
         // SAFETY: the caller's promise.
-        (None, None) => unsafe { realloc_large(object, layout, new_layout) },
+        (None, None) => unsafe { realloc_large(object, layout, new_layout, ROOM) },
         // SAFETY: the caller's promise.
         _ => unsafe { realloc_by_copy(object, layout, new_layout) },
     }
@@ -232,10 +232,16 @@ fn run_of(object: *mut u8, layout: Layout) -> Unit {
 }
 
 /// # Safety
-/// As [`realloc`], for layouts that no class serves.
+/// As [`realloc`], for layouts that no class serves. A run that is copied in order to grow becomes `room` times as long as it has
+/// to be.
 #[cold]
 #[inline(never)]
-unsafe extern "C" fn realloc_large(object: *mut u8, layout: Layout, new_layout: Layout) -> *mut u8 {
+pub(crate) unsafe extern "C" fn realloc_large(
+    object: *mut u8,
+    layout: Layout,
+    new_layout: Layout,
+    room: usize,
+) -> *mut u8 {
     if layout.size() == 0 || new_layout.size() == 0 {
         // SAFETY: the caller's promise.
         return unsafe { realloc_by_copy(object, layout, new_layout) };
@@ -243,7 +249,7 @@ unsafe extern "C" fn realloc_large(object: *mut u8, layout: Layout, new_layout: 
     // SAFETY: the caller's promise.
     let resized = Context::enter(|context| unsafe {
         free_deferred(context);
-        let resized = realloc_run(context, object, layout, new_layout);
+        let resized = realloc_run(context, object, layout, new_layout, room);
         may_reclaim(context);
         resized
     });
@@ -260,6 +266,7 @@ unsafe fn realloc_run(
     object: *mut u8,
     layout: Layout,
     new_layout: Layout,
+    factor: usize,
 ) -> Option<*mut u8> {
     let run = run_of(object, layout);
     let (old_units, new_units) = (units(layout.size()), units(new_layout.size()));
@@ -279,7 +286,7 @@ unsafe fn realloc_run(
     }
     // Relaxed: a few more do no harm.
     let remap = layout.size() >= REMAP_BYTES && REMAPS.load(Ordering::Relaxed) < MAX_REMAPS;
-    let room = if remap { 0 } else { new_units.saturating_mul(ROOM).min(MAX_ROOM) };
+    let room = if remap { 0 } else { new_units.saturating_mul(factor).min(MAX_ROOM) };
     // Pages that are moved are where they were, so their new place is of the same node.
     let node = if remap { run.node() } else { node::current() };
     let found = (room > new_units).then(|| page::alloc(context, node, room, 1)).flatten();
@@ -314,7 +321,7 @@ unsafe fn realloc_run(
             // The new run stays in use for ever, so that nobody gets it. A system that is so short shall not be asked again.
             Remapped::Lost => {
                 REMAPS.store(MAX_REMAPS, Ordering::Relaxed);
-                return realloc_run(context, object, layout, new_layout);
+                return realloc_run(context, object, layout, new_layout, factor);
             }
         }
     }

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `fork` [`dump`] `protocol` | what is done around a fork; the state of the machine, for a report; numbers, for a model |
 //! | [`cache`] | what is done to all caches at once |
+//! | [`by_address`] | blocks whose layout nobody tells, as C's |
 //! | [`nolock`] [`cpu`] | allocating and freeing without ever waiting; CPUs that come and go |
 //! | [`kmalloc`] [`rcu`] | the general-purpose allocator: size classes, large objects, realloc; readers without locks |
 //! | `objects` | the road of an object of a class: joins all that is below |
@@ -39,6 +40,8 @@ mod arch;
 mod barn;
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 mod batch;
+#[cfg(not(loom))]
+pub mod by_address;
 #[cfg(not(loom))]
 pub mod cache;
 #[cfg(not(loom))]

@@ -55,6 +55,21 @@ static LOOKUP: [u8; MAX_SMALL / 8] = {
     lookup
 };
 
+/// What a `malloc` aligns to, for its callers may put anything there that has no alignment of its own. (`max_align_t`.)
+pub const MALLOC_ALIGN: usize = 16;
+
+/// As [`LOOKUP`], in steps of [`MALLOC_ALIGN`] and rounded up to one, with a size of 0 like 1.
+static LOOKUP_MALLOC: [u8; MAX_SMALL / MALLOC_ALIGN + 1] = {
+    let mut lookup = [0; MAX_SMALL / MALLOC_ALIGN + 1];
+    let mut step = 0;
+    while step < lookup.len() {
+        let size = if step == 0 { MALLOC_ALIGN } else { step * MALLOC_ALIGN };
+        lookup[step] = LOOKUP[(size - 1) / 8];
+        step += 1;
+    }
+    lookup
+};
+
 /// Number of a class: size classes come first, in order of size.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Class(usize);
@@ -118,6 +133,17 @@ pub const fn class_of(layout: Layout) -> Option<Class> {
     Some(Class(LOOKUP[last / 8] as usize))
 }
 
+/// The class that serves `size` bytes aligned to [`MALLOC_ALIGN`], or `None` where a page run has to.
+#[inline(always)]
+pub(crate) fn class_of_size(size: usize) -> Option<Class> {
+    if size > MAX_SMALL {
+        return None;
+    }
+    let step = size.div_ceil(MALLOC_ALIGN);
+    // SAFETY: the table has an entry for the largest size, too.
+    Some(Class(usize::from(unsafe { *LOOKUP_MALLOC.get_unchecked(step) })))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,6 +194,15 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn sizes_alone_are_served_as_if_aligned() {
+        for size in (0..=MAX_SMALL + 1).step_by(STEP) {
+            let layout = Layout::from_size_align(size.max(1), MALLOC_ALIGN).unwrap();
+            assert_eq!(class_of_size(size), class_of(layout), "{size}");
+        }
+        assert_eq!(class_of_size(usize::MAX), None);
     }
 
     #[test]

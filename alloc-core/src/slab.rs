@@ -306,10 +306,16 @@ impl Slab {
     ///
     /// # Safety
     /// `this` is metadata of a unit that holds an object or a run in use.
+    #[inline(always)]
     pub(crate) unsafe fn class_of_unit(this: *mut Slab) -> Option<Class> {
-        // SAFETY: the caller's promise; zeroed metadata is a valid identity, and what is in use keeps it.
-        let identity = unsafe { (*this).identity };
-        Class::any_from_index(identity.class.into()).filter(|_| identity.live)
+        // SAFETY: the caller's promise; zeroed metadata is a valid identity, and what is in use keeps it. The class is one: that
+        // is where it came from.
+        unsafe {
+            let identity = &raw const (*this).identity;
+            (*identity)
+                .live
+                .then(|| Class::any_from_index((*identity).class.into()).unwrap_unchecked())
+        }
     }
 
     /// The node whose lists the slab belongs to.

@@ -30,7 +30,7 @@ mod reserve;
 
 use core::cell::UnsafeCell;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
 use crate::fault::{self, Place};
 use crate::node;
@@ -125,6 +125,35 @@ static CLAIMED: AtomicUsize = AtomicUsize::new(0);
 static MAKING: Lock<()> = Lock::new(LockClass::ArenaMaking, ());
 /// The least need, in units, for which an arena could not be had last; such are made only when all else has failed, too.
 static REFUSED: AtomicU32 = AtomicU32::new(u32::MAX);
+
+/// Where units of the first arena are, and their metadata: on a line of its own that is not written any more, unlike those of the
+/// arena.
+#[repr(align(64))]
+struct First {
+    /// 0 before the others are known. Release then, pairs with the Acquire of whoever looks.
+    bytes: AtomicUsize,
+    base: AtomicPtr<u8>,
+    meta: AtomicPtr<u8>,
+}
+
+static FIRST: First = First {
+    bytes: AtomicUsize::new(0),
+    base: AtomicPtr::new(ptr::null_mut()),
+    meta: AtomicPtr::new(ptr::null_mut()),
+};
+
+/// The metadata of the unit that holds `address`, if that lies in the first arena, as nearly all do. As [`Unit::of`] and
+/// [`Unit::meta`], without a loop.
+#[inline(always)]
+pub(crate) fn meta_in_first(address: *mut u8) -> Option<*mut u8> {
+    let bytes = FIRST.bytes.load(Ordering::Acquire);
+    let offset = address.addr().wrapping_sub(FIRST.base.load(Ordering::Relaxed).addr());
+    if offset >= bytes {
+        return None;
+    }
+    // SAFETY: the unit lies in the arena.
+    Some(unsafe { FIRST.meta.load(Ordering::Relaxed).add((offset >> UNIT_SHIFT) * META_SIZE) })
+}
 
 /// The arenas that can be used.
 fn arenas() -> impl Iterator<Item = &'static Arena> {
@@ -490,6 +519,7 @@ fn try_make_arena(node: usize, need: u32) -> Option<()> {
     let claim = |claimed: usize| (claimed < MAX_ARENAS).then_some(claimed + 1);
     // Relaxed: the number alone.
     let claimed = CLAIMED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim).ok();
+    let is_first = claimed == Some(0);
     let Some(arena) = claimed.and_then(|index| ARENAS.get(index)) else {
         // SAFETY: a reservation nobody has used.
         unsafe { os::unreserve(reserved, bytes) };
@@ -531,6 +561,12 @@ fn try_make_arena(node: usize, need: u32) -> Option<()> {
     arena.committed.store(1, Ordering::Relaxed);
     // Release: pairs with the Acquire in `arenas`.
     arena.bytes.store(units * UNIT, Ordering::Release);
+    if is_first {
+        FIRST.base.store(arena.arrays().base, Ordering::Relaxed);
+        FIRST.meta.store(arena.arrays().meta, Ordering::Relaxed);
+        // Release: pairs with the Acquire in `meta_in_first`.
+        FIRST.bytes.store(units * UNIT, Ordering::Release);
+    }
     Some(())
 }
 

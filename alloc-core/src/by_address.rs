@@ -1,0 +1,297 @@
+//! The general-purpose allocator for callers who do not say what they give back, as C's do: a block is known by its address.
+//!
+//! An address leads to its unit, and that to the class of its objects, or to a run. All blocks are aligned to 16 bytes at least,
+//! which a program in C takes for granted, so the classes of 8 and 24 bytes are not used. A block is of one kind however it was
+//! allocated: what is allocated here may be freed by `kmalloc` with a layout that fits, what is allocated there may be freed here,
+//! and so may the objects of a cache (as `kfree` may).
+//!
+//! An address in none of our arenas is *foreign*: the loader's, who allocated before there were symbols to be bound to us, or of
+//! another allocator. Those are left alone.
+//!
+//! This file may touch `kmalloc`, `nolock`, and what these may touch.
+
+use core::alloc::Layout;
+use core::ptr::{self, NonNull};
+
+use crate::kmalloc;
+use crate::nolock;
+use crate::objects::{self, checked_in, checked_out, free_run, may_reclaim};
+use crate::os;
+use crate::page::{self, Unit};
+use crate::percpu;
+use crate::size_class::{Class, MALLOC_ALIGN, UNIT_SHIFT, class_of, class_of_size};
+use crate::slab::Slab;
+use crate::sync::Context;
+
+/// The layout that serves `size` bytes; `None` for more than there can be.
+fn layout_of(size: usize) -> Option<Layout> {
+    Layout::from_size_align(size.max(1), MALLOC_ALIGN).ok()
+}
+
+/// The first step of [`alloc`], for who wants nothing else inlined: `None` where the sheaf of this CPU has none.
+#[inline(always)]
+#[must_use]
+pub fn pop(size: usize) -> Option<NonNull<u8>> {
+    let class = class_of_size(size)?;
+    NonNull::new(percpu::pop(class)).map(|object| checked_out(object, class))
+}
+
+/// Allocates `size` bytes; null when there are none. A size of 0 is served like a size of 1.
+#[must_use]
+pub fn alloc(size: usize) -> *mut u8 {
+    layout_of(size).map_or(ptr::null_mut(), kmalloc::alloc)
+}
+
+/// As [`alloc`], and the memory reads as zero.
+#[must_use]
+pub fn alloc_zeroed(size: usize) -> *mut u8 {
+    layout_of(size).map_or(ptr::null_mut(), kmalloc::alloc_zeroed)
+}
+
+/// As [`alloc`], at a multiple of `align`, which is a power of two; null also if it is none.
+#[must_use]
+pub fn alloc_aligned(size: usize, align: usize) -> *mut u8 {
+    let layout = Layout::from_size_align(size.max(1), align.max(MALLOC_ALIGN));
+    layout.map_or(ptr::null_mut(), kmalloc::alloc)
+}
+
+/// As [`alloc`], without ever waiting: see [`nolock`].
+#[must_use]
+pub fn alloc_nolock(size: usize) -> *mut u8 {
+    layout_of(size).and_then(nolock::alloc).map_or(ptr::null_mut(), NonNull::as_ptr)
+}
+
+/// Frees a block. Does nothing if it is foreign, or null.
+///
+/// # Safety
+/// If `block` is of this allocator, it was not freed, and is not used any more. One that is not, and lies where no class would have
+/// it, ends the process with a message; where debug assertions are on, so does any.
+#[inline(always)]
+pub unsafe fn free(block: *mut u8) {
+    // SAFETY: the caller's promise: what is in our arena is in use, so the unit has metadata, and keeps its class.
+    unsafe {
+        match page::meta_in_first(block).and_then(|meta| Slab::class_of_unit(meta.cast())) {
+            Some(class) => free_object(class, block),
+            None => free_elsewhere(block),
+        }
+    }
+}
+
+/// As [`free`], without ever waiting.
+///
+/// # Safety
+/// As [`free`].
+pub unsafe fn free_nolock(block: *mut u8) {
+    // SAFETY: the caller's promise.
+    Context::without_waiting(|| unsafe { free_elsewhere(block) });
+}
+
+/// # Safety
+/// As [`free`], for an object of `class`.
+#[inline(always)]
+unsafe fn free_object(class: Class, object: *mut u8) {
+    checked_in(object, class);
+    // SAFETY: the caller's promise.
+    unsafe {
+        if !percpu::push(class, object) {
+            objects::free_slow(class, object);
+        }
+    }
+}
+
+/// As [`free`], for a block wherever it is.
+///
+/// # Safety
+/// As [`free`].
+#[cold]
+#[inline(never)]
+unsafe extern "C" fn free_elsewhere(block: *mut u8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match Place::of(block) {
+            Place::Foreign => {}
+            Place::Object(class) => free_object(class, block),
+            Place::Run(_) => Context::enter(|context| {
+                free_run(context, block);
+                may_reclaim(context);
+            }),
+        }
+    }
+}
+
+/// Where a block lies.
+enum Place {
+    Foreign,
+    Object(Class),
+    /// A run of so many bytes.
+    Run(usize),
+}
+
+impl Place {
+    /// # Safety
+    /// If the block is of this allocator, it was not freed. One that was, or that starts in the midst of a run, ends the process.
+    unsafe fn of(block: *mut u8) -> Place {
+        let Some(unit) = Unit::of(block) else { return Place::Foreign };
+        if unit.is_committed() {
+            // SAFETY: committed, so it has metadata; in use, by the caller's promise.
+            if let Some(class) = unsafe { Slab::class_of_unit(unit.meta().cast()) } {
+                return Place::Object(class);
+            }
+            if let Some(units) = unit.run_len().filter(|_| unit.address() == block) {
+                return Place::Run(units << UNIT_SHIFT);
+            }
+        }
+        os::abort(format_args!("{block:p} is no block in use"))
+    }
+}
+
+/// Bytes that a block may use, all of which [`realloc`] keeps; 0 for one that is foreign, or null.
+///
+/// # Safety
+/// If `block` is of this allocator, it was not freed.
+#[must_use]
+pub unsafe fn usable_size(block: *mut u8) -> usize {
+    // SAFETY: the caller's promise.
+    match unsafe { Place::of(block) } {
+        Place::Foreign => 0,
+        Place::Object(class) => objects::size(class),
+        Place::Run(size) => size,
+    }
+}
+
+/// Makes a block one of `new_size` bytes, keeping its contents up to the lesser size; it may move, and then has no alignment of
+/// its own any more. Null when there is no memory, or the block is foreign; then it stays as it was.
+///
+/// # Safety
+/// As [`free`]; and `block` is not null.
+#[must_use]
+pub unsafe fn realloc(block: *mut u8, new_size: usize) -> *mut u8 {
+    let Some(new_layout) = layout_of(new_size) else { return ptr::null_mut() };
+    // SAFETY: the caller's promise; a run has the layout that it would have had if all of it had been asked for. Nobody knows how
+    // much of it was, so it gets no room to grow that would be taken for a part of it, and copied.
+    unsafe {
+        let size = match Place::of(block) {
+            Place::Foreign => return ptr::null_mut(),
+            Place::Run(size) if class_of(new_layout).is_none() => {
+                let layout = Layout::from_size_align_unchecked(size, MALLOC_ALIGN);
+                return kmalloc::realloc_large(block, layout, new_layout, 1);
+            }
+            Place::Run(size) => size,
+            // What shrinks a little is not worth a copy.
+            Place::Object(class) => match objects::size(class) {
+                size if (size / 2..=size).contains(&new_size) => return block,
+                size => size,
+            },
+        };
+        let new = kmalloc::alloc(new_layout);
+        if !new.is_null() {
+            ptr::copy_nonoverlapping(block, new, size.min(new_size));
+            free(block);
+        }
+        new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::Cache;
+    use crate::size_class::{MAX_SMALL, UNIT};
+
+    fn filled(size: usize, value: u8) -> *mut u8 {
+        let block = alloc(size);
+        assert!(!block.is_null() && block.addr().is_multiple_of(MALLOC_ALIGN), "{size}");
+        // SAFETY: a fresh block; the program may use all of it.
+        unsafe {
+            assert!(usable_size(block) >= size);
+            block.write_bytes(value, usable_size(block));
+        }
+        block
+    }
+
+    #[test]
+    fn sizes_come_and_go() {
+        for size in [0, 1, 8, 16, 17, 24, 32, 33, 100, 5000, MAX_SMALL, MAX_SMALL + 1, 5 * UNIT] {
+            for _ in 0..if cfg!(miri) { 2 } else { 300 } {
+                let (first, second) = (filled(size, 1), filled(size, 2));
+                // SAFETY: two blocks of that size.
+                unsafe {
+                    assert!(*first == 1 && *second == 2);
+                    free(first);
+                    free_nolock(second);
+                    let (zeroed, nolock) = (alloc_zeroed(size), alloc_nolock(size));
+                    assert!(size == 0 || (*zeroed == 0 && *zeroed.add(size - 1) == 0));
+                    free(nolock);
+                    free(zeroed);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn realloc_keeps_contents() {
+        let sizes = [1, 8, 100, 60, 5000, 40_000, 70_000, 700_000, 900_000, 300_000, 33_000, 10];
+        let mut block = filled(sizes[0], 7);
+        for new_size in sizes {
+            // SAFETY: a block of that size, filled to its end.
+            unsafe {
+                let kept = usable_size(block).min(new_size);
+                block = realloc(block, new_size);
+                assert!(!block.is_null());
+                let step = if cfg!(miri) { 509 } else { 1 };
+                assert!((0..kept).step_by(step).all(|offset| *block.add(offset) == 7));
+                block.write_bytes(7, usable_size(block));
+                assert!(realloc(block, usize::MAX).is_null());
+            }
+        }
+        // SAFETY: a block.
+        unsafe { free(block) };
+    }
+
+    #[test]
+    fn alignments() {
+        for align in [1, 8, 16, 64, 4096, UNIT, 1 << 20] {
+            for size in [0, 1, 100, 40_000] {
+                let block = alloc_aligned(size, align);
+                assert!(!block.is_null() && block.addr().is_multiple_of(align));
+                // SAFETY: a block.
+                unsafe {
+                    assert!(usable_size(block) >= size);
+                    free(block);
+                }
+            }
+        }
+        assert!(alloc_aligned(1, 48).is_null() && alloc(usize::MAX).is_null());
+        assert!(alloc_zeroed(usize::MAX).is_null() && alloc_nolock(usize::MAX).is_null());
+    }
+
+    #[test]
+    fn foreign_blocks_are_left_alone() {
+        let mut local = 0u8;
+        for foreign in [ptr::null_mut(), &raw mut local] {
+            // SAFETY: no blocks of ours.
+            unsafe {
+                free(foreign);
+                free_nolock(foreign);
+                assert_eq!(usable_size(foreign), 0);
+                assert!(realloc(foreign, 10).is_null());
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_of_others_are_freed() {
+        let layout = Layout::from_size_align(24, 8).unwrap();
+        let cache = Cache::builder("by address", layout).build().unwrap();
+        for _ in 0..if cfg!(miri) { 2 } else { 300 } {
+            let (object, block) = (cache.alloc().unwrap().as_ptr(), kmalloc::alloc(layout));
+            // SAFETY: a block, and an object of a cache, of which the program may use no more than it asked for.
+            unsafe {
+                assert_eq!((usable_size(object), usable_size(block)), (24, 24));
+                free(object);
+                free(block);
+            }
+        }
+        cache.destroy().unwrap();
+    }
+}
