@@ -1,0 +1,84 @@
+/*
+ * What Hayloft has beyond malloc and free: to be used with libhayloft.so or libhayloft.a, which have the functions of the C
+ * standard, POSIX and glibc as well, under their names.
+ *
+ * Unless it says otherwise, a function that allocates answers null and sets errno where it fails. What is allocated by any of these
+ * may be freed by free().
+ */
+#ifndef HAYLOFT_H
+#define HAYLOFT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Allocates and frees without ever waiting for a lock: for code that must not wait, though it interrupted nothing. In a signal
+ * handler malloc() and free() do this by themselves. */
+void *hayloft_alloc_nolock(size_t size);
+void hayloft_free_nolock(void *block);
+
+/* Gives all memory back to the system that no block in use needs; how many bytes it got. Not for signal handlers. */
+size_t hayloft_trim(void);
+
+/* Waits until all that was freed before, in whatever context, is free in earnest. Not for signal handlers. */
+void hayloft_barrier(void);
+
+/* What there is of the whole allocator; a guess while others allocate and free. Not for signal handlers. */
+struct hayloft_stats {
+    size_t held;       /* bytes handed out, or kept for what may come */
+    size_t free;       /* of these, free */
+    size_t unneeded;   /* of these, in pages that nobody needs */
+    uint64_t deferred; /* frees that could not be done where they were asked for */
+    uint64_t flushed;  /* of these, done since */
+};
+void hayloft_stats(struct hayloft_stats *to);
+
+/* A cache of objects of one kind. */
+typedef struct hayloft_cache hayloft_cache;
+
+#define HAYLOFT_CACHE_NO_MERGE 1u      /* shares its slabs with no other cache */
+#define HAYLOFT_CACHE_ZERO 2u          /* objects read as zero when they are allocated */
+#define HAYLOFT_CACHE_HWCACHE_ALIGN 4u /* objects start on a cache line, or the part of one that they fill */
+#define HAYLOFT_CACHE_PANIC_ON_LEAK 8u /* hayloft_cache_destroy() ends the process if objects are in use */
+
+/* Makes a cache of objects of this size and alignment (0 for that of a pointer). The name is copied; no two caches have the same
+ * (EEXIST). Not for signal handlers. */
+hayloft_cache *hayloft_cache_create(const char *name, size_t size, size_t align, unsigned flags);
+
+/* Destroys a cache that nobody uses: 0; or -1 and EBUSY if objects of it are in use, and then it is as it was. Not for signal
+ * handlers. */
+int hayloft_cache_destroy(hayloft_cache *cache);
+
+/* In any context. A null pointer may be freed. */
+void *hayloft_cache_alloc(const hayloft_cache *cache);
+void *hayloft_cache_alloc_nolock(const hayloft_cache *cache);
+void hayloft_cache_free(const hayloft_cache *cache, void *object);
+void hayloft_cache_free_nolock(const hayloft_cache *cache, void *object);
+
+/* Allocates as many objects as are wanted; how many there were. None that is freed so may be null. */
+size_t hayloft_cache_alloc_bulk(const hayloft_cache *cache, void **to, size_t count);
+void hayloft_cache_free_bulk(const hayloft_cache *cache, void *const *objects, size_t count);
+
+/* Gives memory back that no object in use needs; how many bytes. Not for signal handlers. */
+size_t hayloft_cache_shrink(const hayloft_cache *cache);
+
+/* What there is of a cache, and of those that it shares its slabs with. Not for signal handlers. */
+struct hayloft_cache_stats {
+    size_t object_size; /* bytes of an object */
+    size_t stride;      /* bytes from one object to the next */
+    size_t slabs;
+    size_t in_use;      /* objects that the program has */
+    size_t in_sheaves;  /* free objects that CPUs keep */
+    size_t in_barns;    /* free objects that nodes keep */
+    size_t sharers;     /* caches that share the slabs, this one included */
+};
+void hayloft_cache_stats(const hayloft_cache *cache, struct hayloft_cache_stats *to);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,234 @@
+//! What is Hayloft's own, as `include/hayloft.h` declares it. The header says what each function does.
+
+extern crate std;
+
+use core::alloc::Layout;
+use core::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use core::mem::MaybeUninit;
+use core::ptr::{self, NonNull};
+use std::boxed::Box;
+
+use alloc_core::by_address;
+use alloc_core::cache::{self, Cache, CacheError, CacheFlags};
+
+use crate::{fail, or_no_memory};
+
+/// The flags of the header, in the order of their bits.
+const FLAGS: [CacheFlags; 4] =
+    [CacheFlags::NO_MERGE, CacheFlags::ZERO, CacheFlags::HWCACHE_ALIGN, CacheFlags::PANIC_ON_LEAK];
+
+#[repr(C)]
+struct CacheStats {
+    object_size: usize,
+    stride: usize,
+    slabs: usize,
+    in_use: usize,
+    in_sheaves: usize,
+    in_barns: usize,
+    sharers: usize,
+}
+
+#[repr(C)]
+struct Stats {
+    held: usize,
+    free: usize,
+    unneeded: usize,
+    deferred: u64,
+    flushed: u64,
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn hayloft_alloc_nolock(size: usize) -> *mut c_void {
+    or_no_memory(by_address::alloc_nolock(size))
+}
+
+/// # Safety
+/// As `free`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hayloft_free_nolock(block: *mut c_void) {
+    // SAFETY: the caller's promise.
+    unsafe { by_address::free_nolock(block.cast()) }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn hayloft_trim() -> usize {
+    cache::trim()
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn hayloft_barrier() {
+    cache::barrier();
+}
+
+/// # Safety
+/// `to` can be written.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hayloft_stats(to: *mut Stats) {
+    let (memory, frees) = (cache::memory(), cache::deferred_frees());
+    let stats = Stats {
+        held: memory.held,
+        free: memory.free,
+        unneeded: memory.unneeded,
+        deferred: frees.deferred,
+        flushed: frees.flushed,
+    };
+    // SAFETY: the caller's promise.
+    unsafe { to.write(stats) };
+}
+
+/// # Safety
+/// The name ends in a null byte.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hayloft_cache_create(
+    name: *const c_char,
+    size: usize,
+    align: usize,
+    flags: c_uint,
+) -> *mut Cache {
+    // SAFETY: the caller's promise.
+    let made = unsafe { create(name, size, align, flags) };
+    made.map_or_else(
+        |error| {
+            fail(error);
+            ptr::null_mut()
+        },
+        |cache| Box::into_raw(Box::new(cache)),
+    )
+}
+
+/// # Safety
+/// As [`hayloft_cache_create`].
+unsafe fn create(
+    name: *const c_char,
+    size: usize,
+    align: usize,
+    flags: c_uint,
+) -> Result<Cache, c_int> {
+    // SAFETY: the caller's promise.
+    let name = unsafe { CStr::from_ptr(name) }.to_str().map_err(|_| libc::EINVAL)?;
+    let align = if align == 0 { align_of::<usize>() } else { align };
+    let layout = Layout::from_size_align(size, align).map_err(|_| libc::EINVAL)?;
+    if flags >> FLAGS.len() != 0 {
+        return Err(libc::EINVAL);
+    }
+    let wanted = FLAGS.into_iter().enumerate().filter(|(bit, _)| flags >> bit & 1 != 0);
+    let flags = wanted.fold(CacheFlags::default(), |flags, (_, flag)| flags | flag);
+    Cache::builder(name, layout).flags(flags).build().map_err(|error| match error {
+        CacheError::NameTaken => libc::EEXIST,
+        CacheError::TooMany => libc::ENOSPC,
+        CacheError::OutOfMemory => libc::ENOMEM,
+        _ => libc::EINVAL,
+    })
+}
+
+/// # Safety
+/// The cache was made by [`hayloft_cache_create`] and not destroyed; nobody uses it meanwhile.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hayloft_cache_destroy(cache: *mut Cache) -> c_int {
+    // SAFETY: the caller's promise. What is read is either written back, or the memory of a cache no more.
+    unsafe {
+        match cache.read().destroy() {
+            Ok(()) => {
+                drop(Box::from_raw(cache.cast::<MaybeUninit<Cache>>()));
+                0
+            }
+            Err(error) => {
+                cache.write(error.into_cache());
+                fail(libc::EBUSY);
+                -1
+            }
+        }
+    }
+}
+
+/// # Safety
+/// The cache was made by [`hayloft_cache_create`] and not destroyed.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hayloft_cache_alloc(cache: *const Cache) -> *mut c_void {
+    // SAFETY: the caller's promise.
+    or_no_memory(unsafe { (*cache).alloc() }.map_or(ptr::null_mut(), NonNull::as_ptr))
+}
+
+/// # Safety
+/// As [`hayloft_cache_alloc`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hayloft_cache_alloc_nolock(cache: *const Cache) -> *mut c_void {
+    // SAFETY: the caller's promise.
+    or_no_memory(unsafe { (*cache).alloc_nolock() }.map_or(ptr::null_mut(), NonNull::as_ptr))
+}
+
+/// # Safety
+/// As [`hayloft_cache_alloc`]; the object is null, or of that cache, in use, and not used any more.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hayloft_cache_free(cache: *const Cache, object: *mut c_void) {
+    if let Some(object) = NonNull::new(object.cast()) {
+        // SAFETY: the caller's promise.
+        unsafe { (*cache).free(object) };
+    }
+}
+
+/// # Safety
+/// As [`hayloft_cache_free`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hayloft_cache_free_nolock(cache: *const Cache, object: *mut c_void) {
+    if let Some(object) = NonNull::new(object.cast()) {
+        // SAFETY: the caller's promise.
+        unsafe { (*cache).free_nolock(object) };
+    }
+}
+
+/// # Safety
+/// As [`hayloft_cache_alloc`]; so many pointers can be stored at `to`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hayloft_cache_alloc_bulk(
+    cache: *const Cache,
+    to: *mut MaybeUninit<NonNull<u8>>,
+    count: usize,
+) -> usize {
+    if count == 0 {
+        return 0;
+    }
+    // SAFETY: the caller's promise.
+    unsafe { (*cache).alloc_bulk(core::slice::from_raw_parts_mut(to, count)) }
+}
+
+/// # Safety
+/// As [`hayloft_cache_free`], for each of so many objects, of which none is null.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hayloft_cache_free_bulk(
+    cache: *const Cache,
+    objects: *const NonNull<u8>,
+    count: usize,
+) {
+    if count > 0 {
+        // SAFETY: the caller's promise.
+        unsafe { (*cache).free_bulk(core::slice::from_raw_parts(objects, count)) };
+    }
+}
+
+/// # Safety
+/// As [`hayloft_cache_alloc`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hayloft_cache_shrink(cache: *const Cache) -> usize {
+    // SAFETY: the caller's promise.
+    unsafe { (*cache).shrink() }
+}
+
+/// # Safety
+/// As [`hayloft_cache_alloc`]; `to` can be written.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hayloft_cache_stats(cache: *const Cache, to: *mut CacheStats) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let stats = (*cache).stats();
+        to.write(CacheStats {
+            object_size: stats.object_size,
+            stride: stats.stride,
+            slabs: stats.slabs,
+            in_use: stats.in_use,
+            in_sheaves: stats.in_sheaves,
+            in_barns: stats.in_barns,
+            sharers: stats.sharers,
+        });
+    }
+}
