@@ -1,0 +1,390 @@
+/* What the C standard, POSIX and glibc say of each function, a check for each. */
+#include "check.h"
+#include <malloc.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <wchar.h>
+
+#define TOO_MUCH (hidden((size_t)PTRDIFF_MAX) + 1)
+
+/* The C library that this is linked with need not have them. */
+#pragma weak cfree
+#pragma weak free_sized
+#pragma weak free_aligned_sized
+void cfree(void *);
+void free_sized(void *, size_t);
+void free_aligned_sized(void *, size_t, size_t);
+
+/* These functions are the library's. */
+static void ours(void)
+{
+    void *functions[] = {(void *)malloc, (void *)free, (void *)realloc, (void *)malloc_usable_size};
+    for (size_t i = 0; i < sizeof functions / sizeof *functions; i++) {
+        Dl_info info;
+        CHECK(dladdr(functions[i], &info) && strstr(info.dli_fname, "hayloft"));
+    }
+}
+
+static void alignment(void)
+{
+    for (size_t size = 0; size < 300000; size += size < 600 ? 1 : 997) {
+        char *block = malloc(size), *zeroed = calloc(1, size), *moved = realloc(malloc(1), size + 1);
+        CHECK(block && zeroed && moved);
+        CHECK(is_aligned(block, 16) && is_aligned(zeroed, 16) && is_aligned(moved, 16));
+        free(block);
+        free(zeroed);
+        free(moved);
+    }
+}
+
+static void empty_blocks_are_unique(void)
+{
+    void *blocks[1000];
+    for (int i = 0; i < 1000; i++) {
+        CHECK((blocks[i] = i % 2 ? malloc(0) : calloc(0, 10)));
+        for (int j = 0; j < i; j++)
+            CHECK(blocks[i] != blocks[j]);
+    }
+    for (int i = 0; i < 1000; i++)
+        free(blocks[i]);
+}
+
+static void too_much(void)
+{
+    errno = 0;
+    CHECK(!malloc(TOO_MUCH) && errno == ENOMEM);
+    errno = 0;
+    CHECK(!malloc(hidden(SIZE_MAX)) && errno == ENOMEM);
+    errno = 0;
+    CHECK(!calloc(1, TOO_MUCH) && errno == ENOMEM);
+    void *block = malloc(10);
+    errno = 0;
+    CHECK(!realloc(block, TOO_MUCH) && errno == ENOMEM);
+    errno = 0;
+    CHECK(!realloc(block, hidden(SIZE_MAX)) && errno == ENOMEM);
+    errno = 0;
+    CHECK(!aligned_alloc(16, TOO_MUCH) && errno == ENOMEM);
+    errno = 0;
+    CHECK(!memalign(64, hidden(SIZE_MAX)) && errno == ENOMEM);
+    errno = 0;
+    CHECK(!valloc(hidden(SIZE_MAX)) && errno == ENOMEM);
+    errno = 0;
+    CHECK(!pvalloc(hidden(SIZE_MAX)) && errno == ENOMEM);
+    /* More than there is, but not more than there can be. */
+    errno = 0;
+    CHECK(!malloc(hidden((size_t)1 << 55)) && errno == ENOMEM);
+    free(block);
+}
+
+static void calloc_overflow(void)
+{
+    errno = 0;
+    CHECK(!calloc(hidden(SIZE_MAX / 2), 3) && errno == ENOMEM);
+    errno = 0;
+    CHECK(!calloc(hidden((size_t)1 << 32), (size_t)1 << 32) && errno == ENOMEM);
+}
+
+static void calloc_is_zero(void)
+{
+    for (size_t size = 1; size < 3000000; size = size * 3 / 2 + 1) {
+        for (int round = 0; round < 3; round++) {
+            unsigned char *dirty = malloc(size);
+            memset(dirty, 0xff, size);
+            free(dirty);
+            unsigned char *zeroed = calloc(size, 1);
+            for (size_t i = 0; i < size; i++)
+                CHECK(zeroed[i] == 0);
+            free(zeroed);
+        }
+    }
+}
+
+static void realloc_of_null(void)
+{
+    char *block = realloc(NULL, 100);
+    CHECK(block && malloc_usable_size(block) >= 100);
+    free(block);
+    CHECK((block = realloc(NULL, 0)));
+    free(block);
+}
+
+static void realloc_to_nothing(void)
+{
+    errno = 42;
+    CHECK(!realloc(malloc(100), hidden(0)) && errno == 42);
+}
+
+static void realloc_keeps_contents(void)
+{
+    size_t sizes[] = {1, 16, 17, 100, 60, 1000, 40000, 70000, 800000, 9000000, 20000000, 3000000, 66000, 30000, 5};
+    size_t old = 1;
+    unsigned char *block = malloc(old);
+    block[0] = 0;
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        size_t size = sizes[i];
+        CHECK((block = realloc(block, size)));
+        for (size_t at = 0; at < (old < size ? old : size); at++)
+            CHECK(block[at] == (unsigned char)(at * 7));
+        for (size_t at = 0; at < size; at++)
+            block[at] = (unsigned char)(at * 7);
+        old = size;
+    }
+    /* What could not be had leaves the block as it was. */
+    CHECK(!realloc(block, TOO_MUCH));
+    for (size_t at = 0; at < old; at++)
+        CHECK(block[at] == (unsigned char)(at * 7));
+    free(block);
+}
+
+static void reallocarray_overflow(void)
+{
+    char *block = reallocarray(NULL, 10, 10);
+    CHECK(block && malloc_usable_size(block) >= 100);
+    strcpy(block, "kept");
+    errno = 0;
+    CHECK(!reallocarray(block, hidden(SIZE_MAX / 2), 3) && errno == ENOMEM);
+    CHECK(strcmp(block, "kept") == 0);
+    CHECK((block = reallocarray(block, 1000, 1000)) && strcmp(block, "kept") == 0);
+    free(block);
+}
+
+static void aligned_blocks(void)
+{
+    for (size_t align = 1; align <= (size_t)4 << 20; align *= 2) {
+        size_t sizes[] = {0, 1, 24, align, 3 * align, 5000, 100000};
+        for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+            char *first = aligned_alloc(align, sizes[i]), *second = memalign(align, sizes[i]);
+            void *third = NULL;
+            CHECK(first && is_aligned(first, align) && malloc_usable_size(first) >= sizes[i]);
+            CHECK(second && is_aligned(second, align) && second != first);
+            int wanted = align < sizeof(void *) ? EINVAL : 0;
+            CHECK(posix_memalign(&third, align, sizes[i]) == wanted);
+            CHECK(!third == !!wanted && is_aligned(third, align));
+            memset(first, 1, sizes[i]);
+            memset(second, 2, sizes[i]);
+            CHECK((first = realloc(first, sizes[i] + 1)) && (sizes[i] == 0 || first[0] == 1));
+            free(first);
+            free_aligned_sized(second, align, sizes[i]);
+            free(third);
+        }
+    }
+}
+
+static void bad_alignments(void)
+{
+    size_t bad[] = {0, 3, 24, 48, SIZE_MAX};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        errno = 0;
+        CHECK(!aligned_alloc(hidden(bad[i]), 100) && errno == EINVAL);
+        void *block = &block;
+        errno = 42;
+        CHECK(posix_memalign(&block, hidden(bad[i]), 100) == EINVAL);
+        CHECK(block == &block && errno == 42);
+    }
+    void *block = &block;
+    errno = 42;
+    CHECK(posix_memalign(&block, 4, 100) == EINVAL && block == &block && errno == 42);
+    CHECK(posix_memalign(&block, 64, TOO_MUCH) == ENOMEM && block == &block && errno == 42);
+    /* These are rounded up. */
+    CHECK((block = memalign(hidden(48), 100)) && is_aligned(block, 64));
+    free(block);
+    errno = 0;
+    CHECK(!memalign(hidden(SIZE_MAX), 100) && errno == EINVAL);
+}
+
+static void pages(void)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    void *one = valloc(10), *two = pvalloc(page + 1), *three = pvalloc(0);
+    CHECK(one && two && three);
+    CHECK(is_aligned(one, page) && is_aligned(two, page) && is_aligned(three, page));
+    CHECK(malloc_usable_size(two) >= 2 * page && malloc_usable_size(three) >= page);
+    free(one);
+    free(two);
+    free(three);
+}
+
+static void free_keeps_errno(void)
+{
+    static void *blocks[20000];
+    for (size_t size = 1; size < 2000000; size *= 5) {
+        int count = size > 10000 ? 20 : 20000;
+        for (int i = 0; i < count; i++)
+            CHECK((blocks[i] = malloc(size)));
+        errno = 42;
+        for (int i = 0; i < count; i++)
+            free(blocks[i]);
+        CHECK(errno == 42);
+    }
+    free(NULL);
+    cfree(NULL);
+    CHECK(errno == 42);
+}
+
+static void success_keeps_errno(void)
+{
+    errno = 42;
+    for (int i = 0; i < 10000; i++)
+        free(malloc((size_t)i * 11));
+    CHECK(errno == 42);
+}
+
+static void usable_size(void)
+{
+    CHECK(malloc_usable_size(NULL) == 0);
+    enum { COUNT = 300 };
+    unsigned char *blocks[COUNT];
+    size_t sizes[COUNT];
+    for (int i = 0; i < COUNT; i++) {
+        size_t size = (size_t)i * i * i / 50;
+        CHECK((blocks[i] = malloc(size)));
+        sizes[i] = malloc_usable_size(blocks[i]);
+        CHECK(sizes[i] >= size);
+        memset(blocks[i], i, sizes[i]);
+    }
+    for (int i = 0; i < COUNT; i++) {
+        for (size_t at = 0; at < sizes[i]; at++)
+            CHECK(blocks[i][at] == (unsigned char)i);
+        /* All of it is the program's, and kept. */
+        CHECK((blocks[i] = realloc(blocks[i], sizes[i] + 100000)));
+        for (size_t at = 0; at < sizes[i]; at++)
+            CHECK(blocks[i][at] == (unsigned char)i);
+        free(blocks[i]);
+    }
+}
+
+static void sized_frees(void)
+{
+    for (size_t size = 0; size < 100000; size = size * 2 + 1) {
+        free_sized(malloc(size), size);
+        cfree(malloc(size));
+    }
+    free_sized(NULL, 10);
+    free_aligned_sized(NULL, 64, 10);
+}
+
+/* Blocks of others are left alone. */
+static void foreign_blocks(void)
+{
+    static char bytes[100] = "of the program";
+    char local[100] = "of the stack";
+    char *mapped = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    char *foreign[] = {bytes + 16, local + 16, mapped, mapped + 4096, (char *)16, (char *)-16};
+    for (size_t i = 0; i < sizeof foreign / sizeof *foreign; i++) {
+        char *block = (char *)hidden((size_t)foreign[i]);
+        free(block);
+        CHECK(malloc_usable_size(block) == 0);
+        CHECK(!realloc(block, 100));
+    }
+    CHECK(strcmp(bytes, "of the program") == 0 && strcmp(local, "of the stack") == 0);
+}
+
+/* What the C library allocates comes from here, too. */
+static void library_blocks(void)
+{
+    char *copy = strdup("a string that is copied"), *part = strndup("a part of it", 6);
+    CHECK(malloc_usable_size(copy) >= 24 && malloc_usable_size(part) >= 7);
+    CHECK(strcmp(copy, "a string that is copied") == 0 && strcmp(part, "a part") == 0);
+    char *printed = NULL;
+    CHECK(asprintf(&printed, "%0500d", 7) == 500 && malloc_usable_size(printed) > 500);
+    wchar_t *wide = wcsdup(L"wide");
+    CHECK(malloc_usable_size(wide) >= 5 * sizeof(wchar_t) && wcscmp(wide, L"wide") == 0);
+    char *path = realpath("/", NULL), *folder = getcwd(NULL, 0);
+    CHECK(path && folder && malloc_usable_size(path) > 0 && malloc_usable_size(folder) > 0);
+    char *line = NULL;
+    size_t room = 0;
+    FILE *file = fopen("/proc/self/maps", "r");
+    CHECK(file);
+    while (getline(&line, &room, file) > 0)
+        CHECK(malloc_usable_size(line) >= room);
+    fclose(file);
+    char *memory = NULL;
+    FILE *stream = open_memstream(&memory, &room);
+    for (int i = 0; i < 10000; i++)
+        fputs("more and more", stream);
+    fclose(stream);
+    CHECK(room == 130000 && malloc_usable_size(memory) > room);
+    char *all[] = {copy, part, printed, (char *)wide, path, folder, line, memory};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        free(all[i]);
+}
+
+static void reports(void)
+{
+    char *block = malloc(10 << 20);
+    memset(block, 1, 10 << 20);
+    struct mallinfo2 info = mallinfo2();
+    CHECK(info.arena >= info.uordblks && info.uordblks >= 10 << 20);
+    CHECK(info.arena == info.uordblks + info.fordblks && info.keepcost <= info.fordblks);
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+    CHECK(mallinfo().uordblks >= 10 << 20);
+    free(block);
+    CHECK(mallinfo2().uordblks < info.uordblks);
+    CHECK(malloc_trim(0) == 1);
+    CHECK(mallinfo2().arena < info.arena);
+    char *text = NULL;
+    size_t length = 0;
+    FILE *stream = open_memstream(&text, &length);
+    CHECK(malloc_info(1, stream) == EINVAL && malloc_info(0, stream) == 0);
+    fclose(stream);
+    CHECK(strstr(text, "<malloc version=") == text && strstr(text, "</malloc>"));
+    free(text);
+    malloc_stats();
+    CHECK(mallopt(M_MMAP_THRESHOLD, 1 << 20) == 1 && mallopt(M_ARENA_MAX, 1) == 1 && mallopt(77, 1) == 0);
+}
+
+/* Frees after all else was undone. */
+static void *kept[1000];
+
+static void free_kept(void)
+{
+    for (int i = 0; i < 1000; i++) {
+        free(kept[i]);
+        kept[i] = malloc((size_t)i);
+    }
+}
+
+__attribute__((destructor)) static void free_late(void)
+{
+    if (kept[0])
+        free_kept();
+}
+
+static void late_frees(void)
+{
+    CHECK(atexit(free_kept) == 0);
+    for (int i = 0; i < 1000; i++)
+        kept[i] = malloc((size_t)i * 50);
+}
+
+/* A block that is freed twice is found, if it is large. */
+static void large_double_free(void)
+{
+    char *block = malloc(1 << 20);
+    pid_t child = fork();
+    if (child == 0) {
+        char *volatile again = block;
+        free(block);
+        free(again);
+        _exit(0);
+    }
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+    free(block);
+}
+
+#define ENTRY(name) {#name, name}
+int main(int argc, char **argv)
+{
+    static const struct check checks[] = {
+        ENTRY(ours), ENTRY(alignment), ENTRY(empty_blocks_are_unique), ENTRY(too_much),
+        ENTRY(calloc_overflow), ENTRY(calloc_is_zero), ENTRY(realloc_of_null),
+        ENTRY(realloc_to_nothing), ENTRY(realloc_keeps_contents), ENTRY(reallocarray_overflow),
+        ENTRY(aligned_blocks), ENTRY(bad_alignments), ENTRY(pages), ENTRY(free_keeps_errno),
+        ENTRY(success_keeps_errno), ENTRY(usable_size), ENTRY(sized_frees), ENTRY(foreign_blocks),
+        ENTRY(library_blocks), ENTRY(reports), ENTRY(late_frees), ENTRY(large_double_free),
+    };
+    return run_checks(checks, sizeof checks / sizeof *checks, argc, argv);
+}

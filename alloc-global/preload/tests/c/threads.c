@@ -1,0 +1,139 @@
+/* Threads that pass blocks on, and forks amid them. */
+#include "check.h"
+#include <pthread.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { THREADS = 8, SLOTS = 256, ROUNDS = 60000 };
+
+static void *slots[SLOTS];
+static int stop;
+
+static unsigned next(unsigned *state)
+{
+    *state = *state * 1664525 + 1013904223;
+    return *state >> 8;
+}
+
+/* A block that says how long it is, and is filled with a byte that follows from that. */
+static unsigned char *make(unsigned *state)
+{
+    size_t size = sizeof(size_t) + next(state) % (next(state) % 64 ? 600 : 200000);
+    unsigned char *block = malloc(size);
+    CHECK(block);
+    memcpy(block, &size, sizeof size);
+    memset(block + sizeof size, (int)(size * 31), size - sizeof size);
+    return block;
+}
+
+static void end(unsigned char *block)
+{
+    size_t size;
+    if (!block)
+        return;
+    memcpy(&size, block, sizeof size);
+    for (size_t at = sizeof size; at < size; at++)
+        CHECK(block[at] == (unsigned char)(size * 31));
+    free(block);
+}
+
+static void *exchange(void *argument)
+{
+    unsigned state = (unsigned)(uintptr_t)argument * 7919 + 1;
+    for (int i = 0; i < ROUNDS && !__atomic_load_n(&stop, __ATOMIC_RELAXED); i++) {
+        void *block = make(&state);
+        end(__atomic_exchange_n(&slots[next(&state) % SLOTS], block, __ATOMIC_ACQ_REL));
+    }
+    return NULL;
+}
+
+static void run(void (*meanwhile)(void))
+{
+    pthread_t threads[THREADS];
+    for (uintptr_t i = 0; i < THREADS; i++)
+        CHECK(pthread_create(&threads[i], NULL, exchange, (void *)i) == 0);
+    meanwhile();
+    for (int i = 0; i < THREADS; i++)
+        CHECK(pthread_join(threads[i], NULL) == 0);
+    for (int i = 0; i < SLOTS; i++)
+        end(slots[i]);
+}
+
+static void nothing(void) {}
+
+static void exchanges(void)
+{
+    run(nothing);
+}
+
+static void *allocate(void *size)
+{
+    return malloc((size_t)size);
+}
+
+/* Threads that come and go by thousands. */
+static void short_lives(void)
+{
+    for (int i = 0; i < 3000; i++) {
+        pthread_t thread;
+        CHECK(pthread_create(&thread, NULL, allocate, (void *)(uintptr_t)(i * 3)) == 0);
+        void *block;
+        CHECK(pthread_join(thread, &block) == 0 && block);
+        free(block);
+    }
+}
+
+static void fork_some(void)
+{
+    for (int i = 0; i < 100; i++) {
+        pid_t child = fork();
+        CHECK(child >= 0);
+        if (child == 0) {
+            unsigned state = (unsigned)i;
+            for (int j = 0; j < 2000; j++)
+                end(make(&state));
+            /* With the handlers of exit, and what stdio has. */
+            exit(0);
+        }
+        int status;
+        CHECK(waitpid(child, &status, 0) == child && status == 0);
+    }
+    __atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
+}
+
+static void forks(void)
+{
+    run(fork_some);
+}
+
+/* Handlers around a fork allocate, whether they were added before Hayloft's or after. */
+static int handled;
+
+static void handler(void)
+{
+    unsigned state = 5;
+    for (int i = 0; i < 5000; i++)
+        end(make(&state));
+    handled++;
+}
+
+__attribute__((constructor)) static void add_handlers(void)
+{
+    pthread_atfork(handler, handler, handler);
+}
+
+static void fork_handlers(void)
+{
+    pthread_atfork(handler, handler, handler);
+    run(fork_some);
+    CHECK(handled == 400);
+}
+
+#define ENTRY(name) {#name, name}
+int main(int argc, char **argv)
+{
+    static const struct check checks[] = {
+        ENTRY(exchanges), ENTRY(short_lives), ENTRY(forks), ENTRY(fork_handlers),
+    };
+    return run_checks(checks, sizeof checks / sizeof *checks, argc, argv);
+}

@@ -1,0 +1,100 @@
+//! Small programs in C and C++, compiled here: each rule of each function, on both backends, preloaded and linked.
+#![cfg(target_env = "gnu")]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{BACKENDS, compile, is_there, libraries, output_of, preloaded, text_of};
+
+const NOTHING: [&str; 0] = [];
+/// For what a `new` that fails would have returned nobody asks.
+const CXX: [&str; 2] = ["-std=c++17", "-Wno-unused-result"];
+
+/// Runs each check of a program on both backends, by a command for a backend.
+fn run_checks(program: &Path, command: impl Fn(&str) -> Command) {
+    let names = text_of(Command::new(program).env("LD_LIBRARY_PATH", libraries()));
+    assert!(names.lines().count() > 1, "{names}");
+    for backend in BACKENDS {
+        for name in names.lines() {
+            output_of(command(backend).arg(name));
+        }
+    }
+}
+
+fn check_preloaded(program: &Path) {
+    run_checks(program, |backend| preloaded(program, backend));
+}
+
+/// As they are, with the library linked in or beside them.
+fn check_linked(program: &Path) {
+    run_checks(program, |backend| {
+        let mut command = Command::new(program);
+        command.env("HAYLOFT_BACKEND", backend).env("LD_LIBRARY_PATH", libraries());
+        command
+    });
+}
+
+#[test]
+fn rules() {
+    check_preloaded(&compile("cc", "rules.c", "rules", NOTHING));
+}
+
+#[test]
+fn threads_and_forks() {
+    check_preloaded(&compile("cc", "threads.c", "threads", NOTHING));
+}
+
+#[test]
+fn operators() {
+    if is_there("c++") {
+        check_preloaded(&compile("c++", "operators.cc", "operators", CXX));
+    }
+}
+
+/// `libhayloft.a`, and what Rust's standard library needs of the system's.
+fn archive() -> [PathBuf; 5] {
+    let library = libraries().join("libhayloft.a");
+    [library, "-lgcc_s".into(), "-lpthread".into(), "-ldl".into(), "-lm".into()]
+}
+
+#[test]
+fn header() {
+    let folder = format!("-L{}", libraries().display());
+    check_linked(&compile("cc", "own.c", "own-shared", [folder.as_str(), "-lhayloft"]));
+    check_linked(&compile("cc", "own.c", "own-archive", archive()));
+    check_linked(&compile("cc", "threads.c", "threads-archive", archive()));
+}
+
+#[test]
+fn operators_of_the_archive() {
+    if is_there("c++") {
+        let program = compile(
+            "c++",
+            "operators.cc",
+            "operators-archive",
+            CXX.map(PathBuf::from).into_iter().chain(archive()),
+        );
+        for name in
+            ["every_form", "failure_throws", "handler_is_asked", "handler_may_throw", "library"]
+        {
+            output_of(Command::new(&program).arg(name));
+        }
+    }
+}
+
+/// A program without a loader.
+#[test]
+fn without_shared_libraries() {
+    let library = libraries().join("libhayloft.a");
+    let arguments = ["-static".into(), library, "-lgcc_eh".into(), "-w".into()];
+    let program = compile("cc", "own.c", "own-static", &arguments);
+    for name in ["blocks", "caches", "bad_caches", "whole"] {
+        output_of(Command::new(&program).arg(name));
+    }
+    let program = compile("cc", "threads.c", "threads-static", &arguments);
+    for name in ["exchanges", "short_lives", "forks", "fork_handlers"] {
+        output_of(Command::new(&program).arg(name));
+    }
+}

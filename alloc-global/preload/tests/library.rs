@@ -1,0 +1,104 @@
+//! What the library is made of: what it exports, and what the two functions that matter compile to.
+#![cfg(target_env = "gnu")]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::process::Command;
+
+use common::{PACKAGE, libraries, text_of};
+
+/// Names of the C standard, POSIX, glibc and C++; those of the header come to these.
+const STANDARD: &str = "malloc calloc realloc reallocarray free aligned_alloc posix_memalign memalign valloc pvalloc \
+    malloc_usable_size malloc_trim mallinfo mallinfo2 malloc_info malloc_stats mallopt cfree free_sized free_aligned_sized \
+    _Znwm _Znam _ZnwmRKSt9nothrow_t _ZnamRKSt9nothrow_t _ZnwmSt11align_val_t _ZnamSt11align_val_t \
+    _ZnwmSt11align_val_tRKSt9nothrow_t _ZnamSt11align_val_tRKSt9nothrow_t \
+    _ZdlPv _ZdaPv _ZdlPvm _ZdaPvm _ZdlPvSt11align_val_t _ZdaPvSt11align_val_t _ZdlPvmSt11align_val_t _ZdaPvmSt11align_val_t \
+    _ZdlPvRKSt9nothrow_t _ZdaPvRKSt9nothrow_t _ZdlPvSt11align_val_tRKSt9nothrow_t _ZdaPvSt11align_val_tRKSt9nothrow_t";
+
+/// The functions that the header declares.
+fn declared() -> Vec<String> {
+    let header =
+        fs::read_to_string(format!("{PACKAGE}/include/hayloft.h")).expect("the header is there");
+    let code = header.split("/*").map(|part| part.split("*/").last().unwrap_or_default());
+    let code: String = code.collect();
+    let name = |before: &str| {
+        before
+            .rsplit(|letter: char| !(letter.is_alphanumeric() || letter == '_'))
+            .next()
+            .map(str::to_owned)
+    };
+    let calls = code.split('(').filter_map(name);
+    calls.filter(|name| name.starts_with("hayloft_")).collect()
+}
+
+#[test]
+fn exports_what_the_header_says_and_the_standard_names() {
+    let library = libraries().join("libhayloft.so");
+    let symbols =
+        text_of(Command::new("nm").args(["-D", "--defined-only", "--format=posix"]).arg(library));
+    let exported: BTreeSet<_> =
+        symbols.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect();
+    let declared = declared();
+    assert!(declared.len() > 10, "{declared:?}");
+    let wanted: BTreeSet<_> =
+        STANDARD.split_whitespace().map(str::to_owned).chain(declared).collect();
+    assert_eq!(exported, wanted);
+}
+
+/// The instructions of the function at the address of an exported one, on the way past conditional branches to its `ret`. What
+/// is behind an unconditional jump is the way of a miss; a branch that leads past one is taken.
+#[cfg(target_arch = "x86_64")]
+fn hit_path(disassembly: &str, address: usize) -> Vec<String> {
+    let parse = |line: &str| {
+        let (at, instruction) = line.trim().split_once(":\t")?;
+        Some((usize::from_str_radix(at, 16).ok()?, instruction.trim().to_owned()))
+    };
+    let lines = disassembly.lines().filter_map(parse).skip_while(|(at, _)| *at != address);
+    let lines: Vec<_> = lines.take(60).collect();
+    let mut path: Vec<String> = Vec::new();
+    let mut at = 0;
+    while let Some((_, instruction)) = lines.get(at) {
+        if instruction.starts_with("jmp") {
+            // The last branch was the one to be taken.
+            let branch = path
+                .iter()
+                .rposition(|instruction| instruction.starts_with('j'))
+                .expect("a branch");
+            let target = path[branch].split_whitespace().nth(1).expect("a target");
+            let target = usize::from_str_radix(target, 16).expect("an address");
+            path.truncate(branch + 1);
+            at = lines.iter().position(|(at, _)| *at == target).expect("the target is near");
+            continue;
+        }
+        path.push(instruction.clone());
+        if instruction.starts_with("ret") {
+            return path;
+        }
+        at += 1;
+    }
+    panic!("no ret: {path:#?}");
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_hit_paths_are_short() {
+    let library = libraries().join("libhayloft.so");
+    let symbols =
+        text_of(Command::new("nm").args(["-D", "--defined-only", "--format=posix"]).arg(&library));
+    let disassembly = text_of(
+        Command::new("objdump").args(["-d", "--no-show-raw-insn", "-M", "intel"]).arg(&library),
+    );
+    for (function, most) in [("malloc", 22), ("free", 28), ("_Znwm", 22), ("_ZdlPvm", 28)] {
+        let symbol =
+            symbols.lines().find_map(|line| line.strip_prefix(function)?.strip_prefix(" T "));
+        let address = symbol.and_then(|symbol| symbol.split(' ').next()).expect("it is exported");
+        let address = usize::from_str_radix(address, 16).expect("an address");
+        let path = hit_path(&disassembly, address);
+        println!("{function}: {} instructions", path.len());
+        assert!(path.len() <= most, "{function}: {path:#?}");
+        let starting = |prefix| path.iter().filter(|line| line.starts_with(prefix)).count();
+        assert_eq!(starting("call") + starting("lock") + starting("push"), 0, "{path:#?}");
+    }
+}
