@@ -539,7 +539,7 @@ pub(crate) fn flush_all(context: Context, cpu: usize, take: impl FnMut(Class, &m
 }
 
 /// As [`flush_all`], sheaves of objects that hold as many as when this was called last, or all of them `even_busy` ones;
-/// whether there were any.
+/// whether there were any, or others that may be unused next time.
 pub(crate) fn flush_unused(
     context: Context,
     cpu: usize,
@@ -548,7 +548,7 @@ pub(crate) fn flush_unused(
 ) -> bool {
     let Some(base) = region_of(cpu) else { return false };
     let mut idle = [false; MAX_CLASSES];
-    let mut any = false;
+    let (mut any_idle, mut any_busy) = (false, false);
     for class in all_classes().filter(|class| *class != Class::RCU) {
         // SAFETY: a region, and a word of it that is only used as an atomic.
         let ([top, _], seen) = unsafe {
@@ -559,11 +559,14 @@ pub(crate) fn flush_unused(
         let now = top.load(Ordering::Relaxed);
         if now > floor(class) {
             idle[class.index()] = even_busy || seen.load(Ordering::Relaxed) == now;
-            any |= idle[class.index()];
+            any_idle |= idle[class.index()];
+            // Perhaps only the fast path was here, which tells nobody.
+            any_busy |= !idle[class.index()];
             seen.store(now, Ordering::Relaxed);
         }
     }
-    any && empty(context, cpu, all_classes().filter(|class| idle[class.index()]), take)
+    let classes = all_classes().filter(|class| idle[class.index()]);
+    (any_idle && empty(context, cpu, classes, take)) || any_busy
 }
 
 fn all_classes() -> impl Iterator<Item = Class> + Clone {
