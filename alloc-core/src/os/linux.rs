@@ -172,22 +172,23 @@ pub(crate) unsafe fn remap(from: NonNull<u8>, to: NonNull<u8>, len: usize) -> Re
     if unsafe { libc::mremap(from, len, len, flags, to) != libc::MAP_FAILED } {
         return Remapped::Moved;
     }
+    // SAFETY: the address of this thread's `errno` is always valid.
+    if let libc::EINVAL | libc::ENOSYS | libc::EPERM = unsafe { *libc::__errno_location() } {
+        // It knows no such call, or nobody may make it: nothing has changed.
+        return Remapped::Refused;
+    }
     // The kernel unmaps `to` before it looks whether it can do the rest: whether it may commit as much once more, and before
-    // 6.17, whether `from` is one mapping. Then another thread may map something there at any moment.
+    // 6.17, whether `from` is one mapping. Then another thread may map something there at any moment. So what is mapped there
+    // counts as another's, unless it is mapped here.
     let rights = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
-    // SAFETY: nothing that is mapped is replaced; what kernels before 4.17 map elsewhere, nobody has yet. The advice changes
-    // nothing, it only fails if there is a hole.
+    // SAFETY: nothing that is mapped is replaced; what kernels before 4.17 map elsewhere, nobody has yet.
     unsafe {
         let mapped = libc::mmap(to, len, rights, flags, -1, 0);
         if mapped != to && mapped != libc::MAP_FAILED {
             libc::munmap(mapped, len);
         }
-        if mapped == to || libc::madvise(to, len, libc::MADV_NORMAL) == 0 {
-            Remapped::Refused
-        } else {
-            Remapped::Lost
-        }
+        if mapped == to { Remapped::Refused } else { Remapped::Lost }
     }
 }
 
