@@ -888,7 +888,6 @@ mod tests {
         unsafe { object.cast::<[usize; 3]>().write([1, 2, 3]) };
     }
 
-    /// Objects come and go by every road, in a cache of whose objects nothing may be touched while they are free.
     #[test]
     fn memory_is_counted() {
         let objects: Vec<_> =
@@ -902,6 +901,7 @@ mod tests {
         }
     }
 
+    /// Objects come and go by every road, in a cache of whose objects nothing may be touched while they are free.
     #[test]
     fn objects_come_and_go() {
         let cache = Cache::builder("roads", Layout::new::<[usize; 3]>())

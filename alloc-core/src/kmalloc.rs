@@ -232,7 +232,7 @@ fn run_of(object: *mut u8, layout: Layout) -> Unit {
 }
 
 /// # Safety
-/// As [`realloc`], for layouts that no class serves. A run that is copied in order to grow becomes `room` times as long as it has
+/// As [`realloc`], for layouts that no class serves. A run that is copied in order to grow becomes `factor` times as long as it has
 /// to be.
 #[cold]
 #[inline(never)]
@@ -240,7 +240,7 @@ pub(crate) unsafe extern "C" fn realloc_large(
     object: *mut u8,
     layout: Layout,
     new_layout: Layout,
-    room: usize,
+    factor: usize,
 ) -> *mut u8 {
     if layout.size() == 0 || new_layout.size() == 0 {
         // SAFETY: the caller's promise.
@@ -249,7 +249,7 @@ pub(crate) unsafe extern "C" fn realloc_large(
     // SAFETY: the caller's promise.
     let resized = Context::enter(|context| unsafe {
         free_deferred(context);
-        let resized = realloc_run(context, object, layout, new_layout, room);
+        let resized = realloc_run(context, object, layout, new_layout, factor);
         may_reclaim(context);
         resized
     });

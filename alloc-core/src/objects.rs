@@ -788,8 +788,11 @@ fn take_home(context: Context, _homing: &Guard<'_, ()>, even_busy: bool) -> bool
     }
     for class in (0..MAX_CLASSES).filter_map(Class::any_from_index) {
         for depot in depots(class) {
-            if depot.touched.swap(false, Ordering::Relaxed) && !even_busy {
+            let is_busy = depot.touched.swap(false, Ordering::Relaxed);
+            if is_busy {
                 counters::wrote(Line::Depot, 1);
+            }
+            if is_busy && !even_busy {
                 moved = true;
                 continue;
             }

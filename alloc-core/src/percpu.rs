@@ -126,8 +126,8 @@ fn first_header(class: Class) -> u64 {
     header(floor(class) as usize, first_width(class))
 }
 
-/// Objects moved at once between a sheaf that has all its capacity and what is behind it: half a sheaf, so that neither an allocation nor a free
-/// follows with a miss.
+/// Objects moved at once between a sheaf that has all its capacity and what is behind it: half a sheaf, so that neither an
+/// allocation nor a free follows with a miss.
 #[inline]
 pub(crate) fn batch_len(class: Class) -> usize {
     capacity(class) / 2

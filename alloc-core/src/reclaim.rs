@@ -2,8 +2,8 @@
 //!
 //! A thread of ours ends *windows* of time, and what was unneeded all through one goes a step further. It is made by the first free
 //! that leaves [`SPAWN_FROM`] bytes behind, or a heap of [`SPAWN_FROM_ALL`], and sleeps while there is nothing to give back; so a
-//! small program never has it, and an idle one is not woken. It has all signals blocked, and is not one of those that act as CPUs: programs that need none of these have
-//! memory to give back, too.
+//! small program never has it, and an idle one is not woken. It has all signals blocked, and is not one of those that act as
+//! CPUs: programs that need none of these have memory to give back, too.
 //!
 //! It is not made on a thread that has signals blocked, which may be in a handler that interrupted the making of a thread.
 //! With `HAYLOFT_BACKGROUND=0`, or where there can be no thread, frees look at a clock.

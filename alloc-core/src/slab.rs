@@ -724,14 +724,29 @@ impl Partial {
     unsafe fn keep_or_forget(&mut self, slab: *mut Slab, shape: &Shape, emptied: &mut Emptied) {
         // SAFETY: the caller's promise.
         unsafe {
+            if self.keeps(slab, shape, emptied) {
+                self.relist(slab, shape);
+            }
+        }
+    }
+
+    /// Whether a slab is to be listed, and not one that is empty where there are enough of these: that is let go of. One that is
+    /// empty counts as listed then.
+    ///
+    /// # Safety
+    /// As [`Partial::keep_or_forget`].
+    unsafe fn keeps(&mut self, slab: *mut Slab, shape: &Shape, emptied: &mut Emptied) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe {
             if (*slab).free_count == shape.objects {
                 if self.empty >= shape.min_empty {
-                    return self.forget(slab, shape, emptied);
+                    self.forget(slab, shape, emptied);
+                    return false;
                 }
                 self.empty += 1;
             }
-            self.relist(slab, shape);
         }
+        true
     }
 
     /// Ends a window of time: what was cut from before it is a window older.
@@ -777,15 +792,11 @@ impl Partial {
         // SAFETY: a slab of these lists that was lent stays a slab until it is back.
         unsafe {
             (*slab).list = UNLISTED;
-            let free = (*slab).free_count;
-            if free == shape.objects {
-                if self.empty >= shape.min_empty {
-                    return self.forget(slab, shape, emptied);
-                }
-                self.empty += 1;
+            if self.keeps(slab, shape, emptied) {
+                let free = (*slab).free_count;
+                let lists = if free == lent.free_count { SETTLED } else { 0 };
+                self.push(slab, shape.list(free) + lists);
             }
-            let lists = if free == lent.free_count { SETTLED } else { 0 };
-            self.push(slab, shape.list(free) + lists);
         }
     }
 

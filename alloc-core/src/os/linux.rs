@@ -31,8 +31,8 @@ impl Drop for SavedErrno {
     }
 }
 
-/// Reserves `len` bytes of address space, whole pages, on a page boundary and inaccessible. Without `MAP_NORESERVE`: the kernel does
-/// not account for what is inaccessible, and shall refuse to commit more than the machine has.
+/// Reserves `len` bytes of address space, whole pages, on a page boundary and inaccessible. Without `MAP_NORESERVE`: the kernel
+/// does not account for what is inaccessible, and shall refuse to commit more than the machine has.
 pub(crate) fn reserve(len: usize) -> Option<NonNull<u8>> {
     if fails(Call::Mmap) {
         return None;

@@ -6,8 +6,9 @@
 //!
 //! Units are committed from the bottom up. A free run is *clean* (never touched since its pages were last given back:
 //! it reads as zero and costs no memory) or *dirty*; the two are not merged with each other, and dirty ones are
-//! preferred; a long run may be of a dirty one and the clean one behind it. Free runs are kept in bins by length, eight to an octave, and merge with their neighbours by boundary
-//! tags: the descriptors of a run's first and last unit both name its length and state.
+//! preferred; a long run may be of a dirty one and the clean one behind it. Free runs are kept in bins by length, eight to an
+//! octave, and merge with their neighbours by boundary tags: the descriptors of a run's first and last unit both name its length
+//! and state.
 //!
 //! Dirty runs go back to the system by a low-water mark: what nobody needed during a whole window is given back at its end.
 //! (The working-set estimate of FreeBSD's UMA, for pages.) `reclaim` says when windows end, and how long they are. Whole pages of
@@ -165,15 +166,14 @@ fn arenas() -> impl Iterator<Item = &'static Arena> {
     (0..claimed).map(arena).filter(|arena: &&Arena| arena.bytes.load(Ordering::Acquire) > 0)
 }
 
-/// The arenas that can be used, those of a node first.
-fn arenas_from(node: usize) -> impl Iterator<Item = &'static Arena> {
-    let others = arenas().filter(move |arena| arena.arrays().node != node);
-    arenas_of(node).chain(others)
-}
-
 /// The arenas of a node that can be used.
 fn arenas_of(node: usize) -> impl Iterator<Item = &'static Arena> {
     arenas().filter(move |arena| arena.arrays().node == node)
+}
+
+/// The arenas of other nodes that can be used.
+fn arenas_beside(node: usize) -> impl Iterator<Item = &'static Arena> {
+    arenas().filter(move |arena| arena.arrays().node != node)
 }
 
 /// A run handed out.
@@ -263,21 +263,21 @@ pub(crate) fn alloc(
     let need = len.checked_add(align)?;
     loop {
         let claimed = CLAIMED.load(Ordering::Relaxed);
-        let mut found = None;
-        if node::count() > 1 {
-            found = arenas_of(node).find_map(|arena| arena.alloc(context, len, align));
-            if found.is_none()
-                && !limit::forbids(len)
-                && need < REFUSED.load(Ordering::Relaxed)
-                && !arenas_of(node).any(|arena| arena.has_room(need))
-                && make_arena(context, node, need, claimed).is_some()
-            {
-                continue;
-            }
+        let mut found = arenas_of(node).find_map(|arena| arena.alloc(context, len, align));
+        // Another arena of this node comes before those of others.
+        if found.is_none()
+            && node::count() > 1
+            && !limit::forbids(len)
+            && need < REFUSED.load(Ordering::Relaxed)
+            && !arenas_of(node).any(|arena| arena.has_room(need))
+            && make_arena(context, node, need, claimed).is_some()
+        {
+            continue;
         }
+        let mut with_reserves = arenas_of(node).chain(arenas_beside(node));
         found = found
-            .or_else(|| arenas_from(node).find_map(|arena| arena.alloc(context, len, align)))
-            .or_else(|| arenas_from(node).find_map(|arena| arena.alloc_reserved(len, align)));
+            .or_else(|| arenas_beside(node).find_map(|arena| arena.alloc(context, len, align)))
+            .or_else(|| with_reserves.find_map(|arena| arena.alloc_reserved(len, align)));
         if let Some(run) = found {
             if run.zeroed && limit::is_soft_exceeded() {
                 trim(context);
@@ -779,8 +779,8 @@ impl Arena {
         fault::point(Place::ArenaGrowing);
         let (next, end) = (start + old, start + len);
         // Free runs of both kinds may follow each other.
-        let fresh = loop {
-            let (mut at, mut fresh) = (next, 0);
+        let (free_end, last, fresh) = loop {
+            let (mut at, mut last, mut fresh) = (next, State::Used, 0);
             while at < end && at < self.committed() {
                 // SAFETY: the first unit of a run, committed.
                 let run = unsafe { self.run(at).read() };
@@ -790,9 +790,10 @@ impl Arena {
                     State::Clean => fresh += run.len.min(end - at),
                 }
                 at += run.len;
+                last = run.state;
             }
             if at >= end {
-                break fresh;
+                break (at, last, fresh);
             }
             if units.grow(self, end - at).is_none() {
                 return false;
@@ -801,15 +802,9 @@ impl Arena {
         if !limit::charge(fresh) {
             return false;
         }
-        let mut at = next;
-        while at < end {
-            // SAFETY: the first unit of a free run, found above.
-            let run = unsafe { self.run(at).read() };
-            units.remove(self, at);
-            at += run.len;
-            if at > end {
-                units.insert(self, end, at - end, run.state);
-            }
+        units.remove_all(self, next, free_end);
+        if free_end > end {
+            units.insert(self, end, free_end - end, last);
         }
         units.note_least(self);
         self.set(start, len, State::Used);

@@ -30,7 +30,8 @@ pub(crate) struct RawLock {
     /// The token of the thread that holds it, or 0. Whoever takes the lock says so only then, and no longer before letting go
     /// of it: so only a thread that asks whether it holds the lock itself gets a sure answer.
     owner: AtomicUsize,
-    /// For the witness and the counters: without them a free lock is all zeros, and memory full of them takes no room in executables.
+    /// For the witness and the counters: without them a free lock is all zeros, and memory full of them takes no room in
+    /// executables.
     #[cfg(any(debug_assertions, feature = "counters"))]
     class: LockClass,
 }
