@@ -8,6 +8,7 @@ use std::process::{Command, ExitCode};
 use clap::Parser;
 use comfy_table::Table;
 
+use crate::compare::runner::{self, Failure};
 use crate::engine::{self, Scale};
 use crate::measurement::{Measurement, Sharing};
 use crate::rows;
@@ -46,13 +47,7 @@ pub fn main() -> ExitCode {
     if arguments.next().as_deref() == Some(ENGINE) {
         return engine::run_one("hayloft", arguments, || None);
     }
-    match count(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    crate::exit(count(&Args::parse()).map(|()| true))
 }
 
 fn count(args: &Args) -> Result<(), String> {
@@ -83,14 +78,8 @@ fn count(args: &Args) -> Result<(), String> {
 
 fn run(workload: &Workload, scale: Scale) -> Result<Measurement, String> {
     let this = std::env::current_exe().map_err(|error| error.to_string())?;
-    let output = Command::new(this)
-        .args([ENGINE, workload.name, scale.name()])
-        .output()
-        .map_err(|error| error.to_string())?;
-    if !output.status.success() {
-        return Err(format!("{}: {}", workload.name, output.status));
-    }
-    serde_json::from_slice(&output.stdout).map_err(|error| format!("{}: {error}", workload.name))
+    runner::try_measure(Command::new(this).arg(ENGINE), workload, scale)
+        .map_err(|Failure { how, said }| format!("{}: {how}\n{said}", workload.name))
 }
 
 fn locks(counted: &[(&str, Sharing)], markdown: bool) -> Table {
@@ -134,7 +123,7 @@ fn table(
     let rows = counted.iter().map(|(name, sharing)| {
         let all = format!("{:.2}", rate(total(sharing), sharing));
         let row = [(*name).to_owned(), all].into_iter();
-        row.chain(used.iter().map(|kind| cell(sharing, *kind))).collect()
+        row.chain(used.iter().map(|kind| cell(sharing, *kind))).collect::<Vec<_>>()
     });
     rows::table(markdown, header, rows)
 }

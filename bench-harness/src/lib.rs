@@ -26,3 +26,17 @@ pub mod workloads;
 mod blocks;
 mod prng;
 mod rows;
+
+use std::process::ExitCode;
+
+/// What a `main` exits with: 1 if not all is well, or there was an error, which is told.
+fn exit(outcome: Result<bool, String>) -> ExitCode {
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{} {error}", console::style("error:").for_stderr().red().bold());
+            ExitCode::FAILURE
+        }
+    }
+}

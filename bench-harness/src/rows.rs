@@ -1,12 +1,12 @@
-//! Plain tables: a name, and numbers to its right.
+//! Tables: a name, and numbers to its right.
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, Row, Table, presets};
 
 /// A table with these rows, whose first column is a name.
-pub(crate) fn table(
+pub(crate) fn table<R: Into<Row>>(
     markdown: bool,
-    header: impl IntoIterator<Item = String>,
-    rows: impl IntoIterator<Item = Vec<String>>,
+    header: impl Into<Row>,
+    rows: impl IntoIterator<Item = R>,
 ) -> Table {
     let mut table = Table::new();
     if markdown {

@@ -33,14 +33,7 @@ pub fn main() -> ExitCode {
         print!("{}", listing());
         return ExitCode::SUCCESS;
     }
-    match compare(&args) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("{} {error}", console::style("error:").for_stderr().red().bold());
-            ExitCode::FAILURE
-        }
-    }
+    crate::exit(compare(&args))
 }
 
 /// Does it all. False if an engine failed.

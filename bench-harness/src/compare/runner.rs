@@ -112,11 +112,17 @@ fn progress_bar(length: u64) -> ProgressBar {
 /// Runs one engine with one workload.
 fn measure(engine: &Engine, workload: &Workload, scale: Scale) -> Outcome {
     let measured = |measurement| Outcome::Measured(Box::new(measurement));
-    try_measure(engine, workload, scale).map_or_else(Outcome::Failed, measured)
+    let measurement = try_measure(&mut Command::new(&engine.path), workload, scale);
+    measurement.map_or_else(Outcome::Failed, measured)
 }
 
-fn try_measure(engine: &Engine, workload: &Workload, scale: Scale) -> Result<Measurement, Failure> {
-    let mut child = Command::new(&engine.path)
+/// Has an engine, run by `command`, measure one workload.
+pub(crate) fn try_measure(
+    command: &mut Command,
+    workload: &Workload,
+    scale: Scale,
+) -> Result<Measurement, Failure> {
+    let mut child = command
         .args([workload.name, scale.name()])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

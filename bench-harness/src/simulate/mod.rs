@@ -35,15 +35,7 @@ use self::trace::Trace;
 
 /// The body of `main`.
 pub fn main() -> ExitCode {
-    let args = Args::parse();
-    match simulate(&args) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    crate::exit(simulate(&Args::parse()))
 }
 
 /// Does it all. False if a prediction was too far off.

@@ -11,6 +11,7 @@ use alloc_core::kmalloc;
 use alloc_core::size_class::{CLASSES, Class};
 
 use super::trace::{Op, Thread, Trace};
+use crate::compare::statistics::median;
 
 /// Who serves a trace.
 pub trait Heap: Sync {
@@ -148,13 +149,8 @@ pub fn measure(trace: &Trace, rounds: usize) -> (f64, f64) {
         hayloft.push(replay(trace, &Hayloft));
         nothing.push(replay(trace, &Nothing));
     }
-    (median(hayloft), median(nothing))
-}
-
-/// The one in the middle: threads that contend are lucky at times.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
+    // Not the least: threads that contend are lucky at times.
+    (median(hayloft).unwrap_or(0.0), median(nothing).unwrap_or(0.0))
 }
 
 /// The least: what it takes when nobody else uses the machine meanwhile.

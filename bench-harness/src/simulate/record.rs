@@ -153,13 +153,7 @@ struct Args {
 
 /// The body of `main`. The executable has a [`Recorder`] as its allocator.
 pub fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    crate::exit(run(&Args::parse()).map(|()| true))
 }
 
 fn run(args: &Args) -> Result<(), String> {

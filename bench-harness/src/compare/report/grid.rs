@@ -1,8 +1,9 @@
 //! A table of coloured cells, rendered for a terminal or as Markdown.
 
-use comfy_table::{Attribute, Cell, CellAlignment, Color, LineStyle, Table, presets};
+use comfy_table::{Attribute, Cell, Color, LineStyle};
 
 use super::Mood;
+use crate::rows;
 
 /// A table: a header, and rows as long as it.
 pub(super) struct Grid {
@@ -58,11 +59,12 @@ impl Grid {
 
     /// The table as text, without a line break at its end.
     pub(super) fn render(&self, markdown: bool) -> String {
-        let mut table = Table::new();
-        if markdown {
-            table.load_style(presets::ASCII_MARKDOWN).force_no_tty();
-        } else {
-            table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+        let header =
+            self.header.iter().map(|title| Cell::new(title).add_attribute(Attribute::Bold));
+        let row = |row: &Vec<Entry>| row.iter().map(|entry| cell(entry, markdown)).collect();
+        let rows = self.rows.iter().map(row).collect::<Vec<Vec<_>>>();
+        let mut table = rows::table(markdown, header.collect::<Vec<_>>(), rows);
+        if !markdown {
             if !self.separated {
                 table.style_mut().row_separator = LineStyle::none();
             }
@@ -71,17 +73,6 @@ impl Grid {
                 table.enforce_styling();
             } else {
                 table.force_no_tty();
-            }
-        }
-        let header =
-            self.header.iter().map(|title| Cell::new(title).add_attribute(Attribute::Bold));
-        table.set_header(header.collect::<Vec<_>>());
-        for row in &self.rows {
-            table.add_row(row.iter().map(|entry| cell(entry, markdown)).collect::<Vec<_>>());
-        }
-        for index in 1..self.header.len() {
-            if let Some(column) = table.column_mut(index) {
-                column.set_cell_alignment(CellAlignment::Right);
             }
         }
         table.trim_fmt()
