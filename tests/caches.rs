@@ -14,18 +14,11 @@ use alloc_core::cache::{AllocError, Cache, CacheError, CacheFlags, TypedCache};
 use alloc_core::fault::{self, Place};
 use alloc_core::{cpu, rcu};
 use tests::routes::Hayloft;
-use tests::scenario::Scenario;
-use tests::sysfs::pin_to;
+use tests::scenario::{Scenario, on_both_backends};
+use tests::sysfs::pin_here;
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
-
-/// Runs `body` in a child on each backend.
-fn on_each_backend<F: Fn()>(body: F) {
-    for backend in ["rseq", "fallback"] {
-        Scenario::new(backend, &body).env("HAYLOFT_BACKEND", backend).succeeds();
-    }
-}
 
 fn layout(size: usize, align: usize) -> Layout {
     Layout::from_size_align(size, align).expect("a layout")
@@ -60,7 +53,7 @@ fn check_and_free(cache: &Cache, objects: &[NonNull<u8>], free: impl Fn(NonNull<
 
 #[test]
 fn objects_are_disjoint_and_aligned() {
-    on_each_backend(|| {
+    on_both_backends(|| {
         for (size, align, flags, expected) in [
             (1, 1, CacheFlags::NO_MERGE, 8),
             (24, 8, CacheFlags::NO_MERGE, 8),
@@ -85,7 +78,7 @@ fn objects_are_disjoint_and_aligned() {
 
 #[test]
 fn every_road_serves_every_cache() {
-    on_each_backend(|| {
+    on_both_backends(|| {
         let cache = plain("roads", 128);
         for _ in 0..3 {
             let mut room = [MaybeUninit::uninit(); 500];
@@ -116,10 +109,8 @@ fn every_road_serves_every_cache() {
 /// A CPU keeps few objects of a cache that is hardly used, and many of one that is busy.
 #[test]
 fn sheaves_grow_with_use() {
-    on_each_backend(|| {
-        // SAFETY: a number only.
-        let here = usize::try_from(unsafe { libc::sched_getcpu() }).expect("a CPU");
-        pin_to(here);
+    on_both_backends(|| {
+        pin_here();
         let cache = plain("growing", 40);
         let capacity = cache.stats().sheaf_capacity;
         let use_and_count = |objects: usize| {
@@ -141,7 +132,7 @@ fn sheaves_grow_with_use() {
 
 #[test]
 fn zero_means_zero() {
-    on_each_backend(|| {
+    on_both_backends(|| {
         let cache = Cache::builder("zeroed", layout(200, 8)).flags(CacheFlags::ZERO).build();
         let cache = cache.expect("a cache");
         for _ in 0..2 {
@@ -166,7 +157,7 @@ fn what_a_constructor_made_is_kept() {
         // SAFETY: an object of two words.
         unsafe { object.cast::<[u64; 2]>().write([0xfeed, 0xbeef]) };
     }
-    on_each_backend(|| {
+    on_both_backends(|| {
         let cache = Cache::builder("made", Layout::new::<[u64; 2]>()).ctor(make).build();
         let cache = cache.expect("a cache");
         let before = MADE.load(Ordering::Relaxed);
@@ -195,7 +186,7 @@ fn a_constructor_may_panic() {
     fn make(_: NonNull<u8>) {
         assert!(!FAILS.load(Ordering::Relaxed), "on purpose");
     }
-    on_each_backend(|| {
+    on_both_backends(|| {
         FAILS.store(true, Ordering::Relaxed);
         let cache = Cache::builder("panics", layout(64, 8)).ctor(make).build().expect("a cache");
         for _ in 0..3 {
@@ -240,7 +231,7 @@ fn caches_that_cannot_be() {
 
 #[test]
 fn there_are_so_many_caches() {
-    on_each_backend(|| {
+    on_both_backends(|| {
         let mut caches = Vec::new();
         let error = loop {
             let name = format!("one of many {}", caches.len());
@@ -263,7 +254,7 @@ fn there_are_so_many_caches() {
 
 #[test]
 fn like_caches_share() {
-    on_each_backend(|| {
+    on_both_backends(|| {
         let build = |name: &str, size, align, flags| {
             Cache::builder(name, layout(size, align)).flags(flags).build().expect("a cache")
         };
@@ -289,7 +280,7 @@ fn like_caches_share() {
 
 #[test]
 fn a_cache_with_objects_in_use_is_handed_back() {
-    on_each_backend(|| {
+    on_both_backends(|| {
         let cache = plain("in use", 1000);
         let mut objects = filled(&cache, 100);
         let kept = objects.split_off(93);
@@ -321,7 +312,7 @@ fn a_cache_with_objects_in_use_is_handed_back() {
 
 #[test]
 fn a_leak_panics_where_that_was_asked_for() {
-    on_each_backend(|| {
+    on_both_backends(|| {
         let cache = Cache::builder("leaky", layout(8, 8)).flags(CacheFlags::PANIC_ON_LEAK).build();
         let cache = cache.expect("a cache");
         let _object = cache.alloc().expect("memory");
@@ -334,7 +325,7 @@ fn a_leak_panics_where_that_was_asked_for() {
 /// What was freed by other threads, on whatever CPU, by whatever road, is no hindrance.
 #[test]
 fn frees_of_other_threads_are_found() {
-    on_each_backend(|| {
+    on_both_backends(|| {
         cpu::start();
         for _ in 0..20 {
             let cache = plain("crossed", 64);
@@ -396,15 +387,10 @@ fn destroy_while_at(place: Place, cache: Cache, body: impl Fn() + Sync) {
 /// Objects that wait for readers leave a full sheaf, which other caches' are on as well.
 #[test]
 fn what_others_set_aside_is_found() {
-    on_each_backend(|| {
+    on_both_backends(|| {
         cpu::start();
         // All on one core, to have one sheaf.
-        // SAFETY: a zeroed set is a valid one, and its size is given.
-        unsafe {
-            let mut set: libc::cpu_set_t = std::mem::zeroed();
-            libc::CPU_SET(libc::sched_getcpu() as usize, &mut set);
-            libc::sched_setaffinity(0, size_of_val(&set), &raw const set);
-        }
+        pin_here();
         let (cache, other) = (plain("aside", 64), plain("other", 64));
         // SAFETY: objects of this cache, which nobody uses.
         filled(&cache, 20).into_iter().for_each(|object| unsafe { cache.free_rcu(object) });
@@ -443,7 +429,7 @@ fn what_others_take_home_is_found() {
 /// Several destroy at once: with the barrier unserialised, one of them would hang.
 #[test]
 fn caches_are_destroyed_at_once() {
-    on_each_backend(|| {
+    on_both_backends(|| {
         thread::scope(|scope| {
             for number in 0..4 {
                 scope.spawn(move || {
@@ -465,7 +451,7 @@ fn caches_are_destroyed_at_once() {
 /// CPUs come and go while caches live on them.
 #[test]
 fn caches_outlive_cpus() {
-    on_each_backend(|| {
+    on_both_backends(|| {
         cpu::start();
         let online: Vec<_> = cpu::online().collect();
         let Some(&last) = online.get(1) else { return };
@@ -500,7 +486,7 @@ fn caches_outlive_cpus() {
 
 #[test]
 fn readers_keep_what_they_found() {
-    on_each_backend(|| {
+    on_both_backends(|| {
         let cache = plain("read", 64);
         let (found, is_found) = mpsc::channel();
         let (go_on, may_go_on) = mpsc::channel::<()>();
@@ -564,7 +550,7 @@ fn handlers_use_caches() {
             }
         }
     }
-    on_each_backend(|| {
+    on_both_backends(|| {
         let cache = plain("handled", 72);
         SHARED.store((&raw const cache).cast_mut(), Ordering::Release);
         // SAFETY: a handler that keeps to what handlers may do.
@@ -605,7 +591,7 @@ fn handlers_use_caches() {
 
 #[test]
 fn values_are_dropped_once() {
-    on_each_backend(|| {
+    on_both_backends(|| {
         let cache = TypedCache::new("strings").expect("a cache");
         let mut boxes: Vec<_> = (0..1000)
             .map(|number| {
@@ -626,7 +612,7 @@ fn values_are_dropped_once() {
 /// A child that is forked while others make, use and destroy caches makes, uses and destroys some itself.
 #[test]
 fn the_child_of_a_fork_has_caches() {
-    on_each_backend(|| {
+    on_both_backends(|| {
         let before = plain("before", 40);
         let over = AtomicBool::new(false);
         thread::scope(|scope| {

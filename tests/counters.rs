@@ -6,6 +6,7 @@ use std::alloc::Layout;
 
 use alloc_core::counters::{Snapshot, snapshot};
 use alloc_core::kmalloc;
+use tests::sysfs::pin_here;
 
 /// Most objects of a sheaf of this layout's class.
 const SHEAF: usize = 256;
@@ -24,16 +25,6 @@ fn of_lock(counted: &Snapshot, name: &str) -> u64 {
     counted.locks().find(|lock| lock.name == name).expect("there is such a lock").acquired
 }
 
-/// Keeps this thread on the CPU it runs on, as each has sheaves of its own.
-fn stay() {
-    // SAFETY: a set of that size, all zero at first.
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(libc::sched_getcpu() as usize, &mut set);
-        assert_eq!(libc::sched_setaffinity(0, size_of_val(&set), &set), 0);
-    }
-}
-
 /// Allocates `count` objects.
 fn take(objects: &mut Vec<*mut u8>, count: usize) {
     objects.extend((0..count).map(|_| kmalloc::alloc(LAYOUT)));
@@ -49,7 +40,8 @@ fn give(objects: &mut Vec<*mut u8>, count: usize) {
 
 #[test]
 fn locks_are_taken_once_in_half_a_sheaf() {
-    stay();
+    // Each CPU has sheaves of its own.
+    pin_here();
     let mut objects = Vec::with_capacity(4 * SHEAF);
 
     // A look for partial slabs, a run, and the slab arrives.

@@ -1,16 +1,17 @@
 //! `HAYLOFT_LIMIT`: beyond the soft limit free memory goes back at once, at the hard one there is null, and nothing lost.
 
 use std::alloc::{GlobalAlloc, Layout};
+use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use alloc_core::fault::{self, Place};
 use alloc_core::nolock;
-use tests::pattern;
+use tests::hoard::Hoard;
 use tests::process::status_bytes;
 use tests::routes::Hayloft;
-use tests::scenario::Scenario;
+use tests::scenario::on_both_backends_with;
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -19,59 +20,11 @@ const MB: usize = 1 << 20;
 
 /// Runs `body` on both backends within a limit, and with memory going back for no other reason.
 fn within<F: Fn()>(limit: &str, body: F) {
-    for backend in ["rseq", "fallback"] {
-        Scenario::new(backend, &body)
-            .env("HAYLOFT_BACKEND", backend)
-            .env("HAYLOFT_LIMIT", limit)
-            .env("HAYLOFT_DECAY_MS", "3600000")
-            .succeeds();
-    }
+    on_both_backends_with(&[("HAYLOFT_LIMIT", limit), ("HAYLOFT_DECAY_MS", "3600000")], body);
 }
 
 fn layout(size: usize) -> Layout {
     Layout::from_size_align(size, 16).expect("a valid layout")
-}
-
-/// Blocks of one size, as many as there may be.
-struct Hoard {
-    layout: Layout,
-    blocks: Vec<*mut u8>,
-}
-
-impl Hoard {
-    /// Allocates and fills blocks until it is refused. `room` is for their addresses.
-    fn new(size: usize, room: Vec<*mut u8>) -> Hoard {
-        let mut hoard = Hoard { layout: layout(size), blocks: room };
-        loop {
-            assert!(hoard.blocks.len() < hoard.blocks.capacity(), "never refused");
-            // SAFETY: the size is not zero.
-            let block = unsafe { GLOBAL.alloc(hoard.layout) };
-            if block.is_null() {
-                return hoard;
-            }
-            // SAFETY: the block is that long.
-            unsafe { pattern::fill(block, 0, size, hoard.blocks.len() as u64) };
-            hoard.blocks.push(block);
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        self.blocks.len() * self.layout.size()
-    }
-
-    /// Checks all blocks and frees them; the room for addresses.
-    fn free(mut self) -> Vec<*mut u8> {
-        while let Some(block) = self.blocks.pop() {
-            // SAFETY: a block of this layout, which was filled, and is freed once.
-            unsafe {
-                let mismatch =
-                    pattern::find_mismatch(block, self.layout.size(), self.blocks.len() as u64);
-                assert_eq!(mismatch, None);
-                GLOBAL.dealloc(block, self.layout);
-            }
-        }
-        self.blocks
-    }
 }
 
 /// What one size had goes to the next: sheaves, barns and empty slabs are no loss.
@@ -79,21 +32,23 @@ impl Hoard {
 fn the_hard_limit_is_null() {
     within("48M", || {
         let before = status_bytes("VmRSS");
-        let mut room = Vec::with_capacity(48 * MB / 64);
+        let mut hoard = Hoard::on(vec![ptr::null_mut(); 48 * MB / 64].leak());
         for size in [64, 3000, MB, 20_000, 5 * MB, 64] {
-            let hoard = Hoard::new(size, room);
-            assert!(hoard.bytes() < 48 * MB, "{} bytes of {size}", hoard.bytes());
-            assert!(hoard.bytes() > 32 * MB, "{} bytes of {size}", hoard.bytes());
+            hoard.fill_up(layout(size));
+            assert!(!hoard.is_full(), "never refused");
+            let bytes = hoard.len() * size;
+            assert!(bytes < 48 * MB, "{bytes} bytes of {size}");
+            assert!(bytes > 32 * MB, "{bytes} bytes of {size}");
             // There is nothing more, however one asks, and the last block is as it was.
-            let last = hoard.blocks[hoard.blocks.len() - 1];
+            let last = hoard.last();
             // SAFETY: the sizes are not zero; the block is of that layout.
             unsafe {
                 assert!(GLOBAL.alloc(layout(6 * MB)).is_null());
                 assert!(GLOBAL.alloc_zeroed(layout(6 * MB)).is_null());
-                assert!(GLOBAL.realloc(last, hoard.layout, 20 * MB).is_null());
+                assert!(GLOBAL.realloc(last, layout(size), 20 * MB).is_null());
                 assert!(nolock::alloc(layout(6 * MB)).is_none());
             }
-            room = hoard.free();
+            hoard.free_all(layout(size));
         }
         let peak = status_bytes("VmHWM");
         assert!(peak < before + 52 * MB, "{before} before, {peak} at the peak");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tests::process::status_bytes;
 use tests::routes::Hayloft;
-use tests::scenario::{Scenario, with_larger_pages};
+use tests::scenario::{on_both_backends, on_both_backends_with, with_larger_pages};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -50,19 +50,9 @@ fn threads() -> usize {
     fs::read_dir("/proc/self/task").expect("/proc is mounted").count()
 }
 
-fn on_each_backend<F: Fn()>(settings: &[(&str, &str)], body: F) {
-    for backend in ["rseq", "fallback"] {
-        let mut scenario = Scenario::new(backend, &body).env("HAYLOFT_BACKEND", backend);
-        for (name, value) in settings {
-            scenario = scenario.env(name, value);
-        }
-        scenario.succeeds();
-    }
-}
-
 #[test]
 fn trim_gives_back_at_once() {
-    on_each_backend(&[("HAYLOFT_DECAY_MS", "3600000")], || {
+    on_both_backends_with(&[("HAYLOFT_DECAY_MS", "3600000")], || {
         let (before, peak) = burst();
         let given_back = alloc_global::trim();
         let now = status_bytes("VmRSS");
@@ -89,7 +79,7 @@ fn larger_pages_are_given_back() {
 /// Others go on allocating and freeing meanwhile, and nobody's memory is given back under their hands.
 #[test]
 fn trim_leaves_memory_in_use_alone() {
-    on_each_backend(&[], || {
+    on_both_backends(|| {
         let workers: Vec<_> = (0..4)
             .map(|number: u8| {
                 thread::spawn(move || {
@@ -111,7 +101,7 @@ fn trim_leaves_memory_in_use_alone() {
 
 #[test]
 fn an_idle_program_gives_back() {
-    on_each_backend(&[], || {
+    on_both_backends(|| {
         let (before, _) = burst();
         wait_until_resident(before + REST);
     });
@@ -120,7 +110,7 @@ fn an_idle_program_gives_back() {
 /// Free pages of slabs that are in use go back, in an idle program or when asked for, and nothing else.
 #[test]
 fn survivors_keep_their_pages_only() {
-    on_each_backend(&[], || {
+    on_both_backends(|| {
         for (size, asked) in [(4096, false), (1000, true), (20_000, false), (1500, true)] {
             let before = status_bytes("VmRSS");
             let mut blocks: Vec<Option<Vec<u8>>> =
@@ -172,7 +162,7 @@ fn memory_goes_back_where_it_is_short() {
         fs::rename(&next, next.trim_end_matches(".next")).expect("the file can be replaced");
     };
     let path = file.to_str().expect("a path that is text");
-    on_each_backend(&[("HAYLOFT_DECAY_MS", "3600000"), ("HAYLOFT_PRESSURE", path)], || {
+    on_both_backends_with(&[("HAYLOFT_DECAY_MS", "3600000"), ("HAYLOFT_PRESSURE", path)], || {
         stalled(1000);
         let (before, peak) = burst();
         thread::sleep(Duration::from_millis(1500));
@@ -188,7 +178,7 @@ fn memory_goes_back_where_it_is_short() {
 /// A block that is larger than the one before takes what that had, and as much more as it needs.
 #[test]
 fn growing_blocks_use_what_is_there() {
-    on_each_backend(&[("HAYLOFT_DECAY_MS", "3600000")], || {
+    on_both_backends_with(&[("HAYLOFT_DECAY_MS", "3600000")], || {
         let before = status_bytes("VmRSS");
         for size in (8..64).map(|size| size * MB) {
             drop(vec![1_u8; size]);
@@ -201,7 +191,7 @@ fn growing_blocks_use_what_is_there() {
 
 #[test]
 fn at_once_means_without_a_thread() {
-    on_each_backend(&[("HAYLOFT_DECAY_MS", "0")], || {
+    on_both_backends_with(&[("HAYLOFT_DECAY_MS", "0")], || {
         let before_threads = threads();
         let (before, peak) = burst();
         let now = status_bytes("VmRSS");
@@ -213,7 +203,7 @@ fn at_once_means_without_a_thread() {
 
 #[test]
 fn without_a_thread_frees_give_back() {
-    on_each_backend(&[("HAYLOFT_BACKGROUND", "0"), ("HAYLOFT_DECAY_MS", "100")], || {
+    on_both_backends_with(&[("HAYLOFT_BACKGROUND", "0"), ("HAYLOFT_DECAY_MS", "100")], || {
         let before_threads = threads();
         let (before, _) = burst();
         let patience = Instant::now() + Duration::from_secs(60);
@@ -228,7 +218,7 @@ fn without_a_thread_frees_give_back() {
 
 #[test]
 fn small_programs_have_no_thread() {
-    on_each_backend(&[], || {
+    on_both_backends(|| {
         let before = threads();
         for round in 1..200 {
             drop(vec![1u8; round * 1000]);
@@ -240,7 +230,7 @@ fn small_programs_have_no_thread() {
 /// The child of a fork has no thread of ours, and gets one when it needs it.
 #[test]
 fn the_child_of_a_fork_gives_back() {
-    on_each_backend(&[], || {
+    on_both_backends(|| {
         let (before, _) = burst();
         wait_until_resident(before + REST);
         // SAFETY: the child does what this allocator promises, and leaves.

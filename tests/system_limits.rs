@@ -9,7 +9,7 @@ use std::ptr;
 
 use tests::cgroup::{self, Cgroup};
 use tests::pattern;
-use tests::process::status_bytes;
+use tests::process::{machine_bytes, status_bytes};
 use tests::routes::Hayloft;
 use tests::scenario::{Scenario, on_both_backends};
 
@@ -22,14 +22,6 @@ const MIB: usize = 1 << 20;
 fn number(path: &str) -> usize {
     let text = fs::read_to_string(path).expect("/proc is mounted");
     text.trim().parse().expect("a number")
-}
-
-/// A figure of `/proc/meminfo`, in bytes.
-fn machine_bytes(name: &str) -> usize {
-    let all = fs::read_to_string("/proc/meminfo").expect("/proc is mounted");
-    let figure = all.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    let kib = figure.and_then(|figure| figure.trim().strip_suffix(" kB")?.parse::<usize>().ok());
-    kib.unwrap_or_else(|| panic!("no figure {name}")) << 10
 }
 
 /// A block, if there was memory for it.

@@ -10,14 +10,16 @@
 //! | [`model`]    | the naive model: every live block, in a table outside the heap    |
 //! | [`pattern`]  | contents that can be worked out again from a number               |
 //! | [`everywhere`] | blocks that come to every slow path, in any context                  |
+//! | [`hoard`]    | as many blocks as there may be                                    |
 //! | [`routes`]   | the two ways into the allocator                                   |
 //! | [`sizes`]    | the sizes where something changes                                 |
-//! | [`sysfs`]    | nodes that this machine does not have                             |
+//! | [`sysfs`]    | nodes that this machine does not have, CPUs that it has           |
 //! | [`cgroup`]   | cgroups that keep a process to some CPUs, or to so much memory    |
 //! | [`process`]  | what the kernel says about this process, and limits put on it     |
 
 pub mod cgroup;
 pub mod everywhere;
+pub mod hoard;
 pub mod model;
 pub mod pattern;
 pub mod process;

@@ -10,12 +10,26 @@ use std::io;
 /// If there is no such figure.
 #[must_use]
 pub fn status_bytes(name: &str) -> usize {
-    let status = fs::read_to_string("/proc/self/status").expect("/proc is mounted");
-    let kib = status
+    bytes_in("/proc/self/status", name)
+}
+
+/// A figure of `/proc/meminfo` in bytes, such as `CommitLimit`.
+///
+/// # Panics
+///
+/// If there is no such figure.
+#[must_use]
+pub fn machine_bytes(name: &str) -> usize {
+    bytes_in("/proc/meminfo", name)
+}
+
+fn bytes_in(file: &str, name: &str) -> usize {
+    let figures = fs::read_to_string(file).expect("/proc is mounted");
+    let kib = figures
         .lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
         .and_then(|figure| figure.trim().strip_suffix(" kB")?.parse::<usize>().ok());
-    kib.unwrap_or_else(|| panic!("no figure {name} in /proc/self/status")) << 10
+    kib.unwrap_or_else(|| panic!("no figure {name} in {file}")) << 10
 }
 
 /// A limit of `setrlimit`.

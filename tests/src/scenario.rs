@@ -181,6 +181,19 @@ pub fn on_both_backends<F: Fn()>(body: F) {
     }
 }
 
+/// As [`on_both_backends`], with some more variables in the environment of the children.
+///
+/// # Panics
+///
+/// If a child fails.
+pub fn on_both_backends_with<F: Fn()>(settings: &[(&str, &str)], body: F) {
+    for backend in BACKENDS {
+        on_backend(backend, &body, |scenario| {
+            settings.iter().fold(scenario, |scenario, (name, value)| scenario.env(name, value))
+        });
+    }
+}
+
 /// Runs `body` in child processes, one for each backend and each way in which irq work can run, all at once; each must exit
 /// with code 0.
 ///

@@ -98,3 +98,13 @@ pub fn pin_to(cpu: usize) {
     };
     assert_eq!(result, 0, "{}", io::Error::last_os_error());
 }
+
+/// Has this thread stay on the CPU that it runs on.
+///
+/// # Panics
+///
+/// If the kernel refuses.
+pub fn pin_here() {
+    // SAFETY: a number only.
+    pin_to(usize::try_from(unsafe { libc::sched_getcpu() }).expect("a CPU"));
+}
