@@ -17,8 +17,9 @@
 //! This file may touch `batch`, `size_class` and `sync`.
 
 use core::cell::UnsafeCell;
-use core::mem::MaybeUninit;
+use core::mem::{self, MaybeUninit};
 use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::batch::Batch;
 use crate::size_class::{Class, MAX_CLASSES, UNIT};
@@ -184,17 +185,44 @@ impl Shape {
 #[derive(Clone, Copy)]
 struct Identity {
     base: *mut u8,
+    tag: Tag,
+}
+
+/// What kind of slab a unit belongs to: a word that is written at once, as [`Slab::for_each_out`] reads it of all units there are.
+#[derive(Clone, Copy)]
+#[repr(C, align(4))]
+struct Tag {
     class: u16,
     node: u8,
     /// The unit belongs to a slab, now.
     live: bool,
 }
 
-impl Identity {
+impl Tag {
     /// Whether this is a slab of `class`. Zeroed metadata is not.
     #[inline(always)]
     fn is_of(&self, class: Class) -> bool {
         self.live && usize::from(self.class) == class.index()
+    }
+
+    /// # Safety
+    /// `this` is the tag of a descriptor that nobody else writes.
+    unsafe fn store(this: *mut Tag, tag: Tag) {
+        // SAFETY: the caller's promise; as large and aligned as a word, and every byte of it is initialised. Relaxed: who may
+        // look at more of the slab than this is ordered by what made it so.
+        unsafe {
+            AtomicU32::from_ptr(this.cast())
+                .store(mem::transmute::<Tag, u32>(tag), Ordering::Relaxed);
+        }
+    }
+
+    /// # Safety
+    /// `this` is the tag of a descriptor that is committed.
+    unsafe fn load(this: *mut Tag) -> Tag {
+        // SAFETY: the caller's promise; zero, or what was stored. Relaxed: as in `store`.
+        unsafe {
+            mem::transmute::<u32, Tag>(AtomicU32::from_ptr(this.cast()).load(Ordering::Relaxed))
+        }
     }
 }
 
@@ -244,9 +272,10 @@ impl Slab {
         let objects = shape(class).objects as usize;
         // SAFETY: the caller's promise; every value of the fields' types is written before it is read.
         unsafe {
-            let identity = Identity { base, class: class.index() as u16, node, live: true };
+            let tag = Tag { class: class.index() as u16, node, live: true };
             for unit in 0..shape(class).units as usize {
-                (&raw mut (*this.add(unit)).identity).write(identity);
+                (&raw mut (*this.add(unit)).identity.base).write(base);
+                Tag::store(&raw mut (*this.add(unit)).identity.tag, tag);
             }
             (&raw mut (*this).free_count).write(objects as u32);
             (&raw mut (*this).list).write(ARRIVING);
@@ -284,8 +313,9 @@ impl Slab {
     pub(crate) unsafe fn abandon(this: *mut Slab) {
         // SAFETY: the caller's promise: the slab is ours alone.
         unsafe {
+            let tag = Tag { live: false, ..(*this).identity.tag };
             for unit in 0..shape_of(this).units as usize {
-                (*this.add(unit)).identity.live = false;
+                Tag::store(&raw mut (*this.add(unit)).identity.tag, tag);
             }
         }
     }
@@ -311,10 +341,8 @@ impl Slab {
         // SAFETY: the caller's promise; zeroed metadata is a valid identity, and what is in use keeps it. The class is one: that
         // is where it came from.
         unsafe {
-            let identity = &raw const (*this).identity;
-            (*identity)
-                .live
-                .then(|| Class::any_from_index((*identity).class.into()).unwrap_unchecked())
+            let tag = &raw const (*this).identity.tag;
+            (*tag).live.then(|| Class::any_from_index((*tag).class.into()).unwrap_unchecked())
         }
     }
 
@@ -325,7 +353,7 @@ impl Slab {
     #[inline]
     pub(crate) unsafe fn node(this: *mut Slab) -> usize {
         // SAFETY: the caller's promise; the identity does not change meanwhile.
-        unsafe { (*this).identity.node.into() }
+        unsafe { (*this).identity.tag.node.into() }
     }
 
     /// Calls `visit` with each object that is not free, if this is the first unit of a slab of `class`.
@@ -338,10 +366,12 @@ impl Slab {
         class: Class,
         visit: &mut dyn FnMut(NonNull<u8>),
     ) {
-        // SAFETY: the caller's promise; zeroed metadata is a valid identity.
+        // SAFETY: the caller's promise; zeroed metadata is a valid tag. That of another's slab may be written at this moment;
+        // what is of this class is not.
         unsafe {
-            let identity = (*this).identity;
-            if !identity.is_of(class) || identity.base != address {
+            if !Tag::load(&raw mut (*this).identity.tag).is_of(class)
+                || (*this).identity.base != address
+            {
                 return;
             }
             let shape = shape(class);
@@ -361,7 +391,7 @@ impl Slab {
     unsafe fn index_of(this: *mut Slab, object: *mut u8, class: Class) -> Option<usize> {
         // SAFETY: the caller's promise; zeroed metadata is a valid identity.
         let identity = unsafe { &(*this).identity };
-        if !identity.is_of(class) {
+        if !identity.tag.is_of(class) {
             return None;
         }
         shape(class).index_at(object.addr().wrapping_sub(identity.base.addr()))
@@ -690,7 +720,7 @@ impl Partial {
             }
             // SAFETY: as above.
             let identity = unsafe { (*slab).identity };
-            if !identity.is_of(class) {
+            if !identity.tag.is_of(class) {
                 return Err((first, Misuse::Foreign));
             }
             // SAFETY: a slab of this class and node, so its bitmap is ours under the lock.
@@ -957,7 +987,7 @@ impl Lent {
 #[inline]
 unsafe fn shape_of(slab: *mut Slab) -> &'static Shape {
     // SAFETY: the caller's promise; a live slab's class is below `MAX_CLASSES`, and its shape stays as it is.
-    unsafe { (*SHAPES.0.get()).get_unchecked(usize::from((*slab).identity.class)) }
+    unsafe { (*SHAPES.0.get()).get_unchecked(usize::from((*slab).identity.tag.class)) }
 }
 
 /// Debug builds know of every object whether the program holds it.
