@@ -39,14 +39,15 @@ use std::vec::Vec;
 use crate::cpu::{self, CpusReadGuard};
 use crate::objects;
 use crate::os;
-use crate::page;
 use crate::percpu;
 use crate::rcu;
-use crate::size_class::{Class, MAX_CACHES, MAX_CLASSES, MAX_SMALL, MAX_SMALL_ALIGN};
-use crate::slab::{self, Shape};
+use crate::size_class::{Class, MAX_CACHES, MAX_SMALL, MAX_SMALL_ALIGN};
+use crate::slab::Shape;
+use crate::stats::{self, Label, Name};
 use crate::sync::{Context, ControlGuard, ControlMutex, LockClass};
 
 pub use crate::objects::{AllocError, DeferredFrees, deferred_frees};
+pub use crate::stats::CacheStats;
 
 /// Bytes of a cache line.
 const CACHE_LINE: usize = 64;
@@ -102,32 +103,6 @@ pub fn barrier() {
 pub fn trim() -> usize {
     let _caches = SLAB_MUTEX.lock();
     rcu::setting_aside(|| objects::trim(rcu::set_aside))
-}
-
-/// What there is of the whole allocator, in bytes; a guess while others allocate and free.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[non_exhaustive]
-pub struct Memory {
-    /// Handed out, or kept for what may come.
-    pub held: usize,
-    /// Of these, free: in pages that nobody needs, in slabs, and on their way in barns and sheaves.
-    pub free: usize,
-    /// Of these, in pages that nobody needs, which go back to the system after a while.
-    pub unneeded: usize,
-}
-
-/// Says what there is of the whole allocator. Not for handlers. (`mallinfo`.)
-#[must_use]
-pub fn memory() -> Memory {
-    // As long as it is held, no class gets another shape.
-    let _caches = SLAB_MUTEX.lock();
-    let (held, unneeded) = (page::charged(), page::dirty());
-    let free = (0..MAX_CLASSES).filter_map(Class::any_from_index).map(|class| {
-        let census = objects::census(class);
-        let shape = slab::shape(class);
-        (census.slabs * shape.objects() - census.in_use) * shape.stride()
-    });
-    Memory { held, free: (unneeded + free.sum::<usize>()).min(held), unneeded }
 }
 
 /// In the child of a fork: nobody has the cache mutex but this thread.
@@ -304,6 +279,16 @@ impl SlabMutexGuard {
         &mut self.entries()[number]
     }
 
+    /// So many more caches share a class.
+    fn change_references(&mut self, class: Class, more: isize) {
+        let entry = self.entry(class);
+        entry.references = entry.references.saturating_add_signed(more);
+        let references = entry.references;
+        if let Some(number) = class.of_cache() {
+            stats::publish_sharers(number, references);
+        }
+    }
+
     /// The link that names `name`, or that which ends the list.
     fn find(&mut self, is_it: impl Fn(&Named) -> bool) -> *mut *mut Named {
         let mut link = NAMES.0.get();
@@ -386,8 +371,18 @@ impl Builder<'_> {
                 return Err(CacheError::OutOfMemory);
             }
             *caches.entry(class) = Entry { references: 0, size, stride, mergeable };
+            let (objects, units) = (shape.objects(), shape.units as usize);
+            let label = Label {
+                name: Name::new(name),
+                object_size: size,
+                stride,
+                objects,
+                units,
+                sharers: 0,
+            };
+            stats::publish(number, &label);
         }
-        caches.entry(class).references += 1;
+        caches.change_references(class, 1);
         let named = Box::into_raw(named);
         // SAFETY: as above.
         unsafe { *end = named };
@@ -617,24 +612,11 @@ impl Cache {
         })
     }
 
-    /// What there is of this cache, and of those that it shares a class with. (`/proc/slabinfo`.)
+    /// What there is of this cache, and of those that it shares a class with. In any context. (`/proc/slabinfo`.)
     #[must_use]
     pub fn stats(&self) -> CacheStats {
-        let cpus = cpu::read_lock();
-        let mut caches = slab_mutex(&cpus);
-        let shape = slab::shape(self.class);
-        let census = objects::census(self.class);
-        CacheStats {
-            object_size: self.layout.size(),
-            stride: shape.stride(),
-            objects_per_slab: shape.objects(),
-            sheaf_capacity: percpu::capacity(self.class),
-            slabs: census.slabs,
-            in_use: census.in_use,
-            in_sheaves: census.in_sheaves,
-            in_barns: census.in_barns,
-            sharers: caches.entry(self.class).references,
-        }
+        let stats = stats::of_class(self.class).unwrap_or_default();
+        CacheStats { name: Name::new(self.name()), object_size: self.layout.size(), ..stats }
     }
 
     /// Destroys the cache, in the order that this module tells. Objects that were freed before by whatever road are free in
@@ -662,7 +644,7 @@ impl Cache {
         if caches.entry(self.class).references == 1 {
             let flushed = objects::flush(self.class) && gathered;
             self.shed();
-            if objects::census(self.class).slabs > 0 {
+            if objects::census(self.class).counts.slabs > 0 {
                 let mut out = Vec::new();
                 if flushed {
                     objects::for_each_out(self.class, &mut |object| out.push(object));
@@ -670,7 +652,7 @@ impl Cache {
                 return Err(out);
             }
         }
-        caches.entry(self.class).references -= 1;
+        caches.change_references(self.class, -1);
         let link = caches.find(|named| ptr::eq(named, self.named));
         // SAFETY: the mutex is held; the name is in the list, and nobody else's once it is not.
         unsafe {
@@ -691,31 +673,6 @@ impl Drop for Cache {
             ));
         }
     }
-}
-
-/// What there is of a cache.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub struct CacheStats {
-    /// Bytes of an object.
-    pub object_size: usize,
-    /// Bytes from one object to the next.
-    pub stride: usize,
-    /// Objects of a slab.
-    pub objects_per_slab: usize,
-    /// Most objects that a CPU keeps.
-    pub sheaf_capacity: usize,
-    /// Slabs, full ones included.
-    pub slabs: usize,
-    /// Objects in use; a guess while others allocate and free. Those that wait for readers count, but for those that are
-    /// still on their way (in sheaves of their own).
-    pub in_use: usize,
-    /// Free objects that CPUs keep.
-    pub in_sheaves: usize,
-    /// Free objects that nodes keep for CPUs.
-    pub in_barns: usize,
-    /// Caches that share these slabs, this one included.
-    pub sharers: usize,
 }
 
 #[cold]
@@ -886,19 +843,6 @@ mod tests {
     fn make(object: NonNull<u8>) {
         // SAFETY: an object of three words.
         unsafe { object.cast::<[usize; 3]>().write([1, 2, 3]) };
-    }
-
-    #[test]
-    fn memory_is_counted() {
-        let objects: Vec<_> =
-            (0..100).map(|_| crate::kmalloc::alloc(Layout::new::<[u8; 3000]>())).collect();
-        let memory = memory();
-        assert!(memory.held >= memory.free && memory.free >= memory.unneeded, "{memory:?}");
-        assert!(memory.held >= 300_000 + memory.unneeded, "{memory:?}");
-        for object in objects {
-            // SAFETY: allocated above.
-            unsafe { crate::kmalloc::free(object, Layout::new::<[u8; 3000]>()) };
-        }
     }
 
     /// Objects come and go by every road, in a cache of whose objects nothing may be touched while they are free.

@@ -28,7 +28,7 @@ use core::cell::UnsafeCell;
 use core::ptr;
 
 #[cfg(not(loom))]
-pub(crate) use queues::{forget_cpus, offline, online, queued, run_hard, run_threaded};
+pub(crate) use queues::{count, forget_cpus, offline, online, queued, run_hard, run_threaded};
 
 use crate::sync::counters::{self, Line};
 use crate::sync::{AtomicPtr, AtomicU32, Link, Ordering, Rcuwait, forks, relax};
@@ -234,7 +234,7 @@ mod queues {
     extern crate std;
 
     use core::ptr;
-    use core::sync::atomic::compiler_fence;
+    use core::sync::atomic::{AtomicU64, compiler_fence};
 
     use super::{HARD, IrqWork, Runner, of_this_process};
     use crate::fault::{self, Place};
@@ -245,6 +245,14 @@ mod queues {
     /// Items for the handler, and for the loop, of each CPU's thread. (`raised_list` and `lazy_list` of the kernel.)
     static RAISED: CpuLists<IrqWork, MAX_CPUS> = CpuLists::new();
     static THREADED: CpuLists<IrqWork, MAX_CPUS> = CpuLists::new();
+
+    /// Items queued so far.
+    static QUEUED: AtomicU64 = AtomicU64::new(0);
+
+    /// How many items were queued so far. In any context.
+    pub(crate) fn count() -> u64 {
+        QUEUED.load(Ordering::Relaxed)
+    }
 
     /// The runners of the CPUs.
     static RUNNERS: [Runner; MAX_CPUS] = [const { Runner::new() }; MAX_CPUS];
@@ -304,6 +312,8 @@ mod queues {
                 unsafe {
                     (*item).claim().then(|| {
                         fault::point(Place::WorkClaimed);
+                        // Relaxed: a number that is looked at, and guards nothing.
+                        QUEUED.fetch_add(1, Ordering::Relaxed);
                         let lists = if (*item).is_for_handler() { &RAISED } else { &THREADED };
                         lists.add(cpu, item.cast_mut())
                     })

@@ -184,9 +184,9 @@ extern "C" fn alloc_large(layout: Layout, zeroed: bool) -> *mut u8 {
 fn alloc_run(context: Context, layout: Layout, zeroed: bool) -> *mut u8 {
     let units = units(layout.size()).max(1);
     let align = layout.align().div_ceil(UNIT);
-    let Some(run) = objects::alloc_run(context, node::current(), units, align) else {
-        return ptr::null_mut();
-    };
+    let run = objects::alloc_run(context, node::current(), units, align);
+    objects::note_nolock(context, run.is_some());
+    let Some(run) = run else { return ptr::null_mut() };
     if zeroed && !run.zeroed {
         // SAFETY: the run has room for the layout.
         unsafe { run.address.write_bytes(0, layout.size()) };

@@ -9,8 +9,10 @@
 //! | module | holds |
 //! |---|---|
 //! | `fork` [`dump`] `protocol` | what is done around a fork; the state of the machine, for a report; numbers, for a model |
+//! | [`report`] | statistics for who runs the program |
 //! | [`cache`] | what is done to all caches at once |
 //! | [`by_address`] | blocks whose layout nobody tells, as C's |
+//! | [`stats`] | what there is, and what happened |
 //! | [`nolock`] [`cpu`] | allocating and freeing without ever waiting; CPUs that come and go |
 //! | [`kmalloc`] [`rcu`] | the general-purpose allocator: size classes, large objects, realloc; readers without locks |
 //! | `objects` | the road of an object of a class: joins all that is below |
@@ -81,10 +83,14 @@ pub mod protocol;
 pub mod rcu;
 #[cfg(not(loom))]
 mod reclaim;
+#[cfg(not(loom))]
+pub mod report;
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 pub mod size_class;
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 mod slab;
+#[cfg(not(loom))]
+pub mod stats;
 #[cfg_attr(loom, allow(dead_code, unused_imports, reason = "the models use a part of it"))]
 mod sync;
 #[cfg(not(loom))]

@@ -24,7 +24,7 @@ extern crate std;
 use core::cell::UnsafeCell;
 use core::fmt;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::barn::{self, Barn};
@@ -35,10 +35,10 @@ use crate::irq_work::IrqWork;
 use crate::node::{self, MAX_NODES};
 use crate::os;
 use crate::page::{self, Allocation, Unit};
-use crate::percpu::{self, Backend};
+use crate::percpu::{self, Backend, Event};
 use crate::reclaim;
 use crate::size_class::{CLASSES, Class, MAX_CLASSES, UNIT};
-use crate::slab::{self, Emptied, Misuse, Shape, Slab, Slabs};
+use crate::slab::{self, Counts, Emptied, Misuse, Shape, Slab, Slabs};
 use crate::sync::counters::{self, Line};
 use crate::sync::{Context, Guard, Lock, LockClass, RawLock, relax};
 use crate::thread::{self, MAX_CPUS};
@@ -61,11 +61,12 @@ impl Depot {
     }
 
     /// Fills an empty batch from the barn, or else from partial slabs.
-    fn take(&self, context: Context, batch: &mut Batch, len: usize) {
+    fn take(&self, context: Context, class: Class, batch: &mut Batch, len: usize) {
         self.barn.take(context, batch, len);
         if batch.len() > 0 {
             return;
         }
+        percpu::count(class, Event::BarnEmpty, 1);
         if let Some(mut partial) = self.slabs.lock(context) {
             fault::point(Place::SlabsCutting);
             partial.cut(batch, len);
@@ -146,14 +147,18 @@ fn depot_in_use(node: usize, class: Class) -> &'static Depot {
 
 /// The depots of a class that were ever asked for.
 fn depots(class: Class) -> impl Iterator<Item = &'static Depot> {
-    let is_used = move |node: &usize| match class.of_cache() {
+    (0..node::count()).filter(move |node| is_used(*node, class)).map(move |node| depot(node, class))
+}
+
+/// Whether a depot was ever asked for.
+fn is_used(node: usize, class: Class) -> bool {
+    match class.of_cache() {
         // Acquire: as in `depot`.
         Some(number) => {
             CACHE_DEPOTS.get(number).is_some_and(|depots| !depots.load(Ordering::Acquire).is_null())
         }
         None => USED[node * CLASSES + class.index()].load(Ordering::Relaxed),
-    };
-    (0..node::count()).filter(is_used).map(move |node| depot(node, class))
+    }
 }
 
 /// Why an object of a cache was not to be had.
@@ -185,9 +190,29 @@ pub(crate) fn alloc_object(context: Context, class: Class) -> Result<NonNull<u8>
     free_deferred(context);
     let backend = percpu::backend(context);
     let object = backend.pop(class);
-    let object = if object.is_null() { refill(context, backend, class)? } else { object };
-    let object = NonNull::new(object).ok_or(AllocError::OutOfMemory)?;
-    Ok(checked_out(object, class))
+    let object = if object.is_null() { refill(context, backend, class) } else { Ok(object) };
+    let object = object.and_then(|object| NonNull::new(object).ok_or(AllocError::OutOfMemory));
+    note_nolock(context, object.is_ok());
+    Ok(checked_out(object?, class))
+}
+
+/// Allocations beyond sheaves in contexts that may not wait, and those of them that were in vain.
+static NOLOCK: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+
+/// Counts an allocation, if the context may not wait.
+pub(crate) fn note_nolock(context: Context, succeeded: bool) {
+    if !context.may_wait() {
+        let [tries, failures] = &NOLOCK;
+        // Relaxed: numbers that are looked at, and guard nothing.
+        tries.fetch_add(1, Ordering::Relaxed);
+        failures.fetch_add(u64::from(!succeeded), Ordering::Relaxed);
+    }
+}
+
+/// What [`note_nolock`] counted: tries and failures. In any context.
+pub(crate) fn nolock_counts() -> (u64, u64) {
+    let [tries, failures] = &NOLOCK;
+    (tries.load(Ordering::Relaxed), failures.load(Ordering::Relaxed))
 }
 
 /// Takes a batch of objects from what is behind the sheaf of this CPU, which is empty: one for the caller, the others for the
@@ -195,6 +220,7 @@ pub(crate) fn alloc_object(context: Context, class: Class) -> Result<NonNull<u8>
 fn refill(context: Context, backend: Backend, class: Class) -> Result<*mut u8, AllocError> {
     let mut batch = Batch::new();
     let node = node::current();
+    percpu::count(class, Event::Refill, 1);
     take_batch(context, class, node, &mut batch, backend.widen(class))?;
     let Some(object) = batch.pop_last() else { return Ok(ptr::null_mut()) };
     // SAFETY: objects that have just left the barn or a slab, and nobody else's.
@@ -212,7 +238,7 @@ fn take_batch(
     len: usize,
 ) -> Result<(), AllocError> {
     let depot = depot_in_use(node, class);
-    depot.take(context, batch, len);
+    depot.take(context, class, batch, len);
     if batch.len() > 0 {
         return Ok(());
     }
@@ -236,6 +262,7 @@ fn take_batch(
             return Err(AllocError::Constructor);
         }
         Slab::cut_new(slab, batch, len);
+        percpu::count(class, Event::NewSlab, 1);
         fault::point(Place::SlabArriving);
         depot.slabs.arrive(context, slab);
     }
@@ -246,7 +273,7 @@ fn take_batch(
 #[cold]
 fn take_from_any(context: Context, class: Class, batch: &mut Batch, len: usize) {
     for depot in depots(class) {
-        depot.take(context, batch, len);
+        depot.take(context, class, batch, len);
         if batch.len() > 0 {
             break;
         }
@@ -283,6 +310,7 @@ pub(crate) unsafe fn free_object(context: Context, class: Class, object: *mut u8
     if unsafe { backend.push(class, object) } {
         return;
     }
+    percpu::count(class, Event::Flush, 1);
     let mut batch = Batch::new();
     let node = node::current();
     backend.drain(class, &mut batch, len);
@@ -310,6 +338,7 @@ pub(crate) unsafe fn alloc_some(
     let mut count = 0;
     while count < len {
         backend.drain(class, &mut batch, len - count);
+        percpu::count_hits(class, batch.len());
         if batch.len() == 0
             && (take_batch(context, class, node, &mut batch, percpu::batch_len(class)).is_err()
                 || batch.len() == 0)
@@ -348,6 +377,7 @@ pub(crate) unsafe fn free_some(context: Context, class: Class, objects: &[*mut u
 /// else by deferring it.
 fn put_away(context: Context, backend: Backend, class: Class, node: usize, batch: &mut Batch) {
     if batch.len() > 0 && !depot_in_use(node, class).barn.put(context, batch) {
+        percpu::count(class, Event::BarnFull, 1);
         put_home(context, backend, class, batch);
     }
 }
@@ -611,33 +641,45 @@ fn free_emptied(context: Context, mut emptied: Emptied) -> usize {
     slabs
 }
 
-/// What there is of a class.
+/// What there is of a class; a guess while others allocate and free.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Census {
-    pub(crate) slabs: usize,
-    /// Objects in use, as far as one can tell while others allocate and free.
-    pub(crate) in_use: usize,
+    /// Of all nodes.
+    pub(crate) counts: Counts,
+    /// Free objects that CPUs keep.
     pub(crate) in_sheaves: usize,
+    /// Free objects that nodes keep.
     pub(crate) in_barns: usize,
 }
 
-/// Counts what there is of a class.
+impl Census {
+    /// Objects in use, where slabs of the class have so many.
+    pub(crate) fn in_use(&self, objects: usize) -> usize {
+        let free = self.counts.free + self.in_sheaves + self.in_barns;
+        (self.counts.slabs * objects).saturating_sub(free)
+    }
+}
+
+/// Counts what there is of a class. In any context.
 pub(crate) fn census(class: Class) -> Census {
     let mut census = Census::default();
-    let mut free = 0;
-    Context::enter(|context| {
-        for depot in depots(class) {
-            let (slabs, of_slabs) =
-                depot.slabs.lock(context).map_or((0, 0), |partial| partial.counts());
-            census.slabs += slabs;
-            free += of_slabs;
-            census.in_barns += depot.barn.len();
-        }
-    });
+    for depot in depots(class) {
+        let Counts { slabs, partial, free } = depot.slabs.counts();
+        census.counts.slabs += slabs;
+        census.counts.partial += partial;
+        census.counts.free += free;
+        census.in_barns += depot.barn.len();
+    }
     census.in_sheaves = (0..percpu::regions()).map(|cpu| percpu::held(cpu, class)).sum();
-    free += census.in_barns + census.in_sheaves;
-    census.in_use = (census.slabs * slab::shape(class).objects()).saturating_sub(free);
     census
+}
+
+/// What a node has of a class, and the objects in its barn. In any context.
+pub(crate) fn counts_of_node(node: usize, class: Class) -> Option<(Counts, usize)> {
+    is_used(node, class).then(|| {
+        let depot = depot(node, class);
+        (depot.slabs.counts(), depot.barn.len())
+    })
 }
 
 /// Calls `visit` with each object of a class that is not in its slab: all that are in use, if nothing is in sheaves and barns.
@@ -815,16 +857,18 @@ fn punch_holes(context: Context, even_busy: bool) -> (bool, usize) {
         let mut emptied = Emptied::new();
         let Some(mut partial) = depot.slabs.lock(context) else { continue };
         partial.end_window();
-        for _ in 0..partial.counts().0 {
+        for _ in 0..partial.counts().slabs {
             let Some(lent) = partial.lend(even_busy) else { break };
             drop(partial);
             fault::point(Place::SlabPunching);
+            let before = bytes;
             lent.for_each_hole(os::page_size(), |address, len| {
                 // SAFETY: free objects of a slab from which none leave while it is lent; nothing is kept in them.
                 if unsafe { os::decommit(address, len) } {
                     bytes += len;
                 }
             });
+            page::note_decommitted(bytes - before);
             // It fails only in the child of a fork, where a thread that is not there had the lock: the slab is lost, like all
             // of its class on this node.
             let Some(again) = depot.slabs.lock(context) else { return (more, bytes) };

@@ -38,6 +38,8 @@ const WORD: usize = 8;
 const LOCK_OFFSET: usize = HEADERS + MAX_CLASSES * WORD;
 /// Byte offset of what [`flush_unused`] saw last: the `top` of each sheaf.
 const SEEN_OFFSET: usize = LOCK_OFFSET + size_of::<Lock<()>>();
+/// Byte offset of what is counted: for each class, a word for each [`Event`].
+const EVENTS_OFFSET: usize = (SEEN_OFFSET + MAX_CLASSES * size_of::<u32>()).next_multiple_of(WORD);
 
 /// Most objects a sheaf holds, by their size in bytes. How many steps a walk at random of allocations and frees takes from one end
 /// to the other grows with the square; what CPUs hold that no program uses, with the size. (Compare `calculate_sheaf_capacity` of
@@ -66,7 +68,7 @@ pub(crate) const MAX_CACHE_BATCH: usize = MAX_CACHE_CAPACITY / 2;
 /// caches are written when one is made, while its sheaves are empty.
 static EMPTY_HEADERS: [AtomicU64; MAX_CLASSES] = {
     let mut headers = [const { AtomicU64::new(0) }; MAX_CLASSES];
-    let mut word = (SEEN_OFFSET + MAX_CLASSES * size_of::<u32>()).div_ceil(WORD);
+    let mut word = EVENTS_OFFSET / WORD + MAX_CLASSES * EVENTS;
     let mut index = 0;
     while index < MAX_CLASSES {
         let words = match Class::from_index(index) {
@@ -92,13 +94,18 @@ fn empty_header(class: Class) -> u64 {
     EMPTY_HEADERS.get(class.index()).map_or(0, |header| header.load(Ordering::Relaxed))
 }
 
-/// Makes the sheaves of a class of an object cache such as objects of `size` bytes want. They must be empty: one that is open
+/// Makes the sheaves of a class of an object cache such as objects of `size` bytes want, and counts from zero. They must be empty: one that is open
 /// still, since the class was another cache's, stays as wide as it was until it is closed, which is within the words it has.
 pub(crate) fn define(class: Class, size: usize) {
     let capacity = capacity_for(size).min(MAX_CACHE_CAPACITY);
     if let Some(word) = EMPTY_HEADERS.get(class.index()) {
         word.store(header(floor(class) as usize, capacity), Ordering::Relaxed);
     }
+    // Regions that were never used stay untouched.
+    (0..regions())
+        .flat_map(|cpu| event_words(cpu, class))
+        .filter(|word| word.load(Ordering::Relaxed) != 0)
+        .for_each(|word| word.store(0, Ordering::Relaxed));
 }
 
 /// The word below a sheaf.
@@ -142,7 +149,59 @@ const fn header_offset(class: Class) -> usize {
 #[inline(always)]
 pub(crate) fn pop(class: Class) -> *mut u8 {
     // SAFETY: a class.
-    unsafe { arch::pop(class.index()) }
+    let object = unsafe { arch::pop(class.index()) };
+    count_hits(class, usize::from(!object.is_null()));
+    object
+}
+
+/// What is counted of the sheaves of a class.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Event {
+    /// An object was there. Counted with the feature `counters` only: one more store in the sections costs a pair of operations
+    /// 5 to 7 % of its time.
+    Hit,
+    /// None was there: the sheaf was filled.
+    Refill,
+    /// There was no room for one: half of them left the sheaf.
+    Flush,
+    /// The barn had none for a refill: they came from slabs.
+    BarnEmpty,
+    /// The barn had no room for a flush: it went to slabs.
+    BarnFull,
+    /// Nor had any slab: a new one was made.
+    NewSlab,
+}
+
+/// How many kinds there are.
+const EVENTS: usize = Event::NewSlab as usize + 1;
+
+/// Counts for this CPU, unless it has no sheaves. On the way to locks, a locked instruction on a line of its own does not matter.
+pub(crate) fn count(class: Class, event: Event, more: usize) {
+    if let Some(word) = event_words(cpu(), class).get(event as usize) {
+        word.fetch_add(more as u64, Ordering::Relaxed);
+    }
+}
+
+/// Counts objects that the program got from a sheaf.
+#[inline(always)]
+pub(crate) fn count_hits(class: Class, objects: usize) {
+    if cfg!(feature = "counters") && objects > 0 {
+        count(class, Event::Hit, objects);
+    }
+}
+
+/// What was counted on a CPU so far; in any context.
+pub(crate) fn counted(cpu: usize, class: Class, event: Event) -> u64 {
+    event_words(cpu, class).get(event as usize).map_or(0, |word| word.load(Ordering::Relaxed))
+}
+
+/// Where the events of a class are counted; nowhere, if the CPU has no sheaves. Relaxed, everywhere: numbers that are looked at, and
+/// guard nothing.
+fn event_words(cpu: usize, class: Class) -> &'static [AtomicU64] {
+    let offset = EVENTS_OFFSET + class.index() * EVENTS * WORD;
+    // SAFETY: words in the region, which are only used as atomics.
+    region_of(cpu)
+        .map_or(&[], |base| unsafe { core::slice::from_raw_parts(base.add(offset).cast(), EVENTS) })
 }
 
 /// Takes up to `len` objects off this CPU's sheaf into `to`; how many.
@@ -231,7 +290,9 @@ impl Backend {
         if self != Backend::Locked {
             return pop(class);
         }
-        Region::lock().map_or(ptr::null_mut(), |region| region.pop(class))
+        let object = Region::lock().map_or(ptr::null_mut(), |region| region.pop(class));
+        count_hits(class, usize::from(!object.is_null()));
+        object
     }
 
     /// [`push`] by way of this backend.

@@ -18,8 +18,9 @@
 
 use core::cell::UnsafeCell;
 use core::mem::{self, MaybeUninit};
+use core::ops::{Deref, DerefMut};
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use crate::batch::Batch;
 use crate::size_class::{Class, MAX_CLASSES, UNIT};
@@ -572,22 +573,100 @@ unsafe impl Link for Slab {
 pub(crate) struct Slabs {
     partial: Lock<Partial>,
     arrivals: Llist<Slab>,
+    counts: PublicCounts,
+}
+
+/// How many slabs there are, and what of them is free.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Counts {
+    /// Slabs, full ones included.
+    pub(crate) slabs: usize,
+    /// Slabs with free objects.
+    pub(crate) partial: usize,
+    /// Free objects of all slabs.
+    pub(crate) free: usize,
+}
+
+/// The [`Counts`] as they were when the lock was last let go of, for all to read. Nothing relies on these, so they are not for
+/// loom to know of.
+struct PublicCounts {
+    slabs: AtomicUsize,
+    partial: AtomicUsize,
+    free: AtomicUsize,
+}
+
+impl PublicCounts {
+    const fn new() -> PublicCounts {
+        PublicCounts {
+            slabs: AtomicUsize::new(0),
+            partial: AtomicUsize::new(0),
+            free: AtomicUsize::new(0),
+        }
+    }
+}
+
+/// The partial slabs, locked.
+pub(crate) struct Held<'a> {
+    partial: Guard<'a, Partial>,
+    counts: &'a PublicCounts,
+}
+
+impl Deref for Held<'_> {
+    type Target = Partial;
+
+    fn deref(&self) -> &Partial {
+        &self.partial
+    }
+}
+
+impl DerefMut for Held<'_> {
+    fn deref_mut(&mut self) -> &mut Partial {
+        &mut self.partial
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let Counts { slabs, partial, free } = self.partial.counts();
+        // Relaxed: see `PublicCounts`. Under the lock.
+        self.counts.slabs.store(slabs, Ordering::Relaxed);
+        self.counts.partial.store(partial, Ordering::Relaxed);
+        self.counts.free.store(free, Ordering::Relaxed);
+    }
 }
 
 impl Slabs {
     #[cfg(not(loom))]
     pub(crate) const fn new() -> Slabs {
-        Slabs { partial: Lock::new(LockClass::Slabs, Partial::new()), arrivals: Llist::new() }
+        Slabs {
+            partial: Lock::new(LockClass::Slabs, Partial::new()),
+            arrivals: Llist::new(),
+            counts: PublicCounts::new(),
+        }
     }
 
     #[cfg(loom)]
     pub(crate) fn new() -> Slabs {
-        Slabs { partial: Lock::new(LockClass::Slabs, Partial::new()), arrivals: Llist::new() }
+        Slabs {
+            partial: Lock::new(LockClass::Slabs, Partial::new()),
+            arrivals: Llist::new(),
+            counts: PublicCounts::new(),
+        }
+    }
+
+    /// What there was when the lock was last let go of. In any context.
+    #[cfg(not(loom))]
+    pub(crate) fn counts(&self) -> Counts {
+        Counts {
+            slabs: self.counts.slabs.load(Ordering::Relaxed),
+            partial: self.counts.partial.load(Ordering::Relaxed),
+            free: self.counts.free.load(Ordering::Relaxed),
+        }
     }
 
     /// The partial slabs, those that arrived meanwhile included; `None` where that had to be waited for.
-    pub(crate) fn lock(&self, context: Context) -> Option<Guard<'_, Partial>> {
-        let mut partial = self.partial.acquire(context)?;
+    pub(crate) fn lock(&self, context: Context) -> Option<Held<'_>> {
+        let mut partial = Held { partial: self.partial.acquire(context)?, counts: &self.counts };
         for slab in self.arrivals.take() {
             counters::wrote(Line::Arrivals, 1);
             // SAFETY: arrivals are slabs of this class and node, and the lock is held.
@@ -631,6 +710,8 @@ pub(crate) struct Partial {
     window: u32,
     /// Slabs in the lists of which all objects are free.
     empty: u32,
+    /// Slabs in the lists.
+    listed: u32,
     /// Slabs that arrived, full ones included.
     slabs: usize,
     /// Objects of all slabs that are free.
@@ -648,6 +729,7 @@ impl Partial {
             filled: 0,
             window: 0,
             empty: 0,
+            listed: 0,
             slabs: 0,
             free: 0,
         }
@@ -864,9 +946,9 @@ impl Partial {
         }
     }
 
-    /// How many slabs there are, full ones included, and how many of their objects are free.
-    pub(crate) fn counts(&self) -> (usize, usize) {
-        (self.slabs, self.free)
+    /// How many there are.
+    pub(crate) fn counts(&self) -> Counts {
+        Counts { slabs: self.slabs, partial: self.listed as usize, free: self.free }
     }
 
     /// Moves a slab to the list that it belongs to now.
@@ -911,6 +993,7 @@ impl Partial {
             }
             *head = slab;
             self.filled |= 1 << list;
+            self.listed += 1;
         }
     }
 
@@ -926,6 +1009,7 @@ impl Partial {
                 return;
             }
             (*slab).list = UNLISTED;
+            self.listed -= 1;
             let (previous, next) = ((*slab).previous, (*slab).next);
             if next.is_null() {
                 *self.tails.get_unchecked_mut(usize::from(list)) = previous;

@@ -20,12 +20,30 @@
 #![no_std]
 
 use alloc_core::{cache, kmalloc};
+
+pub use alloc_core::{report, stats};
 use core::alloc::{GlobalAlloc, Layout};
 
 /// Gives all memory back to the system that no block in use needs, at once; how many bytes it got. Without it the same happens
 /// after a while. Not for signal handlers.
 pub fn trim() -> usize {
     cache::trim()
+}
+
+/// Numbers of the whole allocator, and by them those of its caches, CPUs and nodes. In any context, a signal handler included.
+///
+/// ```
+/// #[global_allocator]
+/// static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
+///
+/// let many: Vec<String> = (0..1000).map(|number| number.to_string()).collect();
+/// let stats = alloc_global::stats();
+/// assert!(stats.caches().any(|cache| cache.in_use >= many.len()));
+/// print!("{}", stats.slabinfo());
+/// ```
+#[must_use]
+pub fn stats() -> stats::Stats {
+    stats::gather()
 }
 
 /// The allocator: a unit, to be named in a `#[global_allocator]`.

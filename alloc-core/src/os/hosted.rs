@@ -170,6 +170,10 @@ pub(crate) fn restart_sections_on(_cpu: usize) -> bool {
 }
 
 pub(crate) fn page_size() -> usize {
+    system_page_size()
+}
+
+pub(crate) fn system_page_size() -> usize {
     4096
 }
 
@@ -181,9 +185,38 @@ pub(crate) fn env(_name: &CStr) -> Option<&'static [u8]> {
     None
 }
 
-pub(super) fn write_stderr(bytes: &[u8]) {
-    let _ = std::io::stderr().write_all(bytes);
+/// There are no files but standard error.
+pub(crate) struct File;
+
+impl File {
+    pub(crate) fn create(_path: fmt::Arguments<'_>) -> Option<File> {
+        None
+    }
+
+    pub(crate) fn number(&self) -> c_int {
+        -1
+    }
 }
+
+pub(crate) fn write_all(file: c_int, bytes: &[u8]) -> bool {
+    file == 2 && std::io::stderr().write_all(bytes).is_ok()
+}
+
+pub(crate) fn share(_path: fmt::Arguments<'_>, _len: usize) -> Option<NonNull<u8>> {
+    None
+}
+
+pub(crate) fn remove(_path: fmt::Arguments<'_>) {}
+
+pub(crate) fn process_id() -> i32 {
+    1
+}
+
+pub(crate) fn is_secure() -> bool {
+    false
+}
+
+pub(crate) fn at_exit(_hook: extern "C" fn()) {}
 
 pub(super) fn abort() -> ! {
     std::process::abort()

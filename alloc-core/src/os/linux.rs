@@ -234,8 +234,8 @@ pub(crate) fn current_cpu() -> (usize, usize) {
     (cpu as usize, node as usize)
 }
 
-/// A file that is open for reading.
-struct File(c_int);
+/// An open file.
+pub(crate) struct File(c_int);
 
 impl File {
     fn open(path: fmt::Arguments<'_>) -> Option<File> {
@@ -244,6 +244,21 @@ impl File {
         // SAFETY: the path ends in a null byte.
         let file = unsafe { libc::open(path.0.as_ptr().cast(), libc::O_RDONLY | libc::O_CLOEXEC) };
         (file >= 0).then_some(File(file))
+    }
+
+    /// Opens a file to be written anew, which others may read.
+    pub(crate) fn create(path: fmt::Arguments<'_>) -> Option<File> {
+        let path = CPath::new(path)?;
+        let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC | libc::O_CLOEXEC;
+        let _errno = SavedErrno::new();
+        // SAFETY: the path ends in a null byte.
+        let file = unsafe { libc::open(path.0.as_ptr().cast(), flags, 0o644 as libc::c_uint) };
+        (file >= 0).then_some(File(file))
+    }
+
+    /// Its number.
+    pub(crate) fn number(&self) -> c_int {
+        self.0
     }
 
     /// What comes next, as far as there is room for it; nothing at the end.
@@ -540,8 +555,8 @@ pub(crate) fn page_size() -> usize {
     }
 }
 
-/// What the kernel says.
-fn system_page_size() -> usize {
+/// Bytes of a page, as the kernel says.
+pub(crate) fn system_page_size() -> usize {
     // SAFETY: a number only; it cannot fail.
     unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
 }
@@ -581,11 +596,71 @@ pub(crate) fn env(name: &CStr) -> Option<&'static [u8]> {
     }
 }
 
-/// Writes to standard error as far as it goes.
-pub(super) fn write_stderr(bytes: &[u8]) {
+/// Writes to an open file; false where it takes no more.
+pub(crate) fn write_all(file: c_int, mut bytes: &[u8]) -> bool {
     let _errno = SavedErrno::new();
-    // SAFETY: the slice is readable for its length.
-    unsafe { libc::write(libc::STDERR_FILENO, bytes.as_ptr().cast(), bytes.len()) };
+    while !bytes.is_empty() {
+        // SAFETY: the slice is readable for its length.
+        let len = unsafe { libc::write(file, bytes.as_ptr().cast(), bytes.len()) };
+        match usize::try_from(len) {
+            Ok(len) if len > 0 => bytes = bytes.get(len..).unwrap_or_default(),
+            // SAFETY: it may be read anywhere.
+            _ if unsafe { *libc::__errno_location() } == libc::EINTR => {}
+            _ => return false,
+        }
+    }
+    true
+}
+
+/// Maps a new file of so many zero bytes, which the user may read and this process write; `None` where that cannot be done. Nothing
+/// unmaps it.
+pub(crate) fn share(path: fmt::Arguments<'_>, len: usize) -> Option<NonNull<u8>> {
+    let path = CPath::new(path)?;
+    let path = path.0.as_ptr().cast();
+    let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC | libc::O_NOFOLLOW;
+    let _errno = SavedErrno::new();
+    // SAFETY: the path ends in a null byte; the file is ours; a mapping at an address of the kernel's choice.
+    unsafe {
+        // One that a process of the same number left behind.
+        libc::unlink(path);
+        let file = libc::open(path, flags, 0o600 as libc::c_uint);
+        if file < 0 {
+            return None;
+        }
+        let file = File(file);
+        if libc::ftruncate(file.0, libc::off_t::try_from(len).ok()?) != 0 {
+            return None;
+        }
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let address = libc::mmap(ptr::null_mut(), len, protection, libc::MAP_SHARED, file.0, 0);
+        NonNull::new(address.cast()).filter(|_| address != libc::MAP_FAILED)
+    }
+}
+
+/// Takes a file away, if it is there.
+pub(crate) fn remove(path: fmt::Arguments<'_>) {
+    let Some(path) = CPath::new(path) else { return };
+    let _errno = SavedErrno::new();
+    // SAFETY: the path ends in a null byte.
+    unsafe { libc::unlink(path.0.as_ptr().cast()) };
+}
+
+/// This process's number.
+pub(crate) fn process_id() -> i32 {
+    // SAFETY: no arguments; it cannot fail.
+    unsafe { libc::getpid() }
+}
+
+/// Whether the program has rights that who started it does not have, who must not have it write files then.
+pub(crate) fn is_secure() -> bool {
+    // SAFETY: it may be called anywhere.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}
+
+/// Has `hook` called when the program ends by `exit` or by returning from `main`.
+pub(crate) fn at_exit(hook: extern "C" fn()) {
+    // SAFETY: a function that lives as long as the program.
+    unsafe { libc::atexit(hook) };
 }
 
 /// Ends the process by `SIGABRT`.

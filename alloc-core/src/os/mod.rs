@@ -36,15 +36,16 @@ pub(crate) enum Remapped {
 }
 
 pub(crate) use imp::{
-    Thread, admit_signal, affinity, at_fork, at_thread_exit, block_signals, commit, current_cpu,
-    decommit, env, has_signals_blocked, is_realtime_signal, list, milliseconds, name_thread,
-    page_size, prefer_huge_pages, prefer_node, read, register_rseq, remap, reserve,
-    restart_sections_on, signal_thread, sleep_microseconds, spawn, take_signal, thread_id,
-    unregister_rseq, unreserve, yield_now,
+    File, Thread, admit_signal, affinity, at_exit, at_fork, at_thread_exit, block_signals, commit,
+    current_cpu, decommit, env, has_signals_blocked, is_realtime_signal, is_secure, list,
+    milliseconds, name_thread, page_size, prefer_huge_pages, prefer_node, process_id, read,
+    register_rseq, remap, remove, reserve, restart_sections_on, share, signal_thread,
+    sleep_microseconds, spawn, system_page_size, take_signal, thread_id, unregister_rseq,
+    unreserve, write_all, yield_now,
 };
 #[cfg(not(loom))]
 pub(crate) use imp::{futex_wait, futex_wake_one};
-pub(crate) use text::{abort, warn};
+pub(crate) use text::{Line, abort, warn};
 
 /// How many CPUs the kernel may ever have: one more than the highest number. `None` where it does not say.
 pub(crate) fn possible_cpus() -> Option<usize> {

@@ -2,10 +2,24 @@
 
 use core::fmt::{self, Write};
 
+/// The file of standard error.
+const STDERR: core::ffi::c_int = 2;
+
 /// One line; what does not fit is cut off.
-struct Line<const ROOM: usize> {
+pub(crate) struct Line<const ROOM: usize> {
     bytes: [u8; ROOM],
     len: usize,
+}
+
+impl<const ROOM: usize> Line<ROOM> {
+    pub(crate) const fn new() -> Line<ROOM> {
+        Line { bytes: [0; ROOM], len: 0 }
+    }
+
+    /// What was written, and zeros.
+    pub(crate) fn into_bytes(self) -> [u8; ROOM] {
+        self.bytes
+    }
 }
 
 impl<const ROOM: usize> Write for Line<ROOM> {
@@ -24,7 +38,7 @@ pub(super) struct CPath(pub(super) [u8; 512]);
 impl CPath {
     /// `None` for one that is too long, or has a null byte in it.
     pub(super) fn new(path: fmt::Arguments<'_>) -> Option<CPath> {
-        let mut line = Line { bytes: [0; 512], len: 0 };
+        let mut line = Line::<512>::new();
         line.write_fmt(path).ok()?;
         let text = line.bytes.get(..line.len)?;
         let fits = line.len < line.bytes.len() && !text.contains(&0);
@@ -35,11 +49,11 @@ impl CPath {
 /// Writes one line `hayloft: …` to standard error.
 #[cold]
 pub(crate) fn warn(message: fmt::Arguments<'_>) {
-    let mut line = Line { bytes: [0; 256], len: 0 };
+    let mut line = Line::<256>::new();
     // Writing to a `Line` cannot fail; a `Display` that does is not worth dying for.
     let _ = writeln!(line, "hayloft: {message}");
     line.bytes[line.len - 1] = b'\n';
-    super::imp::write_stderr(&line.bytes[..line.len]);
+    super::imp::write_all(STDERR, &line.bytes[..line.len]);
 }
 
 /// Writes one line `hayloft: …` to standard error and ends the process by `SIGABRT`.

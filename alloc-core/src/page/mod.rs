@@ -31,7 +31,7 @@ mod reserve;
 
 use core::cell::UnsafeCell;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crate::fault::{self, Place};
 use crate::node;
@@ -326,6 +326,25 @@ pub(crate) fn max_units() -> usize {
 /// Bytes of memory in use, and of free memory that the system still counts as ours.
 pub(crate) fn charged() -> usize {
     limit::charged() << UNIT_SHIFT
+}
+
+/// Bytes that went back to the system so far.
+static DECOMMITTED: AtomicU64 = AtomicU64::new(0);
+
+/// Counts memory that went back to the system.
+pub(crate) fn note_decommitted(bytes: usize) {
+    // Relaxed: a number that is looked at, and guards nothing.
+    DECOMMITTED.fetch_add(bytes as u64, Ordering::Relaxed);
+}
+
+/// Bytes that went back to the system so far. In any context.
+pub(crate) fn decommitted() -> u64 {
+    DECOMMITTED.load(Ordering::Relaxed)
+}
+
+/// Bytes that there may be of [`charged`], if that is limited.
+pub(crate) fn limit() -> Option<usize> {
+    limit::hard().checked_mul(UNIT)
 }
 
 /// To be called after frees: beyond the soft limit, what is free goes back at once.
@@ -708,7 +727,10 @@ impl Arena {
                 let first = NonNull::new_unchecked(meta.add(first - meta.addr()));
                 os::decommit(first, end - first.addr().get());
             }
-            os::decommit(self.address(start), (len as usize) << UNIT_SHIFT)
+            let bytes = (len as usize) << UNIT_SHIFT;
+            let is_clean = os::decommit(self.address(start), bytes);
+            note_decommitted(if is_clean { bytes } else { 0 });
+            is_clean
         }
     }
 

@@ -26,15 +26,30 @@ size_t hayloft_trim(void);
 /* Waits until all that was freed before, in whatever context, is free in earnest. Not for signal handlers. */
 void hayloft_barrier(void);
 
-/* What there is of the whole allocator; a guess while others allocate and free. Not for signal handlers. */
+/* Numbers of the whole allocator, each as it was at some time. In any context, a signal handler included. */
 struct hayloft_stats {
-    size_t held;       /* bytes handed out, or kept for what may come */
-    size_t free;       /* of these, free */
-    size_t unneeded;   /* of these, in pages that nobody needs */
-    uint64_t deferred; /* frees that could not be done where they were asked for */
-    uint64_t flushed;  /* of these, done since */
+    size_t held;              /* bytes handed out, or kept for what may come */
+    size_t free;              /* of these, free */
+    size_t unneeded;          /* of these, in pages that nobody needs */
+    size_t in_slabs;          /* bytes of slabs */
+    size_t large;             /* bytes of blocks that are too large for slabs */
+    size_t resident;          /* bytes that the process has in memory */
+    size_t limit;             /* bytes that may be held; 0 without a limit */
+    uint64_t decommitted;     /* bytes given back to the system */
+    uint64_t nolock_tries;    /* allocations that no CPU's own objects could serve, where nothing might be waited for */
+    uint64_t nolock_failures; /* of these, without memory */
+    uint64_t deferred;        /* frees that could not be done where they were asked for */
+    uint64_t flushed;         /* of these, done since */
+    uint64_t irq_works;       /* works queued for CPUs */
 };
 void hayloft_stats(struct hayloft_stats *to);
+
+/* Writes all statistics to an open file, in any context; 0, or -1 and errno where the file takes no more (EIO) or there is no such
+ * format (EINVAL). */
+#define HAYLOFT_SLABINFO 0u    /* as /proc/slabinfo */
+#define HAYLOFT_OPENMETRICS 1u /* as Prometheus reads it */
+#define HAYLOFT_JSON 2u
+int hayloft_stats_write(int file, unsigned format);
 
 /* A cache of objects of one kind. */
 typedef struct hayloft_cache hayloft_cache;
@@ -65,15 +80,26 @@ void hayloft_cache_free_bulk(const hayloft_cache *cache, void *const *objects, s
 /* Gives memory back that no object in use needs; how many bytes. Not for signal handlers. */
 size_t hayloft_cache_shrink(const hayloft_cache *cache);
 
-/* What there is of a cache, and of those that it shares its slabs with. Not for signal handlers. */
+/* What there is of a cache, and of those that it shares its slabs with. In any context. */
 struct hayloft_cache_stats {
-    size_t object_size; /* bytes of an object */
-    size_t stride;      /* bytes from one object to the next */
+    char name[32];           /* without a null byte if it is that long, or longer */
+    size_t object_size;      /* bytes of an object */
+    size_t stride;           /* bytes from one object to the next */
+    size_t objects_per_slab;
+    size_t slab_size;        /* bytes of a slab */
+    size_t sheaf_capacity;   /* most objects that a CPU keeps */
     size_t slabs;
-    size_t in_use;      /* objects that the program has */
-    size_t in_sheaves;  /* free objects that CPUs keep */
-    size_t in_barns;    /* free objects that nodes keep */
-    size_t sharers;     /* caches that share the slabs, this one included */
+    size_t partial_slabs;    /* slabs with free objects */
+    size_t in_use;           /* objects that the program has */
+    size_t in_sheaves;       /* free objects that CPUs keep */
+    size_t in_barns;         /* free objects that nodes keep */
+    size_t sharers;          /* caches that share the slabs, this one included */
+    uint64_t hits;           /* objects allocated from a CPU's own; counted with the feature `counters` only */
+    uint64_t refills;        /* allocations that found none there */
+    uint64_t flushes;        /* frees that found no room there */
+    uint64_t barn_empty;     /* refills that the node had nothing for */
+    uint64_t barn_full;      /* flushes that the node had no room for */
+    uint64_t new_slabs;      /* slabs made */
 };
 void hayloft_cache_stats(const hayloft_cache *cache, struct hayloft_cache_stats *to);
 

@@ -10,6 +10,8 @@ use std::boxed::Box;
 
 use alloc_core::by_address;
 use alloc_core::cache::{self, Cache, CacheError, CacheFlags};
+use alloc_core::report::{self, Format};
+use alloc_core::stats::{self, CacheStats, Stats};
 
 use crate::{fail, or_no_memory};
 
@@ -17,25 +19,8 @@ use crate::{fail, or_no_memory};
 const FLAGS: [CacheFlags; 4] =
     [CacheFlags::NO_MERGE, CacheFlags::ZERO, CacheFlags::HWCACHE_ALIGN, CacheFlags::PANIC_ON_LEAK];
 
-#[repr(C)]
-struct CacheStats {
-    object_size: usize,
-    stride: usize,
-    slabs: usize,
-    in_use: usize,
-    in_sheaves: usize,
-    in_barns: usize,
-    sharers: usize,
-}
-
-#[repr(C)]
-struct Stats {
-    held: usize,
-    free: usize,
-    unneeded: usize,
-    deferred: u64,
-    flushed: u64,
-}
+/// How `hayloft_stats_write` writes, in the order of the header's numbers.
+const FORMATS: [Format; 3] = [Format::Slabinfo, Format::OpenMetrics, Format::Json];
 
 #[unsafe(no_mangle)]
 extern "C" fn hayloft_alloc_nolock(size: usize) -> *mut c_void {
@@ -64,16 +49,22 @@ extern "C" fn hayloft_barrier() {
 /// `to` can be written.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn hayloft_stats(to: *mut Stats) {
-    let (memory, frees) = (cache::memory(), cache::deferred_frees());
-    let stats = Stats {
-        held: memory.held,
-        free: memory.free,
-        unneeded: memory.unneeded,
-        deferred: frees.deferred,
-        flushed: frees.flushed,
-    };
     // SAFETY: the caller's promise.
-    unsafe { to.write(stats) };
+    unsafe { to.write(stats::gather()) };
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn hayloft_stats_write(file: c_int, format: c_uint) -> c_int {
+    let Some(format) = FORMATS.get(format as usize) else {
+        fail(libc::EINVAL);
+        return -1;
+    };
+    if report::write(file, *format) {
+        0
+    } else {
+        fail(libc::EIO);
+        -1
+    }
 }
 
 /// # Safety
@@ -219,16 +210,5 @@ unsafe extern "C" fn hayloft_cache_shrink(cache: *const Cache) -> usize {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn hayloft_cache_stats(cache: *const Cache, to: *mut CacheStats) {
     // SAFETY: the caller's promise.
-    unsafe {
-        let stats = (*cache).stats();
-        to.write(CacheStats {
-            object_size: stats.object_size,
-            stride: stats.stride,
-            slabs: stats.slabs,
-            in_use: stats.in_use,
-            in_sheaves: stats.in_sheaves,
-            in_barns: stats.in_barns,
-            sharers: stats.sharers,
-        });
-    }
+    unsafe { to.write((*cache).stats()) };
 }

@@ -2,7 +2,8 @@
 
 use core::ffi::{c_char, c_int};
 
-use alloc_core::cache::{self, Memory};
+use alloc_core::cache;
+use alloc_core::stats::{self, Stats};
 
 unsafe extern "C" {
     fn dprintf(file: c_int, format: *const c_char, ...) -> c_int;
@@ -25,7 +26,7 @@ struct Info<T> {
 
 /// What there is, each number as `number` has it.
 fn info<T: Copy>(number: impl Fn(usize) -> T) -> Info<T> {
-    let Memory { held, free, unneeded, .. } = cache::memory();
+    let Stats { held, free, unneeded, .. } = stats::gather();
     let none = number(0);
     Info {
         arena: number(held),
@@ -62,7 +63,7 @@ unsafe extern "C" fn malloc_info(options: c_int, stream: *mut libc::FILE) -> c_i
     if options != 0 {
         return libc::EINVAL;
     }
-    let Memory { held, free, unneeded, .. } = cache::memory();
+    let Stats { held, free, unneeded, .. } = stats::gather();
     let format = c"<malloc version=\"hayloft\">\n<total type=\"held\" size=\"%zu\"/>\n<total type=\"free\" size=\"%zu\"/>\n\
         <total type=\"unneeded\" size=\"%zu\"/>\n</malloc>\n";
     // SAFETY: as many numbers as the format has; the rest is the caller's promise.
@@ -73,7 +74,7 @@ unsafe extern "C" fn malloc_info(options: c_int, stream: *mut libc::FILE) -> c_i
 /// Writes what [`mallinfo2`] says to standard error.
 #[unsafe(no_mangle)]
 extern "C" fn malloc_stats() {
-    let Memory { held, free, unneeded, .. } = cache::memory();
+    let Stats { held, free, unneeded, .. } = stats::gather();
     let format = c"hayloft: %zu bytes held, %zu of them in use, %zu free, %zu unneeded\n";
     // SAFETY: as many numbers as the format has.
     unsafe { dprintf(libc::STDERR_FILENO, format.as_ptr(), held, held - free, free, unneeded) };

@@ -1,0 +1,337 @@
+//! The page that a process shows its statistics on, and how others read it.
+//!
+//! With `HAYLOFT_STATS_SHM=1` it is the file `/dev/shm/hayloft-PID`, which the process has mapped and its user may read. It starts
+//! with who wrote it, in which version of this layout, and a sequence number that is odd while it is being written; who
+//! reads looks at that before and after. It is gone at the end of the process; one that was killed leaves it behind, and the next
+//! to look for processes takes it away.
+
+extern crate std;
+
+use core::fmt;
+use core::mem;
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering, fence};
+use std::boxed::Box;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Seek};
+use std::string::String;
+use std::vec::Vec;
+use std::{format, fs};
+
+use crate::os;
+use crate::stats::{self, CacheStats, CpuStats, MAX, NodeStats, Stats};
+
+const MAGIC: [u8; 8] = *b"HAYLOFT\0";
+/// Of the layout. To be raised with every change of what lies in [`Page`].
+const VERSION: u32 = 1;
+
+const FOLDER: &str = "/dev/shm";
+const PREFIX: &str = "hayloft-";
+
+/// Who wrote a page, and how.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Header {
+    magic: [u8; 8],
+    version: u32,
+    /// Bytes of the page: programs for other machines may have words of other sizes.
+    size: u32,
+    process: u32,
+    /// Odd while the page is written.
+    sequence: u32,
+    /// Milliseconds of the monotonic clock at which it was last written.
+    time: u64,
+}
+
+/// What follows it. Any bytes are one.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Body {
+    stats: Stats,
+    /// How many there are of what follows.
+    caches: usize,
+    cpus: usize,
+    nodes: usize,
+    all_caches: [CacheStats; MAX.caches],
+    all_cpus: [CpuStats; MAX.cpus],
+    all_nodes: [NodeStats; MAX.nodes],
+}
+
+#[repr(C)]
+struct Page {
+    header: Header,
+    body: Body,
+}
+
+/// The page of this process; null if it shows nothing, or in the child of a fork that did.
+static PAGE: AtomicPtr<Page> = AtomicPtr::new(ptr::null_mut());
+
+/// Makes the page of this process; false, and it says so, where that cannot be done.
+#[cfg_attr(miri, allow(dead_code, reason = "called by the loader"))]
+pub(super) fn open() -> bool {
+    let process = os::process_id();
+    let path = format_args!("{FOLDER}/{PREFIX}{process}");
+    let Some(memory) = os::share(path, size_of::<Page>()) else {
+        os::warn(format_args!("statistics cannot be shown in {FOLDER}"));
+        return false;
+    };
+    let page: *mut Page = memory.as_ptr().cast();
+    // SAFETY: mapped just now, and long enough; others only read.
+    unsafe {
+        (&raw mut (*page).header).write(Header {
+            magic: MAGIC,
+            version: VERSION,
+            size: size_of::<Page>() as u32,
+            process: process as u32,
+            sequence: 1,
+            time: 0,
+        });
+    }
+    PAGE.store(page, Ordering::Relaxed);
+    true
+}
+
+/// Writes what there is now; by one thread only.
+pub(super) fn update() {
+    let Some(page) = NonNull::new(PAGE.load(Ordering::Relaxed)).map(NonNull::as_ptr) else {
+        return;
+    };
+    // SAFETY: mapped, and written by this thread only; others read it through files.
+    unsafe {
+        let sequence = AtomicU32::from_ptr(&raw mut (*page).header.sequence);
+        let odd = sequence.load(Ordering::Relaxed) | 1;
+        sequence.store(odd, Ordering::Relaxed);
+        // Release: who reads any of what follows finds the number odd, or changed. They read by system calls, in order.
+        fence(Ordering::Release);
+        let stats = stats::gather();
+        let body = &raw mut (*page).body;
+        (*body).caches = fill(&raw mut (*body).all_caches, stats.caches());
+        (*body).cpus = fill(&raw mut (*body).all_cpus, stats.cpus());
+        (*body).nodes = fill(&raw mut (*body).all_nodes, stats.nodes());
+        (*body).stats = stats;
+        (*page).header.time = os::milliseconds();
+        sequence.store(odd.wrapping_add(1), Ordering::Release);
+    }
+}
+
+/// Writes items as far as there is room for them; how many.
+///
+/// # Safety
+/// The room is writable.
+unsafe fn fill<T, const N: usize>(room: *mut [T; N], items: impl Iterator<Item = T>) -> usize {
+    let room: *mut T = room.cast();
+    // SAFETY: below the length of the room.
+    items.take(N).enumerate().map(|(at, item)| unsafe { room.add(at).write(item) }).count()
+}
+
+/// Takes the page away, if it is this process's.
+pub(super) fn close() {
+    let page = PAGE.load(Ordering::Relaxed);
+    // SAFETY: mapped until the process ends.
+    if !page.is_null() && unsafe { (*page).header.process } == os::process_id() as u32 {
+        os::remove(format_args!("{FOLDER}/{PREFIX}{}", os::process_id()));
+    }
+}
+
+/// Why a process's statistics cannot be read.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum AttachError {
+    /// There is no such process, or no more.
+    Gone(u32),
+    /// It shows none: it does not use Hayloft, or was started without `HAYLOFT_STATS_SHM=1`.
+    ShowsNothing(u32),
+    /// It is another user's.
+    Denied(u32),
+    /// The file is none of Hayloft's, or of one built for another machine.
+    Foreign(u32),
+    /// It uses another version of Hayloft: that of its page, and ours.
+    OtherVersion(u32, u32, u32),
+    /// The process did not write for so many milliseconds: it is stopped, or a child after a fork.
+    Silent(u32, u64),
+    /// The file cannot be read.
+    Unreadable(u32, io::Error),
+}
+
+impl fmt::Display for AttachError {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AttachError::Gone(process) => write!(to, "there is no process {process}"),
+            AttachError::ShowsNothing(process) => write!(
+                to,
+                "process {process} shows no statistics: is Hayloft its allocator, and was it started with HAYLOFT_STATS_SHM=1?"
+            ),
+            AttachError::Denied(process) => write!(to, "process {process} is another user's"),
+            AttachError::Foreign(process) => {
+                write!(to, "{FOLDER}/{PREFIX}{process} is no page of statistics for this machine")
+            }
+            AttachError::OtherVersion(process, its, ours) => write!(
+                to,
+                "process {process} shows version {its} of the statistics, and this program reads version {ours}"
+            ),
+            AttachError::Silent(process, milliseconds) => {
+                write!(
+                    to,
+                    "process {process} has been silent for {milliseconds} ms: is it stopped?"
+                )
+            }
+            AttachError::Unreadable(process, error) => {
+                write!(to, "the statistics of process {process} cannot be read: {error}")
+            }
+        }
+    }
+}
+
+impl core::error::Error for AttachError {}
+
+/// The statistics of another process, as they were at some time.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Snapshot {
+    /// The process.
+    pub process: u32,
+    /// Milliseconds of the monotonic clock.
+    pub time: u64,
+    /// Numbers of the whole.
+    pub stats: Stats,
+    /// As [`Stats::caches`].
+    pub caches: Vec<CacheStats>,
+    /// As [`Stats::cpus`].
+    pub cpus: Vec<CpuStats>,
+    /// As [`Stats::nodes`].
+    pub nodes: Vec<NodeStats>,
+}
+
+/// Reads the statistics of a process that was started with `HAYLOFT_STATS_SHM=1`.
+#[derive(Debug)]
+pub struct Reader {
+    process: u32,
+    file: File,
+}
+
+/// Attempts to read while the process writes.
+const ATTEMPTS: usize = 100;
+/// Milliseconds after which a process that does not write is silent.
+const PATIENCE: u64 = 3000;
+
+impl Reader {
+    /// Finds what the process shows.
+    ///
+    /// # Errors
+    /// See [`AttachError`]; whether it is silent is seen by [`Reader::read`].
+    pub fn attach(process: u32) -> Result<Reader, AttachError> {
+        let is_there = || fs::exists(format!("/proc/{process}")).unwrap_or(true);
+        let file =
+            File::open(format!("{FOLDER}/{PREFIX}{process}")).map_err(|error| {
+                match error.kind() {
+                    _ if !is_there() => AttachError::Gone(process),
+                    ErrorKind::NotFound => AttachError::ShowsNothing(process),
+                    ErrorKind::PermissionDenied => AttachError::Denied(process),
+                    _ => AttachError::Unreadable(process, error),
+                }
+            })?;
+        if !is_there() {
+            return Err(AttachError::Gone(process));
+        }
+        let mut reader = Reader { process, file };
+        reader.header()?;
+        Ok(reader)
+    }
+
+    fn header(&mut self) -> Result<Header, AttachError> {
+        let process = self.process;
+        // SAFETY: any bytes are a header.
+        let header: Header = unsafe { self.bytes(0)? };
+        if header.magic != MAGIC {
+            return Err(AttachError::Foreign(process));
+        }
+        if header.version != VERSION {
+            return Err(AttachError::OtherVersion(process, header.version, VERSION));
+        }
+        if header.size as usize != size_of::<Page>() || header.process != process {
+            return Err(AttachError::Foreign(process));
+        }
+        Ok(header)
+    }
+
+    /// Reads a `T` at some place of the file.
+    ///
+    /// # Safety
+    /// Any bytes are a `T`.
+    unsafe fn bytes<T: Copy>(&mut self, at: usize) -> Result<T, AttachError> {
+        let mut room: Box<mem::MaybeUninit<T>> = Box::new(mem::MaybeUninit::zeroed());
+        // SAFETY: zeroed, so it is initialised; as long as a `T`.
+        let bytes = unsafe {
+            core::slice::from_raw_parts_mut(room.as_mut_ptr().cast::<u8>(), size_of::<T>())
+        };
+        let read = self.file.seek(io::SeekFrom::Start(at as u64));
+        match read.and_then(|_| self.file.read_exact(bytes)) {
+            // SAFETY: the caller's promise.
+            Ok(()) => Ok(unsafe { *room.assume_init() }),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                Err(AttachError::Foreign(self.process))
+            }
+            Err(error) => Err(AttachError::Unreadable(self.process, error)),
+        }
+    }
+
+    /// Reads what there is now.
+    ///
+    /// # Errors
+    /// See [`AttachError`].
+    pub fn read(&mut self) -> Result<Snapshot, AttachError> {
+        let process = self.process;
+        for _ in 0..ATTEMPTS {
+            let before = self.header()?;
+            // SAFETY: any bytes are a body.
+            let body: Body = unsafe { self.bytes(mem::offset_of!(Page, body))? };
+            let after = self.header()?;
+            if before.sequence % 2 == 1 || before.sequence != after.sequence {
+                os::sleep_microseconds(1000);
+                continue;
+            }
+            if !fs::exists(format!("/proc/{process}")).unwrap_or(true) {
+                return Err(AttachError::Gone(process));
+            }
+            let age = os::milliseconds().saturating_sub(after.time);
+            if age > PATIENCE {
+                return Err(AttachError::Silent(process, age));
+            }
+            return Ok(Snapshot {
+                process,
+                time: after.time,
+                stats: body.stats,
+                caches: first(&body.all_caches, body.caches),
+                cpus: first(&body.all_cpus, body.cpus),
+                nodes: first(&body.all_nodes, body.nodes),
+            });
+        }
+        Err(AttachError::Silent(process, 0))
+    }
+}
+
+fn first<T: Clone>(all: &[T], count: usize) -> Vec<T> {
+    all.iter().take(count).cloned().collect()
+}
+
+/// Processes that show their statistics, in order of their numbers. Takes away what processes left behind that were killed.
+#[must_use]
+pub fn processes() -> Vec<u32> {
+    let number = |entry: io::Result<fs::DirEntry>| {
+        let name: String = entry.ok()?.file_name().into_string().ok()?;
+        name.strip_prefix(PREFIX)?.parse().ok()
+    };
+    let mut found: Vec<u32> =
+        fs::read_dir(FOLDER).into_iter().flatten().filter_map(number).collect();
+    found.retain(|process| match Reader::attach(*process) {
+        Err(AttachError::Gone(_)) => {
+            // Another user's stays.
+            let _ = fs::remove_file(format!("{FOLDER}/{PREFIX}{process}"));
+            false
+        }
+        other => other.is_ok(),
+    });
+    found.sort_unstable();
+    found
+}

@@ -1,0 +1,215 @@
+//! Statistics as text: the format of `/proc/slabinfo`, and that of OpenMetrics.
+//!
+//! Both are written piece by piece, without memory, so that a handler may have them. That is why no library writes them.
+
+use core::fmt::{self, Display, Formatter};
+
+use super::{CacheStats, CpuStats, NodeStats, Stats};
+use crate::os;
+
+/// The format of `/proc/slabinfo`: see [`Stats::slabinfo`].
+#[derive(Clone, Copy, Debug)]
+pub struct Slabinfo<'a>(pub(super) &'a Stats);
+
+impl Display for Slabinfo<'_> {
+    fn fmt(&self, to: &mut Formatter<'_>) -> fmt::Result {
+        let Slabinfo(stats) = self;
+        writeln!(to, "slabinfo - version: 2.1 (statistics)")?;
+        writeln!(
+            to,
+            "# name            <active_objs> <num_objs> <objsize> <objperslab> <pagesperslab> : tunables <limit> <batchcount> \
+             <sharedfactor> : slabdata <active_slabs> <num_slabs> <sharedavail> : sheafstat <held> <hits> <refills> <flushes> \
+             : barnstat <held> <empty> <full> : slabstat <partial> <new>"
+        )?;
+        let page = os::system_page_size();
+        for cache in stats.caches() {
+            let events = &cache.events;
+            writeln!(
+                to,
+                "{:<17} {:>6} {:>6} {:>6} {:>4} {:>4} : tunables {:>4} {:>4} {:>4} : slabdata {:>6} {:>6} {:>6} : sheafstat {} {} {} \
+                 {} : barnstat {} {} {} : slabstat {} {}",
+                cache.name,
+                cache.in_use,
+                cache.objects(),
+                cache.object_size,
+                cache.objects_per_slab,
+                cache.slab_size / page,
+                cache.sheaf_capacity,
+                cache.sheaf_capacity / 2,
+                0,
+                cache.slabs,
+                cache.slabs,
+                0,
+                cache.in_sheaves,
+                events.hits,
+                events.refills,
+                events.flushes,
+                cache.in_barns,
+                events.barn_empty,
+                events.barn_full,
+                cache.partial_slabs,
+                events.new_slabs,
+            )?;
+        }
+        for metric in &METRICS {
+            writeln!(to, "# {} {}", metric.name, (metric.of)(stats))?;
+        }
+        Ok(())
+    }
+}
+
+/// A number of something.
+struct Metric<T> {
+    name: &'static str,
+    /// It only grows.
+    counts: bool,
+    help: &'static str,
+    of: fn(&T) -> u64,
+}
+
+const fn gauge<T>(name: &'static str, help: &'static str, of: fn(&T) -> u64) -> Metric<T> {
+    Metric { name, counts: false, help, of }
+}
+
+const fn counter<T>(name: &'static str, help: &'static str, of: fn(&T) -> u64) -> Metric<T> {
+    Metric { name, counts: true, help, of }
+}
+
+/// Numbers of the whole.
+static METRICS: [Metric<Stats>; 13] = [
+    gauge("held_bytes", "Handed out, or kept for what may come.", |stats| stats.held as u64),
+    gauge("free_bytes", "Of held_bytes, free.", |stats| stats.free as u64),
+    gauge("unneeded_bytes", "Of held_bytes, on the way back to the system.", |stats| {
+        stats.unneeded as u64
+    }),
+    gauge("slab_bytes", "Of held_bytes, in slabs.", |stats| stats.in_slabs as u64),
+    gauge("large_bytes", "Of held_bytes, blocks too large for slabs.", |stats| stats.large as u64),
+    gauge("resident_bytes", "What the process has in memory.", |stats| stats.resident as u64),
+    gauge("limit_bytes", "What held_bytes may come to; 0 without a limit.", |stats| {
+        stats.limit as u64
+    }),
+    counter("decommitted_bytes", "Given back to the system.", |stats| stats.decommitted),
+    counter("nolock_tries", "Allocations beyond sheaves that might not wait.", |stats| {
+        stats.nolock_tries
+    }),
+    counter("nolock_failures", "Of nolock_tries, without memory.", |stats| stats.nolock_failures),
+    counter("deferred_frees", "Frees put off.", |stats| stats.deferred),
+    counter("flushed_frees", "Of deferred_frees, done.", |stats| stats.flushed),
+    counter("irq_works", "Irq works queued.", |stats| stats.irq_works),
+];
+
+/// Numbers of each cache.
+static CACHE_METRICS: [Metric<CacheStats>; 13] = [
+    gauge("cache_object_bytes", "Bytes of an object.", |cache| cache.object_size as u64),
+    gauge("cache_objects_in_use", "Objects that the program has.", |cache| cache.in_use as u64),
+    gauge("cache_objects", "Objects of all slabs.", |cache| cache.objects() as u64),
+    gauge("cache_objects_in_sheaves", "Free objects that CPUs keep.", |cache| {
+        cache.in_sheaves as u64
+    }),
+    gauge("cache_objects_in_barns", "Free objects that nodes keep.", |cache| cache.in_barns as u64),
+    gauge("cache_slabs", "Slabs.", |cache| cache.slabs as u64),
+    gauge("cache_partial_slabs", "Slabs with free objects.", |cache| cache.partial_slabs as u64),
+    counter(
+        "cache_hits",
+        "Allocations from a sheaf; counted with the feature `counters`.",
+        |cache| cache.events.hits,
+    ),
+    counter("cache_refills", "Allocations that found the sheaf empty.", |cache| {
+        cache.events.refills
+    }),
+    counter("cache_flushes", "Frees that found the sheaf full.", |cache| cache.events.flushes),
+    counter("cache_barn_empty", "Refills that the barn had nothing for.", |cache| {
+        cache.events.barn_empty
+    }),
+    counter("cache_barn_full", "Flushes that the barn had no room for.", |cache| {
+        cache.events.barn_full
+    }),
+    counter("cache_new_slabs", "Slabs made.", |cache| cache.events.new_slabs),
+];
+
+/// Numbers of each CPU.
+static CPU_METRICS: [Metric<CpuStats>; 5] = [
+    gauge("cpu_objects", "Free objects in the sheaves of the CPU.", |cpu| cpu.objects as u64),
+    gauge("cpu_bytes", "Bytes of cpu_objects.", |cpu| cpu.bytes as u64),
+    counter(
+        "cpu_hits",
+        "Allocations from its sheaves; counted with the feature `counters`.",
+        |cpu| cpu.events.hits,
+    ),
+    counter("cpu_refills", "Allocations that found a sheaf empty.", |cpu| cpu.events.refills),
+    counter("cpu_flushes", "Frees that found a sheaf full.", |cpu| cpu.events.flushes),
+];
+
+/// Numbers of each node.
+static NODE_METRICS: [Metric<NodeStats>; 5] = [
+    gauge("node_slabs", "Slabs of the node.", |node| node.slabs as u64),
+    gauge("node_partial_slabs", "Slabs with free objects.", |node| node.partial_slabs as u64),
+    gauge("node_slab_bytes", "Bytes of its slabs.", |node| node.bytes as u64),
+    gauge("node_free_bytes", "Bytes of free objects in its slabs.", |node| node.free as u64),
+    gauge("node_objects_in_barns", "Free objects in its barns.", |node| node.in_barns as u64),
+];
+
+/// The text format of OpenMetrics: see [`Stats::open_metrics`].
+#[derive(Clone, Copy, Debug)]
+pub struct OpenMetrics<'a>(pub(super) &'a Stats);
+
+impl Display for OpenMetrics<'_> {
+    fn fmt(&self, to: &mut Formatter<'_>) -> fmt::Result {
+        let OpenMetrics(stats) = self;
+        family(to, &METRICS, |sample| sample(&"", stats))?;
+        family(to, &CACHE_METRICS, |sample| {
+            stats.caches().try_for_each(|cache| {
+                sample(&Labelled("cache", Escaped(cache.name.as_str())), &cache)
+            })
+        })?;
+        family(to, &CPU_METRICS, |sample| {
+            stats.cpus().try_for_each(|cpu| sample(&Labelled("cpu", cpu.cpu), &cpu))
+        })?;
+        family(to, &NODE_METRICS, |sample| {
+            stats.nodes().try_for_each(|node| sample(&Labelled("node", node.node), &node))
+        })?;
+        to.write_str("# EOF\n")
+    }
+}
+
+/// Writes metrics, each with all its samples: `each` passes on the labels of a sample and what it is taken of.
+fn family<T>(
+    to: &mut Formatter<'_>,
+    metrics: &[Metric<T>],
+    each: impl Fn(&mut dyn FnMut(&dyn Display, &T) -> fmt::Result) -> fmt::Result,
+) -> fmt::Result {
+    for Metric { name, counts, help, of } in metrics {
+        let (kind, suffix) = if *counts { ("counter", "_total") } else { ("gauge", "") };
+        writeln!(to, "# TYPE hayloft_{name} {kind}")?;
+        if name.ends_with("_bytes") {
+            writeln!(to, "# UNIT hayloft_{name} bytes")?;
+        }
+        writeln!(to, "# HELP hayloft_{name} {help}")?;
+        each(&mut |labels, subject| {
+            writeln!(to, "hayloft_{name}{suffix}{labels} {}", of(subject))
+        })?;
+    }
+    Ok(())
+}
+
+/// A label in braces.
+struct Labelled<T>(&'static str, T);
+
+impl<T: Display> Display for Labelled<T> {
+    fn fmt(&self, to: &mut Formatter<'_>) -> fmt::Result {
+        write!(to, "{{{}=\"{}\"}}", self.0, self.1)
+    }
+}
+
+/// The value of a label: quotes, backslashes and ends of lines have a backslash in front.
+struct Escaped<'a>(&'a str);
+
+impl Display for Escaped<'_> {
+    fn fmt(&self, to: &mut Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|letter| match letter {
+            '\n' => to.write_str("\\n"),
+            '"' | '\\' => write!(to, "\\{letter}"),
+            letter => fmt::Write::write_char(to, letter),
+        })
+    }
+}
