@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use alloc_core::fault::{self, Place};
-use alloc_core::{cache, cpu};
+use alloc_core::{cache, cpu, stats};
 use tests::everywhere::{
     defer_a_run, defer_here, fail, go_everywhere, handle, is_interruptible, pass_a_block_on, raise,
 };
@@ -30,6 +30,9 @@ const ERRNO: libc::c_int = 12345;
 
 /// How often each place was interrupted.
 static HITS: [AtomicUsize; Place::ALL.len()] = [const { AtomicUsize::new(0) }; Place::ALL.len()];
+
+/// Signals that were handled.
+static HANDLED: AtomicUsize = AtomicUsize::new(0);
 
 /// How often the thread of a CPU took deferred frees from their list.
 static TAKEN_BY_CPUS: AtomicUsize = AtomicUsize::new(0);
@@ -75,6 +78,13 @@ extern "C" fn handler(_: libc::c_int) {
     // SAFETY: as above.
     let before = unsafe { errno.replace(ERRNO) };
     pass_a_block_on();
+    // Now and then, so that the tests come to an end: each place is interrupted hundreds of times.
+    if HANDLED.fetch_add(1, Ordering::Relaxed).is_multiple_of(16) {
+        let stats = stats::gather();
+        if stats.free > stats.held || stats.caches().any(|cache| cache.in_use > cache.objects()) {
+            fail("the statistics make no sense");
+        }
+    }
     // SAFETY: as above.
     let after = unsafe { errno.replace(before) };
     if after != ERRNO {

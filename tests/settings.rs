@@ -18,7 +18,7 @@ fn use_the_heap() -> usize {
 }
 
 /// The variables, and the values that make sense.
-const SETTINGS: [(&str, &[&str]); 10] = [
+const SETTINGS: [(&str, &[&str]); 11] = [
     ("HAYLOFT_BACKEND", &["rseq", "fallback"]),
     ("HAYLOFT_THP", &["auto", "always", "never"]),
     ("HAYLOFT_IRQ", &["hard", "threaded", "none"]),
@@ -29,6 +29,7 @@ const SETTINGS: [(&str, &[&str]); 10] = [
     ("HAYLOFT_PRESSURE", &["0", "1", "/proc/pressure/memory"]),
     ("HAYLOFT_PAGE_SIZE", &["65536"]),
     ("HAYLOFT_SYSFS", &["/sys"]),
+    ("HAYLOFT_STATS_SHM", &["0", "1"]),
 ];
 
 /// A value that makes no sense: one line that names the variable, and the program goes on.

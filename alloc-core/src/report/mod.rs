@@ -135,6 +135,16 @@ impl Destination {
     }
 }
 
+impl fmt::Display for Destination {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self, self.parts()) {
+            (Destination::File(file), _) => write!(to, "file {file}"),
+            (_, (path, None)) => to.write_str(path),
+            (_, (before, Some(after))) => write!(to, "{before}%p{after}"),
+        }
+    }
+}
+
 /// What `HAYLOFT_STATS` says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Setting {
@@ -183,22 +193,21 @@ impl Setting {
 
     /// Writes a report where it is to go.
     fn write(&self) {
-        if let Destination::File(file) = self.destination {
-            write(file, self.format);
-            return;
-        }
-        let file = match self.destination.parts() {
-            (path, None) => os::File::create(format_args!("{path}")),
-            (before, Some(after)) => {
-                os::File::create(format_args!("{before}{}{after}", os::process_id()))
+        let done = match self.destination {
+            Destination::File(file) => write(file, self.format),
+            Destination::Path { .. } => {
+                let (before, after) = self.destination.parts();
+                let file = match after {
+                    None => os::File::create(format_args!("{before}")),
+                    Some(after) => {
+                        os::File::create(format_args!("{before}{}{after}", os::process_id()))
+                    }
+                };
+                file.is_some_and(|file| write(file.number(), self.format))
             }
         };
-        let done = file.is_some_and(|file| write(file.number(), self.format));
         if !done {
-            let (before, after) = self.destination.parts();
-            let hole = if after.is_some() { "%p" } else { "" };
-            let after = after.unwrap_or_default();
-            os::warn(format_args!("statistics cannot be written to {before}{hole}{after}"));
+            os::warn(format_args!("statistics cannot be written to {}", self.destination));
         }
     }
 }
