@@ -6,6 +6,7 @@ use std::alloc::Layout;
 
 use alloc_core::counters::{Snapshot, snapshot};
 use alloc_core::kmalloc;
+use alloc_core::stats::{self, Events};
 use tests::sysfs::pin_here;
 
 /// Most objects of a sheaf of this layout's class.
@@ -42,7 +43,7 @@ fn give(objects: &mut Vec<*mut u8>, count: usize) {
 fn locks_are_taken_once_in_half_a_sheaf() {
     // Each CPU has sheaves of its own.
     pin_here();
-    let mut objects = Vec::with_capacity(4 * SHEAF);
+    let mut objects = Vec::with_capacity(8 * SHEAF);
 
     // A look for partial slabs, a run, and the slab arrives.
     assert_eq!(acquired(|| take(&mut objects, 1)), [0, 2, 1]);
@@ -70,4 +71,19 @@ fn locks_are_taken_once_in_half_a_sheaf() {
     assert_eq!(acquired(|| give(&mut objects, SHEAF / 2)), [1, 0, 0]);
     // Which has it for who wants it next.
     assert_eq!(acquired(|| take(&mut objects, SHEAF + 1)), [1, 0, 0]);
+
+    // Each of these allocations found an object in the sheaf, or had it filled.
+    let before = events();
+    take(&mut objects, 1000);
+    let during = events().since(&before);
+    assert_eq!(during.hits + during.refills, 1000);
+    assert!((1..20).contains(&during.refills), "{during:?}");
+    assert!(during.hit_rate().is_some_and(|rate| rate > 0.9), "{during:?}");
+}
+
+/// What happened to the sheaves of this layout's class.
+fn events() -> Events {
+    let stats = stats::gather();
+    let ours = stats.caches().find(|cache| cache.object_size == LAYOUT.size());
+    ours.expect("the class is in use").events
 }

@@ -175,10 +175,11 @@ pub(crate) enum Event {
 /// How many kinds there are.
 const EVENTS: usize = Event::NewSlab as usize + 1;
 
-/// Counts for this CPU, unless it has no sheaves. On the way to locks, a locked instruction on a line of its own does not matter.
+/// Counts for this CPU, unless it has no sheaves. Without a locked instruction, which batches would notice: what is counted while a
+/// thread is interrupted right here, and another one counts the same, is lost.
 pub(crate) fn count(class: Class, event: Event, more: usize) {
     if let Some(word) = event_words(cpu(), class).get(event as usize) {
-        word.fetch_add(more as u64, Ordering::Relaxed);
+        word.store(word.load(Ordering::Relaxed) + more as u64, Ordering::Relaxed);
     }
 }
 
