@@ -1,0 +1,418 @@
+//! A crash reporter that allocates: a handler of `SIGSEGV` and its like that parses, collects and formats as any other code.
+//!
+//! With an allocator that is not async-signal-safe such a handler may wait for ever for a lock that the code which it interrupted
+//! holds, or find the heap half changed; reporters fork, or make do with buffers of their own. Here it reads `/proc/self/maps` into
+//! a `BTreeMap`, searches the stack for addresses of code, formats it all with `String`, and raises the signal again with its
+//! default action, so that the process ends as it would have.
+//!
+//! `cargo run --release -p examples --bin crash_reporter` runs children that crash on a thread in an allocation storm, ten times each
+//! way, and checks their reports. With `--crash write`, `--crash overflow` or `--crash kill` it crashes itself.
+//!
+//! What is called in the handler, besides the allocator: system calls by thin functions of the C library (`open`, `read`,
+//! `write`, `close`, `prctl`, `gettid`, `pause`, `signal`, `raise`), and the parts of the standard library that only compute (strings,
+//! collections, formatting). Not `println!` and `eprintln!`, which lock; nor `std::fs`, which looks functions up by `dlsym`.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::error::Error;
+use std::ffi::{CStr, c_int, c_void};
+use std::fmt::Write;
+use std::hint::black_box;
+use std::mem;
+use std::os::unix::process::ExitStatusExt;
+use std::os::unix::thread::JoinHandleExt;
+use std::process::{self, Command, Stdio};
+use std::ptr;
+use std::str;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+#[global_allocator]
+static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
+
+const SIGNALS: [(c_int, &str); 5] = [
+    (libc::SIGSEGV, "SIGSEGV"),
+    (libc::SIGBUS, "SIGBUS"),
+    (libc::SIGILL, "SIGILL"),
+    (libc::SIGFPE, "SIGFPE"),
+    (libc::SIGABRT, "SIGABRT"),
+];
+/// Bytes of the stack that a handler runs on: a thread that overflows its own has none left.
+const HANDLER_STACK: usize = 128 * 1024;
+const KINDS: [&str; 3] = ["write", "overflow", "kill"];
+/// Of each kind.
+const ROUNDS: usize = 10;
+const THREADS: usize = 4;
+/// Where nothing is.
+const NOWHERE: usize = 0xDEAD0;
+const LAST_LINE: &str = "end of report";
+
+// The handler, and what it calls.
+
+extern "C" fn on_crash(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    static REPORTING: AtomicBool = AtomicBool::new(false);
+    if REPORTING.swap(true, Ordering::AcqRel) {
+        // Another thread crashed as well, and will end the process.
+        loop {
+            // SAFETY: no arguments.
+            unsafe { libc::pause() };
+        }
+    }
+    // SAFETY: the kernel's arguments of a handler with `SA_SIGINFO`, which is running.
+    let report = unsafe { report(signal, &*info, &registers(context)) };
+    write_all(libc::STDERR_FILENO, report.as_bytes());
+    // SAFETY: a signal of `SIGNALS`. It is blocked until this handler returns.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        libc::raise(signal);
+    }
+}
+
+/// Formats all that is known.
+///
+/// # Safety
+/// `info` is what the kernel says of this signal.
+unsafe fn report(
+    signal: c_int,
+    info: &libc::siginfo_t,
+    registers: &BTreeMap<&str, usize>,
+) -> String {
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    // SAFETY: the caller's promise.
+    let _ = unsafe { write_report(&mut text, signal, info, registers) };
+    text
+}
+
+/// # Safety
+/// As [`report`].
+unsafe fn write_report(
+    to: &mut String,
+    signal: c_int,
+    info: &libc::siginfo_t,
+    registers: &BTreeMap<&str, usize>,
+) -> Result<(), std::fmt::Error> {
+    let name =
+        SIGNALS.iter().find(|(number, _)| *number == signal).map_or("signal", |known| known.1);
+    // SAFETY: the kernel fills in an address if the signal is about one, and else who sent it; both are plain numbers.
+    let cause = unsafe {
+        match info.si_code > 0 {
+            true => format!("at address {:#x}", info.si_addr() as usize),
+            false => format!("sent by process {}", info.si_pid()),
+        }
+    };
+    let (number, thread) = this_thread();
+    writeln!(to, "{name} {cause} on thread {number} {thread:?}")?;
+    let mappings = Mappings::read();
+    for (name, value) in registers {
+        writeln!(to, "  {name:<4}{value:#018x} {}", mappings.describe(*value))?;
+    }
+    writeln!(to, "addresses of code on the stack:")?;
+    // SAFETY: of this thread, which is here and not there.
+    let words = unsafe { mappings.stack(registers["sp"]) };
+    for place in words.iter().filter_map(|word| mappings.code(*word)).take(16) {
+        writeln!(to, "  {place}")?;
+    }
+    writeln!(to, "{} mappings:", mappings.0.len())?;
+    for mapping in mappings.0.values() {
+        writeln!(to, "  {mapping:x?}")?;
+    }
+    writeln!(to, "{LAST_LINE}")
+}
+
+/// The registers by name; `pc` and `sp` are among them.
+///
+/// # Safety
+/// `context` is the last argument of a handler that is running.
+unsafe fn registers(context: *mut c_void) -> BTreeMap<&'static str, usize> {
+    // SAFETY: the caller's promise.
+    let machine = unsafe { &(*context.cast::<libc::ucontext_t>()).uc_mcontext };
+    #[cfg(target_arch = "x86_64")]
+    return [
+        ("pc", libc::REG_RIP),
+        ("sp", libc::REG_RSP),
+        ("rbp", libc::REG_RBP),
+        ("rax", libc::REG_RAX),
+        ("rbx", libc::REG_RBX),
+        ("rcx", libc::REG_RCX),
+        ("rdx", libc::REG_RDX),
+        ("rsi", libc::REG_RSI),
+        ("rdi", libc::REG_RDI),
+    ]
+    .map(|(name, index)| (name, machine.gregs[index as usize] as usize))
+    .into();
+    #[cfg(target_arch = "aarch64")]
+    return [
+        ("pc", machine.pc),
+        ("sp", machine.sp),
+        ("x0", machine.regs[0]),
+        ("x1", machine.regs[1]),
+        ("x29", machine.regs[29]),
+        ("x30", machine.regs[30]),
+    ]
+    .map(|(name, value)| (name, value as usize))
+    .into();
+}
+
+/// The kernel's number and name of this thread.
+fn this_thread() -> (c_int, String) {
+    let mut name = [0u8; 16];
+    // SAFETY: there is room for the 16 bytes of a thread's name.
+    let number = unsafe {
+        libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr());
+        libc::gettid()
+    };
+    let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+    (number, String::from_utf8_lossy(&name[..end]).into_owned())
+}
+
+/// A line of `/proc/self/maps`.
+#[derive(Debug)]
+struct Mapping {
+    start: usize,
+    end: usize,
+    permissions: String,
+    /// Of its first byte in the file.
+    offset: usize,
+    path: String,
+}
+
+impl Mapping {
+    fn parse(line: &str) -> Option<Mapping> {
+        let mut fields = line.split_ascii_whitespace();
+        let (start, end) = fields.next()?.split_once('-')?;
+        let hexadecimal = |field| usize::from_str_radix(field, 16).ok();
+        Some(Mapping {
+            start: hexadecimal(start)?,
+            end: hexadecimal(end)?,
+            permissions: fields.next()?.into(),
+            offset: hexadecimal(fields.next()?)?,
+            path: fields.nth(2).unwrap_or_default().into(),
+        })
+    }
+}
+
+/// What is mapped, by start.
+struct Mappings(BTreeMap<usize, Mapping>);
+
+impl Mappings {
+    fn read() -> Mappings {
+        let text = read_file(c"/proc/self/maps");
+        let lines = text.split(|byte| *byte == b'\n');
+        let mappings = lines.filter_map(|line| Mapping::parse(str::from_utf8(line).ok()?));
+        Mappings(mappings.map(|mapping| (mapping.start, mapping)).collect())
+    }
+
+    fn find(&self, address: usize) -> Option<&Mapping> {
+        let (_, mapping) = self.0.range(..=address).next_back()?;
+        (address < mapping.end).then_some(mapping)
+    }
+
+    /// An address as a file and an offset in it, or the permissions of what is mapped there.
+    fn describe(&self, address: usize) -> String {
+        match self.find(address) {
+            None => String::new(),
+            Some(mapping) if mapping.path.is_empty() => mapping.permissions.clone(),
+            Some(mapping) => {
+                format!("{}+{:#x}", mapping.path, address - mapping.start + mapping.offset)
+            }
+        }
+    }
+
+    /// As [`Mappings::describe`], if code is mapped there.
+    fn code(&self, address: usize) -> Option<String> {
+        self.find(address)
+            .filter(|mapping| mapping.permissions.contains('x'))
+            .map(|_| self.describe(address))
+    }
+
+    /// The words of a stack, from `pointer` up, or where an overflow led beyond its end from the end: at most 64 KiB.
+    ///
+    /// # Safety
+    /// It is the stack of this thread, which runs on another one now.
+    unsafe fn stack(&self, pointer: usize) -> Vec<usize> {
+        let readable =
+            |mapping: &&Mapping| mapping.end > pointer && mapping.permissions.starts_with('r');
+        let Some(mapping) = self.0.values().find(readable) else { return Vec::new() };
+        let start = pointer.max(mapping.start).next_multiple_of(size_of::<usize>());
+        let count = ((mapping.end - start) / size_of::<usize>()).min(8192);
+        let words = ptr::with_exposed_provenance::<usize>(start);
+        // SAFETY: mapped, readable, aligned, and written by nobody meanwhile.
+        (0..count).map(|index| unsafe { words.add(index).read_volatile() }).collect()
+    }
+}
+
+/// As much of a file as can be read.
+fn read_file(path: &CStr) -> Vec<u8> {
+    let mut contents = Vec::new();
+    let mut chunk = [0u8; 4096];
+    // SAFETY: the path ends in a null byte.
+    let file = unsafe { libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
+    // SAFETY: there is room for what is read. Without a file it fails.
+    while let count @ 1.. = unsafe { libc::read(file, chunk.as_mut_ptr().cast(), chunk.len()) } {
+        contents.extend_from_slice(&chunk[..count as usize]);
+    }
+    // SAFETY: the file is ours, or there is none.
+    unsafe { libc::close(file) };
+    contents
+}
+
+fn write_all(file: c_int, mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        // SAFETY: the bytes are readable for their length.
+        let written = unsafe { libc::write(file, bytes.as_ptr().cast(), bytes.len()) };
+        // Nobody is left to be told that it failed. No signal interrupts it: all are blocked.
+        let Ok(written @ 1..) = usize::try_from(written) else { return };
+        bytes = &bytes[written..];
+    }
+}
+
+// The program that crashes.
+
+/// Has all `SIGNALS` reported.
+fn install() -> Result<(), Box<dyn Error>> {
+    for (signal, name) in SIGNALS {
+        // SAFETY: a function of that type; all that it calls is async-signal-safe, as is told above.
+        let failed = unsafe {
+            let mut action: libc::sigaction = mem::zeroed();
+            action.sa_sigaction = on_crash as *const () as usize;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+            // A handler that is interrupted by another might be reported on, but not end.
+            libc::sigfillset(&mut action.sa_mask);
+            libc::sigaction(signal, &action, ptr::null_mut())
+        };
+        if failed != 0 {
+            return Err(format!("{name} cannot be handled").into());
+        }
+    }
+    Ok(())
+}
+
+/// Gives this thread a stack for its handlers, for good.
+fn provide_stack() {
+    let stack = Box::leak(vec![0u8; HANDLER_STACK].into_boxed_slice());
+    let stack =
+        libc::stack_t { ss_sp: stack.as_mut_ptr().cast(), ss_flags: 0, ss_size: HANDLER_STACK };
+    // SAFETY: nobody else's, and never freed.
+    let failed = unsafe { libc::sigaltstack(&stack, ptr::null_mut()) };
+    assert_eq!(failed, 0, "a stack that is large enough is taken");
+}
+
+/// Allocates and frees, up to 64 KiB, until the end of the process; every so often `then` is called.
+fn storm(mut seed: usize, then: impl Fn()) {
+    provide_stack();
+    let mut held: Vec<String> = (0..1000).map(|_| String::new()).collect();
+    for round in 0.. {
+        seed = seed.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(0x1405_7B7E_F767_814F);
+        let place = (seed >> 33) % held.len();
+        held[place] = "hay ".repeat(1 << ((seed >> 50) % 15));
+        if round % 5000 == 4999 {
+            then();
+        }
+    }
+}
+
+#[inline(never)]
+fn overflow(depth: usize) -> usize {
+    let frame = black_box([depth; 100]);
+    if depth == usize::MAX { 0 } else { overflow(depth + 1) + frame[depth % 100] }
+}
+
+/// Crashes in one way or another, amid a storm.
+fn crash(kind: &str) -> Result<(), Box<dyn Error>> {
+    install()?;
+    provide_stack();
+    let storms = (0..THREADS).map(|number| {
+        let crash: fn() = match kind {
+            _ if number > 0 => || (),
+            "write" => || {
+                // SAFETY: none. This is the crash.
+                unsafe { ptr::without_provenance_mut::<u8>(NOWHERE).write_volatile(1) }
+            },
+            "overflow" => || {
+                black_box(overflow(0));
+            },
+            _ => || (),
+        };
+        thread::Builder::new().name(format!("storm-{number}")).spawn(move || storm(number, crash))
+    });
+    let storms = storms.collect::<Result<Vec<_>, _>>()?;
+    if kind == "kill" {
+        // From outside, wherever the thread may be: often in the allocator.
+        thread::sleep(Duration::from_micros(20_000 + u64::from(process::id()) * 37 % 5000));
+        // SAFETY: a thread that does not end.
+        unsafe { libc::pthread_kill(storms[0].as_pthread_t(), libc::SIGSEGV) };
+    }
+    for storm in storms {
+        storm.join().map_err(|_| "a thread panicked")?;
+    }
+    Ok(())
+}
+
+// The program that checks.
+
+/// Whether the report says that the crash was in the allocator's own code: this executable is the one that crashed, so its symbols
+/// are at hand.
+fn in_allocator(report: &str, executable: &str) -> Option<bool> {
+    let pc = report.lines().find_map(|line| line.strip_prefix("  pc "))?;
+    let Some((_, offset)) = pc.split_once(&format!("{executable}+0x")) else { return Some(false) };
+    let offset = usize::from_str_radix(offset, 16).ok()?;
+    let mappings = Mappings::read();
+    let of_file = |mapping: &&Mapping| {
+        mapping.path == executable
+            && (mapping.offset..mapping.offset + mapping.end - mapping.start).contains(&offset)
+    };
+    let mapping = mappings.0.values().find(of_file)?;
+    let mut found = false;
+    backtrace::resolve((mapping.start + offset - mapping.offset) as *mut c_void, |symbol| {
+        found |= symbol.name().is_some_and(|name| name.to_string().contains("alloc_core"));
+    });
+    Some(found)
+}
+
+/// Has a child crash; whether it was in the allocator.
+fn check(kind: &str) -> Result<bool, Box<dyn Error>> {
+    let executable = env::current_exe()?;
+    let child = Command::new(&executable).args(["--crash", kind]).stderr(Stdio::piped()).spawn()?;
+    let id = child.id();
+    let output = child.wait_with_output()?;
+    let report = String::from_utf8(output.stderr)?;
+    let executable = executable.to_str().ok_or("a path that is not UTF-8")?;
+    let first = match kind {
+        "write" => format!("SIGSEGV at address {NOWHERE:#x} on thread"),
+        "overflow" => "SIGSEGV at address".to_owned(),
+        _ => format!("SIGSEGV sent by process {id} on thread"),
+    };
+    let lines: Vec<_> = report.lines().collect();
+    let whole = output.status.signal() == Some(libc::SIGSEGV)
+        && lines
+            .first()
+            .is_some_and(|line| line.starts_with(&first) && line.ends_with("\"storm-0\""))
+        && lines.last() == Some(&LAST_LINE)
+        && lines.iter().any(|line| line.starts_with("  /") || line.starts_with("  ["))
+        && lines.iter().any(|line| line.contains("r-xp") && line.contains(executable));
+    match in_allocator(&report, executable) {
+        Some(found) if whole => Ok(found),
+        _ => Err(format!("{kind}: {} after the report\n{report}", output.status).into()),
+    }
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<_> = env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => (),
+        ["--crash", kind] if KINDS.contains(&kind) => return crash(kind),
+        _ => return Err("usage: crash_reporter [--crash write|overflow|kill]".into()),
+    }
+    for kind in KINDS {
+        let mut in_allocator = 0;
+        for _ in 0..ROUNDS {
+            in_allocator += usize::from(check(kind)?);
+        }
+        println!(
+            "{kind}: {ROUNDS} crashes, {ROUNDS} whole reports, {in_allocator} from amid the allocator"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,241 @@
+//! A sampling profiler that keeps its books in the signal handler: `SIGPROF` comes for every so many microseconds of CPU time, and
+//! the handler counts the stack that it interrupted in a `HashMap<Vec<usize>, u64>`.
+//!
+//! Profilers otherwise write samples to a buffer that was allocated before, and lose what does not fit. Here the map grows in the
+//! handler, which may interrupt the allocator anywhere. `cargo run --release -p examples --bin profiler` profiles three threads, and
+//! prints where they were. Callers are found by frame pointers: with `RUSTFLAGS=-Cforce-frame-pointers=yes` all of them.
+//!
+//! Why what the handler does is safe there:
+//! - the allocator: see `docs/any-context.md`;
+//! - the map hashes with fixed keys. `RandomState` would take them from a thread-local that is made when it is first used;
+//! - the map's mutex is only tried: an exchange, no wait. If it is taken, by another thread or by what was interrupted, the sample
+//!   counts as missed. To let go of it wakes who waits by a system call;
+//! - where a thread's stack ends is in a thread-local that needs no making and no dropping, and is set before there are samples;
+//! - frames are read within that stack only, so whatever the frame pointer is used for, nothing else is touched;
+//! - `errno` stays as it is: nothing here sets it.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap};
+use std::error::Error;
+use std::ffi::{c_int, c_void};
+use std::hash::{BuildHasherDefault, DefaultHasher};
+use std::hint::black_box;
+use std::io;
+use std::mem;
+use std::ptr;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+#[global_allocator]
+static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
+
+/// Microseconds of CPU time between samples; the kernel rounds up to its tick.
+const INTERVAL: i64 = 1000;
+/// Samples that are enough.
+const SAMPLES: u64 = 400;
+const DEEPEST: usize = 64;
+/// Functions that are printed.
+const SHOWN: usize = 12;
+
+/// A stack, as addresses of code from the inside out, and how often it was found.
+type Profile = HashMap<Vec<usize>, u64, BuildHasherDefault<DefaultHasher>>;
+
+static PROFILE: Mutex<Profile> = Mutex::new(HashMap::with_hasher(BuildHasherDefault::new()));
+static TAKEN: AtomicU64 = AtomicU64::new(0);
+static MISSED: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    /// Where the stack of this thread ends; 0 where that is not known.
+    static STACK_END: Cell<usize> = const { Cell::new(0) };
+}
+
+// The handler, and what it calls.
+
+extern "C" fn sample(_signal: c_int, _info: *mut libc::siginfo_t, context: *mut c_void) {
+    // SAFETY: the kernel's argument of a handler with `SA_SIGINFO`, which is running.
+    let stack = unsafe { interrupted_stack(context) };
+    match PROFILE.try_lock() {
+        Ok(mut profile) => {
+            *profile.entry(stack).or_insert(0) += 1;
+            TAKEN.fetch_add(1, Ordering::Relaxed);
+        }
+        Err(_) => {
+            MISSED.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The addresses of code on the stack that was interrupted, as far as frame pointers lead.
+///
+/// # Safety
+/// `context` is the last argument of a handler that is running, on the stack that it interrupted.
+unsafe fn interrupted_stack(context: *mut c_void) -> Vec<usize> {
+    // SAFETY: the caller's promise.
+    let machine = unsafe { &(*context.cast::<libc::ucontext_t>()).uc_mcontext };
+    #[cfg(target_arch = "x86_64")]
+    let [pc, sp, mut frame] = [libc::REG_RIP, libc::REG_RSP, libc::REG_RBP]
+        .map(|register| machine.gregs[register as usize] as usize);
+    #[cfg(target_arch = "aarch64")]
+    let [pc, sp, mut frame] =
+        [machine.pc, machine.sp, machine.regs[29]].map(|value| value as usize);
+
+    let mut stack = vec![pc];
+    let mut above = sp;
+    // A frame is two words: the caller's frame, which lies further out, and where to return to.
+    let end = STACK_END.get().saturating_sub(2 * size_of::<usize>());
+    while stack.len() < DEEPEST && frame >= above && frame < end && frame.is_multiple_of(8) {
+        let words = ptr::with_exposed_provenance::<usize>(frame);
+        // SAFETY: aligned, and between this thread's stack pointer and the end of its stack.
+        let (next, back) = unsafe { (words.read_volatile(), words.add(1).read_volatile()) };
+        if back == 0 {
+            break;
+        }
+        // The call is before where it returns to.
+        stack.push(back - 1);
+        (above, frame) = (frame + 1, next);
+    }
+    stack
+}
+
+// Around it.
+
+/// Finds out where the stack of this thread ends, for the handler.
+fn know_stack() {
+    // SAFETY: attributes that `pthread_getattr_np` fills in, and that are destroyed after.
+    unsafe {
+        let mut attributes = mem::zeroed();
+        let (mut start, mut size) = (ptr::null_mut(), 0);
+        if libc::pthread_getattr_np(libc::pthread_self(), &mut attributes) == 0 {
+            libc::pthread_attr_getstack(&attributes, &mut start, &mut size);
+            libc::pthread_attr_destroy(&mut attributes);
+            STACK_END.set(start as usize + size);
+        }
+    }
+}
+
+fn install() -> io::Result<()> {
+    // SAFETY: a function of that type, which may run anywhere, as is told above.
+    let failed = unsafe {
+        let mut action: libc::sigaction = mem::zeroed();
+        action.sa_sigaction = sample as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
+        libc::sigaction(libc::SIGPROF, &action, ptr::null_mut())
+    };
+    if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Has the signal come after so many microseconds of the process's CPU time, again and again; 0 to end that.
+fn set_timer(interval: i64) -> io::Result<()> {
+    let interval = libc::timeval { tv_sec: 0, tv_usec: interval };
+    let timer = libc::itimerval { it_interval: interval, it_value: interval };
+    // SAFETY: the timer is only read.
+    match unsafe { libc::setitimer(libc::ITIMER_PROF, &timer, ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Prints the functions with most samples: by themselves, and with what they called. Has the share of `wanted`, with what it called.
+fn print(profile: &Profile, samples: u64, wanted: &str) -> f64 {
+    let mut names: BTreeMap<usize, String> = BTreeMap::new();
+    let mut counts: BTreeMap<&str, [u64; 2]> = BTreeMap::new();
+    for address in profile.keys().flatten() {
+        names.entry(*address).or_insert_with(|| {
+            let mut name = format!("{address:#x}");
+            // The last one is the function itself, those before are inlined.
+            backtrace::resolve(*address as *mut c_void, |symbol| {
+                if let Some(found) = symbol.name() {
+                    name = format!("{found:#}");
+                }
+            });
+            name
+        });
+    }
+    for (stack, count) in profile {
+        let names: Vec<&str> = stack.iter().map(|address| &*names[address]).collect();
+        counts.entry(names[0]).or_default()[0] += count;
+        for (place, name) in names.iter().enumerate() {
+            // A function that called itself counts once.
+            if !names[..place].contains(name) {
+                counts.entry(name).or_default()[1] += count;
+            }
+        }
+    }
+    let share = |count: u64| 100.0 * count as f64 / samples as f64;
+    let mut sorted: Vec<_> = counts.iter().collect();
+    sorted.sort_by_key(|(name, [own, total])| (std::cmp::Reverse((*own, *total)), **name));
+    println!("{:>6} {:>6}", "self", "total");
+    for (name, [own, total]) in sorted.iter().take(SHOWN) {
+        println!("{:>5.1}% {:>5.1}% {name}", share(*own), share(*total));
+    }
+    counts
+        .iter()
+        .filter(|(name, _)| name.contains(wanted))
+        .map(|(_, [_, total])| share(*total))
+        .sum()
+}
+
+// What is profiled.
+
+static END: AtomicBool = AtomicBool::new(false);
+
+/// Computes and does not allocate.
+#[inline(never)]
+fn compute_primes() -> usize {
+    (2..20_000usize).filter(|n| (2..).take_while(|d| d * d <= *n).all(|d| n % d != 0)).count()
+}
+
+/// Little else than allocations.
+#[inline(never)]
+fn build_strings() -> usize {
+    let strings: Vec<String> = (0..5000).map(|number| "hay".repeat(number * 7 % 200)).collect();
+    strings.iter().map(String::len).sum()
+}
+
+/// Some of both.
+#[inline(never)]
+fn count_words() -> usize {
+    let mut counts = BTreeMap::new();
+    for number in 0..5000 {
+        *counts.entry(format!("bale {}", number * 31 % 701)).or_insert(0usize) += 1;
+    }
+    counts.len()
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    install()?;
+    let work: [fn() -> usize; 3] = [compute_primes, build_strings, count_words];
+    let threads = work.map(|work| {
+        thread::spawn(move || {
+            know_stack();
+            while !END.load(Ordering::Relaxed) {
+                black_box(work());
+            }
+        })
+    });
+    set_timer(INTERVAL)?;
+    while TAKEN.load(Ordering::Relaxed) < SAMPLES {
+        thread::sleep(Duration::from_millis(10));
+    }
+    set_timer(0)?;
+    END.store(true, Ordering::Relaxed);
+    for thread in threads {
+        thread.join().map_err(|_| "a thread panicked")?;
+    }
+    // A handler that comes late finds it taken, and counts as missed.
+    let profile = PROFILE.lock().unwrap_or_else(PoisonError::into_inner);
+    let samples: u64 = profile.values().sum();
+    let share = print(&profile, samples, "compute_primes");
+    println!(
+        "{samples} samples of {} stacks, {} missed",
+        profile.len(),
+        MISSED.load(Ordering::Relaxed)
+    );
+    if samples < SAMPLES || samples != TAKEN.load(Ordering::Relaxed) || share < 5.0 {
+        return Err(format!("{samples} samples, {share} % of them in compute_primes").into());
+    }
+    Ok(())
+}

@@ -1,0 +1,132 @@
+//! The one-liner in a server: an HTTP service on tokio that counts words, and answers in JSON.
+//!
+//! `cargo run --release -p examples --bin server` serves until it is interrupted; then
+//! `curl -d 'so much hay, so little' localhost:8080/words` counts, and `curl localhost:8080/memory` says what the allocator holds.
+//! With `--requests 1000` the program asks itself that often, some at a time, checks each answer, and ends.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::future::Future;
+use std::net::SocketAddr;
+
+use alloc_core::cache;
+use axum::Json;
+use axum::Router;
+use axum::body::{self, Body};
+use axum::routing::{get, post};
+use clap::Parser;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+
+#[global_allocator]
+static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
+
+/// Requests that are on their way at once.
+const CLIENTS: usize = 8;
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// Counts words in JSON over HTTP.
+#[derive(Parser)]
+struct Arguments {
+    /// Where to listen; port 0 is any that is free.
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+    /// Sends that many requests to itself, and ends.
+    #[arg(long)]
+    requests: Option<usize>,
+}
+
+fn count(text: &str) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for word in text.split(|letter: char| !letter.is_alphanumeric()).filter(|word| !word.is_empty())
+    {
+        *counts.entry(word.to_lowercase()).or_insert(0) += 1;
+    }
+    counts
+}
+
+async fn words(text: String) -> Json<BTreeMap<String, usize>> {
+    Json(count(&text))
+}
+
+async fn memory() -> Json<Value> {
+    let memory = cache::memory();
+    Json(json!({ "held": memory.held, "free": memory.free, "unneeded": memory.unneeded }))
+}
+
+/// Serves until `end`, and then what has come in already.
+async fn serve(
+    listener: TcpListener,
+    end: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), Failure> {
+    let router = Router::new().route("/words", post(words)).route("/memory", get(memory));
+    Ok(axum::serve(listener, router).with_graceful_shutdown(end).await?)
+}
+
+/// Sends every `CLIENTS`th request from the `first` one on, and checks the answers; how many there were.
+async fn ask(address: SocketAddr, first: usize, requests: usize) -> Result<usize, Failure> {
+    let client = Client::builder(TokioExecutor::new()).build_http::<Body>();
+    let mut answers = 0;
+    for number in (first..requests).step_by(CLIENTS) {
+        let text = format!("hay {number} ").repeat(number % 500) + "loft";
+        let request = axum::http::Request::post(format!("http://{address}/words"))
+            .header("content-type", "text/plain")
+            .body(Body::from(text))?;
+        let answer = Body::new(client.request(request).await?.into_body());
+        let counts: Value = serde_json::from_slice(&body::to_bytes(answer, usize::MAX).await?)?;
+        let expected = match number % 500 {
+            0 => json!({ "loft": 1 }),
+            times => json!({ "hay": times, number.to_string(): times, "loft": 1 }),
+        };
+        if counts != expected {
+            return Err(format!("request {number}: {counts} instead of {expected}").into());
+        }
+        answers += 1;
+    }
+    Ok(answers)
+}
+
+/// Sends all requests, from as many tasks as there are clients; how many were answered rightly.
+async fn ask_all(address: SocketAddr, requests: usize) -> Result<usize, Failure> {
+    let mut clients = JoinSet::new();
+    for first in 0..CLIENTS {
+        clients.spawn(ask(address, first, requests));
+    }
+    let mut answers = 0;
+    while let Some(client) = clients.join_next().await {
+        answers += client??;
+    }
+    Ok(answers)
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Failure> {
+    let arguments = Arguments::parse();
+    let listener = TcpListener::bind(arguments.listen).await?;
+    let address = listener.local_addr()?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    println!("listening on {address}");
+    let Some(requests) = arguments.requests else {
+        return serve(listener, async move {
+            tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => () }
+        })
+        .await;
+    };
+    let (done, is_done) = oneshot::channel::<()>();
+    let server = tokio::spawn(serve(listener, async {
+        // That the sender is gone means the same.
+        let _ = is_done.await;
+    }));
+    let answers = ask_all(address, requests).await;
+    drop(done);
+    server.await??;
+    println!("{} requests answered rightly, {:?}", answers?, cache::memory());
+    Ok(())
+}
