@@ -17,7 +17,7 @@ use alloc_core::cache::{AllocError, Cache};
 static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
 
 /// Objects of all batches of a round.
-const OBJECTS: usize = 1 << 17;
+const OBJECTS: usize = 1 << 15;
 const ROUNDS: usize = 15;
 
 /// Room for a batch.

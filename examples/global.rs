@@ -1,4 +1,4 @@
-//! The one-liner: every allocation of this program is Hayloft's.
+//! The one-liner: every allocation of this program is Hayloft's. `cargo run --release -p examples --bin global`.
 
 #[global_allocator]
 static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
