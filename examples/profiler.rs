@@ -3,14 +3,14 @@
 //!
 //! Profilers otherwise write samples to a buffer that was allocated before, and lose what does not fit. Here the map grows in the
 //! handler, which may interrupt the allocator anywhere. `cargo run --release -p examples --bin profiler` profiles three threads, and
-//! prints where they were. Callers are found by frame pointers: with `RUSTFLAGS=-Cforce-frame-pointers=yes` all of them.
+//! prints where they were. Callers are found by frame pointers: more of them with `RUSTFLAGS=-Cforce-frame-pointers=yes`.
 //!
 //! Why what the handler does is safe there:
 //! - the allocator: see `docs/any-context.md`;
 //! - the map hashes with fixed keys. `RandomState` would take them from a thread-local that is made when it is first used;
 //! - the map's mutex is only tried: an exchange, no wait. If it is taken, by another thread or by what was interrupted, the sample
 //!   counts as missed. To let go of it wakes who waits by a system call;
-//! - where a thread's stack ends is in a thread-local that needs no making and no dropping, and is set before there are samples;
+//! - where a thread's stack ends is in a thread-local that needs no making and no dropping, and is 0 until it is set;
 //! - frames are read within that stack only, so whatever the frame pointer is used for, nothing else is touched;
 //! - `errno` stays as it is: nothing here sets it.
 
@@ -23,9 +23,8 @@ use std::hint::black_box;
 use std::io;
 use std::mem;
 use std::ptr;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -145,7 +144,7 @@ fn print(profile: &Profile, samples: u64, wanted: &str) -> f64 {
     for address in profile.keys().flatten() {
         names.entry(*address).or_insert_with(|| {
             let mut name = format!("{address:#x}");
-            // The last one is the function itself, those before are inlined.
+            // The last one is the function itself; those before were inlined into it.
             backtrace::resolve(*address as *mut c_void, |symbol| {
                 if let Some(found) = symbol.name() {
                     name = format!("{found:#}");
