@@ -1,7 +1,8 @@
 //! The one-liner in a server: an HTTP service on tokio that counts words, and answers in JSON.
 //!
 //! `cargo run --release -p examples --bin server` serves until it is interrupted; then
-//! `curl -d 'so much hay, so little' localhost:8080/words` counts, and `curl localhost:8080/memory` says what the allocator holds.
+//! `curl -d 'so much hay, so little' localhost:8080/words` counts, and `curl localhost:8080/metrics` has the statistics of the allocator
+//! as Prometheus reads them.
 //! With `--requests 1000` the program asks itself that often, some at a time, checks each answer, and ends.
 
 use std::collections::BTreeMap;
@@ -9,10 +10,10 @@ use std::error::Error;
 use std::future::Future;
 use std::net::SocketAddr;
 
-use alloc_core::cache;
 use axum::Json;
 use axum::Router;
 use axum::body::{self, Body};
+use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use clap::Parser;
 use hyper_util::client::legacy::Client;
@@ -55,9 +56,9 @@ async fn words(text: String) -> Json<BTreeMap<String, usize>> {
     Json(count(&text))
 }
 
-async fn memory() -> Json<Value> {
-    let memory = cache::memory();
-    Json(json!({ "held": memory.held, "free": memory.free, "unneeded": memory.unneeded }))
+async fn metrics() -> impl IntoResponse {
+    let format = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([("content-type", format)], alloc_global::stats().open_metrics().to_string())
 }
 
 /// Serves until `end`, and then what has come in already.
@@ -65,7 +66,7 @@ async fn serve(
     listener: TcpListener,
     end: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Failure> {
-    let router = Router::new().route("/words", post(words)).route("/memory", get(memory));
+    let router = Router::new().route("/words", post(words)).route("/metrics", get(metrics));
     Ok(axum::serve(listener, router).with_graceful_shutdown(end).await?)
 }
 
@@ -90,6 +91,19 @@ async fn ask(address: SocketAddr, first: usize, requests: usize) -> Result<usize
         answers += 1;
     }
     Ok(answers)
+}
+
+/// Checks that the statistics are there.
+async fn look(address: SocketAddr) -> Result<(), Failure> {
+    let client = Client::builder(TokioExecutor::new()).build_http::<Body>();
+    let answer =
+        Body::new(client.get(format!("http://{address}/metrics").parse()?).await?.into_body());
+    let metrics = String::from_utf8(body::to_bytes(answer, usize::MAX).await?.to_vec())?;
+    let held = metrics.lines().find_map(|line| line.strip_prefix("hayloft_held_bytes "));
+    if held.is_none_or(|held| held.parse::<u64>().is_ok_and(|held| held == 0)) {
+        return Err(format!("no statistics:\n{metrics}").into());
+    }
+    Ok(())
 }
 
 /// Sends all requests, from as many tasks as there are clients; how many were answered rightly.
@@ -125,8 +139,10 @@ async fn main() -> Result<(), Failure> {
         let _ = is_done.await;
     }));
     let answers = ask_all(address, requests).await;
+    let statistics = look(address).await;
     drop(done);
     server.await??;
-    println!("{} requests answered rightly, {:?}", answers?, cache::memory());
+    statistics?;
+    println!("{} requests answered rightly, {:?}", answers?, alloc_global::stats());
     Ok(())
 }

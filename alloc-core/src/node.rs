@@ -44,7 +44,7 @@ pub(crate) fn current() -> usize {
 #[cold]
 fn current_of_many() -> usize {
     let count = count();
-    let cpu = arch::cpu().unwrap_or_else(|| os::current_cpu().0);
+    let cpu = arch::cpu().unwrap_or_else(os::current_cpu);
     known(cpu).unwrap_or_else(learn).min(count - 1)
 }
 
@@ -76,7 +76,7 @@ fn known(cpu: usize) -> Option<usize> {
 
 /// Asks the kernel for the node of a CPU that came online after the tables were read: the one that this thread runs on.
 fn learn() -> usize {
-    let (cpu, kernels) = os::current_cpu();
+    let (cpu, kernels) = os::current_cpu_and_node();
     let node = (0..MAX_NODES).find(|node| number(*node) == Some(kernels)).unwrap_or(0);
     if let Some(of_cpu) = NODE_OF_CPU.get(cpu) {
         of_cpu.store(node as u8 + 1, Ordering::Relaxed);

@@ -241,7 +241,7 @@ pub(crate) unsafe fn push(class: Class, object: *mut u8) -> bool {
 /// The CPU this thread runs on, at the time of asking.
 #[inline]
 pub(crate) fn cpu() -> usize {
-    arch::cpu().unwrap_or_else(|| os::current_cpu().0)
+    arch::cpu().unwrap_or_else(os::current_cpu)
 }
 
 /// How sheaves are operated in this process.
@@ -745,8 +745,7 @@ struct Region {
 
 impl Region {
     fn lock() -> Option<Region> {
-        let (cpu, _) = os::current_cpu();
-        let region = Region::lock_of(cpu, Context::TRYING)?;
+        let region = Region::lock_of(os::current_cpu(), Context::TRYING)?;
         fault::point(Place::SheavesLocked);
         Some(region)
     }

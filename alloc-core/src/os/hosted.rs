@@ -79,7 +79,11 @@ pub(crate) fn sleep_microseconds(_count: u32) {
     std::thread::yield_now();
 }
 
-pub(crate) fn current_cpu() -> (usize, usize) {
+pub(crate) fn current_cpu() -> usize {
+    0
+}
+
+pub(crate) fn current_cpu_and_node() -> (usize, usize) {
     (0, 0)
 }
 

@@ -224,8 +224,16 @@ pub(crate) fn sleep_microseconds(count: u32) {
     unsafe { libc::usleep(count) };
 }
 
+/// The CPU this thread runs on, at the time of asking. No system call, where the kernel has a page to read it from.
+pub(crate) fn current_cpu() -> usize {
+    let _errno = SavedErrno::new();
+    // SAFETY: no arguments, and no lock.
+    let cpu = unsafe { libc::sched_getcpu() };
+    usize::try_from(cpu).unwrap_or(0)
+}
+
 /// The CPU this thread runs on, and its node, at the time of asking.
-pub(crate) fn current_cpu() -> (usize, usize) {
+pub(crate) fn current_cpu_and_node() -> (usize, usize) {
     let (mut cpu, mut node) = (0u32, 0u32);
     let _errno = SavedErrno::new();
     let nothing: *mut c_void = ptr::null_mut();
