@@ -13,7 +13,8 @@ const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../alloc-core/src");
 
 /// The row of each module in the table, counted from the top.
 fn rows(lib: &str) -> BTreeMap<String, usize> {
-    let cells = lib.lines().filter_map(|line| line.strip_prefix("//! | ")?.split('|').next());
+    let table = lib.split("//! # ").next().unwrap_or(lib);
+    let cells = table.lines().filter_map(|line| line.strip_prefix("//! | ")?.split('|').next());
     let mut rows = BTreeMap::new();
     for (row, cell) in cells.enumerate() {
         for module in cell.split('`').skip(1).step_by(2) {

@@ -474,6 +474,12 @@ impl Cache {
         self.layout
     }
 
+    /// Whether who frees an object has to leave it in a certain state.
+    #[cfg(feature = "allocator-api2")]
+    pub(crate) fn keeps_contents(&self) -> bool {
+        slab::shape(self.class).keeps_contents()
+    }
+
     /// Allocates an object. In a signal handler too; then it does what [`Cache::alloc_nolock`] does.
     ///
     /// # Errors

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `fork` [`dump`] `protocol` | what is done around a fork; the state of the machine, for a report; numbers, for a model |
 //! | [`report`] | statistics for who runs the program |
+//! | `allocator` | caches as allocators of collections |
 //! | [`cache`] | what is done to all caches at once |
 //! | [`by_address`] | blocks whose layout nobody tells, as C's |
 //! | [`stats`] | what there is, and what happened |
@@ -27,6 +28,15 @@
 //! | `os` | system calls |
 //! | `arch` | restartable sequences |
 //! | [`fault`] | places at which tests interfere |
+//!
+//! # Features
+//! None is on unless it is asked for.
+//!
+//! | feature | adds |
+//! |---|---|
+//! | `allocator-api2` | `Allocator` of that crate for [`cache::Cache`] |
+//! | `counters` | `counters`: how often locks are taken and shared cache lines written. It costs time |
+//! | `fault-points` | [`fault`]: labelled places in the slow paths call a hook. For tests |
 
 #![no_std]
 
@@ -36,6 +46,8 @@ extern crate std;
 #[cfg(not(target_os = "linux"))]
 compile_error!("Hayloft is built on Linux's restartable sequences and memory calls");
 
+#[cfg(all(feature = "allocator-api2", not(loom)))]
+mod allocator;
 #[cfg(not(loom))]
 mod arch;
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]

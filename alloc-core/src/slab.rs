@@ -140,6 +140,12 @@ impl Shape {
         self.min_empty == u32::MAX
     }
 
+    /// Whether what is in free objects matters: to a constructor's work, or to readers.
+    #[cfg(feature = "allocator-api2")]
+    pub(crate) fn keeps_contents(&self) -> bool {
+        self.is_kept() || self.constructor.is_some()
+    }
+
     /// Bytes from one object to the next.
     pub(crate) fn stride(&self) -> usize {
         self.size as usize

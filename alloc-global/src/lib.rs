@@ -16,8 +16,18 @@
 //! most that there may be, as `512M`: beyond 7/8 of it, or the first part of `400M:512M`, free memory goes back at once;
 //! so it does where the kernel says that memory is short, unless `HAYLOFT_PRESSURE=0`. All are read once; a value that is none of
 //! these is named in a line on stderr and ignored.
+//!
+//! # Features
+//! None is on unless it is asked for.
+//!
+//! | feature | adds |
+//! |---|---|
+//! | `allocator-api2` | `Allocator` of that crate for [`Hayloft`], and for caches, so that `hashbrown`'s collections and others take them |
 
 #![no_std]
+
+#[cfg(feature = "allocator-api2")]
+mod allocator;
 
 use alloc_core::{cache, kmalloc};
 
