@@ -22,6 +22,7 @@ use crate::percpu;
 use crate::size_class::{Class, MALLOC_ALIGN, UNIT_SHIFT, class_of, class_of_size};
 use crate::slab::Slab;
 use crate::sync::Context;
+use crate::watch;
 
 /// The layout that serves `size` bytes; `None` for more than there can be.
 fn layout_of(size: usize) -> Option<Layout> {
@@ -33,7 +34,9 @@ fn layout_of(size: usize) -> Option<Layout> {
 #[must_use]
 pub fn pop(size: usize) -> Option<NonNull<u8>> {
     let class = class_of_size(size)?;
-    NonNull::new(percpu::pop(class)).map(|object| checked_out(object, class))
+    let object = NonNull::new(percpu::pop(class))?;
+    watch::allocated(object.as_ptr(), size);
+    Some(checked_out(object, class))
 }
 
 /// Allocates `size` bytes; null when there are none. A size of 0 is served like a size of 1.
@@ -111,10 +114,13 @@ unsafe extern "C" fn free_elsewhere(block: *mut u8) {
         match Place::of(block) {
             Place::Foreign => {}
             Place::Object(class) => free_object(class, block),
-            Place::Run(_) => Context::enter(|context| {
-                free_run(context, block);
-                may_reclaim(context);
-            }),
+            Place::Run(_) => {
+                watch::freed(block);
+                Context::enter(|context| {
+                    free_run(context, block);
+                    may_reclaim(context);
+                });
+            }
         }
     }
 }
@@ -179,7 +185,9 @@ pub unsafe fn realloc(block: *mut u8, new_size: usize) -> *mut u8 {
             Place::Run(size) => size,
             // What shrinks a little is not worth a copy.
             Place::Object(class) => match objects::size(class) {
-                size if (size / 2..=size).contains(&new_size) => return block,
+                size if (size / 2..=size).contains(&new_size) => {
+                    return watch::resized(block, block, new_size);
+                }
                 size => size,
             },
         };

@@ -45,6 +45,7 @@ use crate::size_class::{Class, MAX_CACHES, MAX_SMALL, MAX_SMALL_ALIGN};
 use crate::slab::Shape;
 use crate::stats::{self, Label, Name};
 use crate::sync::{Context, ControlGuard, ControlMutex, LockClass};
+use crate::watch::{self, WATCHED};
 
 pub use crate::objects::{AllocError, DeferredFrees, deferred_frees};
 pub use crate::stats::CacheStats;
@@ -504,6 +505,7 @@ impl Cache {
 
     #[inline(always)]
     fn prepared(&self, object: NonNull<u8>) -> NonNull<u8> {
+        watch::allocated(object.as_ptr(), self.layout.size());
         if self.zeroed > 0 {
             // SAFETY: the object has room for the layout.
             unsafe { object.write_bytes(0, self.zeroed) };
@@ -569,7 +571,7 @@ impl Cache {
     pub unsafe fn free_bulk(&self, objects: &[NonNull<u8>]) {
         // SAFETY: a pointer that is not null is a pointer.
         let objects: &[*mut u8] = unsafe { mem::transmute(objects) };
-        if cfg!(debug_assertions) {
+        if cfg!(debug_assertions) || WATCHED {
             objects.iter().for_each(|object| objects::checked_in(*object, self.class));
         }
         // SAFETY: the caller's promise.

@@ -18,6 +18,7 @@ use crate::page::{self, Unit};
 use crate::percpu;
 use crate::size_class::{Class, MAX_SMALL_ALIGN, UNIT, UNIT_SHIFT, class_of};
 use crate::sync::Context;
+use crate::watch;
 
 /// From this many bytes on, a run is moved by remapping its pages instead of copying them. Below, copying into warm pages
 /// is faster than faulting in cold ones: with 512 KiB here, four buffers that grew in turn to 8 MB took 3.2 times as long.
@@ -39,6 +40,11 @@ const MAX_ROOM: usize = ROOM * (2 * REMAP_BYTES / UNIT);
 /// Allocates memory for `layout`; null when there is none. A size of 0 is served like a size of 1.
 #[inline(always)]
 pub fn alloc(layout: Layout) -> *mut u8 {
+    watch::allocated(alloc_block(layout), layout.size())
+}
+
+#[inline(always)]
+fn alloc_block(layout: Layout) -> *mut u8 {
     let Some(class) = class_of(layout) else { return alloc_large(layout, false) };
     match NonNull::new(percpu::pop(class)) {
         Some(object) => checked_out(object, class).as_ptr(),
@@ -50,7 +56,7 @@ pub fn alloc(layout: Layout) -> *mut u8 {
 #[inline(always)]
 pub fn alloc_zeroed(layout: Layout) -> *mut u8 {
     if class_of(layout).is_none() {
-        return alloc_large(layout, true);
+        return watch::allocated(alloc_large(layout, true), layout.size());
     }
     let object = alloc(layout);
     if !object.is_null() {
@@ -91,7 +97,7 @@ pub unsafe fn realloc(object: *mut u8, layout: Layout, new_size: usize) -> *mut 
     // SAFETY: the caller's promise.
     let new_layout = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
     match (class_of(layout), class_of(new_layout)) {
-        (Some(old), Some(new)) if old == new => object,
+        (Some(old), Some(new)) if old == new => watch::resized(object, object, new_size),
         // SAFETY: the caller's promise.
         (None, None) => unsafe { realloc_large(object, layout, new_layout, ROOM) },
         // SAFETY: the caller's promise.
@@ -130,16 +136,18 @@ pub unsafe fn usable_size(block: *mut u8) -> usize {
 /// # Safety
 /// As [`realloc`].
 pub unsafe fn grow_in_place(block: *mut u8, layout: Layout, new_size: usize) -> bool {
-    if new_size <= good_size(layout) {
-        return true;
-    }
     // What has a class is as large as that. A layout of size 0 may have one, too.
-    if class_of(layout).is_some() || layout.size() == 0 {
-        return false;
+    let is_run = class_of(layout).is_none() && layout.size() > 0;
+    let grown = new_size <= good_size(layout)
+        || is_run && {
+            let run = run_of(block, layout);
+            // SAFETY: the caller's promise.
+            Context::enter(|context| unsafe { page::grow(context, run, units(new_size)) })
+        };
+    if grown {
+        watch::resized(block, block, new_size);
     }
-    let run = run_of(block, layout);
-    // SAFETY: the caller's promise.
-    Context::enter(|context| unsafe { page::grow(context, run, units(new_size)) })
+    grown
 }
 
 unsafe fn realloc_by_copy(object: *mut u8, layout: Layout, new_layout: Layout) -> *mut u8 {
@@ -172,7 +180,7 @@ fn units(bytes: usize) -> usize {
 #[inline(never)]
 extern "C" fn alloc_large(layout: Layout, zeroed: bool) -> *mut u8 {
     if layout.size() == 0 && layout.align() <= MAX_SMALL_ALIGN {
-        return alloc(one_byte(layout));
+        return alloc_block(one_byte(layout));
     }
     Context::enter(|context| {
         free_deferred(context);
@@ -209,6 +217,7 @@ pub(crate) unsafe extern "C" fn free_large(object: *mut u8, layout: Layout) {
         return unsafe { free(object, one_byte(layout)) };
     }
     let run = run_of(object, layout);
+    watch::freed(object);
     // SAFETY: the first unit of a run, by the caller's promise; checked where that is asked for.
     Context::enter(|context| unsafe {
         free_run(context, run.address());
@@ -253,8 +262,11 @@ pub(crate) unsafe extern "C" fn realloc_large(
         may_reclaim(context);
         resized
     });
-    // SAFETY: the caller's promise.
-    resized.unwrap_or_else(|| unsafe { realloc_by_copy(object, layout, new_layout) })
+    match resized {
+        Some(block) => watch::resized(object, block, new_layout.size()),
+        // SAFETY: the caller's promise.
+        None => unsafe { realloc_by_copy(object, layout, new_layout) },
+    }
 }
 
 /// Resizes a run in place, or moves it; `None` where alignment asks for more than that.

@@ -27,6 +27,7 @@
 //! | `sync` | atomics and locks |
 //! | `os` | system calls |
 //! | `arch` | restartable sequences |
+//! | `watch` | probes for tracers |
 //! | [`fault`] | places at which tests interfere |
 //!
 //! # Features
@@ -37,6 +38,7 @@
 //! | `allocator-api2` | `Allocator` of that crate for [`cache::Cache`] |
 //! | `counters` | `counters`: how often locks are taken and shared cache lines written. It costs time |
 //! | `fault-points` | [`fault`]: labelled places in the slow paths call a hook. For tests |
+//! | `usdt` | probes for tracers (`bpftrace`, `perf`, `gdb`): a `nop` each until one is used. `docs/tracing.md` |
 
 #![no_std]
 
@@ -107,6 +109,8 @@ pub mod stats;
 mod sync;
 #[cfg(not(loom))]
 mod thread;
+#[cfg(not(loom))]
+mod watch;
 
 /// Counters of what CPUs have to agree on, with the feature `counters`.
 ///

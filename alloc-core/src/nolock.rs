@@ -17,6 +17,7 @@ use crate::objects;
 use crate::percpu;
 use crate::size_class::{Class, class_of};
 use crate::sync::Context;
+use crate::watch;
 
 /// Allocates memory for `layout`; `None` when it could only be had by waiting, or not at all. A size of 0 is served like a
 /// size of 1.
@@ -26,6 +27,7 @@ pub fn alloc(layout: Layout) -> Option<NonNull<u8>> {
     if let Some(class) = class_of(layout)
         && let Some(object) = NonNull::new(percpu::pop(class))
     {
+        watch::allocated(object.as_ptr(), layout.size());
         return Some(objects::checked_out(object, class));
     }
     NonNull::new(alloc_slow(layout))

@@ -42,6 +42,7 @@ use crate::slab::{self, Counts, Emptied, Misuse, Shape, Slab, Slabs};
 use crate::sync::counters::{self, Line};
 use crate::sync::{Context, Guard, Lock, LockClass, RawLock, relax};
 use crate::thread::{self, MAX_CPUS};
+use crate::watch;
 
 // A slab's descriptor is the metadata of its first unit; those of the others follow.
 const _: () = assert!(size_of::<Slab>() == page::META_SIZE);
@@ -222,11 +223,17 @@ fn refill(context: Context, backend: Backend, class: Class) -> Result<*mut u8, A
     let node = node::current();
     percpu::count(class, Event::Refill, 1);
     take_batch(context, class, node, &mut batch, backend.widen(class))?;
+    watch::refill(|| traffic(class, batch.len(), percpu::cpu()));
     let Some(object) = batch.pop_last() else { return Ok(ptr::null_mut()) };
     // SAFETY: objects that have just left the barn or a slab, and nobody else's.
     unsafe { backend.fill(class, &mut batch) };
     put_away(context, backend, class, node, &mut batch);
     Ok(object)
+}
+
+/// What is told of objects of a class that come to a CPU, or leave it.
+fn traffic(class: Class, objects: usize, cpu: usize) -> watch::Move {
+    watch::Move { size: size(class), objects, cpu }
 }
 
 /// Takes up to `len` objects from the barn, or the node's slabs, or a new one, into an empty batch.
@@ -254,10 +261,12 @@ fn take_batch(
         // The slab is of the node that asked for it, though its run may be of another one that had memory left: there it would
         // be partial where nobody looks, and this node would make another one for each batch.
         Slab::init(slab, run.address.as_ptr(), class, node as u8);
+        watch::slab(run.address.as_ptr(), true, || units * UNIT);
         if class.of_cache().is_some()
             && catch_unwind(AssertUnwindSafe(|| Slab::construct(slab))).is_err()
         {
             Slab::abandon(slab);
+            watch::slab(run.address.as_ptr(), false, || units * UNIT);
             free_run(context, run.address.as_ptr());
             return Err(AllocError::Constructor);
         }
@@ -314,6 +323,7 @@ pub(crate) unsafe fn free_object(context: Context, class: Class, object: *mut u8
     let mut batch = Batch::new();
     let node = node::current();
     backend.drain(class, &mut batch, len);
+    watch::flush(|| traffic(class, batch.len(), percpu::cpu()));
     put_away(context, backend, class, node, &mut batch);
     batch.push_first(object);
     // SAFETY: the caller's promise.
@@ -345,6 +355,7 @@ pub(crate) unsafe fn alloc_some(
         {
             break;
         }
+        watch::refill(|| traffic(class, batch.len(), percpu::cpu()));
         while let Some(object) = (count < len).then(|| batch.pop_last()).flatten() {
             // SAFETY: `count` is below `len`.
             unsafe { to.add(count).write(object) };
@@ -368,6 +379,7 @@ pub(crate) unsafe fn free_some(context: Context, class: Class, objects: &[*mut u
     let mut batch = Batch::new();
     for objects in objects.chunks(percpu::batch_len(class).max(1)) {
         batch.fill(objects);
+        watch::flush(|| traffic(class, batch.len(), percpu::cpu()));
         put_away(context, backend, class, node, &mut batch);
     }
     may_reclaim(context);
@@ -500,7 +512,10 @@ pub(crate) fn offline(cpu: usize, mut waiting: impl FnMut(&mut Batch)) -> bool {
         let node = node::of(cpu);
         percpu::close(context, cpu, |class, batch| match class {
             Class::RCU => waiting(batch),
-            _ => put_away(context, backend, class, node, batch),
+            _ => {
+                watch::flush(|| traffic(class, batch.len(), cpu));
+                put_away(context, backend, class, node, batch);
+            }
         })
     })
 }
@@ -559,6 +574,7 @@ pub(crate) fn flush(class: Class) -> bool {
         let mut done = true;
         for cpu in (0..percpu::regions()).filter(|cpu| percpu::held(*cpu, class) > 0) {
             done &= percpu::flush(context, cpu, class, |batch| {
+                watch::flush(|| traffic(class, batch.len(), cpu));
                 put_home(context, backend, class, batch);
             });
         }
@@ -590,7 +606,10 @@ pub(crate) fn trim(mut waiting: impl FnMut(&mut Batch)) -> usize {
         for cpu in (0..percpu::regions()).filter(|cpu| percpu::has_any(*cpu)) {
             percpu::flush_all(context, cpu, |class, batch| match class {
                 Class::RCU => waiting(batch),
-                _ => put_home(context, backend, class, batch),
+                _ => {
+                    watch::flush(|| traffic(class, batch.len(), cpu));
+                    put_home(context, backend, class, batch);
+                }
             });
         }
     });
@@ -634,6 +653,9 @@ fn empty_depot(context: Context, backend: Backend, class: Class, depot: &Depot) 
 fn free_emptied(context: Context, mut emptied: Emptied) -> usize {
     let mut slabs = 0;
     while let Some(base) = emptied.pop() {
+        watch::slab(base, false, || {
+            Unit::of(base).and_then(Unit::run_len).map_or(0, |units| units * UNIT)
+        });
         // SAFETY: the run of a slab that left its lists with all objects free.
         unsafe { free_run(context, base) };
         slabs += 1;
@@ -825,6 +847,7 @@ fn take_home(context: Context, _homing: &Guard<'_, ()>, even_busy: bool) -> bool
     let mut moved = false;
     for cpu in 0..percpu::regions() {
         moved |= percpu::flush_unused(context, cpu, even_busy, |class, batch| {
+            watch::flush(|| traffic(class, batch.len(), cpu));
             put_home(context, backend, class, batch);
         });
     }
@@ -906,9 +929,11 @@ pub(crate) fn checked_out(object: NonNull<u8>, class: Class) -> NonNull<u8> {
     object
 }
 
-/// Ends the process, in debug builds, if `object` is not an object of `class` that the program holds.
+/// To be called when the program gives an object back. Ends the process, in debug builds, if that is not an object of `class` that
+/// the program holds.
 #[inline(always)]
 pub(crate) fn checked_in(object: *mut u8, class: Class) {
+    watch::freed(object);
     #[cfg(debug_assertions)]
     note(object, class, false);
     #[cfg(not(debug_assertions))]

@@ -23,6 +23,7 @@
 //! | feature | adds |
 //! |---|---|
 //! | `allocator-api2` | `Allocator` of that crate for [`Hayloft`], and for caches, so that `hashbrown`'s collections and others take them |
+//! | `usdt` | probes for tracers, a `nop` each until one is used: `docs/tracing.md` |
 
 #![no_std]
 

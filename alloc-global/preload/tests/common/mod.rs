@@ -38,18 +38,21 @@ pub(crate) fn text_of(command: &mut Command) -> String {
 /// Builds the library; the folder in which `libhayloft.so` and `libhayloft.a` are.
 pub(crate) fn libraries() -> &'static Path {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
-    FOUND.get_or_init(|| {
-        let target = format!("{FOLDER}/preload");
-        output_of(
-            Command::new(env!("CARGO"))
-                .args(["build", "--release", "--locked", "--package", "preload"])
-                .args(["--target-dir", &target])
-                .current_dir(PACKAGE)
-                .env_remove("CARGO_BUILD_TARGET")
-                .env_remove("RUSTFLAGS"),
-        );
-        Path::new(&target).join("release")
-    })
+    FOUND.get_or_init(|| build("preload", ""))
+}
+
+/// Builds the library with features, in a folder `name`; where it is.
+pub(crate) fn build(name: &str, features: &str) -> PathBuf {
+    let target = format!("{FOLDER}/{name}");
+    output_of(
+        Command::new(env!("CARGO"))
+            .args(["build", "--release", "--locked", "--package", "preload"])
+            .args(["--features", features, "--target-dir", &target])
+            .current_dir(PACKAGE)
+            .env_remove("CARGO_BUILD_TARGET")
+            .env_remove("RUSTFLAGS"),
+    );
+    Path::new(&target).join("release")
 }
 
 /// Whether there is such a program; says so if there is none, for what is left out then.
