@@ -35,7 +35,7 @@ fn layout_of(size: usize) -> Option<Layout> {
 pub fn pop(size: usize) -> Option<NonNull<u8>> {
     let class = class_of_size(size)?;
     let object = NonNull::new(percpu::pop(class))?;
-    watch::allocated(object.as_ptr(), size);
+    kmalloc::handed_out(object.as_ptr(), size, false);
     Some(checked_out(object, class))
 }
 
@@ -160,6 +160,8 @@ pub unsafe fn usable_size(block: *mut u8) -> usize {
     // SAFETY: the caller's promise.
     match unsafe { Place::of(block) } {
         Place::Foreign => 0,
+        // SAFETY: the caller's promise.
+        _ if watch::EXACT => unsafe { kmalloc::usable_size(block) },
         Place::Object(class) => objects::size(class),
         Place::Run(size) => size,
     }
@@ -178,6 +180,7 @@ pub unsafe fn realloc(block: *mut u8, new_size: usize) -> *mut u8 {
     unsafe {
         let size = match Place::of(block) {
             Place::Foreign => return ptr::null_mut(),
+            _ if watch::EXACT => usable_size(block),
             Place::Run(size) if class_of(new_layout).is_none() => {
                 let layout = Layout::from_size_align_unchecked(size, MALLOC_ALIGN);
                 return kmalloc::realloc_large(block, layout, new_layout, 1);

@@ -476,7 +476,6 @@ impl Cache {
     }
 
     /// Whether who frees an object has to leave it in a certain state.
-    #[cfg(feature = "allocator-api2")]
     pub(crate) fn keeps_contents(&self) -> bool {
         slab::shape(self.class).keeps_contents()
     }
@@ -505,7 +504,7 @@ impl Cache {
 
     #[inline(always)]
     fn prepared(&self, object: NonNull<u8>) -> NonNull<u8> {
-        watch::allocated(object.as_ptr(), self.layout.size());
+        watch::allocated(object.as_ptr(), self.layout.size(), WATCHED && self.keeps_contents());
         if self.zeroed > 0 {
             // SAFETY: the object has room for the layout.
             unsafe { object.write_bytes(0, self.zeroed) };

@@ -16,7 +16,7 @@ use crate::objects::{self, checked_in, checked_out, defer, free_deferred, free_r
 use crate::os::{self, Remapped};
 use crate::page::{self, Unit};
 use crate::percpu;
-use crate::size_class::{Class, MAX_SMALL_ALIGN, UNIT, UNIT_SHIFT, class_of};
+use crate::size_class::{Class, MAX_SMALL_ALIGN, REDZONE, UNIT, UNIT_SHIFT, class_of};
 use crate::sync::Context;
 use crate::watch;
 
@@ -40,7 +40,17 @@ const MAX_ROOM: usize = ROOM * (2 * REMAP_BYTES / UNIT);
 /// Allocates memory for `layout`; null when there is none. A size of 0 is served like a size of 1.
 #[inline(always)]
 pub fn alloc(layout: Layout) -> *mut u8 {
-    watch::allocated(alloc_block(layout), layout.size())
+    handed_out(alloc_block(layout), layout.size(), false)
+}
+
+/// To be called with each block that the program gets of what layouts are served with; that of size 0 is no larger.
+#[inline(always)]
+pub(crate) fn handed_out(block: *mut u8, size: usize, defined: bool) -> *mut u8 {
+    if watch::EXACT && !block.is_null() {
+        // SAFETY: a block that nobody uses yet.
+        unsafe { watch::write_size(block, extent(block), size) };
+    }
+    watch::allocated(block, size, defined)
 }
 
 #[inline(always)]
@@ -56,7 +66,7 @@ fn alloc_block(layout: Layout) -> *mut u8 {
 #[inline(always)]
 pub fn alloc_zeroed(layout: Layout) -> *mut u8 {
     if class_of(layout).is_none() {
-        return watch::allocated(alloc_large(layout, true), layout.size());
+        return handed_out(alloc_large(layout, true), layout.size(), true);
     }
     let object = alloc(layout);
     if !object.is_null() {
@@ -97,6 +107,8 @@ pub unsafe fn realloc(object: *mut u8, layout: Layout, new_size: usize) -> *mut 
     // SAFETY: the caller's promise.
     let new_layout = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
     match (class_of(layout), class_of(new_layout)) {
+        // SAFETY: the caller's promise.
+        _ if watch::EXACT => unsafe { realloc_by_copy(object, layout, new_layout) },
         (Some(old), Some(new)) if old == new => watch::resized(object, object, new_size),
         // SAFETY: the caller's promise.
         (None, None) => unsafe { realloc_large(object, layout, new_layout, ROOM) },
@@ -111,6 +123,7 @@ pub unsafe fn realloc(object: *mut u8, layout: Layout, new_size: usize) -> *mut 
 #[must_use]
 pub fn good_size(layout: Layout) -> usize {
     match class_of(layout) {
+        _ if watch::EXACT => layout.size(),
         Some(class) => class.size(),
         None if layout.size() == 0 => good_size(one_byte(layout)),
         None => layout.size().checked_next_multiple_of(UNIT).unwrap_or(0),
@@ -123,6 +136,20 @@ pub fn good_size(layout: Layout) -> usize {
 /// `block` was allocated by this allocator, and not freed.
 #[must_use]
 pub unsafe fn usable_size(block: *mut u8) -> usize {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let extent = extent(block);
+        let is_object =
+            || objects::class_of_object(block).is_some_and(|class| class.of_cache().is_some());
+        if watch::EXACT && !is_object() { watch::read_size(block, extent) } else { extent }
+    }
+}
+
+/// Bytes of a block, whatever was asked for.
+///
+/// # Safety
+/// As [`usable_size`].
+unsafe fn extent(block: *mut u8) -> usize {
     // SAFETY: the caller's promise.
     match unsafe { objects::class_of_object(block) } {
         Some(class) => objects::size(class),
@@ -137,14 +164,14 @@ pub unsafe fn usable_size(block: *mut u8) -> usize {
 /// As [`realloc`].
 pub unsafe fn grow_in_place(block: *mut u8, layout: Layout, new_size: usize) -> bool {
     // What has a class is as large as that. A layout of size 0 may have one, too.
-    let is_run = class_of(layout).is_none() && layout.size() > 0;
+    let is_run = class_of(layout).is_none() && layout.size() > 0 && !watch::EXACT;
     let grown = new_size <= good_size(layout)
         || is_run && {
             let run = run_of(block, layout);
             // SAFETY: the caller's promise.
             Context::enter(|context| unsafe { page::grow(context, run, units(new_size)) })
         };
-    if grown {
+    if grown && !watch::EXACT {
         watch::resized(block, block, new_size);
     }
     grown
@@ -173,7 +200,7 @@ extern "C" fn alloc_slow(class: Class) -> *mut u8 {
 
 /// Units of a run for this many bytes.
 fn units(bytes: usize) -> usize {
-    bytes.div_ceil(UNIT)
+    (bytes + REDZONE).div_ceil(UNIT)
 }
 
 #[cold]

@@ -23,11 +23,11 @@
 //! | `thread` `reclaim` | the threads that act as CPUs; the one that gives memory back |
 //! | `page` `pressure` | arenas, runs, descriptors, giving memory back; whether memory is short |
 //! | `node` | NUMA nodes |
-//! | `batch` [`size_class`] | object pointers on the move; which class serves a layout |
+//! | `batch` `watch` | object pointers on the move; probes for tracers, requests to Valgrind |
+//! | [`size_class`] | which class serves a layout |
 //! | `sync` | atomics and locks |
 //! | `os` | system calls |
 //! | `arch` | restartable sequences |
-//! | `watch` | probes for tracers |
 //! | [`fault`] | places at which tests interfere |
 //!
 //! # Features
@@ -39,6 +39,7 @@
 //! | `counters` | `counters`: how often locks are taken and shared cache lines written. It costs time |
 //! | `fault-points` | [`fault`]: labelled places in the slow paths call a hook. For tests |
 //! | `usdt` | probes for tracers (`bpftrace`, `perf`, `gdb`): a `nop` each until one is used. `docs/tracing.md` |
+//! | `valgrind` | memcheck is told of blocks, which are 16 bytes longer then. `docs/valgrind.md` |
 
 #![no_std]
 

@@ -17,7 +17,6 @@ use crate::objects;
 use crate::percpu;
 use crate::size_class::{Class, class_of};
 use crate::sync::Context;
-use crate::watch;
 
 /// Allocates memory for `layout`; `None` when it could only be had by waiting, or not at all. A size of 0 is served like a
 /// size of 1.
@@ -27,7 +26,7 @@ pub fn alloc(layout: Layout) -> Option<NonNull<u8>> {
     if let Some(class) = class_of(layout)
         && let Some(object) = NonNull::new(percpu::pop(class))
     {
-        watch::allocated(object.as_ptr(), layout.size());
+        kmalloc::handed_out(object.as_ptr(), layout.size(), false);
         return Some(objects::checked_out(object, class));
     }
     NonNull::new(alloc_slow(layout))

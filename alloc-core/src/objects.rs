@@ -42,7 +42,7 @@ use crate::slab::{self, Counts, Emptied, Misuse, Shape, Slab, Slabs};
 use crate::sync::counters::{self, Line};
 use crate::sync::{Context, Guard, Lock, LockClass, RawLock, relax};
 use crate::thread::{self, MAX_CPUS};
-use crate::watch;
+use crate::watch::{self, WATCHED};
 
 // A slab's descriptor is the metadata of its first unit; those of the others follow.
 const _: () = assert!(size_of::<Slab>() == page::META_SIZE);
@@ -127,7 +127,9 @@ fn depot(node: usize, class: Class) -> &'static Depot {
         if !used.load(Ordering::Relaxed) {
             let start = SHELVES.1 * node + *SHELVES.0.get_unchecked(class.index());
             let shelf = OBJECTS.0.get().cast::<*mut u8>().add(start);
-            depot.barn.furnish(shelf, barn::room_for(percpu::batch_len(class)));
+            let room = barn::room_for(percpu::batch_len(class));
+            depot.barn.furnish(shelf, room);
+            watch::hide(shelf.cast(), room * size_of::<*mut u8>());
             counters::wrote(Line::Depot, 1);
             used.store(true, Ordering::Relaxed);
         }
@@ -269,6 +271,9 @@ fn take_batch(
             watch::slab(run.address.as_ptr(), false, || units * UNIT);
             free_run(context, run.address.as_ptr());
             return Err(AllocError::Constructor);
+        }
+        if !slab::shape(class).keeps_contents() {
+            watch::close(run.address.as_ptr(), units * UNIT);
         }
         Slab::cut_new(slab, batch, len);
         percpu::count(class, Event::NewSlab, 1);
@@ -445,6 +450,7 @@ pub(crate) unsafe fn defer(context: Context, block: *mut u8) {
     if context.may_wait() {
         return;
     }
+    watch::open(block, size_of::<*mut u8>(), false);
     // SAFETY: the caller's promise; every block has room for a word.
     let cpu = unsafe { DEFERRED.add(percpu::cpu(), block) };
     fault::point(Place::BlockDeferred);
@@ -469,7 +475,12 @@ pub(crate) fn free_block(context: Context) -> impl Fn(*mut u8) {
         unsafe {
             match class_of_object(block) {
                 Some(class) => {
-                    free_object(context, class, block.sub(slab::shape(class).link as usize));
+                    let shape = slab::shape(class);
+                    let object = block.sub(shape.link as usize);
+                    if !shape.keeps_contents() {
+                        watch::close(object, shape.stride());
+                    }
+                    free_object(context, class, object);
                 }
                 None => free_run(context, block),
             }
@@ -554,8 +565,10 @@ pub(crate) unsafe fn define(class: Class, shape: Shape) -> bool {
         for node in 0..node::count() {
             // SAFETY: each barn, empty as long as nobody uses the class, has one of the shelves, which is long enough.
             unsafe {
-                let shelf = (&raw mut (*memory).shelves[node]).cast();
-                depot(node, class).barn.furnish(shelf, barn::room_for(percpu::batch_len(class)));
+                let shelf: *mut *mut u8 = (&raw mut (*memory).shelves[node]).cast();
+                let room = barn::room_for(percpu::batch_len(class));
+                depot(node, class).barn.furnish(shelf, room);
+                watch::hide(shelf.cast(), room * size_of::<*mut u8>());
             }
         }
         // SAFETY: the caller's promise.
@@ -934,6 +947,9 @@ pub(crate) fn checked_out(object: NonNull<u8>, class: Class) -> NonNull<u8> {
 #[inline(always)]
 pub(crate) fn checked_in(object: *mut u8, class: Class) {
     watch::freed(object);
+    if WATCHED && slab::shape(class).keeps_contents() {
+        watch::open(object, size(class), true);
+    }
     #[cfg(debug_assertions)]
     note(object, class, false);
     #[cfg(not(debug_assertions))]

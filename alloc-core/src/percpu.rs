@@ -26,6 +26,7 @@ use crate::os;
 use crate::size_class::{Class, MAX_CLASSES};
 use crate::sync::counters::{self, Line};
 use crate::sync::{Context, Guard, Lock, LockClass, RawLock, relax};
+use crate::watch;
 
 const REGION: usize = 1 << REGION_SHIFT;
 /// Closed regions in front of CPU 0's, for the CPU numbers -1 and -2.
@@ -40,6 +41,9 @@ const LOCK_OFFSET: usize = HEADERS + MAX_CLASSES * WORD;
 const SEEN_OFFSET: usize = LOCK_OFFSET + size_of::<Lock<()>>();
 /// Byte offset of what is counted: for each class, a word for each [`Event`].
 const EVENTS_OFFSET: usize = (SEEN_OFFSET + MAX_CLASSES * size_of::<u32>()).next_multiple_of(WORD);
+
+/// Byte offset of the first sheaf's words.
+const SHEAVES_OFFSET: usize = (SEEN_OFFSET + MAX_CLASSES * size_of::<u32>()).next_multiple_of(WORD);
 
 /// Most objects a sheaf holds, by their size in bytes. How many steps a walk at random of allocations and frees takes from one end
 /// to the other grows with the square; what CPUs hold that no program uses, with the size. (Compare `calculate_sheaf_capacity` of
@@ -69,6 +73,7 @@ pub(crate) const MAX_CACHE_BATCH: usize = MAX_CACHE_CAPACITY / 2;
 static EMPTY_HEADERS: [AtomicU64; MAX_CLASSES] = {
     let mut headers = [const { AtomicU64::new(0) }; MAX_CLASSES];
     let mut word = EVENTS_OFFSET / WORD + MAX_CLASSES * EVENTS;
+    let mut word = SHEAVES_OFFSET / WORD;
     let mut index = 0;
     while index < MAX_CLASSES {
         let words = match Class::from_index(index) {
@@ -431,7 +436,15 @@ fn reserve_regions(cpus: usize) -> Option<NonNull<u8>> {
     unsafe {
         // Of each region little is touched, by its own CPU.
         os::prefer_huge_pages(regions, bytes, false);
-        os::commit(regions, bytes).then(|| regions.add(CLOSED_REGIONS * REGION))
+        if !os::commit(regions, bytes) {
+            return None;
+        }
+        let first = regions.add(CLOSED_REGIONS * REGION);
+        for cpu in 0..cpus {
+            let sheaves = first.add(cpu * REGION + SHEAVES_OFFSET);
+            watch::hide(sheaves.as_ptr(), REGION - SHEAVES_OFFSET);
+        }
+        Some(first)
     }
 }
 

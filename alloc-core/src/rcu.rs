@@ -31,6 +31,7 @@ use crate::slab;
 use crate::sync::{
     Context, ControlMutex, Grace, Llist, Lock, LockClass, RawLock, Taken, Ticket, relax, witness,
 };
+use crate::watch;
 
 /// Slots for readers; CPUs beyond share with the first ones.
 const SLOTS: usize = 64;
@@ -116,6 +117,8 @@ static WAITING: Lock<Waiting> =
 #[inline]
 pub(crate) unsafe fn free(class: Class, object: *mut u8) {
     objects::checked_in(object, class);
+    // It is free, and may be read still.
+    watch::open(object, objects::size(class), true);
     // SAFETY: the caller's promise; the sheaf holds pointers, of whatever class.
     unsafe {
         if !percpu::push(Class::RCU, object) {
@@ -161,7 +164,9 @@ pub(crate) fn set_aside(batch: &mut Batch) {
         // SAFETY: objects of caches that nobody but readers uses, which do not look at the link.
         unsafe {
             if let Some(class) = objects::class_of_object(object) {
-                NEXT.add(object.add(slab::shape(class).link as usize).cast());
+                let link = object.add(slab::shape(class).link as usize);
+                watch::open(link, size_of::<*mut u8>(), false);
+                NEXT.add(link.cast());
             }
         }
     }

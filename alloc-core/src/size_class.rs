@@ -35,6 +35,10 @@ pub const MAX_SMALL: usize = 32 * 1024;
 /// Largest alignment a class serves, in bytes.
 pub const MAX_SMALL_ALIGN: usize = 4096;
 
+/// Bytes behind what was asked for that nobody gets, so that Valgrind sees who goes beyond a block; the last word of them holds the
+/// block's size.
+pub(crate) const REDZONE: usize = if cfg!(feature = "valgrind") { 16 } else { 0 };
+
 /// An eighth of the alignments must not reach [`MAX_SMALL`]: [`class_of`] tests size and alignment in one compare.
 const ALIGN_SCALE: u32 = (MAX_SMALL / MAX_SMALL_ALIGN).trailing_zeros();
 
@@ -123,7 +127,7 @@ impl Class {
 pub const fn class_of(layout: Layout) -> Option<Class> {
     let align = layout.align();
     // Cannot overflow: a `Layout`'s size rounded up to its alignment is at most `isize::MAX`.
-    let rounded = (layout.size() + (align - 1)) & !(align - 1);
+    let rounded = (layout.size() + REDZONE + (align - 1)) & !(align - 1);
     let last = rounded.wrapping_sub(1);
     if (last | ((align - 1) << ALIGN_SCALE)) >= MAX_SMALL {
         return None;
@@ -136,15 +140,16 @@ pub const fn class_of(layout: Layout) -> Option<Class> {
 /// The class that serves `size` bytes aligned to [`MALLOC_ALIGN`], or `None` where a page run has to.
 #[inline(always)]
 pub(crate) fn class_of_size(size: usize) -> Option<Class> {
-    if size > MAX_SMALL {
+    if size > MAX_SMALL - REDZONE {
         return None;
     }
-    let step = size.div_ceil(MALLOC_ALIGN);
+    let step = (size + REDZONE).div_ceil(MALLOC_ALIGN);
     // SAFETY: the table has an entry for the largest size, too.
     Some(Class(usize::from(unsafe { *LOOKUP_MALLOC.get_unchecked(step) })))
 }
 
-#[cfg(test)]
+// With a redzone all sizes are others.
+#[cfg(all(test, not(feature = "valgrind")))]
 mod tests {
     use super::*;
 

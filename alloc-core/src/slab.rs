@@ -141,7 +141,6 @@ impl Shape {
     }
 
     /// Whether what is in free objects matters: to a constructor's work, or to readers.
-    #[cfg(feature = "allocator-api2")]
     pub(crate) fn keeps_contents(&self) -> bool {
         self.is_kept() || self.constructor.is_some()
     }

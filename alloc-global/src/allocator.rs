@@ -174,6 +174,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(feature = "valgrind", ignore = "blocks move then")]
     fn blocks_stay_where_they_are() {
         // SAFETY: a block of these layouts, in turn.
         unsafe {

@@ -39,6 +39,7 @@ use crate::os;
 use crate::size_class::{UNIT, UNIT_SHIFT};
 use crate::sync::counters::{self, Line};
 use crate::sync::{Context, Lock, LockClass, RawLock};
+use crate::watch;
 use bins::Bins;
 use reserve::Reserve;
 
@@ -671,6 +672,13 @@ impl Arena {
         unsafe { NonNull::new_unchecked(self.arrays().base.add((index as usize) << UNIT_SHIFT)) }
     }
 
+    /// A run that leaves the arena.
+    fn handed_out(&self, start: u32, len: u32, zeroed: bool) -> Allocation {
+        let address = self.address(start);
+        watch::open(address.as_ptr(), (len as usize) << UNIT_SHIFT, zeroed);
+        Allocation { address, zeroed }
+    }
+
     fn alloc(&self, context: Context, len: u32, align: u32) -> Option<Allocation> {
         let mut units = self.state.acquire(context)?;
         fault::point(Place::ArenaAllocating);
@@ -687,7 +695,7 @@ impl Arena {
         units.note_least(self);
         self.set(start, len, State::Used);
         drop(units);
-        Some(Allocation { address: self.address(start), zeroed: start >= found.clean })
+        Some(self.handed_out(start, len, start >= found.clean))
     }
 
     /// # Safety
@@ -695,6 +703,7 @@ impl Arena {
     unsafe fn free(&self, context: Context, start: u32, state: State) -> bool {
         // SAFETY: the first unit of a used run, by the caller's promise; nobody else changes its descriptor.
         let len = unsafe { (*self.run(start)).len };
+        watch::close(self.address(start).as_ptr(), (len as usize) << UNIT_SHIFT);
         if let Some(block) = self.reserved_block(start) {
             // SAFETY: the caller's promise.
             unsafe { self.decommit(start, len) };
@@ -757,7 +766,7 @@ impl Arena {
         }
         self.reserve.set_committed(block, count);
         self.set(start, len, State::Used);
-        Some(Allocation { address: self.address(start), zeroed: false })
+        Some(self.handed_out(start, len, false))
     }
 
     /// The block of the reserve that a unit lies in, if it does.
@@ -777,13 +786,18 @@ impl Arena {
             let start = (from * size) & !(UNIT - 1);
             let end = (to * size).next_multiple_of(UNIT);
             // SAFETY: both ends lie in the array that starts at `base`, which is as long as the arena has units.
-            unsafe { os::commit(NonNull::new_unchecked(base.add(start)), end - start) }
+            let done = unsafe { os::commit(NonNull::new_unchecked(base.add(start)), end - start) };
+            watch::hide(base.wrapping_add(start), end - start);
+            done
         };
         let arrays = self.arrays();
-        meta(arrays.runs.cast(), size_of::<Run>())
+        let (first, len) = (self.address(from as u32), (to - from) << UNIT_SHIFT);
+        let done = meta(arrays.runs.cast(), size_of::<Run>())
             && meta(arrays.meta, META_SIZE)
             // SAFETY: units of this arena that nobody uses.
-            && unsafe { os::commit(self.address(from as u32), (to - from) << UNIT_SHIFT) }
+            && unsafe { os::commit(first, len) };
+        watch::close(first.as_ptr(), len);
+        done
     }
 
     /// # Safety

@@ -1,0 +1,64 @@
+//! What memcheck finds in programs with Hayloft: each mistake, by its name, and none where there is none. (Feature `valgrind`.)
+
+use std::process::{Command, Output};
+
+#[global_allocator]
+static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
+
+const FOUND: i32 = 99;
+
+/// Runs `mistakes` under memcheck; none where there is no such thing on this machine.
+fn memcheck(mistake: &str) -> Option<Output> {
+    let mut command = Command::new("valgrind");
+    // Of threads that never end, as those that act as CPUs, the C library's memory is possibly lost, as memcheck has it.
+    command.args(["--leak-check=full", "--errors-for-leak-kinds=definite", "--num-callers=30"]);
+    command.arg(format!("--error-exitcode={FOUND}"));
+    match command.args([env!("CARGO_BIN_EXE_mistakes"), mistake]).output() {
+        Ok(output) => Some(output),
+        Err(error) => {
+            eprintln!("left out: valgrind: {error}");
+            None
+        }
+    }
+}
+
+#[test]
+fn nothing_is_found_where_nothing_is_wrong() {
+    if let Some(output) = memcheck("clean") {
+        let report = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{report}");
+        assert!(report.contains("ERROR SUMMARY: 0 errors"), "{report}");
+        assert!(
+            report.contains("definitely lost: 0 bytes") || report.contains("no leaks"),
+            "{report}"
+        );
+    }
+}
+
+/// Each mistake is found: these words are in one report, together with the function that made it.
+#[test]
+fn mistakes_are_found() {
+    let mistakes = [
+        ("leak", "1,234 bytes in 1 blocks are definitely lost", "lose"),
+        ("leak-of-cache", "567 bytes in 1 blocks are definitely lost", "lose_object"),
+        ("use-after-free", "inside a block of size 100 free'd", "use_after_free"),
+        ("use-after-free-large", "inside a block of size 100,000 free'd", "use_after_free"),
+        ("double-free", "Invalid free()", "double_free"),
+        ("overrun", "0 bytes after a block of size 61 alloc'd", "overrun"),
+        ("overrun-large", "0 bytes after a block of size 100,000 alloc'd", "overrun"),
+        ("uninitialised", "depends on uninitialised value", "uninitialised"),
+    ];
+    for (mistake, words, function) in mistakes {
+        let Some(output) = memcheck(mistake) else { return };
+        let report = String::from_utf8_lossy(&output.stderr);
+        let is_told = report
+            .split("== \n")
+            .any(|part| part.contains(words) && part.contains(&format!("mistakes::{function} ")));
+        assert!(is_told, "{mistake}: {report}");
+        // What follows a block that was freed twice depends on the build.
+        assert!(
+            mistake == "double-free" || output.status.code() == Some(FOUND),
+            "{mistake}: {report}"
+        );
+    }
+}
