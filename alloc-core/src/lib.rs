@@ -42,9 +42,15 @@
 //! | `valgrind` | memcheck is told of blocks, which are 16 bytes longer then. `docs/valgrind.md` |
 
 #![no_std]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(test)]
 extern crate std;
+
+// Its example is one of the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("Hayloft is built on Linux's restartable sequences and memory calls");

@@ -27,9 +27,15 @@
 //! | `valgrind` | memcheck is told of blocks, which are 16 bytes longer then: `docs/valgrind.md` |
 
 #![no_std]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(feature = "allocator-api2")]
 mod allocator;
+
+// Its example is one of the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 use alloc_core::{cache, kmalloc};
 
