@@ -1,6 +1,7 @@
 //! Settings in the environment, and what the system grants: what makes no sense costs one line of warning and nothing
 //! else, what is refused not even that.
 
+use std::io;
 use std::thread;
 
 use alloc_core::cpu;
@@ -78,12 +79,47 @@ fn use_the_heap_in_threads(count: usize) {
     }
 }
 
-/// Where the C library does not register threads for restartable sequences, this allocator does.
+/// Whether somebody has registered this thread for restartable sequences; `None` where the kernel has none.
+fn is_registered() -> Option<bool> {
+    const UNREGISTER: libc::c_int = 1;
+    const SIGNATURE: libc::c_int = 1;
+
+    #[repr(C, align(32))]
+    struct Area([u32; 8]);
+    let mut area = Area([0; 8]);
+    let mut ask = |flags: libc::c_int| {
+        let (area, len) = (&raw mut area, size_of::<Area>() as libc::c_uint);
+        // SAFETY: the area is as long, and the kernel knows of it no longer than until the second call.
+        unsafe { libc::syscall(libc::SYS_rseq, area, len, flags, SIGNATURE) }
+    };
+    if ask(0) == 0 {
+        assert_eq!(ask(UNREGISTER), 0);
+        return Some(false);
+    }
+    let error = io::Error::last_os_error().raw_os_error();
+    (error != Some(libc::ENOSYS)).then_some(true)
+}
+
+/// Where the C library does not register threads for restartable sequences, as musl, this allocator does, unless it is to use none.
 #[test]
 fn rseq_left_to_us() {
-    Scenario::new("threads", || use_the_heap_in_threads(4))
-        .env("GLIBC_TUNABLES", "glibc.pthread.rseq=0")
-        .succeeds();
+    for (backend, registers) in [("rseq", true), ("fallback", false)] {
+        let scenario = || {
+            use_the_heap_in_threads(4);
+            let in_thread = thread::spawn(|| {
+                use_the_heap();
+                is_registered()
+            });
+            for is_registered in [is_registered(), in_thread.join().expect("the thread ends well")]
+            {
+                assert!(is_registered.is_none_or(|is_registered| is_registered == registers));
+            }
+        };
+        Scenario::new(backend, scenario)
+            .env("HAYLOFT_BACKEND", backend)
+            .env("GLIBC_TUNABLES", "glibc.pthread.rseq=0")
+            .succeeds();
+    }
 }
 
 /// Where the kernel refuses restartable sequences, the fallback serves.
