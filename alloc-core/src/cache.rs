@@ -42,7 +42,7 @@ use crate::os;
 use crate::percpu;
 use crate::rcu;
 use crate::size_class::{Class, MAX_CACHES, MAX_SMALL, MAX_SMALL_ALIGN};
-use crate::slab::Shape;
+use crate::slab::{self, Shape};
 use crate::stats::{self, Label, Name};
 use crate::sync::{Context, ControlGuard, ControlMutex, LockClass};
 use crate::watch::{self, WATCHED};

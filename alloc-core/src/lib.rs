@@ -36,8 +36,9 @@
 //! | feature | adds |
 //! |---|---|
 //! | `allocator-api2` | `Allocator` of that crate for [`cache::Cache`] |
-//! | `counters` | `counters`: how often locks are taken and shared cache lines written. It costs time |
+//! | `counters` | `counters`: how often locks are taken and shared cache lines written; hits in [`stats`]. It costs time |
 //! | `fault-points` | [`fault`]: labelled places in the slow paths call a hook. For tests |
+//! | `serde` | [`stats`] can be serialised, and reports be JSON |
 //! | `usdt` | probes for tracers (`bpftrace`, `perf`, `gdb`): a `nop` each until one is used. `docs/tracing.md` |
 //! | `valgrind` | memcheck is told of blocks, which are 16 bytes longer then. `docs/valgrind.md` |
 

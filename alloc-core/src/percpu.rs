@@ -43,7 +43,7 @@ const SEEN_OFFSET: usize = LOCK_OFFSET + size_of::<Lock<()>>();
 const EVENTS_OFFSET: usize = (SEEN_OFFSET + MAX_CLASSES * size_of::<u32>()).next_multiple_of(WORD);
 
 /// Byte offset of the first sheaf's words.
-const SHEAVES_OFFSET: usize = (SEEN_OFFSET + MAX_CLASSES * size_of::<u32>()).next_multiple_of(WORD);
+const SHEAVES_OFFSET: usize = EVENTS_OFFSET + MAX_CLASSES * EVENTS * WORD;
 
 /// Most objects a sheaf holds, by their size in bytes. How many steps a walk at random of allocations and frees takes from one end
 /// to the other grows with the square; what CPUs hold that no program uses, with the size. (Compare `calculate_sheaf_capacity` of
@@ -72,7 +72,6 @@ pub(crate) const MAX_CACHE_BATCH: usize = MAX_CACHE_CAPACITY / 2;
 /// caches are written when one is made, while its sheaves are empty.
 static EMPTY_HEADERS: [AtomicU64; MAX_CLASSES] = {
     let mut headers = [const { AtomicU64::new(0) }; MAX_CLASSES];
-    let mut word = EVENTS_OFFSET / WORD + MAX_CLASSES * EVENTS;
     let mut word = SHEAVES_OFFSET / WORD;
     let mut index = 0;
     while index < MAX_CLASSES {
