@@ -35,8 +35,13 @@ fn exit(outcome: Result<bool, String>) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("{} {error}", console::style("error:").for_stderr().red().bold());
+            complain(&error);
             ExitCode::FAILURE
         }
     }
+}
+
+/// Tells an error.
+fn complain(error: &str) {
+    eprintln!("{} {error}", console::style("error:").for_stderr().red().bold());
 }

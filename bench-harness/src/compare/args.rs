@@ -27,18 +27,24 @@ pub struct Args {
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = allocator::parse)]
     pub allocators: Vec<&'static Allocator>,
 
-    /// How often every pair runs [default: 5, or 3 with --quick, or 1 with --curves].
+    /// How often every pair runs [default: 5, or 3 with --quick, or 1 if all are watched].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: Option<u32>,
 
     /// Watch how memory goes over time: run the workloads of kind `Curve`, which takes two minutes for each allocator,
     /// and draw each as an SVG in this directory.
+    ///
+    /// Beside others each of them runs once.
     #[arg(long, value_name = "DIR")]
     pub curves: Option<PathBuf>,
 
-    /// Save every sample, the machine, and how each allocator was built.
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
+    /// Save the run as JSON: every sample, the machine, and how each allocator was built.
+    #[arg(long, value_name = "FILE", alias = "json")]
+    pub save: Option<PathBuf>,
+
+    /// Measure nothing, and report what a file of --save holds.
+    #[arg(long, value_name = "FILE", conflicts_with_all = MEASURING)]
+    pub from: Option<PathBuf>,
 
     /// Print the tables as Markdown.
     #[arg(long)]
@@ -53,6 +59,9 @@ pub struct Args {
     #[arg(long)]
     pub list: bool,
 }
+
+/// What says how to measure.
+const MEASURING: [&str; 6] = ["quick", "workloads", "allocators", "rounds", "profile", "save"];
 
 impl Args {
     /// The workloads to run, in the order of the table. Unless they are named, those that are watched run if curves are
@@ -80,14 +89,25 @@ impl Args {
         allocator::ALL.iter().filter(chosen).collect()
     }
 
-    /// How often every pair runs.
+    /// How often every pair runs; those with a workload that is watched, once if there are others.
     pub fn rounds(&self) -> u32 {
-        let default = match (&self.curves, self.quick) {
-            (Some(_), _) => 1,
-            (None, true) => 3,
-            (None, false) => 5,
+        let default = match (self.watches_only(), self.quick) {
+            (true, _) => 1,
+            (false, true) => 3,
+            (false, false) => 5,
         };
         self.rounds.unwrap_or(default)
+    }
+
+    /// How often every pair with that workload runs.
+    pub fn rounds_of(&self, workload: &Workload) -> u32 {
+        let is_aside = workload.kind == Kind::Curve && !self.watches_only();
+        if is_aside { 1 } else { self.rounds() }
+    }
+
+    /// Whether all workloads are watched, which takes about a minute for each.
+    fn watches_only(&self) -> bool {
+        self.workloads().iter().all(|workload| workload.kind == Kind::Curve)
     }
 
     /// How much each run does.
@@ -134,6 +154,24 @@ mod tests {
         assert_eq!((args.workloads().len(), args.rounds(), args.scale()), (5, 1, Scale::Full));
         let args = parse(&["--curves", "here", "--workloads", "sawtooth"]).unwrap();
         assert_eq!(args.workloads().len(), 1);
+    }
+
+    #[test]
+    fn what_is_watched_runs_once_beside_others() {
+        let args = parse(&["--workloads", "json,sawtooth"]).unwrap();
+        let rounds: Vec<u32> =
+            args.workloads().iter().map(|workload| args.rounds_of(workload)).collect();
+        assert_eq!(rounds, [5, 1]);
+        let args = parse(&["--workloads", "sawtooth", "--rounds", "3"]).unwrap();
+        assert_eq!(args.rounds_of(args.workloads()[0]), 3);
+    }
+
+    #[test]
+    fn a_saved_run_is_not_measured_again() {
+        let error = parse(&["--from", "run.json", "--rounds", "3"]).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        let args = parse(&["--from", "run.json", "--markdown", "--curves", "here"]).unwrap();
+        assert!(args.from.is_some());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::record::Record;
 use super::runner::Outcome;
 use crate::allocator::{self, OURS};
 use crate::measurement::{Curve, Point};
-use crate::workloads::{Kind, Workload};
+use crate::workloads::{self, Kind, Workload};
 
 const SIZE: (u32, u32) = (960, 420);
 /// How much of it is the legend, at the right.
@@ -44,15 +44,11 @@ struct Line<'a> {
     curve: &'a Curve,
 }
 
-/// Writes the charts of all `workloads` that were watched to `directory`, which is made if need be.
-pub fn save(
-    record: &Record,
-    workloads: &[&'static Workload],
-    directory: &Path,
-) -> Result<(), String> {
+/// Writes the charts of all workloads that were watched to `directory`, which is made if need be.
+pub fn save(record: &Record, directory: &Path) -> Result<(), String> {
     let explain = |error: &dyn std::fmt::Display| format!("{}: {error}", directory.display());
     fs::create_dir_all(directory).map_err(|error| explain(&error))?;
-    for workload in workloads.iter().filter(|workload| workload.kind == Kind::Curve) {
+    for workload in workloads::ALL.iter().filter(|workload| workload.kind == Kind::Curve) {
         let lines: Vec<Line<'_>> =
             allocator::ALL.iter().filter_map(|found| line(record, found.name, workload)).collect();
         if lines.is_empty() {
@@ -180,7 +176,6 @@ fn thin(points: &[Point], value: fn(&Point) -> f64) -> Vec<(f64, f64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::workloads;
 
     fn curve(points: u64) -> Curve {
         let point = |index| Point {

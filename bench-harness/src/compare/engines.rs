@@ -13,10 +13,19 @@ use std::time::Duration;
 
 use cargo_metadata::{Artifact, Message, PackageId, TargetKind};
 use indicatif::ProgressBar;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Args;
 use crate::allocator::Allocator;
+
+/// All engines of a run.
+#[derive(Debug)]
+pub struct Engines {
+    /// The cargo profile they are built in.
+    pub profile: String,
+    /// One for each allocator, in the order of the table.
+    pub all: Vec<Engine>,
+}
 
 /// An engine that is ready to run.
 #[derive(Debug)]
@@ -30,7 +39,7 @@ pub struct Engine {
 }
 
 /// How one crate was built.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CrateBuild {
     /// Its name.
     pub name: String,
@@ -57,7 +66,7 @@ impl CrateBuild {
 /// Builds the engines of all allocators that `args` chooses.
 ///
 /// Without cargo or without the sources, it takes those that lie beside this executable.
-pub fn prepare(args: &Args) -> Result<Vec<Engine>, String> {
+pub fn prepare(args: &Args) -> Result<Engines, String> {
     let place = Place::of_this_executable(args)?;
     let allocators = args.allocators();
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
@@ -66,11 +75,14 @@ pub fn prepare(args: &Args) -> Result<Vec<Engine>, String> {
     }
     let child =
         if manifest.exists() { cargo(&place, &allocators, &manifest).spawn().ok() } else { None };
-    let Some(child) = child else {
-        return existing(&place, &allocators);
+    let all: Result<Vec<Engine>, String> = match child {
+        Some(child) => {
+            let builds = follow(child, &format!("building {} engines", allocators.len()))?;
+            allocators.into_iter().map(|allocator| engine(allocator, &builds)).collect()
+        }
+        None => existing(&place, &allocators),
     };
-    let builds = follow(child, &format!("building {} engines", allocators.len()))?;
-    allocators.into_iter().map(|allocator| engine(allocator, &builds)).collect()
+    Ok(Engines { all: all?, profile: place.profile })
 }
 
 /// Where engines are built: the profile and the target directory.

@@ -4,15 +4,17 @@ use std::fs;
 use std::process::Command;
 use std::thread;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What a reader has to know to judge a number.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
     /// The processor's name for itself.
     pub cpu: String,
     /// How many CPUs this process may use.
     pub cpus: usize,
+    /// What governs their frequency: `performance`, `schedutil` and the like; `unknown` in most virtual machines.
+    pub governor: String,
     /// The kernel's release.
     pub kernel: String,
     /// Installed memory, in MiB.
@@ -29,6 +31,8 @@ impl Machine {
         Self {
             cpu: field("/proc/cpuinfo", "model name").unwrap_or_else(unknown),
             cpus: thread::available_parallelism().map_or(1, usize::from),
+            governor: read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+                .unwrap_or_else(unknown),
             kernel: read("/proc/sys/kernel/osrelease").unwrap_or_else(unknown),
             memory_mib: field("/proc/meminfo", "MemTotal")
                 .and_then(|size| size.trim_end_matches(" kB").parse::<u64>().ok())

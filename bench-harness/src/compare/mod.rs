@@ -1,7 +1,8 @@
 //! `compare`: builds the engines, runs them interleaved over rounds, and reports.
 //!
 //! [`Args`] says what to do, [`engines`] builds, [`runner`] runs, [`summary`] turns samples into the numbers of a table,
-//! [`report`] prints them, [`curves`] draws, and [`record`] is what is saved as JSON.
+//! [`report`] prints them, [`curves`] draws, and [`record`] is what a file
+//! holds that is saved.
 
 pub mod curves;
 pub mod engines;
@@ -13,6 +14,8 @@ pub mod summary;
 
 mod args;
 mod machine;
+#[cfg(test)]
+mod synthetic;
 
 pub use args::Args;
 pub use machine::Machine;
@@ -26,31 +29,45 @@ use self::record::Record;
 use self::summary::Summary;
 use crate::workloads;
 
-/// The body of `main`. Exits with 2 on wrong arguments, and with 1 if anything could not be built, run or saved.
+/// The body of `main`. Exits with 2 on wrong arguments or a file that holds no run, and with 1 if anything could not be
+/// built, run or saved.
 pub fn main() -> ExitCode {
     let args = Args::parse();
     if args.list {
         print!("{}", listing());
         return ExitCode::SUCCESS;
     }
-    crate::exit(compare(&args))
+    match args.from.as_deref().map(Record::load).transpose() {
+        Ok(saved) => crate::exit(compare(&args, saved)),
+        Err(error) => {
+            crate::complain(&error);
+            ExitCode::from(2)
+        }
+    }
 }
 
-/// Does it all. False if an engine failed.
-fn compare(args: &Args) -> Result<bool, String> {
-    let engines = engines::prepare(args)?;
-    let start = Instant::now();
-    let samples = runner::run(args, &engines);
-    let record = Record::new(args, &engines, samples, start.elapsed());
-    let summary = Summary::new(&record, &args.allocators(), &args.workloads());
+/// Measures, unless there is a run already, and reports. False if an engine failed.
+fn compare(args: &Args, saved: Option<Record>) -> Result<bool, String> {
+    let record = match saved {
+        Some(record) => record,
+        None => measure(args)?,
+    };
+    let summary = Summary::new(&record);
     print!("{}", report::text(&record, &summary, args.markdown));
-    if let Some(file) = &args.json {
+    if let Some(file) = &args.save {
         record.save(file)?;
     }
     if let Some(directory) = &args.curves {
-        curves::save(&record, &args.workloads(), directory)?;
+        curves::save(&record, directory)?;
     }
     Ok(record.is_complete())
+}
+
+fn measure(args: &Args) -> Result<Record, String> {
+    let engines = engines::prepare(args)?;
+    let start = Instant::now();
+    let samples = runner::run(args, &engines.all);
+    Ok(Record::new(args, &engines, samples, start.elapsed()))
 }
 
 /// All names that arguments can have.

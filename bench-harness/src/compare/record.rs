@@ -1,16 +1,19 @@
-//! Everything that was measured and all that is needed to judge it: what `--json` saves.
+//! Everything that was measured and all that is needed to judge it: what `--save` writes, and `--from` and `--baseline` read.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::BufWriter;
 use std::path::Path;
 use std::time::Duration;
 
-use serde::Serialize;
+use jiff::{Timestamp, Unit};
+use serde::{Deserialize, Serialize};
 
-use super::engines::{CrateBuild, Engine};
+use super::engines::{CrateBuild, Engine, Engines};
 use super::runner::{Outcome, Sample};
 use super::statistics::median;
 use super::{Args, Machine};
+use crate::allocator;
+use crate::engine::Scale;
 use crate::measurement::Measurement;
 
 /// The workload that shows whether an allocator was compiled without optimisation.
@@ -18,15 +21,26 @@ const YARDSTICK: &str = "pair-hidden";
 /// How many times slower than the median allocator one has to be on it to be suspected.
 const SUSPICIOUS: f64 = 5.0;
 
+/// Which format of a file this is. One more with each change that makes old files unreadable, or means something else.
+pub(super) const FORMAT: u32 = 1;
+
 /// One run of `compare`.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
+    /// Always [`FORMAT`].
+    pub format: u32,
+    /// When it ended.
+    pub date: Timestamp,
+    /// The command line.
+    pub command: String,
     /// Where.
     pub machine: Machine,
     /// How often every pair ran.
     pub rounds: u32,
     /// How much each process did.
-    pub scale: &'static str,
+    pub scale: Scale,
+    /// The cargo profile of the engines.
+    pub profile: String,
     /// How long it all took, building not included.
     pub seconds: f64,
     /// What was measured.
@@ -36,10 +50,10 @@ pub struct Record {
 }
 
 /// An allocator that was measured.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Subject {
     /// Its name.
-    pub name: &'static str,
+    pub name: String,
     /// The version it reports of itself, if it does.
     pub version: Option<String>,
     /// How it was built, one entry per crate, unless that is not known. Empty if it comes with the system.
@@ -50,9 +64,10 @@ pub struct Subject {
 
 impl Record {
     /// Puts together what was measured.
-    pub fn new(args: &Args, engines: &[Engine], samples: Vec<Sample>, took: Duration) -> Self {
+    pub fn new(args: &Args, engines: &Engines, samples: Vec<Sample>, took: Duration) -> Self {
         let yardstick = |name: &str| median(timings(&samples, name, YARDSTICK));
-        let usual = median(engines.iter().filter_map(|engine| yardstick(engine.allocator.name)));
+        let usual =
+            median(engines.all.iter().filter_map(|engine| yardstick(engine.allocator.name)));
         let subject = |engine: &Engine| {
             let name = engine.allocator.name;
             let slow = match (yardstick(name), usual) {
@@ -60,18 +75,22 @@ impl Record {
                 _ => None,
             };
             Subject {
-                name,
+                name: name.to_owned(),
                 version: measurements(&samples, name).find_map(|found| found.version.clone()),
                 build: engine.build.clone(),
                 warning: warning(engine.build.as_deref().unwrap_or_default(), slow),
             }
         };
         Self {
+            format: FORMAT,
+            date: now(),
+            command: command(std::env::args()),
             machine: Machine::detect(),
             rounds: args.rounds(),
-            scale: args.scale().name(),
+            scale: args.scale(),
+            profile: engines.profile.clone(),
             seconds: took.as_secs_f64(),
-            allocators: engines.iter().map(subject).collect(),
+            allocators: engines.all.iter().map(subject).collect(),
             samples,
         }
     }
@@ -81,12 +100,58 @@ impl Record {
         self.samples.iter().all(|sample| matches!(sample.outcome, Outcome::Measured(_)))
     }
 
+    /// Reads what [`save`](Self::save) wrote. The error is one line, and names the file.
+    pub fn load(file: &Path) -> Result<Self, String> {
+        let explain = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
+        let text = fs::read_to_string(file).map_err(|error| explain(&error))?;
+        Self::parse(&text).map_err(|error| explain(&error))
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        // First only which format it is: a file of another one may lack anything else.
+        let not_saved = |error| format!("not a run that --save wrote: {error}");
+        let Format { format } = serde_json::from_str(text).map_err(not_saved)?;
+        if format != FORMAT {
+            return Err(format!(
+                "saved in format {format}, but this reads {FORMAT}: measure again"
+            ));
+        }
+        let record: Self = serde_json::from_str(text).map_err(not_saved)?;
+        if record.samples.iter().any(|sample| sample.round >= record.rounds) {
+            return Err(format!("a sample is of none of its {} rounds", record.rounds));
+        }
+        let is_known = |name: &str| allocator::ALL.iter().any(|found| found.name == name);
+        if !record.allocators.iter().any(|subject| is_known(&subject.name)) {
+            return Err("no allocator in it is known here".to_owned());
+        }
+        Ok(record)
+    }
+
     /// Writes it as JSON.
     pub fn save(&self, file: &Path) -> Result<(), String> {
         let explain = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
         let output = File::create(file).map_err(|error| explain(&error))?;
         serde_json::to_writer_pretty(BufWriter::new(output), self).map_err(|error| explain(&error))
     }
+}
+
+/// What every format has.
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
+/// The time, in whole seconds.
+fn now() -> Timestamp {
+    let now = Timestamp::now();
+    now.round(Unit::Second).unwrap_or(now)
+}
+
+/// A command line as one types it: without the directory of the executable.
+fn command(mut arguments: impl Iterator<Item = String>) -> String {
+    let executable = arguments.next().unwrap_or_default();
+    let name = Path::new(&executable).file_name().unwrap_or_default().to_string_lossy();
+    std::iter::once(name.into_owned()).chain(arguments).collect::<Vec<_>>().join(" ")
 }
 
 /// What one allocator measured in all its processes.
@@ -122,6 +187,7 @@ fn warning(build: &[CrateBuild], slow: Option<f64>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compare::synthetic;
 
     fn build(opt_level: &str, native_flags: &str) -> CrateBuild {
         CrateBuild {
@@ -132,6 +198,39 @@ mod tests {
             debug_assertions: false,
             native_flags: Some(native_flags.to_owned()),
         }
+    }
+
+    #[test]
+    fn what_is_saved_is_read_again() {
+        let record = synthetic::record(&["pair-const", "latency-churn", "sawtooth"], 2, |_, _| 0.1);
+        let text = serde_json::to_string(&record).unwrap();
+        let again = Record::parse(&text).unwrap();
+        assert_eq!(serde_json::to_string(&again).unwrap(), text);
+    }
+
+    #[test]
+    fn what_is_no_run_is_refused_in_one_line() {
+        let record = synthetic::record(&["pair-const"], 2, |_, _| 1.0);
+        let refusal = |change: &dyn Fn(&mut serde_json::Value)| {
+            let mut value = serde_json::to_value(&record).unwrap();
+            change(&mut value);
+            let error = Record::parse(&value.to_string()).unwrap_err();
+            assert!(!error.contains('\n'), "{error}");
+            error
+        };
+        assert!(refusal(&|run| run["format"] = 99.into()).contains("format 99"));
+        assert!(refusal(&|run| *run = serde_json::json!({})).contains("`format`"));
+        assert!(refusal(&|run| run["samples"] = 1.into()).contains("--save"));
+        assert!(refusal(&|run| run["rounds"] = 1.into()).contains("1 rounds"));
+        assert!(refusal(&|run| run["allocators"] = serde_json::json!([])).contains("no allocator"));
+        assert!(Record::parse("no JSON").unwrap_err().contains("--save"));
+        assert!(Record::load(Path::new("not/there")).unwrap_err().starts_with("not/there: "));
+    }
+
+    #[test]
+    fn a_command_line_names_no_directory() {
+        let arguments = ["/some/where/compare", "--quick"].map(str::to_owned);
+        assert_eq!(command(arguments.into_iter()), "compare --quick");
     }
 
     #[test]

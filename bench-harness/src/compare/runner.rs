@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use wait_timeout::ChildExt;
 
 use super::Args;
@@ -26,21 +26,21 @@ fn patience(workload: &Workload) -> Duration {
 const HUNG: &str = "hung";
 
 /// What came of one process.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Sample {
     /// In which round.
     pub round: u32,
     /// Name of the allocator.
-    pub allocator: &'static str,
+    pub allocator: String,
     /// Name of the workload.
-    pub workload: &'static str,
+    pub workload: String,
     /// What it measured, or how it failed.
     #[serde(flatten)]
     pub outcome: Outcome,
 }
 
 /// How a process ended.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// It measured.
@@ -50,7 +50,7 @@ pub enum Outcome {
 }
 
 /// A process that did not measure.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// In a few words, why.
     pub how: String,
@@ -68,11 +68,12 @@ impl From<String> for Failure {
 pub fn run(args: &Args, engines: &[Engine]) -> Vec<Sample> {
     let workloads = args.workloads();
     let rounds = args.rounds();
-    let mut samples = Vec::with_capacity(rounds as usize * workloads.len() * engines.len());
+    let runs: u32 = workloads.iter().map(|workload| args.rounds_of(workload)).sum();
+    let mut samples = Vec::with_capacity(runs as usize * engines.len());
     let bar = progress_bar(samples.capacity() as u64);
     let mut hung = HashSet::new();
     for round in 0..rounds {
-        for workload in &workloads {
+        for workload in workloads.iter().filter(|workload| round < args.rounds_of(workload)) {
             // Another one begins in each round, so that none always runs on the heels of the same other.
             let first = round as usize % engines.len();
             for engine in engines[first..].iter().chain(&engines[..first]) {
@@ -94,7 +95,12 @@ pub fn run(args: &Args, engines: &[Engine]) -> Vec<Sample> {
                     }
                     bar.suspend(|| eprintln!("{} under {allocator}: {how}\n{said}", workload.name));
                 }
-                samples.push(Sample { round, allocator, workload: workload.name, outcome });
+                samples.push(Sample {
+                    round,
+                    allocator: allocator.to_owned(),
+                    workload: workload.name.to_owned(),
+                    outcome,
+                });
                 bar.inc(1);
             }
         }

@@ -3,9 +3,9 @@
 use super::record::Record;
 use super::runner::{Outcome, Sample};
 use super::statistics::{geometric_mean, median, paired_ratio, range};
-use crate::allocator::{Allocator, BASELINE, OURS};
+use crate::allocator::{self, BASELINE, OURS};
 use crate::measurement::{Curve, Latency, Measurement, Point};
-use crate::workloads::{Kind, Resident, Workload};
+use crate::workloads::{self, Kind, Resident, Workload};
 
 /// All pairs, reduced.
 #[derive(Debug)]
@@ -48,6 +48,8 @@ pub struct Cell {
 pub struct Percentiles {
     /// Median.
     pub p50: Quantity,
+    /// 90th percentile.
+    pub p90: Quantity,
     /// 99th percentile.
     pub p99: Quantity,
     /// 99.9th percentile.
@@ -91,15 +93,18 @@ pub struct Quantity {
 }
 
 impl Summary {
-    /// Reduces the samples of `record`.
-    pub fn new(
-        record: &Record,
-        allocators: &[&'static Allocator],
-        workloads: &[&'static Workload],
-    ) -> Self {
-        let allocators: Vec<&str> = allocators.iter().map(|allocator| allocator.name).collect();
+    /// Reduces the samples of `record`. What this build does not know is left out, but there must be an allocator that it
+    /// does.
+    pub fn new(record: &Record) -> Self {
+        let is_subject =
+            |name: &&str| record.allocators.iter().any(|subject| subject.name == *name);
+        let allocators: Vec<&str> =
+            allocator::ALL.iter().map(|allocator| allocator.name).filter(is_subject).collect();
+        let was_run = |workload: &&Workload| {
+            record.samples.iter().any(|sample| sample.workload == workload.name)
+        };
         let baseline = allocators.iter().position(|&name| name == BASELINE).unwrap_or(0);
-        let row = |&workload: &&'static Workload| {
+        let row = |workload: &'static Workload| {
             let rounds: Vec<Rounds<'_>> = allocators
                 .iter()
                 .map(|allocator| Rounds::find(record, allocator, workload.name))
@@ -107,7 +112,11 @@ impl Summary {
             let cells = rounds.iter().map(|own| own.cell(&rounds[baseline], workload)).collect();
             Row { workload, cells }
         };
-        Self { rows: workloads.iter().map(row).collect(), allocators, baseline }
+        Self {
+            rows: workloads::ALL.iter().filter(was_run).map(row).collect(),
+            allocators,
+            baseline,
+        }
     }
 
     /// Index of the allocator that this project is about, if there are others than the baseline to compare it with.
@@ -265,6 +274,7 @@ impl<'a> Rounds<'a> {
         };
         Some(Percentiles {
             p50: quantity(|latency| latency.p50)?,
+            p90: quantity(|latency| latency.p90)?,
             p99: quantity(|latency| latency.p99)?,
             p999: quantity(|latency| latency.p999)?,
             max: quantity(|latency| latency.max)?,
@@ -276,72 +286,13 @@ impl<'a> Rounds<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::Machine;
-    use crate::{allocator, workloads};
+    use crate::compare::synthetic;
 
-    const ROUNDS: u32 = 3;
-
-    /// What `allocator` measures in a round: it needs `factor` as much of everything as the baseline does.
-    fn sample(
-        round: u32,
-        allocator: &'static str,
-        workload: &'static Workload,
-        factor: u64,
-    ) -> Sample {
-        // The last round is far worse for all.
-        let worse = if round + 1 == ROUNDS { 100 } else { 1 };
-        let point = |(ms, resident_kib, live_kib): (u64, u64, u64)| Point {
-            ms,
-            resident_kib: resident_kib * 1024 * factor,
-            live_kib: live_kib * 1024,
-        };
-        let points = [(0, 1, 0), (500, 99, 100), (1000, 50, 25), (3000, 20, 25), (4000, 60, 50)];
-        let measurement = Measurement {
-            allocator: allocator.to_owned(),
-            version: None,
-            workload: workload.name.to_owned(),
-            operations: 1,
-            nanoseconds: vec![(factor * worse) as f64],
-            peak_rss_kib: 1024 * factor,
-            final_rss_kib: 1024 * factor,
-            latency: (workload.kind == Kind::Latency).then_some(Latency {
-                count: 1,
-                p50: 0,
-                p99: 20 * factor,
-                p999: 30 * factor,
-                max: 1000 * factor * worse,
-                clock: 20,
-            }),
-            curve: (workload.kind == Kind::Curve)
-                .then(|| Curve { freed_ms: Some(1000), points: points.map(point).to_vec() }),
-            sharing: None,
-        };
-        let outcome = Outcome::Measured(Box::new(measurement));
-        Sample { round, allocator, workload: workload.name, outcome }
-    }
-
-    /// Of which Hayloft needs three times as much as mimalloc, and the system's twice.
+    /// Of which Hayloft needs three times as much as mimalloc, and the system's twice. The last round is far worse for all.
     fn summary(names: &[&str]) -> Summary {
-        let workloads: Vec<&'static Workload> =
-            names.iter().map(|name| workloads::find(name).unwrap()).collect();
-        let mut samples = Vec::new();
-        for round in 0..ROUNDS {
-            for &workload in &workloads {
-                for (allocator, factor) in [("hayloft", 3), ("mimalloc", 1), ("system", 2)] {
-                    samples.push(sample(round, allocator, workload, factor));
-                }
-            }
-        }
-        let record = Record {
-            machine: Machine::detect(),
-            rounds: ROUNDS,
-            scale: "tiny",
-            seconds: 0.0,
-            allocators: Vec::new(),
-            samples,
-        };
-        let allocators = ["hayloft", "mimalloc", "system"];
-        Summary::new(&record, &allocators.map(|name| allocator::parse(name).unwrap()), &workloads)
+        const ROUNDS: u32 = 3;
+        let worse = |round| if round + 1 == ROUNDS { 100.0 } else { 1.0 };
+        Summary::new(&synthetic::record(names, ROUNDS, |_, round| worse(round)))
     }
 
     #[test]

@@ -43,6 +43,7 @@ impl LatencyRecorder {
         Latency {
             count: self.0.len(),
             p50: self.0.value_at_quantile(0.5),
+            p90: self.0.value_at_quantile(0.9),
             p99: self.0.value_at_quantile(0.99),
             p999: self.0.value_at_quantile(0.999),
             max: self.0.max(),

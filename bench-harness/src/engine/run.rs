@@ -3,13 +3,16 @@
 use std::sync::Barrier;
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
 use super::counting::Counting;
 use super::curve::{self, Gauge};
 use super::latency::LatencyRecorder;
 use crate::measurement::{Curve, Latency};
 
 /// How much work a workload does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Scale {
     /// For numbers worth quoting: a process lasts about a second.
     Full,

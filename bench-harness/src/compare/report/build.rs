@@ -11,7 +11,7 @@ pub(super) fn section(record: &Record, markdown: bool) -> String {
         heading("Measured", markdown),
         String::new(),
         format!(
-            "{} × {}, {} MiB, Linux {}, huge pages: {}, {}; {} rounds, {} scale, {:.0} s",
+            "{} × {}, {} MiB, Linux {}, huge pages: {}, {}; {} rounds, {} scale, profile {}, {:.0} s, {}",
             machine.cpus,
             machine.cpu,
             machine.memory_mib,
@@ -19,8 +19,10 @@ pub(super) fn section(record: &Record, markdown: bool) -> String {
             machine.transparent_hugepages,
             machine.rustc,
             record.rounds,
-            record.scale,
-            record.seconds
+            record.scale.name(),
+            record.profile,
+            record.seconds,
+            record.date
         ),
         String::new(),
     ];

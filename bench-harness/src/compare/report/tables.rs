@@ -88,13 +88,13 @@ fn entry(cell: &Cell, quantity: Option<Quantity>, with_range: bool) -> Entry {
 }
 
 fn latency(summary: &Summary) -> Grid {
-    let header = ["workload", "allocator", "p50", "p99", "p99.9", "max", "clock alone"];
+    let header = ["workload", "allocator", "p50", "p90", "p99", "p99.9", "max", "clock alone"];
     let mut grid = Grid::new(header.map(str::to_owned).to_vec());
     for row in summary.of_kind(Kind::Latency) {
         for (name, cell) in summary.allocators.iter().zip(&row.cells) {
             let Some(own) = cell.latency else { continue };
             let mut entries = vec![Entry::plain(row.workload.name), Entry::plain(*name)];
-            for quantity in [own.p50, own.p99, own.p999, own.max] {
+            for quantity in [own.p50, own.p90, own.p99, own.p999, own.max] {
                 entries.push(nanoseconds(quantity));
             }
             entries.push(Entry::plain(format!("{:.0}", own.clock.median)));
