@@ -46,6 +46,14 @@ pub struct Args {
     #[arg(long, value_name = "FILE", conflicts_with_all = MEASURING)]
     pub from: Option<PathBuf>,
 
+    /// Compare with a run that --save wrote, and say of each difference whether it is noise.
+    #[arg(long, value_name = "FILE")]
+    pub baseline: Option<PathBuf>,
+
+    /// Exit with 1 if Hayloft is slower than in --baseline, or needs more memory, in any workload and beyond noise.
+    #[arg(long, requires = "baseline")]
+    pub fail_on_slower: bool,
+
     /// Print the tables as Markdown.
     #[arg(long)]
     pub markdown: bool,

@@ -2,8 +2,9 @@
 //!
 //! [`Args`] says what to do, [`engines`] builds, [`runner`] runs, [`summary`] turns samples into the numbers of a table,
 //! [`report`] prints them, [`curves`] draws, and [`record`] is what a file
-//! holds that is saved.
+//! holds that is saved; [`changes`] compares with such a file.
 
+pub mod changes;
 pub mod curves;
 pub mod engines;
 pub mod record;
@@ -20,13 +21,16 @@ mod synthetic;
 pub use args::Args;
 pub use machine::Machine;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
 
+use self::changes::Changes;
 use self::record::Record;
 use self::summary::Summary;
+use crate::allocator::OURS;
 use crate::workloads;
 
 /// The body of `main`. Exits with 2 on wrong arguments or a file that holds no run, and with 1 if anything could not be
@@ -37,7 +41,8 @@ pub fn main() -> ExitCode {
         print!("{}", listing());
         return ExitCode::SUCCESS;
     }
-    match args.from.as_deref().map(Record::load).transpose() {
+    // Before anything is measured, which takes long.
+    match Saved::load(&args) {
         Ok(saved) => crate::exit(compare(&args, saved)),
         Err(error) => {
             crate::complain(&error);
@@ -46,19 +51,39 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Measures, unless there is a run already, and reports. False if an engine failed.
-fn compare(args: &Args, saved: Option<Record>) -> Result<bool, String> {
-    let record = match saved {
+/// Runs that were saved earlier, as far as arguments name them.
+struct Saved {
+    /// What is to be reported instead of measured.
+    run: Option<Record>,
+    /// What it is to be compared with.
+    then: Option<Record>,
+}
+
+impl Saved {
+    fn load(args: &Args) -> Result<Self, String> {
+        let load = |file: &Option<PathBuf>| file.as_deref().map(Record::load).transpose();
+        Ok(Self { run: load(&args.from)?, then: load(&args.baseline)? })
+    }
+}
+
+/// Measures, unless there is a run already, and reports. False if an engine failed, or something is slower that must not be.
+fn compare(args: &Args, saved: Saved) -> Result<bool, String> {
+    let record = match saved.run {
         Some(record) => record,
         None => measure(args)?,
     };
     let summary = Summary::new(&record);
-    print!("{}", report::text(&record, &summary, args.markdown));
+    let changes = saved.then.map(|then| Changes::new(&record, &summary, &then));
+    print!("{}", report::text(&record, &summary, changes.as_ref(), args.markdown));
     if let Some(file) = &args.save {
         record.save(file)?;
     }
     if let Some(directory) = &args.curves {
         curves::save(&record, directory)?;
+    }
+    let losses = changes.map_or(Vec::new(), |changes| changes.losses());
+    if args.fail_on_slower && !losses.is_empty() {
+        return Err(format!("{OURS} got worse: {}", losses.join(", ")));
     }
     Ok(record.is_complete())
 }

@@ -19,10 +19,63 @@ pub fn geometric_mean(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     (count > 0).then(|| (sum / f64::from(count)).exp())
 }
 
-/// The median over rounds of `ours / theirs`, each pair from the same round. Rounds that lack one of them do not count.
-pub fn paired_ratio(ours: &[Option<f64>], theirs: &[Option<f64>]) -> Option<f64> {
-    let ratios = ours.iter().zip(theirs).filter_map(|(ours, theirs)| Some((*ours)? / (*theirs)?));
-    median(ratios)
+/// `ours / theirs` by round, each pair from the same one. Rounds that lack one of them do not count.
+pub fn paired_ratios(ours: &[Option<f64>], theirs: &[Option<f64>]) -> Vec<f64> {
+    ours.iter().zip(theirs).filter_map(|(ours, theirs)| Some((*ours)? / (*theirs)?)).collect()
+}
+
+/// How many times as much one run is as another.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shift {
+    /// The best guess.
+    pub ratio: f64,
+    /// Where it is with a probability of 95 % or more. `None` if there are too few values to say.
+    pub interval: Option<(f64, f64)>,
+}
+
+/// Compares two sets of values, in which nothing is paired and no distribution is presumed.
+///
+/// The ratio is the median of those of every value of `now` to every one of `then` (Hodges and Lehmann), and the interval has
+/// those that the test of Mann and Whitney would not reject at 5 %. `None` if there are no values.
+pub fn shift(now: &[f64], then: &[f64]) -> Option<Shift> {
+    let mut ratios: Vec<f64> =
+        now.iter().flat_map(|now| then.iter().map(move |then| now / then)).collect();
+    ratios.sort_by(f64::total_cmp);
+    let ratio = median(ratios.iter().copied())?;
+    let rank = rejected(now.len(), then.len());
+    let interval = (rank > 0).then(|| (ratios[rank - 1], ratios[ratios.len() - rank]));
+    Some(Shift { ratio, interval })
+}
+
+/// How many of the smallest values of Mann and Whitney's U are together as likely as 2.5 % at most, of `m` and `n` values.
+fn rejected(m: usize, n: usize) -> usize {
+    /// With more of both the normal distribution is as good.
+    const EXACT: usize = 20;
+    const TAIL: f64 = 0.025;
+    const QUANTILE: f64 = 1.96;
+    if m.min(n) > EXACT {
+        let (m, n) = (m as f64, n as f64);
+        return (m * n / 2.0 - QUANTILE * (m * n * (m + n + 1.0) / 12.0).sqrt()) as usize;
+    }
+    // Of the orders of i and j values, how many have each U: the last is one of the i, above all j, or one of the j.
+    let mut orders = vec![vec![1.0]; n + 1];
+    for _ in 0..m {
+        for j in 1..=n {
+            let mut of_both = vec![0.0; j];
+            of_both.extend(&orders[j]);
+            for (u, count) in orders[j - 1].iter().enumerate() {
+                of_both[u] += count;
+            }
+            orders[j] = of_both;
+        }
+    }
+    let limit = TAIL * orders[n].iter().sum::<f64>();
+    let mut sum = 0.0;
+    let is_in_tail = |count: &&f64| {
+        sum += **count;
+        sum <= limit
+    };
+    orders[n].iter().take_while(is_in_tail).count()
 }
 
 /// The smallest and the largest value. `None` if there are no values.
@@ -55,19 +108,49 @@ mod tests {
     }
 
     #[test]
-    fn paired_ratio_compares_within_a_round() {
+    fn ratios_are_paired_within_a_round() {
         // The machine was three times slower in the second round; the ratio does not notice.
         let ours = [Some(2.0), Some(6.0), Some(2.0)];
         let theirs = [Some(4.0), Some(12.0), Some(4.0)];
-        assert_eq!(paired_ratio(&ours, &theirs), Some(0.5));
+        assert_eq!(paired_ratios(&ours, &theirs), [0.5; 3]);
     }
 
     #[test]
-    fn paired_ratio_skips_incomplete_rounds() {
+    fn incomplete_rounds_make_no_ratio() {
         let ours = [Some(1.0), None, Some(9.0)];
         let theirs = [Some(2.0), Some(1.0), None];
-        assert_eq!(paired_ratio(&ours, &theirs), Some(0.5));
-        assert_eq!(paired_ratio(&[None], &[Some(1.0)]), None);
+        assert_eq!(paired_ratios(&ours, &theirs), [0.5]);
+        assert!(paired_ratios(&[None], &[Some(1.0)]).is_empty());
+    }
+
+    #[test]
+    fn the_critical_values_are_those_of_the_tables() {
+        // The largest U that is significant at 5 %, two-sided, and one more.
+        let table = [(4, 4, 1), (3, 5, 1), (5, 5, 3), (5, 8, 7), (10, 10, 24), (20, 20, 128)];
+        for (m, n, expected) in table {
+            assert_eq!(rejected(m, n), expected, "{m} and {n}");
+            assert_eq!(rejected(n, m), expected, "{n} and {m}");
+        }
+        assert_eq!([rejected(3, 3), rejected(1, 9), rejected(0, 5)], [0; 3]);
+        // There the approximation takes over.
+        assert_eq!([rejected(20, 21), rejected(21, 21)], [135, 142]);
+    }
+
+    #[test]
+    fn a_shift_has_an_interval_if_there_are_enough_values() {
+        let then = [1.0, 1.01, 0.99, 1.02, 0.98];
+        let now = then.map(|value| value * 2.0);
+        let Shift { ratio, interval } = shift(&now, &then).unwrap();
+        let (low, high) = interval.unwrap();
+        assert!((ratio - 2.0).abs() < 0.01, "{ratio}");
+        assert!(1.9 < low && low < ratio && ratio < high && high < 2.1, "{low} {high}");
+        let same = shift(&then, &then).unwrap();
+        let (low, high) = same.interval.unwrap();
+        assert!(low < 1.0 && 1.0 < high, "{low} {high}");
+
+        let few = shift(&now[..3], &then[..3]).unwrap();
+        assert!((few.ratio - 2.0).abs() < 0.05 && few.interval.is_none());
+        assert_eq!(shift(&now, &[]), None);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::record::Record;
 use super::runner::{Outcome, Sample};
-use super::statistics::{geometric_mean, median, paired_ratio, range};
+use super::statistics::{geometric_mean, median, paired_ratios, range};
 use crate::allocator::{self, BASELINE, OURS};
 use crate::measurement::{Curve, Latency, Measurement, Point};
 use crate::workloads::{self, Kind, Resident, Workload};
@@ -42,9 +42,77 @@ pub struct Cell {
     pub failure: Option<String>,
 }
 
+/// What is compared of all workloads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aspect {
+    /// Nanoseconds per operation.
+    Time,
+    /// Resident memory.
+    Memory,
+}
+
+impl Aspect {
+    /// What a cell has of it.
+    pub fn of(self, cell: &Cell) -> Option<&Quantity> {
+        match self {
+            Self::Time => cell.time.as_ref(),
+            Self::Memory => cell.resident.as_ref(),
+        }
+    }
+
+    /// Whether a workload is there for it: one of which one number tells how much memory it needs, or that is timed for
+    /// the sake of speed.
+    pub fn includes(self, workload: &Workload) -> bool {
+        match self {
+            Self::Time => matches!(workload.kind, Kind::Allocation | Kind::Huge | Kind::Program),
+            Self::Memory => workload.kind != Kind::Curve,
+        }
+    }
+}
+
+/// A geometric mean over some workloads.
+#[derive(Debug)]
+pub struct Mean {
+    /// What it is the mean of.
+    pub title: &'static str,
+    /// Of which quantity.
+    pub aspect: Aspect,
+    /// Over which workloads.
+    pub includes: fn(&Workload) -> bool,
+}
+
+/// All means, in the order of the table. Peak memory is over workloads that report the peak.
+pub static MEANS: [Mean; 5] = [
+    Mean {
+        title: "time, allocation",
+        aspect: Aspect::Time,
+        includes: |workload| workload.kind == Kind::Allocation,
+    },
+    Mean {
+        title: "time, programs",
+        aspect: Aspect::Time,
+        includes: |workload| workload.kind == Kind::Program,
+    },
+    Mean {
+        title: "time, huge",
+        aspect: Aspect::Time,
+        includes: |workload| workload.kind == Kind::Huge,
+    },
+    Mean {
+        title: "peak memory",
+        aspect: Aspect::Memory,
+        includes: |workload| has_peak(workload) && workload.kind != Kind::Huge,
+    },
+    Mean { title: "peak memory, huge too", aspect: Aspect::Memory, includes: has_peak },
+];
+
+fn has_peak(workload: &Workload) -> bool {
+    workload.resident == Resident::Peak && workload.kind != Kind::Curve
+}
+
 /// The distribution of single operations. Each number is by itself a median over rounds: a preemption decides the maximum
 /// of one process, but not the median of the maxima.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Percentiles {
     /// Median.
     pub p50: Quantity,
@@ -61,7 +129,7 @@ pub struct Percentiles {
 }
 
 /// What a curve comes to. Sizes are in MiB; what is resident for each live byte is a plain number.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct CurveNumbers {
     /// Resident before the workload.
     pub before: Quantity,
@@ -80,7 +148,7 @@ pub struct CurveNumbers {
 }
 
 /// Something measured in every round.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Quantity {
     /// Median over rounds.
     pub median: f64,
@@ -90,6 +158,10 @@ pub struct Quantity {
     pub max: f64,
     /// Median over rounds of the ratio to the baseline in the same round.
     pub ratio: Option<f64>,
+    /// The smallest and the largest of these ratios.
+    pub spread: Option<(f64, f64)>,
+    /// The value of each round, if it has one.
+    pub rounds: Vec<Option<f64>>,
 }
 
 impl Summary {
@@ -131,15 +203,10 @@ impl Summary {
     }
 
     /// How one allocator compares with the best of the others on one workload: the ratio, and the other's index.
-    pub fn best_rival(
-        &self,
-        row: &Row,
-        ours: usize,
-        quantity: fn(&Cell) -> Option<Quantity>,
-    ) -> Option<(f64, usize)> {
+    pub fn best_rival(&self, row: &Row, ours: usize, aspect: Aspect) -> Option<(f64, usize)> {
         // Ratios to the common baseline are paired by round, so their quotient is steadier than that of the medians.
         let value = |index: usize| {
-            quantity(&row.cells[index]).map(|quantity| quantity.ratio.unwrap_or(quantity.median))
+            aspect.of(&row.cells[index]).map(|quantity| quantity.ratio.unwrap_or(quantity.median))
         };
         let rivals = (0..self.allocators.len()).filter(|&index| index != ours);
         let (best, index) = rivals
@@ -153,29 +220,15 @@ impl Summary {
         self.rows.iter().filter(move |row| row.workload.kind == kind)
     }
 
-    /// Rows that are timed for the sake of speed.
-    pub fn timed(&self) -> impl Iterator<Item = &Row> {
-        let is_timed = |kind| matches!(kind, Kind::Allocation | Kind::Huge | Kind::Program);
-        self.rows.iter().filter(move |row| is_timed(row.workload.kind))
+    /// Rows whose workloads are there for that.
+    pub fn of_aspect(&self, aspect: Aspect) -> impl Iterator<Item = &Row> {
+        self.rows.iter().filter(move |row| aspect.includes(row.workload))
     }
 
-    /// Geometric mean over workloads of one kind of the ratio of times.
-    pub fn mean_time(&self, kind: Kind, allocator: usize) -> Option<f64> {
-        geometric_mean(self.of_kind(kind).filter_map(|row| row.cells[allocator].time?.ratio))
-    }
-
-    /// Rows of which one number tells how much memory they need.
-    pub fn in_one_number(&self) -> impl Iterator<Item = &Row> {
-        self.rows.iter().filter(|row| row.workload.kind != Kind::Curve)
-    }
-
-    /// Geometric mean of the ratio of peak memory, over workloads that report the peak: all, or all but the huge ones.
-    pub fn mean_resident(&self, huge_too: bool, allocator: usize) -> Option<f64> {
-        let peaks = self.in_one_number().filter(|row| {
-            let Workload { kind, resident, .. } = row.workload;
-            *resident == Resident::Peak && (huge_too || *kind != Kind::Huge)
-        });
-        geometric_mean(peaks.filter_map(|row| row.cells[allocator].resident?.ratio))
+    /// A geometric mean of the ratios of one allocator.
+    pub fn mean(&self, mean: &Mean, allocator: usize) -> Option<f64> {
+        let rows = self.rows.iter().filter(|row| (mean.includes)(row.workload));
+        geometric_mean(rows.filter_map(|row| mean.aspect.of(&row.cells[allocator])?.ratio))
     }
 }
 
@@ -234,13 +287,16 @@ impl<'a> Rounds<'a> {
         let values = |rounds: &Self| -> Vec<Option<f64>> {
             rounds.measured.iter().map(|measured| value((*measured)?)).collect()
         };
-        let (own, theirs) = (values(self), values(baseline));
+        let own = values(self);
         let (min, max) = range(own.iter().copied().flatten())?;
+        let ratios = paired_ratios(&own, &values(baseline));
         Some(Quantity {
             median: median(own.iter().copied().flatten())?,
             min,
             max,
-            ratio: paired_ratio(&own, &theirs),
+            ratio: median(ratios.iter().copied()),
+            spread: range(ratios),
+            rounds: own,
         })
     }
 
@@ -298,22 +354,22 @@ mod tests {
     #[test]
     fn a_curve_comes_to_numbers() {
         let summary = summary(&["survivors-5"]);
-        let numbers = |index: usize| summary.rows[0].cells[index].curve.unwrap();
+        let numbers = |index: usize| summary.rows[0].cells[index].curve.as_ref().unwrap();
         let theirs = numbers(summary.baseline);
         assert_eq!((theirs.before.median, theirs.end.median), (1.0, 60.0));
-        assert_eq!(theirs.after_free.unwrap().median, 20.0);
-        assert_eq!(theirs.left.unwrap().median, 19.0);
-        assert_eq!(theirs.per_live_after_free.unwrap().median, 0.8);
-        assert_eq!(theirs.per_live_at_end.unwrap().median, 1.2);
-        assert_eq!(theirs.per_live.unwrap().median, 1.15);
-        let ratio = numbers(0).per_live.unwrap().ratio.unwrap();
+        assert_eq!(theirs.after_free.as_ref().unwrap().median, 20.0);
+        assert_eq!(theirs.left.as_ref().unwrap().median, 19.0);
+        assert_eq!(theirs.per_live_after_free.as_ref().unwrap().median, 0.8);
+        assert_eq!(theirs.per_live_at_end.as_ref().unwrap().median, 1.2);
+        assert_eq!(theirs.per_live.as_ref().unwrap().median, 1.15);
+        let ratio = numbers(0).per_live.as_ref().unwrap().ratio.unwrap();
         assert!((ratio - 3.0).abs() < 1e-9, "{ratio}");
     }
 
     #[test]
     fn one_bad_round_decides_no_maximum() {
         let summary = summary(&["latency-churn"]);
-        let latency = summary.rows[0].cells[0].latency.unwrap();
+        let latency = summary.rows[0].cells[0].latency.as_ref().unwrap();
         assert_eq!((latency.p999.median, latency.max.median), (90.0, 3000.0));
         assert_eq!((latency.p50.ratio, latency.max.ratio), (Some(1.0), Some(3.0)));
     }
@@ -322,16 +378,20 @@ mod tests {
     fn the_best_rival_is_named() {
         let summary = summary(&["json"]);
         let ours = summary.ours().unwrap();
-        let (ratio, rival) = summary.best_rival(&summary.rows[0], ours, |cell| cell.time).unwrap();
+        let (ratio, rival) = summary.best_rival(&summary.rows[0], ours, Aspect::Time).unwrap();
         assert_eq!((ratio, summary.allocators[rival]), (3.0, "mimalloc"));
     }
 
     #[test]
     fn the_mean_of_memory_leaves_out_what_is_huge_or_watched() {
-        let only_huge = summary(&["vec-1g"]);
-        assert_eq!(only_huge.mean_resident(false, 0), None);
-        assert!(only_huge.mean_resident(true, 0).is_some());
-        assert_eq!(only_huge.mean_time(Kind::Allocation, 0), None);
-        assert_eq!(summary(&["sawtooth"]).mean_resident(true, 0), None);
+        let mean = |workload: &str, title: &str| {
+            let mean = MEANS.iter().find(|mean| mean.title == title).unwrap();
+            summary(&[workload]).mean(mean, 0)
+        };
+        assert_eq!(mean("vec-1g", "peak memory"), None);
+        assert!(mean("vec-1g", "peak memory, huge too").is_some());
+        assert_eq!(mean("vec-1g", "time, allocation"), None);
+        assert_eq!(mean("sawtooth", "peak memory, huge too"), None);
+        assert_eq!(mean("give-back", "peak memory, huge too"), None);
     }
 }

@@ -29,6 +29,11 @@ impl Entry {
         Self { text: text.into(), mood: ratio.map_or(Mood::Even, Mood::of) }
     }
 
+    /// A cell coloured as good or bad news.
+    pub(super) fn in_mood(text: impl Into<String>, mood: Mood) -> Self {
+        Self { text: text.into(), mood }
+    }
+
     /// A cell that says that something went wrong.
     pub(super) fn bad(text: impl Into<String>) -> Self {
         Self { text: text.into(), mood: Mood::Worse }

@@ -1,15 +1,22 @@
-//! What `compare` prints: how things were built, the tables, the means, and what wins and loses.
+//! What `compare` prints: how things were built, the tables, the means, what wins and loses, and what changed.
 
 mod build;
+mod changes;
 mod grid;
 mod tables;
 mod verdict;
 
+use super::changes::Changes;
 use super::record::Record;
 use super::summary::Summary;
 
 /// The whole report, for a terminal or as Markdown.
-pub fn text(record: &Record, summary: &Summary, markdown: bool) -> String {
+pub fn text(
+    record: &Record,
+    summary: &Summary,
+    changes: Option<&Changes>,
+    markdown: bool,
+) -> String {
     let mut sections = vec![build::section(record, markdown)];
     for (title, grid) in tables::all(summary) {
         sections.push(format!("{}\n\n{}", heading(&title, markdown), grid.render(markdown)));
@@ -18,6 +25,13 @@ pub fn text(record: &Record, summary: &Summary, markdown: bool) -> String {
     if !verdict.is_empty() {
         let title = heading("Wins and losses", markdown);
         sections.push(format!("{title}\n\n{}", verdict.join("\n")));
+    }
+    if let Some(changes) = changes {
+        let title = heading(&changes::title(changes), markdown);
+        sections.push(format!("{title}\n\n{}", changes::paragraphs(changes).join("\n\n")));
+        for (title, grid) in changes::tables(changes) {
+            sections.push(format!("{}\n\n{}", heading(title, markdown), grid.render(markdown)));
+        }
     }
     format!("\n{}\n", sections.join("\n\n"))
 }
@@ -29,7 +43,7 @@ fn heading(title: &str, markdown: bool) -> String {
 
 /// Whether a ratio is good or bad news. Within three percent it is neither, since the machine is noisier than that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mood {
+pub(super) enum Mood {
     Better,
     Even,
     Worse,
@@ -37,7 +51,7 @@ enum Mood {
 
 impl Mood {
     /// For something of which less is better.
-    fn of(ratio: f64) -> Self {
+    pub(super) fn of(ratio: f64) -> Self {
         match ratio {
             ratio if ratio < 0.97 => Self::Better,
             ratio if ratio > 1.03 => Self::Worse,

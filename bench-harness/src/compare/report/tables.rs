@@ -2,7 +2,7 @@
 
 use super::grid::{Entry, Grid};
 use crate::allocator::OURS;
-use crate::compare::summary::{Cell, Quantity, Summary};
+use crate::compare::summary::{Aspect, Cell, MEANS, Quantity, Summary};
 use crate::workloads::{Kind, Resident};
 
 /// All tables that have a row, with their titles.
@@ -34,9 +34,9 @@ fn by_allocator(summary: &Summary, first: &str) -> Grid {
 
 fn time(summary: &Summary) -> Grid {
     let mut grid = by_allocator(summary, "workload").separated();
-    for row in summary.timed() {
+    for row in summary.of_aspect(Aspect::Time) {
         let mut entries = vec![Entry::plain(row.workload.name)];
-        entries.extend(row.cells.iter().map(|cell| entry(cell, cell.time, true)));
+        entries.extend(row.cells.iter().map(|cell| entry(cell, cell.time.as_ref(), true)));
         grid.push(entries);
     }
     grid
@@ -50,15 +50,15 @@ fn memory(summary: &Summary) -> Grid {
         header.push(&title);
     }
     let mut grid = Grid::new(header.into_iter().map(str::to_owned).collect());
-    for row in summary.in_one_number() {
+    for row in summary.of_aspect(Aspect::Memory) {
         let note = match row.workload.resident {
             Resident::Peak => "",
             Resident::Final => " (at the end)",
         };
         let mut entries = vec![Entry::plain(format!("{}{note}", row.workload.name))];
-        entries.extend(row.cells.iter().map(|cell| entry(cell, cell.resident, false)));
+        entries.extend(row.cells.iter().map(|cell| entry(cell, cell.resident.as_ref(), false)));
         if let Some(ours) = summary.ours() {
-            let best = summary.best_rival(row, ours, |cell| cell.resident);
+            let best = summary.best_rival(row, ours, Aspect::Memory);
             entries.push(best.map_or(Entry::plain("–"), |(ratio, index)| {
                 let rival = summary.allocators[index];
                 Entry::rated(format!("{ratio:.2}× {rival}"), Some(ratio))
@@ -70,7 +70,7 @@ fn memory(summary: &Summary) -> Grid {
 }
 
 /// A quantity with its ratio and, if wanted, its range; or how it was not measured.
-fn entry(cell: &Cell, quantity: Option<Quantity>, with_range: bool) -> Entry {
+fn entry(cell: &Cell, quantity: Option<&Quantity>, with_range: bool) -> Entry {
     if let Some(how) = &cell.failure {
         return Entry::bad(how);
     }
@@ -92,9 +92,9 @@ fn latency(summary: &Summary) -> Grid {
     let mut grid = Grid::new(header.map(str::to_owned).to_vec());
     for row in summary.of_kind(Kind::Latency) {
         for (name, cell) in summary.allocators.iter().zip(&row.cells) {
-            let Some(own) = cell.latency else { continue };
+            let Some(own) = &cell.latency else { continue };
             let mut entries = vec![Entry::plain(row.workload.name), Entry::plain(*name)];
-            for quantity in [own.p50, own.p90, own.p99, own.p999, own.max] {
+            for quantity in [&own.p50, &own.p90, &own.p99, &own.p999, &own.max] {
                 entries.push(nanoseconds(quantity));
             }
             entries.push(Entry::plain(format!("{:.0}", own.clock.median)));
@@ -123,19 +123,20 @@ fn curves(summary: &Summary) -> Grid {
             let mut entries = vec![Entry::plain(row.workload.name), Entry::plain(*name)];
             let rated = |quantity| entry(cell, quantity, false);
             // A difference may be nothing or less: it has no ratio.
-            let plain = |quantity: Option<Quantity>| {
-                entry(cell, quantity.map(|quantity| Quantity { ratio: None, ..quantity }), false)
+            let plain = |quantity: Option<&Quantity>| {
+                let plain = quantity.map(|quantity| Quantity { ratio: None, ..quantity.clone() });
+                entry(cell, plain.as_ref(), false)
             };
             let curve = cell.curve.as_ref();
             entries.extend([
-                plain(curve.map(|it| it.before)),
-                rated(cell.resident),
-                rated(curve.and_then(|it| it.after_free)),
-                plain(curve.and_then(|it| it.left)),
-                rated(curve.map(|it| it.end)),
-                rated(curve.and_then(|it| it.per_live_after_free)),
-                rated(curve.and_then(|it| it.per_live_at_end)),
-                rated(curve.and_then(|it| it.per_live)),
+                plain(curve.map(|it| &it.before)),
+                rated(cell.resident.as_ref()),
+                rated(curve.and_then(|it| it.after_free.as_ref())),
+                plain(curve.and_then(|it| it.left.as_ref())),
+                rated(curve.map(|it| &it.end)),
+                rated(curve.and_then(|it| it.per_live_after_free.as_ref())),
+                rated(curve.and_then(|it| it.per_live_at_end.as_ref())),
+                rated(curve.and_then(|it| it.per_live.as_ref())),
             ]);
             grid.push(entries);
         }
@@ -144,7 +145,7 @@ fn curves(summary: &Summary) -> Grid {
 }
 
 /// Whole nanoseconds, with their ratio.
-fn nanoseconds(quantity: Quantity) -> Entry {
+fn nanoseconds(quantity: &Quantity) -> Entry {
     let mut text = format!("{:.0}", quantity.median);
     if let Some(ratio) = quantity.ratio {
         text += &format!("  {ratio:.2}×");
@@ -154,16 +155,9 @@ fn nanoseconds(quantity: Quantity) -> Entry {
 
 fn means(summary: &Summary) -> Grid {
     let mut grid = by_allocator(summary, "mean over");
-    type Mean<'a> = &'a dyn Fn(usize) -> Option<f64>;
-    let means: [(&str, Mean<'_>); 5] = [
-        ("time, allocation", &|index| summary.mean_time(Kind::Allocation, index)),
-        ("time, programs", &|index| summary.mean_time(Kind::Program, index)),
-        ("time, huge", &|index| summary.mean_time(Kind::Huge, index)),
-        ("peak memory", &|index| summary.mean_resident(false, index)),
-        ("peak memory, huge too", &|index| summary.mean_resident(true, index)),
-    ];
-    for (title, mean) in means {
-        let values: Vec<Option<f64>> = (0..summary.allocators.len()).map(mean).collect();
+    for mean in &MEANS {
+        let values: Vec<Option<f64>> =
+            (0..summary.allocators.len()).map(|index| summary.mean(mean, index)).collect();
         if values.iter().all(Option::is_none) {
             continue;
         }
@@ -171,7 +165,9 @@ fn means(summary: &Summary) -> Grid {
             Some(ratio) => Entry::rated(format!("{ratio:.3}×"), Some(*ratio)),
             None => Entry::plain("–"),
         };
-        grid.push(std::iter::once(Entry::plain(title)).chain(values.iter().map(entry)).collect());
+        grid.push(
+            std::iter::once(Entry::plain(mean.title)).chain(values.iter().map(entry)).collect(),
+        );
     }
     grid
 }

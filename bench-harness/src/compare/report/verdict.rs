@@ -2,7 +2,7 @@
 
 use super::Mood;
 use crate::allocator::OURS;
-use crate::compare::summary::{Row, Summary};
+use crate::compare::summary::{Aspect, Row, Summary};
 
 /// One line for each comparison.
 pub(super) fn lines(summary: &Summary) -> Vec<String> {
@@ -12,8 +12,8 @@ pub(super) fn lines(summary: &Summary) -> Vec<String> {
         if index == summary.baseline {
             continue;
         }
-        let ratios = summary.timed().filter_map(|row| {
-            let ratio = row.cells[index].time?.ratio?;
+        let ratios = summary.of_aspect(Aspect::Time).filter_map(|row| {
+            let ratio = row.cells[index].time.as_ref()?.ratio?;
             Some(Score { ratio, workload: row.workload.name, rival: None })
         });
         lines.extend(line(&format!("{name} against {baseline}, time"), ratios.collect()));
@@ -21,14 +21,14 @@ pub(super) fn lines(summary: &Summary) -> Vec<String> {
     lines.extend(failures(summary));
     if let Some(ours) = summary.ours() {
         let title = format!("{OURS} against the best of the others");
-        let score = |row: &Row, quantity| {
-            let (ratio, rival) = summary.best_rival(row, ours, quantity)?;
+        let score = |row: &Row, aspect| {
+            let (ratio, rival) = summary.best_rival(row, ours, aspect)?;
             let rival = Some(summary.allocators[rival]);
             Some(Score { ratio, workload: row.workload.name, rival })
         };
-        let scores = summary.timed().filter_map(|row| score(row, |cell| cell.time));
+        let scores = summary.of_aspect(Aspect::Time).filter_map(|row| score(row, Aspect::Time));
         lines.extend(line(&format!("{title}, time"), scores.collect()));
-        let scores = summary.in_one_number().filter_map(|row| score(row, |cell| cell.resident));
+        let scores = summary.of_aspect(Aspect::Memory).filter_map(|row| score(row, Aspect::Memory));
         lines.extend(line(&format!("{title}, memory"), scores.collect()));
     }
     lines
