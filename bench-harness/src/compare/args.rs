@@ -33,10 +33,13 @@ pub struct Args {
 
     /// Watch how memory goes over time: run the workloads of kind `Curve`, which takes two minutes for each allocator,
     /// and draw each as an SVG in this directory.
-    ///
-    /// Beside others each of them runs once.
     #[arg(long, value_name = "DIR")]
     pub curves: Option<PathBuf>,
+
+    /// Write the report as one HTML page that needs nothing beside it. With --curves the workloads that are watched run
+    /// beside the others.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
 
     /// Save the run as JSON: every sample, the machine, and how each allocator was built.
     #[arg(long, value_name = "FILE", alias = "json")]
@@ -73,11 +76,14 @@ const MEASURING: [&str; 6] = ["quick", "workloads", "allocators", "rounds", "pro
 
 impl Args {
     /// The workloads to run, in the order of the table. Unless they are named, those that are watched run if curves are
-    /// wanted, and else all others.
+    /// wanted, and all others if they are not, or if a page is.
     pub fn workloads(&self) -> Vec<&'static Workload> {
         let chosen = |workload: &&Workload| {
             if self.workloads.is_empty() {
-                (workload.kind == Kind::Curve) == self.curves.is_some()
+                match workload.kind {
+                    Kind::Curve => self.curves.is_some(),
+                    _ => self.curves.is_none() || self.html.is_some(),
+                }
             } else {
                 self.workloads.iter().any(|it| it.name == workload.name)
             }
@@ -170,6 +176,8 @@ mod tests {
         let rounds: Vec<u32> =
             args.workloads().iter().map(|workload| args.rounds_of(workload)).collect();
         assert_eq!(rounds, [5, 1]);
+        let args = parse(&["--html", "page.html", "--curves", "here"]).unwrap();
+        assert_eq!((args.workloads().len(), args.rounds()), (workloads::ALL.len(), 5));
         let args = parse(&["--workloads", "sawtooth", "--rounds", "3"]).unwrap();
         assert_eq!(args.rounds_of(args.workloads()[0]), 3);
     }

@@ -152,8 +152,8 @@ impl Changes {
             of_same.iter().filter(|it| matches!(it, Verdict::Better | Verdict::Worse)).count();
         if changed > 0 {
             doubts.push(format!(
-                "{changed} of {} verdicts about {}, built alike in both runs, are not noise: expect as large a part of the others \
-                 to be chance, or the machine",
+                "{changed} of {} verdicts about {}, built alike in both runs, are not noise: expect as large a part of the \
+                 others to be chance, or the machine",
                 of_same.len(),
                 names.join(", ")
             ));

@@ -1,7 +1,7 @@
 //! `compare`: builds the engines, runs them interleaved over rounds, and reports.
 //!
 //! [`Args`] says what to do, [`engines`] builds, [`runner`] runs, [`summary`] turns samples into the numbers of a table,
-//! [`report`] prints them, [`curves`] draws, and [`record`] is what a file
+//! [`report`] prints them or makes a page, [`curves`] draws, and [`record`] is what a file
 //! holds that is saved; [`changes`] compares with such a file.
 
 pub mod changes;
@@ -14,6 +14,7 @@ pub mod statistics;
 pub mod summary;
 
 mod args;
+mod charts;
 mod machine;
 #[cfg(test)]
 mod synthetic;
@@ -77,6 +78,9 @@ fn compare(args: &Args, saved: Saved) -> Result<bool, String> {
     print!("{}", report::text(&record, &summary, changes.as_ref(), args.markdown));
     if let Some(file) = &args.save {
         record.save(file)?;
+    }
+    if let Some(file) = &args.html {
+        report::save_page(&record, &summary, changes.as_ref(), file)?;
     }
     if let Some(directory) = &args.curves {
         curves::save(&record, directory)?;

@@ -35,18 +35,38 @@ fn describe(subject: &Subject) -> String {
     if let Some(version) = &subject.version {
         text += &format!(" {version}");
     }
-    match subject.build.as_deref() {
-        Some([]) => text += " (comes with the system)",
-        Some(build) => {
-            let crates: Vec<String> = build.iter().map(of_crate).collect();
-            text += &format!(": {}", crates.join("; "));
-        }
-        None => text += " (found, not built now: how is not known)",
-    }
+    text += &format!(": {}", crates(subject).join("; "));
     if let Some(warning) = &subject.warning {
         text += &format!(" — {}", console::style(warning).red().bold());
     }
     text
+}
+
+/// How an allocator was built, one text for each crate.
+pub(super) fn crates(subject: &Subject) -> Vec<String> {
+    match subject.build.as_deref() {
+        Some([]) => vec!["comes with the system".to_owned()],
+        Some(build) => build.iter().map(of_crate).collect(),
+        None => vec!["found, not built now: how is not known".to_owned()],
+    }
+}
+
+/// Where and how it was measured, as names and values.
+pub(super) fn setting(record: &Record) -> Vec<(&'static str, String)> {
+    let machine = &record.machine;
+    vec![
+        ("processor", format!("{} × {}", machine.cpus, machine.cpu)),
+        ("governor", machine.governor.clone()),
+        ("memory", format!("{} MiB", machine.memory_mib)),
+        ("huge pages", machine.transparent_hugepages.clone()),
+        ("kernel", format!("Linux {}", machine.kernel)),
+        ("compiler", machine.rustc.clone()),
+        ("cargo profile", record.profile.clone()),
+        ("rounds", record.rounds.to_string()),
+        ("scale", record.scale.name().to_owned()),
+        ("took", format!("{:.0} s, builds not included", record.seconds)),
+        ("ended", record.date.to_string()),
+    ]
 }
 
 fn of_crate(build: &CrateBuild) -> String {

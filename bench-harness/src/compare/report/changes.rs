@@ -15,8 +15,8 @@ pub(super) fn title(changes: &Changes) -> String {
 pub(super) fn paragraphs(changes: &Changes) -> Vec<String> {
     let mut paragraphs = vec![
         "Ratios of now to then: the median of those of every round now to every round then, and its interval of 95 % \
-         (Hodges and Lehmann, Mann and Whitney). It is noise if the interval has 1 in it, or the ratio is within 3 % of 1. A mean \
-         is compared by the means of single rounds. Of forty that did not change, expect one to come out as better and one as \
+         (Hodges and Lehmann, Mann and Whitney). It is noise if the interval has 1 in it, or the ratio is within 3 % of 1. \
+         A mean is compared by the means of single rounds. Of forty that did not change, expect one to come out as better and one as \
          worse by chance."
             .to_owned(),
     ];

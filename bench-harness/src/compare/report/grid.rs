@@ -1,4 +1,4 @@
-//! A table of coloured cells, rendered for a terminal or as Markdown.
+//! A table of coloured cells, rendered for a terminal or as Markdown; the page shows it, too.
 
 use comfy_table::{Attribute, Cell, Color, LineStyle};
 
@@ -7,15 +7,15 @@ use crate::rows;
 
 /// A table: a header, and rows as long as it.
 pub(super) struct Grid {
-    header: Vec<String>,
+    pub(super) header: Vec<String>,
     separated: bool,
-    rows: Vec<Vec<Entry>>,
+    pub(super) rows: Vec<Vec<Entry>>,
 }
 
 /// One cell.
 pub(super) struct Entry {
-    text: String,
-    mood: Mood,
+    pub(super) text: String,
+    pub(super) mood: Mood,
 }
 
 impl Entry {

@@ -1,14 +1,30 @@
-//! What `compare` prints: how things were built, the tables, the means, what wins and loses, and what changed.
+//! What `compare` prints, and the page it makes: how things were built, the tables, the means, what wins and loses, and
+//! what changed.
 
 mod build;
 mod changes;
 mod grid;
+mod page;
 mod tables;
 mod verdict;
+
+use std::fs;
+use std::path::Path;
 
 use super::changes::Changes;
 use super::record::Record;
 use super::summary::Summary;
+
+/// Writes the report as one HTML page.
+pub fn save_page(
+    record: &Record,
+    summary: &Summary,
+    changes: Option<&Changes>,
+    file: &Path,
+) -> Result<(), String> {
+    let page = page::page(record, summary, changes)?;
+    fs::write(file, page).map_err(|error| format!("{}: {error}", file.display()))
+}
 
 /// The whole report, for a terminal or as Markdown.
 pub fn text(
@@ -18,7 +34,7 @@ pub fn text(
     markdown: bool,
 ) -> String {
     let mut sections = vec![build::section(record, markdown)];
-    for (title, grid) in tables::all(summary) {
+    for (title, grid) in tables::details(summary).into_iter().chain(tables::overview(summary)) {
         sections.push(format!("{}\n\n{}", heading(&title, markdown), grid.render(markdown)));
     }
     let verdict = verdict::lines(summary);

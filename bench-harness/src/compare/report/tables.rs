@@ -2,11 +2,12 @@
 
 use super::grid::{Entry, Grid};
 use crate::allocator::OURS;
+use crate::compare::statistics::{median, range};
 use crate::compare::summary::{Aspect, Cell, MEANS, Quantity, Summary};
 use crate::workloads::{Kind, Resident};
 
-/// All tables that have a row, with their titles.
-pub(super) fn all(summary: &Summary) -> Vec<(String, Grid)> {
+/// What was measured, in tables that have a row, with their titles.
+pub(super) fn details(summary: &Summary) -> Vec<(String, Grid)> {
     let baseline = summary.baseline_name();
     let tables = vec![
         (format!("Time: ns per operation, ratio to {baseline}, min–max"), time(summary)),
@@ -21,7 +22,16 @@ pub(super) fn all(summary: &Summary) -> Vec<(String, Grid)> {
             format!("Over time: resident MiB, and for each live byte, ratio to {baseline}"),
             curves(summary),
         ),
+    ];
+    tables.into_iter().filter(|(_, grid)| !grid.is_empty()).collect()
+}
+
+/// What it comes to, and how noisy it was, in tables that have a row, with their titles.
+pub(super) fn overview(summary: &Summary) -> Vec<(String, Grid)> {
+    let baseline = summary.baseline_name();
+    let tables = vec![
         (format!("Geometric means of the ratios to {baseline}"), means(summary)),
+        ("Noise: the slowest round to the fastest".to_owned(), noise(summary)),
     ];
     tables.into_iter().filter(|(_, grid)| !grid.is_empty()).collect()
 }
@@ -168,6 +178,39 @@ fn means(summary: &Summary) -> Grid {
         grid.push(
             std::iter::once(Entry::plain(mean.title)).chain(values.iter().map(entry)).collect(),
         );
+    }
+    grid
+}
+
+/// How much the same differs from round to round: times by themselves, and their ratios to the baseline.
+fn noise(summary: &Summary) -> Grid {
+    type Range = fn(&Quantity) -> Option<(f64, f64)>;
+    type Over = fn(Vec<f64>) -> Option<f64>;
+    let times: Range = |quantity| range(quantity.rounds.iter().copied().flatten());
+    let ratios: Range = |quantity| quantity.spread;
+    let middle: Over = |values| median(values);
+    let most: Over = |values| values.into_iter().reduce(f64::max);
+    let lines = [
+        ("times, median over workloads", times, middle),
+        ("times, most", times, most),
+        ("ratios, median over workloads", ratios, middle),
+        ("ratios, most", ratios, most),
+    ];
+    let mut grid = by_allocator(summary, "of");
+    let quantities = |index: usize| {
+        summary.of_aspect(Aspect::Time).filter_map(move |row| row.cells[index].time.as_ref())
+    };
+    if quantities(summary.baseline).all(|quantity| quantity.rounds.len() < 2) {
+        return grid;
+    }
+    for (title, of, over) in lines {
+        let mut entries = vec![Entry::plain(title)];
+        entries.extend((0..summary.allocators.len()).map(|index| {
+            let spreads = quantities(index).filter_map(of).map(|(low, high)| high / low);
+            let value = over(spreads.collect());
+            Entry::plain(value.map_or("–".to_owned(), |value| format!("{value:.2}×")))
+        }));
+        grid.push(entries);
     }
     grid
 }
