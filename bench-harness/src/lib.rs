@@ -12,7 +12,7 @@
 //! | `count` | how often workloads make CPUs agree on something |
 //! | [`measurement`] | the line of JSON that an engine hands to `compare` |
 //! | [`simulate`] | the protocol between CPUs on machines that are not there |
-//! | [`compare`] | arguments, building, running, statistics, tables |
+//! | [`compare`] | arguments, building, running, statistics, tables, the page |
 
 pub mod allocator;
 pub mod compare;

@@ -89,12 +89,14 @@ fn a_saved_run_becomes_tables_and_a_page() {
 }
 
 #[test]
-fn a_page_that_cannot_be_written_fails() {
+fn what_cannot_be_written_is_told_before_anything_is_measured() {
     let here = directory("unwritable");
-    write(&here, "run.json", &run(2.0).to_string());
-    let output = compare(&here, &["--from", "run.json", "--html", "not/there.html"]);
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert!(text(&output.stderr).contains("not/there.html"), "{output:?}");
+    for arguments in [["--html", "not/there.html"], ["--save", "not/there.json"], ["--save", "."]] {
+        let output = compare(&here, &arguments);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(text(&output.stderr).contains("directory"), "{output:?}");
+        assert!(output.stdout.is_empty(), "{output:?}");
+    }
 }
 
 #[test]

@@ -38,11 +38,11 @@ pub struct Args {
 
     /// Write the report as one HTML page that needs nothing beside it. With --curves the workloads that are watched run
     /// beside the others.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = output_file)]
     pub html: Option<PathBuf>,
 
     /// Save the run as JSON: every sample, the machine, and how each allocator was built.
-    #[arg(long, value_name = "FILE", alias = "json")]
+    #[arg(long, value_name = "FILE", alias = "json", value_parser = output_file)]
     pub save: Option<PathBuf>,
 
     /// Measure nothing, and report what a file of --save holds.
@@ -128,6 +128,19 @@ impl Args {
     pub fn scale(&self) -> Scale {
         if self.quick { Scale::Quick } else { Scale::Full }
     }
+}
+
+/// A file that can be written, as far as that is known without writing: to hear of it after measuring would be late.
+fn output_file(name: &str) -> Result<PathBuf, String> {
+    let file = PathBuf::from(name);
+    let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty());
+    if directory.is_some_and(|directory| !directory.is_dir()) {
+        return Err("there is no such directory".to_owned());
+    }
+    if file.is_dir() {
+        return Err("that is a directory".to_owned());
+    }
+    Ok(file)
 }
 
 #[cfg(test)]
