@@ -125,12 +125,10 @@ impl Scale {
         const FINE: &[f64] = &[0.8, 0.9, 1.0, 1.1, 1.2];
         const MIDDLE: &[f64] = &[0.4, 0.6, 0.8, 1.0, 1.5, 2.0];
         const COARSE: &[f64] = &[0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0];
-        const COARSEST: &[f64] = &[0.125, 0.5, 1.0, 2.0, 8.0];
         let ticks = match self.high / self.low {
             span if span < 1.6 => FINE,
             span if span < 4.0 => MIDDLE,
-            span if span < 16.0 => COARSE,
-            _ => COARSEST,
+            _ => COARSE,
         };
         ticks.iter().copied().filter(|tick| (self.low..=self.high).contains(tick))
     }
