@@ -42,7 +42,7 @@ pub struct Args {
     pub html: Option<PathBuf>,
 
     /// Save the run as JSON: every sample, the machine, and how each allocator was built.
-    #[arg(long, value_name = "FILE", alias = "json", value_parser = output_file)]
+    #[arg(long, value_name = "FILE", value_parser = output_file)]
     pub save: Option<PathBuf>,
 
     /// Measure nothing, and report what a file of --save holds.

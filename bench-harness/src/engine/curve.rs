@@ -122,7 +122,7 @@ mod tests {
     fn a_curve_goes_from_before_to_the_end() {
         let curve = watch(|gauge| {
             gauge.grew(3 << 20);
-            thread::sleep(3 * INTERVAL);
+            thread::sleep(30 * INTERVAL);
             gauge.shrank(2 << 20);
             gauge.mark_freed();
             gauge.mark_freed();
