@@ -1,0 +1,20 @@
+# A loop that allocates 64 bytes and frees them: what a pair costs through a shared library.
+packages="gcc libc6-dev"
+binary=$PWD/pair
+
+prepare() {
+    cat > pair.c <<'C'
+#include <stdlib.h>
+
+int main(int count, char **arguments) {
+    for (long left = atol(arguments[count - 1]) * 30000000; left > 0; left--) {
+        char *volatile block = malloc(64);
+        if (!block) return 1;
+        free(block);
+    }
+}
+C
+    gcc -O2 -fno-builtin -o pair pair.c
+}
+
+run() { under ./pair "$SIZE"; }

@@ -1,0 +1,55 @@
+# A PostgreSQL server runs the transactions of pgbench, and questions that sort and hash: what was changed adds up. Its shared
+# memory is none of the allocator's, so of all its processes that memory counts which is neither shared nor a file's.
+packages="postgresql"
+binary=$(echo /usr/lib/postgresql/*/bin/postgres)
+
+bin=$(dirname "$binary")
+# It refuses to run as root; its user need not be able to come here, and a socket's path must be short.
+[ "$(id -u)" != 0 ] || as=(runuser -u postgres --)
+
+prepare() { :; }
+
+# The most anonymous memory that the server's processes had together, looked at until it is gone.
+watch_memory() {
+    local most=0 now postmaster
+    while postmaster=$(head -n 1 "$data/postmaster.pid" 2> /dev/null); do
+        now=$(cat "/proc/$postmaster/status" $(pgrep -P "$postmaster" | sed 's#.*#/proc/&/status#') 2> /dev/null |
+            awk '/^RssAnon/ { sum += $2 } END { print sum + 0 }' || true)
+        most=$((now > most ? now : most))
+        sleep 0.1
+    done
+    echo "memory 0 0 0 $most" >> "$FIGURES"
+}
+
+run() {
+    data=$("${as[@]}" mktemp -d /tmp/postgres.XXXXXX)
+    cd "$data"
+    trap 'rm -rf "$data"' EXIT
+    "${as[@]}" "$bin/initdb" --no-sync --username postgres --locale C --encoding UTF8 . > /dev/null
+    served_as=forked
+    serve "$data/postmaster.pid" "$bin/postgres" -D "$data" -k "$data" -p "$PORT" -c listen_addresses= -c fsync=off \
+        -c max_parallel_workers_per_gather=0 -c jit=off -c logging_collector=on -c autovacuum=off
+    trap '[ ! -s "$pidfile" ] || kill -QUIT "$(head -n 1 "$pidfile")"; wait; rm -rf "$data"' EXIT
+    local bench=("${as[@]}" "$bin/pgbench" -h "$data" -p "$PORT" -U postgres)
+    local ask=("${as[@]}" "$bin/psql" -h "$data" -p "$PORT" -U postgres -X -q -A -t)
+    patiently "${ask[@]}" -c 'SELECT 1'
+    watch_memory &
+    client "${bench[@]}" -i -q -s 4 postgres 2> /dev/null
+    client "${bench[@]}" -n -c 4 -j 1 -t $((500 * SIZE)) --random-seed 7 postgres | grep 'actually processed\|failed'
+    client "${bench[@]}" -n -c 4 -j 1 -S -t $((1000 * SIZE)) --random-seed 7 postgres | grep 'actually processed\|failed'
+    client "${ask[@]}" <<Q
+SET work_mem = '64MB';
+SELECT sum(abalance), count(*) FROM pgbench_accounts;
+SELECT sum(bbalance) FROM pgbench_branches;
+SELECT sum(tbalance) FROM pgbench_tellers;
+SELECT sum(delta), count(*) FROM pgbench_history;
+SELECT md5(string_agg(t, ',' ORDER BY t)) FROM (SELECT md5(n::text) AS t FROM generate_series(1, 30000 * $SIZE) AS n) AS s;
+SELECT count(*), sum(n) FROM (SELECT md5((n % 50000)::text) AS k, count(*) AS n FROM generate_series(1, 60000 * $SIZE) AS n GROUP BY 1) AS s;
+SELECT sum(length(j->>'name')) FROM (SELECT jsonb_build_object('id', n, 'name', repeat('x', n % 100)) AS j
+    FROM generate_series(1, 20000 * $SIZE) AS n) AS s;
+Q
+    kill -INT "$(head -n 1 "$pidfile")"
+    wait
+    rm -rf "$data"
+    trap - EXIT
+}
