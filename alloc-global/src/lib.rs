@@ -23,6 +23,7 @@
 //! | feature | adds |
 //! |---|---|
 //! | `allocator-api2` | `Allocator` of that crate for [`Hayloft`], and for caches, so that `hashbrown`'s collections and others take them |
+//! | `serde` | statistics can be serialised, and be had as JSON |
 //! | `usdt` | probes for tracers, a `nop` each until one is used: `docs/tracing.md` |
 //! | `valgrind` | memcheck is told of blocks, which are 16 bytes longer then: `docs/valgrind.md` |
 
