@@ -99,6 +99,11 @@ pub(crate) fn read<'a>(path: fmt::Arguments<'_>, _room: &'a mut [u8]) -> Option<
     None
 }
 
+pub(crate) fn read_bytes<'a>(path: fmt::Arguments<'_>, _room: &'a mut [u8]) -> Option<&'a [u8]> {
+    let _ = path;
+    None
+}
+
 pub(crate) unsafe fn register_rseq(_area: *mut RseqArea) -> bool {
     false
 }

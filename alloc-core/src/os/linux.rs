@@ -288,7 +288,12 @@ impl Drop for File {
 
 /// The text of a file, as far as there is room for it. `None` where it cannot be read, or is no text.
 pub(crate) fn read<'a>(path: fmt::Arguments<'_>, room: &'a mut [u8]) -> Option<&'a str> {
-    core::str::from_utf8(File::open(path)?.read(room)?).ok()
+    core::str::from_utf8(read_bytes(path, room)?).ok()
+}
+
+/// As [`read`], of a file that need not be text.
+pub(crate) fn read_bytes<'a>(path: fmt::Arguments<'_>, room: &'a mut [u8]) -> Option<&'a [u8]> {
+    File::open(path)?.read(room)
 }
 
 /// Has `each` called with each range of the list of numbers in a file, such as `/sys/devices/system/cpu/possible`, by its first

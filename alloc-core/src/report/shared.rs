@@ -12,8 +12,9 @@ use core::mem;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering, fence};
 use std::boxed::Box;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::string::String;
 use std::vec::Vec;
 use std::{format, fs};
@@ -23,7 +24,7 @@ use crate::stats::{self, CacheStats, CpuStats, MAX, NodeStats, Stats};
 
 const MAGIC: [u8; 8] = *b"HAYLOFT\0";
 /// Of the layout. To be raised with every change of what lies in [`Page`].
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 const FOLDER: &str = "/dev/shm";
 const PREFIX: &str = "hayloft-";
@@ -39,6 +40,8 @@ struct Header {
     process: u32,
     /// Odd while the page is written.
     sequence: u32,
+    /// When the process began: see [`born`]. Another may have its number later.
+    born: u64,
     /// Milliseconds of the monotonic clock at which it was last written.
     time: u64,
 }
@@ -84,11 +87,24 @@ pub(super) fn open() -> bool {
             size: size_of::<Page>() as u32,
             process: process as u32,
             sequence: 1,
-            time: 0,
+            born: born(process as u32).unwrap_or(0),
+            time: os::milliseconds(),
         });
     }
     PAGE.store(page, Ordering::Relaxed);
     true
+}
+
+/// When a process began, in the kernel's ticks since the machine did; `None` if there is none, or only its parent has not
+/// asked for its end yet.
+fn born(process: u32) -> Option<u64> {
+    let mut room = [0; 1024];
+    let text = os::read_bytes(format_args!("/proc/{process}/stat"), &mut room)?;
+    // What is in the parentheses is the name, which may be anything.
+    let name_end = text.iter().rposition(|byte| *byte == b')')?;
+    let mut words = core::str::from_utf8(text.get(name_end + 1..)?).ok()?.split_ascii_whitespace();
+    let state = words.next()?;
+    if matches!(state, "Z" | "X") { None } else { words.nth(18)?.parse().ok() }
 }
 
 /// Writes what there is now; by one thread only.
@@ -147,7 +163,7 @@ pub enum AttachError {
     Foreign(u32),
     /// It uses another version of Hayloft: that of its page, and ours.
     OtherVersion(u32, u32, u32),
-    /// The process did not write for so many milliseconds: it is stopped, or a child after a fork.
+    /// The process did not write for so many milliseconds: it is stopped, or became another program by `exec`.
     Silent(u32, u64),
     /// The file cannot be read.
     Unreadable(u32, io::Error),
@@ -172,7 +188,9 @@ impl fmt::Display for AttachError {
             AttachError::Silent(process, milliseconds) => {
                 write!(
                     to,
-                    "process {process} has been silent for {milliseconds} ms: is it stopped?"
+                    "process {process} has been silent for {}.{} s: stopped, or another program by now?",
+                    milliseconds / 1000,
+                    milliseconds / 100 % 10
                 )
             }
             AttachError::Unreadable(process, error) => {
@@ -185,7 +203,7 @@ impl fmt::Display for AttachError {
 impl core::error::Error for AttachError {}
 
 /// The statistics of another process, as they were at some time.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Snapshot {
@@ -221,22 +239,31 @@ impl Reader {
     /// # Errors
     /// See [`AttachError`]; whether it is silent is seen by [`Reader::read`].
     pub fn attach(process: u32) -> Result<Reader, AttachError> {
-        let is_there = || fs::exists(format!("/proc/{process}")).unwrap_or(true);
-        let file =
-            File::open(format!("{FOLDER}/{PREFIX}{process}")).map_err(|error| {
-                match error.kind() {
-                    _ if !is_there() => AttachError::Gone(process),
-                    ErrorKind::NotFound => AttachError::ShowsNothing(process),
-                    ErrorKind::PermissionDenied => AttachError::Denied(process),
-                    _ => AttachError::Unreadable(process, error),
-                }
-            })?;
-        if !is_there() {
+        // Anybody may put anything there: nobody is to wait for who opens the other end of a pipe.
+        let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
+        let path = format!("{FOLDER}/{PREFIX}{process}");
+        let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+        if born(process).is_none() {
             return Err(AttachError::Gone(process));
         }
+        let file = opened.map_err(|error| match error.kind() {
+            ErrorKind::NotFound => AttachError::ShowsNothing(process),
+            ErrorKind::PermissionDenied => AttachError::Denied(process),
+            _ => AttachError::Unreadable(process, error),
+        })?;
         let mut reader = Reader { process, file };
-        reader.header()?;
+        let header = reader.header()?;
+        reader.writer_lives(&header)?;
         Ok(reader)
+    }
+
+    /// Whether the process that wrote the page is still there, and not only another of its number.
+    fn writer_lives(&self, header: &Header) -> Result<(), AttachError> {
+        match born(self.process) {
+            None => Err(AttachError::Gone(self.process)),
+            Some(born) if born != header.born => Err(AttachError::ShowsNothing(self.process)),
+            Some(_) => Ok(()),
+        }
     }
 
     fn header(&mut self) -> Result<Header, AttachError> {
@@ -282,19 +309,18 @@ impl Reader {
     /// See [`AttachError`].
     pub fn read(&mut self) -> Result<Snapshot, AttachError> {
         let process = self.process;
+        let mut age = 0;
         for _ in 0..ATTEMPTS {
             let before = self.header()?;
+            age = os::milliseconds().saturating_sub(before.time);
             // SAFETY: any bytes are a body.
             let body: Body = unsafe { self.bytes(mem::offset_of!(Page, body))? };
             let after = self.header()?;
+            self.writer_lives(&after)?;
             if before.sequence % 2 == 1 || before.sequence != after.sequence {
                 os::sleep_microseconds(1000);
                 continue;
             }
-            if !fs::exists(format!("/proc/{process}")).unwrap_or(true) {
-                return Err(AttachError::Gone(process));
-            }
-            let age = os::milliseconds().saturating_sub(after.time);
             if age > PATIENCE {
                 return Err(AttachError::Silent(process, age));
             }
@@ -307,7 +333,7 @@ impl Reader {
                 nodes: first(&body.all_nodes, body.nodes),
             });
         }
-        Err(AttachError::Silent(process, 0))
+        Err(AttachError::Silent(process, age))
     }
 }
 
@@ -325,7 +351,8 @@ pub fn processes() -> Vec<u32> {
     let mut found: Vec<u32> =
         fs::read_dir(FOLDER).into_iter().flatten().filter_map(number).collect();
     found.retain(|process| match Reader::attach(*process) {
-        Err(AttachError::Gone(_)) => {
+        // There is a file, so that it is of a process that was there before.
+        Err(AttachError::Gone(_) | AttachError::ShowsNothing(_)) => {
             // Another user's stays.
             let _ = fs::remove_file(format!("{FOLDER}/{PREFIX}{process}"));
             false
@@ -334,4 +361,31 @@ pub fn processes() -> Vec<u32> {
     });
     found.sort_unstable();
     found
+}
+
+#[cfg(all(test, not(miri)))]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn births() {
+        let this = std::process::id();
+        assert!(born(this).is_some() && born(this) == born(this));
+        assert_eq!(born(u32::MAX), None);
+        let mut child = Command::new("true").spawn().unwrap();
+        while born(child.id()).is_some() {
+            os::sleep_microseconds(1000);
+        }
+        assert!(fs::exists(format!("/proc/{}", child.id())).unwrap(), "it was not waited for");
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn who_shows_nothing_is_said_so() {
+        let this = std::process::id();
+        assert!(matches!(Reader::attach(this), Err(AttachError::ShowsNothing(_))));
+        assert!(matches!(Reader::attach(u32::MAX), Err(AttachError::Gone(_))));
+        assert!(!processes().contains(&this));
+    }
 }

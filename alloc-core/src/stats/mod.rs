@@ -136,7 +136,9 @@ pub struct Name([u8; Name::LEN]);
 impl Name {
     const LEN: usize = 32;
 
-    pub(crate) fn new(name: &str) -> Name {
+    /// As much of a name as there is room for.
+    #[must_use]
+    pub fn new(name: &str) -> Name {
         let mut bytes = [0; Name::LEN];
         let end = (0..=name.len().min(Name::LEN)).rev().find(|end| name.is_char_boundary(*end));
         let kept = name.as_bytes().get(..end.unwrap_or(0)).unwrap_or_default();
@@ -217,13 +219,13 @@ impl CacheStats {
     /// Objects of all slabs.
     #[must_use]
     pub fn objects(&self) -> usize {
-        self.slabs * self.objects_per_slab
+        self.slabs.saturating_mul(self.objects_per_slab)
     }
 
     /// Bytes of all slabs.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.slabs * self.slab_size
+        self.slabs.saturating_mul(self.slab_size)
     }
 }
 
