@@ -1,0 +1,314 @@
+//! What is shown on the screen, and what keys do to it.
+
+use std::time::Duration;
+
+use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+
+use crate::history::History;
+use crate::options::{self, Options};
+use crate::process::Process;
+use crate::table::{Entry, Sort, Value, View};
+
+/// What the next keys are for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Mode {
+    /// Commands.
+    Table,
+    /// Any leads back.
+    Help,
+    /// The letter of a column.
+    Sort,
+    /// A delay.
+    Delay(String),
+    /// What names contain.
+    Filter,
+}
+
+/// What is to be done beside drawing again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Action {
+    Nothing,
+    /// Look at the process now.
+    Look,
+    Quit,
+}
+
+/// All that the screen shows.
+#[derive(Debug)]
+pub(crate) struct App {
+    pub(crate) process: Process,
+    /// The process's age when it was last looked at.
+    pub(crate) age: Option<Duration>,
+    pub(crate) view: View,
+    /// The order of each view.
+    sorts: [Sort; View::ALL.len()],
+    /// Lines above the first one shown.
+    pub(crate) scroll: usize,
+    /// Names shown contain it.
+    pub(crate) filter: String,
+    pub(crate) delay: Duration,
+    pub(crate) is_paused: bool,
+    pub(crate) mode: Mode,
+    /// What went wrong, in one line, until something goes right.
+    pub(crate) notice: Option<String>,
+    /// The process is gone; what is shown is the last of it.
+    pub(crate) has_ended: bool,
+    /// Lines that there was room for.
+    pub(crate) room: usize,
+}
+
+impl App {
+    pub(crate) fn new(process: Process, options: &Options) -> App {
+        let mut sorts = View::ALL.map(Sort::of);
+        sorts[options.view as usize] = options.order();
+        App {
+            age: process.age(),
+            process,
+            view: options.view,
+            sorts,
+            scroll: 0,
+            filter: String::new(),
+            delay: options.delay,
+            is_paused: false,
+            mode: Mode::Table,
+            notice: None,
+            has_ended: false,
+            room: 1,
+        }
+    }
+
+    /// The order of the view.
+    pub(crate) fn sort(&self) -> Sort {
+        self.sorts[self.view as usize]
+    }
+
+    /// The lines of the view that the filter lets through, in order.
+    pub(crate) fn entries(&self, history: &History) -> Vec<Entry> {
+        let wanted = self.filter.to_lowercase();
+        let mut entries = self.view.entries(history, self.sort());
+        entries.retain(|entry| match &entry.values[0] {
+            Value::Text(name) => name.to_lowercase().contains(&wanted),
+            _ => true,
+        });
+        entries
+    }
+
+    /// Does what a key is for.
+    pub(crate) fn press(&mut self, key: KeyEvent) -> Action {
+        if key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL) {
+            return Action::Quit;
+        }
+        match &mut self.mode {
+            Mode::Table => return self.command(key.code),
+            Mode::Help => self.mode = Mode::Table,
+            Mode::Sort => {
+                if let KeyCode::Char(letter) = key.code
+                    && let Some(sort) = Sort::by_letter(self.view, letter)
+                {
+                    self.sorts[self.view as usize] = sort;
+                }
+                self.mode = Mode::Table;
+            }
+            Mode::Delay(text) => match key.code {
+                KeyCode::Char(letter) => text.push(letter),
+                KeyCode::Backspace => drop(text.pop()),
+                KeyCode::Enter => {
+                    match options::seconds(text) {
+                        Ok(delay) if !delay.is_zero() => self.delay = delay,
+                        _ => self.notice = Some(format!("{text:?} is no delay")),
+                    }
+                    self.mode = Mode::Table;
+                }
+                KeyCode::Esc => self.mode = Mode::Table,
+                _ => {}
+            },
+            Mode::Filter => {
+                self.scroll = 0;
+                match key.code {
+                    KeyCode::Char(letter) => self.filter.push(letter),
+                    KeyCode::Backspace => drop(self.filter.pop()),
+                    KeyCode::Enter => self.mode = Mode::Table,
+                    KeyCode::Esc => {
+                        self.filter.clear();
+                        self.mode = Mode::Table;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Action::Nothing
+    }
+
+    fn command(&mut self, key: KeyCode) -> Action {
+        match key {
+            KeyCode::Char('q') => return Action::Quit,
+            KeyCode::Char(' ') | KeyCode::Enter => return Action::Look,
+            KeyCode::Char('h' | '?') | KeyCode::F(1) => self.mode = Mode::Help,
+            KeyCode::Char('p') => self.is_paused = !self.is_paused,
+            KeyCode::Char('s') => self.mode = Mode::Sort,
+            KeyCode::Char('d') => self.mode = Mode::Delay(String::new()),
+            KeyCode::Char('/') => self.mode = Mode::Filter,
+            KeyCode::Char('R') => {
+                let sort = &mut self.sorts[self.view as usize];
+                sort.is_reversed = !sort.is_reversed;
+            }
+            KeyCode::Char('<') | KeyCode::Left => self.sort_beside(-1),
+            KeyCode::Char('>') | KeyCode::Right => self.sort_beside(1),
+            KeyCode::Tab => self.turn(1),
+            KeyCode::BackTab => self.turn(-1),
+            KeyCode::Char(digit @ '1'..='3') => {
+                let at = digit as usize - '1' as usize;
+                self.view = View::ALL[at];
+                self.scroll = 0;
+            }
+            KeyCode::Esc => self.filter.clear(),
+            KeyCode::Up | KeyCode::Char('k') => self.scroll = self.scroll.saturating_sub(1),
+            KeyCode::Down | KeyCode::Char('j') => self.scroll = self.scroll.saturating_add(1),
+            KeyCode::PageUp => self.scroll = self.scroll.saturating_sub(self.room),
+            KeyCode::PageDown => self.scroll = self.scroll.saturating_add(self.room),
+            KeyCode::Home => self.scroll = 0,
+            KeyCode::End => self.scroll = usize::MAX,
+            _ => {}
+        }
+        Action::Nothing
+    }
+
+    /// Takes another column for the order of lines.
+    fn sort_beside(&mut self, step: isize) {
+        let columns = self.view.columns().count();
+        let sort = &mut self.sorts[self.view as usize];
+        *sort = Sort { column: beside(sort.column, step, columns), ..*sort };
+    }
+
+    fn turn(&mut self, step: isize) {
+        self.view = View::ALL[beside(self.view as usize, step, View::ALL.len())];
+        self.scroll = 0;
+    }
+
+    /// Leaves no more lines above than there are beyond the room.
+    pub(crate) fn fit(&mut self, lines: usize, room: usize) {
+        self.room = room.max(1);
+        self.scroll = self.scroll.min(lines.saturating_sub(self.room));
+    }
+}
+
+/// A place beside another; beyond the last is the first.
+fn beside(place: usize, step: isize, places: usize) -> usize {
+    place.wrapping_add_signed(step).wrapping_add(places) % places
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::history::tests::{cache, history, snapshot};
+    use clap::Parser as _;
+
+    pub(crate) fn app() -> App {
+        App::new(Process::of(std::process::id()), &Options::parse_from(["hayloft-top"]))
+    }
+
+    pub(crate) fn press(app: &mut App, keys: &str) -> Action {
+        let press = |letter| match letter {
+            '\n' => KeyCode::Enter,
+            '\t' => KeyCode::Tab,
+            '\x1b' => KeyCode::Esc,
+            '\x08' => KeyCode::Backspace,
+            letter => KeyCode::Char(letter),
+        };
+        let mut last = Action::Nothing;
+        for letter in keys.chars() {
+            last = app.press(KeyEvent::from(press(letter)));
+        }
+        last
+    }
+
+    fn order(app: &App) -> &'static str {
+        app.view.columns().nth(app.sort().column).unwrap().name
+    }
+
+    #[test]
+    fn order_of_lines() {
+        let mut app = app();
+        assert_eq!(order(&app), "memory");
+        press(&mut app, "<");
+        assert_eq!(order(&app), "partial");
+        press(&mut app, ">>");
+        assert_eq!(order(&app), "growth");
+        press(&mut app, "sr");
+        assert_eq!((order(&app), app.sort().is_reversed), ("refills", false));
+        press(&mut app, "R");
+        assert!(app.sort().is_reversed);
+        press(&mut app, "s?");
+        assert_eq!((order(&app), &app.mode), ("refills", &Mode::Table), "no such column");
+        press(&mut app, "sn<");
+        assert_eq!(order(&app), "new_slabs", "round the end");
+        press(&mut app, "\t");
+        assert_eq!((app.view, order(&app)), (View::Cpus, "cpu"), "each view has its own");
+        press(&mut app, "1");
+        assert_eq!((app.view, order(&app)), (View::Caches, "new_slabs"));
+    }
+
+    #[test]
+    fn filter() {
+        let history =
+            history([snapshot(1, &[cache("kmalloc-64", 1, 0, 0), cache("Packets", 2, 0, 0)])]);
+        let names = |app: &App| {
+            let entries = app.entries(&history);
+            entries.iter().map(|entry| entry.values[0].short()).collect::<Vec<_>>()
+        };
+        let mut app = app();
+        assert_eq!(names(&app), ["Packets", "kmalloc-64"]);
+        press(&mut app, "/paq\x08");
+        assert_eq!(names(&app), ["Packets"]);
+        assert_eq!(app.mode, Mode::Filter);
+        press(&mut app, "\n2");
+        assert_eq!(
+            (app.entries(&history).len(), app.filter.as_str()),
+            (1, "pa"),
+            "CPUs have no names"
+        );
+        press(&mut app, "1\x1b");
+        assert_eq!(names(&app).len(), 2);
+    }
+
+    #[test]
+    fn delay_and_others() {
+        let mut app = app();
+        press(&mut app, "d2.55\x08\n");
+        assert_eq!((app.delay, &app.notice), (Duration::from_millis(2500), &None));
+        press(&mut app, "d0\n");
+        assert_eq!(app.notice.as_deref(), Some("\"0\" is no delay"));
+        press(&mut app, "d7\x1b");
+        assert_eq!(app.delay, Duration::from_millis(2500));
+        press(&mut app, "p");
+        assert!(app.is_paused);
+        assert_eq!(press(&mut app, " "), Action::Look);
+        press(&mut app, "h");
+        assert_eq!(app.mode, Mode::Help);
+        assert_eq!(press(&mut app, "q"), Action::Nothing, "leads back from the help");
+        assert_eq!(press(&mut app, "q"), Action::Quit);
+        press(&mut app, "/");
+        let control_c = KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL);
+        assert_eq!(app.press(control_c), Action::Quit);
+    }
+
+    #[test]
+    fn scrolling_stops_at_the_ends() {
+        let mut app = app();
+        app.fit(10, 4);
+        let mut go = |code| {
+            app.press(KeyEvent::from(code));
+            app.fit(10, 4);
+            app.scroll
+        };
+        assert_eq!(go(KeyCode::Up), 0);
+        assert_eq!(go(KeyCode::PageDown), 4);
+        assert_eq!(go(KeyCode::PageDown), 6);
+        assert_eq!(go(KeyCode::Down), 6);
+        assert_eq!(go(KeyCode::PageUp), 2);
+        assert_eq!(go(KeyCode::End), 6);
+        assert_eq!(go(KeyCode::Home), 0);
+        app.fit(0, 0);
+        assert_eq!(app.scroll, 0);
+    }
+}

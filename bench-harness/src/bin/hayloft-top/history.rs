@@ -1,0 +1,263 @@
+//! What was read of a process lately, and what follows from it: rates, growth, courses.
+
+use std::collections::VecDeque;
+
+use alloc_core::report::Snapshot;
+use alloc_core::stats::{CacheStats, CpuStats, NodeStats};
+
+/// Snapshots kept: as many as there is room for side by side on a wide screen.
+const KEPT: usize = 240;
+/// Snapshots that growth is measured across. From one to the next, caches grow by whole slabs or not at all.
+const WINDOW: usize = 10;
+
+/// Snapshots of one process, in the order of their times.
+#[derive(Debug)]
+pub(crate) struct History {
+    snapshots: VecDeque<Snapshot>,
+}
+
+impl History {
+    pub(crate) fn new(first: Snapshot) -> History {
+        History { snapshots: VecDeque::from([first]) }
+    }
+
+    /// Adds a snapshot, unless it is the one that was added last.
+    pub(crate) fn push(&mut self, snapshot: Snapshot) {
+        if snapshot.time <= self.now().time {
+            return;
+        }
+        if self.snapshots.len() == KEPT {
+            self.snapshots.pop_front();
+        }
+        self.snapshots.push_back(snapshot);
+    }
+
+    /// The last snapshot.
+    pub(crate) fn now(&self) -> &Snapshot {
+        self.snapshots.back().expect("there is one from the start")
+    }
+
+    /// How much a number changed a second since the snapshot so many before the last, or the first that there is.
+    fn slope(&self, back: usize, of: impl Fn(&Snapshot) -> Option<u64>) -> Option<f64> {
+        let last = self.snapshots.len() - 1;
+        let earlier = &self.snapshots[last - back.min(last)];
+        let milliseconds = self.now().time - earlier.time;
+        let change = of(self.now())? as f64 - of(earlier).unwrap_or(0) as f64;
+        (milliseconds > 0).then(|| change * 1000.0 / milliseconds as f64)
+    }
+
+    /// How much a number that only grows has grown a second since the snapshot before the last; `None` if there is none. What was not
+    /// there then was 0.
+    pub(crate) fn rate(&self, of: impl Fn(&Snapshot) -> Option<u64>) -> Option<f64> {
+        self.slope(1, of).map(|rate| rate.max(0.0))
+    }
+
+    /// How much a number has grown a second lately; `None` with one snapshot only.
+    pub(crate) fn growth(&self, of: impl Fn(&Snapshot) -> Option<u64>) -> Option<f64> {
+        self.slope(WINDOW, of)
+    }
+
+    /// A number in each snapshot; 0 where it was not there.
+    pub(crate) fn course(&self, of: impl Fn(&Snapshot) -> Option<u64>) -> Vec<u64> {
+        self.snapshots.iter().map(|snapshot| of(snapshot).unwrap_or(0)).collect()
+    }
+
+    /// How much a number that only grows has grown a second, from each snapshot to the next.
+    pub(crate) fn rates(&self, of: impl Fn(&Snapshot) -> Option<u64>) -> Vec<u64> {
+        let pairs = self.snapshots.iter().zip(self.snapshots.iter().skip(1));
+        pairs
+            .map(|(earlier, later)| {
+                let change = of(later).unwrap_or(0).saturating_sub(of(earlier).unwrap_or(0));
+                change.saturating_mul(1000) / (later.time - earlier.time)
+            })
+            .collect()
+    }
+
+    /// Whether the process counts what sheaves could serve.
+    pub(crate) fn counts_hits(&self) -> bool {
+        self.now().caches.iter().any(|cache| cache.events.hits > 0)
+    }
+}
+
+/// One of those that there is a line for, and where it is found in other snapshots.
+pub(crate) trait Subject: Sized {
+    /// All of a snapshot.
+    fn all(snapshot: &Snapshot) -> &[Self];
+    /// Whether two are the same at different times.
+    fn is(&self, other: &Self) -> bool;
+}
+
+impl Subject for CacheStats {
+    fn all(snapshot: &Snapshot) -> &[Self] {
+        &snapshot.caches
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        self.name == other.name && self.stride == other.stride
+    }
+}
+
+impl Subject for CpuStats {
+    fn all(snapshot: &Snapshot) -> &[Self] {
+        &snapshot.cpus
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        self.cpu == other.cpu
+    }
+}
+
+impl Subject for NodeStats {
+    fn all(snapshot: &Snapshot) -> &[Self] {
+        &snapshot.nodes
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        self.node == other.node
+    }
+}
+
+/// A cache, CPU or node through all snapshots.
+#[derive(Debug)]
+pub(crate) struct Line<'a, T> {
+    pub(crate) history: &'a History,
+    pub(crate) now: &'a T,
+    /// Its place in the last snapshot: mostly the one that it had in others.
+    place: usize,
+}
+
+impl<'a, T: Subject> Line<'a, T> {
+    /// A line for each.
+    pub(crate) fn all(history: &'a History) -> impl Iterator<Item = Line<'a, T>> {
+        let all = T::all(history.now()).iter().enumerate();
+        all.map(|(place, now)| Line { history, now, place })
+    }
+
+    /// A number of it in any snapshot.
+    fn of<'b>(
+        &'b self,
+        number: fn(&T) -> u64,
+    ) -> impl Fn(&Snapshot) -> Option<u64> + use<'b, 'a, T> {
+        move |snapshot| {
+            let all = T::all(snapshot);
+            let here = all.get(self.place).filter(|other| self.now.is(other));
+            here.or_else(|| all.iter().find(|other| self.now.is(other))).map(number)
+        }
+    }
+
+    /// See [`History::rate`].
+    pub(crate) fn rate(&self, number: fn(&T) -> u64) -> Option<f64> {
+        self.history.rate(self.of(number))
+    }
+
+    /// See [`History::growth`].
+    pub(crate) fn growth(&self, number: fn(&T) -> u64) -> Option<f64> {
+        self.history.growth(self.of(number))
+    }
+
+    /// See [`History::course`].
+    pub(crate) fn course(&self, number: fn(&T) -> u64) -> Vec<u64> {
+        self.history.course(self.of(number))
+    }
+
+    /// See [`History::rates`].
+    pub(crate) fn rates(&self, number: fn(&T) -> u64) -> Vec<u64> {
+        self.history.rates(self.of(number))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use alloc_core::stats::Name;
+
+    /// A cache with slabs of 64 KiB and a thousand objects.
+    pub(crate) fn cache(name: &str, slabs: usize, in_use: usize, refills: u64) -> CacheStats {
+        let mut cache = CacheStats::default();
+        cache.name = Name::new(name);
+        (cache.object_size, cache.stride) = (64, 64);
+        (cache.slab_size, cache.objects_per_slab) = (1 << 16, 1000);
+        (cache.slabs, cache.in_use) = (slabs, in_use);
+        cache.events.refills = refills;
+        cache
+    }
+
+    /// With one CPU and one node.
+    pub(crate) fn snapshot(time: u64, caches: &[CacheStats]) -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        (snapshot.process, snapshot.time) = (std::process::id(), time);
+        snapshot.stats.resident = 20 << 20;
+        snapshot.stats.held = 10 << 20;
+        snapshot.caches = caches.to_vec();
+        snapshot.cpus = vec![CpuStats::default()];
+        snapshot.cpus[0].events.refills = caches.iter().map(|cache| cache.events.refills).sum();
+        snapshot.nodes = vec![NodeStats::default()];
+        snapshot.nodes[0].bytes = caches.iter().map(|cache| cache.bytes()).sum();
+        snapshot
+    }
+
+    pub(crate) fn history(snapshots: impl IntoIterator<Item = Snapshot>) -> History {
+        let mut snapshots = snapshots.into_iter();
+        let mut history = History::new(snapshots.next().unwrap());
+        snapshots.for_each(|snapshot| history.push(snapshot));
+        history
+    }
+
+    fn line<'a>(history: &'a History, name: &str) -> Line<'a, CacheStats> {
+        Line::all(history)
+            .find(|line: &Line<'_, CacheStats>| line.now.name.as_str() == name)
+            .unwrap()
+    }
+
+    fn refills(cache: &CacheStats) -> u64 {
+        cache.events.refills
+    }
+
+    fn bytes(cache: &CacheStats) -> u64 {
+        cache.bytes() as u64
+    }
+
+    #[test]
+    fn rates_are_of_the_last_two() {
+        let mut history = history([snapshot(1000, &[cache("a", 1, 0, 10)])]);
+        assert_eq!(line(&history, "a").rate(refills), None);
+        history.push(snapshot(1500, &[cache("a", 1, 0, 20)]));
+        assert_eq!(line(&history, "a").rate(refills), Some(20.0));
+        history.push(snapshot(3500, &[cache("a", 1, 0, 24)]));
+        assert_eq!(line(&history, "a").rate(refills), Some(2.0));
+        assert_eq!(line(&history, "a").rates(refills), [20, 2]);
+    }
+
+    #[test]
+    fn what_comes_later_is_found_and_began_with_nothing() {
+        let first = snapshot(1000, &[cache("b", 1, 0, 10)]);
+        let second = snapshot(2000, &[cache("a", 2, 0, 7), cache("b", 1, 0, 15)]);
+        let history = history([first, second]);
+        assert_eq!(line(&history, "a").rate(refills), Some(7.0));
+        assert_eq!(line(&history, "b").rate(refills), Some(5.0));
+        assert_eq!(line(&history, "a").course(bytes), [0, 2 << 16]);
+        assert_eq!(line(&history, "b").course(bytes), [1 << 16, 1 << 16]);
+    }
+
+    #[test]
+    fn growth_is_over_ten_snapshots() {
+        let at = |second: u64| snapshot(second * 1000, &[cache("a", second as usize, 0, 0)]);
+        let mut history = history([at(1)]);
+        assert_eq!(line(&history, "a").growth(bytes), None);
+        history.push(at(3));
+        assert_eq!(line(&history, "a").growth(bytes), Some(65536.0));
+        (4..20).for_each(|second| history.push(at(second)));
+        history.push(snapshot(20_000, &[cache("a", 9, 0, 0)]));
+        assert_eq!(line(&history, "a").growth(bytes), Some(-6553.6), "from 10 slabs to 9");
+    }
+
+    #[test]
+    fn the_same_is_not_kept_twice_nor_all_for_ever() {
+        let at = |time: u64| snapshot(time, &[cache("a", 1, 0, 0)]);
+        let mut history = history([at(5), at(5), at(4)]);
+        assert_eq!(history.snapshots.len(), 1);
+        (6..1000).for_each(|time| history.push(at(time)));
+        assert_eq!(history.snapshots.len(), KEPT);
+        assert_eq!((history.now().time, history.snapshots[0].time), (999, 1000 - KEPT as u64));
+    }
+}

@@ -1,0 +1,120 @@
+//! `hayloft-top`: what the allocator of another process holds, and what happens in it, as it goes.
+//!
+//! The process was started with `HAYLOFT_STATS_SHM=1` and writes its statistics into a page that this program reads
+//! ([`alloc_core::report`]); nothing is asked of the process, and it does not notice.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`options`] | the command line |
+//! | [`process`] | which processes show their statistics, and what they are called |
+//! | [`history`] | what was read lately, and what follows from it: rates, growth, courses |
+//! | [`number`] | numbers in few letters |
+//! | [`summary`] | numbers of the whole |
+//! | [`table`] | the tables of caches, CPUs and nodes: their columns, and orders |
+//! | [`text`] | `--once` and `--csv` |
+//! | [`app`] | what is shown on the screen, and what keys do to it |
+//! | [`draw`] | how it is drawn |
+//! | [`screen`] | the terminal, and the loop around it all |
+//!
+//! The exit code is 0; 1 where a process cannot be read; 2 where it is not clear which, or an argument is wrong.
+
+mod app;
+mod draw;
+mod history;
+mod number;
+mod options;
+mod process;
+mod screen;
+mod summary;
+mod table;
+mod text;
+
+use std::io::{self, IsTerminal as _};
+use std::process::ExitCode;
+
+use alloc_core::report::{AttachError, Reader};
+use clap::Parser as _;
+
+use app::App;
+use options::Options;
+use process::Process;
+
+#[global_allocator]
+static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
+
+/// Why there is nothing more to be shown, in one line.
+#[derive(Debug)]
+enum Failure {
+    /// Of the process.
+    Attach(AttachError),
+    /// Of the terminal, or the file that is written to.
+    Output(io::Error),
+    /// It is not clear what is meant.
+    Other(String),
+}
+
+impl From<AttachError> for Failure {
+    fn from(error: AttachError) -> Failure {
+        Failure::Attach(error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        Failure::Output(error)
+    }
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    options.check();
+    let error = match run(&options) {
+        Ok(code) => return code,
+        // Who read it has enough, as `head`.
+        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            return ExitCode::SUCCESS;
+        }
+        Err(Failure::Attach(error)) => error.to_string(),
+        Err(Failure::Output(error)) => error.to_string(),
+        Err(Failure::Other(error)) => error,
+    };
+    eprintln!("hayloft-top: {error}");
+    ExitCode::FAILURE
+}
+
+fn run(options: &Options) -> Result<ExitCode, Failure> {
+    let on_screen = !options.once && !options.csv;
+    if on_screen && !io::stdout().is_terminal() {
+        return Err(Failure::Other("standard output is no terminal: use --once or --csv".into()));
+    }
+    let process = match options.process {
+        Some(number) => number,
+        None => match process::all().as_slice() {
+            [] => {
+                return Err(Failure::Other(
+                    "no process of yours shows statistics: start one with HAYLOFT_STATS_SHM=1"
+                        .into(),
+                ));
+            }
+            [process] => process.number,
+            several if on_screen => match screen::choose(several)? {
+                Some(number) => number,
+                None => return Ok(ExitCode::SUCCESS),
+            },
+            several => {
+                eprintln!("hayloft-top: several processes show statistics; which?");
+                several.iter().for_each(|process| eprintln!("{process}"));
+                return Ok(ExitCode::from(2));
+            }
+        },
+    };
+    let mut reader = Reader::attach(process)?;
+    let first = reader.read()?;
+    let process = Process::of(process);
+    if on_screen {
+        screen::run(&mut reader, App::new(process, options), first, options.iterations)?;
+    } else {
+        text::run(&mut reader, &process, options, first, &mut io::stdout().lock())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,133 @@
+//! Numbers of the whole, each with what it is called.
+
+use alloc_core::report::Snapshot;
+use alloc_core::stats::{CacheStats, Stats};
+
+use crate::history::History;
+use crate::number;
+
+/// An amount of memory, and how it changed over time.
+#[derive(Debug)]
+pub(crate) struct Amount {
+    pub(crate) name: &'static str,
+    pub(crate) now: u64,
+    pub(crate) course: Vec<u64>,
+}
+
+/// What memory there is.
+pub(crate) fn memory(history: &History) -> [Amount; 6] {
+    let amount = |name, of: fn(&Stats) -> usize| Amount {
+        name,
+        now: of(&history.now().stats) as u64,
+        course: history.course(|snapshot| Some(of(&snapshot.stats) as u64)),
+    };
+    [
+        amount("resident", |stats| stats.resident),
+        amount("held", |stats| stats.held),
+        amount("in slabs", |stats| stats.in_slabs),
+        amount("large", |stats| stats.large),
+        amount("free", |stats| stats.free),
+        amount("unneeded", |stats| stats.unneeded),
+    ]
+}
+
+/// How much of its limit the process holds, from 0 to 1; `None` if it has none.
+pub(crate) fn part_of_limit(history: &History) -> Option<f64> {
+    let stats = &history.now().stats;
+    (stats.limit > 0).then(|| (stats.held as f64 / stats.limit as f64).min(1.0))
+}
+
+/// What happens.
+pub(crate) fn events(history: &History) -> [(&'static str, String); 6] {
+    let stats = &history.now().stats;
+    let per_second = |rate: Option<f64>, text: fn(f64) -> String| {
+        format!("{}/s", rate.map_or_else(|| "-".into(), text))
+    };
+    let of_caches = |of: fn(&CacheStats) -> u64| {
+        let sum =
+            |snapshot: &Snapshot| Some(snapshot.caches.iter().map(of).fold(0, u64::wrapping_add));
+        per_second(history.rate(sum), number::rate)
+    };
+    let rate = |of: fn(&Stats) -> u64, text| {
+        per_second(history.rate(|snapshot| Some(of(&snapshot.stats))), text)
+    };
+    [
+        (
+            "misses",
+            format!(
+                "{}, {} on to slabs",
+                of_caches(|cache| cache.events.refills),
+                of_caches(|cache| cache.events.barn_empty)
+            ),
+        ),
+        (
+            "flushes",
+            format!(
+                "{}, {} on to slabs",
+                of_caches(|cache| cache.events.flushes),
+                of_caches(|cache| cache.events.barn_full)
+            ),
+        ),
+        (
+            "given back",
+            format!(
+                "{} ({})",
+                number::bytes(stats.decommitted),
+                rate(|stats| stats.decommitted, |rate| number::bytes(rate as u64))
+            ),
+        ),
+        (
+            "nolock",
+            format!(
+                "{} ({}), {} failed",
+                number::count(stats.nolock_tries),
+                rate(|stats| stats.nolock_tries, number::rate),
+                number::count(stats.nolock_failures)
+            ),
+        ),
+        (
+            "deferred",
+            format!(
+                "{} ({}), {} waiting",
+                number::count(stats.deferred),
+                rate(|stats| stats.deferred, number::rate),
+                number::count(stats.deferred.saturating_sub(stats.flushed))
+            ),
+        ),
+        (
+            "irq works",
+            format!(
+                "{} ({})",
+                number::count(stats.irq_works),
+                rate(|stats| stats.irq_works, number::rate)
+            ),
+        ),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::tests::{cache, history, snapshot};
+
+    #[test]
+    fn numbers_of_the_whole() {
+        let first = snapshot(1000, &[cache("a", 1, 0, 10), cache("b", 1, 0, 10)]);
+        let mut second = snapshot(3000, &[cache("a", 1, 0, 20), cache("b", 1, 0, 40)]);
+        second.stats.deferred = 7;
+        second.stats.flushed = 5;
+        second.stats.decommitted = 4096;
+        second.stats.limit = 20 << 20;
+        let history = history([first, second]);
+        let text = |name| {
+            let events = events(&history);
+            events.iter().find(|(other, _)| *other == name).unwrap().1.clone()
+        };
+        assert_eq!(text("misses"), "20/s, 0/s on to slabs");
+        assert_eq!(text("deferred"), "7 (3.5/s), 2 waiting");
+        assert_eq!(text("given back"), "4.0K (2.0K/s)");
+        assert_eq!(part_of_limit(&history), Some(0.5));
+        let [resident, ..] = memory(&history);
+        assert_eq!((resident.now, resident.course), (20 << 20, vec![20 << 20; 2]));
+    }
+}

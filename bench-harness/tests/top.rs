@@ -1,0 +1,429 @@
+//! `hayloft-top` as it is used: on a process of its own that has a cache of a thousand objects, in a pipe and in a terminal (`tmux`,
+//! where that is installed).
+
+use std::alloc::Layout;
+use std::env;
+use std::fs;
+use std::io::{self, BufRead as _, BufReader, Read as _};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use alloc_core::cache::{Cache, CacheFlags};
+
+#[global_allocator]
+static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
+
+const TOP: &str = env!("CARGO_BIN_EXE_hayloft-top");
+
+/// What makes [`target`] do anything.
+const TARGET: &str = "HAYLOFT_TOP_TARGET";
+
+#[test]
+#[ignore = "what the others look at"]
+fn target() {
+    if env::var_os(TARGET).is_none() {
+        return;
+    }
+    let layout = Layout::new::<[u8; 504]>();
+    let cache = Cache::builder("packets", layout).flags(CacheFlags::NO_MERGE).build().unwrap();
+    let objects: Vec<_> = (0..1000).map(|_| cache.alloc().unwrap()).collect();
+    println!("ready");
+    // Until the other end is closed.
+    io::stdin().read_to_end(&mut Vec::new()).unwrap();
+    for object in objects {
+        // SAFETY: allocated above.
+        unsafe { cache.free(object) };
+    }
+}
+
+/// A process that runs [`target`].
+struct Target(Child);
+
+impl Target {
+    fn start() -> Target {
+        let mut child = Command::new(env::current_exe().unwrap())
+            .args(["--exact", "target", "--ignored", "--nocapture"])
+            .env(TARGET, "1")
+            .env("HAYLOFT_STATS_SHM", "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().contains("ready")));
+        // What comes after that need not be read: it fits into the pipe, which is kept open.
+        thread::spawn(move || lines.count());
+        let target = Target(child);
+        until("it shows its cache", || {
+            let all = target.csv(&["--once", "--delay", "0"]);
+            all.iter().any(|line| line["name"] == "packets" && line["in_use"] == "1000")
+        });
+        target
+    }
+
+    fn number(&self) -> String {
+        self.0.id().to_string()
+    }
+
+    fn signal(&self, signal: i32) {
+        // SAFETY: a child that was not waited for.
+        assert_eq!(unsafe { libc::kill(self.0.id() as i32, signal) }, 0);
+    }
+
+    fn end(mut self) {
+        drop(self.0.stdin.take());
+        assert!(self.0.wait().unwrap().success());
+        assert!(!fs::exists(page(self.0.id())).unwrap(), "it takes its page away");
+    }
+
+    /// What is printed of it as comma-separated values: for each line, values by the names of their columns.
+    fn csv(&self, arguments: &[&str]) -> Vec<Line> {
+        let output = top(&[arguments, &["--csv", &self.number()]].concat());
+        assert!(output.status.success(), "{output:?}");
+        lines(&output.stdout)
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        // No harm if it has ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+        let _ = fs::remove_file(page(self.0.id()));
+    }
+}
+
+type Line = std::collections::HashMap<String, String>;
+
+fn lines(csv: &[u8]) -> Vec<Line> {
+    csv::Reader::from_reader(csv).deserialize().map(Result::unwrap).collect()
+}
+
+fn page(process: u32) -> String {
+    format!("/dev/shm/hayloft-{process}")
+}
+
+/// Waits until something is so, for minutes if it must be.
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    for _ in 0..1800 {
+        if is_so() {
+            return;
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    panic!("waited in vain until {what}");
+}
+
+fn top(arguments: &[&str]) -> Output {
+    Command::new(TOP).args(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+/// The one line that it fails with.
+fn complaint(arguments: &[&str]) -> String {
+    let output = top(arguments);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    text.strip_prefix("hayloft-top: ").unwrap().trim_end().to_string()
+}
+
+#[test]
+fn one_table() {
+    let target = Target::start();
+    let output = top(&["--once", "--delay", "0.3", "--sort", "name", &target.number()]);
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let first = text.lines().next().unwrap();
+    assert!(first.contains(&format!("({}), up 0:0", target.0.id())), "{text}");
+    for wanted in ["resident ", "held ", "misses ", "nolock 0 (0/s), 0 failed"] {
+        assert!(text.contains(wanted), "{text}");
+    }
+    let words = |line: &'static str| {
+        let line =
+            text.lines().find(|other| other.starts_with(line)).unwrap_or_else(|| panic!("{text}"));
+        line.split_whitespace().map(str::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(words("CACHE")[..5], ["CACHE", "SIZE", "IN", "USE", "TOTAL"]);
+    assert_eq!(words("packets")[..3], ["packets", "504", "1000"]);
+    let names: Vec<_> =
+        text.lines().skip_while(|line| !line.starts_with("CACHE")).skip(1).collect();
+    let names: Vec<_> = names.iter().take_while(|line| !line.is_empty()).collect();
+    assert!(names.len() > 2 && names.is_sorted(), "{names:?}");
+    target.end();
+}
+
+#[test]
+fn comma_separated_values() {
+    let target = Target::start();
+    let all = target.csv(&["--iterations", "3", "--delay", "0.3"]);
+    let mut times: Vec<u64> = all.iter().map(|line| line["time_ms"].parse().unwrap()).collect();
+    assert!(times.is_sorted());
+    times.dedup();
+    assert_eq!(times.len(), 3);
+    for line in all.iter().filter(|line| line["name"] == "packets") {
+        assert_eq!(line["pid"], target.number());
+        assert_eq!((&*line["object_size"], &*line["in_use"]), ("504", "1000"));
+        assert_eq!(line["refills"], "0.0000", "nothing happens in it");
+        let (memory, slabs) = (&line["memory"], &line["slabs"]);
+        assert!(memory.parse::<u64>().unwrap() >= 1000 * 504 && slabs.parse::<u64>().unwrap() > 0);
+    }
+    let at_once = target.csv(&["--once", "--delay", "0", "--view", "nodes"]);
+    assert_eq!(at_once[0]["node"], "0");
+    assert_eq!(at_once[0]["growth"], "", "there is no time that it could be of");
+    let cpus = target.csv(&["--once", "--view", "cpus", "--sort", "memory"]);
+    assert!(!cpus.is_empty() && cpus.iter().all(|line| line.contains_key("cpu")));
+    target.end();
+}
+
+#[test]
+fn the_end_of_the_process_is_no_failure() {
+    let target = Target::start();
+    let mut command = Command::new(TOP);
+    command.args(["--csv", "--delay", "0.3", &target.number()]);
+    let mut top = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(top.stdout.take().unwrap()).lines();
+    assert!(lines.by_ref().take(3).count() == 3);
+    target.end();
+    lines.for_each(|line| assert!(line.unwrap().contains(',')));
+    assert!(top.wait().unwrap().success());
+}
+
+#[test]
+fn who_reads_may_have_enough() {
+    let target = Target::start();
+    let mut command = Command::new(TOP);
+    command.args(["--csv", "--delay", "0.3", &target.number()]);
+    let mut top = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(top.stdout.take());
+    let output = top.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn which_of_several() {
+    let (one, other) = (Target::start(), Target::start());
+    let output = top(&["--once"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    let is_told =
+        |target: &Target| text.lines().any(|line| line.trim_start().starts_with(&target.number()));
+    assert!(is_told(&one) && is_told(&other), "{text}");
+}
+
+#[test]
+fn wrong_arguments() {
+    for arguments in [
+        &["--once", "--sort", "colour"][..],
+        &["--once", "--sort", "node"],
+        &["--csv", "--delay", "0"],
+        &["--once", "--delay", "-1"],
+        &["x"],
+    ] {
+        assert_eq!(top(arguments).status.code(), Some(2), "{arguments:?}");
+    }
+    assert!(complaint(&["1"]).contains("no terminal"));
+}
+
+#[test]
+fn no_process() {
+    assert_eq!(complaint(&["--once", "4294967295"]), "there is no process 4294967295");
+}
+
+/// Has something said of a process that does nothing, with this for its page.
+fn complaint_with(page_of: impl FnOnce(u32) -> Option<Vec<u8>>) -> String {
+    let mut idle = Command::new("sleep").arg("600").spawn().unwrap();
+    let process = idle.id();
+    if let Some(bytes) = page_of(process) {
+        fs::write(page(process), bytes).unwrap();
+    }
+    let text = complaint(&["--once", &process.to_string()]);
+    let _ = fs::remove_file(page(process));
+    idle.kill().unwrap();
+    idle.wait().unwrap();
+    text.replace(&process.to_string(), "N")
+}
+
+#[test]
+fn pages_that_are_none() {
+    let nothing = "process N shows no statistics: is Hayloft its allocator, and was it started with HAYLOFT_STATS_SHM=1?";
+    assert_eq!(complaint_with(|_| None), nothing);
+    let foreign = "/dev/shm/hayloft-N is no page of statistics for this machine";
+    assert_eq!(complaint_with(|_| Some(Vec::new())), foreign);
+    assert_eq!(complaint_with(|_| Some(b"HAYLOFT\0".to_vec())), foreign);
+    assert_eq!(complaint_with(|_| Some(vec![b'x'; 200_000])), foreign);
+    let mut later = vec![0; 200_000];
+    later[..8].copy_from_slice(b"HAYLOFT\0");
+    later[8..12].copy_from_slice(&77_u32.to_ne_bytes());
+    let text = complaint_with(|_| Some(later.clone()));
+    assert!(text.starts_with("process N shows version 77 of the statistics"), "{text}");
+
+    // Left by a process whose number this one has now.
+    let target = Target::start();
+    let mut left = fs::read(page(target.0.id())).unwrap();
+    let text = complaint_with(|process| {
+        left[16..20].copy_from_slice(&process.to_ne_bytes());
+        Some(left.clone())
+    });
+    assert_eq!(text, nothing);
+}
+
+#[test]
+fn a_process_that_is_stopped() {
+    let target = Target::start();
+    target.signal(libc::SIGSTOP);
+    let mut text = String::new();
+    until("it is silent for so long that this is said", || {
+        let output = top(&["--once", "--delay", "0", &target.number()]);
+        text = String::from_utf8(output.stderr).unwrap();
+        !output.status.success()
+    });
+    assert!(text.contains("has been silent for"), "{text}");
+    target.signal(libc::SIGCONT);
+    until("it is heard of again", || {
+        top(&["--once", "--delay", "0", &target.number()]).status.success()
+    });
+    target.end();
+}
+
+#[test]
+fn what_a_killed_process_leaves_is_taken_away() {
+    let mut target = Target::start();
+    target.0.kill().unwrap();
+    // Before it is waited for, too, when there still is something of that number.
+    let mut text = String::new();
+    until("it is dead", || {
+        let output = top(&["--once", "--delay", "0", &target.number()]);
+        text = String::from_utf8(output.stderr).unwrap();
+        !output.status.success()
+    });
+    assert!(text.contains("there is no process"), "{text}");
+    target.0.wait().unwrap();
+    top(&["--once"]);
+    assert!(!fs::exists(page(target.0.id())).unwrap());
+}
+
+/// A terminal with a command in it.
+struct Tmux {
+    socket: String,
+}
+
+impl Tmux {
+    /// `None` where there is none.
+    fn start(name: &str, command: &str) -> Option<Tmux> {
+        let tmux = Tmux { socket: format!("hayloft-{name}-{}", std::process::id()) };
+        let size = ["new-session", "-d", "-x", "100", "-y", "30"];
+        let command = format!("echo before; {command}; echo code $?; cat");
+        match tmux.command().args(size).args(["sh", "-c", &command]).status() {
+            Ok(status) => assert!(status.success()),
+            Err(_) => {
+                eprintln!("skipped: there is no tmux");
+                return None;
+            }
+        }
+        Some(tmux)
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new("tmux");
+        command.args(["-u", "-L", &self.socket, "-f", "/dev/null"]).env_remove("TMUX");
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) {
+        assert!(self.command().args(arguments).status().unwrap().success());
+    }
+
+    fn press(&self, keys: &[&str]) {
+        self.run(&[&["send-keys"], keys].concat());
+    }
+
+    fn screen(&self) -> String {
+        let output = self.command().args(["capture-pane", "-p"]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn shows(&self, text: &str) {
+        until(&format!("there is {text:?} on the screen"), || self.screen().contains(text));
+    }
+}
+
+impl Drop for Tmux {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("{}", self.screen());
+        }
+        self.run(&["kill-server"]);
+    }
+}
+
+#[test]
+fn in_a_terminal() {
+    let target = Target::start();
+    let Some(tmux) = Tmux::start("keys", &format!("{TOP} -d 0.3 {}", target.number())) else {
+        return;
+    };
+    tmux.shows("by MEMORY");
+    tmux.shows("packets");
+    let screen = tmux.screen();
+    assert!(screen.lines().next().unwrap().contains("every 0.3 s"), "{screen}");
+    tmux.press(&["2"]);
+    tmux.shows("THREAD");
+    tmux.press(&["Tab"]);
+    tmux.shows("by NODE");
+    tmux.press(&["Tab", "/", "pack", "Enter"]);
+    tmux.shows("with \"pack\"");
+    tmux.shows("1-1 of 1, by MEMORY");
+    assert!(!tmux.screen().contains("kmalloc"));
+    tmux.press(&["s", "i", "R"]);
+    tmux.shows("by IN USE, reversed");
+    tmux.press(&["d", "0.2", "Enter", "p"]);
+    tmux.shows("paused");
+    tmux.press(&["p"]);
+    tmux.shows("every 0.2 s");
+    tmux.press(&["h"]);
+    tmux.shows("order by a column");
+    tmux.press(&["x"]);
+    tmux.run(&["resize-window", "-x", "40", "-y", "10"]);
+    tmux.shows("in slabs");
+    tmux.shows("packets");
+    tmux.run(&["resize-window", "-x", "100", "-y", "30"]);
+    target.signal(libc::SIGSTOP);
+    tmux.shows("has been silent for");
+    target.signal(libc::SIGCONT);
+    tmux.shows("h help");
+    target.end();
+    tmux.shows("has ended; this is the last of it");
+    tmux.shows("packets");
+    tmux.press(&["q"]);
+    tmux.shows("code 0");
+    tmux.shows("before");
+}
+
+#[test]
+fn a_signal_ends_it_and_leaves_the_terminal_as_it_was() {
+    let target = Target::start();
+    let number = target.number();
+    let command = format!("timeout --foreground --preserve-status -s TERM 3 {TOP} {number}");
+    let Some(tmux) = Tmux::start("signal", &command) else { return };
+    tmux.shows("code 0");
+    let screen = tmux.screen();
+    assert!(screen.contains("before") && !screen.contains("packets"), "{screen}");
+    // What is typed is seen again.
+    tmux.press(&["seen"]);
+    tmux.shows("seen");
+}
+
+#[test]
+fn chosen_from_a_list() {
+    let (one, other) = (Target::start(), Target::start());
+    let Some(tmux) = Tmux::start("choice", TOP) else { return };
+    tmux.shows("Processes that show their statistics");
+    tmux.shows(&one.number());
+    tmux.shows(&other.number());
+    tmux.press(&["Down", "Enter"]);
+    tmux.shows("by MEMORY");
+    tmux.press(&["q"]);
+    tmux.shows("code 0");
+}
