@@ -405,8 +405,15 @@ fn in_a_terminal() {
 fn a_signal_ends_it_and_leaves_the_terminal_as_it_was() {
     let target = Target::start();
     let number = target.number();
-    let command = format!("timeout --foreground --preserve-status -s TERM 3 {TOP} {number}");
-    let Some(tmux) = Tmux::start("signal", &command) else { return };
+    let Some(tmux) = Tmux::start("signal", &format!("{TOP} {number}")) else { return };
+    tmux.shows("packets");
+    let shell = tmux.command().args(["display-message", "-p", "#{pane_pid}"]).output().unwrap();
+    let shell = String::from_utf8(shell.stdout).unwrap();
+    let shell = shell.trim();
+    let children = fs::read_to_string(format!("/proc/{shell}/task/{shell}/children")).unwrap();
+    let top = children.trim().parse().unwrap();
+    // SAFETY: it is there until the signal ends it.
+    assert_eq!(unsafe { libc::kill(top, libc::SIGTERM) }, 0);
     tmux.shows("code 0");
     let screen = tmux.screen();
     assert!(screen.contains("before") && !screen.contains("packets"), "{screen}");

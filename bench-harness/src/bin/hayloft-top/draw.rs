@@ -194,7 +194,7 @@ fn draw_tabs(frame: &mut Frame<'_>, app: &App, lines: usize, area: Rect) {
 }
 
 /// The room that a course has before columns of higher ranks than this have any.
-const COURSE: [(u8, u16); 2] = [(5, 10), (9, 24)];
+const COURSE: [(u8, u16); 3] = [(5, 10), (7, 18), (9, 24)];
 /// The most room for a course.
 const LONGEST_COURSE: u16 = 60;
 

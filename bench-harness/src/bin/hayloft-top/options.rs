@@ -46,7 +46,7 @@ impl Options {
     /// Ends the program if it would look without end and without a pause.
     pub(crate) fn check(&self) {
         if self.delay.is_zero() && !self.once {
-            let message = "a delay of 0 is for --once\n";
+            let message = "a delay of 0 is for --once";
             Options::command().error(ErrorKind::ArgumentConflict, message).exit()
         }
         self.order();
@@ -57,7 +57,7 @@ impl Options {
         let Some(name) = &self.sort else { return Sort::of(self.view) };
         Sort::by_name(self.view, name).unwrap_or_else(|| {
             let names: Vec<_> = self.view.columns().map(|column| column.name).collect();
-            let message = format!("there is no such column here, but {}\n", names.join(", "));
+            let message = format!("there is no such column here, but {}", names.join(", "));
             Options::command().error(ErrorKind::InvalidValue, message).exit()
         })
     }

@@ -117,4 +117,4 @@ fn page(process: &Process, history: &History, columns: &[&Column], entries: &[En
 
 /// Why there is no hit rate.
 pub(crate) const NO_HITS: &str =
-    "HIT%: hits are counted where alloc-core is built with the feature `counters` only";
+    "HIT%: hits are counted only where alloc-core is built with the feature `counters`";
