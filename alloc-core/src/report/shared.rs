@@ -73,8 +73,8 @@ static PAGE: AtomicPtr<Page> = AtomicPtr::new(ptr::null_mut());
 #[cfg_attr(miri, allow(dead_code, reason = "called by the loader"))]
 pub(super) fn open() -> bool {
     let process = os::process_id();
-    let path = format_args!("{FOLDER}/{PREFIX}{process}");
-    let Some(memory) = os::share(path, size_of::<Page>()) else {
+    let shared = os::share(format_args!("{FOLDER}/{PREFIX}{process}"), size_of::<Page>());
+    let Some(memory) = shared else {
         os::warn(format_args!("statistics cannot be shown in {FOLDER}"));
         return false;
     };
