@@ -29,7 +29,10 @@ struct Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        ratatui::restore();
+        // After a panic it is done already, and the cursor is below the message.
+        if !std::thread::panicking() {
+            ratatui::restore();
+        }
     }
 }
 
