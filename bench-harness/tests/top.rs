@@ -300,8 +300,10 @@ fn what_a_killed_process_leaves_is_taken_away() {
     });
     assert!(text.contains("there is no process"), "{text}");
     target.0.wait().unwrap();
-    top(&["--once"]);
-    assert!(!fs::exists(page(target.0.id())).unwrap());
+    until("it is sure that nobody writes it any more", || {
+        top(&["--once", "--delay", "0"]);
+        !fs::exists(page(target.0.id())).unwrap()
+    });
 }
 
 /// A terminal with a command in it.

@@ -239,22 +239,27 @@ impl Reader {
     /// # Errors
     /// See [`AttachError`]; whether it is silent is seen by [`Reader::read`].
     pub fn attach(process: u32) -> Result<Reader, AttachError> {
-        // Anybody may put anything there: nobody is to wait for who opens the other end of a pipe.
-        let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
-        let path = format!("{FOLDER}/{PREFIX}{process}");
-        let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+        let opened = Reader::open(process);
         if born(process).is_none() {
             return Err(AttachError::Gone(process));
         }
-        let file = opened.map_err(|error| match error.kind() {
+        let mut reader = opened.map_err(|error| match error.kind() {
             ErrorKind::NotFound => AttachError::ShowsNothing(process),
             ErrorKind::PermissionDenied => AttachError::Denied(process),
             _ => AttachError::Unreadable(process, error),
         })?;
-        let mut reader = Reader { process, file };
         let header = reader.header()?;
         reader.writer_lives(&header)?;
         Ok(reader)
+    }
+
+    /// Opens what is there by the name of a process's page.
+    fn open(process: u32) -> io::Result<Reader> {
+        // Anybody may put anything there: nobody is to wait for who opens the other end of a pipe.
+        let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
+        let path = format!("{FOLDER}/{PREFIX}{process}");
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+        Ok(Reader { process, file })
     }
 
     /// Whether the process that wrote the page is still there, and not only another of its number.
@@ -341,6 +346,12 @@ fn first<T: Clone>(all: &[T], count: usize) -> Vec<T> {
     all.iter().take(count).cloned().collect()
 }
 
+/// Whether a page was written lately: then it is of a process that has another number here, in a container that shares the folder.
+fn is_written(process: u32) -> bool {
+    let header = Reader::open(process).ok().and_then(|mut reader| reader.header().ok());
+    header.is_some_and(|header| os::milliseconds().saturating_sub(header.time) <= PATIENCE)
+}
+
 /// Processes that show their statistics, in order of their numbers. Takes away what processes left behind that were killed.
 #[must_use]
 pub fn processes() -> Vec<u32> {
@@ -353,8 +364,10 @@ pub fn processes() -> Vec<u32> {
     found.retain(|process| match Reader::attach(*process) {
         // There is a file, so that it is of a process that was there before.
         Err(AttachError::Gone(_) | AttachError::ShowsNothing(_)) => {
-            // Another user's stays.
-            let _ = fs::remove_file(format!("{FOLDER}/{PREFIX}{process}"));
+            if !is_written(*process) {
+                // Another user's stays.
+                let _ = fs::remove_file(format!("{FOLDER}/{PREFIX}{process}"));
+            }
             false
         }
         other => other.is_ok(),
