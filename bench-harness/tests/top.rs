@@ -337,6 +337,15 @@ impl Tmux {
         assert!(self.command().args(arguments).status().unwrap().success());
     }
 
+    /// The process in it, a child of the shell.
+    fn process(&self) -> i32 {
+        let show = ["display-message", "-p", "#{pane_pid}"];
+        let shell = String::from_utf8(self.command().args(show).output().unwrap().stdout).unwrap();
+        let shell = shell.trim();
+        let children = fs::read_to_string(format!("/proc/{shell}/task/{shell}/children")).unwrap();
+        children.trim().parse().unwrap()
+    }
+
     fn press(&self, keys: &[&str]) {
         self.run(&[&["send-keys"], keys].concat());
     }
@@ -356,7 +365,8 @@ impl Drop for Tmux {
         if thread::panicking() {
             eprintln!("{}", self.screen());
         }
-        self.run(&["kill-server"]);
+        // It may have been ended.
+        let _ = self.command().arg("kill-server").output();
     }
 }
 
@@ -409,11 +419,7 @@ fn a_signal_ends_it_and_leaves_the_terminal_as_it_was() {
     let number = target.number();
     let Some(tmux) = Tmux::start("signal", &format!("{TOP} {number}")) else { return };
     tmux.shows("packets");
-    let shell = tmux.command().args(["display-message", "-p", "#{pane_pid}"]).output().unwrap();
-    let shell = String::from_utf8(shell.stdout).unwrap();
-    let shell = shell.trim();
-    let children = fs::read_to_string(format!("/proc/{shell}/task/{shell}/children")).unwrap();
-    let top = children.trim().parse().unwrap();
+    let top = tmux.process();
     // SAFETY: it is there until the signal ends it.
     assert_eq!(unsafe { libc::kill(top, libc::SIGTERM) }, 0);
     tmux.shows("code 0");
@@ -422,6 +428,19 @@ fn a_signal_ends_it_and_leaves_the_terminal_as_it_was() {
     // What is typed is seen again.
     tmux.press(&["seen"]);
     tmux.shows("seen");
+}
+
+#[test]
+fn it_ends_with_its_terminal() {
+    let target = Target::start();
+    let Some(tmux) = Tmux::start("end", &format!("{TOP} {}", target.number())) else { return };
+    tmux.shows("packets");
+    let top = tmux.process();
+    tmux.run(&["kill-server"]);
+    until("it has ended", || {
+        let state = fs::read_to_string(format!("/proc/{top}/stat"));
+        state.is_err() || state.unwrap().contains(") Z ")
+    });
 }
 
 #[test]

@@ -1,16 +1,22 @@
 //! The terminal, and the loop around all of it.
 //!
 //! The terminal is as it was when this ends, by whatever way: a key, a signal, a panic (`ratatui` has a hook for that).
+//!
+//! A thread waits for signals. The loop looks whether there was one; but where the terminal is gone, it may be in a read that never
+//! ends, and then the thread ends the program.
 
 use std::io;
+use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use alloc_core::report::{AttachError, Reader, Snapshot};
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use crate::app::{Action, App};
 use crate::draw::{self, Theme};
@@ -30,7 +36,7 @@ struct Screen {
 impl Drop for Screen {
     fn drop(&mut self) {
         // After a panic it is done already, and the cursor is below the message.
-        if !std::thread::panicking() {
+        if !thread::panicking() {
             ratatui::restore();
         }
     }
@@ -39,9 +45,16 @@ impl Drop for Screen {
 impl Screen {
     fn new() -> io::Result<Screen> {
         let is_over = Arc::new(AtomicBool::new(false));
-        for signal in [SIGTERM, SIGINT, SIGHUP] {
-            signal_hook::flag::register(signal, Arc::clone(&is_over))?;
-        }
+        let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+        let to_be_set = Arc::clone(&is_over);
+        thread::spawn(move || {
+            if signals.forever().next().is_some() {
+                to_be_set.store(true, Ordering::Relaxed);
+                thread::sleep(10 * PATIENCE);
+                let _ = ratatui::try_restore();
+                process::exit(0);
+            }
+        });
         Ok(Screen { terminal: ratatui::try_init()?, is_over })
     }
 
