@@ -304,7 +304,9 @@ extern "C" fn on_signal(_: c_int) {
 
 extern "C" fn end() {
     shared::close();
-    if let Some((setting, process)) = SETTING.get()
+    // A program that only reads the statistics of others has none.
+    if stats::gather().held > 0
+        && let Some((setting, process)) = SETTING.get()
         && (setting.destination.parts().1.is_some() || *process == os::process_id())
     {
         setting.write();
