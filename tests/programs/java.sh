@@ -47,7 +47,8 @@ public class Work {
 J
 }
 
+# Heaps of a fixed size, and code compiled when it is due: or else memory would say how busy the machine was.
 run() {
-    under javac Work.java
-    under java -Xmx256m Work "$SIZE"
+    under javac -J-Xbatch -J-XX:+UseSerialGC -J-Xms64m -J-Xmx64m Work.java
+    under java -Xbatch -XX:+UseSerialGC -Xms128m -Xmx128m Work "$SIZE"
 }

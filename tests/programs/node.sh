@@ -51,4 +51,5 @@ if (isMainThread) {
 J
 }
 
-run() { under node work.js "$SIZE"; }
+# Its collector works at the same places each time, or else memory would say how busy the machine was.
+run() { under node --single-threaded-gc --predictable-gc-schedule work.js "$SIZE"; }

@@ -1,5 +1,5 @@
 # A PostgreSQL server runs the transactions of pgbench, and questions that sort and hash: what was changed adds up. Its shared
-# memory is none of the allocator's, so of all its processes that memory counts which is neither shared nor a file's.
+# memory is none of the allocator's: it is counted how much all its processes together had at their highest that was neither shared nor a file's.
 packages="postgresql"
 binary=$(echo /usr/lib/postgresql/*/bin/postgres)
 
@@ -8,18 +8,6 @@ bin=$(dirname "$binary")
 [ "$(id -u)" != 0 ] || as=(runuser -u postgres --)
 
 prepare() { :; }
-
-# The most anonymous memory that the server's processes had together, looked at until it is gone.
-watch_memory() {
-    local most=0 now postmaster
-    while postmaster=$(head -n 1 "$data/postmaster.pid" 2> /dev/null); do
-        now=$(cat "/proc/$postmaster/status" $(pgrep -P "$postmaster" | sed 's#.*#/proc/&/status#') 2> /dev/null |
-            awk '/^RssAnon/ { sum += $2 } END { print sum + 0 }' || true)
-        most=$((now > most ? now : most))
-        sleep 0.1
-    done
-    echo "memory 0 0 0 $most" >> "$FIGURES"
-}
 
 run() {
     data=$("${as[@]}" mktemp -d /tmp/postgres.XXXXXX)
@@ -33,7 +21,6 @@ run() {
     local bench=("${as[@]}" "$bin/pgbench" -h "$data" -p "$PORT" -U postgres)
     local ask=("${as[@]}" "$bin/psql" -h "$data" -p "$PORT" -U postgres -X -q -A -t)
     patiently "${ask[@]}" -c 'SELECT 1'
-    watch_memory &
     client "${bench[@]}" -i -q -s 4 postgres 2> /dev/null
     client "${bench[@]}" -n -c 4 -j 1 -t $((500 * SIZE)) --random-seed 7 postgres | grep 'actually processed\|failed'
     client "${bench[@]}" -n -c 4 -j 1 -S -t $((1000 * SIZE)) --random-seed 7 postgres | grep 'actually processed\|failed'
@@ -47,7 +34,9 @@ SELECT md5(string_agg(t, ',' ORDER BY t)) FROM (SELECT md5(n::text) AS t FROM ge
 SELECT count(*), sum(n) FROM (SELECT md5((n % 50000)::text) AS k, count(*) AS n FROM generate_series(1, 60000 * $SIZE) AS n GROUP BY 1) AS s;
 SELECT sum(length(j->>'name')) FROM (SELECT jsonb_build_object('id', n, 'name', repeat('x', n % 100)) AS j
     FROM generate_series(1, 20000 * $SIZE) AS n) AS s;
+\! cat \$(pgrep -P $(head -n 1 postmaster.pid) | sed 's#.*#/proc/&/status#') | awk '/^VmHWM/ { n += \$2 } /^Rss(File|Shmem)/ { n -= \$2 } END { print "memory 0 0 0", n }' >> memory
 Q
+    cat memory >> "$FIGURES"
     kill -INT "$(head -n 1 "$pidfile")"
     wait
     rm -rf "$data"

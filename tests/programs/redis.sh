@@ -31,7 +31,7 @@ run() {
     patiently ask ping
     client redis-cli -p "$PORT" --pipe < commands | grep errors
     ask debug digest
-    client redis-benchmark -p "$PORT" -q -P 16 -c 20 -n $((70000 * SIZE)) -r 100000 -d 200 -t set,get,incr,lpush,rpop,sadd,hset \
+    client redis-benchmark -p "$PORT" -q -P 16 -c 20 -n $((40000 * SIZE)) -r 100000 -d 200 -t set,get,incr,lpush,rpop,sadd,hset \
         > /dev/null
     # Each `incr` counted one of these, each `lpush` was met by an `rpop`, and each value set is as long as was asked for.
     ask eval "local sum, odd = 0, 0
