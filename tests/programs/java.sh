@@ -20,7 +20,8 @@ public class Work {
                 .mapToObj(id -> new Row(id, Long.toString(random.nextLong(), 36), random.nextDouble()))
                 .collect(Collectors.toList());
             rows.sort(Comparator.comparing(Row::name));
-            var groups = rows.stream().collect(Collectors.groupingBy(row -> row.name().charAt(1), TreeMap::new, Collectors.counting()));
+            var groups = rows.stream()
+                .collect(Collectors.groupingBy(row -> row.name().charAt(1), TreeMap::new, Collectors.counting()));
             var text = groups + rows.stream().limit(3000).map(Row::toString).collect(Collectors.joining(";"));
             var deflater = new Deflater();
             deflater.setInput(text.getBytes());

@@ -13,6 +13,7 @@ prepare() {
 }
 
 run() {
+    rm -f error.log
     cat > nginx.conf <<N
 daemon off;
 worker_processes 2;
@@ -40,4 +41,5 @@ N
     curl --fail --silent "http://127.0.0.1:$PORT/" | grep -c 'txt'
     kill -QUIT "$(cat nginx.pid)"
     served
+    cat error.log >&2
 }

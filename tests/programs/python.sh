@@ -1,5 +1,5 @@
-# Python's own tests: of 39 modules, and of those of processes that talk to each other. What is measured leaves the second out, and
-# `threading`, which wait more than they work.
+# Python's own tests of 40 modules. What is measured leaves out those of threads and of processes that talk to each other, which
+# wait more than they work.
 packages="python3 libpython3.11-testsuite"
 binary=/usr/bin/python3.11
 

@@ -3,8 +3,9 @@
 # has to install, and `binary`, what the allocator has to be found in; it has the steps `prepare`, which makes what the program
 # works on, and `run`, which writes to standard output what must be the same under every allocator.
 #
-# The driver sets LIBRARY, what is preloaded; SIZE, how much there is to do: 1 to check, 10 to measure; PORT, free for a server;
-# CARGO, of the toolchain that builds Hayloft; FIGURES, where to append lines of "kind elapsed user system peak", in seconds and KiB. Steps run in a folder of their own.
+# The driver sets LIBRARY, what is preloaded; SIZE, how much there is to do, 1 to check, 10 to measure; PORT, free for a server;
+# CARGO, of the toolchain that builds Hayloft; FIGURES, the file to append to what was measured, as lines of "kind elapsed user
+# system peak" in seconds and KiB. Steps run in a folder of their own.
 set -euo pipefail
 export LC_ALL=C TZ=UTC PATH=/usr/sbin:/usr/bin:/sbin:/bin
 here=$(dirname "$(realpath "$0")")
@@ -18,7 +19,7 @@ measured() {
 # The program, under the allocator: its time counts, and its memory.
 under() { measured program env LD_PRELOAD="$LIBRARY" "$@"; }
 
-# serve PIDFILE SERVER...: the same for a server that stays, of which only the memory counts. It is ended with this step at the latest.
+# serve PIDFILE SERVER...: the same for a server, of which only the memory counts. It is ended with this step at the latest.
 serve() {
     pidfile=$1
     shift
