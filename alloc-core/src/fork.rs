@@ -40,8 +40,15 @@ fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
 /// any holder that is not itself in such a place.
 const ATTEMPTS: u32 = 100_000;
 
+/// Bytes that nobody needs with which a program may fork: it may be a shell, which does it all the time.
+const LEFT: usize = 256 << 10;
+
 extern "C" fn prepare() {
     let context = Context::pin();
+    // What nobody needs is not for the child to inherit. A handler leaves it.
+    if context.may_wait() && page::dirty() >= LEFT {
+        page::trim(context);
+    }
     let attempts = Cell::new(ATTEMPTS);
     // Whoever decides comes to an end, or is what this handler interrupted.
     while percpu::backend(context) == Backend::Undecided && attempts.get() > 0 {
