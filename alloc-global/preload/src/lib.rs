@@ -27,8 +27,8 @@ use core::ffi::{c_int, c_void};
 #[global_allocator]
 static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
 
-/// What the standard library unwinds with, from the compiler's archive: with the shared one, `libgcc_s`, each program would load
-/// another library at its start, for what only happens where a panic ends it.
+// What the standard library unwinds with, from the compiler's archive: with the shared one, `libgcc_s`, each program would load
+// another library at its start, for what only happens where a panic ends it.
 #[link(name = "gcc_eh", kind = "static", modifiers = "-bundle")]
 unsafe extern "C" {}
 
