@@ -414,7 +414,7 @@ fn measures(layout: Layout, flags: CacheFlags) -> Option<(usize, usize, usize)> 
 /// use alloc_core::cache::Cache;
 /// use std::alloc::Layout;
 ///
-/// let cache = Cache::builder("packets", Layout::new::<[u64; 16]>()).build()?;
+/// let cache = Cache::builder("plain packets", Layout::new::<[u64; 16]>()).build()?;
 /// let packet = cache.alloc()?;
 /// // SAFETY: allocated just now from this cache, and not used any more.
 /// unsafe { cache.free(packet) };
