@@ -11,7 +11,7 @@
 //! # Environment
 //! `HAYLOFT_BACKEND` chooses how per-CPU caches are operated: `rseq` (the default where the kernel has restartable
 //! sequences) or `fallback` (a try-lock per CPU). `HAYLOFT_THP` says when huge pages are asked for: `auto` (the default,
-//! from a heap of 256 MiB on, and for blocks of 8 MiB), `always` or `never`. `HAYLOFT_DECAY_MS` is how long memory may stay unneeded before it goes back to
+//! from a heap of 1 GiB on, and for blocks of 8 MiB), `always` or `never`. `HAYLOFT_DECAY_MS` is how long memory may stay unneeded before it goes back to
 //! the system (300 by default, 0 for at once), which with `HAYLOFT_BACKGROUND=0` happens in frees only. `HAYLOFT_LIMIT` is the
 //! most that there may be, as `512M`: beyond 7/8 of it, or the first part of `400M:512M`, free memory goes back at once;
 //! so it does where the kernel says that memory is short, unless `HAYLOFT_PRESSURE=0`. All are read once; a value that is none of
