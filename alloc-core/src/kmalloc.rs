@@ -12,7 +12,9 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::node;
-use crate::objects::{self, checked_in, checked_out, defer, free_deferred, free_run, may_reclaim};
+use crate::objects::{
+    self, checked_in, checked_out, defer, free_deferred, free_run, have_reclaimer, may_reclaim,
+};
 use crate::os::{self, Remapped};
 use crate::page::{self, Unit};
 use crate::percpu;
@@ -211,7 +213,9 @@ extern "C" fn alloc_large(layout: Layout, zeroed: bool) -> *mut u8 {
     }
     Context::enter(|context| {
         free_deferred(context);
-        alloc_run(context, layout, zeroed)
+        let block = alloc_run(context, layout, zeroed);
+        have_reclaimer(context);
+        block
     })
 }
 

@@ -1,12 +1,14 @@
 //! Reclaim: memory that nobody needs goes back to the system, while the program is idle, too.
 //!
-//! A thread of ours ends *windows* of time, and what was unneeded all through one goes a step further. It is made by the first free
-//! that leaves [`SPAWN_FROM`] bytes behind, or a heap of [`SPAWN_FROM_ALL`], and sleeps while there is nothing to give back; so a
+//! A thread of ours ends *windows* of time, and what was unneeded all through one goes a step further. It is made once
+//! [`SPAWN_FROM`] bytes are unneeded, or the heap has [`SPAWN_FROM_ALL`], and sleeps while there is nothing to give back; so a
 //! small program never has it, and an idle one is not woken. It has all signals blocked, and is not one of those that act as
 //! CPUs: programs that need none of these have memory to give back, too.
 //!
-//! It is not made on a thread that has signals blocked, which may be in a handler that interrupted the making of a thread.
-//! With `HAYLOFT_BACKGROUND=0`, or where there can be no thread, frees look at a clock.
+//! Only an allocation makes it. A free may be one of the C library's, which frees the thread-locals of threads that ended under the
+//! very lock that it needs to make a thread (glibc's `dl_stack_cache_lock`). Nor is it made on a thread that has signals blocked, which
+//! may be in a handler that interrupted the making of a thread. Until there is one, with `HAYLOFT_BACKGROUND=0`, or where there
+//! can be none, frees look at a clock.
 //!
 //! `HAYLOFT_DECAY_MS` is how long pages may stay unneeded: two windows of a third each, and some time to give them back; 0 gives
 //! them back at once. What CPUs and nodes keep for those takes a window or two more.
@@ -44,11 +46,11 @@ const MAX_DECAY_MS: u32 = 60 * 60 * 1000;
 static STATE: AtomicU8 = AtomicU8::new(UNKNOWN);
 /// Settings were not read.
 const UNKNOWN: u8 = 0;
+/// Frees, by the clock; the next allocation makes the thread, if it is worth it.
+const NOBODY: u8 = 1;
 /// Frees, by the clock.
-const CLOCK: u8 = 1;
-/// Nobody yet.
-const NOBODY: u8 = 2;
-/// Nobody yet, but somebody makes the thread.
+const CLOCK: u8 = 2;
+/// Nobody, but somebody makes the thread.
 const SPAWNING: u8 = 3;
 /// The thread.
 const THREAD: u8 = 4;
@@ -87,15 +89,12 @@ fn freed_without_thread(context: Context, end_window: Window) {
         return;
     }
     match STATE.load(Ordering::Relaxed) {
-        UNKNOWN => {
-            let settled = settings();
-            // Unless somebody was faster, whose thread may be there already.
-            _ = STATE.compare_exchange(UNKNOWN, settled, Ordering::Relaxed, Ordering::Relaxed);
-        }
+        UNKNOWN => settle(),
         AT_ONCE => {
             page::trim(context);
         }
-        CLOCK => {
+        NOBODY if !is_worth_a_thread() => {}
+        CLOCK | NOBODY => {
             /// When the last window ended, in milliseconds.
             static LAST: AtomicU64 = AtomicU64::new(0);
             let (now, last) = (os::milliseconds(), LAST.load(Ordering::Relaxed));
@@ -105,13 +104,38 @@ fn freed_without_thread(context: Context, end_window: Window) {
                 end_window(context, pressure::is_high());
             }
         }
-        NOBODY if is_worth_a_thread() && !os::has_signals_blocked() => spawn(end_window),
         _ => {}
+    }
+}
+
+/// To be called at the end of what allocates beyond sheaves, without any lock. `end_window` as in [`freed`].
+#[inline]
+pub(crate) fn allocated(context: Context, end_window: Window) {
+    if STATE.load(Ordering::Relaxed) <= NOBODY && context.may_wait() && is_worth_a_thread() {
+        make_thread(end_window);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn make_thread(end_window: Window) {
+    settle();
+    if STATE.load(Ordering::Relaxed) == NOBODY && !os::has_signals_blocked() {
+        spawn(end_window);
     }
 }
 
 fn is_worth_a_thread() -> bool {
     page::dirty() >= SPAWN_FROM || page::charged() >= SPAWN_FROM_ALL
+}
+
+/// Reads the settings, unless they were read.
+fn settle() {
+    if STATE.load(Ordering::Relaxed) == UNKNOWN {
+        let settled = settings();
+        // Unless somebody was faster, whose thread may be there already.
+        _ = STATE.compare_exchange(UNKNOWN, settled, Ordering::Relaxed, Ordering::Relaxed);
+    }
 }
 
 fn settings() -> u8 {

@@ -1,16 +1,15 @@
-//! `operator new` and `operator delete` of C++, by their names in the Itanium ABI, where `m` is `std::size_t`.
+//! `operator new` and `operator delete` of C++, by their names in the Itanium ABI, where `m` is `std::size_t`: the two that programs
+//! call most, and those that the standard has call these. The others are left to the C++ library, whose `nothrow` forms call the
+//! ones here and catch what they throw, and whose aligned forms call `aligned_alloc` and `free`.
 //!
-//! They are here, though those of the C++ library would call `malloc`, because they are one call less, and because its `delete`
-//! of an aligned block may be another function than `free`.
+//! A program may replace the basic two alone, by `new` that writes a header in front of a block, say. So what is defined in terms
+//! of them calls whatever has their names ([new.delete] of the standard); a block of ours would lack the header.
 //!
-//! A plain `new` that finds no memory has to call the program's new-handler until there is some, and to throw `std::bad_alloc` if
+//! A `new` that finds no memory has to call the program's new-handler until there is some, and to throw `std::bad_alloc` if
 //! there is no handler. Only the C++ library knows the one and can do the other, and a program in C has none: so both
 //! functions are weak references, bound where the program or a library of it had them at its start (or is linked with them), and
 //! looked up otherwise, for the library may have come with a plugin. Where there is none, the program is not told of any failure
 //! that it could deal with, and ends.
-//!
-//! A `new` that must not throw answers null at once. It should ask the new-handler as well, but that may throw, and only C++
-//! can catch that. A program that uses this form deals with null.
 
 use core::arch::global_asm;
 use core::ffi::{CStr, c_void};
@@ -22,7 +21,8 @@ use alloc_core::by_address;
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("std::size_t has another letter");
 
-// The compiler has no weak references. This is one for each function: a word that the linker or the loader fills in.
+// The compiler has no weak references, and binds what this library defines to itself. So each of these functions has a word that
+// the linker or the loader fills in.
 global_asm!(
     ".weak _ZSt15get_new_handlerv",
     ".weak _ZSt17__throw_bad_allocv",
@@ -34,12 +34,24 @@ global_asm!(
     ".hidden hayloft_throw_bad_alloc",
     ".globl hayloft_throw_bad_alloc",
     "hayloft_throw_bad_alloc: .quad _ZSt17__throw_bad_allocv",
+    ".hidden hayloft_new",
+    ".globl hayloft_new",
+    "hayloft_new: .quad _Znwm",
+    ".hidden hayloft_delete",
+    ".globl hayloft_delete",
+    "hayloft_delete: .quad _ZdlPv",
+    ".hidden hayloft_delete_array",
+    ".globl hayloft_delete_array",
+    "hayloft_delete_array: .quad _ZdaPv",
     ".popsection",
 );
 
 unsafe extern "C" {
     static hayloft_get_new_handler: *mut c_void;
     static hayloft_throw_bad_alloc: *mut c_void;
+    static hayloft_new: unsafe extern "C-unwind" fn(usize) -> *mut c_void;
+    static hayloft_delete: unsafe extern "C-unwind" fn(*mut c_void);
+    static hayloft_delete_array: unsafe extern "C-unwind" fn(*mut c_void);
 }
 
 type Handler = unsafe extern "C-unwind" fn();
@@ -86,12 +98,12 @@ fn handle_failure() {
     }
 }
 
-/// What follows a miss of a `new` that throws.
+/// What follows a miss.
 #[cold]
 #[inline(never)]
-extern "C-unwind" fn new_slow(size: usize, align: usize) -> *mut c_void {
+extern "C-unwind" fn new_slow(size: usize) -> *mut c_void {
     loop {
-        let block = by_address::alloc_aligned(size, align);
+        let block = by_address::alloc(size);
         if !block.is_null() {
             return block.cast();
         }
@@ -99,62 +111,58 @@ extern "C-unwind" fn new_slow(size: usize, align: usize) -> *mut c_void {
     }
 }
 
-#[cold]
-#[inline(never)]
-extern "C" fn try_new_slow(size: usize, align: usize) -> *mut c_void {
-    by_address::alloc_aligned(size, align).cast()
+/// `operator new(std::size_t)`
+#[unsafe(no_mangle)]
+extern "C-unwind" fn _Znwm(size: usize) -> *mut c_void {
+    match by_address::pop(size) {
+        Some(block) => block.as_ptr().cast(),
+        None => new_slow(size),
+    }
 }
 
-/// The forms of `new`: by size, by size and alignment, and both with `std::nothrow`.
-macro_rules! new {
-    ($plain:ident $aligned:ident $nothrow:ident $aligned_nothrow:ident) => {
-        #[unsafe(no_mangle)]
-        extern "C-unwind" fn $plain(size: usize) -> *mut c_void {
-            match by_address::pop(size) {
-                Some(block) => block.as_ptr().cast(),
-                None => new_slow(size, 1),
-            }
-        }
-
-        #[unsafe(no_mangle)]
-        extern "C-unwind" fn $aligned(size: usize, align: usize) -> *mut c_void {
-            new_slow(size, align)
-        }
-
-        #[unsafe(no_mangle)]
-        extern "C" fn $nothrow(size: usize, _: *const c_void) -> *mut c_void {
-            match by_address::pop(size) {
-                Some(block) => block.as_ptr().cast(),
-                None => try_new_slow(size, 1),
-            }
-        }
-
-        #[unsafe(no_mangle)]
-        extern "C" fn $aligned_nothrow(size: usize, align: usize, _: *const c_void) -> *mut c_void {
-            try_new_slow(size, align)
-        }
-    };
+/// `operator delete(void *)`
+///
+/// # Safety
+/// As `free`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn _ZdlPv(block: *mut c_void) {
+    // SAFETY: the caller's promise.
+    unsafe { by_address::free(block.cast()) }
 }
 
-new!(_Znwm _ZnwmSt11align_val_t _ZnwmRKSt9nothrow_t _ZnwmSt11align_val_tRKSt9nothrow_t);
-new!(_Znam _ZnamSt11align_val_t _ZnamRKSt9nothrow_t _ZnamSt11align_val_tRKSt9nothrow_t);
-
-/// The forms of `delete`. A block is known by its address, so that what else they are told does not matter.
-macro_rules! delete {
-    ($($name:ident)*) => {$(
-        /// # Safety
-        /// As `free`.
-        #[unsafe(no_mangle)]
-        unsafe extern "C" fn $name(block: *mut c_void) {
-            // SAFETY: the caller's promise.
-            unsafe { by_address::free(block.cast()) }
-        }
-    )*};
+/// `operator new[](std::size_t)`
+#[unsafe(no_mangle)]
+extern "C-unwind" fn _Znam(size: usize) -> *mut c_void {
+    // SAFETY: a word that the linker or the loader filled in; so below.
+    unsafe { hayloft_new(size) }
 }
 
-delete! {
-    _ZdlPv _ZdlPvm _ZdlPvSt11align_val_t _ZdlPvmSt11align_val_t
-    _ZdlPvRKSt9nothrow_t _ZdlPvSt11align_val_tRKSt9nothrow_t
-    _ZdaPv _ZdaPvm _ZdaPvSt11align_val_t _ZdaPvmSt11align_val_t
-    _ZdaPvRKSt9nothrow_t _ZdaPvSt11align_val_tRKSt9nothrow_t
+/// `operator delete(void *, std::size_t)`. A block is known by its address.
+///
+/// # Safety
+/// As `free`.
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn _ZdlPvm(block: *mut c_void, _: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { hayloft_delete(block) }
+}
+
+/// `operator delete[](void *)`
+///
+/// # Safety
+/// As `free`.
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn _ZdaPv(block: *mut c_void) {
+    // SAFETY: the caller's promise.
+    unsafe { hayloft_delete(block) }
+}
+
+/// `operator delete[](void *, std::size_t)`
+///
+/// # Safety
+/// As `free`.
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn _ZdaPvm(block: *mut c_void, _: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { hayloft_delete_array(block) }
 }

@@ -53,6 +53,14 @@ fn operators() {
     }
 }
 
+#[test]
+fn operators_that_the_program_replaces() {
+    if is_there("c++") {
+        let arguments = [CXX[0], "-Wno-sized-deallocation"];
+        check_preloaded(&compile("c++", "replaced.cc", "replaced", arguments));
+    }
+}
+
 /// `libhayloft.a`, and what Rust's standard library needs of the system's.
 fn archive() -> [PathBuf; 5] {
     let library = libraries().join("libhayloft.a");
@@ -76,9 +84,14 @@ fn operators_of_the_archive() {
             "operators-archive",
             CXX.map(PathBuf::from).into_iter().chain(archive()),
         );
-        for name in
-            ["every_form", "failure_throws", "handler_is_asked", "handler_may_throw", "library"]
-        {
+        for name in [
+            "every_form",
+            "failure_throws",
+            "handler_is_asked",
+            "handler_may_throw",
+            "nothrow_asks",
+            "library",
+        ] {
             output_of(Command::new(&program).arg(name));
         }
     }
@@ -94,7 +107,7 @@ fn without_shared_libraries() {
         output_of(Command::new(&program).arg(name));
     }
     let program = compile("cc", "threads.c", "threads-static", &arguments);
-    for name in ["exchanges", "short_lives", "forks", "fork_handlers"] {
+    for name in ["exchanges", "short_lives", "forks", "fork_handlers", "joined_elsewhere"] {
         output_of(Command::new(&program).arg(name));
     }
 }

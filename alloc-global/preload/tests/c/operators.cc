@@ -100,6 +100,17 @@ void handler_is_asked()
     CHECK(handled == 3);
 }
 
+void nothrow_asks()
+{
+    std::set_new_handler([] {
+        handled++;
+        throw std::bad_alloc();
+    });
+    CHECK(!operator new(hidden(TOO_MUCH), std::nothrow));
+    CHECK(!operator new[](hidden(TOO_MUCH), std::nothrow));
+    CHECK(handled == 2);
+}
+
 struct Own : std::bad_alloc {};
 
 void handler_may_throw()
@@ -155,7 +166,7 @@ int main(int argc, char **argv)
 {
     static const struct check checks[] = {
         ENTRY(every_form), ENTRY(ours), ENTRY(failure_throws), ENTRY(nothrow_answers_null),
-        ENTRY(handler_is_asked), ENTRY(handler_may_throw), ENTRY(library),
+        ENTRY(handler_is_asked), ENTRY(nothrow_asks), ENTRY(handler_may_throw), ENTRY(library),
     };
     return run_checks(checks, sizeof checks / sizeof *checks, argc, argv);
 }

@@ -1,6 +1,7 @@
 /* Threads that pass blocks on, and forks amid them. */
 #include "check.h"
 #include <pthread.h>
+#include <sched.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -45,6 +46,53 @@ static void *exchange(void *argument)
         end(__atomic_exchange_n(&slots[next(&state) % SLOTS], block, __ATOMIC_ACQ_REL));
     }
     return NULL;
+}
+
+static void go_to_cpu(int cpu)
+{
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    CHECK(sched_setaffinity(0, sizeof one, &one) == 0);
+}
+
+static void *end_at_once(void *argument)
+{
+    return argument;
+}
+
+/* The C library frees the thread-locals of threads that bring their stacks under the lock that it makes threads under. Where they
+   end on another CPU than that of their making, such frees are no hits. */
+static void joined_elsewhere(void)
+{
+    enum { JOINED = 64, STACK = 64 << 10 };
+    static char stacks[JOINED][STACK] __attribute__((aligned(4096)));
+    cpu_set_t all;
+    int first = -1, last = -1;
+    CHECK(sched_getaffinity(0, sizeof all, &all) == 0);
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
+        if (CPU_ISSET(cpu, &all)) {
+            first = first < 0 ? cpu : first;
+            last = cpu;
+        }
+    for (int i = 0; i < 64; i++) {
+        void *block = malloc(512 << 10);
+        CHECK(block);
+        memset(block, 1, 512 << 10);
+    }
+    for (int round = 0; round < 8; round++) {
+        pthread_t threads[JOINED];
+        go_to_cpu(first);
+        for (int i = 0; i < JOINED; i++) {
+            pthread_attr_t attributes;
+            CHECK(pthread_attr_init(&attributes) == 0);
+            CHECK(pthread_attr_setstack(&attributes, stacks[i], STACK) == 0);
+            CHECK(pthread_create(&threads[i], &attributes, end_at_once, NULL) == 0);
+        }
+        go_to_cpu(last);
+        for (int i = 0; i < JOINED; i++)
+            CHECK(pthread_join(threads[i], NULL) == 0);
+    }
 }
 
 static void run(void (*meanwhile)(void))
@@ -138,6 +186,7 @@ int main(int argc, char **argv)
 {
     static const struct check checks[] = {
         ENTRY(exchanges), ENTRY(short_lives), ENTRY(forks), ENTRY(fork_handlers),
+        ENTRY(joined_elsewhere),
     };
     return run_checks(checks, sizeof checks / sizeof *checks, argc, argv);
 }
