@@ -9,13 +9,22 @@
 //! ```
 //!
 //! # Environment
-//! `HAYLOFT_BACKEND` chooses how per-CPU caches are operated: `rseq` (the default where the kernel has restartable
-//! sequences) or `fallback` (a try-lock per CPU). `HAYLOFT_THP` says when huge pages are asked for: `auto` (the default,
-//! from a heap of 1 GiB on, and for blocks of 8 MiB), `always` or `never`. `HAYLOFT_DECAY_MS` is how long memory may stay unneeded before it goes back to
-//! the system (300 by default, 0 for at once), which with `HAYLOFT_BACKGROUND=0` happens in frees only. `HAYLOFT_LIMIT` is the
-//! most that there may be, as `512M`: beyond 7/8 of it, or the first part of `400M:512M`, free memory goes back at once;
-//! so it does where the kernel says that memory is short, unless `HAYLOFT_PRESSURE=0`. All are read once; a value that is none of
-//! these is named in a line on stderr and ignored.
+//! Read once; a value that makes no sense is named in a line on stderr and ignored. In programs that run with rights that their user
+//! does not have (set-uid), all are ignored. The README of the repository has their ranges.
+//!
+//! | variable | says |
+//! |---|---|
+//! | `HAYLOFT_BACKEND` | how per-CPU caches are operated: `rseq` (the default where the kernel has restartable sequences) or `fallback` (a try-lock per CPU) |
+//! | `HAYLOFT_LIMIT` | the most that there may be, as `512M`: beyond 7/8 of it, or the first part of `400M:512M`, free memory goes back at once |
+//! | `HAYLOFT_DECAY_MS` | how long memory may stay unneeded before it goes back to the system: 300 by default, 0 for at once |
+//! | `HAYLOFT_BACKGROUND` | whether a thread does that in idle programs, too (`1`, the default), or it happens in frees only (`0`) |
+//! | `HAYLOFT_PRESSURE` | whether all of it goes back where the kernel says that memory is short: `1` (the default), `0`, or the path of a file that says so |
+//! | `HAYLOFT_THP` | when huge pages are asked for: `auto` (the default, from a heap of 1 GiB on, and for blocks of 8 MiB), `always` or `never` |
+//! | `HAYLOFT_STATS` | where statistics are written, how and when: see [`report`] |
+//! | `HAYLOFT_STATS_SHM` | `1`: they are shown to `hayloft-top` |
+//! | `HAYLOFT_IRQ` | how work that was queued for a CPU is run: `hard` (the default, in a signal handler), `threaded` or `none` |
+//! | `HAYLOFT_IRQ_SIGNAL` | the real-time signal for it |
+//! | `HAYLOFT_SYSFS`, `HAYLOFT_FAULT`, `HAYLOFT_PAGE_SIZE` | for tests: where nodes are read from, system calls that are to fail, larger pages |
 //!
 //! # Features
 //! None is on unless it is asked for.

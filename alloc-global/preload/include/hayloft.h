@@ -2,8 +2,10 @@
  * What Hayloft has beyond malloc and free: to be used with libhayloft.so or libhayloft.a, which have the functions of the C
  * standard, POSIX and glibc as well, under their names.
  *
- * Unless it says otherwise, a function that allocates answers null and sets errno where it fails. What is allocated by any of these
- * may be freed by free().
+ * Unless it says otherwise, a function that allocates answers null and sets errno where it fails. Blocks and objects that any of
+ * these allocates may be freed by free().
+ *
+ * Variables of the environment set how it behaves: see the table in README.md, https://github.com/hayloft-alloc/hayloft#settings
  */
 #ifndef HAYLOFT_H
 #define HAYLOFT_H
@@ -23,7 +25,8 @@ void hayloft_free_nolock(void *block);
 /* Gives all memory back to the system that no block in use needs; how many bytes it got. Not for signal handlers. */
 size_t hayloft_trim(void);
 
-/* Waits until all that was freed before, in whatever context, is free in earnest. Not for signal handlers. */
+/* Waits until all that was freed before, in whatever context, is free in earnest. Starts threads, as hayloft_cache_create() does.
+ * Not for signal handlers. */
 void hayloft_barrier(void);
 
 /* Numbers of the whole allocator, each as it was at some time. In any context, a signal handler included. */
@@ -59,8 +62,15 @@ typedef struct hayloft_cache hayloft_cache;
 #define HAYLOFT_CACHE_HWCACHE_ALIGN 4u /* objects start on a cache line, or the part of one that they fill */
 #define HAYLOFT_CACHE_PANIC_ON_LEAK 8u /* hayloft_cache_destroy() ends the process if objects are in use */
 
-/* Makes a cache of objects of this size and alignment (0 for that of a pointer). The name is copied; no two caches have the same
- * (EEXIST). Not for signal handlers. */
+/* Makes a cache of objects of this size and alignment (0 for that of a pointer). The name is copied. The first cache starts a
+ * thread for each CPU that the process may use, pinned to it and asleep unless frees had to be put off, with all signals blocked
+ * but one real-time signal. Not for signal handlers. Where it fails errno is
+ *
+ *     EEXIST  where another cache has the name;
+ *     EINVAL  where the size is 0 or above 32 KiB less 8 bytes, the alignment above 4096 or no power of two, a flag unknown, or
+ *             the name empty, not UTF-8, or begins with "kmalloc-";
+ *     ENOSPC  where there are 255 already, those that share slabs counted as one;
+ *     ENOMEM  where there is no memory. */
 hayloft_cache *hayloft_cache_create(const char *name, size_t size, size_t align, unsigned flags);
 
 /* Destroys a cache that nobody uses: 0; or -1 and EBUSY if objects of it are in use, and then it is as it was. Not for signal

@@ -15,7 +15,7 @@ pub struct Machine {
     pub cpus: usize,
     /// What governs their frequency: `performance`, `schedutil` and the like; `unknown` in most virtual machines.
     pub governor: String,
-    /// The kernel's release.
+    /// The kernel's release, without what who built it added.
     pub kernel: String,
     /// Installed memory, in MiB.
     pub memory_mib: u64,
@@ -33,7 +33,8 @@ impl Machine {
             cpus: thread::available_parallelism().map_or(1, usize::from),
             governor: read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
                 .unwrap_or_else(unknown),
-            kernel: read("/proc/sys/kernel/osrelease").unwrap_or_else(unknown),
+            kernel: read("/proc/sys/kernel/osrelease")
+                .map_or_else(unknown, |release| version(&release).to_owned()),
             memory_mib: field("/proc/meminfo", "MemTotal")
                 .and_then(|size| size.trim_end_matches(" kB").parse::<u64>().ok())
                 .map_or(0, |kib| kib / 1024),
@@ -60,6 +61,11 @@ fn field(path: &str, name: &str) -> Option<String> {
     pairs.find(|(key, _)| key.trim() == name).map(|(_, value)| value.trim().to_owned())
 }
 
+/// The version in a release such as `6.1.0-18-amd64`.
+fn version(release: &str) -> &str {
+    release.split('-').next().unwrap_or(release)
+}
+
 /// The chosen one in a list such as `always [madvise] never`.
 fn bracketed(modes: &str) -> Option<String> {
     let (_, rest) = modes.split_once('[')?;
@@ -75,6 +81,12 @@ fn rustc_version() -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_release_begins_with_its_version() {
+        assert_eq!(version("6.1.0-18-amd64"), "6.1.0");
+        assert_eq!(version("6.18.44"), "6.18.44");
+    }
 
     #[test]
     fn the_chosen_mode_is_in_brackets() {
