@@ -225,6 +225,10 @@ fn caches_that_cannot_be() {
 
     let first = plain("a name", 8);
     assert_eq!(Cache::builder("a name", layout(8, 8)).build().err(), Some(CacheError::NameTaken));
+    assert_eq!(
+        Cache::builder("kmalloc-64", layout(64, 8)).build().err(),
+        Some(CacheError::NameTaken)
+    );
     drop(first);
     plain("a name", 8).destroy().expect("nothing is in use");
 }

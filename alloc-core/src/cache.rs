@@ -34,6 +34,7 @@ use core::mem::{self, ManuallyDrop, MaybeUninit};
 use core::ops::{BitOr, Deref, DerefMut};
 use core::ptr::{self, NonNull};
 use std::boxed::Box;
+use std::string::String;
 use std::vec::Vec;
 
 use crate::cpu::{self, CpusReadGuard};
@@ -154,7 +155,7 @@ pub enum CacheError {
     TooLarge,
     /// The name is empty.
     NoName,
-    /// Another cache has that name.
+    /// Another cache has that name, or it starts with `kmalloc-`, as those of size classes do.
     NameTaken,
     /// [`CacheFlags::ZERO`] would undo what a constructor made, or what readers look at.
     Contradiction,
@@ -193,7 +194,7 @@ unsafe impl Sync for DestroyError {}
 
 impl DestroyError {
     /// How many objects the program has; 0 where the kernel (before 5.10, or on CPUs that this thread may not run on) cannot take
-    /// objects from the sheaves of other CPUs.
+    /// objects from the sheaves of other CPUs. Where memory is short, those that there was room to list.
     #[must_use]
     pub fn live(&self) -> usize {
         self.objects.len()
@@ -260,6 +261,20 @@ static ENTRIES: Entries = {
 struct Named {
     name: Box<str>,
     next: *mut Named,
+}
+
+impl Named {
+    /// On the heap of the program; `None` where there is no memory.
+    fn new(name: &str) -> Option<Box<Named>> {
+        let mut copy = String::new();
+        copy.try_reserve_exact(name.len()).ok()?;
+        copy.push_str(name);
+        let mut room = Vec::new();
+        room.try_reserve_exact(1).ok()?;
+        room.push(Named { name: copy.into_boxed_str(), next: ptr::null_mut() });
+        // SAFETY: a slice of one has the layout of that one.
+        Some(unsafe { Box::from_raw(Box::into_raw(room.into_boxed_slice()).cast()) })
+    }
 }
 
 struct Names(UnsafeCell<*mut Named>);
@@ -345,7 +360,10 @@ impl Builder<'_> {
         }
         let (size, stride, align) = measures(layout, flags).ok_or(CacheError::TooLarge)?;
         let mergeable = !kept && constructor.is_none() && !flags.contains(CacheFlags::NO_MERGE);
-        let named = Box::new(Named { name: name.into(), next: ptr::null_mut() });
+        if name.starts_with("kmalloc-") {
+            return Err(CacheError::NameTaken);
+        }
+        let named = Named::new(name).ok_or(CacheError::OutOfMemory)?;
 
         let cpus = cpu::read_lock();
         let mut caches = slab_mutex(&cpus);
@@ -654,7 +672,11 @@ impl Cache {
             if objects::census(self.class).counts.slabs > 0 {
                 let mut out = Vec::new();
                 if flushed {
-                    objects::for_each_out(self.class, &mut |object| out.push(object));
+                    objects::for_each_out(self.class, &mut |object| {
+                        if out.try_reserve(1).is_ok() {
+                            out.push(object);
+                        }
+                    });
                 }
                 return Err(out);
             }

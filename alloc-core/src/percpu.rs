@@ -179,11 +179,11 @@ pub(crate) enum Event {
 /// How many kinds there are.
 const EVENTS: usize = Event::NewSlab as usize + 1;
 
-/// Counts for this CPU, unless it has no sheaves. Without a locked instruction, which batches would notice: what is counted while a
-/// thread is interrupted right here, and another one counts the same, is lost.
+/// Counts for this CPU, unless it has no sheaves. By one instruction, but without a lock, where there is such a thing: what is counted is
+/// lost only where a thread moves to another CPU right before it, and both count at the same moment.
 pub(crate) fn count(class: Class, event: Event, more: usize) {
     if let Some(word) = event_words(cpu(), class).get(event as usize) {
-        word.store(word.load(Ordering::Relaxed) + more as u64, Ordering::Relaxed);
+        arch::add(word, more as u64);
     }
 }
 

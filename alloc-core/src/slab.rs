@@ -89,8 +89,9 @@ static SHAPES: Shapes = {
 /// The shape of a class.
 #[inline(always)]
 pub(crate) fn shape(class: Class) -> &'static Shape {
-    // SAFETY: a class's number is below `MAX_CLASSES`, and its shape is not written as long as it is in use.
-    unsafe { (*SHAPES.0.get()).get_unchecked(class.index()) }
+    // SAFETY: a class's number is below `MAX_CLASSES`, and its shape is not written as long as it is in use; those of others may be,
+    // so there is no reference to all.
+    unsafe { &*SHAPES.0.get().cast::<Shape>().add(class.index()) }
 }
 
 /// Settles how slabs of a class of an object cache are cut.

@@ -5,6 +5,7 @@
 
 use super::{CLOSED, HEADERS, REGION_SHIFT, RseqArea};
 use core::arch::{asm, global_asm};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 /// This build has restartable sequences; whether the kernel grants them is seen at run time.
 pub(crate) const HAVE_RSEQ: bool = true;
@@ -364,6 +365,11 @@ pub(crate) fn libc_rseq() -> Option<isize> {
         );
         if offset.is_null() || size.is_null() || *size == 0 { None } else { Some(*offset) }
     }
+}
+
+/// Adds to a word that mostly this CPU writes, such that nobody on it comes in between.
+pub(crate) fn add(word: &AtomicU64, more: u64) {
+    word.fetch_add(more, Ordering::Relaxed);
 }
 
 /// The number of the CPU this thread runs on, if the thread is registered.

@@ -62,7 +62,7 @@ mod imp;
 mod imp;
 
 pub(crate) use imp::{
-    HAVE_RSEQ, cpu, depth, libc_rseq, open, own_rseq, pop, pop_batch, publish_region,
+    HAVE_RSEQ, add, cpu, depth, libc_rseq, open, own_rseq, pop, pop_batch, publish_region,
     publish_rseq_offset, push, push_batch, thread_pointer, widen,
 };
 

@@ -6,6 +6,7 @@ extern crate std;
 use super::RseqArea;
 use core::cell::Cell;
 use core::ptr;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 pub(crate) const HAVE_RSEQ: bool = false;
 
@@ -45,6 +46,10 @@ pub(crate) unsafe fn publish_rseq_offset(_offset: isize) {}
 
 pub(crate) fn libc_rseq() -> Option<isize> {
     None
+}
+
+pub(crate) fn add(word: &AtomicU64, more: u64) {
+    word.fetch_add(more, Ordering::Relaxed);
 }
 
 pub(crate) fn cpu() -> Option<usize> {

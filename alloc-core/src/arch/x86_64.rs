@@ -10,6 +10,7 @@
 
 use super::{CLOSED, HEADERS, REGION_SHIFT, RseqArea};
 use core::arch::{asm, global_asm};
+use core::sync::atomic::AtomicU64;
 
 /// This build has restartable sequences; whether the kernel grants them is seen at run time.
 pub(crate) const HAVE_RSEQ: bool = true;
@@ -407,6 +408,16 @@ pub(crate) fn libc_rseq() -> Option<isize> {
         );
         if offset.is_null() || size.is_null() || *size == 0 { None } else { Some(*offset) }
     }
+}
+
+/// Adds to a word that mostly this CPU writes, such that nobody on it comes in between.
+#[inline(always)]
+pub(crate) fn add(word: &AtomicU64, more: u64) {
+    // SAFETY: a word that is only used as an atomic. One instruction is done or not, when the thread is interrupted; without a lock
+    // it costs what a store does.
+    unsafe {
+        asm!("add qword ptr [{}], {}", in(reg) word.as_ptr(), in(reg) more, options(nostack))
+    };
 }
 
 /// The number of the CPU this thread runs on, if the thread is registered.

@@ -242,7 +242,8 @@ pub(crate) fn current_cpu_and_node() -> (usize, usize) {
     (cpu as usize, node as usize)
 }
 
-/// An open file.
+/// An open file. It is opened, read, written and closed by bare system calls: those of the C library are where a thread may be
+/// cancelled (`pthread_cancel`), which must not be in the midst of a slow path.
 pub(crate) struct File(c_int);
 
 impl File {
@@ -273,7 +274,7 @@ impl File {
     fn read<'a>(&self, room: &'a mut [u8]) -> Option<&'a [u8]> {
         let _errno = SavedErrno::new();
         // SAFETY: the room is ours and its length is given.
-        let len = unsafe { libc::read(self.0, room.as_mut_ptr().cast(), room.len()) };
+        let len = unsafe { libc::syscall(libc::SYS_read, self.0, room.as_mut_ptr(), room.len()) };
         usize::try_from(len).ok().and_then(|len| room.get(..len))
     }
 }
@@ -282,7 +283,7 @@ impl Drop for File {
     fn drop(&mut self) {
         let _errno = SavedErrno::new();
         // SAFETY: the file is ours.
-        unsafe { libc::close(self.0) };
+        unsafe { libc::syscall(libc::SYS_close, self.0) };
     }
 }
 
@@ -600,10 +601,14 @@ pub(crate) fn milliseconds() -> u64 {
     now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
 }
 
-/// The value of an environment variable; valid until the program changes its environment.
+/// The value of an environment variable; valid until the program changes its environment. None, if the program has rights that who
+/// started it does not have, who must not have it open files then, or run out of memory.
 pub(crate) fn env(name: &CStr) -> Option<&'static [u8]> {
     // SAFETY: `getenv` reads the environment as any library's start-up does; the value is read at once by our callers.
     unsafe {
+        if libc::getauxval(libc::AT_SECURE) != 0 {
+            return None;
+        }
         let value = libc::getenv(name.as_ptr());
         (!value.is_null()).then(|| CStr::from_ptr(value).to_bytes())
     }
@@ -614,11 +619,11 @@ pub(crate) fn write_all(file: c_int, mut bytes: &[u8]) -> bool {
     let _errno = SavedErrno::new();
     while !bytes.is_empty() {
         // SAFETY: the slice is readable for its length.
-        let len = unsafe { libc::write(file, bytes.as_ptr().cast(), bytes.len()) };
+        let len = unsafe { libc::syscall(libc::SYS_write, file, bytes.as_ptr(), bytes.len()) };
         match usize::try_from(len) {
             Ok(len) if len > 0 => bytes = bytes.get(len..).unwrap_or_default(),
             // SAFETY: it may be read anywhere.
-            _ if unsafe { *libc::__errno_location() } == libc::EINTR => {}
+            Err(_) if unsafe { *libc::__errno_location() } == libc::EINTR => {}
             _ => return false,
         }
     }

@@ -66,9 +66,9 @@ typedef struct hayloft_cache hayloft_cache;
  * thread for each CPU that the process may use, pinned to it and asleep unless frees had to be put off, with all signals blocked
  * but one real-time signal. Not for signal handlers. Where it fails errno is
  *
- *     EEXIST  where another cache has the name;
+ *     EEXIST  where another cache has the name, or it begins with "kmalloc-", as those of size classes do;
  *     EINVAL  where the size is 0 or above 32 KiB less 8 bytes, the alignment above 4096 or no power of two, a flag unknown, or
- *             the name empty, not UTF-8, or begins with "kmalloc-";
+ *             the name empty or not UTF-8;
  *     ENOSPC  where there are 255 already, those that share slabs counted as one;
  *     ENOMEM  where there is no memory. */
 hayloft_cache *hayloft_cache_create(const char *name, size_t size, size_t align, unsigned flags);

@@ -1,12 +1,9 @@
 //! What is Hayloft's own, as `include/hayloft.h` declares it. The header says what each function does.
 
-extern crate std;
-
 use core::alloc::Layout;
 use core::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
-use std::boxed::Box;
 
 use alloc_core::by_address;
 use alloc_core::cache::{self, Cache, CacheError, CacheFlags};
@@ -76,15 +73,24 @@ unsafe extern "C" fn hayloft_cache_create(
     align: usize,
     flags: c_uint,
 ) -> *mut Cache {
-    // SAFETY: the caller's promise.
-    let made = unsafe { create(name, size, align, flags) };
-    made.map_or_else(
-        |error| {
-            fail(error);
-            ptr::null_mut()
-        },
-        |cache| Box::into_raw(Box::new(cache)),
-    )
+    let room: *mut Cache = or_no_memory(by_address::alloc(size_of::<Cache>())).cast();
+    if room.is_null() {
+        return room;
+    }
+    // SAFETY: the caller's promise; room for a cache, which nobody uses.
+    unsafe {
+        match create(name, size, align, flags) {
+            Ok(cache) => {
+                room.write(cache);
+                room
+            }
+            Err(error) => {
+                by_address::free(room.cast());
+                fail(error);
+                ptr::null_mut()
+            }
+        }
+    }
 }
 
 /// # Safety
@@ -120,7 +126,7 @@ unsafe extern "C" fn hayloft_cache_destroy(cache: *mut Cache) -> c_int {
     unsafe {
         match cache.read().destroy() {
             Ok(()) => {
-                drop(Box::from_raw(cache.cast::<MaybeUninit<Cache>>()));
+                by_address::free(cache.cast());
                 0
             }
             Err(error) => {

@@ -174,10 +174,7 @@ extern "C" fn valloc(size: usize) -> *mut c_void {
 #[unsafe(no_mangle)]
 extern "C" fn pvalloc(size: usize) -> *mut c_void {
     let page = page_size();
-    match size.max(1).checked_next_multiple_of(page) {
-        Some(size) => aligned_alloc(page, size),
-        None => aligned_alloc(page, usize::MAX),
-    }
+    aligned_alloc(page, size.max(1).checked_next_multiple_of(page).unwrap_or(usize::MAX))
 }
 
 /// Bytes of a block that the program may use; 0 for null.

@@ -67,8 +67,8 @@ unsafe extern "C" fn malloc_info(options: c_int, stream: *mut libc::FILE) -> c_i
     let format = c"<malloc version=\"hayloft\">\n<total type=\"held\" size=\"%zu\"/>\n<total type=\"free\" size=\"%zu\"/>\n\
         <total type=\"unneeded\" size=\"%zu\"/>\n</malloc>\n";
     // SAFETY: as many numbers as the format has; the rest is the caller's promise.
-    unsafe { libc::fprintf(stream, format.as_ptr(), held, free, unneeded) };
-    0
+    let written = unsafe { libc::fprintf(stream, format.as_ptr(), held, free, unneeded) };
+    if written < 0 { -1 } else { 0 }
 }
 
 /// Writes what [`mallinfo2`] says to standard error.

@@ -72,6 +72,8 @@ static void bad_caches(void)
     hayloft_cache *cache = hayloft_cache_create("twice", 10, 0, 0);
     errno = 0;
     CHECK(cache && !hayloft_cache_create("twice", 20, 0, 0) && errno == EEXIST);
+    errno = 0;
+    CHECK(!hayloft_cache_create("kmalloc-64", 64, 0, 0) && errno == EEXIST);
     CHECK(hayloft_cache_destroy(cache) == 0);
 }
 
