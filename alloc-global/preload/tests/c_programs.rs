@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -73,6 +75,25 @@ fn header() {
     check_linked(&compile("cc", "own.c", "own-shared", [folder.as_str(), "-lhayloft"]));
     check_linked(&compile("cc", "own.c", "own-archive", archive()));
     check_linked(&compile("cc", "threads.c", "threads-archive", archive()));
+}
+
+/// Who starts a program that has rights of another user does not settle how much memory it may have.
+#[test]
+fn settings_of_set_uid_programs() {
+    let program = compile("cc", "own.c", "own-set-uid", archive());
+    let with_limit = || {
+        let mut command = Command::new(&program);
+        command.arg("whole").env("HAYLOFT_LIMIT", "1M");
+        command.output().expect("it starts").status.success()
+    };
+    assert!(!with_limit(), "it has room for 20 MiB in 1");
+    let nobody = 65534;
+    let status = fs::read_to_string("/proc/self/status").expect("there is a /proc");
+    if status.contains("NoNewPrivs:\t1") || chown(&program, Some(nobody), None).is_err() {
+        return eprintln!("left out: there are no set-uid programs, or no files to be given away");
+    }
+    fs::set_permissions(&program, Permissions::from_mode(0o4755)).expect("it is ours");
+    assert!(with_limit(), "a set-uid program obeys its user's environment");
 }
 
 #[test]
