@@ -697,6 +697,11 @@ impl Census {
     }
 }
 
+/// Whether there may be anything of a class: what CPUs and nodes keep came through a depot.
+pub(crate) fn has_depots(class: Class) -> bool {
+    depots(class).next().is_some()
+}
+
 /// Counts what there is of a class. In any context.
 pub(crate) fn census(class: Class) -> Census {
     let mut census = Census::default();

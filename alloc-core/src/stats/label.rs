@@ -3,9 +3,11 @@
 //! Who has the mutex writes; who reads and finds that the version changed meanwhile, or is odd, reads again, and does without in the
 //! end: it may be a handler that interrupted the writing. (A *seqlock*, `include/linux/seqlock.h`.)
 
+use core::fmt::Write as _;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
 use super::Name;
+use crate::os;
 use crate::size_class::MAX_CACHES;
 
 /// Attempts to read while somebody writes.
@@ -44,14 +46,17 @@ static LABELS: [Shared; MAX_CACHES] = [const {
     }
 }; MAX_CACHES];
 
-/// Says what a class is from now on. Under the cache mutex.
+/// Says what a class is from now on; by another name, where another class has one that would be shown as the same. Under the cache
+/// mutex.
 pub(crate) fn publish(number: usize, label: &Label) {
     let Some(shared) = LABELS.get(number) else { return };
-    let version = shared.version.load(Ordering::Relaxed);
-    shared.version.store(version.wrapping_add(1), Ordering::Relaxed);
+    let name = distinct(label.name, number);
+    // It is odd already in the child of a fork that interrupted the writing.
+    let odd = shared.version.load(Ordering::Relaxed) | 1;
+    shared.version.store(odd, Ordering::Relaxed);
     // Release: who sees any of what follows sees the odd version, too. Pairs with the fence in `of_cache`.
     fence(Ordering::Release);
-    for (to, from) in shared.name.iter().zip(label.name.0.chunks_exact(size_of::<u64>())) {
+    for (to, from) in shared.name.iter().zip(name.0.chunks_exact(size_of::<u64>())) {
         let mut word = [0; size_of::<u64>()];
         word.copy_from_slice(from);
         to.store(u64::from_ne_bytes(word), Ordering::Relaxed);
@@ -62,7 +67,32 @@ pub(crate) fn publish(number: usize, label: &Label) {
     }
     shared.sharers.store(label.sharers, Ordering::Relaxed);
     // Release: pairs with the Acquire in `of_cache`.
-    shared.version.store(version.wrapping_add(2), Ordering::Release);
+    shared.version.store(odd.wrapping_add(1), Ordering::Release);
+}
+
+/// A name, or as much of it as there is room for before `~NUMBER`, if another class is called so: names are cut off, and a class keeps
+/// the name of a cache that is gone. Under the cache mutex.
+fn distinct(name: Name, number: usize) -> Name {
+    // Relaxed: it is written under the mutex.
+    let is_used =
+        |other: &usize| *other != number && LABELS[*other].sharers.load(Ordering::Relaxed) > 0;
+    let is_taken = |name: &Name| {
+        let mut others = (0..MAX_CACHES).filter(is_used).filter_map(of_cache);
+        others.any(|other| name.plain().eq(other.name.plain()))
+    };
+    let mut shown = name;
+    let mut attempt = 0;
+    while is_taken(&shown) && attempt < MAX_CACHES {
+        let mut mark = os::Line::<{ Name::LEN }>::new();
+        // It has room for both numbers.
+        let _ = match attempt {
+            0 => write!(mark, "~{number}"),
+            _ => write!(mark, "~{number}~{attempt}"),
+        };
+        shown = name.marked(Name(mark.into_bytes()).as_str());
+        attempt += 1;
+    }
+    shown
 }
 
 /// Says how many caches share a class from now on. Under the cache mutex.
@@ -94,4 +124,51 @@ pub(super) fn of_cache(number: usize) -> Option<Label> {
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::{String, ToString};
+
+    fn label(name: &str) -> Label {
+        let name = Name::new(name);
+        Label { name, object_size: 1, stride: 8, objects: 1, units: 1, sharers: 1 }
+    }
+
+    /// Publishes a label as the last class but so many, which no other test has; how it is shown.
+    fn shown(from_last: usize, name: &str) -> String {
+        let number = MAX_CACHES - 1 - from_last;
+        publish(number, &label(name));
+        of_cache(number).unwrap().name.to_string()
+    }
+
+    #[test]
+    fn names_that_would_be_the_same_are_told_apart() {
+        let long = "a name that is longer than the room for it";
+        assert_eq!(shown(0, long), long[..32]);
+        let mark = std::format!("~{}", MAX_CACHES - 2);
+        assert_eq!(shown(1, long), std::format!("{}{mark}", &long[..32 - mark.len()]));
+        assert_eq!(shown(0, long), long[..32], "it is its own");
+        assert_eq!(shown(2, "told apart"), "told apart");
+        assert_eq!(shown(3, "told_apart"), std::format!("told_apart~{}", MAX_CACHES - 4));
+        // By a cache that is really called like that.
+        let mark = std::format!("told apart~{}", MAX_CACHES - 6);
+        assert_eq!(shown(4, &mark), mark);
+        assert_eq!(shown(5, "told apart"), mark + &std::format!("~{}", 1));
+        for from_last in 0..6 {
+            publish_sharers(MAX_CACHES - 1 - from_last, 0);
+        }
+    }
+
+    #[test]
+    fn what_a_fork_left_half_written_can_be_written() {
+        let number = MAX_CACHES - 10;
+        LABELS[number].version.store(7, Ordering::Relaxed);
+        assert!(of_cache(number).is_none());
+        publish(number, &label("whole"));
+        assert_eq!(of_cache(number).unwrap().name.as_str(), "whole");
+        assert_eq!(LABELS[number].version.load(Ordering::Relaxed), 8);
+        publish_sharers(number, 0);
+    }
 }

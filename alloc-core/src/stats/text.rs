@@ -2,9 +2,9 @@
 //!
 //! Both are written piece by piece, without memory, so that a handler may have them. That is why no library writes them.
 
-use core::fmt::{self, Display, Formatter};
+use core::fmt::{self, Display, Formatter, Write as _};
 
-use super::{CacheStats, CpuStats, NodeStats, Stats};
+use super::{CacheStats, CpuStats, Name, NodeStats, Stats};
 use crate::os;
 
 /// The format of `/proc/slabinfo`: see [`Stats::slabinfo`].
@@ -28,7 +28,7 @@ impl Display for Slabinfo<'_> {
                 to,
                 "{:<17} {:>6} {:>6} {:>6} {:>4} {:>4} : tunables {:>4} {:>4} {:>4} : slabdata {:>6} {:>6} {:>6} : sheafstat {} {} {} \
                  {} : barnstat {} {} {} : slabstat {} {}",
-                cache.name,
+                Word(&cache.name),
                 cache.in_use,
                 cache.objects(),
                 cache.object_size,
@@ -55,6 +55,21 @@ impl Display for Slabinfo<'_> {
             writeln!(to, "# {} {}", metric.name, (metric.of)(stats))?;
         }
         Ok(())
+    }
+}
+
+/// A name as one word, which lines are cut into at blanks.
+struct Word<'a>(&'a Name);
+
+impl Display for Word<'_> {
+    fn fmt(&self, to: &mut Formatter<'_>) -> fmt::Result {
+        let mut len = 0;
+        for letter in self.0.plain() {
+            to.write_char(letter)?;
+            len += 1;
+        }
+        let padding = to.width().unwrap_or(0).saturating_sub(len);
+        (0..padding).try_for_each(|_| to.write_char(' '))
     }
 }
 
@@ -209,7 +224,7 @@ impl Display for Escaped<'_> {
         self.0.chars().try_for_each(|letter| match letter {
             '\n' => to.write_str("\\n"),
             '"' | '\\' => write!(to, "\\{letter}"),
-            letter => fmt::Write::write_char(to, letter),
+            letter => to.write_char(letter),
         })
     }
 }

@@ -26,7 +26,7 @@ struct Info<T> {
 
 /// What there is, each number as `number` has it.
 fn info<T: Copy>(number: impl Fn(usize) -> T) -> Info<T> {
-    let Stats { held, free, unneeded, .. } = stats::gather();
+    let Stats { held, free, unneeded, .. } = stats::gather_own();
     let none = number(0);
     Info {
         arena: number(held),
@@ -63,7 +63,7 @@ unsafe extern "C" fn malloc_info(options: c_int, stream: *mut libc::FILE) -> c_i
     if options != 0 {
         return libc::EINVAL;
     }
-    let Stats { held, free, unneeded, .. } = stats::gather();
+    let Stats { held, free, unneeded, .. } = stats::gather_own();
     let format = c"<malloc version=\"hayloft\">\n<total type=\"held\" size=\"%zu\"/>\n<total type=\"free\" size=\"%zu\"/>\n\
         <total type=\"unneeded\" size=\"%zu\"/>\n</malloc>\n";
     // SAFETY: as many numbers as the format has; the rest is the caller's promise.
@@ -74,7 +74,7 @@ unsafe extern "C" fn malloc_info(options: c_int, stream: *mut libc::FILE) -> c_i
 /// Writes what [`mallinfo2`] says to standard error.
 #[unsafe(no_mangle)]
 extern "C" fn malloc_stats() {
-    let Stats { held, free, unneeded, .. } = stats::gather();
+    let Stats { held, free, unneeded, .. } = stats::gather_own();
     let format = c"hayloft: %zu bytes held, %zu of them in use, %zu free, %zu unneeded\n";
     // SAFETY: as many numbers as the format has.
     unsafe { dprintf(libc::STDERR_FILENO, format.as_ptr(), held, held - free, free, unneeded) };
