@@ -1,15 +1,16 @@
 //! Statistics: what they say is so, in each format, in any context, and for other processes.
 
 use std::alloc::{GlobalAlloc, Layout};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
+use std::os::unix::fs::{MetadataExt as _, symlink};
+use std::path::{Path, PathBuf};
 use std::process::{self, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use alloc_core::cache::{Cache, CacheFlags};
 use alloc_core::report::{self, AttachError, Format, Reader};
@@ -109,7 +110,7 @@ impl Drop for Temporary {
 /// What is written in a format, while a cache is there whose name has to be quoted.
 fn written(format: Format) -> String {
     let layout = Layout::new::<[u64; 7]>();
-    let name = "of \"quotes\" and \\";
+    let name = "of \"quotes\",\nand \\";
     let cache = Cache::builder(name, layout).flags(CacheFlags::NO_MERGE).build();
     let cache = cache.expect("a cache can be made");
     let objects: Vec<_> = (0..3).map(|_| cache.alloc().expect("there is memory")).collect();
@@ -130,7 +131,7 @@ fn open_metrics() {
     let families = exposition.expect("the text is in the format").families;
     assert!(families.len() > 30, "{:?}", families.keys());
     assert!(
-        text.contains(r#"hayloft_cache_objects_in_use{cache="of \"quotes\" and \\"} 3"#),
+        text.contains(r#"hayloft_cache_objects_in_use{cache="of \"quotes\",\nand \\"} 3"#),
         "{text}"
     );
     assert!(text.ends_with("\n# EOF\n"), "{text}");
@@ -161,6 +162,7 @@ fn slabinfo() {
         assert!(rest.contains(" : slabdata ") && rest.contains(" : sheafstat "), "{line}");
         caches += 1;
     }
+    assert!(text.contains("\nof_\"quotes\",_and_\\ "), "{text}");
     assert!(caches > 5 && totals["held_bytes"] >= totals["free_bytes"], "{text}");
 }
 
@@ -172,7 +174,7 @@ fn json() {
         .as_array()
         .expect("a list")
         .iter()
-        .find(|cache| cache["name"] == "of \"quotes\" and \\");
+        .find(|cache| cache["name"] == "of \"quotes\",\nand \\");
     assert_eq!(ours.expect("the cache is there")["in_use"], 3);
     assert!(report["stats"]["held"].as_u64() > report["stats"]["free"].as_u64());
     assert!(!report["cpus"].as_array().expect("a list").is_empty());
@@ -232,10 +234,42 @@ fn settings_that_make_no_sense() {
         ("/nowhere/at/all", "hayloft: statistics cannot be written to /nowhere/at/all\n"),
         ("/nowhere/%p.txt", "hayloft: statistics cannot be written to /nowhere/%p.txt\n"),
         ("99", "hayloft: statistics cannot be written to file 99\n"),
-        ("/dev/null,signal=9", "hayloft: signal 9 is taken, or none\n"),
-        ("/dev/null,signal=1000", "hayloft: signal 1000 is taken, or none\n"),
     ] {
         Scenario::new(value, || {}).env("HAYLOFT_STATS", value).run(|output| {
+            assert_eq!(String::from_utf8_lossy(&output.stderr), line, "{}", describe(output));
+            assert!(output.status.success());
+        });
+    }
+}
+
+/// Signals that cannot be handled, that there are none of, and those of faults, which would come again and again.
+#[test]
+fn signals_that_cannot_ask() {
+    let faults = [
+        libc::SIGSEGV,
+        libc::SIGBUS,
+        libc::SIGFPE,
+        libc::SIGILL,
+        libc::SIGTRAP,
+        libc::SIGABRT,
+        libc::SIGSYS,
+    ];
+    for signal in [libc::SIGKILL, libc::SIGSTOP, 1000].into_iter().chain(faults) {
+        let value = format!("/dev/null,signal={signal}");
+        Scenario::new(&value, || {
+            for signal in [libc::SIGABRT, libc::SIGSYS] {
+                // SAFETY: asks only, and the room for the answer is ours.
+                let action = unsafe {
+                    let mut action = std::mem::zeroed::<libc::sigaction>();
+                    assert_eq!(libc::sigaction(signal, std::ptr::null(), &raw mut action), 0);
+                    action.sa_sigaction
+                };
+                assert_eq!(action, libc::SIG_DFL);
+            }
+        })
+        .env("HAYLOFT_STATS", &value)
+        .run(|output| {
+            let line = format!("hayloft: signal {signal} is taken, of a fault, or none; ignored\n");
             assert_eq!(String::from_utf8_lossy(&output.stderr), line, "{}", describe(output));
             assert!(output.status.success());
         });
@@ -265,6 +299,185 @@ fn forks_write_to_files_of_their_own() {
         assert_eq!(stderr.matches("slabinfo - version").count(), 1, "{}", describe(output));
     });
     let _ = fs::remove_dir_all(&folder.0);
+}
+
+/// Forks, and has the child ask for a report by a signal, use the heap for a while, and end by `exit`.
+fn fork_a_child_that_asks() {
+    // SAFETY: the child does what the allocator promises, and ends.
+    unsafe {
+        let child = libc::fork();
+        if child == 0 {
+            libc::raise(libc::SIGUSR2);
+            let end = Instant::now() + Duration::from_secs(3);
+            while Instant::now() < end {
+                use_the_heap();
+                thread::sleep(Duration::from_millis(10));
+            }
+            process::exit(0);
+        }
+        let mut status = 1;
+        assert_eq!((libc::waitpid(child, &raw mut status, 0), status), (child, 0));
+    }
+}
+
+/// So much that sheaves overflow.
+fn use_the_heap() {
+    let mut hoard = Hoard::new(1000);
+    hoard.fill_up(LAYOUT);
+    hoard.free_all(LAYOUT);
+}
+
+/// Neither in a handler, nor after a time, nor at its end.
+#[test]
+fn a_child_does_not_write_over_the_file_of_its_parent() {
+    let folder = Temporary::new("parents");
+    fs::create_dir(&folder.0).expect("the folder can be made");
+    let path = folder.0.join("file");
+    let scenario = Scenario::new("", || {
+        fork_a_child_that_asks();
+        // SAFETY: without the report at the end.
+        unsafe { libc::_exit(0) };
+    });
+    // So seldom that the parent writes nothing.
+    let setting = format!("{},every=100,signal={}", path.display(), libc::SIGUSR2);
+    scenario.env("HAYLOFT_STATS", setting).run(|output| {
+        assert!(output.status.success() && output.stderr.is_empty(), "{}", describe(output));
+        assert_eq!(fs::read_dir(&folder.0).expect("the folder is there").count(), 0);
+    });
+    let _ = fs::remove_dir_all(&folder.0);
+}
+
+/// A daemon: the child of a fork that stays writes its own file every so often, and at its end.
+#[test]
+fn a_child_that_stays_reports_like_its_parent() {
+    let folder = Temporary::new("daemon");
+    fs::create_dir(&folder.0).expect("the folder can be made");
+    let setting = folder.0.join("%p,every=1");
+    let scenario = Scenario::new("", || {
+        // SAFETY: the child does what the allocator promises, and ends.
+        unsafe {
+            let child = libc::fork();
+            if child == 0 {
+                let setting = std::env::var("HAYLOFT_STATS").expect("it is set");
+                let path = setting.replace("%p,every=1", &process::id().to_string());
+                let shown = || Reader::attach(process::id()).is_ok_and(|mut to| to.read().is_ok());
+                while !Path::new(&path).exists() || !shown() {
+                    use_the_heap();
+                    thread::sleep(Duration::from_millis(10));
+                }
+                println!("page {}", process::id());
+                process::exit(0);
+            }
+            let mut status = 1;
+            assert_eq!((libc::waitpid(child, &raw mut status, 0), status), (child, 0));
+        }
+    });
+    scenario.env("HAYLOFT_STATS", setting).env("HAYLOFT_STATS_SHM", "1").run(|output| {
+        assert!(output.status.success() && output.stderr.is_empty(), "{}", describe(output));
+        assert_eq!(fs::read_dir(&folder.0).expect("the folder is there").count(), 2);
+        let text = String::from_utf8_lossy(&output.stdout);
+        let number = text.lines().find_map(|line| line.strip_prefix("page ")).expect("it says it");
+        assert!(!page_of(number.parse().expect("a number")).exists(), "it takes its page along");
+    });
+    let _ = fs::remove_dir_all(&folder.0);
+}
+
+/// Who reads it while it is written anew finds all of a report, and nobody finds anything else in the folder in the end. A link at
+/// its place is replaced, not followed.
+#[test]
+fn a_file_is_never_found_half_written() {
+    let folder = Temporary::new("whole");
+    fs::create_dir(&folder.0).expect("the folder can be made");
+    let (path, other) = (folder.0.join("file"), folder.0.join("other"));
+    fs::write(&other, "precious").expect("the file can be written");
+    symlink(&other, &path).expect("the link can be made");
+    let scenario = Scenario::new("", || {
+        let setting = std::env::var("HAYLOFT_STATS").expect("it is set");
+        let path = setting.split(',').next().expect("a path");
+        let writer = || {
+            for _ in 0..500 {
+                // SAFETY: a signal of this thread, whose handler is the allocator's.
+                unsafe { libc::raise(libc::SIGUSR2) };
+            }
+        };
+        let writers: Vec<_> = (0..2).map(|_| thread::spawn(writer)).collect();
+        let mut files = BTreeSet::new();
+        // Until the thread wrote, too.
+        let enough = Instant::now() + Duration::from_millis(1500);
+        while Instant::now() < enough || !writers.iter().all(thread::JoinHandle::is_finished) {
+            let text = fs::read_to_string(path).expect("it is there");
+            if text != "precious" {
+                assert!(text.starts_with("slabinfo - version"), "{text}");
+                assert!(text.contains("\n# irq_works ") && text.ends_with('\n'), "{text}");
+                files.insert(fs::metadata(path).expect("it is there").ino());
+            }
+        }
+        assert!(files.len() > 1, "each is another one");
+    });
+    let setting = format!("{},every=1,signal={}", path.display(), libc::SIGUSR2);
+    scenario.env("HAYLOFT_STATS", setting).run(|output| {
+        assert!(output.status.success() && output.stderr.is_empty(), "{}", describe(output));
+        assert_eq!(fs::read_dir(&folder.0).expect("the folder is there").count(), 2);
+        assert_eq!(fs::read_to_string(&other).expect("it is there"), "precious");
+        assert!(fs::symlink_metadata(&path).is_ok_and(|file| file.is_file()));
+    });
+    let _ = fs::remove_dir_all(&folder.0);
+}
+
+/// A program may close its standard error before it ends, or have another file by that number.
+#[test]
+fn the_file_of_the_start_is_written_or_none() {
+    let closed = || {
+        use_the_heap();
+        // SAFETY: a file that nothing else here uses.
+        unsafe { libc::close(2) };
+    };
+    Scenario::new("closed", closed).env("HAYLOFT_STATS", "stderr").run(|output| {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.starts_with("slabinfo - version"), "{}", describe(output));
+    });
+    let precious = Temporary::new("precious");
+    // As a daemon, which closes all, and opens its files by the lowest numbers.
+    let replaced = || {
+        use_the_heap();
+        let path = std::env::var("PRECIOUS").expect("it is set");
+        let file = File::create(path).expect("the file can be made");
+        // SAFETY: files that nothing else here uses.
+        unsafe {
+            libc::dup2(file.as_raw_fd(), 2);
+            libc::close_range(3, libc::c_uint::MAX, 0);
+        }
+        std::mem::forget(file);
+    };
+    let scenario = Scenario::new("replaced", replaced).env("PRECIOUS", &precious.0);
+    scenario.env("HAYLOFT_STATS", "stderr").run(|output| {
+        assert!(output.status.success() && output.stderr.is_empty(), "{}", describe(output));
+        assert!(precious.0.exists() && precious.text().is_empty(), "{}", precious.text());
+    });
+}
+
+/// As they are shown, names are distinct, and words in tables.
+#[test]
+fn names_are_distinct() {
+    let layout = Layout::new::<[u64; 9]>();
+    let made = ["cut off after thirty-two letters, one", "cut off after thirty-two letters, two"]
+        .map(|name| Cache::builder(name, layout).flags(CacheFlags::NO_MERGE).build())
+        .map(|cache| cache.expect("a cache can be made"));
+    let objects = made.each_ref().map(|cache| cache.alloc().expect("there is memory"));
+    let shown = || {
+        let all = stats::gather().caches().map(|cache| cache.name.to_string());
+        all.filter(|name| name.starts_with("cut off after ")).collect::<Vec<_>>()
+    };
+    let [first, second] = &shown()[..] else { panic!("{:?}", shown()) };
+    assert_eq!(first, "cut off after thirty-two letters");
+    assert!(second.starts_with("cut off after thirty-two l") && second.contains('~'), "{second}");
+    let slabinfo = stats::gather().slabinfo().to_string();
+    assert!(slabinfo.contains("\ncut_off_after_thirty-two_letters "), "{slabinfo}");
+    for (cache, object) in made.iter().zip(objects) {
+        // SAFETY: allocated above.
+        unsafe { cache.free(object) };
+    }
+    made.into_iter().for_each(|cache| cache.destroy().expect("nothing is in use"));
 }
 
 /// On demand, in a handler; and while the program runs.
@@ -297,6 +510,12 @@ fn while_the_program_runs() {
         assert!(output.status.success(), "{}", describe(output));
         assert!(path.text().starts_with("slabinfo"));
     });
+}
+
+/// The page of a process, in the PID namespace of this one.
+fn page_of(process: u32) -> PathBuf {
+    let namespace = fs::metadata("/proc/self/ns/pid").expect("/proc is mounted").ino();
+    PathBuf::from(format!("/dev/shm/hayloft-{process}-{namespace}"))
 }
 
 /// A process of this program that shows its statistics, holds a thousand objects, and ends with its standard input.
@@ -349,7 +568,7 @@ fn other_processes_see_it() {
     }
     assert!(snapshot.stats.held > 1000 * LAYOUT.size() && !snapshot.cpus.is_empty());
     assert!(report::processes().contains(&number));
-    let page = PathBuf::from(format!("/dev/shm/hayloft-{number}"));
+    let page = page_of(number);
     shown.0.stdin.take();
     assert!(shown.0.wait().expect("it ends").success());
     assert!(!page.exists(), "it takes its page along");
@@ -366,7 +585,13 @@ fn processes_that_show_nothing_are_told_apart() {
     };
     says(ours, "shows no statistics");
     says(u32::MAX, "there is no process");
-    let page = Temporary(PathBuf::from(format!("/dev/shm/hayloft-{ours}")));
+    let page = Temporary(page_of(ours));
+    // As it is before it was written for the first time.
+    fs::write(&page.0, "").expect("the file can be written");
+    says(ours, "shows no statistics");
+    fs::write(&page.0, vec![0; 1 << 20]).expect("the file can be written");
+    says(ours, "shows no statistics");
+    assert!(!report::processes().contains(&ours) && page.0.exists(), "it is not taken away");
     fs::write(&page.0, "garbage").expect("the file can be written");
     says(ours, "no page of statistics");
     fs::write(&page.0, vec![0x55; 1 << 20]).expect("the file can be written");
@@ -374,7 +599,7 @@ fn processes_that_show_nothing_are_told_apart() {
 
     let shown = Shown::start();
     let number = shown.0.id();
-    let mut bytes = fs::read(format!("/dev/shm/hayloft-{number}")).expect("the page can be read");
+    let mut bytes = fs::read(page_of(number)).expect("the page can be read");
     bytes[16..20].copy_from_slice(&ours.to_ne_bytes());
     bytes[8..12].copy_from_slice(&77u32.to_ne_bytes());
     fs::write(&page.0, &bytes).expect("the file can be written");
@@ -382,13 +607,31 @@ fn processes_that_show_nothing_are_told_apart() {
 
     // One that was killed leaves its page behind, until somebody looks who finds it old.
     drop(shown);
-    let left = PathBuf::from(format!("/dev/shm/hayloft-{number}"));
+    let left = page_of(number);
     assert!(left.exists());
     assert!(!report::processes().contains(&number));
     // Not while it could be that of a process in another container, which writes it.
     while left.exists() {
         thread::sleep(Duration::from_millis(100));
         assert!(!report::processes().contains(&number));
+    }
+}
+
+/// A page of another PID namespace, which may be one of a process that lives, is neither read nor taken away.
+#[test]
+fn pages_of_other_namespaces_are_left_alone() {
+    let mut idle = Command::new("sleep").arg("600").spawn().expect("there is such a program");
+    let number = idle.id();
+    let other = Temporary(PathBuf::from(format!("/dev/shm/hayloft-{number}-1")));
+    fs::write(&other.0, "").expect("the file can be written");
+    for _ in 0..2 {
+        let error = Reader::attach(number).expect_err("it is another's");
+        assert!(matches!(error, AttachError::Elsewhere(_)), "{error}");
+        assert!(!report::processes().contains(&number) && report::elsewhere() > 0);
+        assert!(other.0.exists());
+        // There is no such process here any more, but may be there.
+        idle.kill().expect("it can be killed");
+        idle.wait().expect("it can be waited for");
     }
 }
 

@@ -18,9 +18,9 @@ use core::cell::Cell;
 
 use crate::percpu::{self, Backend};
 use crate::sync::{Context, LockClass, RawLock, relax};
-use crate::{cache, cpu, objects, os, page, rcu, reclaim};
+use crate::{cache, cpu, objects, os, page, rcu, reclaim, report};
 
-/// Run by the loader before `main`, on the only thread.
+/// Run by the loader: before `main`, or where a library with this allocator is loaded later, among other threads.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static REGISTER: extern "C" fn() = {
@@ -74,5 +74,6 @@ extern "C" fn in_child() {
     rcu::forget_threads();
     cache::forget_holder();
     reclaim::forget();
+    report::forget();
     Context::unpin();
 }

@@ -40,7 +40,7 @@ use crate::reclaim;
 use crate::size_class::{CLASSES, Class, MAX_CLASSES, UNIT};
 use crate::slab::{self, Counts, Emptied, Misuse, Shape, Slab, Slabs};
 use crate::sync::counters::{self, Line};
-use crate::sync::{Context, Guard, Lock, LockClass, RawLock, relax};
+use crate::sync::{Context, Guard, Lock, LockClass, RawLock, do_what_was_left, relax};
 use crate::thread::{self, MAX_CPUS};
 use crate::watch::{self, WATCHED};
 
@@ -840,6 +840,7 @@ pub(crate) unsafe fn free_run(context: Context, base: *mut u8) {
 /// To be called at the end of what frees something, without any lock.
 pub(crate) fn may_reclaim(context: Context) {
     reclaim::freed(context, end_window);
+    do_what_was_left(context);
 }
 
 /// To be called at the end of what allocates beyond sheaves, without any lock.

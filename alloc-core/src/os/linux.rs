@@ -15,10 +15,10 @@ use crate::arch::{RseqArea, SIGNATURE};
 const MAX_PAGE_SIZE: usize = 64 << 10;
 
 /// Restores `errno` when dropped: a caller of `malloc` does not expect it to change, a signal handler even less.
-struct SavedErrno(c_int);
+pub(super) struct SavedErrno(c_int);
 
 impl SavedErrno {
-    fn new() -> SavedErrno {
+    pub(super) fn new() -> SavedErrno {
         // SAFETY: the address of this thread's `errno` is always valid.
         SavedErrno(unsafe { *libc::__errno_location() })
     }
@@ -244,30 +244,17 @@ pub(crate) fn current_cpu_and_node() -> (usize, usize) {
 
 /// An open file. It is opened, read, written and closed by bare system calls: those of the C library are where a thread may be
 /// cancelled (`pthread_cancel`), which must not be in the midst of a slow path.
-pub(crate) struct File(c_int);
+pub(crate) struct File(pub(super) c_int);
 
 impl File {
     fn open(path: fmt::Arguments<'_>) -> Option<File> {
         let path = CPath::new(path)?;
         let _errno = SavedErrno::new();
+        let flags = libc::O_RDONLY | libc::O_CLOEXEC;
         // SAFETY: the path ends in a null byte.
-        let file = unsafe { libc::open(path.0.as_ptr().cast(), libc::O_RDONLY | libc::O_CLOEXEC) };
-        (file >= 0).then_some(File(file))
-    }
-
-    /// Opens a file to be written anew, which others may read.
-    pub(crate) fn create(path: fmt::Arguments<'_>) -> Option<File> {
-        let path = CPath::new(path)?;
-        let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC | libc::O_CLOEXEC;
-        let _errno = SavedErrno::new();
-        // SAFETY: the path ends in a null byte.
-        let file = unsafe { libc::open(path.0.as_ptr().cast(), flags, 0o644 as libc::c_uint) };
-        (file >= 0).then_some(File(file))
-    }
-
-    /// Its number.
-    pub(crate) fn number(&self) -> c_int {
-        self.0
+        let file =
+            unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path.0.as_ptr(), flags, 0) };
+        (file >= 0).then(|| File(file as c_int))
     }
 
     /// What comes next, as far as there is room for it; nothing at the end.
@@ -441,8 +428,8 @@ pub(crate) fn is_realtime_signal(signal: c_int) -> bool {
     (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&signal)
 }
 
-/// Installs `handler` for a real-time signal: the one wanted, or the highest that nobody handles. `None` where that is taken
-/// or the kernel refuses.
+/// Installs `handler` for a signal: the one wanted, or the highest real-time signal that nobody handles. `None` where that is taken,
+/// or the kernel refuses. It runs on the stack of the thread, as those for handlers are too small for a report: Rust's have 8 KiB.
 pub(crate) fn take_signal(wanted: Option<c_int>, handler: extern "C" fn(c_int)) -> Option<c_int> {
     let _errno = SavedErrno::new();
     let take = |signal: &c_int| {
@@ -630,28 +617,51 @@ pub(crate) fn write_all(file: c_int, mut bytes: &[u8]) -> bool {
     true
 }
 
-/// Maps a new file of so many zero bytes, which the user may read and this process write; `None` where that cannot be done. Nothing
-/// unmaps it.
+/// Maps a new file of so many zero bytes, which the user may read and this process write, its children not; `None` where that
+/// cannot be done. Nothing unmaps it.
 pub(crate) fn share(path: fmt::Arguments<'_>, len: usize) -> Option<NonNull<u8>> {
     let path = CPath::new(path)?;
     let path = path.0.as_ptr().cast();
     let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC | libc::O_NOFOLLOW;
     let _errno = SavedErrno::new();
-    // SAFETY: the path ends in a null byte; the file is ours; a mapping at an address of the kernel's choice.
-    unsafe {
+    // SAFETY: the path ends in a null byte.
+    let file = unsafe {
         // One that a process of the same number left behind.
         libc::unlink(path);
-        let file = libc::open(path, flags, 0o600 as libc::c_uint);
-        if file < 0 {
+        libc::open(path, flags, 0o600 as libc::c_uint)
+    };
+    if file < 0 {
+        return None;
+    }
+    let memory = map_all(&File(file), len);
+    if memory.is_none() {
+        // SAFETY: the path ends in a null byte.
+        unsafe { libc::unlink(path) };
+    }
+    memory
+}
+
+/// Makes a new file so long and maps it.
+fn map_all(file: &File, len: usize) -> Option<NonNull<u8>> {
+    let bytes = libc::off_t::try_from(len).ok()?;
+    // With memory behind all of it: where the file system is full, writing would end the process by SIGBUS.
+    // SAFETY: numbers only.
+    let reserve = || unsafe { libc::posix_fallocate(file.0, 0, bytes) };
+    while let error @ 1.. = reserve() {
+        if error != libc::EINTR {
             return None;
         }
-        let file = File(file);
-        if libc::ftruncate(file.0, libc::off_t::try_from(len).ok()?) != 0 {
-            return None;
-        }
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
+    }
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a mapping of our file, at an address of the kernel's choice.
+    unsafe {
         let address = libc::mmap(ptr::null_mut(), len, protection, libc::MAP_SHARED, file.0, 0);
-        NonNull::new(address.cast()).filter(|_| address != libc::MAP_FAILED)
+        if address == libc::MAP_FAILED {
+            return None;
+        }
+        // In vain where the kernel refuses: a child leaves it alone.
+        libc::madvise(address, len, libc::MADV_DONTFORK);
+        NonNull::new(address.cast())
     }
 }
 

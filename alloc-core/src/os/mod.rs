@@ -2,7 +2,7 @@
 //!
 //! Every function here may be called anywhere in the allocator: none allocates, none changes `errno`. `linux` is the
 //! real one; `hosted` serves Miri, which has neither `mprotect` nor page tables, from the standard allocator. `inject` has
-//! calls fail on demand. `pin` keeps a shared library with this allocator loaded.
+//! calls fail on demand. `files` writes for others. `pin` keeps a shared library with this allocator loaded.
 
 #[cfg(not(miri))]
 mod linux;
@@ -14,6 +14,8 @@ mod hosted;
 #[cfg(miri)]
 use hosted as imp;
 
+#[cfg(not(miri))]
+mod files;
 #[cfg(not(miri))]
 mod inject;
 #[cfg_attr(miri, allow(dead_code, reason = "the stand-in has no files"))]
@@ -35,8 +37,12 @@ pub(crate) enum Remapped {
     Lost,
 }
 
+#[cfg(not(miri))]
+pub(crate) use files::{Identity, close, duplicate, identity, pid_namespace, replace};
+#[cfg(miri)]
+pub(crate) use imp::{Identity, close, duplicate, identity, pid_namespace, replace};
 pub(crate) use imp::{
-    File, Thread, admit_signal, affinity, at_exit, at_fork, at_thread_exit, block_signals, commit,
+    Thread, admit_signal, affinity, at_exit, at_fork, at_thread_exit, block_signals, commit,
     current_cpu, current_cpu_and_node, decommit, env, has_signals_blocked, is_realtime_signal,
     is_secure, list, milliseconds, name_thread, page_size, prefer_huge_pages, prefer_node,
     process_id, read, read_bytes, register_rseq, remap, remove, reserve, restart_sections_on,

@@ -1,16 +1,18 @@
 //! Statistics for who runs the program, without a line of code in it: `HAYLOFT_STATS` and `HAYLOFT_STATS_SHM`.
 //!
 //! `HAYLOFT_STATS=DESTINATION[,FORMAT][,every=SECONDS][,signal=NUMBER]` writes a report at the end of the program, every so many
-//! seconds, and in the handler of a signal that the program leaves alone. The destination is `stderr`, the number of an open file, or a
-//! path, in which `%p` stands for the number of the process; the file is written anew each time. Formats are `slabinfo` (the one
-//! unless told otherwise), `openmetrics`, and with the feature `serde` `json`. A child that was forked writes at its end only where
-//! the path has `%p` in it. A program that ends by `_exit` or a signal writes nothing at its end.
+//! seconds, and in the handler of a signal that the program leaves alone, and that is none of a fault. The destination is `stderr`, the
+//! number of an open file, or a path, in which `%p` stands for the number of the process; the file is replaced by a new one each
+//! time. Formats are `slabinfo` (the one unless told otherwise), `openmetrics`, and with the feature `serde` `json`. A child that was
+//! forked writes only where the path has `%p` in it. A program that ends by `_exit` or a signal writes nothing at its end.
 //!
 //! `HAYLOFT_STATS_SHM=1` shows the statistics to other processes of the same user, as they are four times a second: see
 //! [`Reader`].
 //!
-//! Settings are read by the loader before `main`, and not at all in programs that run with rights that who started them does not have. Where
-//! they ask for it, there is one thread, with all signals blocked.
+//! Settings are read when the loader starts what this is linked into: before `main`, or with a library that is loaded later, when there
+//! may be other threads. They are not read in programs that run with rights that who started them does not have. Where they ask for it,
+//! there is one thread, with all signals blocked. The child of a fork makes one of its own, by the first slow path that may wait a
+//! second later: most children become another program before that.
 //!
 //! This file may touch `stats`, `sync` and `os`.
 
@@ -21,12 +23,14 @@ mod shared;
 use core::ffi::{c_int, c_void};
 use core::fmt::{self, Write as _};
 use core::ptr;
+use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::OnceLock;
 
 use crate::os;
 use crate::stats;
+use crate::sync;
 
-pub use shared::{AttachError, Reader, Snapshot, processes};
+pub use shared::{AttachError, Reader, Snapshot, elsewhere, processes};
 
 /// How statistics are written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -162,7 +166,8 @@ impl Setting {
         let mut setting = Setting {
             destination: match words.next()? {
                 "" => return None,
-                "stderr" => Destination::File(2),
+                "/dev/stdout" => Destination::File(1),
+                "stderr" | "/dev/stderr" => Destination::File(2),
                 word => match word.parse() {
                     Ok(file) if file >= 0 => Destination::File(file),
                     _ => {
@@ -191,31 +196,61 @@ impl Setting {
         Some(setting)
     }
 
+    /// Whether each process has a place of its own for reports.
+    fn is_for_each_process(&self) -> bool {
+        self.destination.parts().1.is_some()
+    }
+}
+
+/// What was asked for.
+struct Asked {
+    setting: Setting,
+    /// The process that read it.
+    process: i32,
+    /// Which file the number was of then; `None` if it was not open.
+    file: Option<os::Identity>,
+}
+
+impl Asked {
+    /// Whether this process writes reports: children do not write over those of their parents.
+    fn is_ours(&self) -> bool {
+        self.setting.is_for_each_process() || self.process == os::process_id()
+    }
+
     /// Writes a report where it is to go.
     fn write(&self) {
-        let done = match self.destination {
-            Destination::File(file) => write(file, self.format),
-            Destination::Path { .. } => {
-                let (before, after) = self.destination.parts();
-                let file = match after {
-                    None => os::File::create(format_args!("{before}")),
-                    Some(after) => {
-                        os::File::create(format_args!("{before}{}{after}", os::process_id()))
-                    }
-                };
-                file.is_some_and(|file| write(file.number(), self.format))
+        let Setting { destination, format, .. } = &self.setting;
+        let write = |file| write(file, *format);
+        let done = match (destination, destination.parts()) {
+            (Destination::File(number), _) => match self.file {
+                None => false,
+                // It may be closed by now, or the number be that of another file, which is left alone.
+                Some(_) => [COPY.load(Ordering::Relaxed), *number]
+                    .into_iter()
+                    .find(|number| os::identity(*number) == self.file)
+                    .is_none_or(write),
+            },
+            (_, (path, None)) => os::replace(format_args!("{path}"), write),
+            (_, (before, Some(after))) => {
+                os::replace(format_args!("{before}{}{after}", os::process_id()), write)
             }
         };
         if !done {
-            os::warn(format_args!("statistics cannot be written to {}", self.destination));
+            os::warn(format_args!("statistics cannot be written to {destination}"));
         }
     }
 }
 
-/// What was asked for, and by the settings of which process. Written before `main`.
-static SETTING: OnceLock<(Setting, i32)> = OnceLock::new();
+/// Written once, when the settings are read.
+static ASKED: OnceLock<Asked> = OnceLock::new();
 
-/// Run by the loader before `main`, on the only thread.
+/// The destination once more, by a number that programs do not come to, as some close their standard error before the end; -1 if there is
+/// none. Relaxed: a number that guards nothing.
+static COPY: AtomicI32 = AtomicI32::new(-1);
+/// The least such number.
+const LEAST_COPY: c_int = 500;
+
+/// Run by the loader: before `main`, or where a library with this allocator is loaded later, among other threads.
 #[cfg(not(miri))]
 #[used]
 #[unsafe(link_section = ".init_array")]
@@ -247,21 +282,47 @@ fn start() {
             false
         }
     };
-    let Some(setting) = setting else {
-        if is_shared {
-            os::at_exit(end);
-            spawn();
-        }
-        return;
-    };
-    let _ = SETTING.set((setting, os::process_id()));
-    os::at_exit(end);
-    if setting.signal > 0 && os::take_signal(Some(setting.signal), on_signal).is_none() {
-        os::warn(format_args!("signal {} is taken, or none", setting.signal));
+    let every = setting.map_or(0, |setting| setting.every);
+    if let Some(setting) = setting {
+        ask(setting);
     }
-    if setting.every > 0 || is_shared {
+    if setting.is_some() || is_shared {
+        os::at_exit(end);
+    }
+    if every > 0 || is_shared {
         spawn();
     }
+}
+
+#[cfg_attr(miri, allow(dead_code, reason = "called by the loader"))]
+fn ask(setting: Setting) {
+    let file = match setting.destination {
+        Destination::Path { .. } => None,
+        Destination::File(number) => {
+            let copy = os::duplicate(number, LEAST_COPY);
+            COPY.store(copy.unwrap_or(-1), Ordering::Relaxed);
+            os::identity(number)
+        }
+    };
+    let _ = ASKED.set(Asked { setting, process: os::process_id(), file });
+    let signal = setting.signal;
+    if signal > 0 && (is_of_a_fault(signal) || os::take_signal(Some(signal), on_signal).is_none()) {
+        os::warn(format_args!("signal {signal} is taken, of a fault, or none; ignored"));
+    }
+}
+
+/// Whether a handler that writes a report and returns would have the program fault again, for ever.
+fn is_of_a_fault(signal: c_int) -> bool {
+    matches!(
+        signal,
+        libc::SIGSEGV
+            | libc::SIGBUS
+            | libc::SIGFPE
+            | libc::SIGILL
+            | libc::SIGTRAP
+            | libc::SIGABRT
+            | libc::SIGSYS
+    )
 }
 
 /// Bytes of the thread's stack.
@@ -275,42 +336,120 @@ fn spawn() {
     }
 }
 
-/// Milliseconds between looks at the clock.
-const TICK: u32 = 250;
+/// Milliseconds between looks of others at the page.
+const TICK: u64 = 250;
+/// Milliseconds that can be slept at once.
+const LONGEST_SLEEP: u64 = 60 * 60 * 1000;
+
+/// Milliseconds between reports; `None` where none are written.
+fn period() -> Option<u64> {
+    let asked = ASKED.get().filter(|asked| asked.setting.every > 0 && asked.is_ours())?;
+    Some(u64::from(asked.setting.every) * 1000)
+}
 
 /// The life of the thread: as long as that of the process.
 extern "C" fn live(_: *mut c_void) -> *mut c_void {
     os::name_thread(c"hayloft/stats");
-    let setting = SETTING.get().map(|(setting, _)| setting).filter(|setting| setting.every > 0);
-    let mut left = setting.map_or(0, |setting| u64::from(setting.every) * 1000);
+    let is_shared = shared::is_open() || shared::open_again();
+    let period = period();
+    if !is_shared && period.is_none() {
+        return ptr::null_mut();
+    }
+    let mut due = period.map(|period| os::milliseconds() + period);
     loop {
-        shared::update();
-        os::sleep_microseconds(TICK * 1000);
-        if let Some(setting) = setting {
-            left = left.saturating_sub(u64::from(TICK));
-            if left == 0 {
-                setting.write();
-                left = u64::from(setting.every) * 1000;
-            }
+        if is_shared {
+            shared::update();
         }
+        let now = os::milliseconds();
+        if let (Some(at), Some(period)) = (due, period)
+            && at <= now
+        {
+            write_in_turn();
+            // What was missed, as the process was stopped, is not made up for.
+            due = Some(if at + period > now { at + period } else { now + period });
+        }
+        let left = due.map_or(LONGEST_SLEEP, |at| at.saturating_sub(os::milliseconds()));
+        let left = left.clamp(1, if is_shared { TICK } else { LONGEST_SLEEP });
+        os::sleep_microseconds(left as u32 * 1000);
+    }
+}
+
+/// What the thread is at, which must not be left half done when the process ends. Relaxed: it guards files only, which are the kernel's.
+static TURN: AtomicU32 = AtomicU32::new(0);
+/// It writes a report.
+const WRITES: u32 = 1;
+/// The process ends: no report is to be begun.
+const OVER: u32 = 2;
+
+/// In the thread: writes a report, unless the process ends.
+fn write_in_turn() {
+    let begun = TURN.compare_exchange(0, WRITES, Ordering::Relaxed, Ordering::Relaxed);
+    if let (Ok(_), Some(asked)) = (begun, ASKED.get()) {
+        asked.write();
+        TURN.fetch_and(!WRITES, Ordering::Relaxed);
     }
 }
 
 extern "C" fn on_signal(_: c_int) {
-    if let Some((setting, _)) = SETTING.get() {
-        setting.write();
+    if let Some(asked) = ASKED.get().filter(|asked| asked.is_ours()) {
+        asked.write();
     }
 }
 
+/// Milliseconds that the end of the process waits at most for a report that is being written.
+const LONGEST_END: u32 = 1000;
+
 extern "C" fn end() {
     shared::close();
-    // A program that only reads the statistics of others has none.
-    if stats::gather().held > 0
-        && let Some((setting, process)) = SETTING.get()
-        && (setting.destination.parts().1.is_some() || *process == os::process_id())
-    {
-        setting.write();
+    let Some(asked) = ASKED.get().filter(|asked| asked.is_ours()) else { return };
+    TURN.fetch_or(OVER, Ordering::Relaxed);
+    for _ in 0..LONGEST_END {
+        if TURN.load(Ordering::Relaxed) & WRITES == 0 {
+            break;
+        }
+        os::sleep_microseconds(1000);
     }
+    // A program that only reads the statistics of others has none.
+    if stats::gather_own().held > 0 {
+        asked.write();
+    }
+}
+
+/// Milliseconds after which a child is one that stays.
+const SETTLED: u64 = 1000;
+/// When that is, by the clock. Relaxed: a number that guards nothing.
+static SETTLES: AtomicU64 = AtomicU64::new(0);
+
+/// In the child of a fork, which does not have the thread.
+pub(crate) fn forget() {
+    let was_shared = shared::forget();
+    TURN.store(0, Ordering::Relaxed);
+    if let Some(asked) = ASKED.get().filter(|asked| !asked.is_ours()) {
+        // Who reads the other end of a pipe must not wait for children that write nothing.
+        let copy = COPY.swap(-1, Ordering::Relaxed);
+        if copy >= 0 && os::identity(copy) == asked.file {
+            os::close(copy);
+        }
+    }
+    if was_shared || period().is_some() {
+        SETTLES.store(os::milliseconds() + SETTLED, Ordering::Relaxed);
+        sync::leave_for_later(settle);
+    }
+}
+
+/// Makes the thread of a child that stays; false where that is to be tried again. Not where signals are blocked, maybe in a handler
+/// that interrupted the making of a thread.
+fn settle() -> bool {
+    let now = os::milliseconds();
+    if now < SETTLES.load(Ordering::Relaxed) {
+        return false;
+    }
+    if os::has_signals_blocked() {
+        SETTLES.store(now + TICK, Ordering::Relaxed);
+        return false;
+    }
+    spawn();
+    true
 }
 
 #[cfg(test)]
@@ -333,6 +472,7 @@ mod tests {
         assert_eq!((all.format, all.every, all.signal), (Format::OpenMetrics, 5, 12));
         assert_eq!(all.destination.parts(), ("/tmp/x-", Some(".txt")));
         assert_eq!(parse("x").unwrap().destination.parts(), ("x", None));
+        assert_eq!(parse("/dev/stdout").unwrap().destination, Destination::File(1));
         let long = "x".repeat(MAX_PATH + 1);
         for wrong in ["", ",", "x,yaml", "x,every=0", "x,every=", "x,signal=-1", "x,often=2", &long]
         {

@@ -1,38 +1,42 @@
 //! The page that a process shows its statistics on, and how others read it.
 //!
-//! With `HAYLOFT_STATS_SHM=1` it is the file `/dev/shm/hayloft-PID`, which the process has mapped and its user may read. It starts
-//! with who wrote it, in which version of this layout, and a sequence number that is odd while it is being written; who
+//! With `HAYLOFT_STATS_SHM=1` it is the file `/dev/shm/hayloft-PID-NAMESPACE`, which the process has mapped and its user may read. It
+//! starts with who wrote it, in which version of this layout, and a sequence number that is odd while it is being written; who
 //! reads looks at that before and after. It is gone at the end of the process; one that was killed leaves it behind, and the next
 //! to look for processes takes it away.
+//!
+//! Containers may have the folder in common, and numbers of processes are those of a PID namespace: so that namespace is in the name, and
+//! nobody judges pages of another one.
 
 extern crate std;
 
 use core::fmt;
 use core::mem;
-use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering, fence};
+use core::ptr;
+use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering, fence};
 use std::boxed::Box;
+use std::fs;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::string::String;
+use std::string::ToString as _;
 use std::vec::Vec;
-use std::{format, fs};
 
 use crate::os;
 use crate::stats::{self, CacheStats, CpuStats, MAX, NodeStats, Stats};
 
 const MAGIC: [u8; 8] = *b"HAYLOFT\0";
 /// Of the layout. To be raised with every change of what lies in [`Page`].
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 const FOLDER: &str = "/dev/shm";
 const PREFIX: &str = "hayloft-";
 
 /// Who wrote a page, and how.
 #[derive(Clone, Copy)]
-#[repr(C)]
+#[repr(C, align(8))]
 struct Header {
+    /// Zero before the rest is there.
     magic: [u8; 8],
     version: u32,
     /// Bytes of the page: programs for other machines may have words of other sizes.
@@ -40,6 +44,8 @@ struct Header {
     process: u32,
     /// Odd while the page is written.
     sequence: u32,
+    /// The PID namespace that the number of the process is of.
+    namespace: u64,
     /// When the process began: see [`born`]. Another may have its number later.
     born: u64,
     /// Milliseconds of the monotonic clock at which it was last written.
@@ -66,33 +72,90 @@ struct Page {
     body: Body,
 }
 
-/// The page of this process; null if it shows nothing, or in the child of a fork that did.
+/// The page of this process; null if it shows nothing, or not yet, in the child of a fork.
 static PAGE: AtomicPtr<Page> = AtomicPtr::new(ptr::null_mut());
 
+/// The process that shows its statistics, or has to; 0 for none. Relaxed: a number that guards nothing.
+static SHOWN: AtomicI32 = AtomicI32::new(0);
+
+/// The name of a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Name {
+    process: u32,
+    namespace: u64,
+}
+
+impl Name {
+    /// That of a process in the namespace of this one.
+    fn here(process: u32) -> Name {
+        Name { process, namespace: os::pid_namespace() }
+    }
+
+    /// What it is that a file is called like.
+    fn parse(text: &str) -> Option<Name> {
+        let (process, namespace) = text.strip_prefix(PREFIX)?.split_once('-')?;
+        Some(Name { process: process.parse().ok()?, namespace: namespace.parse().ok()? })
+    }
+}
+
+/// The path.
+impl fmt::Display for Name {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(to, "{FOLDER}/{PREFIX}{}-{}", self.process, self.namespace)
+    }
+}
+
 /// Makes the page of this process; false, and it says so, where that cannot be done.
-#[cfg_attr(miri, allow(dead_code, reason = "called by the loader"))]
 pub(super) fn open() -> bool {
     let process = os::process_id();
-    let shared = os::share(format_args!("{FOLDER}/{PREFIX}{process}"), size_of::<Page>());
-    let Some(memory) = shared else {
+    let name = Name::here(process as u32);
+    let Some(memory) = os::share(format_args!("{name}"), size_of::<Page>()) else {
         os::warn(format_args!("statistics cannot be shown in {FOLDER}"));
         return false;
     };
     let page: *mut Page = memory.as_ptr().cast();
     // SAFETY: mapped just now, and long enough; others only read.
     unsafe {
-        (&raw mut (*page).header).write(Header {
-            magic: MAGIC,
+        let header = &raw mut (*page).header;
+        header.write(Header {
+            magic: [0; 8],
             version: VERSION,
             size: size_of::<Page>() as u32,
             process: process as u32,
             sequence: 1,
+            namespace: name.namespace,
             born: born(process as u32).unwrap_or(0),
             time: os::milliseconds(),
         });
+        // Release: who reads this finds all before it. They read by system calls, in order.
+        let magic = AtomicU64::from_ptr(&raw mut (*header).magic as *mut u64);
+        magic.store(u64::from_ne_bytes(MAGIC), Ordering::Release);
     }
-    PAGE.store(page, Ordering::Relaxed);
+    SHOWN.store(process, Ordering::Relaxed);
+    // Release: pairs with the Acquire in `page`.
+    PAGE.store(page, Ordering::Release);
     true
+}
+
+/// As [`open`], in the child of a process that showed its statistics; in others it does nothing.
+pub(super) fn open_again() -> bool {
+    SHOWN.load(Ordering::Relaxed) != 0 && open()
+}
+
+/// Whether there is a page.
+pub(super) fn is_open() -> bool {
+    !page().is_null()
+}
+
+fn page() -> *mut Page {
+    // Acquire: pairs with the Release in `open`: the page is mapped.
+    PAGE.load(Ordering::Acquire)
+}
+
+/// In the child of a fork, where the page is not mapped: whether there was to be one.
+pub(super) fn forget() -> bool {
+    PAGE.store(ptr::null_mut(), Ordering::Relaxed);
+    SHOWN.load(Ordering::Relaxed) != 0
 }
 
 /// When a process began, in the kernel's ticks since the machine did; `None` if there is none, or only its parent has not
@@ -109,9 +172,10 @@ fn born(process: u32) -> Option<u64> {
 
 /// Writes what there is now; by one thread only.
 pub(super) fn update() {
-    let Some(page) = NonNull::new(PAGE.load(Ordering::Relaxed)).map(NonNull::as_ptr) else {
+    let page = page();
+    if page.is_null() {
         return;
-    };
+    }
     // SAFETY: mapped, and written by this thread only; others read it through files.
     unsafe {
         let sequence = AtomicU32::from_ptr(&raw mut (*page).header.sequence);
@@ -140,12 +204,11 @@ unsafe fn fill<T, const N: usize>(room: *mut [T; N], items: impl Iterator<Item =
     items.take(N).enumerate().map(|(at, item)| unsafe { room.add(at).write(item) }).count()
 }
 
-/// Takes the page away, if it is this process's.
+/// Takes the page away, if it is this process's. A child whose fork ran no handlers does not have it mapped.
 pub(super) fn close() {
-    let page = PAGE.load(Ordering::Relaxed);
-    // SAFETY: mapped until the process ends.
-    if !page.is_null() && unsafe { (*page).header.process } == os::process_id() as u32 {
-        os::remove(format_args!("{FOLDER}/{PREFIX}{}", os::process_id()));
+    let process = os::process_id();
+    if SHOWN.load(Ordering::Relaxed) == process && is_open() {
+        os::remove(format_args!("{}", Name::here(process as u32)));
     }
 }
 
@@ -159,11 +222,14 @@ pub enum AttachError {
     ShowsNothing(u32),
     /// It is another user's.
     Denied(u32),
+    /// There is a page of a process that has this number in another PID namespace; only from there it can be told whether it is alive.
+    Elsewhere(u32),
     /// The file is none of Hayloft's, or of one built for another machine.
     Foreign(u32),
     /// It uses another version of Hayloft: that of its page, and ours.
     OtherVersion(u32, u32, u32),
-    /// The process did not write for so many milliseconds: it is stopped, or became another program by `exec`.
+    /// The process did not write for so many milliseconds: it is stopped, or became another program by `exec`. Where they are few, it
+    /// was stopped while it wrote.
     Silent(u32, u64),
     /// The file cannot be read.
     Unreadable(u32, io::Error),
@@ -178,13 +244,23 @@ impl fmt::Display for AttachError {
                 "process {process} shows no statistics: is Hayloft its allocator, and was it started with HAYLOFT_STATS_SHM=1?"
             ),
             AttachError::Denied(process) => write!(to, "process {process} is another user's"),
+            AttachError::Elsewhere(process) => write!(
+                to,
+                "process {process} that shows statistics in {FOLDER} is of another PID namespace: look from there"
+            ),
             AttachError::Foreign(process) => {
-                write!(to, "{FOLDER}/{PREFIX}{process} is no page of statistics for this machine")
+                write!(to, "{} is no page of statistics for this machine", Name::here(*process))
             }
             AttachError::OtherVersion(process, its, ours) => write!(
                 to,
                 "process {process} shows version {its} of the statistics, and this program reads version {ours}"
             ),
+            AttachError::Silent(process, milliseconds) if *milliseconds <= PATIENCE => {
+                write!(
+                    to,
+                    "process {process} does not come to an end with its statistics: stopped?"
+                )
+            }
             AttachError::Silent(process, milliseconds) => {
                 write!(
                     to,
@@ -240,6 +316,11 @@ impl Reader {
     /// See [`AttachError`]; whether it is silent is seen by [`Reader::read`].
     pub fn attach(process: u32) -> Result<Reader, AttachError> {
         let opened = Reader::open(process);
+        if opened.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound)
+            && pages().any(|page| page.process == process)
+        {
+            return Err(AttachError::Elsewhere(process));
+        }
         if born(process).is_none() {
             return Err(AttachError::Gone(process));
         }
@@ -257,7 +338,7 @@ impl Reader {
     fn open(process: u32) -> io::Result<Reader> {
         // Anybody may put anything there: nobody is to wait for who opens the other end of a pipe.
         let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
-        let path = format!("{FOLDER}/{PREFIX}{process}");
+        let path = Name::here(process).to_string();
         let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
         Ok(Reader { process, file })
     }
@@ -275,13 +356,17 @@ impl Reader {
         let process = self.process;
         // SAFETY: any bytes are a header.
         let header: Header = unsafe { self.bytes(0)? };
+        if header.magic == [0; 8] {
+            return Err(AttachError::ShowsNothing(process));
+        }
         if header.magic != MAGIC {
             return Err(AttachError::Foreign(process));
         }
         if header.version != VERSION {
             return Err(AttachError::OtherVersion(process, header.version, VERSION));
         }
-        if header.size as usize != size_of::<Page>() || header.process != process {
+        let name = Name { process: header.process, namespace: header.namespace };
+        if header.size as usize != size_of::<Page>() || name != Name::here(process) {
             return Err(AttachError::Foreign(process));
         }
         Ok(header)
@@ -301,8 +386,12 @@ impl Reader {
         match read.and_then(|_| self.file.read_exact(bytes)) {
             // SAFETY: the caller's promise.
             Ok(()) => Ok(unsafe { *room.assume_init() }),
+            // It may be about to be made.
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
-                Err(AttachError::Foreign(self.process))
+                let is_empty = self.file.metadata().is_ok_and(|data| data.len() == 0);
+                Err(if is_empty { AttachError::ShowsNothing } else { AttachError::Foreign }(
+                    self.process,
+                ))
             }
             Err(error) => Err(AttachError::Unreadable(self.process, error)),
         }
@@ -346,27 +435,38 @@ fn first<T: Clone>(all: &[T], count: usize) -> Vec<T> {
     all.iter().take(count).cloned().collect()
 }
 
-/// Whether a page was written lately: then it is of a process that has another number here, in a container that shares the folder.
-fn is_written(process: u32) -> bool {
-    let header = Reader::open(process).ok().and_then(|mut reader| reader.header().ok());
-    header.is_some_and(|header| os::milliseconds().saturating_sub(header.time) <= PATIENCE)
+/// Pages that there are, of whatever namespace.
+fn pages() -> impl Iterator<Item = Name> {
+    let name = |entry: io::Result<fs::DirEntry>| Name::parse(entry.ok()?.file_name().to_str()?);
+    fs::read_dir(FOLDER).into_iter().flatten().filter_map(name)
 }
 
-/// Processes that show their statistics, in order of their numbers. Takes away what processes left behind that were killed.
+/// Whether a process that is there, or another that writes its page, may need it.
+fn is_needed(process: u32) -> bool {
+    let header = Reader::open(process).ok().and_then(|mut reader| reader.header().ok());
+    match header {
+        // It may be about to be made.
+        None => born(process).is_some(),
+        Some(header) => {
+            born(process) == Some(header.born)
+                || os::milliseconds().saturating_sub(header.time) <= PATIENCE
+        }
+    }
+}
+
+/// Processes that show their statistics, in order of their numbers, in the PID namespace of this one. Takes away what processes left
+/// behind that were killed.
 #[must_use]
 pub fn processes() -> Vec<u32> {
-    let number = |entry: io::Result<fs::DirEntry>| {
-        let name: String = entry.ok()?.file_name().into_string().ok()?;
-        name.strip_prefix(PREFIX)?.parse().ok()
-    };
-    let mut found: Vec<u32> =
-        fs::read_dir(FOLDER).into_iter().flatten().filter_map(number).collect();
+    let namespace = os::pid_namespace();
+    let ours = pages().filter(|page| page.namespace == namespace);
+    let mut found: Vec<u32> = ours.map(|page| page.process).collect();
     found.retain(|process| match Reader::attach(*process) {
         // There is a file, so that it is of a process that was there before.
         Err(AttachError::Gone(_) | AttachError::ShowsNothing(_)) => {
-            if !is_written(*process) {
+            if !is_needed(*process) {
                 // Another user's stays.
-                let _ = fs::remove_file(format!("{FOLDER}/{PREFIX}{process}"));
+                let _ = fs::remove_file(Name::here(*process).to_string());
             }
             false
         }
@@ -376,9 +476,17 @@ pub fn processes() -> Vec<u32> {
     found
 }
 
+/// How many pages are of processes in other PID namespaces, whether these are alive or not.
+#[must_use]
+pub fn elsewhere() -> usize {
+    let namespace = os::pid_namespace();
+    pages().filter(|page| page.namespace != namespace).count()
+}
+
 #[cfg(all(test, not(miri)))]
 mod tests {
     use super::*;
+    use std::format;
     use std::process::Command;
 
     #[test]

@@ -8,7 +8,7 @@
 //! - [`Context`], whether whoever takes a lock may wait for it.
 //! - [`Llist`], a list that any context may add to.
 //! - [`Grace`], whether all readers of before are gone.
-//! - [`forks`], which process this is.
+//! - [`forks`], which process this is, and what a child has yet to do.
 //! - `ControlMutex` and `Renewable`, locks of the control plane.
 //!
 //! Nothing here allocates, but for locks of the control plane. This folder may touch `os` and `arch`.
@@ -37,9 +37,9 @@ pub(crate) use lock::{Guard, Lock};
 #[cfg(not(loom))]
 pub(crate) use lock::{RawLock, SPINS};
 pub(crate) use primitive::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
-#[cfg(not(loom))]
-pub(crate) use process::count_fork;
 pub(crate) use process::forks;
+#[cfg(not(loom))]
+pub(crate) use process::{count_fork, do_what_was_left, leave_for_later};
 pub(crate) use rcuwait::Rcuwait;
 pub(crate) use witness::LockClass;
 

@@ -3,7 +3,12 @@
 //! What a thread had in hand that the child of a fork does not have, is told from what is of this process by that number.
 
 #[cfg(not(loom))]
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+#[cfg(not(loom))]
+use core::{mem, ptr};
+
+#[cfg(not(loom))]
+use super::Context;
 
 #[cfg(not(loom))]
 static FORKS: AtomicU32 = AtomicU32::new(0);
@@ -22,4 +27,40 @@ pub(crate) fn forks() -> u32 {
 #[cfg(not(loom))]
 pub(crate) fn count_fork() {
     FORKS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// What the child of a fork has yet to do: a `fn() -> bool`, or null.
+#[cfg(not(loom))]
+static LEFT: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
+
+/// Has slow paths without any lock call `routine` until it says that all is done. For what takes more than may be done in the
+/// fork itself, and is not worth doing in a child that soon ends or becomes another program.
+#[cfg(not(loom))]
+pub(crate) fn leave_for_later(routine: fn() -> bool) {
+    // Relaxed, here and below: in a process with one thread; those that come after find it stored.
+    LEFT.store(routine as *mut (), Ordering::Relaxed);
+}
+
+/// Does what was left for later, if anything was.
+#[cfg(not(loom))]
+#[inline]
+pub(crate) fn do_what_was_left(context: Context) {
+    if !LEFT.load(Ordering::Relaxed).is_null() && context.may_wait() {
+        do_it();
+    }
+}
+
+#[cfg(not(loom))]
+#[cold]
+fn do_it() {
+    // Nobody else does it meanwhile, nor what it allocates.
+    let routine = LEFT.swap(ptr::null_mut(), Ordering::Relaxed);
+    if routine.is_null() {
+        return;
+    }
+    // SAFETY: what `leave_for_later` stored.
+    let is_done = unsafe { mem::transmute::<*mut (), fn() -> bool>(routine)() };
+    if !is_done {
+        LEFT.store(routine, Ordering::Relaxed);
+    }
 }

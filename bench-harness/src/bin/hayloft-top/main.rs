@@ -32,7 +32,7 @@ mod text;
 use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 
-use alloc_core::report::{AttachError, Reader};
+use alloc_core::report::{self, AttachError, Reader};
 use clap::Parser as _;
 
 use app::App;
@@ -91,10 +91,13 @@ fn run(options: &Options) -> Result<ExitCode, Failure> {
         Some(number) => number,
         None => match process::all().as_slice() {
             [] => {
-                return Err(Failure::Other(
-                    "no process of yours shows statistics: start one with HAYLOFT_STATS_SHM=1"
-                        .into(),
-                ));
+                let nothing = match report::elsewhere() {
+                    0 => "no process of yours shows statistics: start one with HAYLOFT_STATS_SHM=1",
+                    _ => {
+                        "processes that show statistics are all of other PID namespaces: look from there"
+                    }
+                };
+                return Err(Failure::Other(nothing.into()));
             }
             [process] => process.number,
             several if on_screen => match screen::choose(several)? {

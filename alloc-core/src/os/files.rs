@@ -1,0 +1,206 @@
+//! Files that are written for others to read: anew as a whole, or as they were open at the start.
+
+use core::ffi::{c_int, c_uint};
+use core::fmt;
+use core::mem::MaybeUninit;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use super::linux::{File, SavedErrno, process_id};
+use super::text::CPath;
+
+/// What tells a file from all others that there are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Identity {
+    device: libc::dev_t,
+    number: libc::ino_t,
+}
+
+fn status(ask: impl FnOnce(*mut libc::stat) -> c_int) -> Option<libc::stat> {
+    let mut status = MaybeUninit::zeroed();
+    // SAFETY: zeroed, and filled where there was no error.
+    (ask(status.as_mut_ptr()) == 0).then(|| unsafe { status.assume_init() })
+}
+
+fn status_of(file: c_int) -> Option<libc::stat> {
+    // SAFETY: the status is ours to be written.
+    status(|to| unsafe { libc::fstat(file, to) })
+}
+
+fn is_regular(status: &libc::stat) -> bool {
+    status.st_mode & libc::S_IFMT == libc::S_IFREG
+}
+
+/// Which file is open by a number; `None` if none is.
+pub(crate) fn identity(file: c_int) -> Option<Identity> {
+    let _errno = SavedErrno::new();
+    let status = status_of(file)?;
+    Some(Identity { device: status.st_dev, number: status.st_ino })
+}
+
+/// Opens a file a second time, by a number of at least `least` that programs started from here do not have.
+pub(crate) fn duplicate(file: c_int, least: c_int) -> Option<c_int> {
+    let _errno = SavedErrno::new();
+    // SAFETY: numbers only.
+    let copy = unsafe { libc::fcntl(file, libc::F_DUPFD_CLOEXEC, least) };
+    (copy >= 0).then_some(copy)
+}
+
+/// Closes what [`duplicate`] opened.
+pub(crate) fn close(file: c_int) {
+    drop(File(file));
+}
+
+/// The number of this process's PID namespace; 0 where the kernel does not say.
+pub(crate) fn pid_namespace() -> u64 {
+    let _errno = SavedErrno::new();
+    // SAFETY: the path ends in a null byte; the status is ours to be written.
+    let found = status(|to| unsafe { libc::stat(c"/proc/self/ns/pid".as_ptr(), to) });
+    found.map_or(0, |status| status.st_ino)
+}
+
+/// Opens a file to be written. By the kernel itself: the C library's `open` is a place where threads are cancelled.
+fn open(path: &CPath, flags: c_int) -> Option<File> {
+    const RIGHTS: c_uint = 0o644;
+    let flags = flags | libc::O_WRONLY | libc::O_CLOEXEC | libc::O_NOCTTY;
+    // SAFETY: the path ends in a null byte.
+    let file =
+        unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path.0.as_ptr(), flags, RIGHTS) };
+    (file >= 0).then(|| File(file as c_int))
+}
+
+/// Opens what is there and is no regular file: a pipe that somebody reads, a terminal.
+fn open_device(path: &CPath) -> Option<File> {
+    // Nobody is to wait for who opens the other end of a pipe, but for who reads from it.
+    let file = open(path, libc::O_NONBLOCK)?;
+    // Another may be there by now.
+    let is_device = status_of(file.0).is_some_and(|status| !is_regular(&status));
+    // SAFETY: numbers only.
+    (is_device && unsafe { libc::fcntl(file.0, libc::F_SETFL, 0) } == 0).then_some(file)
+}
+
+/// Has `write` write a file, which is then put where another may be: who reads it finds all of the one or of the other. A link is
+/// replaced, not followed; what is no regular file is written to as it is. False where that cannot be done.
+pub(crate) fn replace(path: fmt::Arguments<'_>, write: impl FnOnce(c_int) -> bool) -> bool {
+    /// Part of a name that no other writer in this process has, be it one that this one interrupted.
+    static WRITERS: AtomicU32 = AtomicU32::new(0);
+    /// Names to be tried: a process of the same number may have been killed while it wrote.
+    const ATTEMPTS: usize = 8;
+    let Some(place) = CPath::new(path) else { return false };
+    let _errno = SavedErrno::new();
+    let to = place.0.as_ptr().cast();
+    // SAFETY: the path ends in a null byte; the status is ours to be written.
+    let (there, behind_links) =
+        unsafe { (status(|found| libc::lstat(to, found)), status(|found| libc::stat(to, found))) };
+    if behind_links.is_some_and(|status| !is_regular(&status)) {
+        return open_device(&place).is_some_and(|file| write(file.0));
+    }
+    for _ in 0..ATTEMPTS {
+        // Relaxed: a number that guards nothing.
+        let writer = WRITERS.fetch_add(1, Ordering::Relaxed);
+        let name = CPath::new(format_args!("{path}.{}-{writer}.tmp", process_id()));
+        let Some(temporary) = name else { return false };
+        let Some(file) = open(&temporary, libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW) else {
+            // SAFETY: it may be read anywhere.
+            if unsafe { *libc::__errno_location() } == libc::EEXIST {
+                continue;
+            }
+            return false;
+        };
+        let from = temporary.0.as_ptr().cast();
+        // Who may read the old one may read the new one.
+        if let Some(old) = there.filter(is_regular) {
+            // SAFETY: numbers only.
+            unsafe { libc::fchmod(file.0, old.st_mode & 0o777) };
+        }
+        // SAFETY: both paths end in a null byte.
+        let done = write(file.0) && unsafe { libc::rename(from, to) } == 0;
+        if !done {
+            // SAFETY: the path ends in a null byte.
+            unsafe { libc::unlink(from) };
+        }
+        return done;
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::os::write_all;
+    use std::format;
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::path::PathBuf;
+
+    /// A folder that goes away with it.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Folder {
+            let path = std::env::temp_dir().join(format!("hayloft-{name}-{}", process_id()));
+            fs::create_dir(&path).unwrap();
+            Folder(path)
+        }
+
+        fn count(&self) -> usize {
+            fs::read_dir(&self.0).unwrap().count()
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn a_file_is_replaced_as_a_whole_or_not_at_all() {
+        let folder = Folder::new("replaced");
+        let path = folder.0.join("file");
+        let replace = |text: &str, success: bool| {
+            let path = path.display();
+            replace(format_args!("{path}"), |file| write_all(file, text.as_bytes()) && success)
+        };
+        assert!(replace("one", true));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(replace("two", true));
+        assert!(!replace("three", false));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "two");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(folder.count(), 1, "nothing else is left behind");
+        assert!(!super::replace(format_args!("/nowhere/at/all"), |_| true));
+        assert!(!super::replace(format_args!("{}", folder.0.display()), |_| true));
+    }
+
+    #[test]
+    fn links_are_not_followed_but_to_devices() {
+        let folder = Folder::new("links");
+        let (path, other) = (folder.0.join("link"), folder.0.join("other"));
+        let replace = || replace(format_args!("{}", path.display()), |file| write_all(file, b"x"));
+        fs::write(&other, "precious").unwrap();
+        symlink(&other, &path).unwrap();
+        assert!(replace());
+        assert_eq!(fs::read_to_string(&other).unwrap(), "precious");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "x");
+        for (device, takes_it) in [("/dev/null", true), ("/dev/full", false)] {
+            fs::remove_file(&path).unwrap();
+            symlink(device, &path).unwrap();
+            assert_eq!(replace(), takes_it);
+            assert!(fs::symlink_metadata(&path).unwrap().is_symlink());
+        }
+        assert_eq!(folder.count(), 2);
+    }
+
+    #[test]
+    fn files_are_told_apart() {
+        let (one, other) =
+            (fs::File::open("/dev/null").unwrap(), fs::File::open("/dev/zero").unwrap());
+        let number = |file: &fs::File| std::os::fd::AsRawFd::as_raw_fd(file);
+        let copy = duplicate(number(&one), 200).unwrap();
+        assert!(copy >= 200 && identity(copy) == identity(number(&one)));
+        assert_ne!(identity(copy), identity(number(&other)));
+        close(copy);
+        assert_eq!(identity(copy), None);
+        assert!(pid_namespace() > 0);
+    }
+}
