@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::node;
 use crate::objects::{
-    self, checked_in, checked_out, defer, free_deferred, free_run, have_reclaimer, may_reclaim,
+    self, checked_in, checked_out, defer, free_deferred, free_run, have_threads, may_reclaim,
 };
 use crate::os::{self, Remapped};
 use crate::page::{self, Unit};
@@ -214,7 +214,7 @@ extern "C" fn alloc_large(layout: Layout, zeroed: bool) -> *mut u8 {
     Context::enter(|context| {
         free_deferred(context);
         let block = alloc_run(context, layout, zeroed);
-        have_reclaimer(context);
+        have_threads(context);
         block
     })
 }

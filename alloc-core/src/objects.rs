@@ -196,7 +196,7 @@ pub(crate) fn alloc_object(context: Context, class: Class) -> Result<NonNull<u8>
     let object = if object.is_null() { refill(context, backend, class) } else { Ok(object) };
     let object = object.and_then(|object| NonNull::new(object).ok_or(AllocError::OutOfMemory));
     note_nolock(context, object.is_ok());
-    have_reclaimer(context);
+    have_threads(context);
     Ok(checked_out(object?, class))
 }
 
@@ -371,7 +371,7 @@ pub(crate) unsafe fn alloc_some(
         unsafe { backend.fill(class, &mut batch) };
         put_away(context, backend, class, node, &mut batch);
     }
-    have_reclaimer(context);
+    have_threads(context);
     count
 }
 
@@ -840,12 +840,12 @@ pub(crate) unsafe fn free_run(context: Context, base: *mut u8) {
 /// To be called at the end of what frees something, without any lock.
 pub(crate) fn may_reclaim(context: Context) {
     reclaim::freed(context, end_window);
-    do_what_was_left(context);
 }
 
-/// To be called at the end of what allocates beyond sheaves, without any lock.
-pub(crate) fn have_reclaimer(context: Context) {
+/// To be called at the end of what allocates beyond sheaves, without any lock: makes threads of ours that are due.
+pub(crate) fn have_threads(context: Context) {
     reclaim::allocated(context, end_window);
+    do_what_was_left(context);
 }
 
 /// Held by who takes objects of any class home, which for a moment are nowhere else, and relies on what the class is.

@@ -1,6 +1,6 @@
 //! Files that are written for others to read: anew as a whole, or as they were open at the start.
 
-use core::ffi::{c_int, c_uint};
+use core::ffi::c_int;
 use core::fmt;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -58,14 +58,9 @@ pub(crate) fn pid_namespace() -> u64 {
     found.map_or(0, |status| status.st_ino)
 }
 
-/// Opens a file to be written. By the kernel itself: the C library's `open` is a place where threads are cancelled.
+/// Opens a file to be written.
 fn open(path: &CPath, flags: c_int) -> Option<File> {
-    const RIGHTS: c_uint = 0o644;
-    let flags = flags | libc::O_WRONLY | libc::O_CLOEXEC | libc::O_NOCTTY;
-    // SAFETY: the path ends in a null byte.
-    let file =
-        unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path.0.as_ptr(), flags, RIGHTS) };
-    (file >= 0).then(|| File(file as c_int))
+    File::open(path, flags | libc::O_WRONLY | libc::O_NOCTTY, 0o644)
 }
 
 /// Opens what is there and is no regular file: a pipe that somebody reads, a terminal.

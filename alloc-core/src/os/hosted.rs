@@ -230,10 +230,6 @@ pub(crate) fn process_id() -> i32 {
     1
 }
 
-pub(crate) fn is_secure() -> bool {
-    false
-}
-
 pub(crate) fn at_exit(_hook: extern "C" fn()) {}
 
 pub(super) fn abort() -> ! {

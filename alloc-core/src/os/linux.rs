@@ -1,6 +1,6 @@
 //! Linux, through libc.
 
-use core::ffi::{CStr, c_int, c_ulong, c_void};
+use core::ffi::{CStr, c_int, c_uint, c_ulong, c_void};
 use core::fmt;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -247,13 +247,13 @@ pub(crate) fn current_cpu_and_node() -> (usize, usize) {
 pub(crate) struct File(pub(super) c_int);
 
 impl File {
-    fn open(path: fmt::Arguments<'_>) -> Option<File> {
-        let path = CPath::new(path)?;
-        let _errno = SavedErrno::new();
-        let flags = libc::O_RDONLY | libc::O_CLOEXEC;
+    /// Opens a file; a new one with these rights.
+    pub(super) fn open(path: &CPath, flags: c_int, rights: c_uint) -> Option<File> {
+        let flags = flags | libc::O_CLOEXEC;
         // SAFETY: the path ends in a null byte.
-        let file =
-            unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path.0.as_ptr(), flags, 0) };
+        let file = unsafe {
+            libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path.0.as_ptr(), flags, rights)
+        };
         (file >= 0).then(|| File(file as c_int))
     }
 
@@ -281,13 +281,17 @@ pub(crate) fn read<'a>(path: fmt::Arguments<'_>, room: &'a mut [u8]) -> Option<&
 
 /// As [`read`], of a file that need not be text.
 pub(crate) fn read_bytes<'a>(path: fmt::Arguments<'_>, room: &'a mut [u8]) -> Option<&'a [u8]> {
-    File::open(path)?.read(room)
+    let path = CPath::new(path)?;
+    let _errno = SavedErrno::new();
+    File::open(&path, libc::O_RDONLY, 0)?.read(room)
 }
 
 /// Has `each` called with each range of the list of numbers in a file, such as `/sys/devices/system/cpu/possible`, by its first
 /// and last number. `None` where there is no such file, or something else in it; some ranges may have been passed on then.
 pub(crate) fn list(path: fmt::Arguments<'_>, mut each: impl FnMut(usize, usize)) -> Option<()> {
-    let file = File::open(path)?;
+    let path = CPath::new(path)?;
+    let _errno = SavedErrno::new();
+    let file = File::open(&path, libc::O_RDONLY, 0)?;
     let mut list = List::default();
     loop {
         let mut room = [0u8; 256];
@@ -621,22 +625,15 @@ pub(crate) fn write_all(file: c_int, mut bytes: &[u8]) -> bool {
 /// cannot be done. Nothing unmaps it.
 pub(crate) fn share(path: fmt::Arguments<'_>, len: usize) -> Option<NonNull<u8>> {
     let path = CPath::new(path)?;
-    let path = path.0.as_ptr().cast();
-    let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC | libc::O_NOFOLLOW;
+    let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
     let _errno = SavedErrno::new();
     // SAFETY: the path ends in a null byte.
-    let file = unsafe {
-        // One that a process of the same number left behind.
-        libc::unlink(path);
-        libc::open(path, flags, 0o600 as libc::c_uint)
-    };
-    if file < 0 {
-        return None;
-    }
-    let memory = map_all(&File(file), len);
+    let unlink = || unsafe { libc::unlink(path.0.as_ptr().cast()) };
+    // One that a process of the same number left behind.
+    unlink();
+    let memory = map_all(&File::open(&path, flags, 0o600)?, len);
     if memory.is_none() {
-        // SAFETY: the path ends in a null byte.
-        unsafe { libc::unlink(path) };
+        unlink();
     }
     memory
 }
@@ -677,12 +674,6 @@ pub(crate) fn remove(path: fmt::Arguments<'_>) {
 pub(crate) fn process_id() -> i32 {
     // SAFETY: no arguments; it cannot fail.
     unsafe { libc::getpid() }
-}
-
-/// Whether the program has rights that who started it does not have, who must not have it write files then.
-pub(crate) fn is_secure() -> bool {
-    // SAFETY: it may be called anywhere.
-    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
 /// Has `hook` called when the program ends by `exit` or by returning from `main`.

@@ -44,10 +44,10 @@ pub(crate) use imp::{Identity, close, duplicate, identity, pid_namespace, replac
 pub(crate) use imp::{
     Thread, admit_signal, affinity, at_exit, at_fork, at_thread_exit, block_signals, commit,
     current_cpu, current_cpu_and_node, decommit, env, has_signals_blocked, is_realtime_signal,
-    is_secure, list, milliseconds, name_thread, page_size, prefer_huge_pages, prefer_node,
-    process_id, read, read_bytes, register_rseq, remap, remove, reserve, restart_sections_on,
-    share, signal_thread, sleep_microseconds, spawn, system_page_size, take_signal, thread_id,
-    unregister_rseq, unreserve, write_all, yield_now,
+    list, milliseconds, name_thread, page_size, prefer_huge_pages, prefer_node, process_id, read,
+    read_bytes, register_rseq, remap, remove, reserve, restart_sections_on, share, signal_thread,
+    sleep_microseconds, spawn, system_page_size, take_signal, thread_id, unregister_rseq,
+    unreserve, write_all, yield_now,
 };
 #[cfg(not(loom))]
 pub(crate) use imp::{futex_wait, futex_wake_one};

@@ -11,8 +11,8 @@
 //!
 //! Settings are read when the loader starts what this is linked into: before `main`, or with a library that is loaded later, when there
 //! may be other threads. They are not read in programs that run with rights that who started them does not have. Where they ask for it,
-//! there is one thread, with all signals blocked. The child of a fork makes one of its own, by the first slow path that may wait a
-//! second later: most children become another program before that.
+//! there is one thread, with all signals blocked. The child of a fork makes one of its own, by the first allocation beyond sheaves that
+//! may wait a second later: most children become another program before that.
 //!
 //! This file may touch `stats`, `sync` and `os`.
 
@@ -254,17 +254,10 @@ const LEAST_COPY: c_int = 500;
 #[cfg(not(miri))]
 #[used]
 #[unsafe(link_section = ".init_array")]
-static READ: extern "C" fn() = {
-    extern "C" fn read() {
-        if !os::is_secure() {
-            start();
-        }
-    }
-    read
-};
+static READ: extern "C" fn() = start;
 
 #[cfg_attr(miri, allow(dead_code, reason = "called by the loader"))]
-fn start() {
+extern "C" fn start() {
     let setting = os::env(c"HAYLOFT_STATS").and_then(|text| {
         let setting = core::str::from_utf8(text).ok().and_then(Setting::parse);
         if setting.is_none() {

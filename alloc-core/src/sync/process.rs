@@ -33,8 +33,8 @@ pub(crate) fn count_fork() {
 #[cfg(not(loom))]
 static LEFT: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
 
-/// Has slow paths without any lock call `routine` until it says that all is done. For what takes more than may be done in the
-/// fork itself, and is not worth doing in a child that soon ends or becomes another program.
+/// Has allocations beyond sheaves call `routine`, without any lock, until it says that all is done. For what takes more than may be
+/// done in the fork itself, and is not worth doing in a child that soon ends or becomes another program.
 #[cfg(not(loom))]
 pub(crate) fn leave_for_later(routine: fn() -> bool) {
     // Relaxed, here and below: in a process with one thread; those that come after find it stored.
