@@ -95,11 +95,12 @@ fn freed_without_thread(context: Context, end_window: Window) {
         }
         NOBODY if !is_worth_a_thread() => {}
         CLOCK | NOBODY => {
-            /// When the last window ended, in milliseconds.
+            /// When the last window ended, in milliseconds; 0 before the first has begun.
             static LAST: AtomicU64 = AtomicU64::new(0);
             let (now, last) = (os::milliseconds(), LAST.load(Ordering::Relaxed));
             if now.wrapping_sub(last) >= WINDOW.load(Ordering::Relaxed).into()
                 && LAST.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+                && last != 0
             {
                 end_window(context, pressure::is_high());
             }
