@@ -18,7 +18,7 @@ use alloc_core::stats::{self, CacheStats, NodeStats, Stats};
 use serde_json::Value;
 use tests::hoard::Hoard;
 use tests::routes::Hayloft;
-use tests::scenario::{Scenario, describe, on_both_backends};
+use tests::scenario::{Scenario, describe, is_child, on_both_backends};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -88,12 +88,21 @@ fn parts_add_up() {
     });
 }
 
-/// A file that goes away with it.
+/// A file or a folder that goes away with it.
 struct Temporary(PathBuf);
 
 impl Temporary {
     fn new(name: &str) -> Self {
         Self(std::env::temp_dir().join(format!("hayloft-{name}-{}", process::id())))
+    }
+
+    /// A new folder; in the child of a scenario only its name.
+    fn folder(name: &str) -> Self {
+        let folder = Self::new(name);
+        if !is_child() {
+            fs::create_dir(&folder.0).expect("the folder can be made");
+        }
+        folder
     }
 
     fn text(&self) -> String {
@@ -103,7 +112,7 @@ impl Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
+        let _ = fs::remove_file(&self.0).or_else(|_| fs::remove_dir_all(&self.0));
     }
 }
 
@@ -287,8 +296,7 @@ fn forks_write_to_files_of_their_own() {
             }
         }
     };
-    let folder = Temporary::new("forks");
-    fs::create_dir(&folder.0).expect("the folder can be made");
+    let folder = Temporary::folder("forks");
     let files = || fs::read_dir(&folder.0).expect("the folder is there").count();
     let path = folder.0.join("%p.txt");
     Scenario::new("apart", fork_and_end).env("HAYLOFT_STATS", path).run(|output| {
@@ -298,7 +306,6 @@ fn forks_write_to_files_of_their_own() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(stderr.matches("slabinfo - version").count(), 1, "{}", describe(output));
     });
-    let _ = fs::remove_dir_all(&folder.0);
 }
 
 /// Forks, and has the child ask for a report by a signal, use the heap for a while, and end by `exit`.
@@ -330,8 +337,7 @@ fn use_the_heap() {
 /// Neither in a handler, nor after a time, nor at its end.
 #[test]
 fn a_child_does_not_write_over_the_file_of_its_parent() {
-    let folder = Temporary::new("parents");
-    fs::create_dir(&folder.0).expect("the folder can be made");
+    let folder = Temporary::folder("parents");
     let path = folder.0.join("file");
     let scenario = Scenario::new("", || {
         fork_a_child_that_asks();
@@ -344,14 +350,12 @@ fn a_child_does_not_write_over_the_file_of_its_parent() {
         assert!(output.status.success() && output.stderr.is_empty(), "{}", describe(output));
         assert_eq!(fs::read_dir(&folder.0).expect("the folder is there").count(), 0);
     });
-    let _ = fs::remove_dir_all(&folder.0);
 }
 
 /// A daemon: the child of a fork that stays writes its own file every so often, and at its end.
 #[test]
 fn a_child_that_stays_reports_like_its_parent() {
-    let folder = Temporary::new("daemon");
-    fs::create_dir(&folder.0).expect("the folder can be made");
+    let folder = Temporary::folder("daemon");
     let setting = folder.0.join("%p,every=1");
     let scenario = Scenario::new("", || {
         // SAFETY: the child does what the allocator promises, and ends.
@@ -379,18 +383,18 @@ fn a_child_that_stays_reports_like_its_parent() {
         let number = text.lines().find_map(|line| line.strip_prefix("page ")).expect("it says it");
         assert!(!page_of(number.parse().expect("a number")).exists(), "it takes its page along");
     });
-    let _ = fs::remove_dir_all(&folder.0);
 }
 
 /// Who reads it while it is written anew finds all of a report, and nobody finds anything else in the folder in the end. A link at
 /// its place is replaced, not followed.
 #[test]
 fn a_file_is_never_found_half_written() {
-    let folder = Temporary::new("whole");
-    fs::create_dir(&folder.0).expect("the folder can be made");
+    let folder = Temporary::folder("whole");
     let (path, other) = (folder.0.join("file"), folder.0.join("other"));
-    fs::write(&other, "precious").expect("the file can be written");
-    symlink(&other, &path).expect("the link can be made");
+    if !is_child() {
+        fs::write(&other, "precious").expect("the file can be written");
+        symlink(&other, &path).expect("the link can be made");
+    }
     let scenario = Scenario::new("", || {
         let setting = std::env::var("HAYLOFT_STATS").expect("it is set");
         let path = setting.split(',').next().expect("a path");
@@ -421,7 +425,6 @@ fn a_file_is_never_found_half_written() {
         assert_eq!(fs::read_to_string(&other).expect("it is there"), "precious");
         assert!(fs::symlink_metadata(&path).is_ok_and(|file| file.is_file()));
     });
-    let _ = fs::remove_dir_all(&folder.0);
 }
 
 /// A program may close its standard error before it ends, or have another file by that number.

@@ -360,7 +360,7 @@ impl Builder<'_> {
         }
         let (size, stride, align) = measures(layout, flags).ok_or(CacheError::TooLarge)?;
         let mergeable = !kept && constructor.is_none() && !flags.contains(CacheFlags::NO_MERGE);
-        if name.starts_with("kmalloc-") {
+        if name.starts_with(stats::SIZE_CLASS) {
             return Err(CacheError::NameTaken);
         }
         let named = Named::new(name).ok_or(CacheError::OutOfMemory)?;

@@ -258,6 +258,12 @@ pub fn describe(output: &Output) -> String {
     )
 }
 
+/// Whether this is the child of a scenario, which leaves by [`process::exit`] what its test made before.
+#[must_use]
+pub fn is_child() -> bool {
+    env::var_os(CHILD).is_some()
+}
+
 /// The line by which a child says that it has come to its scenario.
 fn entry(scenario: &str) -> String {
     format!("scenario {scenario}\n")

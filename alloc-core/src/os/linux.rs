@@ -247,7 +247,13 @@ pub(crate) fn current_cpu_and_node() -> (usize, usize) {
 pub(crate) struct File(pub(super) c_int);
 
 impl File {
-    /// Opens a file; a new one with these rights.
+    fn to_read(path: fmt::Arguments<'_>) -> Option<File> {
+        let path = CPath::new(path)?;
+        let _errno = SavedErrno::new();
+        File::open(&path, libc::O_RDONLY, 0)
+    }
+
+    /// Opens a file; a new one with these rights. Where it cannot, `errno` says why.
     pub(super) fn open(path: &CPath, flags: c_int, rights: c_uint) -> Option<File> {
         let flags = flags | libc::O_CLOEXEC;
         // SAFETY: the path ends in a null byte.
@@ -281,17 +287,13 @@ pub(crate) fn read<'a>(path: fmt::Arguments<'_>, room: &'a mut [u8]) -> Option<&
 
 /// As [`read`], of a file that need not be text.
 pub(crate) fn read_bytes<'a>(path: fmt::Arguments<'_>, room: &'a mut [u8]) -> Option<&'a [u8]> {
-    let path = CPath::new(path)?;
-    let _errno = SavedErrno::new();
-    File::open(&path, libc::O_RDONLY, 0)?.read(room)
+    File::to_read(path)?.read(room)
 }
 
 /// Has `each` called with each range of the list of numbers in a file, such as `/sys/devices/system/cpu/possible`, by its first
 /// and last number. `None` where there is no such file, or something else in it; some ranges may have been passed on then.
 pub(crate) fn list(path: fmt::Arguments<'_>, mut each: impl FnMut(usize, usize)) -> Option<()> {
-    let path = CPath::new(path)?;
-    let _errno = SavedErrno::new();
-    let file = File::open(&path, libc::O_RDONLY, 0)?;
+    let file = File::to_read(path)?;
     let mut list = List::default();
     loop {
         let mut room = [0u8; 256];

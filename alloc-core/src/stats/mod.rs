@@ -139,6 +139,9 @@ impl Events {
 #[repr(transparent)]
 pub struct Name([u8; Name::LEN]);
 
+/// What names of size classes begin with, and no cache's does.
+pub(crate) const SIZE_CLASS: &str = "kmalloc-";
+
 impl Name {
     const LEN: usize = 32;
 
@@ -174,7 +177,7 @@ impl Name {
     fn of_size_class(class: Class) -> Name {
         let mut line = os::Line::<{ Name::LEN }>::new();
         // What does not fit is cut off.
-        let _ = write!(line, "kmalloc-{}", class.size());
+        let _ = write!(line, "{SIZE_CLASS}{}", class.size());
         Name(line.into_bytes())
     }
 
@@ -307,13 +310,9 @@ pub fn gather() -> Stats {
 #[must_use]
 pub fn gather_own() -> Stats {
     let (mut free, mut in_slabs) = (0, 0);
-    for class in classes() {
-        let Some(label) = label_of(class) else { continue };
-        let census = objects::census(class);
-        let slabs = census.counts.slabs;
-        let all = slabs.saturating_mul(label.objects);
-        free += all.saturating_sub(census.in_use(label.objects)) * label.stride;
-        in_slabs += slabs.saturating_mul(label.units * UNIT);
+    for cache in classes().filter_map(now_of_class) {
+        free += cache.objects().saturating_sub(cache.in_use) * cache.stride;
+        in_slabs += cache.bytes();
     }
     let (held, unneeded) = (page::charged(), page::dirty());
     let (nolock_tries, nolock_failures) = objects::nolock_counts();
@@ -417,11 +416,16 @@ fn all_caches() -> impl Iterator<Item = CacheStats> {
 
 /// What there is of a class; `None` for one that is no cache's, or is becoming one's.
 pub(crate) fn of_class(class: Class) -> Option<CacheStats> {
+    let mut stats = now_of_class(class)?;
+    (0..percpu::regions()).for_each(|cpu| stats.events.add(cpu, class));
+    Some(stats)
+}
+
+/// As [`of_class`], without what happened before.
+fn now_of_class(class: Class) -> Option<CacheStats> {
     let label = label_of(class)?;
     let census = objects::census(class);
     let Census { counts, in_sheaves, in_barns } = census;
-    let mut events = Events::default();
-    (0..percpu::regions()).for_each(|cpu| events.add(cpu, class));
     Some(CacheStats {
         name: label.name,
         object_size: label.object_size,
@@ -435,7 +439,7 @@ pub(crate) fn of_class(class: Class) -> Option<CacheStats> {
         in_sheaves,
         in_barns,
         sharers: label.sharers,
-        events,
+        events: Events::default(),
     })
 }
 

@@ -21,28 +21,24 @@ use alloc_core::by_address;
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("std::size_t has another letter");
 
-// The compiler has no weak references, and binds what this library defines to itself. So each of these functions has a word that
-// the linker or the loader fills in.
+/// A word that the linker or the loader fills in with the address of a function.
+macro_rules! word {
+    ($name:literal, $function:literal) => {
+        concat!(".hidden ", $name, "\n.globl ", $name, "\n", $name, ": .quad ", $function)
+    };
+}
+
+// The compiler has no weak references, and binds what this library defines to itself. So each of these functions has a word.
 global_asm!(
     ".weak _ZSt15get_new_handlerv",
     ".weak _ZSt17__throw_bad_allocv",
     ".pushsection .data.rel.ro.hayloft_operators, \"aw\", @progbits",
     ".balign 8",
-    ".hidden hayloft_get_new_handler",
-    ".globl hayloft_get_new_handler",
-    "hayloft_get_new_handler: .quad _ZSt15get_new_handlerv",
-    ".hidden hayloft_throw_bad_alloc",
-    ".globl hayloft_throw_bad_alloc",
-    "hayloft_throw_bad_alloc: .quad _ZSt17__throw_bad_allocv",
-    ".hidden hayloft_new",
-    ".globl hayloft_new",
-    "hayloft_new: .quad _Znwm",
-    ".hidden hayloft_delete",
-    ".globl hayloft_delete",
-    "hayloft_delete: .quad _ZdlPv",
-    ".hidden hayloft_delete_array",
-    ".globl hayloft_delete_array",
-    "hayloft_delete_array: .quad _ZdaPv",
+    word!("hayloft_get_new_handler", "_ZSt15get_new_handlerv"),
+    word!("hayloft_throw_bad_alloc", "_ZSt17__throw_bad_allocv"),
+    word!("hayloft_new", "_Znwm"),
+    word!("hayloft_delete", "_ZdlPv"),
+    word!("hayloft_delete_array", "_ZdaPv"),
     ".popsection",
 );
 
