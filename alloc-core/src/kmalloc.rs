@@ -291,6 +291,7 @@ pub(crate) unsafe extern "C" fn realloc_large(
         free_deferred(context);
         let resized = realloc_run(context, object, layout, new_layout, factor);
         may_reclaim(context);
+        have_threads(context);
         resized
     });
     match resized {
