@@ -435,3 +435,28 @@ pub(crate) fn own_rseq() -> *mut RseqArea {
 pub(crate) fn depth() -> *mut u32 {
     thread_local!("hayloft_depth")
 }
+
+/// Makes a system call; returns its result, or the negated error number.
+///
+/// # Safety
+/// What the call does with these arguments is sound.
+#[inline]
+pub(crate) unsafe fn system_call(number: usize, arguments: [usize; 6]) -> isize {
+    let [first, second, third, fourth, fifth, sixth] = arguments;
+    let result: isize;
+    // SAFETY: the caller's promise; the kernel's calling convention.
+    unsafe {
+        asm!(
+            "svc #0",
+            in("x8") number,
+            inlateout("x0") first => result,
+            in("x1") second,
+            in("x2") third,
+            in("x3") fourth,
+            in("x4") fifth,
+            in("x5") sixth,
+            options(nostack),
+        );
+    }
+    result
+}

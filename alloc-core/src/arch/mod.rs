@@ -1,4 +1,4 @@
-//! Restartable sequences: the only assembly of the allocator.
+//! Restartable sequences and bare system calls: the only assembly of the allocator.
 //!
 //! A sheaf is a stack of object pointers inside a *region* that belongs to one CPU. The region starts with one 8-byte
 //! header per sheaf, of two 32-bit numbers that count 8-byte words from the start of the region:
@@ -68,6 +68,8 @@ pub(crate) use imp::{
 
 #[cfg(not(miri))]
 pub(crate) use imp::SIGNATURE;
+#[cfg(not(any(miri, loom)))]
+pub(crate) use imp::system_call;
 
 /// The kernel's `struct rseq` of this thread, as far as this allocator uses it.
 #[repr(C, align(32))]

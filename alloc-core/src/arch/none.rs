@@ -71,3 +71,22 @@ pub(crate) fn depth() -> *mut u32 {
     }
     DEPTH.with(Cell::as_ptr)
 }
+
+/// Makes a system call; returns its result, or the negated error number. Keeps `errno`.
+///
+/// # Safety
+/// What the call does with these arguments is sound.
+#[cfg(not(any(miri, loom)))]
+pub(crate) unsafe fn system_call(number: usize, arguments: [usize; 6]) -> isize {
+    let [first, second, third, fourth, fifth, sixth] = arguments;
+    // SAFETY: the caller's promise; the address of this thread's `errno` is always valid.
+    unsafe {
+        let errno = libc::__errno_location();
+        let before = *errno;
+        let result =
+            libc::syscall(number as libc::c_long, first, second, third, fourth, fifth, sixth);
+        let result = if result == -1 { -(*errno as isize) } else { result as isize };
+        *errno = before;
+        result
+    }
+}

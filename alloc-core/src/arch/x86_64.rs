@@ -473,3 +473,30 @@ pub(crate) fn own_rseq() -> *mut RseqArea {
 pub(crate) fn depth() -> *mut u32 {
     thread_local!("hayloft_depth")
 }
+
+/// Makes a system call; returns its result, or the negated error number.
+///
+/// # Safety
+/// What the call does with these arguments is sound.
+#[inline]
+pub(crate) unsafe fn system_call(number: usize, arguments: [usize; 6]) -> isize {
+    let [first, second, third, fourth, fifth, sixth] = arguments;
+    let result: isize;
+    // SAFETY: the caller's promise; the kernel's calling convention.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") number => result,
+            in("rdi") first,
+            in("rsi") second,
+            in("rdx") third,
+            in("r10") fourth,
+            in("r8") fifth,
+            in("r9") sixth,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    result
+}

@@ -59,14 +59,14 @@ pub(crate) fn pid_namespace() -> u64 {
 }
 
 /// Opens a file to be written.
-fn open(path: &CPath, flags: c_int) -> Option<File> {
+fn open(path: &CPath, flags: c_int) -> Result<File, c_int> {
     File::open(path, flags | libc::O_WRONLY | libc::O_NOCTTY, 0o644)
 }
 
 /// Opens what is there and is no regular file: a pipe that somebody reads, a terminal.
 fn open_device(path: &CPath) -> Option<File> {
     // Nobody is to wait for who opens the other end of a pipe, but for who reads from it.
-    let file = open(path, libc::O_NONBLOCK)?;
+    let file = open(path, libc::O_NONBLOCK).ok()?;
     // Another may be there by now.
     let is_device = status_of(file.0).is_some_and(|status| !is_regular(&status));
     // SAFETY: numbers only.
@@ -94,12 +94,10 @@ pub(crate) fn replace(path: fmt::Arguments<'_>, write: impl FnOnce(c_int) -> boo
         let writer = WRITERS.fetch_add(1, Ordering::Relaxed);
         let name = CPath::new(format_args!("{path}.{}-{writer}.tmp", process_id()));
         let Some(temporary) = name else { return false };
-        let Some(file) = open(&temporary, libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW) else {
-            // SAFETY: it may be read anywhere.
-            if unsafe { *libc::__errno_location() } == libc::EEXIST {
-                continue;
-            }
-            return false;
+        let file = match open(&temporary, libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW) {
+            Ok(file) => file,
+            Err(libc::EEXIST) => continue,
+            Err(_) => return false,
         };
         let from = temporary.0.as_ptr().cast();
         // Who may read the old one may read the new one.

@@ -1,6 +1,11 @@
-//! Linux, through libc.
+//! Linux: bare system calls, and the C library where it has more to say than the kernel.
+//!
+//! The calls that slow paths make are made directly. The C library's functions for them may be
+//! wrapped by somebody who allocates in the wrapper, or holds a lock there, and they are where a
+//! thread can be cancelled; neither may happen in the midst of a slow path. Nor do bare calls touch
+//! `errno`.
 
-use core::ffi::{CStr, c_int, c_uint, c_ulong, c_void};
+use core::ffi::{CStr, c_int, c_long, c_uint, c_ulong, c_void};
 use core::fmt;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -8,8 +13,8 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use super::inject::{Call, fails};
 use super::list::List;
 use super::text::CPath;
-use super::{Remapped, warn};
-use crate::arch::{RseqArea, SIGNATURE};
+use super::{Remapped, vdso, warn};
+use crate::arch::{self, RseqArea, SIGNATURE};
 
 /// The largest pages of any Linux that this is for, and a unit of the layer above.
 const MAX_PAGE_SIZE: usize = 64 << 10;
@@ -31,31 +36,75 @@ impl Drop for SavedErrno {
     }
 }
 
+/// Makes a system call.
+///
+/// # Errors
+/// The kernel's error number.
+///
+/// # Safety
+/// What the call does with these arguments is sound.
+#[inline]
+pub(super) unsafe fn call<const COUNT: usize>(
+    number: c_long,
+    arguments: [usize; COUNT],
+) -> Result<usize, c_int> {
+    let mut all = [0; 6];
+    for (to, from) in all.iter_mut().zip(arguments) {
+        *to = from;
+    }
+    // SAFETY: the caller's promise.
+    let result = unsafe { arch::system_call(number as usize, all) };
+    // The kernel has the last page of numbers for errors.
+    if (-4095..0).contains(&result) { Err(-result as c_int) } else { Ok(result as usize) }
+}
+
+/// A number as the kernel takes it: negative ones extended to a word.
+fn word(number: c_int) -> usize {
+    number as isize as usize
+}
+
+/// Maps anonymous memory.
+///
+/// # Safety
+/// As `mmap(2)`.
+unsafe fn map(address: usize, len: usize, rights: c_int, flags: c_int) -> Result<*mut u8, c_int> {
+    let flags = flags | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: the caller's promise.
+    let mapped =
+        unsafe { call(libc::SYS_mmap, [address, len, word(rights), word(flags), word(-1), 0])? };
+    Ok(ptr::with_exposed_provenance_mut(mapped))
+}
+
+/// Unmaps memory.
+///
+/// # Safety
+/// As `munmap(2)`.
+unsafe fn unmap(address: usize, len: usize) {
+    // SAFETY: the caller's promise. It fails for want of mappings only; then the memory stays.
+    let _ = unsafe { call(libc::SYS_munmap, [address, len]) };
+}
+
 /// Reserves `len` bytes of address space, whole pages, on a page boundary and inaccessible. Without `MAP_NORESERVE`: the kernel
 /// does not account for what is inaccessible, and shall refuse to commit more than the machine has.
 pub(crate) fn reserve(len: usize) -> Option<NonNull<u8>> {
     if fails(Call::Mmap) {
         return None;
     }
-    let _errno = SavedErrno::new();
     // The kernel aligns to its own pages, which may be smaller than those we were told to assume.
     let page = page_size();
     let excess = page - system_page_size();
-    let (mapped_len, flags) = (len.checked_add(excess)?, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    let mapped_len = len.checked_add(excess)?;
     // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
-    let mapped = unsafe { libc::mmap(ptr::null_mut(), mapped_len, libc::PROT_NONE, flags, -1, 0) };
-    if mapped == libc::MAP_FAILED {
-        return None;
-    }
+    let mapped = unsafe { map(0, mapped_len, libc::PROT_NONE, 0).ok()? };
     let before = mapped.addr().wrapping_neg() & (page - 1);
     // SAFETY: both ends of a mapping that was made longer by as much; nobody has it yet.
     unsafe {
         for (from, len) in [(0, before), (before + len, excess - before)] {
             if len > 0 {
-                libc::munmap(mapped.add(from), len);
+                unmap(mapped.addr() + from, len);
             }
         }
-        NonNull::new(mapped.add(before).cast())
+        NonNull::new(mapped.add(before))
     }
 }
 
@@ -78,9 +127,8 @@ pub(crate) unsafe fn unreserve(address: NonNull<u8>, len: usize) {
     if fails(Call::Munmap) {
         return;
     }
-    let _errno = SavedErrno::new();
     // SAFETY: the caller's promise.
-    unsafe { libc::munmap(address.as_ptr().cast(), len) };
+    unsafe { unmap(address.addr().get(), len) };
 }
 
 /// Makes reserved pages readable and writable; they read as zero. False if the machine has no memory for them.
@@ -89,10 +137,10 @@ pub(crate) unsafe fn unreserve(address: NonNull<u8>, len: usize) {
 /// `address..address + len` lies in one reservation, on page boundaries.
 pub(crate) unsafe fn commit(address: NonNull<u8>, len: usize) -> bool {
     debug_assert_pages(address, len);
-    let _errno = SavedErrno::new();
     let rights = libc::PROT_READ | libc::PROT_WRITE;
+    let arguments = [address.addr().get(), len, word(rights)];
     // SAFETY: the caller's promise; rights are only added.
-    !fails(Call::Mprotect) && unsafe { libc::mprotect(address.as_ptr().cast(), len, rights) == 0 }
+    !fails(Call::Mprotect) && unsafe { call(libc::SYS_mprotect, arguments).is_ok() }
 }
 
 /// Gives the memory of committed pages back; they read as zero from now on. False where the kernel refused.
@@ -101,10 +149,9 @@ pub(crate) unsafe fn commit(address: NonNull<u8>, len: usize) -> bool {
 /// `address..address + len` is committed, on page boundaries, and its contents are dead.
 pub(crate) unsafe fn decommit(address: NonNull<u8>, len: usize) -> bool {
     debug_assert_pages(address, len);
-    let _errno = SavedErrno::new();
-    let address: *mut c_void = address.as_ptr().cast();
+    let arguments = [address.addr().get(), len, word(libc::MADV_DONTNEED)];
     // SAFETY: the caller's promise.
-    !fails(Call::Madvise) && unsafe { libc::madvise(address, len, libc::MADV_DONTNEED) == 0 }
+    !fails(Call::Madvise) && unsafe { call(libc::SYS_madvise, arguments).is_ok() }
 }
 
 /// Asks for transparent huge pages, or for none; in vain where the system has them switched off.
@@ -113,10 +160,9 @@ pub(crate) unsafe fn decommit(address: NonNull<u8>, len: usize) -> bool {
 /// `address..address + len` lies in one reservation, on page boundaries.
 pub(crate) unsafe fn prefer_huge_pages(address: NonNull<u8>, len: usize, huge: bool) {
     debug_assert_pages(address, len);
-    let _errno = SavedErrno::new();
     let advice = if huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
     // SAFETY: the caller's promise; contents do not change.
-    unsafe { libc::madvise(address.as_ptr().cast(), len, advice) };
+    let _ = unsafe { call(libc::SYS_madvise, [address.addr().get(), len, word(advice)]) };
 }
 
 /// Has the kernel take the memory of reserved pages from one of its nodes, as long as that has some, whichever CPU touches them
@@ -129,23 +175,19 @@ pub(crate) unsafe fn prefer_node(address: NonNull<u8>, len: usize, node: usize) 
     if fails(Call::Mbind) {
         return;
     }
-    let _errno = SavedErrno::new();
     let mut mode = libc::MPOL_DEFAULT;
     let mut nodes = NodeMask::default();
-    let Some(word) = nodes.get_mut(node / c_ulong::BITS as usize) else { return };
-    *word = 1 << (node % c_ulong::BITS as usize);
-    let nothing: *mut c_void = ptr::null_mut();
+    let Some(bits) = nodes.get_mut(node / c_ulong::BITS as usize) else { return };
+    *bits = 1 << (node % c_ulong::BITS as usize);
     // SAFETY: the mode is ours to be written. The kernel looks at one bit less than it is told of, and the mask has all of
     // these. Contents do not change.
     unsafe {
-        let none: c_ulong = 0;
-        let mode_of_thread = &raw mut mode;
-        if libc::syscall(libc::SYS_get_mempolicy, mode_of_thread, nothing, none, nothing, none) == 0
-            && mode == libc::MPOL_DEFAULT
-        {
-            let (prefer, bits) = (libc::MPOL_PREFERRED as c_ulong, MAX_NUMNODES);
-            let address = address.as_ptr();
-            libc::syscall(libc::SYS_mbind, address, len, prefer, &raw const nodes, bits, none);
+        let of_thread = [(&raw mut mode).expose_provenance(), 0, 0, 0, 0];
+        if call(libc::SYS_get_mempolicy, of_thread).is_ok() && mode == libc::MPOL_DEFAULT {
+            let prefer = word(libc::MPOL_PREFERRED);
+            let mask = (&raw const nodes).expose_provenance();
+            let arguments = [address.addr().get(), len, prefer, mask, MAX_NUMNODES, 0];
+            let _ = call(libc::SYS_mbind, arguments);
         }
     }
 }
@@ -165,80 +207,79 @@ pub(crate) unsafe fn remap(from: NonNull<u8>, to: NonNull<u8>, len: usize) -> Re
     if fails(Call::Mremap) {
         return Remapped::Refused;
     }
-    let _errno = SavedErrno::new();
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
-    let (from, to): (*mut c_void, *mut c_void) = (from.as_ptr().cast(), to.as_ptr().cast());
+    let (from, to) = (from.addr().get(), to.addr().get());
     // SAFETY: the caller's promise; DONTUNMAP keeps the hole at `from` ours.
-    if unsafe { libc::mremap(from, len, len, flags, to) != libc::MAP_FAILED } {
-        return Remapped::Moved;
-    }
-    // SAFETY: the address of this thread's `errno` is always valid.
-    if let libc::EINVAL | libc::ENOSYS | libc::EPERM = unsafe { *libc::__errno_location() } {
+    match unsafe { call(libc::SYS_mremap, [from, len, len, word(flags), to]) } {
+        Ok(_) => return Remapped::Moved,
         // It knows no such call, or nobody may make it: nothing has changed.
-        return Remapped::Refused;
+        Err(libc::EINVAL | libc::ENOSYS | libc::EPERM) => return Remapped::Refused,
+        Err(_) => {}
     }
     // The kernel unmaps `to` before it looks whether it can do the rest: whether it may commit as much once more, and before
     // 6.17, whether `from` is one mapping. Then another thread may map something there at any moment. So what is mapped there
     // counts as another's, unless it is mapped here.
     let rights = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
     // SAFETY: nothing that is mapped is replaced; what kernels before 4.17 map elsewhere, nobody has yet.
     unsafe {
-        let mapped = libc::mmap(to, len, rights, flags, -1, 0);
-        if mapped != to && mapped != libc::MAP_FAILED {
-            libc::munmap(mapped, len);
+        match map(to, len, rights, libc::MAP_FIXED_NOREPLACE) {
+            Ok(mapped) if mapped.addr() == to => Remapped::Refused,
+            Ok(mapped) => {
+                unmap(mapped.addr(), len);
+                Remapped::Lost
+            }
+            Err(_) => Remapped::Lost,
         }
-        if mapped == to { Remapped::Refused } else { Remapped::Lost }
     }
 }
 
 /// Sleeps while `word` holds `expected`; may return at any time.
 #[cfg(not(loom))]
-pub(crate) fn futex_wait(word: &AtomicU32, expected: u32) {
-    let _errno = SavedErrno::new();
+pub(crate) fn futex_wait(futex: &AtomicU32, expected: u32) {
     let operation = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
-    let forever: *const libc::timespec = ptr::null();
+    let address = futex.as_ptr().expose_provenance();
     // SAFETY: the word outlives the call, and the kernel only reads it.
-    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, expected, forever) };
+    let _ = unsafe { call(libc::SYS_futex, [address, word(operation), expected as usize, 0]) };
 }
 
 /// Wakes one sleeper of [`futex_wait`].
 #[cfg(not(loom))]
-pub(crate) fn futex_wake_one(word: &AtomicU32) {
-    let _errno = SavedErrno::new();
+pub(crate) fn futex_wake_one(futex: &AtomicU32) {
     let operation = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
     // SAFETY: the address only names a queue.
-    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, 1) };
+    let _ = unsafe { call(libc::SYS_futex, [futex.as_ptr().addr(), word(operation), 1]) };
 }
 
 /// Lets other threads run.
 pub(crate) fn yield_now() {
-    // SAFETY: no arguments; it cannot fail on Linux.
-    unsafe { libc::sched_yield() };
+    // SAFETY: no arguments.
+    let _ = unsafe { call(libc::SYS_sched_yield, []) };
 }
 
-/// Lets other threads run for so long.
+/// Lets other threads run for so long; a signal handler ends it early.
 pub(crate) fn sleep_microseconds(count: u32) {
-    let _errno = SavedErrno::new();
-    // SAFETY: no memory of ours.
-    unsafe { libc::usleep(count) };
+    let time = libc::timespec {
+        tv_sec: (count / 1_000_000).into(),
+        tv_nsec: (count % 1_000_000 * 1000).into(),
+    };
+    // SAFETY: the time is only read.
+    let _ = unsafe { call(libc::SYS_nanosleep, [(&raw const time).expose_provenance(), 0]) };
 }
 
 /// The CPU this thread runs on, at the time of asking. No system call, where the kernel has a page to read it from.
 pub(crate) fn current_cpu() -> usize {
-    let _errno = SavedErrno::new();
-    // SAFETY: no arguments, and no lock.
-    let cpu = unsafe { libc::sched_getcpu() };
-    usize::try_from(cpu).unwrap_or(0)
+    current_cpu_and_node().0
 }
 
 /// The CPU this thread runs on, and its node, at the time of asking.
 pub(crate) fn current_cpu_and_node() -> (usize, usize) {
     let (mut cpu, mut node) = (0u32, 0u32);
-    let _errno = SavedErrno::new();
-    let nothing: *mut c_void = ptr::null_mut();
-    // SAFETY: both words are ours to be written; the third argument is unused since Linux 2.6.24.
-    unsafe { libc::syscall(libc::SYS_getcpu, &raw mut cpu, &raw mut node, nothing) };
+    if !vdso::current_cpu(&mut cpu, &mut node) {
+        let (cpu, node) = (&raw mut cpu, &raw mut node);
+        let arguments = [cpu.expose_provenance(), node.expose_provenance(), 0];
+        // SAFETY: both words are ours to be written.
+        let _ = unsafe { call(libc::SYS_getcpu, arguments) };
+    }
     (cpu as usize, node as usize)
 }
 
@@ -248,35 +289,33 @@ pub(crate) struct File(pub(super) c_int);
 
 impl File {
     fn to_read(path: fmt::Arguments<'_>) -> Option<File> {
-        let path = CPath::new(path)?;
-        let _errno = SavedErrno::new();
-        File::open(&path, libc::O_RDONLY, 0)
+        File::open(&CPath::new(path)?, libc::O_RDONLY, 0).ok()
     }
 
-    /// Opens a file; a new one with these rights. Where it cannot, `errno` says why.
-    pub(super) fn open(path: &CPath, flags: c_int, rights: c_uint) -> Option<File> {
-        let flags = flags | libc::O_CLOEXEC;
+    /// Opens a file; a new one with these rights.
+    ///
+    /// # Errors
+    /// The kernel's error number.
+    pub(super) fn open(path: &CPath, flags: c_int, rights: c_uint) -> Result<File, c_int> {
+        let (flags, path) = (flags | libc::O_CLOEXEC, path.0.as_ptr().expose_provenance());
+        let arguments = [word(libc::AT_FDCWD), path, word(flags), rights as usize];
         // SAFETY: the path ends in a null byte.
-        let file = unsafe {
-            libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path.0.as_ptr(), flags, rights)
-        };
-        (file >= 0).then(|| File(file as c_int))
+        unsafe { call(libc::SYS_openat, arguments) }.map(|file| File(file as c_int))
     }
 
     /// What comes next, as far as there is room for it; nothing at the end.
     fn read<'a>(&self, room: &'a mut [u8]) -> Option<&'a [u8]> {
-        let _errno = SavedErrno::new();
+        let arguments = [word(self.0), room.as_mut_ptr().expose_provenance(), room.len()];
         // SAFETY: the room is ours and its length is given.
-        let len = unsafe { libc::syscall(libc::SYS_read, self.0, room.as_mut_ptr(), room.len()) };
-        usize::try_from(len).ok().and_then(|len| room.get(..len))
+        let len = unsafe { call(libc::SYS_read, arguments) };
+        len.ok().and_then(|len| room.get(..len))
     }
 }
 
 impl Drop for File {
     fn drop(&mut self) {
-        let _errno = SavedErrno::new();
         // SAFETY: the file is ours.
-        unsafe { libc::syscall(libc::SYS_close, self.0) };
+        let _ = unsafe { call(libc::SYS_close, [word(self.0)]) };
     }
 }
 
@@ -310,10 +349,9 @@ pub(crate) fn list(path: fmt::Arguments<'_>, mut each: impl FnMut(usize, usize))
 /// # Safety
 /// The area stays valid until [`unregister_rseq`] or the end of the thread.
 pub(crate) unsafe fn register_rseq(area: *mut RseqArea) -> bool {
-    let _errno = SavedErrno::new();
+    const REGISTER: usize = 0;
     // SAFETY: the caller's promise.
-    !fails(Call::Rseq)
-        && unsafe { libc::syscall(libc::SYS_rseq, area, size_of::<RseqArea>(), 0, SIGNATURE) == 0 }
+    !fails(Call::Rseq) && unsafe { rseq(area, REGISTER).is_ok() }
 }
 
 /// Takes back what [`register_rseq`] did.
@@ -321,10 +359,17 @@ pub(crate) unsafe fn register_rseq(area: *mut RseqArea) -> bool {
 /// # Safety
 /// The same area, on the same thread.
 pub(crate) unsafe fn unregister_rseq(area: *mut RseqArea) {
-    const UNREGISTER: c_int = 1;
-    let _errno = SavedErrno::new();
+    const UNREGISTER: usize = 1;
     // SAFETY: the caller's promise.
-    unsafe { libc::syscall(libc::SYS_rseq, area, size_of::<RseqArea>(), UNREGISTER, SIGNATURE) };
+    let _ = unsafe { rseq(area, UNREGISTER) };
+}
+
+/// # Safety
+/// As [`register_rseq`].
+unsafe fn rseq(area: *mut RseqArea, flags: usize) -> Result<usize, c_int> {
+    let arguments = [area.expose_provenance(), size_of::<RseqArea>(), flags, SIGNATURE as usize];
+    // SAFETY: the caller's promise.
+    unsafe { call(libc::SYS_rseq, arguments) }
 }
 
 /// Has `hook` called when this thread ends; false where the C library has no key left. The hook's argument means
@@ -357,16 +402,11 @@ pub(crate) fn at_fork(prepare: extern "C" fn(), parent: extern "C" fn(), child: 
 
 /// Whether this thread has any signal blocked, as it has in most handlers.
 pub(crate) fn has_signals_blocked() -> bool {
-    let _errno = SavedErrno::new();
     let mut mask = 0u64;
-    let nothing: *const u64 = ptr::null();
-    let length = size_of_val(&mask);
+    let (to, len) = ((&raw mut mask).expose_provenance(), size_of_val(&mask));
     // SAFETY: the mask is ours to be written, and as long as the kernel is told.
-    unsafe {
-        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, nothing, &raw mut mask, length)
-            != 0
-            || mask != 0
-    }
+    let asked = unsafe { call(libc::SYS_rt_sigprocmask, [word(libc::SIG_BLOCK), 0, to, len]) };
+    asked.is_err() || mask != 0
 }
 
 /// A thread that [`spawn`] made.
@@ -409,24 +449,23 @@ impl Thread {
 
 /// Names this thread; what the kernel has no room for is cut off.
 pub(crate) fn name_thread(name: &CStr) {
-    let _errno = SavedErrno::new();
+    let arguments = [word(libc::PR_SET_NAME), name.as_ptr().expose_provenance()];
     // SAFETY: the name ends in a null byte.
-    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+    let _ = unsafe { call(libc::SYS_prctl, arguments) };
 }
 
 /// This thread's number for the kernel.
 pub(crate) fn thread_id() -> i32 {
     // SAFETY: no arguments; it cannot fail.
-    unsafe { libc::syscall(libc::SYS_gettid) as i32 }
+    unsafe { call(libc::SYS_gettid, []) }.unwrap_or(0) as i32
 }
 
 /// Sends a signal to a thread of this process; false where there is no such thread, or the kernel refuses: it does so when
 /// the user has too many signals queued (`RLIMIT_SIGPENDING`).
 pub(crate) fn signal_thread(id: i32, signal: c_int) -> bool {
-    let _errno = SavedErrno::new();
+    let arguments = [word(process_id()), word(id), word(signal)];
     // SAFETY: numbers only; the thread is of this process or gone.
-    !fails(Call::Tgkill)
-        && unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), id, signal) == 0 }
+    !fails(Call::Tgkill) && unsafe { call(libc::SYS_tgkill, arguments).is_ok() }
 }
 
 /// Whether `signal` is one that the C library leaves to programs for their own use.
@@ -502,48 +541,47 @@ pub(crate) type CpuMask = [u64; 16];
 
 /// CPUs that the main thread may run on.
 pub(crate) fn affinity() -> CpuMask {
-    let _errno = SavedErrno::new();
     let mut mask = CpuMask::default();
-    let length = size_of::<CpuMask>();
+    let to = (&raw mut mask).expose_provenance();
+    let arguments = [word(process_id()), size_of::<CpuMask>(), to];
     // SAFETY: the mask is ours and its length is given.
-    unsafe { libc::syscall(libc::SYS_sched_getaffinity, libc::getpid(), length, &raw mut mask) };
+    let _ = unsafe { call(libc::SYS_sched_getaffinity, arguments) };
     mask
 }
 
 /// Restarts the critical section that is running on `cpu`, if one is; what was stored before this call is seen by the
 /// sections that start after. False where this thread may not even run there.
 pub(crate) fn restart_sections_on(cpu: usize) -> bool {
-    let _errno = SavedErrno::new();
     restart_by_membarrier(cpu) || restart_by_visit(cpu)
 }
 
 /// Since Linux 5.10.
 fn restart_by_membarrier(cpu: usize) -> bool {
-    const FLAG_CPU: c_int = 1;
-    const EXPEDITED_RSEQ: c_int = 1 << 7;
-    const REGISTER_EXPEDITED_RSEQ: c_int = 1 << 8;
+    const FLAG_CPU: usize = 1;
+    const EXPEDITED_RSEQ: usize = 1 << 7;
+    const REGISTER_EXPEDITED_RSEQ: usize = 1 << 8;
     // SAFETY: numbers only. Registering a second time changes nothing.
     !fails(Call::Membarrier)
         && unsafe {
-            libc::syscall(libc::SYS_membarrier, REGISTER_EXPEDITED_RSEQ, 0, 0) == 0
-                && libc::syscall(libc::SYS_membarrier, EXPEDITED_RSEQ, FLAG_CPU, cpu) == 0
+            call(libc::SYS_membarrier, [REGISTER_EXPEDITED_RSEQ, 0, 0]).is_ok()
+                && call(libc::SYS_membarrier, [EXPEDITED_RSEQ, FLAG_CPU, cpu]).is_ok()
         }
 }
 
 /// While this thread runs on a CPU, no other does, and whose section was preempted by that starts again.
 fn restart_by_visit(cpu: usize) -> bool {
-    const THIS_THREAD: c_int = 0;
+    const THIS_THREAD: usize = 0;
     let (mut before, mut there) = (CpuMask::default(), CpuMask::default());
-    let Some(word) = there.get_mut(cpu / 64) else { return false };
-    *word = 1 << (cpu % 64);
-    let length = size_of::<CpuMask>();
+    let Some(bits) = there.get_mut(cpu / 64) else { return false };
+    *bits = 1 << (cpu % 64);
+    let arguments =
+        |mask: *mut CpuMask| [THIS_THREAD, size_of::<CpuMask>(), mask.expose_provenance()];
     // SAFETY: both masks are ours, and as long as the kernel is told.
     unsafe {
-        let sys = libc::syscall;
-        sys(libc::SYS_sched_getaffinity, THIS_THREAD, length, &raw mut before) > 0
-            && sys(libc::SYS_sched_setaffinity, THIS_THREAD, length, &raw const there) == 0
+        call(libc::SYS_sched_getaffinity, arguments(&raw mut before)).is_ok()
+            && call(libc::SYS_sched_setaffinity, arguments(&raw mut there)).is_ok()
             // If this fails the thread stays there, which is no harm but to speed.
-            && sys(libc::SYS_sched_setaffinity, THIS_THREAD, length, &raw const before) == 0
+            && call(libc::SYS_sched_setaffinity, arguments(&raw mut before)).is_ok()
     }
 }
 
@@ -564,8 +602,8 @@ pub(crate) fn page_size() -> usize {
 
 /// Bytes of a page, as the kernel says.
 pub(crate) fn system_page_size() -> usize {
-    // SAFETY: a number only; it cannot fail.
-    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
+    // SAFETY: a number only; the kernel tells each process.
+    unsafe { libc::getauxval(libc::AT_PAGESZ) as usize }
 }
 
 #[cold]
@@ -586,11 +624,14 @@ fn larger_pages(text: &[u8], least: usize) -> Option<usize> {
     (size.is_power_of_two() && (least..=MAX_PAGE_SIZE).contains(&size)).then_some(size)
 }
 
-/// A clock for decay, in milliseconds; coarse, and no system call.
+/// A clock for decay, in milliseconds; coarse, and no system call where the kernel has a page to read it from.
 pub(crate) fn milliseconds() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the struct is ours to be written; the clock exists since Linux 2.6.32.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut now) };
+    if !vdso::clock(libc::CLOCK_MONOTONIC_COARSE, &mut now) {
+        let to = (&raw mut now).expose_provenance();
+        // SAFETY: the struct is ours to be written; the clock exists since Linux 2.6.32.
+        let _ = unsafe { call(libc::SYS_clock_gettime, [word(libc::CLOCK_MONOTONIC_COARSE), to]) };
+    }
     now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
 }
 
@@ -609,14 +650,12 @@ pub(crate) fn env(name: &CStr) -> Option<&'static [u8]> {
 
 /// Writes to an open file; false where it takes no more.
 pub(crate) fn write_all(file: c_int, mut bytes: &[u8]) -> bool {
-    let _errno = SavedErrno::new();
     while !bytes.is_empty() {
+        let arguments = [word(file), bytes.as_ptr().expose_provenance(), bytes.len()];
         // SAFETY: the slice is readable for its length.
-        let len = unsafe { libc::syscall(libc::SYS_write, file, bytes.as_ptr(), bytes.len()) };
-        match usize::try_from(len) {
+        match unsafe { call(libc::SYS_write, arguments) } {
             Ok(len) if len > 0 => bytes = bytes.get(len..).unwrap_or_default(),
-            // SAFETY: it may be read anywhere.
-            Err(_) if unsafe { *libc::__errno_location() } == libc::EINTR => {}
+            Err(libc::EINTR) => {}
             _ => return false,
         }
     }
@@ -633,7 +672,7 @@ pub(crate) fn share(path: fmt::Arguments<'_>, len: usize) -> Option<NonNull<u8>>
     let unlink = || unsafe { libc::unlink(path.0.as_ptr().cast()) };
     // One that a process of the same number left behind.
     unlink();
-    let memory = map_all(&File::open(&path, flags, 0o600)?, len);
+    let memory = map_all(&File::open(&path, flags, 0o600).ok()?, len);
     if memory.is_none() {
         unlink();
     }
@@ -675,7 +714,7 @@ pub(crate) fn remove(path: fmt::Arguments<'_>) {
 /// This process's number.
 pub(crate) fn process_id() -> i32 {
     // SAFETY: no arguments; it cannot fail.
-    unsafe { libc::getpid() }
+    unsafe { call(libc::SYS_getpid, []) }.unwrap_or(0) as i32
 }
 
 /// Has `hook` called when the program ends by `exit` or by returning from `main`.

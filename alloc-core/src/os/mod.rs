@@ -2,7 +2,8 @@
 //!
 //! Every function here may be called anywhere in the allocator: none allocates, none changes `errno`. `linux` is the
 //! real one; `hosted` serves Miri, which has neither `mprotect` nor page tables, from the standard allocator. `inject` has
-//! calls fail on demand. `files` writes for others. `pin` keeps a shared library with this allocator loaded.
+//! calls fail on demand. `files` writes for others. `pin` keeps a shared library with this allocator loaded. `vdso` finds the
+//! functions that the kernel maps into each process.
 
 #[cfg(not(miri))]
 mod linux;
@@ -24,6 +25,8 @@ mod list;
 mod pin;
 #[cfg_attr(miri, allow(dead_code, reason = "the stand-in has no files"))]
 mod text;
+#[cfg(not(miri))]
+mod vdso;
 
 /// What came of [`remap`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
