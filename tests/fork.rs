@@ -7,8 +7,8 @@ use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::env;
 use std::panic;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -20,8 +20,9 @@ use alloc_core::{cache, nolock};
 use tests::everywhere::{
     defer_a_run, defer_here, fail, go_everywhere, handle, pass_a_block_on, raise,
 };
+use tests::process::{this_thread, wait_until_asleep};
 use tests::routes::Hayloft;
-use tests::scenario::{in_every_mode, on_both_backends};
+use tests::scenario::{HANGS_AFTER, amid_decay, in_every_mode};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -75,7 +76,7 @@ fn fork() -> libc::pid_t {
         }));
         // A child that hangs is a failure, too.
         // SAFETY: a number of seconds.
-        unsafe { libc::alarm(60) };
+        unsafe { libc::alarm(HANGS_AFTER / 2) };
     }
     child
 }
@@ -223,7 +224,7 @@ fn stop_others() {
 
 #[test]
 fn while_others_are_in_slow_paths() {
-    on_both_backends(|| {
+    amid_decay(|| {
         stop_others();
     });
     in_every_mode(|| {
@@ -248,7 +249,7 @@ fn while_a_cpu_runs_irq_work() {
         }
     });
     static STARTED: AtomicBool = AtomicBool::new(false);
-    on_both_backends(|| {
+    amid_decay(|| {
         cpu::start();
         FIRST.queue_on(0);
         while !STARTED.load(Ordering::Relaxed) {
@@ -306,7 +307,7 @@ fn interrupt_this() {
 
 #[test]
 fn in_handlers() {
-    on_both_backends(|| {
+    amid_decay(|| {
         interrupt_this();
     });
     in_every_mode(|| {
@@ -347,7 +348,7 @@ fn stop_others_and_interrupt_this() {
 
 #[test]
 fn in_handlers_while_others_are_in_slow_paths() {
-    on_both_backends(|| {
+    amid_decay(|| {
         stop_others_and_interrupt_this();
     });
     in_every_mode(|| {
@@ -399,17 +400,19 @@ fn while_others_are_in_the_control_plane() {
 /// Threads of the parent sleep in the hotplug lock. The child's own are woken, and not these in their place.
 #[test]
 fn while_others_sleep() {
-    on_both_backends(|| {
+    amid_decay(|| {
         let all: Vec<_> = cpu::read_lock().online().collect();
         let cpus = cpu::read_lock();
         thread::scope(|scope| {
-            let changes =
-                || assert!(all.iter().any(|cpu| cpu::down(*cpu).is_ok()) || all.len() < 2);
+            let (tell, told) = mpsc::channel();
+            let changes = move || {
+                tell.send(this_thread()).expect("it is waited for");
+                assert!(all.iter().any(|cpu| cpu::down(*cpu).is_ok()) || all.len() < 2);
+            };
             let wait_and_change = |stack: usize| {
                 let thread = thread::Builder::new().stack_size(stack);
-                let waits = thread.spawn_scoped(scope, changes).expect("a thread");
-                // Long enough to fall asleep.
-                thread::sleep(Duration::from_millis(50));
+                let waits = thread.spawn_scoped(scope, changes.clone()).expect("a thread");
+                wait_until_asleep(told.recv().expect("it starts"));
                 waits
             };
             let _waits = wait_and_change(1 << 20);

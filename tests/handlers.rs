@@ -17,7 +17,7 @@ use tests::everywhere::{
     defer_a_run, defer_here, fail, go_everywhere, handle, is_interruptible, pass_a_block_on, raise,
 };
 use tests::routes::Hayloft;
-use tests::scenario::{Scenario, in_every_mode, on_both_backends};
+use tests::scenario::{Scenario, amid_decay, in_every_mode};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -145,7 +145,7 @@ fn be_interrupted() {
 /// One thread, interrupted everywhere.
 #[test]
 fn every_place_is_interrupted() {
-    on_both_backends(|| {
+    amid_decay(|| {
         be_interrupted();
     });
     let name = FIRST_ARENA.to_str().expect("a name");

@@ -351,13 +351,29 @@ fn sleeping_in_a_handler_is_named() {
 #[test]
 #[cfg(debug_assertions)]
 fn two_waiters_are_named() {
-    static SLOW: IrqWork = IrqWork::new(|_| thread::sleep(std::time::Duration::from_millis(300)));
+    /// Whoever waits has said so: the item ends.
+    static OVER: AtomicBool = AtomicBool::new(false);
+    static SLOW: IrqWork = IrqWork::new(|_| {
+        while !OVER.load(Ordering::Relaxed) {
+            thread::yield_now();
+        }
+    });
+    struct End;
+    impl Drop for End {
+        fn drop(&mut self) {
+            OVER.store(true, Ordering::Relaxed);
+        }
+    }
     let wait = || {
         cpu::start();
         SLOW.queue();
+        let sync = || {
+            let _end = End;
+            SLOW.sync();
+        };
         thread::scope(|scope| {
-            scope.spawn(|| SLOW.sync());
-            scope.spawn(|| SLOW.sync());
+            scope.spawn(sync);
+            scope.spawn(sync);
         });
     };
     Scenario::new("threaded", wait).env("HAYLOFT_IRQ", "threaded").run(|output| {

@@ -18,9 +18,9 @@ static GLOBAL: Hayloft = Hayloft;
 
 const MB: usize = 1 << 20;
 
-/// Runs `body` on both backends within a limit, and with memory going back for no other reason.
+/// Runs `body` on both backends within a limit. Memory goes back for no other reason.
 fn within<F: Fn()>(limit: &str, body: F) {
-    on_both_backends_with(&[("HAYLOFT_LIMIT", limit), ("HAYLOFT_DECAY_MS", "3600000")], body);
+    on_both_backends_with(&[("HAYLOFT_LIMIT", limit)], body);
 }
 
 fn layout(size: usize) -> Layout {

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{FileFailurePersistence, TestRunner};
 use tests::model::Model;
 use tests::routes::{Hayloft, Registered};
-use tests::scenario::{on_both_backends, with_larger_pages};
+use tests::scenario::{amid_decay, with_larger_pages};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -92,12 +92,12 @@ fn for_all_traces(cases: u32, property: impl Fn(&[Step])) {
 
 #[test]
 fn traces_through_the_registered_allocator() {
-    on_both_backends(|| for_all_traces(200, |trace| play(Registered, 1, trace)));
+    amid_decay(|| for_all_traces(200, |trace| play(Registered, 1, trace)));
 }
 
 #[test]
 fn traces_through_the_methods() {
-    on_both_backends(|| for_all_traces(200, |trace| play(Hayloft, 2, trace)));
+    amid_decay(|| for_all_traces(200, |trace| play(Hayloft, 2, trace)));
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn traces_on_larger_pages() {
 /// The same trace on four threads at once: their patterns differ, so a block handed out twice shows.
 #[test]
 fn traces_on_threads() {
-    on_both_backends(|| {
+    amid_decay(|| {
         for_all_traces(40, |trace| {
             thread::scope(|scope| {
                 for salt in 10..14 {

@@ -6,9 +6,10 @@ use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use alloc_core::cache;
 use tests::process::status_bytes;
 use tests::routes::Hayloft;
-use tests::scenario::{on_both_backends, on_both_backends_with, with_larger_pages};
+use tests::scenario::{amid_decay, on_both_backends, on_both_backends_with, with_larger_pages};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -52,7 +53,7 @@ fn threads() -> usize {
 
 #[test]
 fn trim_gives_back_at_once() {
-    on_both_backends_with(&[("HAYLOFT_DECAY_MS", "3600000")], || {
+    on_both_backends(|| {
         let (before, peak) = burst();
         let given_back = alloc_global::trim();
         let now = status_bytes("VmRSS");
@@ -79,7 +80,7 @@ fn larger_pages_are_given_back() {
 /// Others go on allocating and freeing meanwhile, and nobody's memory is given back under their hands.
 #[test]
 fn trim_leaves_memory_in_use_alone() {
-    on_both_backends(|| {
+    amid_decay(|| {
         let workers: Vec<_> = (0..4)
             .map(|number: u8| {
                 thread::spawn(move || {
@@ -99,9 +100,28 @@ fn trim_leaves_memory_in_use_alone() {
     });
 }
 
+/// Windows that end one after the other, however much time is between them.
+#[test]
+fn what_windows_find_unneeded_goes_back() {
+    on_both_backends(|| {
+        let (before, peak) = burst();
+        let mut windows = 1;
+        while cache::end_window() {
+            assert!(
+                windows < 10,
+                "{} of {peak} stay after {windows} windows",
+                status_bytes("VmRSS")
+            );
+            windows += 1;
+        }
+        let now = status_bytes("VmRSS");
+        assert!(now < before + REST, "{before} before, {peak} at the peak, {now} now");
+    });
+}
+
 #[test]
 fn an_idle_program_gives_back() {
-    on_both_backends(|| {
+    amid_decay(|| {
         let (before, _) = burst();
         wait_until_resident(before + REST);
     });
@@ -110,7 +130,7 @@ fn an_idle_program_gives_back() {
 /// Free pages of slabs that are in use go back, in an idle program or when asked for, and nothing else.
 #[test]
 fn survivors_keep_their_pages_only() {
-    on_both_backends(|| {
+    amid_decay(|| {
         for (size, asked) in [(4096, false), (1000, true), (20_000, false), (1500, true)] {
             let before = status_bytes("VmRSS");
             let mut blocks: Vec<Option<Vec<u8>>> =
@@ -162,7 +182,7 @@ fn memory_goes_back_where_it_is_short() {
         fs::rename(&next, next.trim_end_matches(".next")).expect("the file can be replaced");
     };
     let path = file.to_str().expect("a path that is text");
-    on_both_backends_with(&[("HAYLOFT_DECAY_MS", "3600000"), ("HAYLOFT_PRESSURE", path)], || {
+    on_both_backends_with(&[("HAYLOFT_PRESSURE", path)], || {
         stalled(1000);
         let (before, peak) = burst();
         thread::sleep(Duration::from_millis(1500));
@@ -178,7 +198,7 @@ fn memory_goes_back_where_it_is_short() {
 /// A block that is larger than the one before takes what that had, and as much more as it needs.
 #[test]
 fn growing_blocks_use_what_is_there() {
-    on_both_backends_with(&[("HAYLOFT_DECAY_MS", "3600000")], || {
+    on_both_backends(|| {
         let before = status_bytes("VmRSS");
         for size in (8..64).map(|size| size * MB) {
             drop(vec![1_u8; size]);
@@ -218,7 +238,7 @@ fn without_a_thread_frees_give_back() {
 
 #[test]
 fn small_programs_have_no_thread() {
-    on_both_backends(|| {
+    amid_decay(|| {
         let before = threads();
         for round in 1..200 {
             drop(vec![1u8; round * 1000]);
@@ -230,7 +250,7 @@ fn small_programs_have_no_thread() {
 /// The child of a fork has no thread of ours, and gets one when it needs it.
 #[test]
 fn the_child_of_a_fork_gives_back() {
-    on_both_backends(|| {
+    amid_decay(|| {
         let (before, _) = burst();
         wait_until_resident(before + REST);
         // SAFETY: the child does what this allocator promises, and leaves.

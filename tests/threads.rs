@@ -16,7 +16,7 @@ use tests::model::Model;
 use tests::pattern;
 use tests::process::status_bytes;
 use tests::routes::{Hayloft, Registered};
-use tests::scenario::{Scenario, on_both_backends};
+use tests::scenario::{Scenario, amid_decay};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -54,7 +54,7 @@ impl Drop for Parcel {
 /// threads that are gone.
 #[test]
 fn survivors_of_short_threads() {
-    on_both_backends(|| {
+    amid_decay(|| {
         static SURVIVORS: Mutex<Vec<Parcel>> = Mutex::new(Vec::new());
         let survivors = || SURVIVORS.lock().unwrap_or_else(PoisonError::into_inner);
         for wave in 0..250_u64 {
@@ -84,7 +84,7 @@ fn survivors_of_short_threads() {
 /// Producers allocate, consumers free; no thread frees what it allocated.
 #[test]
 fn blocks_freed_by_other_threads() {
-    on_both_backends(|| {
+    amid_decay(|| {
         thread::scope(|scope| {
             for pair in 0..4_u64 {
                 let (sender, receiver) = mpsc::sync_channel::<Vec<Parcel>>(8);
@@ -107,7 +107,7 @@ fn blocks_freed_by_other_threads() {
 /// Every thread plays with its own blocks; patterns would show a block given to two of them.
 #[test]
 fn threads_do_not_share_blocks() {
-    on_both_backends(|| {
+    amid_decay(|| {
         thread::scope(|scope| {
             for salt in 0..8 {
                 scope.spawn(move || {
@@ -162,7 +162,7 @@ thread_local! {
 /// Thread-locals that allocate and free in their destructors, after others have died.
 #[test]
 fn heap_in_thread_local_destructors() {
-    on_both_backends(|| {
+    amid_decay(|| {
         for round in 0..50 {
             let exits = thread::spawn(move || {
                 // Destroyed in the reverse order of first use, whichever that is.
@@ -210,7 +210,7 @@ unsafe extern "C" fn destroy_key_value(value: *mut c_void) {
 /// Keys of the C library are destroyed after every thread-local: the heap must still be there.
 #[test]
 fn heap_after_all_thread_locals_died() {
-    on_both_backends(|| {
+    amid_decay(|| {
         let mut key = 0;
         // SAFETY: the pointer is valid, and the destructor fits the values set below.
         assert_eq!(unsafe { libc::pthread_key_create(&raw mut key, Some(destroy_key_value)) }, 0);
@@ -237,7 +237,7 @@ extern "C" fn plain_thread(_argument: *mut c_void) -> *mut c_void {
 
 #[test]
 fn threads_started_from_c() {
-    on_both_backends(|| {
+    amid_decay(|| {
         for _ in 0..50 {
             let mut result = ptr::null_mut();
             // SAFETY: the pointers are valid, the start function never unwinds, and the thread is
@@ -272,7 +272,7 @@ impl Footprint {
     fn now() -> Self {
         alloc_global::trim();
         let threads = || fs::read_dir("/proc/self/task").expect("/proc is mounted").count();
-        for _ in 0..1000 {
+        for _ in 0..60_000 {
             // The first thread, that of the test, and the one that reclaims memory.
             if threads() <= 3 {
                 break;
@@ -370,7 +370,7 @@ fn nothing_is_left([early, late]: [Footprint; 2]) {
 
 #[test]
 fn a_hundred_thousand_threads_leave_nothing() {
-    on_both_backends(|| nothing_is_left(a_hundred_thousand_threads()));
+    amid_decay(|| nothing_is_left(a_hundred_thousand_threads()));
 }
 
 /// The same where this allocator registers each thread for restartable sequences, and unregisters it.

@@ -107,6 +107,13 @@ pub fn trim() -> usize {
     rcu::setting_aside(|| objects::trim(rcu::set_aside))
 }
 
+/// Ends a window of decay: what was not needed since the one before goes a step further towards the system, as it does after
+/// a third of `HAYLOFT_DECAY_MS`. Whether there is more to be given back. For tests, which should not depend on time.
+#[cfg(feature = "fault-points")]
+pub fn end_window() -> bool {
+    objects::end_window_now()
+}
+
 /// In the child of a fork: nobody has the cache mutex but this thread.
 pub(crate) fn forget_holder() {
     // SAFETY: there is no other thread.

@@ -851,6 +851,12 @@ pub(crate) fn have_threads(context: Context) {
 /// Held by who takes objects of any class home, which for a moment are nowhere else, and relies on what the class is.
 static HOMING: Lock<()> = Lock::new(LockClass::Homing, ());
 
+/// Ends a window at once, whoever else ends them and however long they are: for tests, which must not depend on time.
+#[cfg(feature = "fault-points")]
+pub(crate) fn end_window_now() -> bool {
+    Context::enter(|context| end_window(context, false))
+}
+
 /// Takes what was not asked for in this window a step towards the system: from sheaves and barns to slabs, from these to pages,
 /// from there away; all of it, and all the way, if memory is short. Whether there is more to be taken.
 fn end_window(context: Context, is_short: bool) -> bool {

@@ -32,6 +32,30 @@ fn bytes_in(file: &str, name: &str) -> usize {
     kib.unwrap_or_else(|| panic!("no figure {name} in {file}")) << 10
 }
 
+/// The kernel's number of this thread.
+#[must_use]
+pub fn this_thread() -> libc::pid_t {
+    // SAFETY: no arguments.
+    unsafe { libc::gettid() }
+}
+
+/// Waits until a thread of this process sleeps in the kernel.
+///
+/// # Panics
+///
+/// If there is no such thread.
+pub fn wait_until_asleep(thread: libc::pid_t) {
+    loop {
+        let path = format!("/proc/self/task/{thread}/stat");
+        let stat = fs::read_to_string(path).expect("the thread is there");
+        // The state is the first word after the name, which may have anything in it.
+        if stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('S')) {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
 /// A limit of `setrlimit`.
 #[derive(Clone, Copy, Debug)]
 pub enum Limit {

@@ -5,6 +5,9 @@
 //! with the filter of this one test and the name of the scenario in a variable; in the child the
 //! test comes to the same scenario, does it and exits.
 //!
+//! In a child no window of decay ends unless the scenario asks for that: by [`amid_decay`], by
+//! `HAYLOFT_DECAY_MS`, or by `alloc_core::cache::end_window`, which ends one at once.
+//!
 //! ```no_run
 //! # use tests::scenario::Scenario;
 //! fn aborts() {
@@ -29,6 +32,13 @@ const CHILD: &str = "TEST_SCENARIO";
 const BACKEND: &str = "HAYLOFT_BACKEND";
 const BACKENDS: [&str; 2] = ["rseq", "fallback"];
 
+/// The variable that says how long memory may stay unneeded. A test must not depend on how much of it a slow machine takes for
+/// what a fast one does at once, so in children that is an hour, unless the scenario says otherwise.
+const DECAY: &str = "HAYLOFT_DECAY_MS";
+const NO_DECAY: &str = "3600000";
+/// As it is for users.
+const DEFAULT_DECAY: &str = "300";
+
 /// Names the backend to which scenarios are restricted: those on the other one are left out.
 const ONLY: &str = "TEST_BACKEND";
 
@@ -41,7 +51,7 @@ const PAGE_SIZE: &str = "HAYLOFT_PAGE_SIZE";
 const PAGE_SIZES: [&str; 2] = ["16384", "65536"];
 
 /// A child that hangs is killed after this many seconds, so that a deadlock is a failure.
-const HANGS_AFTER: libc::c_uint = 600;
+pub const HANGS_AFTER: libc::c_uint = 600;
 
 /// A test body to be run in a child process.
 #[derive(Debug)]
@@ -127,7 +137,7 @@ impl<F: FnOnce()> Scenario<F> {
         let executable = env::current_exe().expect("this program has a path");
         let mut command = Command::new(executable);
         command.args([test, "--exact", "--include-ignored", "--nocapture", "--test-threads=1"]);
-        command.env(CHILD, scenario);
+        command.env(CHILD, scenario).env(DECAY, NO_DECAY);
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         let (limits, refused) = (self.limits.clone(), self.refused.clone());
         // SAFETY: the closure only makes system calls that are safe between fork and exec.
@@ -194,8 +204,19 @@ pub fn on_both_backends_with<F: Fn()>(settings: &[(&str, &str)], body: F) {
     }
 }
 
-/// Runs `body` in child processes, one for each backend and each way in which irq work can run, all at once; each must exit
-/// with code 0.
+/// As [`on_both_backends`], while memory that is unneeded goes back by itself.
+///
+/// # Panics
+///
+/// If a child fails.
+pub fn amid_decay<F: Fn()>(body: F) {
+    for backend in BACKENDS {
+        on_backend(backend, &body, |scenario| scenario.env(DECAY, DEFAULT_DECAY));
+    }
+}
+
+/// Runs `body` in child processes, one for each backend and each way in which irq work can run, all at once, while memory that
+/// is unneeded goes back by itself; each must exit with code 0.
 ///
 /// `body` must be a closure written in the test function.
 ///
@@ -205,7 +226,11 @@ pub fn on_both_backends_with<F: Fn()>(settings: &[(&str, &str)], body: F) {
 pub fn in_every_mode<F: Fn()>(body: F) {
     let modes = BACKENDS.iter().flat_map(|backend| IRQ_MODES.map(|irq| (backend, irq)));
     let start = |(backend, irq)| {
-        Scenario::new(format!("{backend}-{irq}"), &body).env(BACKEND, backend).env(IRQ, irq).start()
+        Scenario::new(format!("{backend}-{irq}"), &body)
+            .env(BACKEND, backend)
+            .env(IRQ, irq)
+            .env(DECAY, DEFAULT_DECAY)
+            .start()
     };
     let running: Vec<_> = modes.filter_map(start).collect();
     running.into_iter().for_each(Running::succeeds);
@@ -222,7 +247,7 @@ pub fn on_both_backends_within<F: Fn()>(bytes: usize, body: F) {
     }
 }
 
-/// As [`on_both_backends`], as on systems with pages of 16 KiB and of 64 KiB, with the address space of the children limited if
+/// As [`amid_decay`], as on systems with pages of 16 KiB and of 64 KiB, with the address space of the children limited if
 /// `within` says so; all at once.
 ///
 /// # Panics
@@ -233,6 +258,7 @@ pub fn with_larger_pages<F: Fn()>(within: Option<usize>, body: F) {
     let start = |(backend, size)| {
         let scenario = Scenario::new(format!("{backend}-{size}"), &body);
         let scenario = scenario.env(BACKEND, backend).env(PAGE_SIZE, size);
+        let scenario = scenario.env(DECAY, DEFAULT_DECAY);
         within.into_iter().fold(scenario, |all, most| all.limit(Limit::AddressSpace, most)).start()
     };
     let running: Vec<_> = modes.filter_map(start).collect();
