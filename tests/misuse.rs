@@ -33,7 +33,7 @@ fn assert_abort(output: &Output, words: &[&str]) {
     assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{all}");
     let address = stdout.lines().find_map(|line| line.strip_prefix("address "));
     let address = address.unwrap_or_else(|| panic!("no address announced: {all}"));
-    let message = stderr.lines().find(|line| line.starts_with("hayloft:"));
+    let message = stderr.lines().find(|line| line.starts_with("hayloft["));
     let message = message.unwrap_or_else(|| panic!("no message: {all}"));
     for word in words.iter().chain([&address]) {
         assert!(message.contains(word), "`{word}` is not in `{message}`");

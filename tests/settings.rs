@@ -1,7 +1,10 @@
 //! Settings in the environment, and what the system grants: what makes no sense costs one line of warning and nothing
 //! else, what is refused not even that.
 
+use std::env;
+use std::ffi::CStr;
 use std::io;
+use std::process;
 use std::thread;
 
 use alloc_core::cpu;
@@ -26,7 +29,7 @@ const SETTINGS: [(&str, &[&str]); 11] = [
     ("HAYLOFT_IRQ_SIGNAL", &["40", "64"]),
     ("HAYLOFT_DECAY_MS", &["0", "500", "3600000"]),
     ("HAYLOFT_BACKGROUND", &["0", "1"]),
-    ("HAYLOFT_LIMIT", &["64M", "32m:1G", "100000000"]),
+    ("HAYLOFT_LIMIT", &["64M", "32m:1GiB", "100000000"]),
     ("HAYLOFT_PRESSURE", &["0", "1", "/proc/pressure/memory"]),
     ("HAYLOFT_PAGE_SIZE", &["65536"]),
     ("HAYLOFT_SYSFS", &["/sys"]),
@@ -37,8 +40,8 @@ const SETTINGS: [(&str, &[&str]); 11] = [
 #[test]
 fn malformed() {
     for (name, _) in SETTINGS {
-        for value in ["quux", "", "rseq,auto", "\u{1F344}"] {
-            let scenario = || println!("{} bytes", use_the_heap());
+        for value in ["quux", "rseq,auto", "\u{1F344}"] {
+            let scenario = || println!("{} bytes\nprocess {}", use_the_heap(), process::id());
             Scenario::new(format!("{name}={value}"), scenario).env(name, value).run(|output| {
                 let all = describe(output);
                 assert!(output.status.success(), "{all}");
@@ -46,18 +49,20 @@ fn malformed() {
                 let stderr = String::from_utf8_lossy(&output.stderr);
                 let lines: Vec<_> = stderr.lines().collect();
                 assert_eq!(lines.len(), 1, "{all}");
-                assert!(lines[0].starts_with("hayloft:"), "{all}");
-                assert!(lines[0].contains(name), "{all}");
+                let process = String::from_utf8_lossy(&output.stdout);
+                let process = process.lines().find_map(|line| line.strip_prefix("process "));
+                let start = format!("hayloft[{}]: {name}={value}: ", process.expect("it says so"));
+                assert!(lines[0].starts_with(&start) && lines[0].ends_with("; ignored"), "{all}");
             });
         }
     }
 }
 
-/// A value that makes sense: not a word.
+/// A value that makes sense, or none: not a word.
 #[test]
 fn well_formed() {
     for (name, values) in SETTINGS {
-        for value in values {
+        for value in values.iter().chain([&""]) {
             let scenario = || println!("{} bytes", use_the_heap());
             Scenario::new(format!("{name}={value}"), scenario).env(name, value).run(|output| {
                 let all = describe(output);
@@ -67,6 +72,73 @@ fn well_formed() {
             });
         }
     }
+}
+
+/// What a variable is said to be that begins like a setting.
+#[test]
+fn unknown() {
+    for (name, line) in [
+        ("HAYLOFT_STAT", "HAYLOFT_STAT: no such setting; HAYLOFT_STATS is one"),
+        ("HAYLOFT_LIMTI", "HAYLOFT_LIMTI: no such setting; HAYLOFT_LIMIT is one"),
+        ("HAYLOFT_MESH", "HAYLOFT_MESH: no such setting"),
+        ("HAYLOFT_DECAY", "HAYLOFT_DECAY: no such setting; HAYLOFT_DECAY_MS is one"),
+        ("HAYLOFT_QUUX_MODE", "HAYLOFT_QUUX_MODE: no such setting"),
+        ("HAYLOFTS", ""),
+    ] {
+        Scenario::new(name, || assert_eq!(use_the_heap(), 2890)).env(name, "1").run(|output| {
+            let all = describe(output);
+            assert!(output.status.success(), "{all}");
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            let said = stderr.trim_end().split_once("]: ").map_or("", |(_, said)| said);
+            assert_eq!(said, line, "{all}");
+        });
+    }
+}
+
+/// What is wrong with a limit is said, not only that something is.
+#[test]
+fn limits() {
+    for (value, why) in [
+        ("600M:500M", "the soft limit, which comes first, is above the hard one"),
+        ("10K", "a limit of less than 1M"),
+        ("12 parsecs", "no limit like 512M or 400M:512M"),
+    ] {
+        let scenario = Scenario::new(value, || assert_eq!(use_the_heap(), 2890));
+        scenario.env("HAYLOFT_LIMIT", value).run(|output| {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            let end = format!("HAYLOFT_LIMIT={value}: {why}; ignored\n");
+            assert!(stderr.ends_with(&end), "{}", describe(output));
+        });
+    }
+}
+
+/// Settings are those of the start, whatever the program makes of its environment, and wherever that was.
+#[test]
+fn the_environment_is_read_at_the_start() {
+    Scenario::new("", || {
+        // As those do that change what `ps` shows, and those that set variables while others run.
+        // SAFETY: the start of the environment, which nobody else reads; no other thread does so.
+        unsafe {
+            unsafe extern "C" {
+                static environ: *const *mut libc::c_char;
+            }
+            let mut variable = environ;
+            while !(*variable).is_null() {
+                if CStr::from_ptr(*variable).to_bytes().starts_with(b"HAYLOFT_") {
+                    (*variable).write(b'X' as libc::c_char);
+                }
+                variable = variable.add(1);
+            }
+            env::set_var("HAYLOFT_IRQ", "threaded");
+        }
+        // It is asked for here for the first time.
+        cpu::start();
+    })
+    .env("HAYLOFT_IRQ", "loud")
+    .run(|output| {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains("HAYLOFT_IRQ=loud: none of hard"), "{}", describe(output));
+    });
 }
 
 /// Uses the heap in several threads at once, and again in others.

@@ -95,7 +95,10 @@ fn read() -> usize {
         Ok(_) => {
             // The kernel may have been built without nodes, or sysfs not be mounted: that is nothing to speak of.
             if root.is_some() && found.is_none() {
-                os::warn(format_args!("HAYLOFT_SYSFS names no tree with nodes; one is assumed"));
+                os::ignored(
+                    c"HAYLOFT_SYSFS",
+                    format_args!("no tree with nodes, of which one is assumed"),
+                );
             }
             count
         }

@@ -404,7 +404,7 @@ fn decide(context: Context) -> Backend {
         None | Some(b"rseq") => true,
         Some(b"fallback") => false,
         Some(_) => {
-            os::warn(format_args!("HAYLOFT_BACKEND is neither rseq nor fallback; ignored"));
+            os::ignored(c"HAYLOFT_BACKEND", format_args!("neither rseq nor fallback"));
             true
         }
     };

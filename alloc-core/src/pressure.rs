@@ -45,7 +45,7 @@ pub(crate) fn read() {
             FILE
         }
         Some(_) => {
-            os::warn(format_args!("HAYLOFT_PRESSURE is neither 0, 1 nor a path; ignored"));
+            os::ignored(c"HAYLOFT_PRESSURE", format_args!("neither 0, 1 nor an absolute path"));
             SYSTEM
         }
     };

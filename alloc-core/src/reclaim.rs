@@ -145,9 +145,8 @@ fn settings() -> u8 {
         Some(text) => {
             let number = core::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
             number.filter(|number| *number <= MAX_DECAY_MS).unwrap_or_else(|| {
-                os::warn(format_args!(
-                    "HAYLOFT_DECAY_MS is no number of milliseconds up to {MAX_DECAY_MS}; ignored"
-                ));
+                let what = format_args!("no number of milliseconds up to {MAX_DECAY_MS}");
+                os::ignored(c"HAYLOFT_DECAY_MS", what);
                 DEFAULT_DECAY_MS
             })
         }
@@ -158,7 +157,7 @@ fn settings() -> u8 {
         None | Some(b"1") => true,
         Some(b"0") => false,
         Some(_) => {
-            os::warn(format_args!("HAYLOFT_BACKGROUND is neither 0 nor 1; ignored"));
+            os::ignored(c"HAYLOFT_BACKGROUND", format_args!("neither 0 nor 1"));
             true
         }
     };

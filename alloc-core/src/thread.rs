@@ -109,7 +109,7 @@ pub(crate) fn start() {
         Some(b"threaded") => IrqMode::Threaded,
         Some(b"none") => IrqMode::None,
         Some(_) => {
-            os::warn(format_args!("HAYLOFT_IRQ is none of hard, threaded and none; ignored"));
+            os::ignored(c"HAYLOFT_IRQ", format_args!("none of hard, threaded and none"));
             IrqMode::Hard
         }
     };
@@ -119,7 +119,7 @@ pub(crate) fn start() {
             let number = core::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
             let number = number.filter(|number| os::is_realtime_signal(*number));
             if number.is_none() {
-                os::warn(format_args!("HAYLOFT_IRQ_SIGNAL is no real-time signal; ignored"));
+                os::ignored(c"HAYLOFT_IRQ_SIGNAL", format_args!("no real-time signal"));
             }
             number
         }

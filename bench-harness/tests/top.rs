@@ -18,7 +18,7 @@ static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
 const TOP: &str = env!("CARGO_BIN_EXE_hayloft-top");
 
 /// What makes [`target`] do anything.
-const TARGET: &str = "HAYLOFT_TOP_TARGET";
+const TARGET: &str = "TOP_TARGET";
 
 #[test]
 #[ignore = "what the others look at"]

@@ -65,15 +65,14 @@ fn fails_by_chance(call: Call) -> bool {
 
 #[cold]
 fn read() {
-    let text = super::imp::env(c"HAYLOFT_FAULT").map(core::str::from_utf8);
+    let text = super::env(c"HAYLOFT_FAULT").map(core::str::from_utf8);
     let state = match text {
         None => OFF,
         Some(text) if text.ok().and_then(parse).is_some() => ON,
         Some(_) => {
             RATES.iter().for_each(|rate| rate.store(0, Ordering::Relaxed));
-            super::warn(format_args!(
-                "HAYLOFT_FAULT is no list like mmap:1/100,madvise:1/3,42; ignored"
-            ));
+            let what = format_args!("no list like mmap:1/100,madvise:1/3,42");
+            super::ignored(c"HAYLOFT_FAULT", what);
             OFF
         }
     };

@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use super::inject::{Call, fails};
 use super::list::List;
 use super::text::CPath;
-use super::{Remapped, vdso, warn};
+use super::{Remapped, env, ignored, vdso};
 use crate::arch::{self, RseqArea, SIGNATURE};
 
 /// The largest pages of any Linux that this is for, and a unit of the layer above.
@@ -611,9 +611,10 @@ fn wanted_page_size() -> Option<usize> {
     let text = env(c"HAYLOFT_PAGE_SIZE")?;
     let size = larger_pages(text, system_page_size());
     if size.is_none() {
-        warn(format_args!(
-            "HAYLOFT_PAGE_SIZE is no power of two from the system's up to {MAX_PAGE_SIZE}; ignored"
-        ));
+        ignored(
+            c"HAYLOFT_PAGE_SIZE",
+            format_args!("no power of two from the system's up to {MAX_PAGE_SIZE}"),
+        );
     }
     size
 }
@@ -633,19 +634,6 @@ pub(crate) fn milliseconds() -> u64 {
         let _ = unsafe { call(libc::SYS_clock_gettime, [word(libc::CLOCK_MONOTONIC_COARSE), to]) };
     }
     now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
-}
-
-/// The value of an environment variable; valid until the program changes its environment. None, if the program has rights that who
-/// started it does not have, who must not have it open files then, or run out of memory.
-pub(crate) fn env(name: &CStr) -> Option<&'static [u8]> {
-    // SAFETY: `getenv` reads the environment as any library's start-up does; the value is read at once by our callers.
-    unsafe {
-        if libc::getauxval(libc::AT_SECURE) != 0 {
-            return None;
-        }
-        let value = libc::getenv(name.as_ptr());
-        (!value.is_null()).then(|| CStr::from_ptr(value).to_bytes())
-    }
 }
 
 /// Writes to an open file; false where it takes no more.

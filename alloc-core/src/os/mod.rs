@@ -2,7 +2,7 @@
 //!
 //! Every function here may be called anywhere in the allocator: none allocates, none changes `errno`. `linux` is the
 //! real one; `hosted` serves Miri, which has neither `mprotect` nor page tables, from the standard allocator. `inject` has
-//! calls fail on demand. `files` writes for others. `pin` keeps a shared library with this allocator loaded. `vdso` finds the
+//! calls fail on demand. `settings` are those of the environment. `files` writes for others. `pin` keeps a shared library with this allocator loaded. `vdso` finds the
 //! functions that the kernel maps into each process.
 
 #[cfg(not(miri))]
@@ -23,6 +23,8 @@ mod inject;
 mod list;
 #[cfg(all(target_env = "gnu", not(target_feature = "crt-static"), not(miri)))]
 mod pin;
+#[cfg(not(miri))]
+mod settings;
 #[cfg_attr(miri, allow(dead_code, reason = "the stand-in has no files"))]
 mod text;
 #[cfg(not(miri))]
@@ -43,18 +45,20 @@ pub(crate) enum Remapped {
 #[cfg(not(miri))]
 pub(crate) use files::{Identity, close, duplicate, identity, pid_namespace, replace};
 #[cfg(miri)]
-pub(crate) use imp::{Identity, close, duplicate, identity, pid_namespace, replace};
+pub(crate) use imp::{Identity, close, duplicate, env, identity, pid_namespace, replace};
 pub(crate) use imp::{
     Thread, admit_signal, affinity, at_exit, at_fork, at_thread_exit, block_signals, commit,
-    current_cpu, current_cpu_and_node, decommit, env, has_signals_blocked, is_realtime_signal,
-    list, milliseconds, name_thread, page_size, prefer_huge_pages, prefer_node, process_id, read,
+    current_cpu, current_cpu_and_node, decommit, has_signals_blocked, is_realtime_signal, list,
+    milliseconds, name_thread, page_size, prefer_huge_pages, prefer_node, process_id, read,
     read_bytes, register_rseq, remap, remove, reserve, restart_sections_on, share, signal_thread,
     sleep_microseconds, spawn, system_page_size, take_signal, thread_id, unregister_rseq,
     unreserve, write_all, yield_now,
 };
 #[cfg(not(loom))]
 pub(crate) use imp::{futex_wait, futex_wake_one};
-pub(crate) use text::{Line, abort, warn};
+#[cfg(not(miri))]
+pub(crate) use settings::env;
+pub(crate) use text::{Line, abort, ignored, warn};
 
 /// How many CPUs the kernel may ever have: one more than the highest number. `None` where it does not say.
 pub(crate) fn possible_cpus() -> Option<usize> {

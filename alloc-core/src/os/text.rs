@@ -1,5 +1,6 @@
 //! Messages and paths without a heap: parts are gathered in a buffer on the stack, messages written to standard error at once.
 
+use core::ffi::CStr;
 use core::fmt::{self, Write};
 
 /// The file of standard error.
@@ -46,17 +47,44 @@ impl CPath {
     }
 }
 
-/// Writes one line `hayloft: …` to standard error.
+/// Writes one line `hayloft[PROCESS]: …` to standard error.
 #[cold]
 pub(crate) fn warn(message: fmt::Arguments<'_>) {
-    let mut line = Line::<256>::new();
+    let mut line = Line::<512>::new();
     // Writing to a `Line` cannot fail; a `Display` that does is not worth dying for.
-    let _ = writeln!(line, "hayloft: {message}");
+    let _ = writeln!(line, "hayloft[{}]: {message}", super::process_id());
     line.bytes[line.len - 1] = b'\n';
     super::imp::write_all(STDERR, &line.bytes[..line.len]);
 }
 
-/// Writes one line `hayloft: …` to standard error and ends the process by `SIGABRT`.
+/// Warns that a setting is ignored, as its value is not what it should be.
+#[cold]
+pub(crate) fn ignored(name: &CStr, why: fmt::Arguments<'_>) {
+    let (name, value) = (name.to_bytes(), super::env(name).unwrap_or_default());
+    warn(format_args!("{}={}: {why}; ignored", Shown(name), Shown(value)));
+}
+
+/// Text from outside, or as much of it as a line should have.
+pub(super) struct Shown<'a>(pub(super) &'a [u8]);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MOST: usize = 80;
+        let (shown, is_cut) = self.0.get(..MOST).map_or((self.0, false), |start| (start, true));
+        for chunk in shown.utf8_chunks() {
+            for letter in chunk.valid().chars() {
+                // Whatever would end the line, or do more to a terminal.
+                to.write_char(if letter.is_control() { '?' } else { letter })?;
+            }
+            if !chunk.invalid().is_empty() {
+                to.write_char(char::REPLACEMENT_CHARACTER)?;
+            }
+        }
+        to.write_str(if is_cut { "…" } else { "" })
+    }
+}
+
+/// Writes one line `hayloft[PROCESS]: …` to standard error and ends the process by `SIGABRT`.
 #[cold]
 pub(crate) fn abort(message: fmt::Arguments<'_>) -> ! {
     warn(message);

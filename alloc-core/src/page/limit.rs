@@ -1,4 +1,5 @@
-//! How much memory runs may have: `HAYLOFT_LIMIT=[SOFT:]HARD`, in bytes or with one of the letters K, M and G.
+//! How much memory runs may have: `HAYLOFT_LIMIT=[SOFT:]HARD`, in bytes or with one of the letters K, M, G and T, each of which
+//! may be followed by B or iB and is 1024 times the one before.
 //!
 //! Whatever is not clean counts, in whole units: runs in use, touched or not, and dirty ones. Beyond the soft limit, 7/8 of the
 //! hard one unless it is given, free runs go back to the system at once. At the hard one there is no clean run for anybody.
@@ -20,34 +21,47 @@ static HARD: AtomicUsize = AtomicUsize::new(usize::MAX);
 /// Reads the setting. To be called before there is memory; a second time changes nothing.
 pub(super) fn read() {
     let Some(text) = os::env(c"HAYLOFT_LIMIT") else { return };
-    match core::str::from_utf8(text).ok().and_then(parse) {
-        Some((soft, hard)) => {
+    match core::str::from_utf8(text).map_err(|_| NO_LIMIT).and_then(parse) {
+        Ok((soft, hard)) => {
             // Relaxed, here and below: numbers that guard nothing.
             SOFT.store(soft, Ordering::Relaxed);
             HARD.store(hard, Ordering::Relaxed);
         }
-        None => os::warn(format_args!(
-            "HAYLOFT_LIMIT is no limit like 512M or 400M:512M, from 1M on; ignored"
-        )),
+        Err(why) => os::ignored(c"HAYLOFT_LIMIT", format_args!("{why}")),
     }
 }
 
-/// Limits in units.
-fn parse(text: &str) -> Option<(usize, usize)> {
+const NO_LIMIT: &str = "no limit like 512M or 400M:512M";
+
+/// Limits in units, or what is wrong.
+fn parse(text: &str) -> Result<(usize, usize), &'static str> {
+    let limit = |text| units(text).ok_or(NO_LIMIT);
     let (soft, hard) = match text.split_once(':') {
-        Some((soft, hard)) => (units(soft)?, units(hard)?),
-        None => (units(text)? / 8 * 7, units(text)?),
+        Some((soft, hard)) => (limit(soft)?, limit(hard)?),
+        None => (limit(text)? / 8 * 7, limit(text)?),
     };
-    (soft <= hard && hard >= LEAST).then_some((soft, hard))
+    if soft > hard {
+        Err("the soft limit, which comes first, is above the hard one")
+    } else if hard < LEAST {
+        Err("a limit of less than 1M")
+    } else {
+        Ok((soft, hard))
+    }
 }
 
 fn units(text: &str) -> Option<usize> {
-    let (digits, shift) = match text.as_bytes().last()? {
-        b'K' | b'k' => (text.get(..text.len() - 1)?, 10),
-        b'M' | b'm' => (text.get(..text.len() - 1)?, 20),
-        b'G' | b'g' => (text.get(..text.len() - 1)?, 30),
-        _ => (text, 0),
-    };
+    let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
+    const UNITS: [(&str, &str, &str, u32); 5] = [
+        ("", "B", "B", 0),
+        ("K", "KB", "KiB", 10),
+        ("M", "MB", "MiB", 20),
+        ("G", "GB", "GiB", 30),
+        ("T", "TB", "TiB", 40),
+    ];
+    let unit = text.get(digits.len()..)?;
+    let is = |other: &str| unit.eq_ignore_ascii_case(other);
+    let (.., shift) =
+        UNITS.iter().find(|(short, long, full, _)| is(short) || is(long) || is(full))?;
     let number: usize = digits.parse().ok()?;
     Some(number.checked_mul(1 << shift)? >> UNIT_SHIFT)
 }
@@ -95,12 +109,18 @@ mod tests {
     #[test]
     fn limits() {
         const MIB: usize = (1 << 20) >> UNIT_SHIFT;
-        assert_eq!(parse("16M"), Some((14 * MIB, 16 * MIB)));
-        assert_eq!(parse("100m:1g"), Some((100 * MIB, 1024 * MIB)));
-        assert_eq!(parse("0:1048576"), Some((0, MIB)));
-        assert_eq!(parse("2048K"), Some((28, 2 * MIB)));
-        for wrong in ["", "M", "1023K", "x", "2G:1G", "1:2:3M", "-5M", "99999999999G", "1T", "é"] {
-            assert_eq!(parse(wrong), None, "{wrong}");
+        assert_eq!(parse("16M"), Ok((14 * MIB, 16 * MIB)));
+        assert_eq!(parse("100m:1g"), Ok((100 * MIB, 1024 * MIB)));
+        assert_eq!(parse("0:1048576"), Ok((0, MIB)));
+        for same in ["3M", "3MB", "3mib", "3072KiB", "3145728B"] {
+            assert_eq!(parse(same), parse("3145728"), "{same}");
+        }
+        assert_eq!(parse("1TiB"), parse("1024G"));
+        assert!(parse("600M:500M").is_err_and(|why| why.contains("above the hard one")));
+        assert!(parse("999K").is_err_and(|why| why.contains("less than 1M")));
+        assert_eq!(parse("2048K"), Ok((28, 2 * MIB)));
+        for wrong in ["", "M", "1023K", "x", "2G:1G", "1:2:3M", "-5M", "99999999999G", "1P", "é"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
         }
     }
 }

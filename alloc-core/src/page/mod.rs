@@ -625,7 +625,7 @@ impl HugePages {
             Some(b"always") => HugePages::Always,
             Some(b"never") => HugePages::Never,
             Some(_) => {
-                os::warn(format_args!("HAYLOFT_THP is none of auto, always and never; ignored"));
+                os::ignored(c"HAYLOFT_THP", format_args!("none of auto, always and never"));
                 HugePages::Auto
             }
         };
