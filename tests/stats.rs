@@ -175,6 +175,26 @@ fn slabinfo() {
     assert!(caches > 5 && totals["held_bytes"] >= totals["free_bytes"], "{text}");
 }
 
+/// What a person looks at: no more lines than fit on a screen, and none longer than that is wide.
+#[test]
+fn table() {
+    let mut hoard = Hoard::new(100_000);
+    hoard.fill_up(LAYOUT);
+    let text = written(Format::Table);
+    hoard.free_all(LAYOUT);
+    let lines: Vec<_> = text.lines().collect();
+    assert!(lines[0].contains(" held: ") && lines[0].contains(" resident"), "{text}");
+    assert!(lines[1].starts_with("CACHE ") && lines[2].starts_with("kmalloc-3072 "), "{text}");
+    let words: Vec<_> = lines[2].split_whitespace().collect();
+    assert_eq!(words[1], "3072");
+    assert!(words[2].parse::<usize>().is_ok_and(|in_use| in_use >= 100_000), "{text}");
+    assert_eq!(words[5], "MiB");
+    assert!(lines.last().is_some_and(|last| last.contains(" others ")), "{text}");
+    assert_eq!(lines.len(), 13);
+    assert!(lines[1..].iter().all(|line| line.len() < 80), "{text}");
+    assert!(stats::gather().to_string().lines().count() > 2);
+}
+
 #[test]
 fn json() {
     let text = written(Format::Json);
@@ -193,7 +213,7 @@ fn json() {
 #[test]
 fn a_file_that_takes_no_more_is_noticed() {
     let full = File::options().write(true).open("/dev/full").expect("there is such a device");
-    for format in [Format::Slabinfo, Format::OpenMetrics, Format::Json] {
+    for format in [Format::Slabinfo, Format::Table, Format::OpenMetrics, Format::Json] {
         assert!(!report::write(full.as_raw_fd(), format));
         assert!(!report::write(-1, format));
     }
@@ -205,7 +225,8 @@ fn at_the_end() {
     let use_the_heap = || drop((0..1000).map(|number| number.to_string()).collect::<Vec<_>>());
     for (value, start) in [
         ("stderr", "slabinfo - version"),
-        ("2,openmetrics", "# TYPE hayloft_held_bytes gauge"),
+        ("1", "slabinfo - version"),
+        ("fd:2,openmetrics", "# TYPE hayloft_held_bytes gauge"),
         ("stderr,json", "{\"stats\":{\"held\":"),
         ("stderr,slabinfo,every=100", "slabinfo - version"),
     ] {
@@ -224,8 +245,10 @@ fn at_the_end() {
 #[test]
 fn settings_that_make_no_sense() {
     for value in [
-        "",
         ",",
+        "2",
+        "STATS",
+        "/tmp/%q.txt",
         "stderr,yaml",
         "stderr,every=0",
         "stderr,signal=x",
@@ -234,20 +257,36 @@ fn settings_that_make_no_sense() {
     ] {
         Scenario::new(value, || {}).env("HAYLOFT_STATS", value).run(|output| {
             let stderr = String::from_utf8_lossy(&output.stderr);
-            let is_named =
-                stderr.starts_with("hayloft: HAYLOFT_STATS is ") && stderr.lines().count() == 1;
+            let is_named = stderr.contains(&format!("]: HAYLOFT_STATS={value}: "));
+            let is_named = is_named && stderr.lines().count() == 1;
             assert!(output.status.success() && is_named, "{}", describe(output));
         });
     }
     for (value, line) in [
-        ("/nowhere/at/all", "hayloft: statistics cannot be written to /nowhere/at/all\n"),
-        ("/nowhere/%p.txt", "hayloft: statistics cannot be written to /nowhere/%p.txt\n"),
-        ("99", "hayloft: statistics cannot be written to file 99\n"),
+        ("/nowhere/at/all", "]: statistics cannot be written to /nowhere/at/all\n"),
+        ("/nowhere/%p.txt", "]: statistics cannot be written to /nowhere/%p.txt\n"),
+        ("fd:99", "]: statistics cannot be written to file 99\n"),
     ] {
         Scenario::new(value, || {}).env("HAYLOFT_STATS", value).run(|output| {
-            assert_eq!(String::from_utf8_lossy(&output.stderr), line, "{}", describe(output));
-            assert!(output.status.success());
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert!(
+                stderr.starts_with("hayloft[") && stderr.ends_with(line),
+                "{}",
+                describe(output)
+            );
+            assert!(output.status.success() && stderr.lines().count() == 1);
         });
+    }
+    for value in ["", "0", "off"] {
+        Scenario::new(format!("none{value}"), || drop(vec![1; 1000]))
+            .env("HAYLOFT_STATS", value)
+            .run(|output| {
+                assert!(
+                    output.status.success() && output.stderr.is_empty(),
+                    "{}",
+                    describe(output)
+                );
+            });
     }
 }
 
@@ -278,8 +317,9 @@ fn signals_that_cannot_ask() {
         })
         .env("HAYLOFT_STATS", &value)
         .run(|output| {
-            let line = format!("hayloft: signal {signal} is taken, of a fault, or none; ignored\n");
-            assert_eq!(String::from_utf8_lossy(&output.stderr), line, "{}", describe(output));
+            let line = format!("]: signal {signal} is taken, of a fault, or none; ignored\n");
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert!(stderr.ends_with(&line) && stderr.lines().count() == 1, "{}", describe(output));
             assert!(output.status.success());
         });
     }

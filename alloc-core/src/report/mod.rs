@@ -1,10 +1,11 @@
 //! Statistics for who runs the program, without a line of code in it: `HAYLOFT_STATS` and `HAYLOFT_STATS_SHM`.
 //!
 //! `HAYLOFT_STATS=DESTINATION[,FORMAT][,every=SECONDS][,signal=NUMBER]` writes a report at the end of the program, every so many
-//! seconds, and in the handler of a signal that the program leaves alone, and that is none of a fault. The destination is `stderr`, the
-//! number of an open file, or a path, in which `%p` stands for the number of the process; the file is replaced by a new one each
-//! time. Formats are `slabinfo` (the one unless told otherwise), `openmetrics`, and with the feature `serde` `json`. A child that was
-//! forked writes only where the path has `%p` in it. A program that ends by `_exit` or a signal writes nothing at its end.
+//! seconds, and in the handler of a signal that the program leaves alone, and that is none of a fault. The destination is `stderr`
+//! or `1`, which means the same, `stdout`, `fd:NUMBER` for an open file, or a path, in which `%p` stands for the number of the
+//! process; the file is replaced by a new one each time. Formats are `slabinfo` (the one unless told otherwise), `table`,
+//! `openmetrics`, and with the feature `serde` `json`. With `0` there is none. A child that was forked writes only where the path
+//! has `%p` in it. A program that ends by `_exit` or a signal writes nothing at its end.
 //!
 //! `HAYLOFT_STATS_SHM=1` shows the statistics to other processes of the same user, as they are four times a second: see
 //! [`Reader`].
@@ -38,6 +39,8 @@ pub use shared::{AttachError, Reader, Snapshot, elsewhere, processes};
 pub enum Format {
     /// As `/proc/slabinfo`.
     Slabinfo,
+    /// A table for people: the whole, and the caches with the most memory.
+    Table,
     /// As Prometheus reads it.
     OpenMetrics,
     /// One line of JSON.
@@ -46,9 +49,16 @@ pub enum Format {
 }
 
 impl Format {
+    /// What is said of a name that no format has.
+    #[cfg(feature = "serde")]
+    const NONE: &str = "formats are slabinfo, table, openmetrics and json";
+    #[cfg(not(feature = "serde"))]
+    const NONE: &str = "formats are slabinfo, table and openmetrics; json needs the feature serde";
+
     fn named(name: &str) -> Option<Format> {
         match name {
             "slabinfo" => Some(Format::Slabinfo),
+            "table" => Some(Format::Table),
             "openmetrics" => Some(Format::OpenMetrics),
             #[cfg(feature = "serde")]
             "json" => Some(Format::Json),
@@ -63,6 +73,7 @@ pub fn write(file: c_int, format: Format) -> bool {
     let mut to = Writer { file, room: [0; 2048], len: 0, failed: false };
     let done = match format {
         Format::Slabinfo => write!(to, "{}", stats.slabinfo()).is_ok(),
+        Format::Table => writeln!(to, "{stats}").is_ok(),
         Format::OpenMetrics => write!(to, "{}", stats.open_metrics()).is_ok(),
         #[cfg(feature = "serde")]
         Format::Json => {
@@ -131,20 +142,60 @@ enum Destination {
 }
 
 impl Destination {
-    /// The parts of a path around `%p`, which has none where there is no such.
-    fn parts(&self) -> (&str, Option<&str>) {
-        let Destination::Path { bytes, len } = self else { return ("", None) };
-        let path = core::str::from_utf8(bytes.get(..*len).unwrap_or_default()).unwrap_or_default();
-        path.split_once("%p").map_or((path, None), |(before, after)| (before, Some(after)))
+    /// What the word says, or what is wrong with it.
+    fn parse(word: &str) -> Result<Destination, &'static str> {
+        let is = |one: &str| word.eq_ignore_ascii_case(one);
+        if ["1", "true", "yes", "on", "stderr", "/dev/stderr"].into_iter().any(is) {
+            return Ok(Destination::File(2));
+        }
+        if ["stdout", "/dev/stdout"].into_iter().any(is) {
+            return Ok(Destination::File(1));
+        }
+        if let Some(number) = word.strip_prefix("fd:") {
+            let file = number.parse().ok().filter(|file| *file >= 0);
+            return file.map(Destination::File).ok_or("after fd: comes the number of an open file");
+        }
+        // Files of such names are made by mistake.
+        if !word.contains(['/', '.']) {
+            return Err("neither stderr, stdout nor fd:NUMBER; a path has a / or a . in it");
+        }
+        if word.split('%').skip(1).any(|rest| !rest.starts_with('p')) {
+            return Err("no % but %p, the number of the process, may be in a path");
+        }
+        let mut bytes = [0; MAX_PATH];
+        let Some(to) = bytes.get_mut(..word.len()) else { return Err("too long a path") };
+        to.copy_from_slice(word.as_bytes());
+        Ok(Destination::Path { bytes, len: word.len() })
+    }
+
+    fn path(&self) -> &str {
+        let Destination::Path { bytes, len } = self else { return "" };
+        core::str::from_utf8(bytes.get(..*len).unwrap_or_default()).unwrap_or_default()
+    }
+
+    /// Whether it is another one for each process.
+    fn has_process(&self) -> bool {
+        self.path().contains("%p")
+    }
+}
+
+/// The path of a destination for a process.
+struct PathFor<'a>(&'a Destination, i32);
+
+impl fmt::Display for PathFor<'_> {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let PathFor(destination, process) = self;
+        let mut parts = destination.path().split("%p");
+        to.write_str(parts.next().unwrap_or_default())?;
+        parts.try_for_each(|part| write!(to, "{process}{part}"))
     }
 }
 
 impl fmt::Display for Destination {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self, self.parts()) {
-            (Destination::File(file), _) => write!(to, "file {file}"),
-            (_, (path, None)) => to.write_str(path),
-            (_, (before, Some(after))) => write!(to, "{before}%p{after}"),
+        match self {
+            Destination::File(file) => write!(to, "file {file}"),
+            Destination::Path { .. } => to.write_str(self.path()),
         }
     }
 }
@@ -161,22 +212,15 @@ struct Setting {
 }
 
 impl Setting {
-    fn parse(text: &str) -> Option<Setting> {
+    /// What the value says, or what is wrong with it; `None` if that is to report nothing.
+    fn parse(text: &str) -> Result<Option<Setting>, &'static str> {
         let mut words = text.split(',');
+        let destination = words.next().unwrap_or_default();
+        if ["0", "false", "no", "off"].into_iter().any(|no| text.eq_ignore_ascii_case(no)) {
+            return Ok(None);
+        }
         let mut setting = Setting {
-            destination: match words.next()? {
-                "" => return None,
-                "/dev/stdout" => Destination::File(1),
-                "stderr" | "/dev/stderr" => Destination::File(2),
-                word => match word.parse() {
-                    Ok(file) if file >= 0 => Destination::File(file),
-                    _ => {
-                        let mut bytes = [0; MAX_PATH];
-                        bytes.get_mut(..word.len())?.copy_from_slice(word.as_bytes());
-                        Destination::Path { bytes, len: word.len() }
-                    }
-                },
-            },
+            destination: Destination::parse(destination)?,
             format: Format::Slabinfo,
             every: 0,
             signal: 0,
@@ -184,21 +228,26 @@ impl Setting {
         for word in words {
             match word.split_once('=') {
                 Some(("every", seconds)) => {
-                    setting.every = seconds.parse().ok().filter(|every| *every > 0)?;
+                    setting.every = seconds
+                        .parse()
+                        .ok()
+                        .filter(|every| *every > 0)
+                        .ok_or("after every= comes a number of seconds")?;
                 }
                 Some(("signal", number)) => {
-                    setting.signal = number.parse().ok().filter(|signal| *signal > 0)?;
+                    setting.signal = number
+                        .parse()
+                        .ok()
+                        .filter(|signal| *signal > 0)
+                        .ok_or("after signal= comes the number of a signal")?;
                 }
-                Some(_) => return None,
-                None => setting.format = Format::named(word)?,
+                Some(_) => {
+                    return Err("of words with a = there are every=SECONDS and signal=NUMBER");
+                }
+                None => setting.format = Format::named(word).ok_or(Format::NONE)?,
             }
         }
-        Some(setting)
-    }
-
-    /// Whether each process has a place of its own for reports.
-    fn is_for_each_process(&self) -> bool {
-        self.destination.parts().1.is_some()
+        Ok(Some(setting))
     }
 }
 
@@ -214,15 +263,15 @@ struct Asked {
 impl Asked {
     /// Whether this process writes reports: children do not write over those of their parents.
     fn is_ours(&self) -> bool {
-        self.setting.is_for_each_process() || self.process == os::process_id()
+        self.setting.destination.has_process() || self.process == os::process_id()
     }
 
     /// Writes a report where it is to go.
     fn write(&self) {
         let Setting { destination, format, .. } = &self.setting;
         let write = |file| write(file, *format);
-        let done = match (destination, destination.parts()) {
-            (Destination::File(number), _) => match self.file {
+        let done = match destination {
+            Destination::File(number) => match self.file {
                 None => false,
                 // It may be closed by now, or the number be that of another file, which is left alone.
                 Some(_) => [COPY.load(Ordering::Relaxed), *number]
@@ -230,9 +279,8 @@ impl Asked {
                     .find(|number| os::identity(*number) == self.file)
                     .is_none_or(write),
             },
-            (_, (path, None)) => os::replace(format_args!("{path}"), write),
-            (_, (before, Some(after))) => {
-                os::replace(format_args!("{before}{}{after}", os::process_id()), write)
+            Destination::Path { .. } => {
+                os::replace(format_args!("{}", PathFor(destination, os::process_id())), write)
             }
         };
         if !done {
@@ -259,19 +307,17 @@ static READ: extern "C" fn() = start;
 #[cfg_attr(miri, allow(dead_code, reason = "called by the loader"))]
 extern "C" fn start() {
     let setting = os::env(c"HAYLOFT_STATS").and_then(|text| {
-        let setting = core::str::from_utf8(text).ok().and_then(Setting::parse);
-        if setting.is_none() {
-            os::warn(format_args!(
-                "HAYLOFT_STATS is not like PATH or stderr,FORMAT,every=SECONDS,signal=NUMBER; ignored"
-            ));
-        }
-        setting
+        let text = core::str::from_utf8(text).map_err(|_| "no text");
+        text.and_then(Setting::parse).unwrap_or_else(|why| {
+            os::ignored(c"HAYLOFT_STATS", format_args!("{why}"));
+            None
+        })
     });
     let is_shared = match os::env(c"HAYLOFT_STATS_SHM") {
         None | Some(b"0") => false,
         Some(b"1") => shared::open(),
         Some(_) => {
-            os::warn(format_args!("HAYLOFT_STATS_SHM is neither 0 nor 1; ignored"));
+            os::ignored(c"HAYLOFT_STATS_SHM", format_args!("neither 0 nor 1"));
             false
         }
     };
@@ -459,17 +505,40 @@ mod tests {
             every: 0,
             signal: 0,
         };
-        assert_eq!(parse("stderr"), Some(stderr));
-        assert_eq!(parse("7"), Some(Setting { destination: Destination::File(7), ..stderr }));
-        let all = parse("/tmp/x-%p.txt,openmetrics,every=5,signal=12").unwrap();
+        for same in ["stderr", "1", "true", "STDERR", "fd:2", "/dev/stderr", "stderr,slabinfo"] {
+            assert_eq!(parse(same), Ok(Some(stderr)), "{same}");
+        }
+        for none in ["0", "false", "off"] {
+            assert_eq!(parse(none), Ok(None), "{none}");
+        }
+        let destination = |text| parse(text).unwrap().unwrap().destination;
+        assert_eq!(destination("fd:7"), Destination::File(7));
+        assert_eq!(destination("stdout"), Destination::File(1));
+        assert_eq!(destination("./x").path(), "./x");
+        let all = parse("/tmp/x-%p-%p.txt,openmetrics,every=5,signal=12").unwrap().unwrap();
         assert_eq!((all.format, all.every, all.signal), (Format::OpenMetrics, 5, 12));
-        assert_eq!(all.destination.parts(), ("/tmp/x-", Some(".txt")));
-        assert_eq!(parse("x").unwrap().destination.parts(), ("x", None));
-        assert_eq!(parse("/dev/stdout").unwrap().destination, Destination::File(1));
-        let long = "x".repeat(MAX_PATH + 1);
-        for wrong in ["", ",", "x,yaml", "x,every=0", "x,every=", "x,signal=-1", "x,often=2", &long]
-        {
-            assert_eq!(parse(wrong), None, "{wrong}");
+        assert!(all.destination.has_process() && !destination("x.txt").has_process());
+        assert_eq!(format!("{}", PathFor(&all.destination, 99)), "/tmp/x-99-99.txt");
+        assert_eq!(format!("{}", all.destination), "/tmp/x-%p-%p.txt");
+        let long = "./x".repeat(MAX_PATH);
+        for (wrong, why) in [
+            (",", "neither stderr"),
+            ("7", "neither stderr"),
+            ("quux", "neither stderr"),
+            ("stderr json", "neither stderr"),
+            ("fd:", "after fd:"),
+            ("fd:-1", "after fd:"),
+            ("/tmp/%q.txt", "no % but"),
+            ("/tmp/%", "no % but"),
+            ("stderr,yaml", "formats are"),
+            ("stderr,", "formats are"),
+            ("stderr,every=0", "after every="),
+            ("stderr,every=", "after every="),
+            ("stderr,signal=-1", "after signal="),
+            ("stderr,often=2", "of words with"),
+            (&long, "too long"),
+        ] {
+            assert!(parse(wrong).is_err_and(|said| said.starts_with(why)), "{wrong}");
         }
     }
 

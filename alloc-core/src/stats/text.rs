@@ -1,11 +1,93 @@
-//! Statistics as text: the format of `/proc/slabinfo`, and that of OpenMetrics.
+//! Statistics as text: a table for people, the format of `/proc/slabinfo`, and that of OpenMetrics.
 //!
-//! Both are written piece by piece, without memory, so that a handler may have them. That is why no library writes them.
+//! All are written piece by piece, without memory, so that a handler may have them. That is why no library writes them.
 
 use core::fmt::{self, Display, Formatter, Write as _};
 
 use super::{CacheStats, CpuStats, Name, NodeStats, Stats};
 use crate::os;
+
+/// Caches that a table has a line for each of: those with the most memory.
+const ROWS: usize = 10;
+
+/// A table for people: numbers of the whole, and the caches with the most memory, which are gathered while it is written. Its last
+/// line does not end.
+impl Display for Stats {
+    fn fmt(&self, to: &mut Formatter<'_>) -> fmt::Result {
+        let [held, free, unneeded, large] =
+            [self.held, self.free, self.unneeded, self.large].map(Bytes);
+        let in_use = Bytes(self.held.saturating_sub(self.free));
+        write!(to, "{held} held: {in_use} in use, {free} free, of which {unneeded} unneeded")?;
+        write!(to, "; {large} in large blocks")?;
+        if self.limit > 0 {
+            write!(to, "; limit {}", Bytes(self.limit))?;
+        }
+        if self.resident > 0 {
+            write!(to, "; {} resident", Bytes(self.resident))?;
+        }
+        write!(to, "; {} given back so far", Bytes(self.decommitted as usize))?;
+        let mut rows = [const { None::<CacheStats> }; ROWS];
+        let (mut others, mut of_others) = (0, 0);
+        for cache in self.caches().filter(|cache| cache.slabs > 0) {
+            // Each takes the place of the first that has less, which goes on to the next place; the last of all has none.
+            let mut left = Some(cache);
+            for row in &mut rows {
+                let bytes =
+                    |cache: &Option<CacheStats>| cache.as_ref().map_or(0, CacheStats::bytes);
+                if bytes(&left) > bytes(row) {
+                    core::mem::swap(&mut left, row);
+                }
+            }
+            if let Some(cache) = left {
+                others += 1;
+                of_others += cache.bytes();
+            }
+        }
+        if let Some(Some(_)) = rows.first() {
+            let [name, size, uses, total, memory, misses] =
+                ["CACHE", "SIZE", "IN USE", "TOTAL", "MEMORY", "MISSES"];
+            write!(to, "\n{name:<24} {size:>6} {uses:>10} {total:>10} {memory:>9} {misses:>10}")?;
+        }
+        for cache in rows.iter().flatten() {
+            write!(
+                to,
+                "\n{:<24} {:>6} {:>10} {:>10} {:>9} {:>10}",
+                Word(&cache.name),
+                cache.object_size,
+                cache.in_use,
+                cache.objects(),
+                Bytes(cache.bytes()),
+                cache.events.refills,
+            )?;
+        }
+        if others > 0 {
+            write!(to, "\n{others:>3} others {:>53}", Bytes(of_others))?;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes for people: in the largest unit of which there is one, with a decimal where there are few.
+struct Bytes(usize);
+
+impl Display for Bytes {
+    fn fmt(&self, to: &mut Formatter<'_>) -> fmt::Result {
+        let Bytes(bytes) = *self;
+        let (unit, shift) = match bytes {
+            0..0x400 => ("B", 0),
+            0x400..0x10_0000 => ("KiB", 10),
+            0x10_0000..0x4000_0000 => ("MiB", 20),
+            _ => ("GiB", 30),
+        };
+        let (whole, tenth) = (bytes >> shift, ((bytes & ((1 << shift) - 1)) * 10) >> shift);
+        let width = to.width().unwrap_or(0).saturating_sub(unit.len() + 1);
+        if shift == 0 || whole >= 100 {
+            write!(to, "{whole:>width$} {unit}")
+        } else {
+            write!(to, "{whole:>width$}.{tenth} {unit}", width = width.saturating_sub(2))
+        }
+    }
+}
 
 /// The format of `/proc/slabinfo`: see [`Stats::slabinfo`].
 #[derive(Clone, Copy, Debug)]
@@ -226,5 +308,27 @@ impl Display for Escaped<'_> {
             '"' | '\\' => write!(to, "\\{letter}"),
             letter => to.write_char(letter),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Bytes;
+    use std::format;
+
+    #[test]
+    fn bytes() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (102_399, "99.9 KiB"),
+            (102_400, "100 KiB"),
+            (5 << 19, "2.5 MiB"),
+            (usize::MAX, "17179869183 GiB"),
+        ] {
+            assert_eq!(format!("{}", Bytes(bytes)), text);
+            assert_eq!(format!("{:>16}", Bytes(bytes)), format!("{text:>16}"));
+        }
     }
 }

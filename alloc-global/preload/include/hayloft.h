@@ -45,13 +45,16 @@ struct hayloft_stats {
     uint64_t flushed;         /* of these, done since */
     uint64_t irq_works;       /* works queued for CPUs */
 };
-void hayloft_stats(struct hayloft_stats *to);
+/* In C++ `struct` must be written before the name of a type that a function has as well; these names need none. */
+typedef struct hayloft_stats hayloft_stats_t;
+void hayloft_stats(hayloft_stats_t *to);
 
 /* Writes all statistics to an open file, in any context; 0, or -1 and errno where the file takes no more (EIO) or there is no such
  * format (EINVAL). */
 #define HAYLOFT_SLABINFO 0u    /* as /proc/slabinfo */
 #define HAYLOFT_OPENMETRICS 1u /* as Prometheus reads it */
 #define HAYLOFT_JSON 2u
+#define HAYLOFT_TABLE 3u       /* for people */
 int hayloft_stats_write(int file, unsigned format);
 
 /* A cache of objects of one kind. */
@@ -111,7 +114,8 @@ struct hayloft_cache_stats {
     uint64_t barn_full;      /* flushes that the node had no room for */
     uint64_t new_slabs;      /* slabs made */
 };
-void hayloft_cache_stats(const hayloft_cache *cache, struct hayloft_cache_stats *to);
+typedef struct hayloft_cache_stats hayloft_cache_stats_t;
+void hayloft_cache_stats(const hayloft_cache *cache, hayloft_cache_stats_t *to);
 
 #ifdef __cplusplus
 }

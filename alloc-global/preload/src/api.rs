@@ -17,7 +17,7 @@ const FLAGS: [CacheFlags; 4] =
     [CacheFlags::NO_MERGE, CacheFlags::ZERO, CacheFlags::HWCACHE_ALIGN, CacheFlags::PANIC_ON_LEAK];
 
 /// How `hayloft_stats_write` writes, in the order of the header's numbers.
-const FORMATS: [Format; 3] = [Format::Slabinfo, Format::OpenMetrics, Format::Json];
+const FORMATS: [Format; 4] = [Format::Slabinfo, Format::OpenMetrics, Format::Json, Format::Table];
 
 #[unsafe(no_mangle)]
 extern "C" fn hayloft_alloc_nolock(size: usize) -> *mut c_void {

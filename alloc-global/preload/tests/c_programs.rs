@@ -77,6 +77,16 @@ fn header() {
     check_linked(&compile("cc", "threads.c", "threads-archive", archive()));
 }
 
+#[test]
+fn header_in_cxx() {
+    if is_there("c++") {
+        let arguments = [PathBuf::from(CXX[0])].into_iter().chain(archive());
+        let output = output_of(&mut Command::new(compile("c++", "header.cc", "header", arguments)));
+        let table = String::from_utf8_lossy(&output.stderr);
+        assert!(table.contains(" held: ") && table.contains("\nCACHE "), "{table}");
+    }
+}
+
 /// Who starts a program that has rights of another user does not settle how much memory it may have.
 #[test]
 fn settings_of_set_uid_programs() {
