@@ -47,9 +47,45 @@ fn wait_until_resident(limit: usize) {
     }
 }
 
+/// Counts the threads of this process. Allocates nothing: what looks at an idle program must not be
+/// what keeps it busy.
 fn threads() -> usize {
-    fs::read_dir("/proc/self/task").expect("/proc is mounted").count()
+    // SAFETY: a path that ends in a null byte, and a struct to be written.
+    unsafe {
+        let mut found: libc::stat = std::mem::zeroed();
+        assert_eq!(libc::stat(c"/proc/self/task".as_ptr(), &raw mut found), 0);
+        // Its own two links, and one of each thread.
+        found.st_nlink as usize - 2
+    }
 }
+
+/// Waits until there are `count` threads.
+fn wait_for_threads(count: usize) {
+    let patience = Instant::now() + Duration::from_secs(60);
+    while threads() != count {
+        assert!(Instant::now() < patience, "{} threads", threads());
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Runs a body in the child of a fork, which has one thread, and waits for it to succeed.
+fn in_child(body: impl FnOnce()) {
+    // SAFETY: the child does what this allocator promises, and leaves without destructors of the
+    // parent's.
+    unsafe {
+        let child = libc::fork();
+        if child == 0 {
+            body();
+            libc::_exit(0);
+        }
+        let mut status = 0;
+        assert_eq!(libc::waitpid(child, &raw mut status, 0), child);
+        assert_eq!(status, 0);
+    }
+}
+
+/// The thread that gives memory back, in any program.
+const THREAD: (&str, &str) = ("HAYLOFT_BACKGROUND", "1");
 
 #[test]
 fn trim_gives_back_at_once() {
@@ -119,11 +155,71 @@ fn what_windows_find_unneeded_goes_back() {
     });
 }
 
+/// The thread that does it ends when nothing is left to be given back, and is made again.
 #[test]
 fn an_idle_program_gives_back() {
     amid_decay(|| {
+        let before_threads = threads();
+        for _ in 0..2 {
+            let (before, _) = burst();
+            wait_until_resident(before + REST);
+            wait_for_threads(before_threads);
+        }
+    });
+}
+
+/// In programs that handle signals by `sigwait`, every thread has some blocked.
+#[test]
+fn blocked_signals_keep_no_memory() {
+    amid_decay(|| {
+        // SAFETY: a set of ours.
+        unsafe {
+            let mut signals = std::mem::zeroed();
+            libc::sigfillset(&raw mut signals);
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const signals, std::ptr::null_mut());
+        }
         let (before, _) = burst();
         wait_until_resident(before + REST);
+    });
+}
+
+/// It may enter a user namespace, which is refused to a program of several, and needs no thread to
+/// give memory back.
+#[test]
+fn a_program_of_one_thread_gets_no_other() {
+    // No variable says so: this is as users have it.
+    on_both_backends_with(&[("HAYLOFT_DECAY_MS", "300")], || {
+        in_child(|| {
+            let (before, peak) = burst();
+            let now = status_bytes("VmRSS");
+            assert!(now < before + 2 * REST, "{before} before, {peak} at the peak, {now} now");
+            assert_eq!(threads(), 1);
+            // SAFETY: no memory of ours.
+            let entered = unsafe { libc::unshare(libc::CLONE_NEWUSER) } == 0;
+            let error = std::io::Error::last_os_error().raw_os_error();
+            assert!(entered || error != Some(libc::EINVAL), "there is one thread");
+        });
+    });
+}
+
+/// The thread keeps no descriptor of the program's open.
+#[test]
+fn descriptors_are_not_shared() {
+    on_both_backends_with(&[("HAYLOFT_DECAY_MS", "3000"), THREAD], || {
+        let mut ends = [0; 2];
+        // SAFETY: two descriptors to be written, which are closed below.
+        assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
+        let [read, write] = ends;
+        let before_threads = threads();
+        burst();
+        wait_for_threads(before_threads + 1);
+        // SAFETY: descriptors of ours. Reading ends where nobody has the other end open.
+        unsafe {
+            libc::close(write);
+            let mut byte = 0u8;
+            assert_eq!(libc::read(read, (&raw mut byte).cast(), 1), 0);
+            libc::close(read);
+        }
     });
 }
 
@@ -182,7 +278,7 @@ fn memory_goes_back_where_it_is_short() {
         fs::rename(&next, next.trim_end_matches(".next")).expect("the file can be replaced");
     };
     let path = file.to_str().expect("a path that is text");
-    on_both_backends_with(&[("HAYLOFT_PRESSURE", path)], || {
+    on_both_backends_with(&[("HAYLOFT_PRESSURE", path), THREAD], || {
         stalled(1000);
         let (before, peak) = burst();
         thread::sleep(Duration::from_millis(1500));
@@ -209,15 +305,22 @@ fn growing_blocks_use_what_is_there() {
     });
 }
 
+/// Frees give pages back at once, where there is no thread that does it a moment later.
 #[test]
-fn at_once_means_without_a_thread() {
-    on_both_backends_with(&[("HAYLOFT_DECAY_MS", "0")], || {
-        let before_threads = threads();
+fn at_once_is_when_something_is_freed() {
+    on_both_backends_with(&[("HAYLOFT_DECAY_MS", "0"), ("HAYLOFT_BACKGROUND", "0")], || {
         let (before, peak) = burst();
         let now = status_bytes("VmRSS");
         // One empty slab of each class stays, and what sheaves hold.
         assert!(now < before + 2 * REST, "{before} before, {peak} at the peak, {now} now");
-        assert_eq!(threads(), before_threads);
+    });
+}
+
+#[test]
+fn at_once_is_a_moment_later_by_a_thread() {
+    on_both_backends_with(&[("HAYLOFT_DECAY_MS", "0"), THREAD], || {
+        let (before, _) = burst();
+        wait_until_resident(before + REST);
     });
 }
 
@@ -253,17 +356,9 @@ fn the_child_of_a_fork_gives_back() {
     amid_decay(|| {
         let (before, _) = burst();
         wait_until_resident(before + REST);
-        // SAFETY: the child does what this allocator promises, and leaves.
-        let child = unsafe { libc::fork() };
-        if child == 0 {
+        in_child(|| {
             let (before, _) = burst();
             wait_until_resident(before + REST);
-            // SAFETY: no destructors of the parent's.
-            unsafe { libc::_exit(0) };
-        }
-        let mut status = 0;
-        // SAFETY: a child of ours.
-        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
-        assert_eq!(status, 0);
+        });
     });
 }

@@ -24,7 +24,7 @@ extern crate std;
 use core::cell::UnsafeCell;
 use core::fmt;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::barn::{self, Barn};
@@ -36,7 +36,7 @@ use crate::node::{self, MAX_NODES};
 use crate::os;
 use crate::page::{self, Allocation, Unit};
 use crate::percpu::{self, Backend, Event};
-use crate::reclaim;
+use crate::reclaim::{self, Occasion};
 use crate::size_class::{CLASSES, Class, MAX_CLASSES, UNIT};
 use crate::slab::{self, Counts, Emptied, Misuse, Shape, Slab, Slabs};
 use crate::sync::counters::{self, Line};
@@ -636,7 +636,7 @@ pub(crate) fn trim(mut waiting: impl FnMut(&mut Batch)) -> usize {
             }
         });
     }
-    Context::enter(|context| page::trim(context) + punch_holes(context, true).1)
+    Context::enter(|context| page::trim(context) + punch_holes(context, true, usize::MAX).1)
 }
 
 /// Takes what a barn holds to its slabs.
@@ -817,7 +817,8 @@ fn make_room(context: Context, units: usize) -> Option<()> {
     }
     // What another thread takes home at this moment is wanted, too.
     if let Some(homing) = HOMING.acquire(context) {
-        take_home(context, &homing, true);
+        empty_sheaves(context, &homing, true);
+        empty_depots(context, &homing, true);
     }
     page::trim(context);
     Some(())
@@ -844,7 +845,6 @@ pub(crate) fn may_reclaim(context: Context) {
 
 /// To be called at the end of what allocates beyond sheaves, without any lock: makes threads of ours that are due.
 pub(crate) fn have_threads(context: Context) {
-    reclaim::allocated(context, end_window);
     do_what_was_left(context);
 }
 
@@ -854,16 +854,25 @@ static HOMING: Lock<()> = Lock::new(LockClass::Homing, ());
 /// Ends a window at once, whoever else ends them and however long they are: for tests, which must not depend on time.
 #[cfg(feature = "fault-points")]
 pub(crate) fn end_window_now() -> bool {
-    Context::enter(|context| end_window(context, false))
+    Context::enter(|context| end_window(context, Occasion::Window))
 }
 
-/// Takes what was not asked for in this window a step towards the system: from sheaves and barns to slabs, from these to pages,
-/// from there away; all of it, and all the way, if memory is short. Whether there is more to be taken.
-fn end_window(context: Context, is_short: bool) -> bool {
+/// Moves what was not asked for in this window a step towards the system: from sheaves and barns to
+/// slabs, from these to pages, from there away; all of it, and all the way, if memory is short.
+/// Returns whether there is more to be moved.
+///
+/// A free does a part of it. It leaves the sheaves alone: those of other CPUs can only be emptied by
+/// a system call that a sandbox may forbid, and interrupts the CPU.
+fn end_window(context: Context, occasion: Occasion) -> bool {
+    let is_short = occasion == Occasion::Shortage;
+    let mut moved = true;
     // Whoever flushes a class or defines one is soon done.
-    let moved =
-        HOMING.acquire(Context::TRYING).is_none_or(|homing| take_home(context, &homing, is_short));
-    let (more, _) = punch_holes(context, is_short);
+    if let Some(homing) = HOMING.acquire(Context::TRYING) {
+        moved = occasion != Occasion::Free && empty_sheaves(context, &homing, is_short);
+        moved |= empty_depots(context, &homing, is_short);
+    }
+    let slabs = if occasion == Occasion::Free { SLABS_OF_A_FREE } else { usize::MAX };
+    let (more, _) = punch_holes(context, is_short, slabs);
     if is_short {
         page::trim(context);
     } else {
@@ -872,9 +881,12 @@ fn end_window(context: Context, is_short: bool) -> bool {
     moved || more || page::is_dirty(context)
 }
 
-/// Takes what sheaves and barns hold home, if it was not asked for in this window or that does not matter, and slabs that are
-/// empty then back to pages. Whether there is more to be taken.
-fn take_home(context: Context, _homing: &Guard<'_, ()>, even_busy: bool) -> bool {
+/// Most slabs of which a free gives holes back.
+const SLABS_OF_A_FREE: usize = 64;
+
+/// Moves what the sheaves of all CPUs hold to its slabs, if it was not asked for in this window or
+/// that does not matter. Returns whether there is more to be moved.
+fn empty_sheaves(context: Context, _homing: &Guard<'_, ()>, even_busy: bool) -> bool {
     let backend = percpu::backend(context);
     let mut moved = false;
     for cpu in 0..percpu::regions() {
@@ -883,6 +895,13 @@ fn take_home(context: Context, _homing: &Guard<'_, ()>, even_busy: bool) -> bool
             put_home(context, backend, class, batch);
         });
     }
+    moved
+}
+
+/// As [`empty_sheaves`], what barns hold; and gives slabs that are empty then back to pages.
+fn empty_depots(context: Context, _homing: &Guard<'_, ()>, even_busy: bool) -> bool {
+    let backend = percpu::backend(context);
+    let mut moved = false;
     for class in (0..MAX_CLASSES).filter_map(Class::any_from_index) {
         for depot in depots(class) {
             let is_busy = depot.touched.swap(false, Ordering::Relaxed);
@@ -900,20 +919,27 @@ fn take_home(context: Context, _homing: &Guard<'_, ()>, even_busy: bool) -> bool
     moved
 }
 
-/// Gives back pages of partial slabs on which no object is in use: of those slabs that nothing was cut from in this window, or of
-/// all of them if that does not matter. Whether there is more to be given back, and how many bytes were.
-fn punch_holes(context: Context, even_busy: bool) -> (bool, usize) {
+/// Gives back pages of partial slabs on which no object is in use: of those slabs that nothing was
+/// cut from in this window, or of all of them if that does not matter; of `slabs` at most. Returns
+/// whether there is more to be given back, and how many bytes were.
+fn punch_holes(context: Context, even_busy: bool, mut slabs: usize) -> (bool, usize) {
+    /// The class to begin with, for each to have its turn.
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
     let (mut more, mut bytes) = (false, 0);
     // What would go with a slab in hand that cannot be brought back is not worth it. Free objects of caches hold something.
     if !context.may_wait() {
         return (more, bytes);
     }
-    for depot in (0..CLASSES).filter_map(Class::from_index).flat_map(depots) {
+    // Relaxed: any class will do.
+    let first = NEXT.fetch_add(1, Ordering::Relaxed);
+    let classes = (0..CLASSES).map(|index| (first.wrapping_add(index)) % CLASSES);
+    for depot in classes.filter_map(Class::from_index).flat_map(depots) {
         let mut emptied = Emptied::new();
         let Some(mut partial) = depot.slabs.lock(context) else { continue };
         partial.end_window();
-        for _ in 0..partial.counts().slabs {
+        for _ in 0..partial.counts().slabs.min(slabs) {
             let Some(lent) = partial.lend(even_busy) else { break };
+            slabs -= 1;
             drop(partial);
             fault::point(Place::SlabPunching);
             let before = bytes;

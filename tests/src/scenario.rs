@@ -39,6 +39,12 @@ const NO_DECAY: &str = "3600000";
 /// As it is for users.
 const DEFAULT_DECAY: &str = "300";
 
+/// The variable that says which programs have a thread that gives memory back: with 1, those of one thread, too.
+const BACKGROUND: &str = "HAYLOFT_BACKGROUND";
+
+/// Has scenarios do without that thread, if it is 0: ThreadSanitizer cannot follow one that the C library does not know.
+const HAS_BACKGROUND: &str = "TEST_BACKGROUND";
+
 /// Names the backend to which scenarios are restricted: those on the other one are left out.
 const ONLY: &str = "TEST_BACKEND";
 
@@ -211,7 +217,9 @@ pub fn on_both_backends_with<F: Fn()>(settings: &[(&str, &str)], body: F) {
 /// If a child fails.
 pub fn amid_decay<F: Fn()>(body: F) {
     for backend in BACKENDS {
-        on_backend(backend, &body, |scenario| scenario.env(DECAY, DEFAULT_DECAY));
+        on_backend(backend, &body, |scenario| {
+            scenario.env(DECAY, DEFAULT_DECAY).env(BACKGROUND, background())
+        });
     }
 }
 
@@ -230,6 +238,7 @@ pub fn in_every_mode<F: Fn()>(body: F) {
             .env(BACKEND, backend)
             .env(IRQ, irq)
             .env(DECAY, DEFAULT_DECAY)
+            .env(BACKGROUND, background())
             .start()
     };
     let running: Vec<_> = modes.filter_map(start).collect();
@@ -258,11 +267,16 @@ pub fn with_larger_pages<F: Fn()>(within: Option<usize>, body: F) {
     let start = |(backend, size)| {
         let scenario = Scenario::new(format!("{backend}-{size}"), &body);
         let scenario = scenario.env(BACKEND, backend).env(PAGE_SIZE, size);
-        let scenario = scenario.env(DECAY, DEFAULT_DECAY);
+        let scenario = scenario.env(DECAY, DEFAULT_DECAY).env(BACKGROUND, background());
         within.into_iter().fold(scenario, |all, most| all.limit(Limit::AddressSpace, most)).start()
     };
     let running: Vec<_> = modes.filter_map(start).collect();
     running.into_iter().for_each(Running::succeeds);
+}
+
+/// The value of [`BACKGROUND`] in scenarios amid decay.
+fn background() -> String {
+    env::var(HAS_BACKGROUND).unwrap_or_else(|_| "1".into())
 }
 
 fn on_backend<'a, F: Fn()>(

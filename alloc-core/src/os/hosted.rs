@@ -138,6 +138,27 @@ impl Thread {
 
 pub(crate) fn name_thread(_name: &CStr) {}
 
+/// There are no threads but those of the standard library.
+pub(crate) mod bare {
+    use core::ffi::CStr;
+
+    pub(crate) fn is_alive() -> bool {
+        false
+    }
+
+    pub(crate) fn forget() {}
+
+    pub(crate) fn spawn(_body: extern "C" fn()) -> bool {
+        false
+    }
+
+    pub(crate) fn own_descriptors() -> bool {
+        false
+    }
+
+    pub(crate) fn name(_name: &CStr) {}
+}
+
 pub(crate) fn thread_id() -> i32 {
     1
 }

@@ -242,6 +242,15 @@ pub(crate) fn futex_wait(futex: &AtomicU32, expected: u32) {
     let _ = unsafe { call(libc::SYS_futex, [address, word(operation), expected as usize, 0]) };
 }
 
+/// As [`futex_wait`], for a word that the kernel clears when a thread ends.
+#[cfg(not(loom))]
+pub(super) fn futex_wait_shared(futex: &AtomicU32, expected: u32) {
+    let address = futex.as_ptr().expose_provenance();
+    let arguments = [address, word(libc::FUTEX_WAIT), expected as usize, 0];
+    // SAFETY: the word outlives the call, and the kernel only reads it.
+    let _ = unsafe { call(libc::SYS_futex, arguments) };
+}
+
 /// Wakes one sleeper of [`futex_wait`].
 #[cfg(not(loom))]
 pub(crate) fn futex_wake_one(futex: &AtomicU32) {
@@ -533,6 +542,32 @@ impl Drop for OldMask {
     fn drop(&mut self) {
         // SAFETY: a set that the kernel filled.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut()) };
+    }
+}
+
+/// Sets the signals that this thread has blocked, those of the C library included; stores the ones
+/// of before.
+pub(super) fn change_bare_mask(mask: &u64, before: Option<&mut u64>) {
+    let to = before.map_or(ptr::null_mut(), ptr::from_mut).expose_provenance();
+    let from = ptr::from_ref(mask).expose_provenance();
+    let arguments = [word(libc::SIG_SETMASK), from, to, size_of::<u64>()];
+    // SAFETY: two masks that are as long as the kernel is told.
+    let _ = unsafe { call(libc::SYS_rt_sigprocmask, arguments) };
+}
+
+/// Has this thread scheduled as an ordinary one, on the CPUs that the main thread may use: whoever
+/// made it may be pinned, or a real-time thread.
+pub(super) fn schedule_as_the_process() {
+    const THIS_THREAD: usize = 0;
+    let parameter = 0 as c_int;
+    let mut mask = affinity();
+    let (parameter, to) =
+        ((&raw const parameter).expose_provenance(), (&raw mut mask).expose_provenance());
+    // SAFETY: a number and a mask that are only read. In vain where the kernel refuses.
+    unsafe {
+        let ordinary = [THIS_THREAD, word(libc::SCHED_OTHER), parameter];
+        let _ = call(libc::SYS_sched_setscheduler, ordinary);
+        let _ = call(libc::SYS_sched_setaffinity, [THIS_THREAD, size_of::<CpuMask>(), to]);
     }
 }
 

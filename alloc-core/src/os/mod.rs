@@ -2,8 +2,9 @@
 //!
 //! Every function here may be called anywhere in the allocator: none allocates, none changes `errno`. `linux` is the
 //! real one; `hosted` serves Miri, which has neither `mprotect` nor page tables, from the standard allocator. `inject` has
-//! calls fail on demand. `settings` are those of the environment. `files` writes for others. `pin` keeps a shared library with this allocator loaded. `vdso` finds the
-//! functions that the kernel maps into each process.
+//! calls fail on demand. `settings` are those of the environment. `bare` makes a thread without the
+//! C library. `files` writes for others. `pin` keeps a shared library with this allocator loaded.
+//! `vdso` finds the functions that the kernel maps into each process.
 
 #[cfg(not(miri))]
 mod linux;
@@ -15,6 +16,8 @@ mod hosted;
 #[cfg(miri)]
 use hosted as imp;
 
+#[cfg(not(miri))]
+pub(crate) mod bare;
 #[cfg(not(miri))]
 mod files;
 #[cfg(not(miri))]
@@ -44,6 +47,8 @@ pub(crate) enum Remapped {
 
 #[cfg(not(miri))]
 pub(crate) use files::{Identity, close, duplicate, identity, pid_namespace, replace};
+#[cfg(miri)]
+pub(crate) use imp::bare;
 #[cfg(miri)]
 pub(crate) use imp::{Identity, close, duplicate, env, identity, pid_namespace, replace};
 pub(crate) use imp::{

@@ -30,7 +30,7 @@ mod bins;
 mod limit;
 mod reserve;
 
-use core::cell::UnsafeCell;
+use core::cell::{Cell, UnsafeCell};
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
@@ -378,6 +378,16 @@ pub(crate) fn decay(context: Context) -> usize {
 /// Gives back all that is dirty; how many bytes.
 pub(crate) fn trim(context: Context) -> usize {
     purge_all(context, |_, arena| arena.dirty())
+}
+
+/// Gives back what is dirty beyond `keep` bytes; how many bytes.
+pub(crate) fn trim_to(context: Context, keep: usize) -> usize {
+    let rest = Cell::new(dirty().saturating_sub(keep).div_ceil(UNIT) as u32);
+    purge_all(context, |_, arena| {
+        let some = rest.get().min(arena.dirty());
+        rest.set(rest.get() - some);
+        some
+    })
 }
 
 /// Gives back as many units of each arena as `how_many` says; how many bytes.

@@ -34,12 +34,6 @@ impl Bell {
         self.state.swap(RUNG, Ordering::Release) == SILENT
     }
 
-    /// Whether nobody rang since the last answer; a hint.
-    #[cfg(not(loom))]
-    pub(crate) fn is_silent(&self) -> bool {
-        self.state.load(Ordering::Relaxed) == SILENT
-    }
-
     /// Silences the bell. To be called before looking for what there is to do.
     pub(crate) fn answer(&self) {
         // Acquire: pairs with the Release in `ring`. It must read the last ring to see what was done before that, so a store
