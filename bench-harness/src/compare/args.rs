@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser;
 
@@ -15,9 +16,13 @@ use crate::workloads::{self, Kind, Workload};
 #[derive(Parser, Debug)]
 #[command(version, max_term_width = 100)]
 pub struct Args {
-    /// Do less, for a first look in under 45 seconds.
+    /// Do less, for a first look in about a minute.
     #[arg(long)]
     pub quick: bool,
+
+    /// Time each workload five times per process, and take no heed of the time that it takes: for tables.
+    #[arg(long, conflicts_with = "quick")]
+    pub full: bool,
 
     /// Run only these workloads, comma separated.
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = workloads::parse)]
@@ -27,7 +32,8 @@ pub struct Args {
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = allocator::parse)]
     pub allocators: Vec<&'static Allocator>,
 
-    /// How often every pair runs [default: 5, or 3 with --quick, or 1 if all are watched].
+    /// How often every pair runs [default: 5, but only as often as three minutes suffice for; 5 with --full, 4 with --quick, 1 if
+    /// all are watched].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: Option<u32>,
 
@@ -72,7 +78,8 @@ pub struct Args {
 }
 
 /// What says how to measure.
-const MEASURING: [&str; 6] = ["quick", "workloads", "allocators", "rounds", "profile", "save"];
+const MEASURING: [&str; 7] =
+    ["quick", "full", "workloads", "allocators", "rounds", "profile", "save"];
 
 impl Args {
     /// The workloads to run, in the order of the table. Unless they are named, those that are watched run if curves are
@@ -103,11 +110,19 @@ impl Args {
         allocator::ALL.iter().filter(chosen).collect()
     }
 
-    /// How often every pair runs; those with a workload that is watched, once if there are others.
+    /// How long it may take: no round begins that would end later, but the first. `None` where it is asked for so much.
+    pub fn budget(&self) -> Option<Duration> {
+        const DEFAULT: Duration = Duration::from_secs(180);
+        let is_asked = self.full || self.quick || self.rounds.is_some() || self.curves.is_some();
+        (!is_asked && !self.watches_only()).then_some(DEFAULT)
+    }
+
+    /// How often every pair runs, unless that takes longer than it may; those with a workload that is watched, once if there are others.
     pub fn rounds(&self) -> u32 {
         let default = match (self.watches_only(), self.quick) {
             (true, _) => 1,
-            (false, true) => 3,
+            // The fewest that give a verdict about a change.
+            (false, true) => 4,
             (false, false) => 5,
         };
         self.rounds.unwrap_or(default)
@@ -126,7 +141,11 @@ impl Args {
 
     /// How much each run does.
     pub fn scale(&self) -> Scale {
-        if self.quick { Scale::Quick } else { Scale::Full }
+        match (self.full, self.quick) {
+            (true, _) => Scale::Full,
+            (_, true) => Scale::Quick,
+            _ => Scale::Short,
+        }
     }
 }
 
@@ -164,13 +183,22 @@ mod tests {
         let long = workloads::ALL.iter().filter(|workload| workload.kind == Kind::Curve).count();
         assert_eq!(args.workloads().len(), workloads::ALL.len() - long);
         assert_eq!(args.allocators().len(), if cfg!(feature = "peers") { 7 } else { 3 });
-        assert_eq!((args.rounds(), args.scale()), (5, Scale::Full));
+        assert_eq!((args.rounds(), args.scale()), (5, Scale::Short));
+        assert_eq!(args.budget(), Some(Duration::from_secs(180)));
+    }
+
+    #[test]
+    fn tables_take_the_time_that_they_take() {
+        let args = parse(&["--full"]).unwrap();
+        assert_eq!((args.rounds(), args.scale(), args.budget()), (5, Scale::Full, None));
+        assert_eq!(parse(&["--rounds", "9"]).unwrap().budget(), None);
+        assert_eq!(parse(&["--full", "--quick"]).unwrap_err().exit_code(), 2);
     }
 
     #[test]
     fn quick_does_less() {
         let args = parse(&["--quick"]).unwrap();
-        assert_eq!((args.rounds(), args.scale()), (3, Scale::Quick));
+        assert_eq!((args.rounds(), args.scale()), (4, Scale::Quick));
         assert_eq!(parse(&["--quick", "--rounds", "7"]).unwrap().rounds(), 7);
     }
 
@@ -178,7 +206,7 @@ mod tests {
     fn curves_are_drawn_of_what_is_watched() {
         let args = parse(&["--curves", "here"]).unwrap();
         assert!(args.workloads().iter().all(|workload| workload.kind == Kind::Curve));
-        assert_eq!((args.workloads().len(), args.rounds(), args.scale()), (5, 1, Scale::Full));
+        assert_eq!((args.workloads().len(), args.rounds(), args.scale()), (5, 1, Scale::Short));
         let args = parse(&["--curves", "here", "--workloads", "sawtooth"]).unwrap();
         assert_eq!(args.workloads().len(), 1);
     }

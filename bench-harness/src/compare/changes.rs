@@ -138,7 +138,7 @@ impl Changes {
         };
         if (0..self.allocators.len()).flat_map(verdicts).any(|it| it == Verdict::TooFew) {
             doubts.push(
-                "some have too few rounds for a verdict: 4 then and now suffice, or 3 and 5"
+                "some have too few rounds for a verdict; measure both runs with --rounds 4 or more"
                     .to_owned(),
             );
         }

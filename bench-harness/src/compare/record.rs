@@ -86,7 +86,7 @@ impl Record {
             date: now(),
             command: command(std::env::args()),
             machine: Machine::detect(),
-            rounds: args.rounds(),
+            rounds: samples.iter().map(|sample| sample.round + 1).max().unwrap_or(0),
             scale: args.scale(),
             profile: engines.profile.clone(),
             seconds: took.as_secs_f64(),

@@ -5,9 +5,9 @@ use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 use wait_timeout::ChildExt;
 
@@ -64,15 +64,17 @@ impl From<String> for Failure {
     }
 }
 
-/// Runs all that `args` choose. A process that fails becomes a sample that says so.
+/// Runs all that `args` choose, as far as there is time. A process that fails becomes a sample that says so.
 pub fn run(args: &Args, engines: &[Engine]) -> Vec<Sample> {
     let workloads = args.workloads();
-    let rounds = args.rounds();
-    let runs: u32 = workloads.iter().map(|workload| args.rounds_of(workload)).sum();
-    let mut samples = Vec::with_capacity(runs as usize * engines.len());
-    let bar = progress_bar(samples.capacity() as u64);
+    let mut plan = Plan::new(args, engines);
+    let bar = progress_bar(plan.runs() as u64);
+    let mut samples = Vec::with_capacity(plan.runs());
     let mut hung = HashSet::new();
-    for round in 0..rounds {
+    for round in 0..args.rounds() {
+        if !plan.has_time_for(round) {
+            break;
+        }
         for workload in workloads.iter().filter(|workload| round < args.rounds_of(workload)) {
             // Another one begins in each round, so that none always runs on the heels of the same other.
             let first = round as usize % engines.len();
@@ -82,12 +84,16 @@ pub fn run(args: &Args, engines: &[Engine]) -> Vec<Sample> {
                     bar.inc(1);
                     continue;
                 }
+                bar.set_length(plan.runs() as u64);
+                bar.set_prefix(HumanDuration(plan.left()).to_string());
                 bar.set_message(format!(
-                    "round {} of {rounds}: {} under {allocator}",
+                    "round {}: {} under {allocator}",
                     round + 1,
                     workload.name
                 ));
+                let start = Instant::now();
                 let outcome = measure(engine, workload, args.scale());
+                plan.took(round, start.elapsed());
                 if let Outcome::Failed(Failure { how, said }) = &outcome {
                     // Unlike a crash, this would take long each time.
                     if how == HUNG {
@@ -109,8 +115,82 @@ pub fn run(args: &Args, engines: &[Engine]) -> Vec<Sample> {
     samples
 }
 
+/// How many runs there are still to be, and how long they take.
+struct Plan {
+    /// Runs of each round.
+    of_round: Vec<usize>,
+    budget: Option<Duration>,
+    /// Runs that were, and how long each took: of the first round, which has all, in order, and of the round that is under way.
+    first: Vec<Duration>,
+    done: usize,
+    spent: Duration,
+}
+
+impl Plan {
+    fn new(args: &Args, engines: &[Engine]) -> Self {
+        let workloads = args.workloads();
+        let runs = |round| {
+            let those = workloads.iter().filter(|workload| round < args.rounds_of(workload));
+            those.count() * engines.len()
+        };
+        Self::of((0..args.rounds()).map(runs).collect(), args.budget())
+    }
+
+    fn of(of_round: Vec<usize>, budget: Option<Duration>) -> Self {
+        Self { of_round, budget, first: Vec::new(), done: 0, spent: Duration::ZERO }
+    }
+
+    /// How long a round takes, judged by as much as there was of the first.
+    fn round(&self) -> Duration {
+        let all = self.of_round.first().map_or(0, |runs| *runs as u32);
+        let known: Duration = self.first.iter().sum();
+        known * all / (self.first.len().max(1) as u32)
+    }
+
+    /// Rounds that fit into the time, the first at any rate.
+    fn rounds(&self) -> usize {
+        let all = self.of_round.len();
+        match (self.budget, self.round().as_nanos()) {
+            (None, _) | (_, 0) => all,
+            (Some(budget), round) => all.min((budget.as_nanos() / round) as usize).max(1),
+        }
+    }
+
+    /// Whether a round may begin.
+    fn has_time_for(&self, round: u32) -> bool {
+        let ends = self.spent + self.round();
+        round == 0 || self.budget.is_none_or(|budget| ends <= budget)
+    }
+
+    /// All runs, those that were included.
+    fn runs(&self) -> usize {
+        self.of_round.iter().take(self.rounds()).sum::<usize>().max(self.done)
+    }
+
+    /// How long the rest takes.
+    fn left(&self) -> Duration {
+        let mean = |runs: usize| {
+            self.round() * runs as u32 / self.of_round.first().map_or(1, |runs| *runs as u32).max(1)
+        };
+        let left = mean(self.runs() - self.done);
+        match self.budget {
+            Some(budget) if self.first.is_empty() => budget,
+            Some(budget) if self.rounds() > 1 => left.min(budget.saturating_sub(self.spent)),
+            _ => left,
+        }
+    }
+
+    fn took(&mut self, round: u32, time: Duration) {
+        if round == 0 {
+            self.first.push(time);
+        }
+        self.done += 1;
+        self.spent += time;
+    }
+}
+
 fn progress_bar(length: u64) -> ProgressBar {
-    let style = "{bar:30.green} {pos:>4}/{len} {elapsed:>4} left {eta:>4}  {wide_msg}";
+    let style = "{bar:30.green} {pos:>4}/{len} {elapsed:>4}, {prefix} left  {wide_msg}";
     let style = ProgressStyle::with_template(style).expect("a valid template");
     ProgressBar::new(length).with_style(style)
 }
@@ -184,6 +264,34 @@ fn describe(status: ExitStatus) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rounds_begin_as_long_as_there_is_time() {
+        const SECOND: Duration = Duration::from_secs(1);
+        for (seconds, rounds) in [(1, 5), (3, 5), (4, 4), (5, 3), (6, 3), (7, 2), (20, 1), (60, 1)]
+        {
+            let mut plan = Plan::of(vec![10; 5], Some(180 * SECOND));
+            assert_eq!((plan.runs(), plan.left()), (50, 180 * SECOND));
+            let mut done = 0;
+            while done < 5 && plan.has_time_for(done) {
+                for _ in 0..10 {
+                    plan.took(done, seconds * SECOND);
+                }
+                done += 1;
+                assert_eq!(plan.runs(), rounds as usize * 10);
+                assert_eq!(plan.left(), (rounds - done) * 10 * seconds * SECOND);
+            }
+            assert_eq!(done, rounds, "{seconds}");
+            assert!(done == 1 || plan.spent <= 180 * SECOND);
+        }
+        // It may become slower.
+        let mut plan = Plan::of(vec![1; 5], Some(180 * SECOND));
+        plan.took(0, 40 * SECOND);
+        plan.took(1, 110 * SECOND);
+        assert!(!plan.has_time_for(2));
+        let plan = Plan { budget: None, ..plan };
+        assert!(plan.has_time_for(2));
+    }
 
     #[test]
     fn a_crash_is_named_by_its_signal() {

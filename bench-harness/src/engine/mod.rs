@@ -32,7 +32,7 @@ pub(crate) fn run_one(
 ) -> ExitCode {
     let arguments: Vec<String> = arguments.collect();
     let [workload, scale] = arguments.as_slice() else {
-        eprintln!("usage: run-{allocator} WORKLOAD (full | quick | tiny)");
+        eprintln!("usage: run-{allocator} WORKLOAD (full | short | quick | tiny)");
         return ExitCode::from(2);
     };
     let Some(workload) = workloads::find(workload) else {
@@ -40,7 +40,7 @@ pub(crate) fn run_one(
         return ExitCode::from(2);
     };
     let Some(scale) = Scale::from_name(scale) else {
-        eprintln!("{scale} is not a scale: full, quick or tiny");
+        eprintln!("{scale} is not a scale: full, short, quick or tiny");
         return ExitCode::from(2);
     };
 

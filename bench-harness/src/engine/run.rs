@@ -16,6 +16,8 @@ use crate::measurement::{Curve, Latency};
 pub enum Scale {
     /// For numbers worth quoting: a process lasts about a second.
     Full,
+    /// As much, and timed once: a process lasts about a third of a second.
+    Short,
     /// For a first look: a process lasts about a tenth of a second.
     Quick,
     /// For tests: enough to execute every line once.
@@ -27,6 +29,7 @@ impl Scale {
     pub fn name(self) -> &'static str {
         match self {
             Self::Full => "full",
+            Self::Short => "short",
             Self::Quick => "quick",
             Self::Tiny => "tiny",
         }
@@ -34,7 +37,8 @@ impl Scale {
 
     /// The opposite of [`name`](Self::name).
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Full, Self::Quick, Self::Tiny].into_iter().find(|scale| scale.name() == name)
+        let all = [Self::Full, Self::Short, Self::Quick, Self::Tiny];
+        all.into_iter().find(|scale| scale.name() == name)
     }
 
     /// How often the body is timed, after one run that is not.
@@ -42,7 +46,7 @@ impl Scale {
         match self {
             Self::Full => 5,
             Self::Quick => 3,
-            Self::Tiny => 1,
+            Self::Short | Self::Tiny => 1,
         }
     }
 }
@@ -73,7 +77,7 @@ impl Run {
     /// Chooses by scale.
     pub fn pick<T>(&self, full: T, quick: T, tiny: T) -> T {
         match self.scale {
-            Scale::Full => full,
+            Scale::Full | Scale::Short => full,
             Scale::Quick => quick,
             Scale::Tiny => tiny,
         }

@@ -72,7 +72,7 @@ pub(super) struct Args {
     pub(super) validate: bool,
 
     /// How often what is compared is measured; the median counts.
-    #[arg(long, value_name = "N", default_value_t = 25)]
+    #[arg(long, value_name = "N", default_value_t = 25, value_parser = at_least_one)]
     pub(super) rounds: usize,
 
     /// Print tables as Markdown.
