@@ -17,6 +17,7 @@ use tests::cgroup::{Cgroup, be_kept_to};
 use tests::everywhere::{defer_a_run, defer_here};
 use tests::routes::Hayloft;
 use tests::scenario::{Scenario, in_every_mode};
+use tests::skipped;
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -88,7 +89,7 @@ fn cpusets_change() {
     let cpuset = env::var_os(PATH).is_none().then(Cgroup::of_cpus).flatten();
     let path = cpuset.as_ref().map(|cpuset| cpuset.path().into()).or_else(|| env::var_os(PATH));
     let Some(path) = path else {
-        println!("no cpuset can be made here: skipped");
+        skipped("cpusets that change", "no cpuset can be made here");
         return;
     };
     let change = || {

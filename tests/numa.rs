@@ -17,6 +17,7 @@ use tests::pattern;
 use tests::process::{Limit, status_bytes};
 use tests::routes::Hayloft;
 use tests::scenario::{Scenario, describe};
+use tests::skipped;
 use tests::sysfs::{SYSFS, Tree, pin_to, two_cpus};
 
 const MIB: usize = 1 << 20;
@@ -114,7 +115,7 @@ fn on_both_backends<F: Fn()>(label: &str, tree: &Tree, body: F) {
 fn two_nodes() -> Option<([usize; 2], Tree)> {
     let cpus = two_cpus();
     if cpus.is_none() {
-        println!("one CPU only: skipped");
+        skipped("nodes", "this process may use one CPU only");
     }
     cpus.map(|cpus| {
         let [near, far] = cpus.map(|cpu| cpu.to_string());
@@ -189,7 +190,7 @@ fn each_node_has_its_memory() {
             // There is no such node.
             assert_eq!(policy_at(far).as_deref(), Some("default"));
         } else {
-            println!("the kernel lets nobody choose: policies are not looked at");
+            skipped("policies of nodes", "the kernel lets nobody choose");
         }
     });
 }

@@ -12,6 +12,7 @@ use tests::pattern;
 use tests::process::{machine_bytes, status_bytes};
 use tests::routes::Hayloft;
 use tests::scenario::{Scenario, on_both_backends};
+use tests::skipped;
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -312,7 +313,7 @@ fn bursts_in_a_cgroup() {
     let group = env::var_os(PATH).is_none().then(|| Cgroup::of_memory(128 * MIB)).flatten();
     let path = group.as_ref().map(|group| group.path().into()).or_else(|| env::var_os(PATH));
     let Some(path) = path else {
-        println!("no cgroup can be made here: skipped");
+        skipped("bursts in a cgroup", "no cgroup can be made here");
         return;
     };
     for backend in ["rseq", "fallback"] {

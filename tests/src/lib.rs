@@ -17,6 +17,14 @@
 //! | [`cgroup`]   | cgroups that keep a process to some CPUs, or to so much memory    |
 //! | [`process`]  | what the kernel says about this process, and limits put on it     |
 
+use std::io::{self, Write as _};
+
+/// Says what is not tested here, and why: past what captures the output of a test, so that everybody sees it.
+pub fn skipped(what: &str, why: &str) {
+    // Who sees nothing of it misses nothing else.
+    let _ = writeln!(io::stderr(), "skipped: {what}: {why}");
+}
+
 pub mod cgroup;
 pub mod everywhere;
 pub mod hoard;

@@ -8,7 +8,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{BACKENDS, compile, is_there, libraries, output_of, preloaded, text_of};
+use common::{BACKENDS, compile, is_there, libraries, output_of, preloaded, skipped, text_of};
 
 const NOTHING: [&str; 0] = [];
 /// For what a `new` that fails would have returned nobody asks.
@@ -100,7 +100,10 @@ fn settings_of_set_uid_programs() {
     let nobody = 65534;
     let status = fs::read_to_string("/proc/self/status").expect("there is a /proc");
     if status.contains("NoNewPrivs:\t1") || chown(&program, Some(nobody), None).is_err() {
-        return eprintln!("left out: there are no set-uid programs, or no files to be given away");
+        return skipped(
+            "settings of set-uid programs",
+            "there are none here, or nobody to own them",
+        );
     }
     fs::set_permissions(&program, Permissions::from_mode(0o4755)).expect("it is ours");
     assert!(with_limit(), "a set-uid program obeys its user's environment");

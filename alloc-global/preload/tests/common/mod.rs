@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::ffi::OsStr;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
@@ -59,9 +60,15 @@ pub(crate) fn build(name: &str, features: &str) -> PathBuf {
 pub(crate) fn is_there(program: &str) -> bool {
     let there = Command::new(program).arg("--version").output().is_ok();
     if !there {
-        eprintln!("left out: there is no {program}");
+        skipped(&format!("what takes {program}"), "it is not installed");
     }
     there
+}
+
+/// Says what is not tested here, and why: past what captures the output of a test, so that everybody sees it.
+pub(crate) fn skipped(what: &str, why: &str) {
+    // Who sees nothing of it misses nothing else.
+    let _ = writeln!(io::stderr(), "skipped: {what}: {why}");
 }
 
 /// Compiles `tests/c/SOURCE` to an executable of the name `name`.
