@@ -16,13 +16,13 @@ use alloc_core::cache::Cache;
 use alloc_core::cpu;
 use alloc_core::fault::{self, Place};
 use alloc_core::irq_work::IrqWork;
-use alloc_core::{cache, nolock};
+use alloc_core::{cache, nolock, stats};
 use tests::everywhere::{
     defer_a_run, defer_here, fail, go_everywhere, handle, pass_a_block_on, raise,
 };
 use tests::process::{this_thread, wait_until_asleep};
 use tests::routes::Hayloft;
-use tests::scenario::{HANGS_AFTER, amid_decay, in_every_mode};
+use tests::scenario::{HANGS_AFTER, amid_decay, in_every_mode, on_both_backends};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -428,6 +428,65 @@ fn while_others_sleep() {
             }
             wait_for(child);
             drop(cpus);
+        });
+    });
+}
+
+/// Another thread gives 64 MiB back to the system and stops in the midst of that, while this one forks in `fork`. The child has all
+/// of it to use, or to give back in its turn.
+fn fork_while_another_purges(fork: fn()) {
+    const BYTES: usize = 64 << 20;
+    fn come_to(place: Place) {
+        if place == Place::ArenaPurging && !FORKS.get() && !DONE.swap(true, Ordering::Relaxed) {
+            stop_for(100);
+        } else if place == Place::ArenaAllocating && IS_INTERRUPTED.get() {
+            IS_INTERRUPTED.set(false);
+            self::fork_and_note();
+        }
+    }
+    FORKS.set(true);
+    fault::set_hook(come_to);
+    let block = vec![1_u8; BYTES];
+    let held = stats::gather_own().held;
+    drop(block);
+    thread::scope(|scope| {
+        scope.spawn(alloc_global::trim);
+        while !STOPPED.load(Ordering::Acquire) {
+            thread::yield_now();
+        }
+        fork();
+        if is_child() {
+            alloc_global::trim();
+            let now = stats::gather_own().held;
+            assert!(now + BYTES - (1 << 20) < held, "{held} bytes with the block, {now} without");
+            live_as_a_child();
+        }
+    });
+    live();
+}
+
+/// Forks and waits for the child, which returns as well.
+fn fork_and_note() {
+    let child = fork();
+    IS_CHILD.store(child == 0, Ordering::Relaxed);
+    FORKED.store(true, Ordering::Release);
+    if child != 0 {
+        wait_for(child);
+    }
+}
+
+#[test]
+fn while_another_gives_memory_back() {
+    on_both_backends(|| fork_while_another_purges(fork_and_note));
+}
+
+/// The fork does not wait for the other thread, and this one has an arena's lock.
+#[test]
+fn in_a_slow_path_while_another_gives_memory_back() {
+    on_both_backends(|| {
+        fork_while_another_purges(|| {
+            IS_INTERRUPTED.set(true);
+            assert!(nolock::alloc(Layout::new::<[u8; 100_000]>()).is_some());
         });
     });
 }

@@ -1,13 +1,14 @@
 //! `HAYLOFT_LIMIT`: beyond the soft limit free memory goes back at once, at the hard one there is null, and nothing lost.
 
 use std::alloc::{GlobalAlloc, Layout};
+use std::cell::Cell;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use alloc_core::fault::{self, Place};
-use alloc_core::nolock;
+use alloc_core::{nolock, stats};
 use tests::hoard::Hoard;
 use tests::process::status_bytes;
 use tests::routes::Hayloft;
@@ -21,6 +22,13 @@ const MB: usize = 1 << 20;
 /// Runs `body` on both backends within a limit. Memory goes back for no other reason.
 fn within<F: Fn()>(limit: &str, body: F) {
     on_both_backends_with(&[("HAYLOFT_LIMIT", limit)], body);
+}
+
+/// Waits for another thread.
+fn wait_until(is_so: impl Fn() -> bool) {
+    while !is_so() {
+        thread::yield_now();
+    }
 }
 
 fn layout(size: usize) -> Layout {
@@ -112,5 +120,134 @@ fn memory_on_its_way_is_waited_for() {
                 GLOBAL.dealloc(block, layout(30 * MB));
             }
         });
+    });
+}
+
+thread_local! {
+    /// This thread stops while it has an arena's lock.
+    static KEEPS_THE_ARENA: Cell<bool> = const { Cell::new(false) };
+    /// This thread may not wait.
+    static MAY_NOT_WAIT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Memory that is given back to the system where nothing may be waited for must not depend on a lock that another thread takes
+/// meanwhile.
+#[test]
+fn a_free_that_may_not_wait_loses_nothing() {
+    static IS_KEPT: AtomicBool = AtomicBool::new(false);
+    static IS_WANTED: AtomicBool = AtomicBool::new(false);
+    static IS_OVER: AtomicBool = AtomicBool::new(false);
+    within("1M:512M", || {
+        fault::set_hook(|place| match place {
+            // The thread that purges lets the other have the arena's lock.
+            Place::ArenaPurging if MAY_NOT_WAIT.get() => {
+                IS_WANTED.store(true, Ordering::Relaxed);
+                wait_until(|| IS_KEPT.load(Ordering::Relaxed));
+            }
+            Place::ArenaAllocating if KEEPS_THE_ARENA.get() => {
+                IS_KEPT.store(true, Ordering::Relaxed);
+                wait_until(|| IS_OVER.load(Ordering::Relaxed));
+            }
+            _ => {}
+        });
+        let large = layout(100 * MB);
+        let block = nolock::alloc(large).expect("memory");
+        let held = stats::gather_own().held;
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                wait_until(|| IS_WANTED.load(Ordering::Relaxed) || IS_OVER.load(Ordering::Relaxed));
+                KEEPS_THE_ARENA.set(true);
+                drop(vec![1_u8; MB]);
+                KEEPS_THE_ARENA.set(false);
+            });
+            MAY_NOT_WAIT.set(true);
+            // SAFETY: allocated above.
+            unsafe { nolock::dealloc(block, large) };
+            MAY_NOT_WAIT.set(false);
+            IS_OVER.store(true, Ordering::Relaxed);
+        });
+        alloc_global::trim();
+        let now = stats::gather_own().held;
+        assert!(now + 90 * MB < held, "{held} bytes held with the block, {now} without");
+    });
+}
+
+/// A window that ends while memory is being given back for an allocation does not stop that.
+#[test]
+fn all_goes_back_for_an_allocation() {
+    static IS_ON_ITS_WAY: AtomicBool = AtomicBool::new(false);
+    static HAS_ENDED: AtomicBool = AtomicBool::new(false);
+    let settings = [
+        ("HAYLOFT_LIMIT", "48M:48M"),
+        ("HAYLOFT_DECAY_MS", "3"),
+        ("HAYLOFT_BACKGROUND", "0"),
+        ("HAYLOFT_PRESSURE", "0"),
+    ];
+    on_both_backends_with(&settings, || {
+        fault::set_hook(|place| {
+            if place == Place::ArenaPurging && !IS_ON_ITS_WAY.swap(true, Ordering::Relaxed) {
+                // The other thread may have to wait for this one.
+                for _ in 0..100 {
+                    if !HAS_ENDED.load(Ordering::Relaxed) {
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                }
+            }
+        });
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                wait_until(|| IS_ON_ITS_WAY.load(Ordering::Relaxed));
+                for _ in 0..10 {
+                    thread::sleep(Duration::from_millis(2));
+                    // Below what would begin windows otherwise.
+                    drop(vec![1_u8; 100_000]);
+                }
+                HAS_ENDED.store(true, Ordering::Relaxed);
+            });
+            // Every second one stays, so that there are many dirty runs, none of which is long enough.
+            let mut blocks: Vec<Vec<u8>> = (0..36).map(|_| vec![1; MB]).collect();
+            let mut number = 0;
+            blocks.retain(|_| {
+                number += 1;
+                number % 2 == 0
+            });
+            // SAFETY: the size is not zero; the block is freed once.
+            unsafe {
+                let block = GLOBAL.alloc(layout(24 * MB));
+                assert!(!block.is_null());
+                GLOBAL.dealloc(block, layout(24 * MB));
+            }
+        });
+    });
+}
+
+/// An allocation that is refused is not tried again for as long as another thread gives memory back.
+#[test]
+fn a_refusal_does_not_take_for_ever() {
+    static IS_ON_ITS_WAY: AtomicBool = AtomicBool::new(false);
+    static TRIES: AtomicUsize = AtomicUsize::new(0);
+    const MOST: usize = 1000;
+    within("20M:48M", || {
+        fault::set_hook(|place| match place {
+            Place::ArenaPurging if !IS_ON_ITS_WAY.swap(true, Ordering::Relaxed) => {
+                for _ in 0..200 {
+                    if TRIES.load(Ordering::Relaxed) < MOST {
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                }
+            }
+            Place::ArenaAllocating => _ = TRIES.fetch_add(1, Ordering::Relaxed),
+            _ => {}
+        });
+        let (stays, block) = (vec![1_u8; 10 * MB], vec![1_u8; 20 * MB]);
+        thread::scope(|scope| {
+            scope.spawn(move || drop(block));
+            wait_until(|| IS_ON_ITS_WAY.load(Ordering::Relaxed));
+            TRIES.store(0, Ordering::Relaxed);
+            // SAFETY: the size is not zero.
+            assert!(unsafe { GLOBAL.alloc(layout(40 * MB)) }.is_null());
+        });
+        assert!(TRIES.load(Ordering::Relaxed) < MOST);
+        drop(stays);
     });
 }

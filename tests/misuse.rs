@@ -170,7 +170,7 @@ fn double_free_of_a_large_block() {
         };
         Scenario::new(backend, scenario)
             .env("HAYLOFT_BACKEND", backend)
-            .run(|output| assert_abort(output, &["already free", "1048576"]));
+            .run(|output| assert_abort(output, &["double free", "1048576"]));
     }
 }
 

@@ -147,7 +147,7 @@ impl Place {
                 return Place::Run(units << UNIT_SHIFT);
             }
         }
-        os::abort(format_args!("{block:p} is no block in use"))
+        os::abort(format_args!("{block:p} is no block in use: {}", unit.misplaced()))
     }
 }
 

@@ -65,7 +65,9 @@ extern "C" fn in_parent() {
 
 extern "C" fn in_child() {
     for_each_lock(&|class, lock| match class {
-        LockClass::Sheaves | LockClass::Homing | LockClass::Closing => lock.free_in_child(),
+        LockClass::Sheaves | LockClass::Homing | LockClass::Closing | LockClass::Purging => {
+            lock.free_in_child();
+        }
         _ => lock.release_in_child(),
     });
     percpu::forget_cpus();

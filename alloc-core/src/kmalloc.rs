@@ -16,7 +16,7 @@ use crate::objects::{
     self, checked_in, checked_out, defer, free_deferred, free_run, have_threads, may_reclaim,
 };
 use crate::os::{self, Remapped};
-use crate::page::{self, Unit};
+use crate::page::{self, Misplaced, Unit};
 use crate::percpu;
 use crate::size_class::{Class, MAX_SMALL_ALIGN, REDZONE, UNIT, UNIT_SHIFT, class_of};
 use crate::sync::Context;
@@ -256,19 +256,33 @@ pub(crate) unsafe extern "C" fn free_large(object: *mut u8, layout: Layout) {
     });
 }
 
-/// The run that `object` is.
+/// The run that `object` is; ends the process if it is none that is in use, or too short.
 fn run_of(object: *mut u8, layout: Layout) -> Unit {
-    let run = Unit::of(object).filter(|unit| {
-        !cfg!(debug_assertions)
-            || (unit.address() == object
-                && unit.run_len().is_some_and(|len| len >= units(layout.size())))
-    });
-    run.unwrap_or_else(|| {
-        os::abort(format_args!(
-            "free of foreign or already free address {object:p} ({} bytes)",
-            layout.size()
-        ))
-    })
+    let is_run = |unit: &Unit| {
+        unit.address() == object
+            && unit.run_len().is_some_and(|len| len >= units(layout.size()))
+            // SAFETY: a unit in use.
+            && unsafe { objects::class_of_object(object) }.is_none()
+    };
+    match Unit::of(object) {
+        Some(unit) if is_run(&unit) => unit,
+        unit => no_run(object, layout, unit),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn no_run(object: *mut u8, layout: Layout, unit: Option<Unit>) -> ! {
+    let size = layout.size();
+    match unit.map(Unit::misplaced) {
+        None => os::abort(format_args!("free of foreign address {object:p} ({size} bytes)")),
+        Some(Misplaced::Within(start, bytes)) if start == object => os::abort(format_args!(
+            "free of {object:p} as one of {size} bytes: it is another block, in a run of {bytes}"
+        )),
+        Some(misplaced) => {
+            os::abort(format_args!("free of {object:p} ({size} bytes): {misplaced}"))
+        }
+    }
 }
 
 /// # Safety

@@ -40,7 +40,7 @@ use crate::reclaim::{self, Occasion};
 use crate::size_class::{CLASSES, Class, MAX_CLASSES, UNIT};
 use crate::slab::{self, Counts, Emptied, Misuse, Shape, Slab, Slabs};
 use crate::sync::counters::{self, Line};
-use crate::sync::{Context, Guard, Lock, LockClass, RawLock, do_what_was_left, relax};
+use crate::sync::{Context, Guard, Lock, LockClass, RawLock, do_what_was_left};
 use crate::thread::{self, MAX_CPUS};
 use crate::watch::{self, WATCHED};
 
@@ -630,6 +630,8 @@ pub(crate) fn trim(mut waiting: impl FnMut(&mut Batch)) -> usize {
     });
     for class in (0..MAX_CLASSES).filter_map(Class::any_from_index) {
         Context::enter(|context| {
+            // A fork waits for this, so that no slab is in hand then.
+            let _homing = HOMING.acquire(context);
             let backend = percpu::backend(context);
             for depot in depots(class) {
                 empty_depot(context, backend, class, depot);
@@ -767,6 +769,7 @@ pub fn deferred_frees() -> DeferredFrees {
 pub(crate) fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
     DEFERRED.for_each_lock(visit);
     visit(LockClass::Homing, HOMING.raw());
+    visit(LockClass::Purging, page::purging_lock());
     percpu::for_each_lock(visit);
     let depots = DEPOTS.iter().zip(&USED);
     let depots = depots.filter(|(_, used)| used.load(Ordering::Relaxed)).map(|(depot, _)| depot);
@@ -796,23 +799,19 @@ pub(crate) fn alloc_run(
     units: usize,
     align: usize,
 ) -> Option<Allocation> {
-    page::alloc(context, node, units, align).or_else(|| {
-        make_room(context, units)?;
-        loop {
-            let purges = page::Purges::over();
-            let run = page::alloc(context, node, units, align);
-            if run.is_some() || !purges.were_others() {
-                return run;
-            }
-            relax();
-        }
-    })
+    page::alloc(context, node, units, align)
+        .or_else(|| alloc_after_all(context, node, units, align))
 }
 
-/// Gives back all that nobody needs; `None` if that is in vain for so many units, or may have to be waited for.
+/// Gives back all that nobody needs, and tries once more; `None` if that is in vain, or may have to be waited for.
 #[cold]
-fn make_room(context: Context, units: usize) -> Option<()> {
-    if !context.may_wait() || units > page::max_units() {
+fn alloc_after_all(
+    context: Context,
+    node: usize,
+    units: usize,
+    align: usize,
+) -> Option<Allocation> {
+    if !context.may_wait() || !page::may_have(units) {
         return None;
     }
     // What another thread takes home at this moment is wanted, too.
@@ -820,8 +819,7 @@ fn make_room(context: Context, units: usize) -> Option<()> {
         empty_sheaves(context, &homing, true);
         empty_depots(context, &homing, true);
     }
-    page::trim(context);
-    Some(())
+    page::alloc_after_trim(context, node, units, align)
 }
 
 /// Gives a run back, or puts that off.
@@ -871,18 +869,23 @@ fn end_window(context: Context, occasion: Occasion) -> bool {
         moved = occasion != Occasion::Free && empty_sheaves(context, &homing, is_short);
         moved |= empty_depots(context, &homing, is_short);
     }
-    let slabs = if occasion == Occasion::Free { SLABS_OF_A_FREE } else { usize::MAX };
+    let (slabs, bytes) = match occasion {
+        Occasion::Free => (SLABS_OF_A_FREE, BYTES_OF_A_FREE),
+        Occasion::Window | Occasion::Shortage => (usize::MAX, usize::MAX),
+    };
     let (more, _) = punch_holes(context, is_short, slabs);
     if is_short {
         page::trim(context);
     } else {
-        page::decay(context);
+        page::decay(context, bytes);
     }
     moved || more || page::is_dirty(context)
 }
 
 /// Most slabs of which a free gives holes back.
 const SLABS_OF_A_FREE: usize = 64;
+/// Most bytes of free runs that a free gives back, at the end of a window.
+const BYTES_OF_A_FREE: usize = 32 << 20;
 
 /// Moves what the sheaves of all CPUs hold to its slabs, if it was not asked for in this window or
 /// that does not matter. Returns whether there is more to be moved.
@@ -926,41 +929,48 @@ fn punch_holes(context: Context, even_busy: bool, mut slabs: usize) -> (bool, us
     /// The class to begin with, for each to have its turn.
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let (mut more, mut bytes) = (false, 0);
-    // What would go with a slab in hand that cannot be brought back is not worth it. Free objects of caches hold something.
     if !context.may_wait() {
         return (more, bytes);
     }
     // Relaxed: any class will do.
     let first = NEXT.fetch_add(1, Ordering::Relaxed);
     let classes = (0..CLASSES).map(|index| (first.wrapping_add(index)) % CLASSES);
+    // Free objects of caches hold something.
     for depot in classes.filter_map(Class::from_index).flat_map(depots) {
-        let mut emptied = Emptied::new();
-        let Some(mut partial) = depot.slabs.lock(context) else { continue };
-        partial.end_window();
-        for _ in 0..partial.counts().slabs.min(slabs) {
-            let Some(lent) = partial.lend(even_busy) else { break };
+        let of_depot = depot.slabs.lock(context).map_or(0, |mut partial| {
+            partial.end_window();
+            partial.counts().slabs
+        });
+        for _ in 0..of_depot.min(slabs) {
+            let Some(punched) = punch_slab(context, depot, even_busy) else { break };
+            bytes += punched;
             slabs -= 1;
-            drop(partial);
-            fault::point(Place::SlabPunching);
-            let before = bytes;
-            lent.for_each_hole(os::page_size(), |address, len| {
-                // SAFETY: free objects of a slab from which none leave while it is lent; nothing is kept in them.
-                if unsafe { os::decommit(address, len) } {
-                    bytes += len;
-                }
-            });
-            page::note_decommitted(bytes - before);
-            // It fails only in the child of a fork, where a thread that is not there had the lock: the slab is lost, like all
-            // of its class on this node.
-            let Some(again) = depot.slabs.lock(context) else { return (more, bytes) };
-            partial = again;
-            partial.settle(&lent, &mut emptied);
         }
-        more |= partial.is_unsettled();
-        drop(partial);
-        free_emptied(context, emptied);
+        more |= depot.slabs.lock(context).is_some_and(|partial| partial.is_unsettled());
     }
     (more, bytes)
+}
+
+/// Gives back the holes of one slab, if there is one whose turn it is: how many bytes. Never in a context that may not wait.
+fn punch_slab(context: Context, depot: &Depot, even_busy: bool) -> Option<usize> {
+    // A fork waits for this, so that no slab is in hand then.
+    let _purging = page::Purging::begin(context)?;
+    let lent = depot.slabs.lock(context)?.lend(even_busy)?;
+    fault::point(Place::SlabPunching);
+    let mut bytes = 0;
+    lent.for_each_hole(os::page_size(), |address, len| {
+        // SAFETY: free objects of a slab from which none leave while it is lent; nothing is kept in them.
+        if unsafe { os::decommit(address, len) } {
+            bytes += len;
+        }
+    });
+    page::note_decommitted(bytes);
+    // It fails only in the child of a fork, where a thread that is not there had the lock: the slab is lost, like all of its class
+    // on this node.
+    let mut emptied = Emptied::new();
+    depot.slabs.lock(context)?.settle(&lent, &mut emptied);
+    free_emptied(context, emptied);
+    Some(bytes)
 }
 
 /// Frees what was put off on this CPU, where that can be waited for and nobody else is at it.

@@ -28,9 +28,11 @@
 
 mod bins;
 mod limit;
+mod purge;
 mod reserve;
 
-use core::cell::{Cell, UnsafeCell};
+use core::cell::UnsafeCell;
+use core::fmt;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
@@ -42,6 +44,9 @@ use crate::sync::counters::{self, Line};
 use crate::sync::{Context, Lock, LockClass, RawLock};
 use crate::watch;
 use bins::Bins;
+pub(crate) use purge::{
+    Purging, alloc_after_trim, decay, forget_threads, lock as purging_lock, trim, trim_to,
+};
 use reserve::Reserve;
 
 /// Metadata per unit for the slab layer, in bytes.
@@ -50,8 +55,6 @@ pub(crate) const META_SIZE: usize = if cfg!(debug_assertions) { 1088 } else { 57
 /// What a first reservation asks for; half as much is tried as often as it takes.
 const ARENA_BYTES: usize = if cfg!(miri) { 24 << 20 } else { 256 << 30 };
 const MAX_ARENAS: usize = 64;
-/// No run has more units.
-const MAX_UNITS: usize = ARENA_BYTES / UNIT * 64;
 
 /// Units of a huge page.
 const HUGE_PAGE: u32 = (2 << 20) / UNIT as u32;
@@ -78,16 +81,21 @@ const RESERVE_SHARE: u32 = 16;
 /// No run. Unit 0 of an arena is never part of one, so that zeroed memory is an empty set of bins.
 const NONE: u32 = 0;
 
+/// What a descriptor says of the run that starts or ends at its unit. That of a unit between these may say anything but `Used`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 enum State {
-    /// Not free: handed out, or about to be given back to the system.
+    /// Nothing: as in zeroed memory, and on the last unit of a run that is not free.
+    Silent,
+    /// A run in use starts here.
     Used,
+    /// A run starts here that is not free, as it is about to be given back to the system.
+    Leaving,
     Dirty,
     Clean,
 }
 
-/// Descriptor of a unit; meaningful on the first and the last unit of a run.
+/// Descriptor of a unit; meaningful on the first unit of a run, and on the last of a free one.
 #[repr(C)]
 struct Run {
     /// Units of the run.
@@ -251,14 +259,56 @@ impl Unit {
             return None;
         }
         // SAFETY: committed.
-        let run = unsafe { self.arena.run(self.index).read() };
-        (run.state == State::Used && run.len > 0).then_some(run.len as usize)
+        unsafe { self.arena.used_len(self.index) }.map(|len| len as usize)
+    }
+
+    /// Why no block in use starts at an address in this unit, for a message.
+    #[cold]
+    pub(crate) fn misplaced(self) -> Misplaced {
+        Context::enter(|context| self.arena.misplaced(context, self.index))
+    }
+}
+
+/// Why no block in use starts at an address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Misplaced {
+    /// It lies in free memory, of so many bytes.
+    Free(usize),
+    /// It lies in a run in use that starts there, and has so many bytes.
+    Within(*mut u8, usize),
+    /// Nobody had memory there so far, or it cannot be told.
+    Unknown,
+}
+
+impl fmt::Display for Misplaced {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Misplaced::Free(bytes) => write!(formatter, "double free, among {bytes} free bytes"),
+            Misplaced::Within(start, bytes) => {
+                write!(formatter, "in the midst of a block of {bytes} bytes at {start:p}")
+            }
+            Misplaced::Unknown => formatter.write_str("no block starts there"),
+        }
     }
 }
 
 /// Hands out a run of `units`, its address a multiple of `align` units, a power of two; of memory of the node if that has some.
 /// `None` when out of memory.
 pub(crate) fn alloc(
+    context: Context,
+    node: usize,
+    units: usize,
+    align: usize,
+) -> Option<Allocation> {
+    let run = alloc_without_trim(context, node, units, align)?;
+    if run.zeroed {
+        keep_limit(context);
+    }
+    Some(run)
+}
+
+/// As [`alloc`], and nothing goes back to the system beyond the soft limit.
+fn alloc_without_trim(
     context: Context,
     node: usize,
     units: usize,
@@ -284,11 +334,8 @@ pub(crate) fn alloc(
         found = found
             .or_else(|| arenas_beside(node).find_map(|arena| arena.alloc(context, len, align)))
             .or_else(|| with_reserves.find_map(|arena| arena.alloc_reserved(len, align)));
-        if let Some(run) = found {
-            if run.zeroed && limit::is_soft_exceeded() {
-                trim(context);
-            }
-            return Some(run);
+        if found.is_some() {
+            return found;
         }
         // Where there is address space, another arena is no help: there is no memory, or none within the limit.
         let is_in_vain = |arena: &Arena| arena.has_room(need) && arena.may_be_had(context);
@@ -324,9 +371,12 @@ pub(crate) fn dirty() -> usize {
     arenas().map(|arena| arena.dirty.load(Ordering::Relaxed) as usize * UNIT).sum()
 }
 
-/// No run can have more units, whatever is given back.
-pub(crate) fn max_units() -> usize {
-    limit::hard().min(MAX_UNITS)
+/// Whether a run of so many units that was refused might be allocated if everything that nobody uses were given back. What the
+/// system does not commit now it does not commit then.
+pub(crate) fn may_have(units: usize) -> bool {
+    let is_limited = u32::try_from(units).is_ok_and(limit::forbids);
+    let is_committed = |arena: &Arena| arena.committed() as usize > units;
+    units <= limit::hard() && (is_limited || arenas().any(is_committed))
 }
 
 /// Bytes of memory in use, and of free memory that the system still counts as ours.
@@ -353,7 +403,7 @@ pub(crate) fn limit() -> Option<usize> {
     limit::hard().checked_mul(UNIT)
 }
 
-/// To be called after frees: beyond the soft limit, what is free goes back at once.
+/// To be called after frees: beyond the soft limit, what is free goes back at once, unless the context may not wait.
 #[inline]
 pub(crate) fn keep_limit(context: Context) {
     if limit::is_soft_exceeded() {
@@ -361,111 +411,13 @@ pub(crate) fn keep_limit(context: Context) {
     }
 }
 
-/// Whether there is anything to give back, also by what is freed at this moment.
+/// Whether there is anything to give back, also by what is freed at this moment. What the system refused to take is not to be
+/// asked for again before something else is freed.
 pub(crate) fn is_dirty(context: Context) -> bool {
-    arenas().any(|arena| arena.state.acquire(context).is_some_and(|_units| arena.dirty() > 0))
-}
-
-/// Ends a window: gives back what was dirty all through it; how many bytes.
-pub(crate) fn decay(context: Context) -> usize {
-    purge_all(context, |units, arena| {
-        let unneeded = units.least_dirty;
-        units.least_dirty = arena.dirty();
-        unneeded
+    arenas().any(|arena| {
+        let units = arena.state.acquire(context);
+        units.is_some_and(|units| arena.dirty() > 0 && !units.was_refused)
     })
-}
-
-/// Gives back all that is dirty; how many bytes.
-pub(crate) fn trim(context: Context) -> usize {
-    purge_all(context, |_, arena| arena.dirty())
-}
-
-/// Gives back what is dirty beyond `keep` bytes; how many bytes.
-pub(crate) fn trim_to(context: Context, keep: usize) -> usize {
-    let rest = Cell::new(dirty().saturating_sub(keep).div_ceil(UNIT) as u32);
-    purge_all(context, |_, arena| {
-        let some = rest.get().min(arena.dirty());
-        rest.set(rest.get() - some);
-        some
-    })
-}
-
-/// Gives back as many units of each arena as `how_many` says; how many bytes.
-fn purge_all(context: Context, how_many: impl Fn(&mut Units, &Arena) -> u32) -> usize {
-    let mut purged = 0;
-    for arena in arenas() {
-        let Some(mut units) = arena.state.acquire(context) else { continue };
-        units.to_purge = how_many(&mut units, arena);
-        while let Some((start, len)) = units.next_to_purge(arena) {
-            let _purge = Purge::begin();
-            drop(units);
-            fault::point(Place::ArenaPurging);
-            // SAFETY: the run was taken off the bins and marked as used, so it is ours alone.
-            let clean = unsafe { arena.decommit(start, len) };
-            let Some(again) = arena.state.acquire(context) else { break };
-            units = again;
-            units.give(arena, start, len, if clean { State::Clean } else { State::Dirty });
-            if clean {
-                limit::uncharge(len);
-            } else {
-                units.to_purge = 0;
-                break;
-            }
-            purged += len as usize * UNIT;
-        }
-    }
-    purged
-}
-
-/// How many purges of a run there were: begun, and ended. What a purge has in hand is neither free nor, within a limit, to be
-/// replaced by a clean run.
-static PURGES: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
-
-/// A purge of a run; over when dropped, which is where its units are free again.
-struct Purge;
-
-impl Purge {
-    /// To be called under the lock under which the run was taken.
-    fn begin() -> Purge {
-        let [begun, _] = &PURGES;
-        // Relaxed: who does not find the run has had the lock since.
-        begun.fetch_add(1, Ordering::Relaxed);
-        Purge
-    }
-}
-
-impl Drop for Purge {
-    fn drop(&mut self) {
-        let [_, ended] = &PURGES;
-        // Release: pairs with the Acquire in `Purges::over`: the units are seen to be free.
-        ended.fetch_add(1, Ordering::Release);
-    }
-}
-
-/// The purges that were over at some time.
-pub(crate) struct Purges(usize);
-
-impl Purges {
-    /// Those that are over now.
-    pub(crate) fn over() -> Purges {
-        let [_, ended] = &PURGES;
-        // Acquire: pairs with the Release in `Purge::drop`.
-        Purges(ended.load(Ordering::Acquire))
-    }
-
-    /// Whether there were others since: then what was not to be had may be now, or soon.
-    pub(crate) fn were_others(&self) -> bool {
-        let [begun, _] = &PURGES;
-        // Relaxed: as in `Purge::begin`.
-        (begun.load(Ordering::Relaxed).wrapping_sub(self.0) as isize) > 0
-    }
-}
-
-/// In the child of a fork: other threads' purges do not end any more. One that the fork interrupted does, and is counted twice
-/// then: nobody waits for another in its place.
-pub(crate) fn forget_threads() {
-    let [begun, ended] = &PURGES;
-    ended.store(begun.load(Ordering::Relaxed), Ordering::Relaxed);
 }
 
 /// Calls `visit` with every unit that was ever handed out.
@@ -484,7 +436,7 @@ pub(crate) fn for_each_unit(visit: &mut dyn FnMut(Unit)) {
     }
 }
 
-/// Every lock of this layer.
+/// Every lock of this layer but [`purging_lock`], which comes before those of slabs.
 pub(crate) fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
     visit(LockClass::ArenaMaking, MAKING.raw());
     arenas().for_each(|arena| visit(LockClass::Arena, arena.state.raw()));
@@ -702,6 +654,16 @@ impl Arena {
         unsafe { self.arrays().runs.add(index as usize) }
     }
 
+    /// Units of the run in use that starts at a unit, if one does.
+    ///
+    /// # Safety
+    /// The unit is committed.
+    unsafe fn used_len(&self, index: u32) -> Option<u32> {
+        // SAFETY: the caller's promise.
+        let run = unsafe { self.run(index).read() };
+        (run.state == State::Used).then_some(run.len)
+    }
+
     /// Units of a run, by its first; to be used under the lock.
     fn len(&self, start: u32) -> u32 {
         // SAFETY: committed, as it is in a bin or on the way there.
@@ -734,7 +696,7 @@ impl Arena {
         units.insert_parts(self, found.start, start, found.clean);
         units.insert_parts(self, end, found.end, found.clean);
         units.note_least(self);
-        self.set(start, len, State::Used);
+        self.set_used(start, len);
         drop(units);
         Some(self.handed_out(start, len, start >= found.clean))
     }
@@ -743,22 +705,68 @@ impl Arena {
     /// As [`free`].
     unsafe fn free(&self, context: Context, start: u32, state: State) -> bool {
         // SAFETY: the first unit of a used run, by the caller's promise; nobody else changes its descriptor.
-        let len = unsafe { (*self.run(start)).len };
+        let Some(len) = (unsafe { self.used_len(start) }) else { self.misused(context, start) };
         watch::close(self.address(start).as_ptr(), (len as usize) << UNIT_SHIFT);
         if let Some(block) = self.reserved_block(start) {
             // SAFETY: the caller's promise.
-            unsafe { self.decommit(start, len) };
+            unsafe {
+                (*self.run(start)).state = State::Silent;
+                self.decommit(start, len);
+            }
             self.reserve.give(block, len.div_ceil(BLOCK) as usize);
             limit::uncharge(len);
             return true;
         }
         let Some(mut units) = self.state.acquire(context) else { return false };
         fault::point(Place::ArenaFreeing);
+        // Whoever breaks the promise may have freed it on two threads at once.
+        // SAFETY: as above.
+        let Some(len) = (unsafe { self.used_len(start) }) else {
+            drop(units);
+            self.misused(context, start);
+        };
         units.give(self, start, len, state);
         if state == State::Clean {
             limit::uncharge(len);
         }
         true
+    }
+
+    /// Ends the process, as no run in use starts at a unit that was given back.
+    #[cold]
+    fn misused(&self, context: Context, index: u32) -> ! {
+        let (address, misplaced) = (self.address(index), self.misplaced(context, index));
+        os::abort(format_args!("free of {address:p}: {misplaced}"))
+    }
+
+    /// See [`Unit::misplaced`].
+    fn misplaced(&self, context: Context, index: u32) -> Misplaced {
+        let Some(_units) = self.state.acquire(context) else { return Misplaced::Unknown };
+        let (mut at, end) = match self.reserved_block(index) {
+            Some(_) => (self.arrays().reserve, self.arrays().units),
+            None => (1, self.committed()),
+        };
+        while at <= index && at < end {
+            // What the reserve has is in whole blocks, or in none.
+            let is_run = self.reserved_block(at).is_none_or(|block| self.reserve.has(block));
+            // SAFETY: the first unit of a run, committed; the lock is held.
+            let run = is_run.then(|| unsafe { self.run(at).read() });
+            let (len, state) = match (run, self.reserved_block(at)) {
+                (Some(run), None) => (run.len, run.state),
+                (Some(run), Some(_)) => (run.len.next_multiple_of(BLOCK), run.state),
+                (None, _) => (BLOCK, State::Silent),
+            };
+            if index - at < len {
+                let bytes = (len as usize) << UNIT_SHIFT;
+                return match state {
+                    State::Used => Misplaced::Within(self.address(at).as_ptr(), bytes),
+                    State::Dirty | State::Clean | State::Leaving => Misplaced::Free(bytes),
+                    State::Silent => Misplaced::Unknown,
+                };
+            }
+            at += len.max(1);
+        }
+        Misplaced::Unknown
     }
 
     /// Gives back the memory of a run, which reads as zero from now on, and of the whole pages of metadata that describe it.
@@ -806,7 +814,7 @@ impl Arena {
             return None;
         }
         self.reserve.set_committed(block, count);
-        self.set(start, len, State::Used);
+        self.set_used(start, len);
         Some(self.handed_out(start, len, false))
     }
 
@@ -857,12 +865,12 @@ impl Arena {
         let (next, end) = (start + old, start + len);
         // Free runs of both kinds may follow each other.
         let (free_end, last, fresh) = loop {
-            let (mut at, mut last, mut fresh) = (next, State::Used, 0);
+            let (mut at, mut last, mut fresh) = (next, State::Silent, 0);
             while at < end && at < self.committed() {
                 // SAFETY: the first unit of a run, committed.
                 let run = unsafe { self.run(at).read() };
                 match run.state {
-                    State::Used => return false,
+                    State::Silent | State::Used | State::Leaving => return false,
                     State::Dirty => {}
                     State::Clean => fresh += run.len.min(end - at),
                 }
@@ -884,7 +892,7 @@ impl Arena {
             units.insert(self, end, free_end - end, last);
         }
         units.note_least(self);
-        self.set(start, len, State::Used);
+        self.set_used(start, len);
         true
     }
 
@@ -899,7 +907,7 @@ impl Arena {
         {
             fault::point(Place::ArenaShrinking);
             // The new end needs its tag first: what is given back looks at its neighbours.
-            self.set(start, len, State::Used);
+            self.set_used(start, len);
             units.give(self, start + len, old - len, State::Dirty);
         }
     }
@@ -914,10 +922,16 @@ impl Arena {
         self.committed.load(Ordering::Relaxed)
     }
 
-    /// Writes both boundary tags of a run. To be called under the lock, or by the owner of a part of the reserve.
-    fn set(&self, start: u32, len: u32, state: State) {
+    /// Writes the descriptors of a run in use. To be called under the lock, or by the owner of a part of the reserve.
+    fn set_used(&self, start: u32, len: u32) {
+        self.set(start, len, State::Used, State::Silent);
+    }
+
+    /// Writes the descriptors of a run: what they say on its first unit, and on its last one. As [`Arena::set_used`].
+    fn set(&self, start: u32, len: u32, first: State, last: State) {
         counters::wrote(Line::Arena, if len > 1 { 2 } else { 1 });
-        for index in [start, start + len - 1] {
+        // The first one comes last, as it may be the only one.
+        for (index, state) in [(start + len - 1, last), (start, first)] {
             // SAFETY: both units belong to the run and are committed.
             unsafe {
                 (*self.run(index)).len = len;
@@ -943,15 +957,23 @@ const BOTH_FROM: u32 = (1 << 20) / UNIT as u32;
 struct Units {
     /// The least number of dirty units there were in this window.
     least_dirty: u32,
-    /// Dirty units to be given back now.
-    to_purge: u32,
+    /// Dirty units that nobody needed during a former window, to be given back.
+    unneeded: u32,
+    /// The system refused to take what it was last asked to, and nothing was freed since.
+    was_refused: bool,
     dirty_bins: Bins,
     clean_bins: Bins,
 }
 
 impl Units {
     const fn new() -> Units {
-        Units { least_dirty: 0, to_purge: 0, dirty_bins: Bins::new(), clean_bins: Bins::new() }
+        Units {
+            least_dirty: 0,
+            unneeded: 0,
+            was_refused: false,
+            dirty_bins: Bins::new(),
+            clean_bins: Bins::new(),
+        }
     }
 
     fn bins(&mut self, state: State) -> &mut Bins {
@@ -1078,6 +1100,10 @@ impl Units {
 
     /// Adds a run to the free ones, merged with free neighbours of its kind.
     fn give(&mut self, arena: &Arena, mut start: u32, mut len: u32, state: State) {
+        self.was_refused = false;
+        // Within a longer run nothing is in use.
+        // SAFETY: the first unit of a run, committed; the lock is held.
+        unsafe { (*arena.run(start)).state = State::Silent };
         // SAFETY: unit 0 is nobody's, so there is a unit below; the lock is held.
         if unsafe { (*arena.run(start - 1)).state } == state {
             // SAFETY: as above.
@@ -1097,7 +1123,7 @@ impl Units {
     }
 
     fn insert(&mut self, arena: &Arena, start: u32, len: u32, state: State) {
-        arena.set(start, len, state);
+        arena.set(start, len, state, state);
         if state == State::Dirty {
             arena.dirty.store(arena.dirty() + len, Ordering::Relaxed);
         }
@@ -1142,23 +1168,22 @@ impl Units {
     /// To be called when dirty units were taken, and what was too much of them is back.
     fn note_least(&mut self, arena: &Arena) {
         self.least_dirty = self.least_dirty.min(arena.dirty());
+        self.unneeded = self.unneeded.min(arena.dirty());
     }
 
-    /// Takes a dirty run off its bin, as used, while there is something to purge.
-    fn next_to_purge(&mut self, arena: &Arena) -> Option<(u32, u32)> {
-        let bin = if self.to_purge > 0 { self.dirty_bins.last() } else { None }?;
-        let start = self.dirty_bins.head(bin);
+    /// Takes up to `most` dirty units of the longest run, or one about as long, off their bin, to be given back to the system.
+    fn take_dirty(&mut self, arena: &Arena, most: u32) -> Option<(u32, u32)> {
+        let start = self.dirty_bins.head(self.dirty_bins.last()?);
+        let found = arena.len(start);
+        let len = found.min(most);
         self.remove(arena, start);
-        // SAFETY: a run just taken off its bin; the lock is held.
-        let found = unsafe { (*arena.run(start)).len };
-        let len = found.min(self.to_purge);
         if found > len {
             self.insert(arena, start, found - len, State::Dirty);
         }
+        self.unneeded = self.unneeded.saturating_sub(len);
         self.note_least(arena);
         let start = start + (found - len);
-        arena.set(start, len, State::Used);
-        self.to_purge -= len;
+        arena.set(start, len, State::Leaving, State::Silent);
         Some((start, len))
     }
 }

@@ -75,7 +75,7 @@ mod cells {
     const CELLS: usize = 256;
 
     /// Classes of locks, with their names, and whether threads on different CPUs take them in the course of allocating.
-    const LOCKS: [(LockClass, &str, bool); 12] = [
+    const LOCKS: [(LockClass, &str, bool); 13] = [
         (LockClass::Sheaves, "sheaves", false),
         (LockClass::Hotplug, "hotplug", true),
         (LockClass::SlabMutex, "caches", true),
@@ -83,6 +83,7 @@ mod cells {
         (LockClass::Waiting, "rcu waiting", true),
         (LockClass::Emptying, "emptying", true),
         (LockClass::Homing, "homing", true),
+        (LockClass::Purging, "purging", true),
         (LockClass::Closing, "closing", true),
         (LockClass::Barn, "barn", true),
         (LockClass::Slabs, "slabs", true),

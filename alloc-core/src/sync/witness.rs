@@ -28,6 +28,8 @@ pub(crate) enum LockClass {
     Emptying,
     /// The taking home of what was not needed for a while.
     Homing,
+    /// The giving back of free memory to the system.
+    Purging,
     /// The closing of sheaves of other CPUs.
     Closing,
     /// A barn.

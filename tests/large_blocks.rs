@@ -1,0 +1,229 @@
+//! Misuse of large blocks, which are runs of pages of their own: one that is freed twice, or at an address in its midst, ends the
+//! process with a message, in every build, and before anything else is damaged. With a layout or without.
+
+use std::alloc::{GlobalAlloc, Layout};
+use std::env;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::Output;
+
+use alloc_core::by_address;
+use tests::routes::Hayloft;
+use tests::scenario::{Scenario, describe};
+
+#[global_allocator]
+static GLOBAL: Hayloft = Hayloft;
+
+const UNIT: usize = 64 << 10;
+
+/// The two ways to free a block: by its layout, and by its address.
+#[derive(Clone, Copy, Debug)]
+enum Door {
+    Layout,
+    Address,
+}
+
+impl Door {
+    /// That of this process.
+    fn of_scenario() -> Door {
+        let is_address = env::var_os("DOOR").is_some_and(|door| door == "address");
+        if is_address { Door::Address } else { Door::Layout }
+    }
+
+    /// # Safety
+    /// As `dealloc`, where it shall return.
+    unsafe fn free(self, block: *mut u8, bytes: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                Door::Layout => Hayloft.dealloc(block, layout(bytes)),
+                Door::Address => by_address::free(block),
+            }
+        }
+    }
+}
+
+fn layout(bytes: usize) -> Layout {
+    Layout::from_size_align(bytes, 16).expect("a layout")
+}
+
+/// Blocks of so many units each, which follow each other.
+fn row<const COUNT: usize>(units: [usize; COUNT]) -> [*mut u8; COUNT] {
+    let all: usize = units.iter().sum();
+    // SAFETY: the sizes are not zero; what is freed is not used again.
+    unsafe {
+        // A place where they fit, between two blocks that stay.
+        let places = [(); 2].map(|()| Hayloft.alloc(layout(all * UNIT)));
+        Hayloft.alloc(layout(UNIT));
+        Hayloft.dealloc(places[1], layout(all * UNIT));
+        let blocks = units.map(|units| Hayloft.alloc(layout(units * UNIT)));
+        for (index, block) in blocks.into_iter().enumerate() {
+            let before: usize = units[..index].iter().sum();
+            assert_eq!(block.addr(), places[1].addr() + before * UNIT, "they are in no row");
+        }
+        blocks
+    }
+}
+
+/// The last thing that the scenario does is to free this address, which is in no block.
+fn free_wrongly(door: Door, address: *mut u8, bytes: usize) {
+    println!("address {address:p}");
+    // SAFETY: none, which is the point; it must not return.
+    unsafe { door.free(address, bytes) };
+}
+
+fn assert_found(output: &Output, words: &str) {
+    let (stdout, stderr) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let all = describe(output);
+    assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{all}");
+    let address = stdout.lines().find_map(|line| line.strip_prefix("address "));
+    let message = stderr.lines().find(|line| line.starts_with("hayloft:")).unwrap_or_default();
+    assert!(address.is_some_and(|address| message.contains(address)), "no address: {all}");
+    assert!(message.contains(words), "not `{words}`: {all}");
+}
+
+/// Runs `body` with both doors. Each time the process must end with a message in which `words` are.
+fn is_found<F: Fn()>(words: &str, body: F) {
+    for door in ["layout", "address"] {
+        Scenario::new(door, &body).env("DOOR", door).run(|output| assert_found(output, words));
+    }
+}
+
+#[test]
+fn twice() {
+    is_found("double free, among 262144 free bytes", || {
+        let door = Door::of_scenario();
+        let [block, _] = row([4, 1]);
+        // SAFETY: in use.
+        unsafe { door.free(block, 4 * UNIT) };
+        free_wrongly(door, block, 4 * UNIT);
+    });
+}
+
+/// The block was merged with a free one below, so no run starts where it did.
+#[test]
+fn twice_after_a_merge_below() {
+    is_found("double free, among 327680 free bytes", || {
+        let door = Door::of_scenario();
+        let [below, block, _] = row([1, 4, 1]);
+        // SAFETY: in use.
+        unsafe {
+            door.free(below, UNIT);
+            door.free(block, 4 * UNIT);
+        }
+        free_wrongly(door, block, 4 * UNIT);
+    });
+}
+
+#[test]
+fn twice_after_a_merge_above() {
+    is_found("double free, among 458752 free bytes", || {
+        let door = Door::of_scenario();
+        let [block, above, _] = row([4, 3, 1]);
+        // SAFETY: in use.
+        unsafe {
+            door.free(block, 4 * UNIT);
+            door.free(above, 3 * UNIT);
+        }
+        free_wrongly(door, above, 3 * UNIT);
+    });
+}
+
+/// What was a block of its own is in the midst of another one now.
+#[test]
+fn in_a_block_that_took_its_place() {
+    is_found("in the midst of a block of 458752 bytes", || {
+        let door = Door::of_scenario();
+        let [one, other, _] = row([4, 3, 1]);
+        // SAFETY: in use.
+        unsafe {
+            door.free(one, 4 * UNIT);
+            door.free(other, 3 * UNIT);
+            assert_eq!(Hayloft.alloc(layout(7 * UNIT)), one);
+        }
+        free_wrongly(door, other, 3 * UNIT);
+    });
+}
+
+/// The block was made longer over one that followed.
+#[test]
+fn in_a_block_that_grew() {
+    is_found("in the midst of a block of 458752 bytes", || {
+        let door = Door::of_scenario();
+        let [one, other, _] = row([4, 3, 1]);
+        // SAFETY: in use.
+        unsafe {
+            door.free(other, 3 * UNIT);
+            assert_eq!(Hayloft.realloc(one, layout(4 * UNIT), 7 * UNIT), one);
+        }
+        free_wrongly(door, other, 3 * UNIT);
+    });
+}
+
+#[test]
+fn at_the_last_unit() {
+    is_found("in the midst of a block of 262144 bytes", || {
+        let door = Door::of_scenario();
+        let [block, _] = row([4, 1]);
+        free_wrongly(door, block.wrapping_add(3 * UNIT), UNIT);
+    });
+}
+
+#[test]
+fn within_the_first_unit() {
+    is_found("in the midst of a block of 262144 bytes", || {
+        let door = Door::of_scenario();
+        let [block, _] = row([4, 1]);
+        free_wrongly(door, block.wrapping_add(16), 4 * UNIT);
+    });
+}
+
+/// Nobody has the unit at that end of a block which was made shorter.
+#[test]
+fn behind_a_block_that_shrank() {
+    is_found("double free, among 131072 free bytes", || {
+        let door = Door::of_scenario();
+        let [block, _] = row([4, 1]);
+        // SAFETY: in use.
+        unsafe { assert_eq!(Hayloft.realloc(block, layout(4 * UNIT), 2 * UNIT), block) };
+        free_wrongly(door, block.wrapping_add(2 * UNIT), UNIT);
+    });
+}
+
+/// What went back to the system is as free as what did not.
+#[test]
+fn twice_after_it_went_back() {
+    is_found("double free, among", || {
+        let door = Door::of_scenario();
+        let [below, block, _] = row([1, 4, 1]);
+        // SAFETY: in use.
+        unsafe {
+            door.free(below, UNIT);
+            door.free(block, 4 * UNIT);
+        }
+        alloc_global::trim();
+        free_wrongly(door, block, 4 * UNIT);
+    });
+}
+
+/// A block of another length is none of this one.
+#[test]
+fn with_too_long_a_layout() {
+    let scenario = || {
+        let [block, _] = row([4, 1]);
+        free_wrongly(Door::Layout, block, 9 * UNIT);
+    };
+    Scenario::new("layout", scenario).run(|output| assert_found(output, "589824 bytes"));
+}
+
+/// A slab is a run, too, but no block.
+#[test]
+fn an_object_as_a_large_block() {
+    let scenario = || {
+        // SAFETY: the size is not zero.
+        let objects = [(); 5000].map(|()| unsafe { Hayloft.alloc(Layout::new::<[u64; 8]>()) });
+        let first = objects.into_iter().find(|object| object.addr().is_multiple_of(UNIT));
+        free_wrongly(Door::Layout, first.expect("the first object of a slab"), UNIT);
+    };
+    Scenario::new("layout", scenario).run(|output| assert_found(output, "65536 bytes"));
+}
