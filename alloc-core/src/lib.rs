@@ -56,68 +56,76 @@ struct Readme;
 #[cfg(not(target_os = "linux"))]
 compile_error!("Hayloft is built on Linux's restartable sequences and memory calls");
 
-#[cfg(all(feature = "allocator-api2", not(loom)))]
+#[cfg(all(target_os = "linux", feature = "allocator-api2", not(loom)))]
 mod allocator;
-#[cfg(not(loom))]
+#[cfg(all(target_os = "linux", not(loom)))]
 mod arch;
+#[cfg(target_os = "linux")]
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 mod barn;
+#[cfg(target_os = "linux")]
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 mod batch;
-#[cfg(not(loom))]
+#[cfg(all(target_os = "linux", not(loom)))]
 pub mod by_address;
-#[cfg(not(loom))]
+#[cfg(all(target_os = "linux", not(loom)))]
 pub mod cache;
-#[cfg(not(loom))]
+#[cfg(all(target_os = "linux", not(loom)))]
 pub mod cpu;
+#[cfg(target_os = "linux")]
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 mod deferred;
-#[cfg(not(loom))]
+#[cfg(all(target_os = "linux", not(loom)))]
 pub mod dump;
+#[cfg(target_os = "linux")]
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 pub mod fault;
-#[cfg(not(loom))]
+#[cfg(all(target_os = "linux", not(loom)))]
 mod fork;
+#[cfg(target_os = "linux")]
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 pub mod irq_work;
-#[cfg(not(loom))]
+#[cfg(all(target_os = "linux", not(loom)))]
 pub mod kmalloc;
-#[cfg(all(test, loom))]
+#[cfg(all(target_os = "linux", test, loom))]
 mod models;
-#[cfg(not(loom))]
+#[cfg(all(target_os = "linux", not(loom)))]
 mod node;
-#[cfg(not(loom))]
+#[cfg(all(target_os = "linux", not(loom)))]
 pub mod nolock;
-#[cfg(not(loom))]
+#[cfg(all(target_os = "linux", not(loom)))]
 mod objects;
-#[cfg(not(loom))]
+#[cfg(all(target_os = "linux", not(loom)))]
 mod os;
-#[cfg(not(loom))]
+#[cfg(all(target_os = "linux", not(loom)))]
 mod page;
-#[cfg(not(loom))]
+#[cfg(all(target_os = "linux", not(loom)))]
 mod percpu;
-#[cfg(not(loom))]
+#[cfg(all(target_os = "linux", not(loom)))]
 mod pressure;
-#[cfg(not(loom))]
+#[cfg(all(target_os = "linux", not(loom)))]
 #[doc(hidden)]
 pub mod protocol;
-#[cfg(not(loom))]
+#[cfg(all(target_os = "linux", not(loom)))]
 pub mod rcu;
-#[cfg(not(loom))]
+#[cfg(all(target_os = "linux", not(loom)))]
 mod reclaim;
-#[cfg(not(loom))]
+#[cfg(all(target_os = "linux", not(loom)))]
 pub mod report;
+#[cfg(target_os = "linux")]
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 pub mod size_class;
+#[cfg(target_os = "linux")]
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 mod slab;
-#[cfg(not(loom))]
+#[cfg(all(target_os = "linux", not(loom)))]
 pub mod stats;
+#[cfg(target_os = "linux")]
 #[cfg_attr(loom, allow(dead_code, unused_imports, reason = "the models use a part of it"))]
 mod sync;
-#[cfg(not(loom))]
+#[cfg(all(target_os = "linux", not(loom)))]
 mod thread;
-#[cfg(not(loom))]
+#[cfg(all(target_os = "linux", not(loom)))]
 mod watch;
 
 /// Counters of what CPUs have to agree on, with the feature `counters`.
@@ -130,7 +138,7 @@ mod watch;
 ///     println!("{}: {} times, {} of them contended", lock.name, lock.acquired, lock.contended);
 /// }
 /// ```
-#[cfg(feature = "counters")]
+#[cfg(all(target_os = "linux", feature = "counters"))]
 pub mod counters {
     pub use crate::sync::counters::{LockCount, Snapshot, WriteCount, snapshot};
 }

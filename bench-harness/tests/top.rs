@@ -242,6 +242,15 @@ fn wrong_arguments() {
     assert!(complaint(&["1"]).contains("no terminal"));
 }
 
+/// A terminal that cannot be drawn on is sent nothing.
+#[test]
+fn a_terminal_without_a_screen() {
+    let command = format!("TERM=dumb {TOP}");
+    let Some(tmux) = Tmux::start("dumb", &command) else { return };
+    tmux.shows("hayloft-top: a terminal with TERM=dumb has no screen: use --once or --csv");
+    tmux.shows("code 1");
+}
+
 #[test]
 fn no_process() {
     assert_eq!(complaint(&["--once", "4294967295"]), "there is no process 4294967295");

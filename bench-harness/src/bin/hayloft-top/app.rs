@@ -14,7 +14,7 @@ use crate::table::{Entry, Sort, Value, View};
 pub(crate) enum Mode {
     /// Commands.
     Table,
-    /// Any leads back.
+    /// Scrolling, and commands, which lead back.
     Help,
     /// The letter of a column.
     Sort,
@@ -44,6 +44,8 @@ pub(crate) struct App {
     sorts: [Sort; View::ALL.len()],
     /// Lines above the first one shown.
     pub(crate) scroll: usize,
+    /// Lines of the help above the first one shown.
+    pub(crate) help_scroll: usize,
     /// Names shown contain it.
     pub(crate) filter: String,
     pub(crate) delay: Duration,
@@ -67,6 +69,7 @@ impl App {
             view: options.view,
             sorts,
             scroll: 0,
+            help_scroll: 0,
             filter: String::new(),
             delay: options.delay,
             is_paused: false,
@@ -100,7 +103,19 @@ impl App {
         }
         match &mut self.mode {
             Mode::Table => return self.command(key.code),
-            Mode::Help => self.mode = Mode::Table,
+            Mode::Help => {
+                if let Some(scroll) = scrolled(key.code, self.help_scroll, self.room) {
+                    self.help_scroll = scroll;
+                    return Action::Nothing;
+                }
+                self.mode = Mode::Table;
+                if !matches!(
+                    key.code,
+                    KeyCode::Char('h' | '?' | 'q') | KeyCode::F(1) | KeyCode::Esc
+                ) {
+                    return self.command(key.code);
+                }
+            }
             Mode::Sort => {
                 if let KeyCode::Char(letter) = key.code
                     && let Some(sort) = Sort::by_letter(self.view, letter)
@@ -143,7 +158,10 @@ impl App {
         match key {
             KeyCode::Char('q') => return Action::Quit,
             KeyCode::Char(' ') | KeyCode::Enter => return Action::Look,
-            KeyCode::Char('h' | '?') | KeyCode::F(1) => self.mode = Mode::Help,
+            KeyCode::Char('h' | '?') | KeyCode::F(1) => {
+                self.help_scroll = 0;
+                self.mode = Mode::Help;
+            }
             KeyCode::Char('p') => self.is_paused = !self.is_paused,
             KeyCode::Char('s') => self.mode = Mode::Sort,
             KeyCode::Char('d') => self.mode = Mode::Delay(String::new()),
@@ -162,13 +180,7 @@ impl App {
                 self.scroll = 0;
             }
             KeyCode::Esc => self.filter.clear(),
-            KeyCode::Up | KeyCode::Char('k') => self.scroll = self.scroll.saturating_sub(1),
-            KeyCode::Down | KeyCode::Char('j') => self.scroll = self.scroll.saturating_add(1),
-            KeyCode::PageUp => self.scroll = self.scroll.saturating_sub(self.room),
-            KeyCode::PageDown => self.scroll = self.scroll.saturating_add(self.room),
-            KeyCode::Home => self.scroll = 0,
-            KeyCode::End => self.scroll = usize::MAX,
-            _ => {}
+            key => self.scroll = scrolled(key, self.scroll, self.room).unwrap_or(self.scroll),
         }
         Action::Nothing
     }
@@ -190,6 +202,19 @@ impl App {
         self.room = room.max(1);
         self.scroll = self.scroll.min(lines.saturating_sub(self.room));
     }
+}
+
+/// Where a key scrolls to; `None` if it is for something else.
+fn scrolled(key: KeyCode, from: usize, room: usize) -> Option<usize> {
+    Some(match key {
+        KeyCode::Up | KeyCode::Char('k') => from.saturating_sub(1),
+        KeyCode::Down | KeyCode::Char('j') => from.saturating_add(1),
+        KeyCode::PageUp => from.saturating_sub(room),
+        KeyCode::PageDown => from.saturating_add(room),
+        KeyCode::Home => 0,
+        KeyCode::End => usize::MAX,
+        _ => return None,
+    })
 }
 
 /// A place beside another; beyond the last is the first.
@@ -285,7 +310,12 @@ pub(crate) mod tests {
         assert_eq!(press(&mut app, " "), Action::Look);
         press(&mut app, "h");
         assert_eq!(app.mode, Mode::Help);
+        assert_eq!(press(&mut app, "j"), Action::Nothing);
+        assert_eq!((&app.mode, app.help_scroll), (&Mode::Help, 1));
         assert_eq!(press(&mut app, "q"), Action::Nothing, "leads back from the help");
+        press(&mut app, "h");
+        press(&mut app, "2");
+        assert_eq!((&app.mode, app.view), (&Mode::Table, View::Cpus), "and so does a command");
         assert_eq!(press(&mut app, "q"), Action::Quit);
         press(&mut app, "/");
         let control_c = KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL);

@@ -17,16 +17,31 @@ use crate::summary;
 use crate::table::{Column, Entry, Value, View};
 use crate::text::NO_HITS;
 
-/// Whether there are colours.
+/// What the terminal has.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Theme {
     pub(crate) is_coloured: bool,
+    /// It shows letters beyond ASCII.
+    pub(crate) is_unicode: bool,
 }
 
 impl Theme {
-    /// As `NO_COLOR` says.
+    /// As `NO_COLOR` and the locale say.
     pub(crate) fn of_environment() -> Theme {
-        Theme { is_coloured: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) }
+        let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let locale = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(set).unwrap_or_default();
+        let encoding = locale.to_lowercase().replace('-', "");
+        Theme { is_coloured: set("NO_COLOR").is_none(), is_unicode: encoding.contains("utf8") }
+    }
+
+    /// Of a bar, what is full and what is not.
+    fn bar(self) -> [&'static str; 2] {
+        if self.is_unicode { ["█", "░"] } else { ["#", "."] }
+    }
+
+    /// Between what stands together, where lines may break.
+    fn space(self) -> char {
+        if self.is_unicode { '\u{a0}' } else { ' ' }
     }
 
     fn colour(self, colour: Color) -> Style {
@@ -79,7 +94,7 @@ pub(crate) fn draw(frame: &mut Frame<'_>, app: &mut App, history: &History, them
     draw_title(frame, app, title);
     if app.mode == Mode::Help {
         let below = Rect { height: area.height.saturating_sub(2), y: title.bottom(), ..area };
-        draw_help(frame, app.view, below.intersection(area));
+        draw_help(frame, app, below.intersection(area));
     } else {
         if is_roomy {
             draw_summary(frame, history, theme, summary);
@@ -130,7 +145,7 @@ fn draw_summary(frame: &mut Frame<'_>, history: &History, theme: Theme, area: Re
         Line::from(vec![
             format!("{:<NAME$}", amount.name).into(),
             format!("{:>5} ", number::bytes(amount.now)).bold(),
-            Span::styled(course(&amount.course, bar), theme.course()),
+            Span::styled(course(&amount.course, bar, theme), theme.course()),
         ])
     };
     let mut lines: Vec<_> = summary::memory(history).map(amount).into();
@@ -140,8 +155,8 @@ fn draw_summary(frame: &mut Frame<'_>, history: &History, theme: Theme, area: Re
         lines.push(Line::from(vec![
             format!("{:<NAME$}", "limit").into(),
             format!("{:>5} ", number::bytes(history.now().stats.limit as u64)).bold(),
-            Span::styled("█".repeat(full), style),
-            "░".repeat(bar - full).into(),
+            Span::styled(theme.bar()[0].repeat(full), style),
+            theme.bar()[1].repeat(bar - full).into(),
         ]));
     }
     frame.render_widget(Text::from(lines), left);
@@ -166,13 +181,15 @@ fn draw_short_summary(frame: &mut Frame<'_>, history: &History, area: Rect) {
 
 /// Numbers over time, as bars: the last ones, as far as there is room. The largest, or twice their mean, is the height of a line, so that
 /// it is half full where they hardly change.
-fn course(values: &[u64], room: usize) -> String {
-    const BARS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+fn course(values: &[u64], room: usize, theme: Theme) -> String {
+    const UNICODE: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    const ASCII: [char; 9] = [' ', '.', ':', '-', '=', '+', '*', '%', '#'];
+    let bars = if theme.is_unicode { UNICODE } else { ASCII };
     let shown = &values[values.len().saturating_sub(room)..];
     let sum: u128 = shown.iter().map(|value| u128::from(*value)).sum();
     let twice_mean = (2 * sum).div_ceil(shown.len().max(1) as u128);
     let top = shown.iter().map(|value| u128::from(*value)).fold(twice_mean, u128::max).max(1);
-    let bar = |value: &u64| BARS[(u128::from(*value) * 8).div_ceil(top) as usize];
+    let bar = |value: &u64| bars[(u128::from(*value) * 8).div_ceil(top) as usize];
     shown.iter().map(bar).collect()
 }
 
@@ -265,7 +282,7 @@ fn draw_table(frame: &mut Frame<'_>, app: &App, entries: &[Entry], theme: Theme,
             })
             .collect();
         if course_room > 0 {
-            let course = course(&entry.course, usize::from(course_room));
+            let course = course(&entry.course, usize::from(course_room), theme);
             cells.push(Cell::from(Span::styled(course, theme.course())));
         }
         Row::new(cells)
@@ -283,13 +300,16 @@ fn keys(app: &App, theme: Theme) -> Line<'static> {
         Line::from(spans.collect::<Vec<_>>())
     };
     match (&app.mode, &app.notice) {
-        (Mode::Help, _) => Line::from("any key leads back"),
+        (Mode::Help, _) => hint(&[("Esc", "back"), ("Up Down", "scroll")]),
         (Mode::Delay(text), _) => Line::from(format!("seconds between looks: {text}_")),
         (Mode::Filter, _) => Line::from(format!("names with: {}_", app.filter)),
         (Mode::Sort, _) => {
             let columns = app.view.columns();
             let letters = columns.flat_map(|column| {
-                [column.letter.to_string().bold(), format!("\u{a0}{}  ", column.title).into()]
+                [
+                    column.letter.to_string().bold(),
+                    format!("{}{}  ", theme.space(), column.title).into(),
+                ]
             });
             Line::from_iter(letters)
         }
@@ -309,7 +329,8 @@ fn keys(app: &App, theme: Theme) -> Line<'static> {
     }
 }
 
-fn draw_help(frame: &mut Frame<'_>, view: View, area: Rect) {
+fn draw_help(frame: &mut Frame<'_>, app: &mut App, area: Rect) {
+    let view = app.view;
     const KEYS: [(&str, &str); 12] = [
         ("q", "quit"),
         ("Tab 1 2 3", "other views"),
@@ -340,15 +361,22 @@ fn draw_help(frame: &mut Frame<'_>, view: View, area: Rect) {
     columns.push(Line::from(format!("    {:<9}{}", "HISTORY", view.course())));
     columns.push(Line::default());
     columns.push(Line::from(format!(" {NO_HITS}")));
-    if area.width >= 84 {
+    columns.push(Line::from(" held counts pages, touched or not: it may be above resident"));
+    let is_wide = area.width >= 84;
+    let lines =
+        if is_wide { keys.len().max(columns.len()) } else { keys.len() + 1 + columns.len() };
+    app.room = usize::from(area.height).max(1);
+    app.help_scroll = app.help_scroll.min(lines.saturating_sub(app.room));
+    let scroll = (app.help_scroll as u16, 0);
+    if is_wide {
         let [left, right] =
             Layout::horizontal([Constraint::Length(34), Constraint::Fill(1)]).areas(area);
-        frame.render_widget(Text::from(keys), left);
-        frame.render_widget(Paragraph::new(columns), right);
+        frame.render_widget(Paragraph::new(keys).scroll(scroll), left);
+        frame.render_widget(Paragraph::new(columns).scroll(scroll), right);
     } else {
         keys.push(Line::default());
         keys.append(&mut columns);
-        frame.render_widget(Paragraph::new(keys), area);
+        frame.render_widget(Paragraph::new(keys).scroll(scroll), area);
     }
 }
 
@@ -391,7 +419,7 @@ mod tests {
 
     fn screen(app: &mut App, history: &History, width: u16, height: u16) -> Vec<String> {
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
-        let theme = Theme { is_coloured: true };
+        let theme = Theme { is_coloured: true, is_unicode: true };
         terminal.draw(|frame| draw(frame, app, history, theme)).unwrap();
         let buffer = terminal.backend().buffer();
         let letters: Vec<_> = buffer.content().iter().map(|cell| cell.symbol()).collect();
@@ -486,6 +514,7 @@ mod tests {
         let help = screen(&mut app, &history, 100, 24);
         line_with(&help, "order by a column");
         line_with(&help, "allocations that found a sheaf empty");
+        line_with(&help, "it may be above resident");
         press(&mut app, "qp");
         line_with(&screen(&mut app, &history, 100, 24), "paused");
         app.notice = Some("process 7 is gone".into());
@@ -497,10 +526,12 @@ mod tests {
     fn without_colours() {
         let mut terminal = Terminal::new(TestBackend::new(120, 30)).unwrap();
         let (mut app, history) = (app(), sample());
-        let theme = Theme { is_coloured: false };
+        let theme = Theme { is_coloured: false, is_unicode: false };
         terminal.draw(|frame| draw(frame, &mut app, &history, theme)).unwrap();
         let cells = terminal.backend().buffer().content();
         assert!(cells.iter().all(|cell| cell.fg == Color::Reset && cell.bg == Color::Reset));
+        assert!(cells.iter().all(|cell| cell.symbol().is_ascii()));
+        assert!(cells.iter().any(|cell| cell.symbol() == "="), "half full");
     }
 
     #[test]
@@ -514,7 +545,21 @@ mod tests {
     }
 
     #[test]
+    fn help_scrolls_where_there_is_little_room() {
+        let (mut app, history) = (app(), sample());
+        press(&mut app, "h");
+        let top = screen(&mut app, &history, 40, 10);
+        line_with(&top, "quit");
+        assert!(!top.iter().any(|line| line.contains("HISTORY")));
+        app.help_scroll = usize::MAX;
+        line_with(&screen(&mut app, &history, 40, 10), "HISTORY");
+    }
+
+    #[test]
     fn courses() {
+        let course = |values: &[u64], room| {
+            course(values, room, Theme { is_coloured: true, is_unicode: true })
+        };
         assert_eq!(course(&[0, 1, 4, 8], 9), " ▁▄█");
         assert_eq!(course(&[9, 0, 7], 2), " █");
         assert_eq!(course(&[5, 5, 5], 9), "▄▄▄");

@@ -29,6 +29,7 @@ mod summary;
 mod table;
 mod text;
 
+use std::env;
 use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 
@@ -86,6 +87,11 @@ fn run(options: &Options) -> Result<ExitCode, Failure> {
     let on_screen = !options.once && !options.csv;
     if on_screen && !io::stdout().is_terminal() {
         return Err(Failure::Other("standard output is no terminal: use --once or --csv".into()));
+    }
+    let kind = env::var("TERM").unwrap_or_default();
+    if on_screen && ["", "dumb"].contains(&&*kind) {
+        let error = format!("a terminal with TERM={kind} has no screen: use --once or --csv");
+        return Err(Failure::Other(error));
     }
     let process = match options.process {
         Some(number) => number,
