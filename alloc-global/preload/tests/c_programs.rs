@@ -48,6 +48,12 @@ fn threads_and_forks() {
     check_preloaded(&compile("cc", "threads.c", "threads", NOTHING));
 }
 
+/// What programs of others do.
+#[test]
+fn strangers() {
+    check_preloaded(&compile("cc", "strangers.c", "strangers", NOTHING));
+}
+
 #[test]
 fn operators() {
     if is_there("c++") {

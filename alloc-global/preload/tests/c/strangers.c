@@ -1,0 +1,144 @@
+/* What programs do with the process that they share with an allocator, and other allocators let them do. What hangs is ended. */
+#include "check.h"
+
+#include <dirent.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { PATIENCE = 300, MIB = 1 << 20 };
+
+/* What is resident, in MiB. */
+static long resident(void)
+{
+    long pages = 0;
+    FILE *file = fopen("/proc/self/statm", "r");
+    CHECK(file && fscanf(file, "%*d %ld", &pages) == 1);
+    fclose(file);
+    return pages * (sysconf(_SC_PAGESIZE) / 1024) / 1024;
+}
+
+static int threads(void)
+{
+    int count = 0;
+    DIR *tasks = opendir("/proc/self/task");
+    for (struct dirent *entry; tasks && (entry = readdir(tasks));)
+        count += entry->d_name[0] != '.';
+    closedir(tasks);
+    return count;
+}
+
+/* Allocates so many MiB of small blocks, and frees them. */
+static void *burst(void *mib)
+{
+    size_t count = (size_t)(intptr_t)mib * MIB / 128;
+    void **blocks = malloc(count * sizeof *blocks);
+    for (size_t i = 0; i < count; i++)
+        memset(blocks[i] = malloc(120), 1, 120);
+    for (size_t i = 0; i < count; i++)
+        free(blocks[i]);
+    free(blocks);
+    return NULL;
+}
+
+/* Waits for a child that must end well. */
+static void wait_for(pid_t child)
+{
+    int status = 1;
+    while (waitpid(child, &status, 0) < 0)
+        CHECK(errno == EINTR);
+    CHECK(status == 0);
+}
+
+static int may_have_user_namespaces(void)
+{
+    pid_t child = fork();
+    if (child == 0)
+        _exit(unshare(CLONE_NEWUSER) != 0);
+    int status;
+    CHECK(waitpid(child, &status, 0) == child);
+    if (status != 0)
+        fprintf(stderr, "skipped: user namespaces: there are none here\n");
+    return status == 0;
+}
+
+/* The kernel refuses it to programs of several threads. */
+static void user_namespace(void)
+{
+    if (!may_have_user_namespaces())
+        return;
+    burst((void *)64);
+    CHECK(threads() == 1);
+    CHECK(unshare(CLONE_NEWUSER) == 0);
+}
+
+/* The same once a program's threads are gone, and there is nothing more to be done. */
+static void user_namespace_after_threads(void)
+{
+    if (!may_have_user_namespaces())
+        return;
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, burst, (void *)64) == 0 && pthread_join(thread, NULL) == 0);
+    while (unshare(CLONE_NEWUSER) != 0)
+        usleep(10000);
+}
+
+static void *end_later(void *nothing)
+{
+    burst((void *)16);
+    usleep(100000);
+    return nothing;
+}
+
+/* A process ends with its last thread, also where the first one ended before. */
+static void first_thread_ends(void)
+{
+    pid_t child = fork();
+    if (child == 0) {
+        alarm(PATIENCE);
+        burst((void *)64);
+        pthread_t thread;
+        CHECK(pthread_create(&thread, NULL, end_later, NULL) == 0);
+        pthread_exit(NULL);
+    }
+    wait_for(child);
+}
+
+static void *wait_for_signal(void *set)
+{
+    int signal;
+    CHECK(sigwait(set, &signal) == 0 && signal == SIGHUP);
+    return NULL;
+}
+
+/* Signals are blocked in all threads, and one takes them by sigwait: memory goes back all the same. */
+static void blocked_signals(void)
+{
+    static sigset_t set;
+    sigfillset(&set);
+    sigdelset(&set, SIGALRM);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, wait_for_signal, &set) == 0);
+    long before = resident();
+    burst((void *)400);
+    while (resident() > before + 32)
+        usleep(10000);
+    kill(getpid(), SIGHUP);
+    CHECK(pthread_join(thread, NULL) == 0);
+}
+
+#define ENTRY(name) {#name, name}
+int main(int argc, char **argv)
+{
+    static const struct check checks[] = {
+        ENTRY(user_namespace),
+        ENTRY(user_namespace_after_threads),
+        ENTRY(first_thread_ends),
+        ENTRY(blocked_signals),
+    };
+    alarm(PATIENCE);
+    return run_checks(checks, sizeof checks / sizeof *checks, argc, argv);
+}
