@@ -9,7 +9,8 @@
 //! ```
 //!
 //! # Environment
-//! Read once; a value that makes no sense is named in a line on stderr and ignored. In programs that run with rights that their user
+//! Read once, at the start; a value that makes no sense is named in a line on stderr and ignored, and so is a name that is none of
+//! these. An empty value means that the variable is not set. In programs that run with rights that their user
 //! does not have (set-uid), all are ignored. The README of the repository has their ranges.
 //!
 //! | variable | says |
