@@ -7,6 +7,7 @@ use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::env;
 use std::panic;
+use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, mpsc};
 use std::thread;
@@ -354,6 +355,68 @@ fn in_handlers_while_others_are_in_slow_paths() {
     in_every_mode(|| {
         cpu::start();
         stop_others_and_interrupt_this();
+    });
+}
+
+/// An item is claimed by another thread, which is stopped on the way to a list, when a handler forks that interrupted the queueing
+/// of an item. The child does not have that thread: there the item is idle, or queued by who wants it queued.
+#[test]
+fn in_handlers_while_others_queue_irq_work() {
+    static THEIRS: IrqWork = IrqWork::new(|_| RUNS.set(RUNS.get() | 1));
+    static MINE: IrqWork = IrqWork::new(|_| RUNS.set(RUNS.get() | 2));
+    thread_local! {
+        static RUNS: Cell<u32> = const { Cell::new(0) };
+    }
+    fn come_to(place: Place) {
+        if is_child() {
+            return;
+        }
+        if !FORKS.get() {
+            if place == Place::WorkClaimed {
+                stop_for(60_000);
+            }
+        } else if !IS_INTERRUPTED.get() && FORK_AT.get() == Some(place) {
+            raise();
+        }
+    }
+    thread_local! {
+        static FORK_AT: Cell<Option<Place>> = const { Cell::new(None) };
+    }
+    let in_turn = |places: &[(Place, &'static IrqWork)]| {
+        handle(fork_in_a_handler);
+        fault::set_hook(come_to);
+        FORKS.set(true);
+        for (place, item) in places {
+            STOPPED.store(false, Ordering::Relaxed);
+            thread::scope(|scope| {
+                scope.spawn(|| THEIRS.queue());
+                while !STOPPED.load(Ordering::Acquire) {
+                    thread::yield_now();
+                }
+                RUNS.set(0);
+                FORK_AT.set(Some(*place));
+                let was_queued = item.queue();
+                if is_child() {
+                    assert!(was_queued);
+                    assert!(ptr::eq(*item, &raw const THEIRS) || !THEIRS.is_busy());
+                    item.sync();
+                    assert!(!item.is_busy());
+                    // By this thread, as there is no other.
+                    assert_eq!(RUNS.get(), if ptr::eq(*item, &raw const MINE) { 2 } else { 1 });
+                    live_as_a_child();
+                }
+                FORK_AT.set(None);
+            });
+            THEIRS.sync();
+            MINE.sync();
+        }
+    };
+    in_every_mode(|| {
+        in_turn(&[
+            (Place::WorkClaimed, &MINE),
+            (Place::WorkQueued, &MINE),
+            (Place::WorkQueued, &THEIRS),
+        ]);
     });
 }
 

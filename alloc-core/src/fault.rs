@@ -55,11 +55,15 @@ pub enum Place {
     WorkClaimed,
     /// An irq work is on a list, and the CPU's thread not told yet.
     WorkQueued,
+    /// A reader is counted on its thread, and not for others yet.
+    ReaderEntering,
+    /// A reader is not counted for others any more, and on its thread still.
+    ReaderLeaving,
 }
 
 impl Place {
     /// All places.
-    pub const ALL: [Place; 23] = [
+    pub const ALL: [Place; 25] = [
         Place::BackendDeciding,
         Place::NodesReading,
         Place::ArenaMaking,
@@ -83,6 +87,8 @@ impl Place {
         Place::DeferredTaken,
         Place::WorkClaimed,
         Place::WorkQueued,
+        Place::ReaderEntering,
+        Place::ReaderLeaving,
     ];
 }
 

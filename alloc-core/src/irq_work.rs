@@ -18,9 +18,11 @@
 //! claimed again while it runs may go to another CPU, and be done there before its first runner comes to the waking; or run
 //! there at the same time, and have BUSY cleared by the first.
 //!
-//! *Forks.* The child has none of the threads that may have had an item in hand: on its way to a list, taken from one, or
-//! running. There an item is queued if it was on a list when the parent forked, and idle otherwise. The flags say of which
-//! process they are, by the number of forks.
+//! *Forks.* The child has none of the other threads that may have had an item in hand: on its way to a list, taken from one,
+//! or running. There an item is queued if it was on a list when the parent forked, and idle otherwise. The flags say of which
+//! process they are, by the number of forks. A handler that interrupted a queueing may fork, too: each thread has a list of
+//! the items that it is queueing. These stay claimed in the child, and whoever queues one finds out afterwards whether it is
+//! queued there.
 //!
 //! This file may touch `sync`, `thread`, `percpu` and `fault`.
 
@@ -31,7 +33,7 @@ use core::ptr;
 pub(crate) use queues::{count, forget_cpus, offline, online, queued, run_hard, run_threaded};
 
 use crate::sync::counters::{self, Line};
-use crate::sync::{AtomicPtr, AtomicU32, Link, Ordering, Rcuwait, forks, relax};
+use crate::sync::{AtomicPtr, AtomicU32, Backoff, Link, Ordering, Rcuwait, forks};
 
 /// Queued, and not yet begun.
 const PENDING: u32 = 1;
@@ -137,8 +139,9 @@ impl IrqWork {
     /// Waits until the item is not busy, spinning or sleeping.
     pub(crate) fn wait_until_idle(&self, spins: bool) {
         if spins {
+            let mut backoff = Backoff::new();
             while self.is_busy() {
-                relax();
+                backoff.pause();
             }
         } else {
             self.waiter.wait_until(|| !self.is_busy());
@@ -148,8 +151,9 @@ impl IrqWork {
     /// Waits until no runner is at an item that is not busy.
     pub(crate) fn wait_until_left<'a>(&self, runners: impl IntoIterator<Item = &'a Runner>) {
         for runner in runners {
+            let mut backoff = Backoff::new();
             while runner.is_at(self) {
-                relax();
+                backoff.pause();
             }
         }
     }
@@ -207,8 +211,9 @@ impl Runner {
         let enter = || {
             self.at.compare_exchange(ptr::null_mut(), item, Ordering::Relaxed, Ordering::Relaxed)
         };
+        let mut backoff = Backoff::new();
         while enter().is_err() {
-            relax();
+            backoff.pause();
         }
     }
 
@@ -233,13 +238,16 @@ mod queues {
 
     extern crate std;
 
+    use core::cell::Cell;
+    use core::iter;
     use core::ptr;
     use core::sync::atomic::{AtomicU64, compiler_fence};
 
-    use super::{HARD, IrqWork, Runner, of_this_process};
+    use super::{HARD, IrqWork, PENDING, Runner, of_this_process};
     use crate::fault::{self, Place};
+    use crate::os;
     use crate::percpu;
-    use crate::sync::{AtomicU32, CpuLists, Ordering, Taken, count_fork, relax};
+    use crate::sync::{AtomicU32, Backoff, CpuLists, Ordering, Taken, count_fork, forks};
     use crate::thread::{self, IrqMode, MAX_CPUS};
 
     /// Items for the handler, and for the loop, of each CPU's thread. (`raised_list` and `lazy_list` of the kernel.)
@@ -259,25 +267,72 @@ mod queues {
     /// That of the time before there were any.
     static BOOT_RUNNER: Runner = Runner::new();
 
-    std::thread_local! {
-        /// Items that this thread is on the way to a list with. If a handler that interrupts that forks, it is the same thread
-        /// that goes on in the child.
-        static QUEUING: AtomicU32 = const { AtomicU32::new(0) };
+    /// An item that a thread is queueing.
+    struct Queueing {
+        item: *const IrqWork,
+        /// What a handler interrupted by queueing this one.
+        outer: *const Queueing,
     }
 
-    /// Runs what takes an item to a list.
-    fn queuing<R>(body: impl FnOnce() -> R) -> R {
-        QUEUING.with(|queuing| {
-            // No locked instruction: a handler in the midst of this leaves the number as it found it.
-            let outer = queuing.load(Ordering::Relaxed);
-            queuing.store(outer + 1, Ordering::Relaxed);
+    std::thread_local! {
+        /// What this thread is queueing. Where a handler forks in the midst of that, it is the same thread that goes on in the
+        /// child.
+        static QUEUEING: Cell<*const Queueing> = const { Cell::new(ptr::null()) };
+    }
+
+    impl Queueing {
+        /// Runs what claims an item and takes it to a list.
+        fn run<R>(item: *const IrqWork, body: impl FnOnce(&Queueing) -> R) -> R {
+            let outer = QUEUEING.get();
+            let queueing = Queueing { item, outer };
+            // A handler in the midst of this leaves the list as it found it.
+            QUEUEING.set(&raw const queueing);
             // Towards handlers on this thread: the item is claimed and on the list in between.
             compiler_fence(Ordering::SeqCst);
-            let result = body();
+            let result = body(&queueing);
             compiler_fence(Ordering::SeqCst);
-            queuing.store(outer, Ordering::Relaxed);
+            QUEUEING.set(outer);
             result
-        })
+        }
+
+        /// What this thread is queueing: this, and what was interrupted by that.
+        fn all<'a>(first: *const Queueing) -> impl Iterator<Item = &'a Queueing> {
+            // SAFETY: entries stay on the stack of their thread until they have left the list.
+            let entry = |entry: *const Queueing| unsafe { entry.as_ref() };
+            iter::successors(entry(first), move |queueing| entry(queueing.outer))
+        }
+
+        /// After a fork in the midst of this, in the child: whether the item is claimed and on no list, as it was not this
+        /// thread that claimed it, or another one had taken it from its list. Then it is idle now.
+        #[cold]
+        fn was_lost(&self) -> bool {
+            // No handler finds the list empty, or the item idle and on it.
+            let _masked = os::block_signals();
+            // SAFETY: the promise of who queues it.
+            let flags = unsafe { &(*self.item).flags };
+            // What was interrupted goes on with the item.
+            if !THREADED.is_boot()
+                || Queueing::all(self.outer).any(|outer| ptr::eq(outer.item, self.item))
+                || flags.load(Ordering::Relaxed) & PENDING == 0
+            {
+                return false;
+            }
+            let mut is_there = false;
+            for lists in [&RAISED, &THREADED] {
+                for item in lists.boot().take() {
+                    is_there |= ptr::eq(item, self.item);
+                    // SAFETY: what was on a list stays valid until it is run.
+                    unsafe { lists.add(0, item) };
+                }
+            }
+            if !is_there {
+                flags.store(
+                    of_this_process(flags.load(Ordering::Relaxed) & HARD),
+                    Ordering::Relaxed,
+                );
+            }
+            !is_there
+        }
     }
 
     impl IrqWork {
@@ -305,21 +360,31 @@ mod queues {
         /// As [`IrqWork::queue_on`], for an item that is not static.
         ///
         /// # Safety
-        /// The item stays where it is until [`IrqWork::sync`] has returned and nobody queued it again.
+        /// The item stays where it is until [`IrqWork::sync`] has returned and nobody queued it again. That goes for the child
+        /// of a fork as well, where an item that was on a list is run by whoever first waits for one: so an item on the stack of
+        /// a thread is not to be queued while another thread forks.
         pub unsafe fn queue_raw(item: *const IrqWork, cpu: usize) -> bool {
-            let told = queuing(|| {
-                // SAFETY: the caller's promise.
-                unsafe {
-                    (*item).claim().then(|| {
-                        fault::point(Place::WorkClaimed);
-                        // Relaxed: a number that is looked at, and guards nothing.
-                        QUEUED.fetch_add(1, Ordering::Relaxed);
-                        let lists = if (*item).is_for_handler() { &RAISED } else { &THREADED };
-                        lists.add(cpu, item.cast_mut())
-                    })
+            // SAFETY: the caller's promise.
+            let queue = || unsafe {
+                let told = (*item).claim().then(|| {
+                    fault::point(Place::WorkClaimed);
+                    // Relaxed: a number that is looked at, and guards nothing.
+                    QUEUED.fetch_add(1, Ordering::Relaxed);
+                    let lists = if (*item).is_for_handler() { &RAISED } else { &THREADED };
+                    lists.add(cpu, item.cast_mut())
+                });
+                fault::point(Place::WorkQueued);
+                told
+            };
+            let told = loop {
+                let before = forks();
+                let (told, was_lost) = Queueing::run(item, |queueing| {
+                    (queue(), forks() != before && queueing.was_lost())
+                });
+                if !was_lost {
+                    break told;
                 }
-            });
-            fault::point(Place::WorkQueued);
+            };
             if let Some(Some(cpu)) = told {
                 thread::raise(cpu);
             }
@@ -335,10 +400,11 @@ mod queues {
         /// In debug builds if two threads sleep here at once for one item.
         pub fn sync(&self) {
             // Nobody else runs what is queued before there are CPUs.
+            let mut backoff = Backoff::new();
             while self.is_busy() && THREADED.is_boot() {
                 run(&BOOT_RUNNER, RAISED.boot().take());
                 run(&BOOT_RUNNER, THREADED.boot().take());
-                relax();
+                backoff.pause();
             }
             self.wait_until_idle(self.is_for_handler());
             self.wait_until_left(RUNNERS.iter().chain([&BOOT_RUNNER]));
@@ -388,16 +454,23 @@ mod queues {
     pub(crate) fn forget_cpus() {
         let runners = RUNNERS.iter().chain([&BOOT_RUNNER]);
         runners.for_each(|runner| runner.at.store(ptr::null_mut(), Ordering::Relaxed));
-        // An item that this thread goes on with must stay claimed. Then the others do, too.
-        if QUEUING.with(|queuing| queuing.load(Ordering::Relaxed)) == 0 {
-            count_fork();
-        }
+        count_fork();
+        let keep = |item: *const IrqWork| {
+            // SAFETY: items on lists, and those that this thread is queueing, are valid, and there is no other thread.
+            let flags = unsafe { &(*item).flags };
+            flags.store(of_this_process(flags.load(Ordering::Relaxed)), Ordering::Relaxed);
+        };
         for lists in [&RAISED, &THREADED] {
-            lists.forget_cpus(|item| {
-                // SAFETY: items on lists are valid, and there is no other thread.
-                let flags = unsafe { &(*item).flags };
-                flags.store(of_this_process(flags.load(Ordering::Relaxed)), Ordering::Relaxed);
-            });
+            lists.forget_cpus(|item| keep(item));
+        }
+        for queueing in Queueing::all(QUEUEING.get()) {
+            // SAFETY: as above.
+            let flags = unsafe { &(*queueing.item).flags };
+            if flags.load(Ordering::Relaxed) & PENDING == 0 {
+                // Another thread was running it.
+                flags.fetch_and(HARD, Ordering::Relaxed);
+            }
+            keep(queueing.item);
         }
     }
 

@@ -13,23 +13,25 @@
 //! part by a thread-local with a destructor. Under an allocator each of these may recurse into the code that it serves, none of
 //! it can be had in a handler that interrupted the same, and a thread that exits frees what others may be walking over.
 //!
-//! This file may touch `objects` and what is below it.
+//! This file may touch `objects` and what is below it, and `fault`.
 
 extern crate std;
 
 use core::cell::Cell;
 use core::marker::PhantomData;
 use core::mem;
+use core::sync::atomic::{Ordering, compiler_fence};
 
 use crate::batch::Batch;
 use crate::deferred::Block;
+use crate::fault::{self, Place};
 use crate::objects;
-use crate::os;
 use crate::percpu;
 use crate::size_class::Class;
 use crate::slab;
 use crate::sync::{
-    Context, ControlMutex, Grace, Llist, Lock, LockClass, RawLock, Taken, Ticket, relax, witness,
+    Backoff, Context, ControlMutex, Grace, Llist, Lock, LockClass, RawLock, Taken, Ticket, forks,
+    witness,
 };
 use crate::watch;
 
@@ -43,10 +45,40 @@ std::thread_local! {
     static OWN: Cell<[usize; 2]> = const { Cell::new([0; 2]) };
 }
 
-fn count_own(ticket: Ticket, change: isize) {
-    let mut own = OWN.get();
-    own[ticket.side() & 1] = own[ticket.side() & 1].wrapping_add_signed(change);
-    OWN.set(own);
+/// Counts a reader on this thread, which `step` counts for others, or counts it out.
+///
+/// A handler that interrupts this and forks finds one of both done, and takes the other number for that of readers that the child
+/// does not have. So the child puts that right when both are done. It has one thread until its handler returns.
+#[inline]
+fn count(ticket: Ticket, change: isize, step: impl FnOnce()) {
+    let before = forks();
+    // Towards handlers on this thread, here and below.
+    compiler_fence(Ordering::SeqCst);
+    let count_own = || {
+        let mut own = OWN.get();
+        own[ticket.side() & 1] = own[ticket.side() & 1].wrapping_add_signed(change);
+        OWN.set(own);
+        compiler_fence(Ordering::SeqCst);
+    };
+    if change > 0 {
+        count_own();
+        fault::point(Place::ReaderEntering);
+        step();
+    } else {
+        step();
+        fault::point(Place::ReaderLeaving);
+        count_own();
+    }
+    compiler_fence(Ordering::SeqCst);
+    if forks() != before {
+        forget_others();
+    }
+}
+
+/// In the child of a fork: readers on other threads are no more.
+#[cold]
+fn forget_others() {
+    GRACE.forget_others(OWN.get());
 }
 
 /// A reader, until it is dropped.
@@ -63,16 +95,14 @@ pub struct ReadGuard {
 #[inline]
 pub fn read_lock() -> ReadGuard {
     let ticket = GRACE.ticket(percpu::cpu());
-    count_own(ticket, 1);
-    GRACE.enter(ticket);
+    count(ticket, 1, || GRACE.enter(ticket));
     ReadGuard { ticket, _thread: PhantomData }
 }
 
 impl Drop for ReadGuard {
     #[inline]
     fn drop(&mut self) {
-        GRACE.leave(self.ticket);
-        count_own(self.ticket, -1);
+        count(self.ticket, -1, || GRACE.leave(self.ticket));
     }
 }
 
@@ -85,15 +115,10 @@ pub fn synchronize() {
     witness::may_sleep();
     debug_assert!(OWN.get() == [0; 2], "a reader waits for itself");
     let end = GRACE.begin();
-    let mut attempts = 0u32;
+    // Most readers are short.
+    let mut backoff = Backoff::new();
     while !GRACE.is_over(end) {
-        // Most readers are short.
-        if attempts < 100 {
-            relax();
-        } else {
-            os::sleep_microseconds(50);
-        }
-        attempts += 1;
+        backoff.pause();
     }
 }
 
@@ -230,9 +255,9 @@ pub(crate) fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
     visit(LockClass::Waiting, WAITING.raw());
 }
 
-/// In the child of a fork: readers on other threads are no more.
+/// In the child of a fork: what other threads were at is no more.
 pub(crate) fn forget_threads() {
-    GRACE.forget_others(OWN.get());
+    forget_others();
     // SAFETY: there is no other thread.
     unsafe { TURNS.renew() };
 }

@@ -5,8 +5,8 @@
 
 use core::ptr;
 
+use super::Backoff;
 use super::primitive::{AtomicPtr, Ordering};
-use super::relax;
 
 /// What can be a node of an [`Llist`].
 ///
@@ -175,6 +175,7 @@ impl<T: Link, const CPUS: usize> CpuLists<T, CPUS> {
     /// # Safety
     /// As [`Llist::add`].
     pub(crate) unsafe fn add(&self, cpu: usize, node: *mut T) -> Option<usize> {
+        let mut backoff = Backoff::new();
         loop {
             // SAFETY: the caller's promise.
             if unsafe { self.boot.add(node) } != Added::Closed {
@@ -190,7 +191,7 @@ impl<T: Link, const CPUS: usize> CpuLists<T, CPUS> {
                 }
             }
             // One CPU at least is online, but not the same one all the time.
-            relax();
+            backoff.pause();
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! - [`Lock`], the one lock of the slow paths: a word, tried, spun on a little and then slept on in a futex.
 //! - [`Rcuwait`], a place for one thread to wait for what a signal handler does.
+//! - [`Backoff`], how to wait for another thread without sleeping in a lock of its own.
 //! - [`Bell`], what tells a thread that there is something to do.
 //! - [`counters`], which count what CPUs have to agree on, for who wants to know.
 //! - [`witness`], which holds locks against an order in debug builds.
@@ -13,6 +14,7 @@
 //!
 //! Nothing here allocates, but for locks of the control plane. This folder may touch `os` and `arch`.
 
+mod backoff;
 mod bell;
 mod context;
 #[cfg(not(loom))]
@@ -26,6 +28,7 @@ mod process;
 mod rcuwait;
 pub(crate) mod witness;
 
+pub(crate) use backoff::Backoff;
 pub(crate) use bell::Bell;
 pub(crate) use context::Context;
 #[cfg(not(loom))]
