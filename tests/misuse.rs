@@ -142,7 +142,7 @@ fn free_of_the_middle_of_a_block() {
     for backend in BACKENDS {
         Scenario::new(backend, || free_instead(|block| (block.wrapping_add(8), LAYOUT)))
             .env("HAYLOFT_BACKEND", backend)
-            .run(|output| assert_abort(output, &["foreign", "64"]));
+            .run(|output| assert_abort(output, &["no object starts", "64"]));
     }
 }
 
@@ -151,7 +151,7 @@ fn free_with_the_layout_of_another_class() {
     for backend in BACKENDS {
         Scenario::new(backend, || free_instead(|block| (block, Layout::new::<[u64; 10]>())))
             .env("HAYLOFT_BACKEND", backend)
-            .run(|output| assert_abort(output, &["foreign", "80"]));
+            .run(|output| assert_abort(output, &["one of class 80", "one of class 64"]));
     }
 }
 
@@ -192,7 +192,7 @@ fn free_to_another_cache() {
         };
         Scenario::new(backend, scenario)
             .env("HAYLOFT_BACKEND", backend)
-            .run(|output| assert_abort(output, &["foreign", "a cache of objects of 48"]));
+            .run(|output| assert_abort(output, &["as one of a cache of objects of 48"]));
     }
 }
 

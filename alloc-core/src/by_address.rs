@@ -5,24 +5,25 @@
 //! allocated: what is allocated here may be freed by `kmalloc` with a layout that fits, what is allocated there may be freed here,
 //! and so may the objects of a cache (as `kfree` may).
 //!
-//! An address in none of our arenas is *foreign*: the loader's, who allocated before there were symbols to be bound to us, or of
-//! another allocator. Those are left alone.
+//! An address in none of our arenas is *foreign*: of another allocator, or no block at all. Who frees by address says what is done
+//! with it.
 //!
 //! This file may touch `kmalloc`, `nolock`, and what these may touch.
 
 use core::alloc::Layout;
 use core::ptr::{self, NonNull};
 
+use crate::arch::{self, Push};
 use crate::kmalloc;
 use crate::nolock;
 use crate::objects::{self, checked_in, checked_out, free_run, may_reclaim};
 use crate::os;
-use crate::page::{self, Unit};
+use crate::page::{META_SIZE, Unit};
 use crate::percpu;
 use crate::size_class::{Class, MALLOC_ALIGN, UNIT_SHIFT, class_of, class_of_size};
-use crate::slab::Slab;
+use crate::slab;
 use crate::sync::Context;
-use crate::watch;
+use crate::watch::{self, WATCHED};
 
 /// The layout that serves `size` bytes; `None` for more than there can be.
 fn layout_of(size: usize) -> Option<Layout> {
@@ -64,19 +65,45 @@ pub fn alloc_nolock(size: usize) -> *mut u8 {
     layout_of(size).and_then(nolock::alloc).map_or(ptr::null_mut(), NonNull::as_ptr)
 }
 
-/// Frees a block. Does nothing if it is foreign, or null.
+/// What is done with a block that is foreign, and not null.
+pub type Foreign = unsafe extern "C" fn(*mut u8);
+
+/// Frees a block; nothing if it is null.
 ///
 /// # Safety
-/// If `block` is of this allocator, it was not freed, and is not used any more. One that is not, and lies where no class would have
-/// it, ends the process with a message; where debug assertions are on, so does any.
+/// The block is null, or of this allocator, was not freed, and is not used any more. One that is foreign, an address at which no
+/// block starts, and one that was freed right before, or just one free earlier, on the same CPU, ends the process with a message;
+/// where debug assertions are on, so does any that was freed.
 #[inline(always)]
 pub unsafe fn free(block: *mut u8) {
+    // SAFETY: the caller's promise.
+    unsafe { free_or(block, refuse) }
+}
+
+/// As [`free`], and a foreign block goes to `foreign`.
+///
+/// # Safety
+/// As [`free`], but the block may be foreign.
+#[inline(always)]
+pub unsafe fn free_or(block: *mut u8, foreign: Foreign) {
+    note_free(block);
     // SAFETY: the caller's promise: what is in our arena is in use, so the unit has metadata, and keeps its class.
     unsafe {
-        match page::meta_in_first(block).and_then(|meta| Slab::class_of_unit(meta.cast())) {
-            Some(class) => free_object(class, block),
-            None => free_elsewhere(block),
+        match arch::push_by_address::<META_SIZE, { slab::IN_UNIT }, { slab::CLASS }>(block) {
+            Push::Done => {}
+            Push::Refused => free_refused(block),
+            Push::Elsewhere => free_elsewhere(block, foreign),
         }
+    }
+}
+
+/// What is to be told of an object that the program gives back, if there is anybody to be told.
+#[inline(always)]
+fn note_free(block: *mut u8) {
+    if (WATCHED || cfg!(debug_assertions))
+        && let Some((class, true)) = objects::find(block)
+    {
+        checked_in(block, class);
     }
 }
 
@@ -85,35 +112,43 @@ pub unsafe fn free(block: *mut u8) {
 /// # Safety
 /// As [`free`].
 pub unsafe fn free_nolock(block: *mut u8) {
+    note_free(block);
     // SAFETY: the caller's promise.
-    Context::without_waiting(|| unsafe { free_elsewhere(block) });
+    Context::without_waiting(|| unsafe { free_elsewhere(block, refuse) });
 }
 
+/// Frees an object that its sheaf refused. It has but one argument, so that a hit need not keep the class where another one is.
+///
 /// # Safety
-/// As [`free`], for an object of `class`.
-#[inline(always)]
-unsafe fn free_object(class: Class, object: *mut u8) {
-    checked_in(object, class);
+/// As [`free`], for an object.
+#[cold]
+#[inline(never)]
+unsafe extern "C" fn free_refused(object: *mut u8) {
     // SAFETY: the caller's promise.
     unsafe {
-        if !percpu::push(class, object) {
-            objects::free_slow(class, object);
+        if let Place::Object(class) = Place::of(object) {
+            objects::free_refused(class, object);
         }
     }
 }
 
-/// As [`free`], for a block wherever it is.
+/// As [`free_or`], for a block wherever it is.
 ///
 /// # Safety
-/// As [`free`].
+/// As [`free_or`].
 #[cold]
 #[inline(never)]
-unsafe extern "C" fn free_elsewhere(block: *mut u8) {
+unsafe extern "C" fn free_elsewhere(block: *mut u8, foreign: Foreign) {
     // SAFETY: the caller's promise.
     unsafe {
         match Place::of(block) {
-            Place::Foreign => {}
-            Place::Object(class) => free_object(class, block),
+            Place::Foreign if block.is_null() => {}
+            Place::Foreign => foreign(block),
+            Place::Object(class) => {
+                if !percpu::push_once(class, block) {
+                    objects::free_refused(class, block);
+                }
+            }
             Place::Run(_) => {
                 watch::freed(block);
                 Context::enter(|context| {
@@ -123,6 +158,24 @@ unsafe extern "C" fn free_elsewhere(block: *mut u8) {
             }
         }
     }
+}
+
+/// Ends the process, for a foreign block was to be freed.
+#[cold]
+unsafe extern "C" fn refuse(block: *mut u8) {
+    refuse_foreign(block);
+}
+
+/// Ends the process with a message, for a foreign block was to be freed, or to be of another size.
+#[cold]
+pub fn refuse_foreign(block: *mut u8) -> ! {
+    os::abort(format_args!("free or realloc of foreign address {block:p}"))
+}
+
+/// Whether a block is foreign: null, or in none of our arenas.
+#[must_use]
+pub fn is_foreign(block: *mut u8) -> bool {
+    Unit::of(block).is_none()
 }
 
 /// Where a block lies.
@@ -135,17 +188,19 @@ enum Place {
 
 impl Place {
     /// # Safety
-    /// If the block is of this allocator, it was not freed. One that was, or that starts in the midst of a run, ends the process.
+    /// If the block is of this allocator, it was not freed. One that was, or an address at which none starts, ends the process.
     unsafe fn of(block: *mut u8) -> Place {
         let Some(unit) = Unit::of(block) else { return Place::Foreign };
-        if unit.is_committed() {
-            // SAFETY: committed, so it has metadata; in use, by the caller's promise.
-            if let Some(class) = unsafe { Slab::class_of_unit(unit.meta().cast()) } {
-                return Place::Object(class);
-            }
-            if let Some(units) = unit.run_len().filter(|_| unit.address() == block) {
-                return Place::Run(units << UNIT_SHIFT);
-            }
+        match objects::find(block) {
+            Some((class, true)) => return Place::Object(class),
+            Some((class, false)) => os::abort(format_args!(
+                "{block:p} is no block in use: no object starts there ({})",
+                objects::Kind(class)
+            )),
+            None => {}
+        }
+        if let Some(units) = unit.run_len().filter(|_| unit.address() == block) {
+            return Place::Run(units << UNIT_SHIFT);
         }
         os::abort(format_args!("{block:p} is no block in use: {}", unit.misplaced()))
     }
@@ -168,10 +223,11 @@ pub unsafe fn usable_size(block: *mut u8) -> usize {
 }
 
 /// Makes a block one of `new_size` bytes, keeping its contents up to the lesser size; it may move, and then has no alignment of
-/// its own any more. Null when there is no memory, or the block is foreign; then it stays as it was.
+/// its own any more. One that shrinks stays where it is, unless half of it or more would be wasted, and always gets what it asks
+/// for. Null when there is no memory, or the block is foreign; then it stays as it was.
 ///
 /// # Safety
-/// As [`free`]; and `block` is not null.
+/// As [`free_or`]; and `block` is not null.
 #[must_use]
 pub unsafe fn realloc(block: *mut u8, new_size: usize) -> *mut u8 {
     let Some(new_layout) = layout_of(new_size) else { return ptr::null_mut() };
@@ -195,10 +251,13 @@ pub unsafe fn realloc(block: *mut u8, new_size: usize) -> *mut u8 {
             },
         };
         let new = kmalloc::alloc(new_layout);
-        if !new.is_null() {
-            ptr::copy_nonoverlapping(block, new, size.min(new_size));
-            free(block);
+        if new.is_null() {
+            // Without memory for a smaller one, the block is large enough.
+            let stays = new_size <= size && !watch::EXACT;
+            return if stays { watch::resized(block, block, new_size) } else { new };
         }
+        ptr::copy_nonoverlapping(block, new, size.min(new_size));
+        free(block);
         new
     }
 }
@@ -277,16 +336,24 @@ mod tests {
     }
 
     #[test]
-    fn foreign_blocks_are_left_alone() {
+    fn foreign_blocks_go_to_who_is_named() {
+        use core::sync::atomic::{AtomicPtr, Ordering};
+        static FREED: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
+        unsafe extern "C" fn note(block: *mut u8) {
+            FREED.store(block, Ordering::Relaxed);
+        }
         let mut local = 0u8;
-        for foreign in [ptr::null_mut(), &raw mut local] {
-            // SAFETY: no blocks of ours.
-            unsafe {
-                free(foreign);
-                free_nolock(foreign);
-                assert_eq!(usable_size(foreign), 0);
-                assert!(realloc(foreign, 10).is_null());
-            }
+        // SAFETY: no blocks of ours.
+        unsafe {
+            free(ptr::null_mut());
+            free_nolock(ptr::null_mut());
+            free_or(ptr::null_mut(), note);
+            assert!(FREED.load(Ordering::Relaxed).is_null());
+            free_or(&raw mut local, note);
+            assert_eq!(FREED.load(Ordering::Relaxed), &raw mut local);
+            assert!(is_foreign(&raw mut local));
+            assert_eq!(usable_size(&raw mut local), 0);
+            assert!(realloc(&raw mut local, 10).is_null());
         }
     }
 

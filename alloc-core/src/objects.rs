@@ -310,6 +310,40 @@ pub(crate) unsafe extern "C" fn free_slow(class: Class, object: *mut u8) {
     });
 }
 
+/// As [`free_slow`], for an object that the sheaf may also have refused because it is in there. Ends the process then.
+///
+/// # Safety
+/// As [`free_slow`].
+#[cold]
+#[inline(never)]
+pub(crate) unsafe extern "C" fn free_refused(class: Class, object: *mut u8) {
+    Context::enter(|context| {
+        free_deferred(context);
+        let backend = percpu::backend(context);
+        if is_on_top(context, backend, class, object) {
+            misused(object, class, Misuse::DoubleFree);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { free_object(context, class, object) };
+        may_reclaim(context);
+    });
+}
+
+/// Whether an object is one of the two topmost of the sheaf of this CPU.
+fn is_on_top(context: Context, backend: Backend, class: Class, object: *mut u8) -> bool {
+    if backend == Backend::Locked {
+        return percpu::is_on_top(class, object);
+    }
+    // Nobody but this CPU can look into its sheaf without being told of what was there before: so they are taken off for a moment.
+    let mut batch = Batch::new();
+    backend.drain(class, &mut batch, 2);
+    let found = batch.objects().contains(&object);
+    // SAFETY: objects that have just left a sheaf, and nobody else's.
+    unsafe { backend.fill(class, &mut batch) };
+    put_away(context, backend, class, node::current(), &mut batch);
+    found
+}
+
 /// Frees an object where the sheaf of this CPU had no room for it.
 ///
 /// # Safety
@@ -320,6 +354,7 @@ pub(crate) unsafe fn free_object(context: Context, class: Class, object: *mut u8
     if unsafe { backend.push(class, object) } {
         return;
     }
+    check(object, class);
     let len = backend.widen(class);
     // SAFETY: the caller's promise.
     if unsafe { backend.push(class, object) } {
@@ -1023,13 +1058,45 @@ fn note(object: *mut u8, class: Class, held: bool) {
     }
 }
 
+/// The class of the slab that an address lies in, and whether an object starts there.
+pub(crate) fn find(address: *mut u8) -> Option<(Class, bool)> {
+    let unit = Unit::of(address).filter(|unit| unit.is_committed())?;
+    // SAFETY: committed metadata of that unit.
+    unsafe { Slab::find(unit.meta().cast(), address) }
+}
+
+/// Ends the process if no object of `class` starts at `object`.
+fn check(object: *mut u8, class: Class) {
+    if find(object) != Some((class, true)) {
+        misused(object, class, Misuse::Foreign);
+    }
+}
+
+/// What a class is called in messages.
+pub(crate) struct Kind(pub(crate) Class);
+
+impl fmt::Display for Kind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = if self.0.of_cache().is_some() { "a cache of objects of" } else { "class" };
+        write!(formatter, "{kind} {}", slab::shape(self.0).stride())
+    }
+}
+
 #[cold]
 #[inline(never)]
 fn misused(object: *mut u8, class: Class, misuse: Misuse) -> ! {
-    let what = match misuse {
-        Misuse::Foreign => "free of foreign address",
-        Misuse::DoubleFree => "double free of",
-    };
-    let kind = if class.of_cache().is_some() { "a cache of objects of" } else { "class" };
-    os::abort(format_args!("{what} {object:p} ({kind} {})", slab::shape(class).stride()))
+    let kind = Kind(class);
+    match (misuse, find(object)) {
+        (Misuse::DoubleFree, _) => os::abort(format_args!("double free of {object:p} ({kind})")),
+        (Misuse::Foreign, None) => {
+            os::abort(format_args!("free of foreign address {object:p} ({kind})"))
+        }
+        (Misuse::Foreign, Some((found, _))) if found != class => os::abort(format_args!(
+            "free of {object:p} as one of {kind}; it is one of {}",
+            Kind(found)
+        )),
+        (Misuse::Foreign, Some(_)) => {
+            os::abort(format_args!("free of {object:p}, where no object starts ({kind})"))
+        }
+    }
 }

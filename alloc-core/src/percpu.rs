@@ -242,6 +242,21 @@ pub(crate) unsafe fn push(class: Class, object: *mut u8) -> bool {
     unsafe { arch::push(class.index(), object) }
 }
 
+/// As [`push`]; false also where the object is one of the two topmost already, and perhaps where it is not.
+///
+/// # Safety
+/// As [`push`].
+#[inline]
+pub(crate) unsafe fn push_once(class: Class, object: *mut u8) -> bool {
+    // SAFETY: as in `push`.
+    unsafe { arch::push_once(class.index(), object) }
+}
+
+/// Whether an object is one of the two topmost of this CPU's sheaf, for the locked backend.
+pub(crate) fn is_on_top(class: Class, object: *mut u8) -> bool {
+    Region::lock().is_some_and(|region| region.is_on_top(class, object))
+}
+
 /// The CPU this thread runs on, at the time of asking.
 #[inline]
 pub(crate) fn cpu() -> usize {
@@ -795,6 +810,14 @@ impl Region {
         top_at.store(top - 1, Ordering::Relaxed);
         // SAFETY: the lock is held; the word belongs to the sheaf.
         unsafe { *self.word(top) }
+    }
+
+    /// Whether an object is one of the two topmost.
+    fn is_on_top(&self, class: Class, object: *mut u8) -> bool {
+        let (top, floor) = (self.header(class)[0].load(Ordering::Relaxed), floor(class));
+        let topmost = floor.max(top.saturating_sub(2)) + 1..=top;
+        // SAFETY: the lock is held; the words belong to the sheaf.
+        topmost.into_iter().any(|index| unsafe { *self.word(index) } == object)
     }
 
     /// # Safety

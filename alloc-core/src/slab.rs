@@ -156,22 +156,30 @@ impl Shape {
         self.objects as usize
     }
 
+    /// 2^32 / `size`, rounded up: an offset in a unit is a multiple of `size` if the product of both, in 32 bits, is below this.
+    /// Where a slab is more than one unit, objects are taken to start at each multiple of the power of two in their size.
+    const fn in_unit(&self) -> u32 {
+        if self.units == 1 {
+            self.reciprocal
+        } else {
+            (1u64 << (32 - self.size.trailing_zeros())) as u32
+        }
+    }
+
     /// The list of a slab with so many free objects.
     #[inline(always)]
     fn list(&self, free: u32) -> u8 {
         if free == 0 { UNLISTED } else { ((free * self.list_scale) >> 16) as u8 }
     }
 
-    /// The index of the object at `offset` bytes in a slab. Only debug builds insist that it starts there: what a
-    /// wrong offset can hit otherwise is the object it points into.
+    /// The index of the object that starts at `offset` bytes in a slab.
     #[inline(always)]
     fn index_at(&self, offset: usize) -> Option<usize> {
         if offset >= self.span as usize {
             return None;
         }
         let index = self.index(offset);
-        let exact = !cfg!(debug_assertions) || index * self.size as usize == offset;
-        exact.then_some(index)
+        (index * self.size as usize == offset).then_some(index)
     }
 
     /// The index of the object that `offset`, less than 2^32, lies in.
@@ -190,10 +198,20 @@ impl Shape {
 
 /// Which slab the objects of a unit belong to. Every unit of a slab has a copy.
 #[derive(Clone, Copy)]
+#[repr(C)]
 struct Identity {
     base: *mut u8,
     tag: Tag,
+    /// What tells whether an object starts at an address, as [`Shape::in_unit`]; 0 where the unit belongs to no slab.
+    in_unit: u32,
 }
+
+/// Byte offset in a descriptor of the word that tells where objects start in its unit: at an address whose last 16 bits, times
+/// that word, are below it, in 32 bits. It is 0 in a unit that belongs to no slab.
+pub(crate) const IN_UNIT: usize = mem::offset_of!(Slab, identity.in_unit);
+/// Byte offset in a descriptor of the number of the class of the objects in its unit.
+pub(crate) const CLASS: usize = mem::offset_of!(Slab, identity.tag.class);
+const _: () = assert!(UNIT == 1 << 16);
 
 /// What kind of slab a unit belongs to: a word that is written at once, as [`Slab::for_each_out`] reads it of all units there are.
 #[derive(Clone, Copy)]
@@ -282,6 +300,7 @@ impl Slab {
             let tag = Tag { class: class.index() as u16, node, live: true };
             for unit in 0..shape(class).units as usize {
                 (&raw mut (*this.add(unit)).identity.base).write(base);
+                (&raw mut (*this.add(unit)).identity.in_unit).write(shape(class).in_unit());
                 Tag::store(&raw mut (*this.add(unit)).identity.tag, tag);
             }
             (&raw mut (*this).free_count).write(objects as u32);
@@ -322,6 +341,7 @@ impl Slab {
         unsafe {
             let tag = Tag { live: false, ..(*this).identity.tag };
             for unit in 0..shape_of(this).units as usize {
+                (&raw mut (*this.add(unit)).identity.in_unit).write(0);
                 Tag::store(&raw mut (*this.add(unit)).identity.tag, tag);
             }
         }
@@ -351,6 +371,20 @@ impl Slab {
             let tag = &raw const (*this).identity.tag;
             (*tag).live.then(|| Class::any_from_index((*tag).class.into()).unwrap_unchecked())
         }
+    }
+
+    /// The class of the objects of a unit, and whether one of them starts at `address`; `None` where the unit belongs to no slab.
+    ///
+    /// # Safety
+    /// `this` is committed metadata of the unit that holds `address`.
+    pub(crate) unsafe fn find(this: *mut Slab, address: *mut u8) -> Option<(Class, bool)> {
+        // SAFETY: the caller's promise; zeroed metadata is a valid tag.
+        let tag = unsafe { Tag::load(&raw mut (*this).identity.tag) };
+        let class = Class::any_from_index(tag.class.into()).filter(|_| tag.live)?;
+        // SAFETY: as above; a unit whose tag is live has its base.
+        let base = unsafe { (*this).identity.base };
+        let offset = address.addr().wrapping_sub(base.addr());
+        Some((class, shape(class).index_at(offset).is_some()))
     }
 
     /// The node whose lists the slab belongs to.
@@ -439,7 +473,12 @@ impl Bitmap {
                     if offset >= len {
                         break;
                     }
-                    bits |= 1 << (shape.index(offset) % WORD);
+                    let index = shape.index(offset);
+                    // The next round reports an address at which no object starts.
+                    if index * size != offset {
+                        break;
+                    }
+                    bits |= 1 << (index % WORD);
                     count += 1;
                 }
                 (bits, count)
@@ -1102,5 +1141,220 @@ impl Slab {
         // Relaxed: only the bit itself counts, and whoever passes an object on orders that itself.
         let old = if held { word.fetch_or(bit, Relaxed) } else { word.fetch_and(!bit, Relaxed) };
         if (old & bit != 0) == held { Err(Misuse::DoubleFree) } else { Ok(()) }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::batch::MAX_BATCH;
+    use std::vec::Vec;
+
+    fn of_size(size: usize) -> Class {
+        let found = (0..).map_while(Class::from_index).find(|class| class.size() == size);
+        found.expect("there is such a class")
+    }
+
+    /// Addresses that are only compared.
+    fn address(at: usize) -> *mut u8 {
+        ptr::without_provenance_mut(at)
+    }
+
+    const BASE: usize = 16 << 20;
+
+    /// The bitmap of a new slab, and what is cut of it.
+    fn full(class: Class) -> (Bitmap, Vec<*mut u8>) {
+        let shape = shape(class);
+        let mut bitmap = Bitmap { summary: 0, free: [0; WORD] };
+        for index in 0..shape.objects() {
+            bitmap.free[index / WORD] |= 1 << (index % WORD);
+            bitmap.summary |= 1 << (index / WORD);
+        }
+        let mut objects = Vec::new();
+        loop {
+            let mut batch = Batch::new();
+            let count = bitmap.cut(address(BASE), shape, &mut batch, MAX_BATCH);
+            assert_eq!(count as usize, batch.len());
+            if count == 0 {
+                return (bitmap, objects);
+            }
+            objects.extend(batch.objects().iter().rev());
+        }
+    }
+
+    fn free_of(bitmap: &Bitmap) -> usize {
+        for (at, word) in bitmap.free.iter().enumerate() {
+            assert_eq!(bitmap.summary >> at & 1 == 1, *word != 0);
+        }
+        bitmap.free.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    #[test]
+    fn a_slab_is_cut_from_end_to_end() {
+        for class in (0..).map_while(Class::from_index) {
+            let shape = shape(class);
+            let (bitmap, objects) = full(class);
+            assert_eq!(free_of(&bitmap), 0);
+            let all = (0..shape.objects()).map(|index| address(BASE + index * class.size()));
+            assert!(objects.into_iter().eq(all), "{}", class.size());
+        }
+    }
+
+    /// In rows up and down, in pieces, and in no order.
+    #[test]
+    fn what_was_cut_comes_back_in_any_order() {
+        for class in [of_size(8), of_size(48), of_size(1024), of_size(20480)] {
+            let shape = shape(class);
+            let (mut bitmap, objects) = full(class);
+            let down: Vec<_> = objects.iter().rev().copied().collect();
+            let steps = [3, 11].into_iter().find(|step| objects.len() % step != 0).unwrap();
+            let mixed: Vec<_> =
+                (0..objects.len()).map(|at| objects[at * steps % objects.len()]).collect();
+            for order in [objects, down, mixed] {
+                for part in order.chunks(50) {
+                    assert_eq!(bitmap.set_free(part, address(BASE), shape), Ok(part.len()));
+                }
+                assert_eq!(free_of(&bitmap), shape.objects());
+                let mut batch = Batch::new();
+                while bitmap.cut(address(BASE), shape, &mut batch, MAX_BATCH) > 0 {
+                    batch.clear();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_free_is_not_freed() {
+        let class = of_size(48);
+        let shape = shape(class);
+        let base = address(BASE);
+        let object = |index: usize| address(BASE + index * 48);
+        let (mut bitmap, _) = full(class);
+        assert_eq!(bitmap.set_free(&[object(7)], base, shape), Ok(1));
+        for again in [
+            &[object(7)][..],
+            &[object(6), object(7), object(8)],
+            &[object(8), object(7), object(6)],
+            &[object(3), object(30), object(7)],
+        ] {
+            assert_eq!(bitmap.set_free(again, base, shape), Err(object(7)));
+            assert_eq!(free_of(&bitmap), 1, "those of its word stay as they were");
+        }
+        let twice = [object(70), object(90), object(70)];
+        assert_eq!(bitmap.set_free(&twice, base, shape), Err(object(70)));
+        assert_eq!(free_of(&bitmap), 1);
+    }
+
+    #[test]
+    fn what_is_no_object_is_not_freed() {
+        for class in [of_size(8), of_size(48), of_size(112), of_size(20480)] {
+            let shape = shape(class);
+            let size = class.size();
+            let base = address(BASE);
+            let (mut bitmap, objects) = full(class);
+            let last = *objects.last().unwrap();
+            let beyond = address(last.addr() + size);
+            for wrong in [address(BASE + size + 1), address(last.addr() + size / 2), beyond] {
+                assert_eq!(bitmap.set_free(&[wrong], base, shape), Ok(0));
+                // Behind others, of the same word, a row or not.
+                for before in [&objects[..1], &objects[..2], &[objects[2], objects[0]]] {
+                    let all: Vec<_> = before.iter().copied().chain([wrong]).collect();
+                    let (mut bitmap, _) = full(class);
+                    assert_eq!(bitmap.set_free(&all, base, shape), Ok(before.len()));
+                    assert_eq!(free_of(&bitmap), before.len());
+                }
+            }
+            assert_eq!(free_of(&bitmap), 0);
+        }
+    }
+
+    /// The word by which `free` knows where objects start agrees with division.
+    #[test]
+    fn objects_are_known_by_where_they_start() {
+        for class in (0..).map_while(Class::from_index) {
+            let shape = shape(class);
+            let word = shape.in_unit();
+            let step =
+                if shape.units == 1 { class.size() } else { 1 << class.size().trailing_zeros() };
+            for offset in (0..UNIT).step_by(if cfg!(miri) { 1021 } else { 1 }) {
+                let starts = (offset as u32).wrapping_mul(word) < word;
+                assert_eq!(starts, offset % step == 0, "{} {offset}", class.size());
+            }
+        }
+        // Those of caches may have any size.
+        for stride in (8..=crate::size_class::MAX_SMALL).step_by(8) {
+            let shape = Shape::of_cache(stride, 0, false, None);
+            let word = shape.in_unit();
+            for index in 0..shape.objects().min(UNIT.div_ceil(stride)) {
+                let offset = index * stride % UNIT;
+                assert!((offset as u32).wrapping_mul(word) < word, "{stride} {index}");
+                assert_eq!(shape.index_at(index * stride), Some(index));
+                assert_eq!(shape.index_at(index * stride + stride / 2), None);
+            }
+        }
+    }
+
+    #[test]
+    fn rows() {
+        let of = |addresses: &[usize]| addresses.iter().map(|at| address(*at)).collect::<Vec<_>>();
+        assert!(is_row(&of(&[100]), 1, 8));
+        assert!(is_row(&of(&[100, 108, 116, 7]), 3, 8));
+        assert!(!is_row(&of(&[100, 108, 116, 7]), 4, 8));
+        assert!(!is_row(&of(&[100, 116, 108]), 3, 8));
+        assert!(is_row(&of(&[116, 108, 100]), 3, 8_usize.wrapping_neg()));
+        assert!(!is_row(&of(&[100]), 2, 8), "there are not as many");
+    }
+
+    #[test]
+    fn lists_are_by_eighths() {
+        for class in (0..).map_while(Class::from_index) {
+            let shape = shape(class);
+            assert_eq!(shape.list(0), UNLISTED);
+            assert_eq!(
+                usize::from(shape.list(shape.objects)),
+                LISTS * shape.objects() / (shape.objects() + 1)
+            );
+            let lists: Vec<_> = (1..=shape.objects).map(|free| shape.list(free)).collect();
+            assert!(lists.is_sorted() && lists.iter().all(|list| usize::from(*list) < LISTS));
+        }
+    }
+
+    #[test]
+    fn holes_are_whole_pages_without_objects() {
+        const PAGE: usize = 4096;
+        for (size, used) in [
+            (48, &[][..]),
+            (48, &[0]),
+            (48, &[100, 101, 1364]),
+            (1024, &[0, 3, 4, 8, 63]),
+            (4096, &[5]),
+            (20480, &[1]),
+        ] {
+            let class = of_size(size);
+            let shape = shape(class);
+            let mut free = [0; WORD];
+            for index in (0..shape.objects()).filter(|index| !used.contains(index)) {
+                free[index / WORD] |= 1 << (index % WORD);
+            }
+            let lent = Lent {
+                slab: ptr::null_mut(),
+                base: address(BASE),
+                shape,
+                free_count: (shape.objects() - used.len()) as u32,
+                free,
+            };
+            let mut holes = Vec::new();
+            lent.for_each_hole(PAGE, |start, len| {
+                let start = start.addr().get() - BASE;
+                assert!(start.is_multiple_of(PAGE) && len.is_multiple_of(PAGE) && len > 0);
+                holes.extend((start..start + len).step_by(PAGE));
+            });
+            let is_used = |page: &usize| {
+                used.iter().any(|index| index * size < page + PAGE && (index + 1) * size > *page)
+            };
+            let pages = (0..shape.units as usize * UNIT).step_by(PAGE);
+            let wanted: Vec<_> = pages.filter(|page| !is_used(page)).collect();
+            assert_eq!(holes, wanted, "{size} {used:?}");
+        }
     }
 }

@@ -152,6 +152,51 @@ pub(crate) unsafe fn push(class: usize, object: *mut u8) -> bool {
     (pushed as i32) > 0
 }
 
+/// As [`push`]; false also if `object` is one of the two topmost already. In a sheaf of less than two objects the words compared
+/// with may be others, of the same region: then perhaps false for nothing.
+///
+/// # Safety
+/// As [`push`].
+#[inline(always)]
+pub(crate) unsafe fn push_once(class: usize, object: *mut u8) -> bool {
+    let pushed: u64;
+    // SAFETY: as in `push`; the two words at and below `top` are in the region, as `top` is not zero where it is below `last`.
+    unsafe {
+        asm!(
+            "mov {pushed}, xzr",
+            begin!(),
+            "ldr {top:w}, [{slot}]",
+            "ldr {pushed:w}, [{slot}, #4]",
+            "subs {pushed:w}, {pushed:w}, {top:w}",
+            "b.ls 44f",
+            "mov {pushed}, xzr",
+            "add {at}, {at}, {top}, lsl #3",
+            "ldp {below}, {on_top}, [{at}, #-8]",
+            "cmp {object}, {on_top}",
+            "ccmp {object}, {below}, #4, ne",
+            "b.eq 44f",
+            "mov {pushed}, #1",
+            "add {top:w}, {top:w}, #1",
+            "str {object}, [{at}, #8]",
+            "str {top:w}, [{slot}]",
+            "44:",
+            "88:",
+            rs = out(reg) _,
+            at = out(reg) _,
+            top = out(reg) _,
+            slot = out(reg) _,
+            below = out(reg) _,
+            on_top = out(reg) _,
+            pushed = out(reg) pushed,
+            object = in(reg) object,
+            offset = in(reg) HEADERS + class * 8,
+            shift = const REGION_SHIFT,
+            options(nostack),
+        );
+    }
+    (pushed as i32) > 0
+}
+
 /// Puts the first objects of `from[..len]` on this CPU's sheaf, as many as fit, the later above the earlier; how many.
 ///
 /// # Safety

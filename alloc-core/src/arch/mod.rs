@@ -1,4 +1,4 @@
-//! Restartable sequences and bare system calls: the only assembly of the allocator.
+//! Restartable sequences, what leads from a block to one, and bare system calls: the only assembly of the allocator.
 //!
 //! A sheaf is a stack of object pointers inside a *region* that belongs to one CPU. The region starts with one 8-byte
 //! header per sheaf, of two 32-bit numbers that count 8-byte words from the start of the region:
@@ -42,6 +42,11 @@
 //! Sources: `kernel/rseq.c`, `Documentation/userspace-api/rseq.rst`; the layout of headers follows TCMalloc's
 //! *Per-CPU Mode* design note.
 
+use core::ptr;
+#[cfg(not(all(target_arch = "x86_64", not(any(miri, loom)))))]
+use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicPtr, AtomicUsize};
+
 /// Byte offset in a region of the word that is not zero while the region is closed.
 pub(crate) const CLOSED: usize = 8;
 
@@ -61,15 +66,76 @@ mod imp;
 #[path = "none.rs"]
 mod imp;
 
+#[cfg(all(target_arch = "x86_64", not(any(miri, loom))))]
+pub(crate) use imp::push_by_address;
 pub(crate) use imp::{
     HAVE_RSEQ, add, cpu, depth, libc_rseq, open, own_rseq, pop, pop_batch, publish_region,
-    publish_rseq_offset, push, push_batch, thread_pointer, widen,
+    publish_rseq_offset, push, push_batch, push_once, thread_pointer, widen,
 };
 
 #[cfg(not(miri))]
 pub(crate) use imp::SIGNATURE;
 #[cfg(not(any(miri, loom)))]
 pub(crate) use imp::system_call;
+
+/// Where the units of the first arena are, and their metadata: on a line that is not written any more, unlike those of the arena.
+#[repr(C, align(64))]
+pub(crate) struct First {
+    /// 0 before the others are known. Release then, pairs with the Acquire of whoever looks.
+    pub(crate) bytes: AtomicUsize,
+    pub(crate) base: AtomicPtr<u8>,
+    pub(crate) meta: AtomicPtr<u8>,
+}
+
+pub(crate) static FIRST: First = First {
+    bytes: AtomicUsize::new(0),
+    // No address is near: whoever still reads this, and the length already, finds it foreign.
+    base: AtomicPtr::new(ptr::without_provenance_mut(1 << (usize::BITS - 1))),
+    meta: AtomicPtr::new(ptr::null_mut()),
+};
+
+/// What became of an object that was to be found by its address, and put on its sheaf.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Push {
+    Done,
+    /// As [`push_once`] refuses one.
+    Refused,
+    /// No object starts there in the first arena.
+    Elsewhere,
+}
+
+/// Log2 of the bytes of a unit.
+const UNIT_SHIFT: u32 = 16;
+
+/// Puts the object at `address` on this CPU's sheaf, as [`push_once`], if it is one of the first arena. The metadata of a unit has
+/// `SIZE` bytes. At byte `CLASS` it has the number of its objects' class, in 16 bits, and at `TEST` a word: an object starts at an
+/// address whose last 16 bits, times that word, are less than the word, in 32 bits.
+///
+/// # Safety
+/// If the address lies in the first arena, its metadata is committed, and an object that starts there is the caller's to give.
+#[cfg(not(all(target_arch = "x86_64", not(any(miri, loom)))))]
+#[inline(always)]
+pub(crate) unsafe fn push_by_address<const SIZE: usize, const TEST: usize, const CLASS: usize>(
+    address: *mut u8,
+) -> Push {
+    // Acquire: pairs with the Release of who makes the arena.
+    let bytes = FIRST.bytes.load(Ordering::Acquire);
+    let offset = address.addr().wrapping_sub(FIRST.base.load(Ordering::Relaxed).addr());
+    if offset >= bytes {
+        return Push::Elsewhere;
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        let meta = FIRST.meta.load(Ordering::Relaxed).add((offset >> UNIT_SHIFT) * SIZE);
+        let word = meta.add(TEST).cast::<u32>().read();
+        let in_unit = (address.addr() & ((1 << UNIT_SHIFT) - 1)) as u32;
+        if in_unit.wrapping_mul(word) >= word {
+            return Push::Elsewhere;
+        }
+        let class = usize::from(meta.add(CLASS).cast::<u16>().read());
+        if push_once(class, address) { Push::Done } else { Push::Refused }
+    }
+}
 
 /// The kernel's `struct rseq` of this thread, as far as this allocator uses it.
 #[repr(C, align(32))]

@@ -23,6 +23,11 @@ pub(crate) unsafe fn push(_class: usize, _object: *mut u8) -> bool {
     false
 }
 
+#[inline(always)]
+pub(crate) unsafe fn push_once(_class: usize, _object: *mut u8) -> bool {
+    false
+}
+
 pub(crate) unsafe fn push_batch(_class: usize, _from: *const *mut u8, _len: usize) -> usize {
     0
 }

@@ -24,7 +24,7 @@
 //! Beyond the first [`HUGE_FROM`] units, and for runs of [`LONG`] ones, transparent huge pages are asked for
 //! (`HAYLOFT_THP=auto|always|never`).
 //!
-//! This folder may touch `os`, `sync`, `node`, `fault` and the unit of `size_class`.
+//! This folder may touch `arch`, `os`, `sync`, `node`, `fault` and the unit of `size_class`.
 
 mod bins;
 mod limit;
@@ -34,8 +34,9 @@ mod reserve;
 use core::cell::UnsafeCell;
 use core::fmt;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use crate::arch::FIRST;
 use crate::fault::{self, Place};
 use crate::node;
 use crate::os;
@@ -140,35 +141,6 @@ static CLAIMED: AtomicUsize = AtomicUsize::new(0);
 static MAKING: Lock<()> = Lock::new(LockClass::ArenaMaking, ());
 /// The least need, in units, for which an arena could not be had last; such are made only when all else has failed, too.
 static REFUSED: AtomicU32 = AtomicU32::new(u32::MAX);
-
-/// Where units of the first arena are, and their metadata: on a line of its own that is not written any more, unlike those of the
-/// arena.
-#[repr(align(64))]
-struct First {
-    /// 0 before the others are known. Release then, pairs with the Acquire of whoever looks.
-    bytes: AtomicUsize,
-    base: AtomicPtr<u8>,
-    meta: AtomicPtr<u8>,
-}
-
-static FIRST: First = First {
-    bytes: AtomicUsize::new(0),
-    base: AtomicPtr::new(ptr::null_mut()),
-    meta: AtomicPtr::new(ptr::null_mut()),
-};
-
-/// The metadata of the unit that holds `address`, if that lies in the first arena, as nearly all do. As [`Unit::of`] and
-/// [`Unit::meta`], without a loop.
-#[inline(always)]
-pub(crate) fn meta_in_first(address: *mut u8) -> Option<*mut u8> {
-    let bytes = FIRST.bytes.load(Ordering::Acquire);
-    let offset = address.addr().wrapping_sub(FIRST.base.load(Ordering::Relaxed).addr());
-    if offset >= bytes {
-        return None;
-    }
-    // SAFETY: the unit lies in the arena.
-    Some(unsafe { FIRST.meta.load(Ordering::Relaxed).add((offset >> UNIT_SHIFT) * META_SIZE) })
-}
 
 /// The arenas that can be used.
 fn arenas() -> impl Iterator<Item = &'static Arena> {
@@ -551,7 +523,7 @@ fn try_make_arena(node: usize, need: u32) -> Option<()> {
     if is_first {
         FIRST.base.store(arena.arrays().base, Ordering::Relaxed);
         FIRST.meta.store(arena.arrays().meta, Ordering::Relaxed);
-        // Release: pairs with the Acquire in `meta_in_first`.
+        // Release: pairs with the Acquire in `push_by_address`.
         FIRST.bytes.store(units * UNIT, Ordering::Release);
     }
     Some(())

@@ -3,13 +3,13 @@
 //! | module | has |
 //! |---|---|
 //! | `malloc` | the functions of the C standard, POSIX and glibc |
+//! | `foreign` | blocks of the C library's own heap |
 //! | `operators` | `operator new` and `operator delete` of C++ |
 //! | `report` | what glibc tells of its heap |
 //! | `api` | what is Hayloft's own: caches, allocating without waiting; declared in `include/hayloft.h` |
 //!
 //! The library needs no special care while the process starts: it calls nothing of the C library that allocates, its thread-locals
-//! have their place from a thread's start, and what the loader allocated before it bound symbols to us is known as foreign, and
-//! left alone. Nothing is undone at exit, so what is freed late is freed as ever. Around a fork, whoever runs a handler before or
+//! have their place from a thread's start, and what the loader allocated before it bound symbols to us it does not free. Nothing is undone at exit, so what is freed late is freed as ever. Around a fork, whoever runs a handler before or
 //! after Hayloft's may allocate: such a thread is in a slow path, and does not wait.
 //!
 //! Nothing unwinds out of these functions but what a new-handler throws, and `std::bad_alloc`: a panic ends the process.
@@ -17,6 +17,7 @@
 #![no_std]
 
 mod api;
+mod foreign;
 mod malloc;
 mod operators;
 mod report;

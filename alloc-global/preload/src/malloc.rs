@@ -2,13 +2,16 @@
 //!
 //! `malloc` and `free` are what a program spends its time in: only the sheaf of this CPU is inlined into them, and what follows a
 //! miss is a jump.
+//!
+//! The C library's own names for these, `__libc_malloc` and so on, are public, and programs and libraries that wrap `malloc` call
+//! them. So they are here, too: what they return may be freed by any of the others.
 
 use core::ffi::{c_int, c_void};
 use core::ptr;
 
 use alloc_core::by_address;
 
-use crate::{fail, or_no_memory};
+use crate::{fail, foreign, or_no_memory};
 
 /// Allocates `size` bytes, aligned to 16; a block of its own for 0.
 #[unsafe(no_mangle)]
@@ -55,7 +58,7 @@ extern "C" fn calloc_slow(size: usize) -> *mut c_void {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn free(block: *mut c_void) {
     // SAFETY: the caller's promise.
-    unsafe { by_address::free(block.cast()) }
+    unsafe { by_address::free_or(block.cast(), foreign::free) }
 }
 
 /// As [`free`]. (Gone from glibc's headers since 2.26, not from programs.)
@@ -65,7 +68,7 @@ unsafe extern "C" fn free(block: *mut c_void) {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cfree(block: *mut c_void) {
     // SAFETY: the caller's promise.
-    unsafe { by_address::free(block.cast()) }
+    unsafe { by_address::free_or(block.cast(), foreign::free) }
 }
 
 /// As [`free`], by a caller who knows the size. (C23.) What leads from the address to the class is as short as what would lead
@@ -76,7 +79,7 @@ unsafe extern "C" fn cfree(block: *mut c_void) {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn free_sized(block: *mut c_void, _size: usize) {
     // SAFETY: the caller's promise.
-    unsafe { by_address::free(block.cast()) }
+    unsafe { by_address::free_or(block.cast(), foreign::free) }
 }
 
 /// As [`free_sized`], for a block of [`aligned_alloc`].
@@ -86,7 +89,7 @@ unsafe extern "C" fn free_sized(block: *mut c_void, _size: usize) {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn free_aligned_sized(block: *mut c_void, _align: usize, _size: usize) {
     // SAFETY: the caller's promise.
-    unsafe { by_address::free(block.cast()) }
+    unsafe { by_address::free_or(block.cast(), foreign::free) }
 }
 
 /// Changes the size of a block. As with glibc, a size of 0 frees it, and the answer is null.
@@ -101,10 +104,14 @@ unsafe extern "C" fn realloc(block: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: the caller's promise.
     unsafe {
         if size == 0 {
-            by_address::free(block.cast());
+            free(block);
             return ptr::null_mut();
         }
-        or_no_memory(by_address::realloc(block.cast(), size))
+        let new = by_address::realloc(block.cast(), size);
+        if new.is_null() && by_address::is_foreign(block.cast()) {
+            return foreign::realloc(block, size);
+        }
+        or_no_memory(new)
     }
 }
 
@@ -184,5 +191,38 @@ extern "C" fn pvalloc(size: usize) -> *mut c_void {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn malloc_usable_size(block: *mut c_void) -> usize {
     // SAFETY: the caller's promise.
-    unsafe { by_address::usable_size(block.cast()) }
+    match unsafe { by_address::usable_size(block.cast()) } {
+        // SAFETY: the caller's promise.
+        0 if !block.is_null() => unsafe { foreign::usable_size(block) },
+        size => size,
+    }
+}
+
+/// Names of the C library for functions above.
+macro_rules! of_the_c_library {
+    ($($name:literal $other:ident ($($argument:ident: $kind:ty),*) $(-> $result:ty)? = $function:ident;)*) => {
+        $(
+            /// # Safety
+            /// As the function without a prefix.
+            #[unsafe(export_name = $name)]
+            unsafe extern "C" fn $other($($argument: $kind),*) $(-> $result)? {
+                #[allow(unused_unsafe, reason = "some of them are safe")]
+                // SAFETY: the caller's promise.
+                unsafe { $function($($argument),*) }
+            }
+        )*
+    };
+}
+
+#[cfg(target_env = "gnu")]
+of_the_c_library! {
+    "__libc_malloc" libc_malloc(size: usize) -> *mut c_void = malloc;
+    "__libc_calloc" libc_calloc(count: usize, size: usize) -> *mut c_void = calloc;
+    "__libc_realloc" libc_realloc(block: *mut c_void, size: usize) -> *mut c_void = realloc;
+    "__libc_reallocarray" libc_reallocarray(block: *mut c_void, count: usize, size: usize) -> *mut c_void = reallocarray;
+    "__libc_memalign" libc_memalign(align: usize, size: usize) -> *mut c_void = memalign;
+    "__libc_valloc" libc_valloc(size: usize) -> *mut c_void = valloc;
+    "__libc_pvalloc" libc_pvalloc(size: usize) -> *mut c_void = pvalloc;
+    "__libc_free" libc_free(block: *mut c_void) = free;
+    "__posix_memalign" libc_posix_memalign(to: *mut *mut c_void, align: usize, size: usize) -> c_int = posix_memalign;
 }

@@ -123,7 +123,7 @@ extern "C-unwind" fn _Znwm(size: usize) -> *mut c_void {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn _ZdlPv(block: *mut c_void) {
     // SAFETY: the caller's promise.
-    unsafe { by_address::free(block.cast()) }
+    unsafe { by_address::free_or(block.cast(), crate::foreign::free) }
 }
 
 /// `operator new[](std::size_t)`

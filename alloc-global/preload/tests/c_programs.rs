@@ -5,6 +5,7 @@ mod common;
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -41,6 +42,45 @@ fn check_linked(program: &Path) {
 #[test]
 fn rules() {
     check_preloaded(&compile("cc", "rules.c", "rules", NOTHING));
+}
+
+/// Each mistake ends the process by SIGABRT, with one message that names the address, and what is wrong.
+#[test]
+fn mistakes() {
+    let program = compile("cc", "mistakes.c", "mistakes", NOTHING);
+    let names = text_of(Command::new(&program).env("LD_LIBRARY_PATH", libraries()));
+    assert!(names.lines().count() > 10, "{names}");
+    for (backend, name) in
+        BACKENDS.iter().flat_map(|backend| names.lines().map(move |name| (backend, name)))
+    {
+        let output = preloaded(&program, backend).arg(name).output().expect("it starts");
+        let said = String::from_utf8_lossy(&output.stdout);
+        let message = String::from_utf8_lossy(&output.stderr);
+        let all = format!("{name} ({backend}): {}\n{said}{message}", output.status);
+        assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{all}");
+        let address =
+            said.lines().find_map(|line| line.strip_prefix("address ")).expect("it is told");
+        let words: &[&str] = match name {
+            _ if name.starts_with("twice") => &["double free", "class 112"],
+            "by_another_name" => &["double free", "class 112"],
+            "inside" => &["no object starts there", "class 64"],
+            "inside_odd" => &["no object starts there", "class 112"],
+            "inside_long" => &["no object starts there", "class 30720"],
+            "resized_inside" | "size_inside" => &["no object starts there", "class 1024"],
+            _ => &["foreign"],
+        };
+        for word in words.iter().chain([&address]) {
+            assert!(message.contains(word), "no `{word}`: {all}");
+        }
+        assert_eq!(message.lines().count(), 1, "{all}");
+    }
+}
+
+/// A program that has blocks already, and then comes to the library.
+#[test]
+fn blocks_from_before() {
+    let program = compile("cc", "late.c", "late", ["-ldl"]);
+    check_linked(&program);
 }
 
 #[test]

@@ -9,9 +9,11 @@ use std::process::Command;
 
 use common::{PACKAGE, libraries, text_of};
 
-/// Names of the C standard, POSIX, glibc and C++ (all forms of `new` and `delete` come to these); those of the header are added.
+/// Names of the C standard, POSIX, glibc (its own for the same among them) and C++ (all forms of `new` and `delete` come to these); those of the header are added.
 const STANDARD: &str = "malloc calloc realloc reallocarray free aligned_alloc posix_memalign memalign valloc pvalloc \
     malloc_usable_size malloc_trim mallinfo mallinfo2 malloc_info malloc_stats mallopt cfree free_sized free_aligned_sized \
+    __libc_malloc __libc_calloc __libc_realloc __libc_reallocarray __libc_free __libc_memalign __libc_valloc __libc_pvalloc \
+    __posix_memalign \
     _Znwm _Znam _ZdlPv _ZdaPv _ZdlPvm _ZdaPvm";
 
 /// The functions that the header declares.

@@ -265,20 +265,50 @@ static void sized_frees(void)
     free_aligned_sized(NULL, 64, 10);
 }
 
-/* Blocks of others are left alone. */
-static void foreign_blocks(void)
+/* What is no block has no bytes that may be used. */
+static void foreign_sizes(void)
 {
-    static char bytes[100] = "of the program";
-    char local[100] = "of the stack";
+    static char bytes[100];
     char *mapped = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    char *foreign[] = {bytes + 16, local + 16, mapped, mapped + 4096, (char *)16, (char *)-16};
-    for (size_t i = 0; i < sizeof foreign / sizeof *foreign; i++) {
-        char *block = (char *)hidden((size_t)foreign[i]);
-        free(block);
-        CHECK(malloc_usable_size(block) == 0);
-        CHECK(!realloc(block, 100));
+    char *foreign[] = {bytes + 16, mapped, mapped + 4096, (char *)16, (char *)-16};
+    for (size_t i = 0; i < sizeof foreign / sizeof *foreign; i++)
+        CHECK(malloc_usable_size((char *)hidden((size_t)foreign[i])) == 0);
+}
+
+/* Other names of the C library for the same functions. */
+void *__libc_malloc(size_t);
+void *__libc_calloc(size_t, size_t);
+void *__libc_realloc(void *, size_t);
+void *__libc_reallocarray(void *, size_t, size_t);
+void *__libc_memalign(size_t, size_t);
+void *__libc_valloc(size_t);
+void *__libc_pvalloc(size_t);
+void __libc_free(void *);
+int __posix_memalign(void **, size_t, size_t);
+/* The C library has them for itself; the library that is preloaded, for all. */
+#pragma weak __libc_reallocarray
+#pragma weak __posix_memalign
+
+static void other_names(void)
+{
+    void *aligned = NULL;
+    CHECK(__libc_reallocarray && __posix_memalign);
+    CHECK(__posix_memalign(&aligned, 256, 100) == 0 && is_aligned(aligned, 256));
+    void *blocks[] = {__libc_malloc(100), __libc_calloc(10, 10), __libc_realloc(NULL, 100), aligned,
+        __libc_reallocarray(NULL, 10, 10), __libc_memalign(64, 100), __libc_valloc(100), __libc_pvalloc(100)};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) {
+        CHECK(blocks[i] && malloc_usable_size(blocks[i]) >= 100);
+        strcpy(blocks[i], "contents");
+        CHECK((blocks[i] = (i % 2 ? realloc : __libc_realloc)(blocks[i], 100000)));
+        CHECK(strcmp(blocks[i], "contents") == 0);
+        (i % 2 ? __libc_free : free)(blocks[i]);
     }
-    CHECK(strcmp(bytes, "of the program") == 0 && strcmp(local, "of the stack") == 0);
+    errno = 0;
+    CHECK(!__libc_malloc(TOO_MUCH) && errno == ENOMEM);
+    size_t before = mallinfo2().arena;
+    for (int i = 0; i < 1000000; i++)
+        free(__libc_malloc(16 + (size_t)i % 200));
+    CHECK(mallinfo2().arena < before + (16 << 20));
 }
 
 /* What the C library allocates comes from here, too. */
@@ -383,7 +413,7 @@ int main(int argc, char **argv)
         ENTRY(calloc_overflow), ENTRY(calloc_is_zero), ENTRY(realloc_of_null),
         ENTRY(realloc_to_nothing), ENTRY(realloc_keeps_contents), ENTRY(reallocarray_overflow),
         ENTRY(aligned_blocks), ENTRY(bad_alignments), ENTRY(pages), ENTRY(free_keeps_errno),
-        ENTRY(success_keeps_errno), ENTRY(usable_size), ENTRY(sized_frees), ENTRY(foreign_blocks),
+        ENTRY(success_keeps_errno), ENTRY(usable_size), ENTRY(sized_frees), ENTRY(foreign_sizes), ENTRY(other_names),
         ENTRY(library_blocks), ENTRY(reports), ENTRY(late_frees), ENTRY(large_double_free),
     };
     return run_checks(checks, sizeof checks / sizeof *checks, argc, argv);

@@ -1,0 +1,49 @@
+/* The library comes to a program that has blocks of the C library's heap already. It is loaded with a plugin, say: then those who
+ * are bound to it free and resize blocks that are not its own. */
+#include "check.h"
+#include <malloc.h>
+
+static void *library;
+
+static void *function(const char *name)
+{
+    void *found = dlsym(library, name);
+    CHECK(found);
+    return found;
+}
+
+static void load(void)
+{
+    CHECK((library = dlopen("libhayloft.so", RTLD_NOW | RTLD_LOCAL)));
+}
+
+static void freed(void)
+{
+    void *block = malloc(200000 + 1), *small = malloc(3000);
+    load();
+    void (*other_free)(void *) = (void (*)(void *))function("free");
+    CHECK(other_free != free);
+    size_t before = mallinfo2().uordblks + mallinfo2().hblkhd;
+    other_free(block);
+    other_free(small);
+    CHECK(mallinfo2().uordblks + mallinfo2().hblkhd + 203000 <= before);
+    other_free(((void *(*)(size_t))function("malloc"))(100));
+}
+
+static void resized(void)
+{
+    char *block = strdup("contents");
+    load();
+    void *(*other_realloc)(void *, size_t) = (void *(*)(void *, size_t))function("realloc");
+    CHECK((block = other_realloc(block, 100000)) && strcmp(block, "contents") == 0);
+    CHECK((block = other_realloc(block, 9)) && strcmp(block, "contents") == 0);
+    CHECK(((size_t (*)(void *))function("malloc_usable_size"))(block) >= 9);
+    free(block);
+}
+
+#define ENTRY(name) {#name, name}
+int main(int argc, char **argv)
+{
+    static const struct check checks[] = {ENTRY(freed), ENTRY(resized)};
+    return run_checks(checks, sizeof checks / sizeof *checks, argc, argv);
+}

@@ -1,0 +1,116 @@
+/* A mistake for each name: the address that is wrong is written first, and the process must not come to its end. */
+#include "check.h"
+#include <malloc.h>
+
+/* Says which address is misused next. */
+static void *wrong(void *address)
+{
+    printf("address %p\n", address);
+    fflush(stdout);
+    return (void *)hidden((size_t)address);
+}
+
+static void twice(void)
+{
+    void *block = wrong(malloc(100));
+    free(block);
+    free(block);
+}
+
+static void twice_around_another(void)
+{
+    void *block = wrong(malloc(100)), *other = malloc(100);
+    free(block);
+    free(other);
+    free(block);
+}
+
+/* Sheaves are full at some time, and have been emptied at another. */
+static void twice_after_many(void)
+{
+    static void *blocks[5000];
+    for (int i = 0; i < 5000; i++)
+        blocks[i] = malloc(100);
+    for (int i = 0; i < 5000; i++)
+        free(blocks[i]);
+    free(wrong(blocks[4999]));
+}
+
+static void inside(void)
+{
+    char *block = malloc(64);
+    free(wrong(block + 16));
+}
+
+/* No power of two, and no multiple of one. */
+static void inside_odd(void)
+{
+    char *block = malloc(112);
+    free(wrong(block + 96));
+}
+
+static void inside_long(void)
+{
+    char *block = malloc(30000);
+    free(wrong(block + 1024));
+}
+
+static void resized_inside(void)
+{
+    char *block = malloc(1000);
+    CHECK(!realloc(wrong(block + 16), 2000));
+}
+
+static void size_inside(void)
+{
+    char *block = malloc(1000);
+    CHECK(!malloc_usable_size(wrong(block + 16)));
+}
+
+static void of_a_static(void)
+{
+    static char bytes[100];
+    free(wrong(bytes + 16));
+}
+
+static void of_the_stack(void)
+{
+    char bytes[100];
+    free(wrong(bytes + 16));
+}
+
+static void of_no_memory(void)
+{
+    free(wrong((void *)16));
+}
+
+static void of_the_last_memory(void)
+{
+    free(wrong((void *)-16));
+}
+
+static void resized_static(void)
+{
+    static char bytes[100];
+    CHECK(!realloc(wrong(bytes + 16), 200));
+}
+
+static void by_another_name(void)
+{
+    void (*libc_free)(void *) = (void (*)(void *))dlsym(RTLD_DEFAULT, "__libc_free");
+    void *block = wrong(malloc(100));
+    free(block);
+    libc_free(block);
+}
+
+#define ENTRY(name) {#name, name}
+int main(int argc, char **argv)
+{
+    static const struct check checks[] = {
+        ENTRY(twice), ENTRY(twice_around_another), ENTRY(twice_after_many), ENTRY(inside),
+        ENTRY(inside_odd), ENTRY(inside_long), ENTRY(resized_inside), ENTRY(size_inside),
+        ENTRY(of_a_static), ENTRY(of_the_stack), ENTRY(of_no_memory), ENTRY(of_the_last_memory),
+        ENTRY(resized_static), ENTRY(by_another_name),
+    };
+    return run_checks(checks, sizeof checks / sizeof *checks, argc, argv);
+}
