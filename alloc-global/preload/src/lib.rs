@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `malloc` | the functions of the C standard, POSIX and glibc |
 //! | `foreign` | blocks of the C library's own heap |
+//! | `children` | `vfork` |
 //! | `operators` | `operator new` and `operator delete` of C++ |
 //! | `report` | what glibc tells of its heap |
 //! | `api` | what is Hayloft's own: caches, allocating without waiting; declared in `include/hayloft.h` |
@@ -17,6 +18,7 @@
 #![no_std]
 
 mod api;
+mod children;
 mod foreign;
 mod malloc;
 mod operators;

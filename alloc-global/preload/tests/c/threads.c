@@ -2,6 +2,7 @@
 #include "check.h"
 #include <pthread.h>
 #include <sched.h>
+#include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -181,12 +182,77 @@ static void fork_handlers(void)
     CHECK(handled == 200);
 }
 
+/* Children of vfork have memory of their own, and may allocate while other threads of the parent do, too. */
+static volatile int of_the_parent = 1;
+
+static int vfork_some(int turn)
+{
+    unsigned state = (unsigned)turn;
+    for (int i = 0; i < 30; i++) {
+        pid_t child = vfork();
+        CHECK(child >= 0);
+        if (child == 0) {
+            of_the_parent = 2;
+            for (int j = 0; j < 300; j++)
+                end(make(&state));
+            _exit(3);
+        }
+        int status;
+        CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 3);
+        CHECK(of_the_parent == 1);
+    }
+    return 0;
+}
+
+static void *vforks_of_one(void *argument)
+{
+    vfork_some((int)(intptr_t)argument);
+    return NULL;
+}
+
+static void vforks(void)
+{
+    pthread_t threads[3];
+    for (intptr_t i = 0; i < 3; i++)
+        CHECK(pthread_create(&threads[i], NULL, vforks_of_one, (void *)(i + 1)) == 0);
+    for (int i = 0; i < 3; i++)
+        pthread_join(threads[i], NULL);
+}
+
+/* Programs are started by each of the ways there are. */
+static void starts(void)
+{
+    extern char **environ;
+    int status;
+    pid_t child = vfork();
+    if (child == 0) {
+        execl("/bin/sh", "sh", "-c", "exit 5", (char *)NULL);
+        _exit(1);
+    }
+    CHECK(waitpid(child, &status, 0) == child && WEXITSTATUS(status) == 5);
+    child = vfork();
+    if (child == 0) {
+        execlp("/there/is/none", "none", (char *)NULL);
+        _exit(errno == ENOENT ? 6 : 1);
+    }
+    CHECK(waitpid(child, &status, 0) == child && WEXITSTATUS(status) == 6);
+    char *arguments[] = {"sh", "-c", "exit 7", NULL};
+    CHECK(posix_spawn(&child, "/bin/sh", NULL, NULL, arguments, environ) == 0);
+    CHECK(waitpid(child, &status, 0) == child && WEXITSTATUS(status) == 7);
+    CHECK(posix_spawn(&child, "/there/is/none", NULL, NULL, arguments, environ) == ENOENT);
+    CHECK(WEXITSTATUS(system("exit 8")) == 8);
+    FILE *pipe = popen("echo said", "r");
+    char line[10] = "";
+    CHECK(pipe && fgets(line, sizeof line, pipe) && strcmp(line, "said\n") == 0);
+    CHECK(pclose(pipe) == 0);
+}
+
 #define ENTRY(name) {#name, name}
 int main(int argc, char **argv)
 {
     static const struct check checks[] = {
         ENTRY(exchanges), ENTRY(short_lives), ENTRY(forks), ENTRY(fork_handlers),
-        ENTRY(joined_elsewhere),
+        ENTRY(joined_elsewhere), ENTRY(vforks), ENTRY(starts),
     };
     return run_checks(checks, sizeof checks / sizeof *checks, argc, argv);
 }
