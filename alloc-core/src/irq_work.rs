@@ -236,14 +236,12 @@ mod queues {
         reason = "`extern \"C\"` for its unwinding rule, not for C"
     )]
 
-    extern crate std;
-
-    use core::cell::Cell;
     use core::iter;
     use core::ptr;
     use core::sync::atomic::{AtomicU64, compiler_fence};
 
     use super::{HARD, IrqWork, PENDING, Runner, of_this_process};
+    use crate::arch;
     use crate::fault::{self, Place};
     use crate::os;
     use crate::percpu;
@@ -274,24 +272,28 @@ mod queues {
         outer: *const Queueing,
     }
 
-    std::thread_local! {
+    impl Queueing {
         /// What this thread is queueing. Where a handler forks in the midst of that, it is the same thread that goes on in the
         /// child.
-        static QUEUEING: Cell<*const Queueing> = const { Cell::new(ptr::null()) };
-    }
+        fn first() -> *const Queueing {
+            arch::locals().queueing.load(Ordering::Relaxed).cast()
+        }
 
-    impl Queueing {
+        fn set_first(first: *const Queueing) {
+            arch::locals().queueing.store(first.cast_mut().cast(), Ordering::Relaxed);
+        }
+
         /// Runs what claims an item and takes it to a list.
         fn run<R>(item: *const IrqWork, body: impl FnOnce(&Queueing) -> R) -> R {
-            let outer = QUEUEING.get();
+            let outer = Queueing::first();
             let queueing = Queueing { item, outer };
             // A handler in the midst of this leaves the list as it found it.
-            QUEUEING.set(&raw const queueing);
+            Queueing::set_first(&raw const queueing);
             // Towards handlers on this thread: the item is claimed and on the list in between.
             compiler_fence(Ordering::SeqCst);
             let result = body(&queueing);
             compiler_fence(Ordering::SeqCst);
-            QUEUEING.set(outer);
+            Queueing::set_first(outer);
             result
         }
 
@@ -463,7 +465,7 @@ mod queues {
         for lists in [&RAISED, &THREADED] {
             lists.forget_cpus(|item| keep(item));
         }
-        for queueing in Queueing::all(QUEUEING.get()) {
+        for queueing in Queueing::all(Queueing::first()) {
             // SAFETY: as above.
             let flags = unsafe { &(*queueing.item).flags };
             if flags.load(Ordering::Relaxed) & PENDING == 0 {

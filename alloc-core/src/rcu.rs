@@ -15,13 +15,11 @@
 //!
 //! This file may touch `objects` and what is below it, and `fault`.
 
-extern crate std;
-
-use core::cell::Cell;
 use core::marker::PhantomData;
 use core::mem;
 use core::sync::atomic::{Ordering, compiler_fence};
 
+use crate::arch;
 use crate::batch::Batch;
 use crate::deferred::Block;
 use crate::fault::{self, Place};
@@ -40,9 +38,9 @@ const SLOTS: usize = 64;
 
 static GRACE: Grace<SLOTS> = Grace::new();
 
-std::thread_local! {
-    /// Readers on this thread, by side: those that survive when it forks.
-    static OWN: Cell<[usize; 2]> = const { Cell::new([0; 2]) };
+/// Readers on this thread, by side.
+fn own() -> [usize; 2] {
+    arch::locals().readers.each_ref().map(|own| own.load(Ordering::Relaxed))
 }
 
 /// Counts a reader on this thread, which `step` counts for others, or counts it out.
@@ -55,9 +53,8 @@ fn count(ticket: Ticket, change: isize, step: impl FnOnce()) {
     // Towards handlers on this thread, here and below.
     compiler_fence(Ordering::SeqCst);
     let count_own = || {
-        let mut own = OWN.get();
-        own[ticket.side() & 1] = own[ticket.side() & 1].wrapping_add_signed(change);
-        OWN.set(own);
+        let own = &arch::locals().readers[ticket.side() & 1];
+        own.store(own.load(Ordering::Relaxed).wrapping_add_signed(change), Ordering::Relaxed);
         compiler_fence(Ordering::SeqCst);
     };
     if change > 0 {
@@ -78,7 +75,7 @@ fn count(ticket: Ticket, change: isize, step: impl FnOnce()) {
 /// In the child of a fork: readers on other threads are no more.
 #[cold]
 fn forget_others() {
-    GRACE.forget_others(OWN.get());
+    GRACE.forget_others(own());
 }
 
 /// A reader, until it is dropped.
@@ -113,7 +110,7 @@ impl Drop for ReadGuard {
 /// In debug builds if a reader calls it.
 pub fn synchronize() {
     witness::may_sleep();
-    debug_assert!(OWN.get() == [0; 2], "a reader waits for itself");
+    debug_assert!(own() == [0; 2], "a reader waits for itself");
     let end = GRACE.begin();
     // Most readers are short.
     let mut backoff = Backoff::new();

@@ -22,11 +22,11 @@ extern crate std;
 
 use core::ffi::{CStr, c_int, c_void};
 use core::ptr;
-use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering, compiler_fence};
 use std::boxed::Box;
-use std::cell::Cell;
 use std::sync::mpsc;
 
+use crate::arch;
 use crate::os;
 use crate::sync::{Bell, witness};
 
@@ -72,9 +72,20 @@ static THREADS: [Thread; MAX_CPUS] =
 static MODE: AtomicU8 = AtomicU8::new(0);
 static SIGNAL: AtomicI32 = AtomicI32::new(0);
 
-std::thread_local! {
-    /// The CPU that this thread acts as.
-    static CPU: Cell<Option<(usize, &'static Routines)>> = const { Cell::new(None) };
+/// The CPU that this thread acts as, if it does, and what it does then.
+fn role() -> Option<(usize, &'static Routines)> {
+    let locals = arch::locals();
+    let cpu = locals.acts_as.load(Ordering::Relaxed).checked_sub(1)?;
+    // SAFETY: what `take_role` stored before it.
+    Some((cpu, unsafe { &*locals.routines.load(Ordering::Relaxed).cast() }))
+}
+
+fn take_role(cpu: usize, routines: &'static Routines) {
+    let locals = arch::locals();
+    locals.routines.store(ptr::from_ref(routines).cast_mut().cast(), Ordering::Relaxed);
+    // Towards handlers on this thread: there are routines where there is a CPU.
+    compiler_fence(Ordering::SeqCst);
+    locals.acts_as.store(cpu + 1, Ordering::Relaxed);
 }
 
 /// Whether there is a machine.
@@ -94,7 +105,7 @@ pub(crate) fn mode() -> IrqMode {
 
 /// The CPU that this thread acts as, if it does.
 pub(crate) fn acts_as() -> Option<usize> {
-    CPU.get().map(|(cpu, _)| cpu)
+    role().map(|(cpu, _)| cpu)
 }
 
 /// The number for the kernel of the thread that acts as `cpu`; 0 where there is none.
@@ -135,7 +146,7 @@ pub(crate) fn start() {
 }
 
 extern "C" fn interrupted(_signal: c_int) {
-    if let Some((cpu, routines)) = CPU.get() {
+    if let Some((cpu, routines)) = role() {
         witness::interrupt(|| (routines.interrupt)(cpu));
     }
 }
@@ -175,7 +186,7 @@ extern "C" fn live(birth: *mut c_void) -> *mut c_void {
     os::name_thread(CStr::from_bytes_until_nul(name.as_bytes()).unwrap_or_default());
     let done = core_affinity::set_for_current(core_affinity::CoreId { id: cpu });
     if done {
-        CPU.set(Some((cpu, routines)));
+        take_role(cpu, routines);
         THREADS[cpu].stop.store(false, Ordering::Relaxed);
         THREADS[cpu].id.store(os::thread_id(), Ordering::Relaxed);
     }

@@ -3,7 +3,7 @@
 //! Registers of a critical section: `rs` the address of `struct rseq`, `at` scratch and then the region of this CPU,
 //! `slot` the address of the sheaf's header, `top` its index.
 
-use super::{CLOSED, HEADERS, REGION_SHIFT, RseqArea};
+use super::{CLOSED, HEADERS, Locals, REGION_SHIFT, RseqArea};
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -26,11 +26,11 @@ global_asm!(
     "hayloft_rseq_area:",
     ".long 0, -1",
     ".zero 24",
-    ".type hayloft_depth, %object",
-    ".size hayloft_depth, 4",
-    ".hidden hayloft_depth",
-    ".globl hayloft_depth",
-    "hayloft_depth: .long 0",
+    ".type hayloft_locals, %object",
+    ".size hayloft_locals, {locals}",
+    ".hidden hayloft_locals",
+    ".globl hayloft_locals",
+    "hayloft_locals: .zero {locals}",
     ".popsection",
     ".pushsection .data.hayloft_hot, \"aw\", @progbits",
     ".balign 64",
@@ -44,6 +44,7 @@ global_asm!(
     ".popsection",
     ".weak __rseq_offset",
     ".weak __rseq_size",
+    locals = const size_of::<Locals>(),
 );
 
 /// Opens a critical section: from here to `44:` the code restarts at `66:` when interrupted. Leaves this CPU's region
@@ -475,10 +476,12 @@ pub(crate) fn own_rseq() -> *mut RseqArea {
     thread_local!("hayloft_rseq_area")
 }
 
-/// A word of this thread that is zero at its start, and all that the allocator keeps for one.
+/// What the allocator keeps for this thread. The reference is not for others.
 #[inline]
-pub(crate) fn depth() -> *mut u32 {
-    thread_local!("hayloft_depth")
+pub(crate) fn locals() -> &'static Locals {
+    let locals: *mut Locals = thread_local!("hayloft_locals");
+    // SAFETY: a block of this thread, as large and aligned as that, zero at first, and only used as atomics.
+    unsafe { &*locals }
 }
 
 /// Makes a system call; returns its result, or the negated error number.
@@ -504,4 +507,29 @@ pub(crate) unsafe fn system_call(number: usize, arguments: [usize; 6]) -> isize 
         );
     }
     result
+}
+
+/// Returns the addresses of the functions by which glibc takes, releases and renews the lock of the
+/// list of all streams; null where the C library has none such.
+pub(crate) fn stream_locks() -> [*const (); 3] {
+    let (lock, unlock, renew): (*const (), *const (), *const ());
+    // SAFETY: loads of addresses from the offset table; zero where a weak symbol is undefined.
+    unsafe {
+        asm!(
+            ".weak _IO_list_lock",
+            ".weak _IO_list_unlock",
+            ".weak _IO_list_resetlock",
+            "adrp {0}, :got:_IO_list_lock",
+            "ldr {0}, [{0}, :got_lo12:_IO_list_lock]",
+            "adrp {1}, :got:_IO_list_unlock",
+            "ldr {1}, [{1}, :got_lo12:_IO_list_unlock]",
+            "adrp {2}, :got:_IO_list_resetlock",
+            "ldr {2}, [{2}, :got_lo12:_IO_list_resetlock]",
+            out(reg) lock,
+            out(reg) unlock,
+            out(reg) renew,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    [lock, unlock, renew]
 }

@@ -45,7 +45,7 @@
 use core::ptr;
 #[cfg(not(all(target_arch = "x86_64", not(any(miri, loom)))))]
 use core::sync::atomic::Ordering;
-use core::sync::atomic::{AtomicPtr, AtomicUsize};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize};
 
 /// Byte offset in a region of the word that is not zero while the region is closed.
 pub(crate) const CLOSED: usize = 8;
@@ -69,14 +69,34 @@ mod imp;
 #[cfg(all(target_arch = "x86_64", not(any(miri, loom))))]
 pub(crate) use imp::push_by_address;
 pub(crate) use imp::{
-    HAVE_RSEQ, add, cpu, depth, libc_rseq, open, own_rseq, pop, pop_batch, publish_region,
+    HAVE_RSEQ, add, cpu, libc_rseq, locals, open, own_rseq, pop, pop_batch, publish_region,
     publish_rseq_offset, push, push_batch, push_once, thread_pointer, widen,
 };
 
 #[cfg(not(miri))]
 pub(crate) use imp::SIGNATURE;
 #[cfg(not(any(miri, loom)))]
-pub(crate) use imp::system_call;
+pub(crate) use imp::{stream_locks, system_call};
+
+/// All that the allocator keeps for a thread, zero at its start. It has a place from the start of the
+/// thread, which no code of the C library has to find or to allocate, so any context may use it.
+///
+/// Only its own thread uses it, and handlers on that: the atomics are for these. No locked
+/// instruction is needed, as a handler leaves each word as it found it.
+#[repr(C)]
+pub(crate) struct Locals {
+    /// Readers on this thread, by side: those that survive when it forks.
+    pub(crate) readers: [AtomicUsize; 2],
+    /// The address of the lock that this thread takes or releases.
+    pub(crate) changing: AtomicUsize,
+    /// The CPU that this thread acts as, plus one, and what it does as that.
+    pub(crate) acts_as: AtomicUsize,
+    pub(crate) routines: AtomicPtr<()>,
+    /// Slow paths that this thread is in.
+    pub(crate) depth: AtomicU32,
+    /// The item of irq work that this thread is queueing, and what that interrupted.
+    pub(crate) queueing: AtomicPtr<()>,
+}
 
 /// Where the units of the first arena are, and their metadata: on a line that is not written any more, unlike those of the arena.
 #[repr(C, align(64))]

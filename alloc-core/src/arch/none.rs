@@ -3,10 +3,9 @@
 
 extern crate std;
 
-use super::RseqArea;
-use core::cell::Cell;
+use super::{Locals, RseqArea};
 use core::ptr;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 pub(crate) const HAVE_RSEQ: bool = false;
 
@@ -69,12 +68,22 @@ pub(crate) fn own_rseq() -> *mut RseqArea {
     ptr::null_mut()
 }
 
-/// A word of this thread that is zero at its start.
-pub(crate) fn depth() -> *mut u32 {
+/// What the allocator keeps for this thread. The reference is not for others.
+pub(crate) fn locals() -> &'static Locals {
     std::thread_local! {
-        static DEPTH: Cell<u32> = const { Cell::new(0) };
+        static LOCALS: Locals = const {
+            Locals {
+                readers: [AtomicUsize::new(0), AtomicUsize::new(0)],
+                changing: AtomicUsize::new(0),
+                acts_as: AtomicUsize::new(0),
+                routines: AtomicPtr::new(ptr::null_mut()),
+                depth: AtomicU32::new(0),
+                queueing: AtomicPtr::new(ptr::null_mut()),
+            }
+        };
     }
-    DEPTH.with(Cell::as_ptr)
+    // SAFETY: it needs no destructor, so it lives as long as its thread.
+    LOCALS.with(|locals| unsafe { &*ptr::from_ref(locals) })
 }
 
 /// Makes a system call; returns its result, or the negated error number. Keeps `errno`.
@@ -94,4 +103,10 @@ pub(crate) unsafe fn system_call(number: usize, arguments: [usize; 6]) -> isize 
         *errno = before;
         result
     }
+}
+
+/// Returns null: nothing is known of the C library.
+#[cfg(not(any(miri, loom)))]
+pub(crate) fn stream_locks() -> [*const (); 3] {
+    [ptr::null(); 3]
 }

@@ -8,7 +8,7 @@
 //! compute addresses by an instruction of their own: on Sapphire Rapids a pair takes 1.9 ns instead of 4, and through `free`,
 //! where the class hangs on the block, 3 ns instead of 8.
 
-use super::{CLOSED, FIRST, First, HEADERS, Push, REGION_SHIFT, RseqArea, UNIT_SHIFT};
+use super::{CLOSED, FIRST, First, HEADERS, Locals, Push, REGION_SHIFT, RseqArea, UNIT_SHIFT};
 use core::arch::{asm, global_asm};
 use core::mem::offset_of;
 use core::sync::atomic::AtomicU64;
@@ -71,11 +71,11 @@ global_asm!(
     "hayloft_rseq_area:",
     ".long 0, -1",
     ".zero 24",
-    ".type hayloft_depth, @object",
-    ".size hayloft_depth, 4",
-    ".hidden hayloft_depth",
-    ".globl hayloft_depth",
-    "hayloft_depth: .long 0",
+    ".type hayloft_locals, @object",
+    ".size hayloft_locals, {locals}",
+    ".hidden hayloft_locals",
+    ".globl hayloft_locals",
+    "hayloft_locals: .zero {locals}",
     ".popsection",
     ".pushsection .bss.hayloft_closed_region, \"aw\", @nobits",
     ".balign 64",
@@ -96,6 +96,7 @@ global_asm!(
     ".weak __rseq_offset",
     ".weak __rseq_size",
     shift = const REGION_SHIFT,
+    locals = const size_of::<Locals>(),
 );
 
 /// Opens a critical section: from here to `44:` the code restarts at `66:` when interrupted. Leaves this CPU's region
@@ -574,10 +575,12 @@ pub(crate) fn own_rseq() -> *mut RseqArea {
     thread_local!("hayloft_rseq_area")
 }
 
-/// A word of this thread that is zero at its start, and all that the allocator keeps for one.
+/// What the allocator keeps for this thread. The reference is not for others.
 #[inline]
-pub(crate) fn depth() -> *mut u32 {
-    thread_local!("hayloft_depth")
+pub(crate) fn locals() -> &'static Locals {
+    let locals: *mut Locals = thread_local!("hayloft_locals");
+    // SAFETY: a block of this thread, as large and aligned as that, zero at first, and only used as atomics.
+    unsafe { &*locals }
 }
 
 /// Makes a system call; returns its result, or the negated error number.
@@ -605,4 +608,26 @@ pub(crate) unsafe fn system_call(number: usize, arguments: [usize; 6]) -> isize 
         );
     }
     result
+}
+
+/// Returns the addresses of the functions by which glibc takes, releases and renews the lock of the
+/// list of all streams; null where the C library has none such.
+pub(crate) fn stream_locks() -> [*const (); 3] {
+    let (lock, unlock, renew): (*const (), *const (), *const ());
+    // SAFETY: loads of addresses from the offset table; zero where a weak symbol is undefined.
+    unsafe {
+        asm!(
+            ".weak _IO_list_lock",
+            ".weak _IO_list_unlock",
+            ".weak _IO_list_resetlock",
+            "mov {}, qword ptr [rip + _IO_list_lock@GOTPCREL]",
+            "mov {}, qword ptr [rip + _IO_list_unlock@GOTPCREL]",
+            "mov {}, qword ptr [rip + _IO_list_resetlock@GOTPCREL]",
+            out(reg) lock,
+            out(reg) unlock,
+            out(reg) renew,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    [lock, unlock, renew]
 }

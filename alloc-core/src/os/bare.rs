@@ -57,7 +57,7 @@ impl Layout {
         let offsets = [
             offset(errno.addr()),
             offset(arch::own_rseq().addr()),
-            offset(arch::depth().addr()),
+            offset(ptr::from_ref(arch::locals()).addr()),
             arch::libc_rseq().unwrap_or(0),
         ];
         let below = offsets.iter().map(|offset| offset.min(&0).unsigned_abs()).max()?;

@@ -114,6 +114,12 @@ pub(crate) fn at_thread_exit(_hook: unsafe extern "C" fn(*mut c_void)) -> bool {
     false
 }
 
+pub(crate) fn lock_streams() {}
+
+pub(crate) fn unlock_streams() {}
+
+pub(crate) fn renew_streams() {}
+
 pub(crate) fn at_fork(_: extern "C" fn(), _: extern "C" fn(), _: extern "C" fn()) {}
 
 pub(crate) struct Thread(std::thread::JoinHandle<()>);

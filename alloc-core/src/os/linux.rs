@@ -409,6 +409,29 @@ pub(crate) fn at_fork(prepare: extern "C" fn(), parent: extern "C" fn(), child: 
     unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
 }
 
+/// Takes the lock of the list of all streams, if the C library has one: it is held across forks.
+pub(crate) fn lock_streams() {
+    call_streams(0);
+}
+
+/// Releases the lock of [`lock_streams`].
+pub(crate) fn unlock_streams() {
+    call_streams(1);
+}
+
+/// Makes the lock of [`lock_streams`] a free one, in the child of a fork.
+pub(crate) fn renew_streams() {
+    call_streams(2);
+}
+
+fn call_streams(which: usize) {
+    let function = arch::stream_locks()[which];
+    if !function.is_null() {
+        // SAFETY: glibc's `_IO_list_lock`, `_IO_list_unlock` or `_IO_list_resetlock`, which take and return nothing.
+        unsafe { core::mem::transmute::<*const (), unsafe extern "C" fn()>(function)() };
+    }
+}
+
 /// Whether this thread has any signal blocked, as it has in most handlers.
 pub(crate) fn has_signals_blocked() -> bool {
     let mut mask = 0u64;

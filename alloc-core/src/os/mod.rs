@@ -61,6 +61,7 @@ pub(crate) use imp::{
 };
 #[cfg(not(loom))]
 pub(crate) use imp::{futex_wait, futex_wake_one};
+pub(crate) use imp::{lock_streams, renew_streams, unlock_streams};
 #[cfg(not(miri))]
 pub(crate) use settings::env;
 pub(crate) use text::{Line, abort, ignored, warn};

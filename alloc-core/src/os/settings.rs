@@ -5,9 +5,9 @@
 //! may have replaced.
 
 use core::cell::UnsafeCell;
-use core::ffi::{CStr, c_char};
+use core::ffi::{CStr, c_char, c_int};
 use core::ptr;
-use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, Ordering};
 
 use super::text::Shown;
 use super::warn;
@@ -59,9 +59,20 @@ unsafe extern "C" {
 
 #[used]
 #[unsafe(link_section = ".init_array")]
-static CONSTRUCTOR: extern "C" fn() = start;
+static CONSTRUCTOR: extern "C" fn(c_int, *const *const c_char, *const *const c_char) = start;
 
-extern "C" fn start() {
+/// The environment, as glibc tells constructors; null before. One that runs before the C library's has no other.
+static ENVIRONMENT: AtomicPtr<*const c_char> = AtomicPtr::new(ptr::null_mut());
+
+extern "C" fn start(
+    _arguments: c_int,
+    _values: *const *const c_char,
+    environment: *const *const c_char,
+) {
+    // Other C libraries tell nothing: whatever is in the register.
+    if cfg!(target_env = "gnu") {
+        ENVIRONMENT.store(environment.cast_mut(), Ordering::Relaxed);
+    }
     read();
     if !is_privileged() {
         variables().for_each(warn_of_unknown);
@@ -74,12 +85,18 @@ fn is_privileged() -> bool {
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
-/// Variables of the environment as it is now, each as `NAME=VALUE`. None where the C library has not come to it yet.
+/// Where the environment is now; null where nobody has come to it yet, or somebody has set it to null.
+fn environment() -> *const *const c_char {
+    // SAFETY: the C library's.
+    let environment = unsafe { ptr::read_volatile(&raw const environ) };
+    if environment.is_null() { ENVIRONMENT.load(Ordering::Relaxed) } else { environment }
+}
+
+/// Variables of the environment as it is now, each as `NAME=VALUE`.
 fn variables() -> impl Iterator<Item = &'static [u8]> {
-    // SAFETY: the C library's, which ends in a null pointer. Somebody may have set it to null.
-    let mut next = unsafe { ptr::read_volatile(&raw const environ) };
+    let mut next = environment();
     core::iter::from_fn(move || {
-        // SAFETY: as above; each of the others is a text that ends in a null byte.
+        // SAFETY: it ends in a null pointer; each of the others is a text that ends in a null byte.
         unsafe {
             if next.is_null() || (*next).is_null() {
                 return None;
@@ -105,8 +122,7 @@ fn index(name: &[u8]) -> Option<usize> {
 /// Copies the settings, unless somebody has done so, does so, or it is too early.
 #[cold]
 fn read() {
-    // SAFETY: the C library's.
-    if unsafe { ptr::read_volatile(&raw const environ) }.is_null()
+    if environment().is_null()
         || STATE.compare_exchange(UNREAD, READING, Ordering::Relaxed, Ordering::Relaxed).is_err()
     {
         return;

@@ -40,14 +40,14 @@ impl Context {
 mod depth {
     use super::Context;
     use crate::arch;
+    use core::ptr;
     use core::sync::atomic::{AtomicU32, Ordering, compiler_fence};
 
     /// Slow paths this thread is in. It needs no initialisation and no destructor, and is nobody's to allocate, so it can be had
     /// anywhere: before `main`, in a handler, in the destructors of other thread-locals.
     #[inline]
     fn depth() -> &'static AtomicU32 {
-        // SAFETY: a word of this thread that nobody else uses. The reference is not kept by who calls this.
-        unsafe { AtomicU32::from_ptr(arch::depth()) }
+        &arch::locals().depth
     }
 
     impl Context {
@@ -62,13 +62,18 @@ mod depth {
         /// Whether this thread is in no slow path.
         #[cfg(debug_assertions)]
         pub(crate) fn is_outermost() -> bool {
-            depth().load(Ordering::Relaxed) == 0
+            Context::depth() == 0
         }
 
-        /// A number that no other thread has now; even.
+        /// How many slow paths this thread is in.
+        pub(crate) fn depth() -> usize {
+            depth().load(Ordering::Relaxed) as usize
+        }
+
+        /// A number that no other thread has now, nor has one within the next 63.
         #[inline]
         pub(crate) fn thread() -> usize {
-            arch::depth().addr()
+            ptr::from_ref(arch::locals()).addr()
         }
 
         /// Has no slow path of this thread wait until [`Context::unpin`]; the context of before.

@@ -5,9 +5,13 @@ use core::cell::Cell;
 use core::fmt;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::AtomicUsize;
+#[cfg(not(loom))]
+use core::sync::atomic::compiler_fence;
 
 use super::primitive::{Ordering, UnsafeCell, spin_loop};
 use super::{Context, Futex, LockClass, counters, witness};
+#[cfg(not(loom))]
+use crate::arch;
 
 const FREE: u32 = 0;
 const HELD: u32 = 1;
@@ -19,8 +23,68 @@ const ABANDONED: u32 = 3;
 /// Attempts before sleeping. A critical section here is some hundred nanoseconds; a sleep costs microseconds.
 pub(crate) const SPINS: u32 = if cfg!(any(loom, miri)) { 1 } else { 100 };
 
-/// Added to a thread's token: holds the lock for a fork.
-const FOR_FORK: usize = 1;
+/// A fork in progress on this thread that holds locks until it is over. A handler may interrupt it and
+/// fork as well: then this is how deep the later one is, at least 1. It is added to the thread's token,
+/// which the words of other threads are further away from than that.
+#[cfg(not(loom))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Fork(usize);
+
+#[cfg(not(loom))]
+impl Fork {
+    /// Most forks on a thread that are told apart.
+    const MOST: usize = 63;
+
+    /// Returns the fork that this thread is in, between `pin` and `unpin` of its context.
+    pub(crate) fn current() -> Fork {
+        Fork(Context::depth().clamp(1, Fork::MOST))
+    }
+
+    /// The token of a lock that is held for it.
+    fn token(self) -> usize {
+        Context::thread() + self.0
+    }
+}
+
+/// Says that this thread may have a lock of which it is not known to be the owner: it takes the lock,
+/// or releases it. Over when dropped.
+///
+/// That takes a few instructions, but it is there that a handler comes in: after a fork the first
+/// store to a page faults.
+#[cfg(not(loom))]
+struct Changing {
+    /// Of the code that this one interrupted.
+    outer: usize,
+}
+
+#[cfg(not(loom))]
+impl Changing {
+    #[inline]
+    fn begin(lock: &RawLock) -> Changing {
+        let changing = &arch::locals().changing;
+        let outer = changing.load(Ordering::Relaxed);
+        changing.store(core::ptr::from_ref(lock).addr(), Ordering::Relaxed);
+        // Towards handlers on this thread: it is said before anything changes.
+        compiler_fence(Ordering::SeqCst);
+        Changing { outer }
+    }
+
+    /// Whether the code that this one interrupted may have the lock, though another may as well.
+    fn is_on(lock: &RawLock) -> bool {
+        lock.owner.load(Ordering::Relaxed) == 0
+            && arch::locals().changing.load(Ordering::Relaxed) == core::ptr::from_ref(lock).addr()
+    }
+}
+
+#[cfg(not(loom))]
+impl Drop for Changing {
+    #[inline]
+    fn drop(&mut self) {
+        // Towards handlers on this thread: the owner is known, or there is none.
+        compiler_fence(Ordering::SeqCst);
+        arch::locals().changing.store(self.outer, Ordering::Relaxed);
+    }
+}
 
 /// A word lock (Drepper, *Futexes Are Tricky*, mutex 2) that knows its holder.
 ///
@@ -59,23 +123,34 @@ impl RawLock {
         }
     }
 
+    /// Changes the word from `from` to `to`, and says who has the lock then, if it was free. Returns what the word was.
     #[inline]
-    fn try_acquire(&self) -> bool {
+    fn change(&self, from: u32, to: u32, owner: usize) -> u32 {
+        #[cfg(not(loom))]
+        let _changing = Changing::begin(self);
         // Acquire: pairs with the Release in `release`, so that the last holder's writes are seen.
-        self.word.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        let changed = self.word.compare_exchange(from, to, Ordering::Acquire, Ordering::Relaxed);
+        if changed == Ok(FREE) {
+            self.owner.store(owner, Ordering::Relaxed);
+        }
+        changed.unwrap_or_else(|word| word)
+    }
+
+    #[inline]
+    fn try_acquire(&self, owner: usize) -> bool {
+        self.change(FREE, HELD, owner) == FREE
     }
 
     /// Takes the lock, unless that has to be waited for and the context may not.
     #[inline]
     fn acquire(&self, context: Context) -> bool {
-        let found_free = self.try_acquire();
+        let found_free = self.try_acquire(Context::thread());
         if !found_free {
             counters::contended(self.class());
         }
         let acquired = found_free || (context.may_wait() && self.acquire_slow());
         if acquired {
             counters::acquired(self.class());
-            self.owner.store(Context::thread(), Ordering::Relaxed);
         }
         acquired
     }
@@ -85,7 +160,7 @@ impl RawLock {
     #[inline(never)]
     fn acquire_slow(&self) -> bool {
         for _ in 0..SPINS {
-            if self.word.load(Ordering::Relaxed) == FREE && self.try_acquire() {
+            if self.word.load(Ordering::Relaxed) == FREE && self.try_acquire(Context::thread()) {
                 return true;
             }
             spin_loop();
@@ -97,14 +172,7 @@ impl RawLock {
                 CONTENDED => self.word.wait(CONTENDED),
                 _ => {
                     // Whoever slept takes the lock as contended: it cannot know whether others sleep still.
-                    // Acquire: as in `try_acquire`.
-                    let taken = self.word.compare_exchange(
-                        word,
-                        CONTENDED,
-                        Ordering::Acquire,
-                        Ordering::Relaxed,
-                    );
-                    if taken == Ok(FREE) {
+                    if self.change(word, CONTENDED, Context::thread()) == FREE && word == FREE {
                         return true;
                     }
                 }
@@ -114,6 +182,8 @@ impl RawLock {
 
     #[inline]
     fn release(&self) {
+        #[cfg(not(loom))]
+        let _changing = Changing::begin(self);
         self.owner.store(0, Ordering::Relaxed);
         // Release: pairs with the Acquire of the next holder, so that the owner it stores is the later one.
         if self.word.swap(FREE, Ordering::Release) == CONTENDED {
@@ -136,46 +206,46 @@ impl RawLock {
         self.word.load(Ordering::Relaxed) == ABANDONED
     }
 
-    /// Takes the lock for as long as a fork takes, unless this very thread was interrupted while it had it. A context that may
-    /// not wait makes a few attempts, which are counted down.
+    /// Takes the lock for as long as a fork takes, unless this very thread was interrupted while it had it, or by a fork that
+    /// holds it. A context that may not wait makes a few attempts, which are counted down.
     #[cfg(not(loom))]
-    pub(crate) fn hold_for_fork(&self, context: Context, attempts: &Cell<u32>) {
-        if self.is_mine() {
+    pub(crate) fn hold_for_fork(&self, fork: Fork, context: Context, attempts: &Cell<u32>) {
+        if self.is_this_threads() {
             return;
         }
         let mut held = self.acquire(context);
         while !held && !self.is_abandoned() && attempts.get() > 0 {
             attempts.set(attempts.get() - 1);
             super::relax();
-            held = self.try_acquire();
+            held = self.try_acquire(fork.token());
         }
         if held {
-            self.owner.store(Context::thread() | FOR_FORK, Ordering::Relaxed);
+            self.owner.store(fork.token(), Ordering::Relaxed);
         }
     }
 
-    /// Lets go of the lock in the parent.
+    /// Releases the lock in the parent, if it is held for this fork.
     #[cfg(not(loom))]
-    pub(crate) fn release_in_parent(&self) {
-        if self.owner.load(Ordering::Relaxed) == Context::thread() | FOR_FORK {
+    pub(crate) fn release_in_parent(&self, fork: Fork) {
+        if self.owner.load(Ordering::Relaxed) == fork.token() {
             self.release();
         }
     }
 
-    /// Lets go of the lock in the child, where there is no other thread that could.
+    /// As [`RawLock::release_in_parent`], in the child, where no other thread is that could release it.
     #[cfg(not(loom))]
-    pub(crate) fn release_in_child(&self) {
-        self.release_in_parent();
-        if self.is_held() && !self.is_mine() {
+    pub(crate) fn release_in_child(&self, fork: Fork) {
+        self.release_in_parent(fork);
+        if self.is_held() && !self.is_this_threads() {
             self.word.store(ABANDONED, Ordering::Relaxed);
         }
     }
 
     /// As [`RawLock::release_in_child`], for a lock that protects what is whole after each store: the child may have it.
     #[cfg(not(loom))]
-    pub(crate) fn free_in_child(&self) {
-        self.release_in_parent();
-        if self.is_held() && !self.is_mine() {
+    pub(crate) fn free_in_child(&self, fork: Fork) {
+        self.release_in_parent(fork);
+        if self.is_held() && !self.is_this_threads() {
             self.owner.store(0, Ordering::Relaxed);
             self.word.store(FREE, Ordering::Relaxed);
         }
@@ -196,6 +266,13 @@ impl RawLock {
         if self.is_abandoned() {
             self.word.store(FREE, Ordering::Relaxed);
         }
+    }
+
+    /// Whether this thread has the lock, in the code that it interrupted, be that a fork.
+    #[cfg(not(loom))]
+    fn is_this_threads(&self) -> bool {
+        let above = self.owner.load(Ordering::Relaxed).wrapping_sub(Context::thread());
+        above <= Fork::MOST || Changing::is_on(self)
     }
 
     /// Whether this thread has the lock, in the code that it interrupted.
@@ -325,9 +402,9 @@ mod tests {
         let waiting = Context::enter(|context| context);
         let lock = Lock::new(LockClass::Barn, ());
         drop(lock.acquire(waiting));
-        assert!(lock.raw.try_acquire());
-        lock.raw.hold_for_fork(Context::TRYING, &Cell::new(3));
-        lock.raw.release_in_child();
+        assert!(lock.raw.try_acquire(0));
+        lock.raw.hold_for_fork(Fork(1), Context::TRYING, &Cell::new(3));
+        lock.raw.release_in_child(Fork(1));
         assert!(lock.acquire(waiting).is_none());
     }
 
@@ -336,10 +413,33 @@ mod tests {
         let waiting = Context::enter(|context| context);
         let lock = Lock::new(LockClass::Barn, ());
         let guard = lock.acquire(waiting);
-        lock.raw.hold_for_fork(Context::TRYING, &Cell::new(3));
-        lock.raw.release_in_child();
+        lock.raw.hold_for_fork(Fork(1), Context::TRYING, &Cell::new(3));
+        lock.raw.release_in_child(Fork(1));
         assert!(lock.acquire(Context::TRYING).is_none());
         drop(guard);
         assert!(lock.acquire(Context::TRYING).is_some());
+    }
+
+    /// A handler forks while this thread forks: what the outer fork holds it neither waits for nor
+    /// releases, in the parent and in the child.
+    #[test]
+    fn a_fork_in_a_fork_leaves_locks_to_the_outer_one() {
+        let waiting = Context::enter(|context| context);
+        let [held, free] = [(); 2].map(|()| Lock::new(LockClass::Barn, ()));
+        let attempts = Cell::new(3);
+        held.raw.hold_for_fork(Fork(1), waiting, &attempts);
+        for end in [RawLock::release_in_parent, RawLock::release_in_child] {
+            for lock in [&held, &free] {
+                lock.raw.hold_for_fork(Fork(2), Context::TRYING, &attempts);
+                assert!(lock.raw.is_held());
+            }
+            for lock in [&held, &free] {
+                end(&lock.raw, Fork(2));
+            }
+            assert!(held.raw.is_held() && free.raw.is_free());
+        }
+        assert_eq!(attempts.get(), 3, "nothing was waited for");
+        held.raw.release_in_parent(Fork(1));
+        assert!(held.raw.is_free());
     }
 }

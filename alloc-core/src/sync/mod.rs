@@ -36,9 +36,9 @@ pub(crate) use control::{ControlGuard, ControlMutex, Renewable};
 pub(crate) use futex::Futex;
 pub(crate) use grace::{Grace, Ticket};
 pub(crate) use llist::{CpuLists, Link, Llist, Taken};
-pub(crate) use lock::{Guard, Lock};
 #[cfg(not(loom))]
-pub(crate) use lock::{RawLock, SPINS};
+pub(crate) use lock::{Fork, RawLock, SPINS};
+pub(crate) use lock::{Guard, Lock};
 pub(crate) use primitive::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 pub(crate) use process::forks;
 #[cfg(not(loom))]

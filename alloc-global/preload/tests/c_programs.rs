@@ -9,7 +9,9 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{BACKENDS, compile, is_there, libraries, output_of, preloaded, skipped, text_of};
+use common::{
+    BACKENDS, FOLDER, compile, is_there, libraries, output_of, preloaded, skipped, text_of,
+};
 
 const NOTHING: [&str; 0] = [];
 /// For what a `new` that fails would have returned nobody asks.
@@ -92,6 +94,14 @@ fn threads_and_forks() {
 #[test]
 fn strangers() {
     check_preloaded(&compile("cc", "strangers.c", "strangers", NOTHING));
+}
+
+/// Forks beside a library whose handlers wait for threads that allocate, and beside streams.
+#[test]
+fn forks_and_their_neighbours() {
+    compile("cc", "fork_handlers_lib.c", "libneighbour.so", ["-shared", "-fPIC"]);
+    let linked = [format!("-L{FOLDER}"), "-lneighbour".into(), format!("-Wl,-rpath,{FOLDER}")];
+    check_preloaded(&compile("cc", "fork_neighbours.c", "fork_neighbours", linked));
 }
 
 #[test]

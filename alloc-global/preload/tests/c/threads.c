@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <spawn.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -247,12 +248,53 @@ static void starts(void)
     CHECK(pclose(pipe) == 0);
 }
 
+static volatile sig_atomic_t forked;
+
+static void fork_once(int signal)
+{
+    (void)signal;
+    int error = errno;
+    pid_t child = fork();
+    if (child == 0) {
+        free(malloc(100000));
+        _exit(0);
+    }
+    int status;
+    while (waitpid(child, &status, 0) < 0 && errno == EINTR)
+        ;
+    forked++;
+    errno = error;
+}
+
+/* A handler forks, and may have interrupted a fork, at any instruction of it. */
+static void forks_in_forks(void)
+{
+    struct sigaction action = {.sa_handler = fork_once, .sa_flags = SA_RESTART};
+    CHECK(sigaction(SIGALRM, &action, NULL) == 0);
+    struct itimerval often = {{0, 1500}, {0, 1500}}, never = {{0, 0}, {0, 0}};
+    static void *blocks[97];
+    CHECK(setitimer(ITIMER_REAL, &often, NULL) == 0);
+    for (unsigned i = 0; forked < 500; i++) {
+        free(blocks[i % 97]);
+        blocks[i % 97] = malloc(i * 7919 % 70000);
+        if (i % 3 == 0) {
+            pid_t child = fork();
+            CHECK(child >= 0);
+            if (child == 0)
+                _exit(0);
+            while (waitpid(child, NULL, 0) < 0 && errno == EINTR)
+                ;
+        }
+    }
+    CHECK(setitimer(ITIMER_REAL, &never, NULL) == 0);
+}
+
 #define ENTRY(name) {#name, name}
 int main(int argc, char **argv)
 {
     static const struct check checks[] = {
         ENTRY(exchanges), ENTRY(short_lives), ENTRY(forks), ENTRY(fork_handlers),
-        ENTRY(joined_elsewhere), ENTRY(vforks), ENTRY(starts),
+        ENTRY(joined_elsewhere), ENTRY(forks_in_forks), ENTRY(vforks), ENTRY(starts),
     };
     return run_checks(checks, sizeof checks / sizeof *checks, argc, argv);
 }
