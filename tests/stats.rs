@@ -183,7 +183,13 @@ fn table() {
     let text = written(Format::Table);
     hoard.free_all(LAYOUT);
     let lines: Vec<_> = text.lines().collect();
-    assert!(lines[0].contains(" held: ") && lines[0].contains(" resident"), "{text}");
+    let start = format!("hayloft[{}]: ", process::id());
+    assert!(
+        lines[0].starts_with(&start)
+            && lines[0].contains(" held: ")
+            && lines[0].contains(" resident"),
+        "{text}"
+    );
     assert!(lines[1].starts_with("CACHE ") && lines[2].starts_with("kmalloc-3072 "), "{text}");
     let words: Vec<_> = lines[2].split_whitespace().collect();
     assert_eq!(words[1], "3072");

@@ -73,7 +73,8 @@ pub fn write(file: c_int, format: Format) -> bool {
     let mut to = Writer { file, room: [0; 2048], len: 0, failed: false };
     let done = match format {
         Format::Slabinfo => write!(to, "{}", stats.slabinfo()).is_ok(),
-        Format::Table => writeln!(to, "{stats}").is_ok(),
+        // Those of several processes may come to one place.
+        Format::Table => writeln!(to, "hayloft[{}]: {stats}", os::process_id()).is_ok(),
         Format::OpenMetrics => write!(to, "{}", stats.open_metrics()).is_ok(),
         #[cfg(feature = "serde")]
         Format::Json => {
