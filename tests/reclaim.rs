@@ -291,6 +291,46 @@ fn memory_goes_back_where_it_is_short() {
     fs::remove_file(&file).expect("a child made it");
 }
 
+/// Others' stalls, and those for page cache, are no shortage of this program's; its own cgroup's are.
+#[test]
+fn only_the_own_cgroup_is_short_of_memory() {
+    let folder = env::temp_dir().join(format!("hayloft-cgroup-{}", process::id()));
+    let files = |anon: usize, microseconds: u64| {
+        let root = env::var("HAYLOFT_SYSFS").expect("this is a child");
+        let cgroup = format!("{root}/fs/cgroup");
+        fs::create_dir_all(&cgroup).expect("folders can be made");
+        let write = |name: &str, text: String| {
+            fs::write(format!("{cgroup}/next"), text).expect("the file can be written");
+            fs::rename(format!("{cgroup}/next"), format!("{cgroup}/{name}")).expect("and replaced");
+        };
+        write("memory.stat", format!("anon {anon}\nfile 1000000\nkernel 5\n"));
+        let line = format!("some avg10=0.00 avg60=0.00 avg300=0.00 total={microseconds}\n");
+        write("memory.pressure", line);
+    };
+    let path = folder.to_str().expect("a path that is text");
+    on_both_backends_with(&[("HAYLOFT_SYSFS", path), THREAD], || {
+        files(10, 1000);
+        let (before, peak) = burst();
+        for round in 1..6 {
+            thread::sleep(Duration::from_millis(400));
+            files(10, round * 1_000_000_000);
+        }
+        let rested = status_bytes("VmRSS");
+        assert!(rested > peak - REST, "{before} before, {peak} at the peak, {rested} later");
+        let patience = Instant::now() + Duration::from_secs(60);
+        for round in 10.. {
+            files(2_000_000, round * 1_000_000_000);
+            thread::sleep(Duration::from_millis(50));
+            if status_bytes("VmRSS") < before + REST {
+                break;
+            }
+            assert!(Instant::now() < patience, "{} bytes stay", status_bytes("VmRSS"));
+        }
+    });
+    // Only the parent comes here.
+    fs::remove_dir_all(&folder).expect("a child made it");
+}
+
 /// A block that is larger than the one before takes what that had, and as much more as it needs.
 #[test]
 fn growing_blocks_use_what_is_there() {

@@ -1,11 +1,20 @@
-//! Memory pressure: whether programs wait for memory, so that what is kept for speed had better go back.
+//! Memory pressure: whether this process waits for memory, so that what is kept for speed had better
+//! go back.
 //!
-//! What is looked at is how long somebody stalled since the last look (PSI, `Documentation/accounting/psi.rst` of Linux), on the
-//! machine and in the cgroup of this process, and whether that cgroup came to its `memory.high` or `memory.max`. No file is kept
-//! open, for programs close descriptors that they do not know of; so nothing is told at once, and whoever wants to know looks
-//! now and then.
+//! The kernel counts the time in which a task of a cgroup stalled for memory (PSI,
+//! `Documentation/accounting/psi.rst` of Linux), whichever limit above it the reason was. There is
+//! pressure if that was a tenth of the time since the last look, in this process's own cgroup. Other
+//! cgroups do not count; the machine does only where there is no cgroup with such a file.
 //!
-//! `HAYLOFT_PRESSURE=0` looks at nothing; a path, at that file of stalls only.
+//! A cgroup that reads many files is at its limit all the time, and stalls a little, for page cache
+//! alone. That is no pressure: half of the memory must be that of programs (`anon`).
+//!
+//! Giving everything back has its price, so it is done once a second at most, and less often while it
+//! yields nothing.
+//!
+//! No file is kept open, and only a thread with a table of descriptors of its own looks.
+//!
+//! `HAYLOFT_PRESSURE=0` looks at nothing; a path, at that file in the format of PSI only.
 //!
 //! This file may touch `os`.
 
@@ -16,6 +25,12 @@ use crate::os;
 /// There is pressure where somebody stalled for this part of the time.
 const SHARE: u64 = 10;
 
+/// Milliseconds from one time at which there is pressure to the next, at least and at most.
+const LEAST_PAUSE: u64 = 1000;
+const MOST_PAUSE: u64 = 64_000;
+/// Bytes that a time of pressure has to yield.
+const YIELD: u64 = 1 << 20;
+
 /// What is looked at: a setting, below.
 static WATCHED: AtomicU8 = AtomicU8::new(NOTHING);
 const NOTHING: u8 = 0;
@@ -25,12 +40,48 @@ const FILE: u8 = 2;
 /// The path of the file, up to a zero.
 static PATH: [AtomicU8; 256] = [const { AtomicU8::new(0) }; 256];
 
-/// When it was last looked, in milliseconds.
-static LOOKED: AtomicU64 = AtomicU64::new(0);
-/// Microseconds of stalls that were seen then, plus one.
-static STALLED: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
-/// Events that were seen then, plus one.
-static EVENTS: AtomicU64 = AtomicU64::new(0);
+/// What was seen so far; relaxed everywhere, as only one thread looks.
+struct Seen {
+    /// When it was last looked, in milliseconds.
+    looked: AtomicU64,
+    /// Microseconds of stalls that were counted then, plus one.
+    stalled: AtomicU64,
+    /// When there may be pressure next, and the pause before that, in milliseconds.
+    next: AtomicU64,
+    pause: AtomicU64,
+}
+
+static SEEN: Seen = Seen::new();
+
+impl Seen {
+    const fn new() -> Seen {
+        Seen {
+            looked: AtomicU64::new(0),
+            stalled: AtomicU64::new(0),
+            next: AtomicU64::new(0),
+            pause: AtomicU64::new(LEAST_PAUSE),
+        }
+    }
+
+    /// Returns whether `stalls`, a count of microseconds, has grown by a tenth of the time since the
+    /// last look. The first look sees nothing.
+    fn is_new(&self, stalls: u64, now: u64) -> bool {
+        let elapsed = now.saturating_sub(self.looked.swap(now, Ordering::Relaxed));
+        let before = self.stalled.swap(stalls.saturating_add(1), Ordering::Relaxed);
+        let more = before.checked_sub(1).map_or(0, |before| stalls.saturating_sub(before));
+        more > 0
+            && more >= elapsed.saturating_mul(1000) / SHARE
+            && now >= self.next.load(Ordering::Relaxed)
+    }
+
+    /// Notes how many bytes went back in a time of pressure.
+    fn note(&self, bytes: u64, now: u64) {
+        let before = self.pause.load(Ordering::Relaxed);
+        let pause = if bytes >= YIELD { LEAST_PAUSE } else { (2 * before).min(MOST_PAUSE) };
+        self.pause.store(pause, Ordering::Relaxed);
+        self.next.store(now + pause, Ordering::Relaxed);
+    }
+}
 
 /// Reads the setting. To be called once, before the first look.
 pub(crate) fn read() {
@@ -52,62 +103,78 @@ pub(crate) fn read() {
     WATCHED.store(watched, Ordering::Relaxed);
 }
 
-/// Whether there was pressure since the last look. The first one sees none.
+/// Returns whether there was pressure since the last look. To be called by a thread with descriptors
+/// of its own.
 pub(crate) fn is_high() -> bool {
-    let watched = WATCHED.load(Ordering::Relaxed);
-    if watched == NOTHING {
-        return false;
-    }
-    let now = os::milliseconds();
-    let elapsed = now.saturating_sub(LOOKED.swap(now, Ordering::Relaxed));
-    let mut text = [0; 1024];
-    let stalled = |seen: &AtomicU64, text: Option<&str>| {
-        let more = text.and_then(stalls).map_or(0, |stalls| since(seen, stalls));
-        more > 0 && more >= elapsed.saturating_mul(1000) / SHARE
+    let stalls = match WATCHED.load(Ordering::Relaxed) {
+        NOTHING => None,
+        FILE => stalls_of_file(),
+        _ => stalls_of_system(),
     };
-    let [of_machine, of_cgroup] = &STALLED;
-    if watched == FILE {
-        let path: [u8; PATH.len()] = core::array::from_fn(|at| PATH[at].load(Ordering::Relaxed));
-        let path = path.split(|byte| *byte == 0).next().unwrap_or_default();
-        let Ok(path) = core::str::from_utf8(path) else { return false };
-        return stalled(of_machine, os::read(format_args!("{path}"), &mut text));
-    }
-    // All of them, for each to know what it has seen.
-    let mut high = stalled(of_machine, os::read(format_args!("/proc/pressure/memory"), &mut text));
-    let mut cgroups = [0; 512];
-    if let Some(cgroup) = os::read(format_args!("/proc/self/cgroup"), &mut cgroups).and_then(cgroup)
-    {
-        let root = "/sys/fs/cgroup";
-        high |=
-            stalled(of_cgroup, os::read(format_args!("{root}{cgroup}/memory.pressure"), &mut text));
-        let events = os::read(format_args!("{root}{cgroup}/memory.events"), &mut text).map(events);
-        high |= events.is_some_and(|events| since(&EVENTS, events) > 0);
-    }
-    high
+    stalls.is_some_and(|stalls| SEEN.is_new(stalls, os::milliseconds()))
 }
 
-/// How much there is of something that was not seen yet; nothing, the first time.
-fn since(seen: &AtomicU64, now: u64) -> u64 {
-    let before = seen.swap(now.saturating_add(1), Ordering::Relaxed);
-    before.checked_sub(1).map_or(0, |before| now.saturating_sub(before))
+/// Notes how many bytes went back because of [`is_high`].
+pub(crate) fn note_yield(bytes: u64) {
+    SEEN.note(bytes, os::milliseconds());
 }
 
-/// Microseconds in which some task stalled, by a file in the format of PSI.
+/// Reads the stalls that the file of the setting counts.
+fn stalls_of_file() -> Option<u64> {
+    /// A warning was written.
+    static WARNED: AtomicU8 = AtomicU8::new(0);
+    let path: [u8; PATH.len()] = core::array::from_fn(|at| PATH[at].load(Ordering::Relaxed));
+    let path = path.split(|byte| *byte == 0).next().unwrap_or_default();
+    let path = core::str::from_utf8(path).ok()?;
+    let stalls = os::read(format_args!("{path}"), &mut [0; 1024]).and_then(stalls);
+    if stalls.is_none() && WARNED.swap(1, Ordering::Relaxed) == 0 {
+        os::ignored(c"HAYLOFT_PRESSURE", format_args!("no file in the format of PSI"));
+    }
+    stalls
+}
+
+/// Reads the stalls of this process's cgroup, or of the machine where no cgroup counts any; `None`
+/// also if most memory there is page cache.
+fn stalls_of_system() -> Option<u64> {
+    let root = os::env(c"HAYLOFT_SYSFS").and_then(|root| core::str::from_utf8(root).ok());
+    let root = root.unwrap_or("/sys");
+    let mut text = [0; 1024];
+    let mut cgroups = [0; 4096];
+    let cgroup =
+        os::read(format_args!("/proc/self/cgroup"), &mut cgroups).and_then(cgroup).unwrap_or("/");
+    // A container may see its own cgroup as the root, and its name by another path.
+    let places = [("", cgroup), ("", "/"), ("/unified", cgroup)];
+    for (mount, cgroup) in places {
+        let folder = format_args!("{root}/fs/cgroup{mount}{cgroup}");
+        let file = os::read(format_args!("{folder}/memory.pressure"), &mut text);
+        let Some(stalls) = file.and_then(stalls) else { continue };
+        let memory = os::read(format_args!("{folder}/memory.stat"), &mut text);
+        let is_of_programs = memory.is_none_or(|memory| is_of_programs(memory, "anon ", "file "));
+        return is_of_programs.then_some(stalls);
+    }
+    let memory = os::read(format_args!("/proc/meminfo"), &mut cgroups);
+    let is_of_programs = memory.is_none_or(|text| is_of_programs(text, "AnonPages:", "Cached:"));
+    let stalls = os::read(format_args!("/proc/pressure/memory"), &mut text).and_then(stalls);
+    stalls.filter(|_| is_of_programs)
+}
+
+/// Returns the microseconds in which some task stalled, by a file in the format of PSI.
 fn stalls(text: &str) -> Option<u64> {
     let line = text.lines().find(|line| line.starts_with("some "))?;
     line.split(' ').find_map(|part| part.strip_prefix("total=")?.parse().ok())
 }
 
-/// How often a cgroup came to its limits, by its `memory.events`.
-fn events(text: &str) -> u64 {
-    let count = |line: &str| -> Option<u64> {
-        let (name, count) = line.split_once(' ')?;
-        matches!(name, "high" | "max").then(|| count.parse().ok())?
+/// Returns whether at least half of the memory is that of programs, by a table that has it and page
+/// cache under these names; also if it has neither.
+fn is_of_programs(table: &str, programs: &str, cache: &str) -> bool {
+    let number = |name: &str| -> Option<u64> {
+        let line = table.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next()?.parse().ok()
     };
-    text.lines().filter_map(count).fold(0, u64::saturating_add)
+    number(programs).zip(number(cache)).is_none_or(|(programs, cache)| programs >= cache)
 }
 
-/// The path of this process's cgroup in the unified hierarchy, by its `/proc/self/cgroup`.
+/// Returns the path of this process's cgroup in the unified hierarchy, by its `/proc/self/cgroup`.
 fn cgroup(text: &str) -> Option<&str> {
     text.lines().find_map(|line| line.strip_prefix("0::"))
 }
@@ -125,15 +192,47 @@ mod tests {
             (stalls(""), stalls("some total=x"), stalls("full total=7")),
             (None, None, None)
         );
-        assert_eq!(events("low 0\nhigh 3\nmax 40\noom 1\noom_kill 1\n"), 43);
-        assert_eq!(events(""), 0);
         assert_eq!(cgroup("4:memory:/a\n0::/b/c\n"), Some("/b/c"));
         assert_eq!(cgroup("4:memory:/a\n"), None);
     }
 
     #[test]
-    fn only_news_counts() {
-        let seen = AtomicU64::new(0);
-        assert_eq!([since(&seen, 5), since(&seen, 5), since(&seen, 9)], [0, 0, 4]);
+    fn page_cache_is_not_of_programs() {
+        let of = |text: &str| is_of_programs(text, "anon ", "file ");
+        assert!(of("anon 500\nfile 400\n") && !of("anon 300\nfile 400\nkernel 9\n"));
+        assert!(of("") && of("anon x\nfile 400\n"));
+        let meminfo = "MemTotal: 9 kB\nCached:   700 kB\nAnonPages:   100 kB\n";
+        assert!(!is_of_programs(meminfo, "AnonPages:", "Cached:"));
+    }
+
+    #[test]
+    fn a_tenth_of_the_time_is_pressure() {
+        let seen = Seen::new();
+        assert!(!seen.is_new(5_000_000, 1000), "the first look");
+        assert!(!seen.is_new(5_000_000, 2000) && !seen.is_new(5_099_000, 3000));
+        assert!(seen.is_new(5_200_000, 4000));
+    }
+
+    #[test]
+    fn what_yields_nothing_is_done_less_often() {
+        let seen = Seen::new();
+        let mut stalls = 0;
+        seen.is_new(stalls, 0);
+        // Somebody stalls all the time.
+        let times = |yields: u64, from: u64, stalls: &mut u64| {
+            let pressed = (from..from + 100).filter(|second| {
+                *stalls += 1_000_000;
+                let pressed = seen.is_new(*stalls, second * 1000);
+                if pressed {
+                    seen.note(yields, second * 1000);
+                }
+                pressed
+            });
+            pressed.count()
+        };
+        assert_eq!(times(YIELD, 1, &mut stalls), 100);
+        let seldom = times(0, 200, &mut stalls);
+        assert!((3..10).contains(&seldom), "{seldom}");
+        assert!(times(YIELD, 1000, &mut stalls) > 90, "as soon as it yields something again");
     }
 }

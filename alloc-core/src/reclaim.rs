@@ -313,7 +313,11 @@ extern "C" fn live() {
         // Acquire: pairs with the Release in `swap`. A free that is not seen by this look finds
         // QUIET, or what comes after it.
         let was_noted = STATE.swap(QUIET, Ordering::Acquire) == NOTED;
+        let before = page::decommitted();
         let has_more = Context::enter(|context| end_window(context, occasion));
+        if occasion == Occasion::Shortage {
+            pressure::note_yield(page::decommitted() - before);
+        }
         windows += 1;
         // In a program that goes on, the next free makes another.
         let is_old = windows >= LIFE && was_noted;
