@@ -4,7 +4,11 @@
 //! them whole, frees them, and gets memory again.
 
 use std::alloc::{GlobalAlloc, Layout};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
 
+use alloc_core::fault::{self, Place};
 use tests::hoard::Hoard;
 use tests::process::{Limit, status_bytes};
 use tests::routes::Hayloft;
@@ -120,5 +124,80 @@ fn a_vector_that_cannot_grow() {
         assert!(vector.try_reserve(isize::MAX as usize / 8 - len).is_err());
         drop(vector);
         assert_eq!(vec![7_u8; MIB].len(), MIB);
+    });
+}
+
+/// A request that the system does not grant is null, and costs neither address space nor what CPUs keep.
+#[test]
+fn much_too_large() {
+    const GIB: usize = 1 << 30;
+    for backend in ["rseq", "fallback"] {
+        Scenario::new(backend, || {
+            static CLOSED: AtomicUsize = AtomicUsize::new(0);
+            fault::set_hook(|place| {
+                if place == Place::SheavesClosed {
+                    CLOSED.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            let reserved = status_bytes("VmSize");
+            let sizes = (0..100).map(|number| 200 * GIB + number * GIB);
+            for size in sizes.chain((40..47).map(|shift| 1 << shift)) {
+                let layout = Layout::from_size_align(size, 16).expect("a valid layout");
+                // SAFETY: the size is not zero.
+                assert!(unsafe { GLOBAL.alloc(layout) }.is_null(), "{size} bytes");
+            }
+            let now = status_bytes("VmSize");
+            assert!(now < reserved + GIB, "{reserved} bytes reserved, now {now}");
+            assert_eq!(CLOSED.load(Ordering::Relaxed), 0);
+            assert_eq!(vec![1_u8; 400 * MIB].len(), 400 * MIB);
+        })
+        .env("HAYLOFT_BACKEND", backend)
+        .limit(Limit::Data, 600 * MIB)
+        .succeeds();
+    }
+}
+
+/// What there is address space for is not refused because of how an arena is cut.
+#[test]
+fn a_large_block_within_a_limit() {
+    on_both_backends_within(840 * MIB, || {
+        let layout = Layout::from_size_align(400 * MIB, 16).expect("a valid layout");
+        // SAFETY: the size is not zero; the block is freed once.
+        unsafe {
+            let block = GLOBAL.alloc(layout);
+            assert!(!block.is_null());
+            GLOBAL.dealloc(block, layout);
+        }
+    });
+}
+
+/// While one thread waits for the system to commit memory, others allocate what there is.
+#[test]
+fn committing_keeps_nobody_waiting() {
+    static IS_COMMITTING: AtomicBool = AtomicBool::new(false);
+    static IS_DONE: AtomicBool = AtomicBool::new(false);
+    on_both_backends(|| {
+        drop(vec![1_u8; 4 * MIB]);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !IS_COMMITTING.load(Ordering::Relaxed) {
+                    thread::yield_now();
+                }
+                drop(vec![1_u8; MIB]);
+                IS_DONE.store(true, Ordering::Relaxed);
+            });
+            fault::set_hook(|place| {
+                if place == Place::ArenaCommitting && !IS_COMMITTING.swap(true, Ordering::Relaxed) {
+                    for _ in 0..10_000 {
+                        if !IS_DONE.load(Ordering::Relaxed) {
+                            thread::sleep(Duration::from_millis(1));
+                        }
+                    }
+                    assert!(IS_DONE.load(Ordering::Relaxed), "another thread waits");
+                }
+            });
+            drop(vec![1_u8; 100 * MIB]);
+        });
+        assert!(IS_COMMITTING.load(Ordering::Relaxed));
     });
 }

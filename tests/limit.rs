@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use alloc_core::fault::{self, Place};
-use alloc_core::{nolock, stats};
+use alloc_core::{cache, nolock, stats};
 use tests::hoard::Hoard;
 use tests::process::status_bytes;
 use tests::routes::Hayloft;
@@ -179,9 +179,9 @@ fn all_goes_back_for_an_allocation() {
     static HAS_ENDED: AtomicBool = AtomicBool::new(false);
     let settings = [
         ("HAYLOFT_LIMIT", "48M:48M"),
-        ("HAYLOFT_DECAY_MS", "3"),
+        ("HAYLOFT_DECAY_MS", "3600000"),
+        // No thread ends windows.
         ("HAYLOFT_BACKGROUND", "0"),
-        ("HAYLOFT_PRESSURE", "0"),
     ];
     on_both_backends_with(&settings, || {
         fault::set_hook(|place| {
@@ -194,22 +194,22 @@ fn all_goes_back_for_an_allocation() {
                 }
             }
         });
+        let mut blocks: Vec<Vec<u8>> = (0..36).map(|_| vec![1; MB]).collect();
+        // Nothing of what is freed from here on was unneeded all through a window.
+        alloc_global::trim();
+        IS_ON_ITS_WAY.store(false, Ordering::Relaxed);
+        cache::end_window();
+        // Every second one stays, so that there are many dirty runs, none of which is long enough.
+        let mut number = 0;
+        blocks.retain(|_| {
+            number += 1;
+            number % 2 == 0
+        });
         thread::scope(|scope| {
             scope.spawn(|| {
                 wait_until(|| IS_ON_ITS_WAY.load(Ordering::Relaxed));
-                for _ in 0..10 {
-                    thread::sleep(Duration::from_millis(2));
-                    // Below what would begin windows otherwise.
-                    drop(vec![1_u8; 100_000]);
-                }
+                cache::end_window();
                 HAS_ENDED.store(true, Ordering::Relaxed);
-            });
-            // Every second one stays, so that there are many dirty runs, none of which is long enough.
-            let mut blocks: Vec<Vec<u8>> = (0..36).map(|_| vec![1; MB]).collect();
-            let mut number = 0;
-            blocks.retain(|_| {
-                number += 1;
-                number % 2 == 0
             });
             // SAFETY: the size is not zero; the block is freed once.
             unsafe {

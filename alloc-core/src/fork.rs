@@ -80,7 +80,11 @@ extern "C" fn in_parent() {
 
 extern "C" fn in_child() {
     for_each_lock(&|class, lock| match class {
-        LockClass::Sheaves | LockClass::Homing | LockClass::Closing | LockClass::Purging => {
+        LockClass::Sheaves
+        | LockClass::Homing
+        | LockClass::Closing
+        | LockClass::Purging
+        | LockClass::Committing => {
             lock.free_in_child(Fork::current());
         }
         _ => lock.release_in_child(Fork::current()),

@@ -9,29 +9,32 @@
 
 use core::alloc::Layout;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::node;
 use crate::objects::{
     self, checked_in, checked_out, defer, free_deferred, free_run, have_threads, may_reclaim,
 };
 use crate::os::{self, Remapped};
-use crate::page::{self, Misplaced, Unit};
+use crate::page::{self, Allocation, Misplaced, Unit};
 use crate::percpu;
 use crate::size_class::{Class, MAX_SMALL_ALIGN, REDZONE, UNIT, UNIT_SHIFT, class_of};
 use crate::sync::Context;
 use crate::watch;
 
+/// From this many bytes on, memory is not cleared but given back to the system, so that what nobody writes to takes none: large
+/// zeroed tables are often sparse.
+const CLEARED_BY_SYSTEM: usize = 4 << 20;
+
 /// From this many bytes on, a run is moved by remapping its pages instead of copying them. Below, copying into warm pages
 /// is faster than faulting in cold ones: with 512 KiB here, four buffers that grew in turn to 8 MB took 3.2 times as long.
 const REMAP_BYTES: usize = 8 << 20;
 
-/// So many runs are moved by remapping, later ones are copied. Pages that were moved are a mapping of their own, which merges
-/// with none of its neighbours again, also when other runs have taken its place; and the kernel grants a process some 65 000
-/// of them (`vm.max_map_count`), which are the program's. Ninety thousand moves left 15 000 mappings.
-const MAX_REMAPS: u32 = 4096;
-/// Runs that were moved by remapping.
-static REMAPS: AtomicU32 = AtomicU32::new(0);
+/// So many runs in use may have pages that were moved there, others are copied. Such a run is a mapping of its own until it is freed,
+/// and the kernel grants a process some 65 000 of them (`vm.max_map_count`), which are the program's.
+const MAX_MOVES: u32 = 4096;
+/// The kernel had no mapping left, and is not asked again.
+static IS_OUT_OF_MAPPINGS: AtomicBool = AtomicBool::new(false);
 
 /// A run that is copied in order to grow becomes this many times as long as it has to be, so that its next growth needs no
 /// copy. Room that nobody touches takes no memory. Four buffers that grow in turn to 8 MB take 0.8 of the time.
@@ -226,11 +229,22 @@ fn alloc_run(context: Context, layout: Layout, zeroed: bool) -> *mut u8 {
     let run = objects::alloc_run(context, node::current(), units, align);
     objects::note_nolock(context, run.is_some());
     let Some(run) = run else { return ptr::null_mut() };
-    if zeroed && !run.zeroed {
+    if zeroed && !is_cleared(&run, layout) {
         // SAFETY: the run has room for the layout.
         unsafe { run.address.write_bytes(0, layout.size()) };
     }
     run.address.as_ptr()
+}
+
+/// Whether a run reads as zero, as it is, or since the system has cleared it.
+fn is_cleared(run: &Allocation, layout: Layout) -> bool {
+    match Unit::of(run.address.as_ptr()) {
+        // SAFETY: a run that nobody uses yet.
+        Some(unit) if layout.size() >= CLEARED_BY_SYSTEM => unsafe {
+            page::clear(unit, run.zeroed)
+        },
+        _ => run.zeroed,
+    }
 }
 
 /// What a layout of size 0 is served as.
@@ -328,11 +342,10 @@ unsafe fn realloc_run(
 ) -> Option<*mut u8> {
     let run = run_of(object, layout);
     let (old_units, new_units) = (units(layout.size()), units(new_layout.size()));
-    if new_units <= old_units {
-        if new_units < old_units {
-            // SAFETY: the caller's promise: the run is in use, and what is cut off is not.
-            unsafe { page::shrink(context, run, new_units) };
-        }
+    // What becomes smaller gives its room to grow back, too.
+    if new_layout.size() <= layout.size() {
+        // SAFETY: the caller's promise: the run is in use, and what is cut off is not.
+        unsafe { page::shrink(context, run, new_units) };
         return Some(object);
     }
     // SAFETY: the caller's promise.
@@ -343,27 +356,35 @@ unsafe fn realloc_run(
         return None;
     }
     // Relaxed: a few more do no harm.
-    let remap = layout.size() >= REMAP_BYTES && REMAPS.load(Ordering::Relaxed) < MAX_REMAPS;
+    let remap = layout.size() >= REMAP_BYTES
+        && page::moves() < MAX_MOVES
+        && !IS_OUT_OF_MAPPINGS.load(Ordering::Relaxed);
     let room = if remap { 0 } else { new_units.saturating_mul(factor).min(MAX_ROOM) };
     // Pages that are moved are where they were, so their new place is of the same node.
     let node = if remap { run.node() } else { node::current() };
-    let found = (room > new_units).then(|| page::alloc(context, node, room, 1)).flatten();
+    let found = (room > new_units).then(|| page::alloc_room(context, node, room)).flatten();
+    // Room takes no memory only where it was not used yet.
+    if let Some(found) = found.as_ref().filter(|found| found.dirty > new_units)
+        && let Some(unit) = Unit::of(found.address.as_ptr())
+    {
+        // SAFETY: a run that nobody uses yet.
+        unsafe { page::shrink(context, unit, new_units) };
+    }
     let Some(new) = found.or_else(|| objects::alloc_run(context, node, new_units, 1)) else {
         return Some(ptr::null_mut());
     };
     // They take the kernel's policy with them, which another node's arena shall not keep.
-    let remap = remap && Unit::of(new.address.as_ptr()).is_some_and(|unit| unit.node() == node);
+    let to = Unit::of(new.address.as_ptr()).filter(|unit| remap && unit.node() == node);
     // SAFETY: two runs, both longer than what is moved; the old one is done with after that.
     unsafe {
         let len = old_units << UNIT_SHIFT;
-        let moved = if remap {
-            os::remap(NonNull::new_unchecked(object), new.address, len)
-        } else {
-            Remapped::Refused
+        let moved = match to {
+            Some(_) => os::remap(NonNull::new_unchecked(object), new.address, len),
+            None => Remapped::Refused,
         };
         match moved {
             Remapped::Moved => {
-                REMAPS.fetch_add(1, Ordering::Relaxed);
+                to.into_iter().for_each(|unit| page::note_move(unit));
                 // The run may be longer than what was moved, and the rest may hold anything.
                 page::shrink(context, run, old_units);
                 if run.run_len() != Some(old_units) {
@@ -378,7 +399,7 @@ unsafe fn realloc_run(
             }
             // The new run stays in use for ever, so that nobody gets it. A system that is so short shall not be asked again.
             Remapped::Lost => {
-                REMAPS.store(MAX_REMAPS, Ordering::Relaxed);
+                IS_OUT_OF_MAPPINGS.store(true, Ordering::Relaxed);
                 return realloc_run(context, object, layout, new_layout, factor);
             }
         }

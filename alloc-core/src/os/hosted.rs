@@ -42,6 +42,10 @@ pub(crate) unsafe fn prefer_huge_pages(_address: NonNull<u8>, _len: usize, _huge
 
 pub(crate) unsafe fn prefer_node(_address: NonNull<u8>, _len: usize, _node: usize) {}
 
+pub(crate) unsafe fn renew(_address: NonNull<u8>, _len: usize) -> bool {
+    false
+}
+
 pub(crate) unsafe fn remap(_from: NonNull<u8>, _to: NonNull<u8>, _len: usize) -> Remapped {
     Remapped::Refused
 }

@@ -85,7 +85,8 @@ unsafe fn unmap(address: usize, len: usize) {
 }
 
 /// Reserves `len` bytes of address space, whole pages, on a page boundary and inaccessible. Without `MAP_NORESERVE`: the kernel
-/// does not account for what is inaccessible, and shall refuse to commit more than the machine has.
+/// does not account for what is inaccessible, and shall refuse to commit more than the machine has. Not for core files, where some
+/// debuggers write all of it as zeros.
 pub(crate) fn reserve(len: usize) -> Option<NonNull<u8>> {
     if fails(Call::Mmap) {
         return None;
@@ -104,8 +105,19 @@ pub(crate) fn reserve(len: usize) -> Option<NonNull<u8>> {
                 unmap(mapped.addr() + from, len);
             }
         }
+        dump(mapped.addr() + before, len, false);
         NonNull::new(mapped.add(before))
     }
+}
+
+/// Says whether memory is for core files. In vain before Linux 3.4.
+///
+/// # Safety
+/// The range is mapped, on page boundaries.
+unsafe fn dump(address: usize, len: usize, dump: bool) {
+    let advice = if dump { libc::MADV_DODUMP } else { libc::MADV_DONTDUMP };
+    // SAFETY: contents do not change.
+    let _ = unsafe { call(libc::SYS_madvise, [address, len, word(advice)]) };
 }
 
 /// In debug builds: that there are only whole pages in a range.
@@ -140,7 +152,12 @@ pub(crate) unsafe fn commit(address: NonNull<u8>, len: usize) -> bool {
     let rights = libc::PROT_READ | libc::PROT_WRITE;
     let arguments = [address.addr().get(), len, word(rights)];
     // SAFETY: the caller's promise; rights are only added.
-    !fails(Call::Mprotect) && unsafe { call(libc::SYS_mprotect, arguments).is_ok() }
+    let done = !fails(Call::Mprotect) && unsafe { call(libc::SYS_mprotect, arguments).is_ok() };
+    if done {
+        // SAFETY: the caller's promise.
+        unsafe { dump(address.addr().get(), len, true) };
+    }
+    done
 }
 
 /// Gives the memory of committed pages back; they read as zero from now on. False where the kernel refused.
@@ -148,10 +165,19 @@ pub(crate) unsafe fn commit(address: NonNull<u8>, len: usize) -> bool {
 /// # Safety
 /// `address..address + len` is committed, on page boundaries, and its contents are dead.
 pub(crate) unsafe fn decommit(address: NonNull<u8>, len: usize) -> bool {
+    /// As `MADV_DONTNEED`, of memory that is locked, too. Since Linux 5.18.
+    const MADV_DONTNEED_LOCKED: c_int = 24;
     debug_assert_pages(address, len);
-    let arguments = [address.addr().get(), len, word(libc::MADV_DONTNEED)];
-    // SAFETY: the caller's promise.
-    !fails(Call::Madvise) && unsafe { call(libc::SYS_madvise, arguments).is_ok() }
+    let advise = |advice| {
+        // SAFETY: the caller's promise.
+        unsafe { call(libc::SYS_madvise, [address.addr().get(), len, word(advice)]) }
+    };
+    // What is locked (`mlockall`) is an invalid argument.
+    !fails(Call::Madvise)
+        && match advise(libc::MADV_DONTNEED) {
+            Err(libc::EINVAL) => advise(MADV_DONTNEED_LOCKED).is_ok(),
+            result => result.is_ok(),
+        }
 }
 
 /// Asks for transparent huge pages, or for none; in vain where the system has them switched off.
@@ -196,6 +222,18 @@ pub(crate) unsafe fn prefer_node(address: NonNull<u8>, len: usize, node: usize) 
 const MAX_NUMNODES: usize = 1024;
 /// Nodes of the kernel, a bit each.
 type NodeMask = [c_ulong; MAX_NUMNODES / c_ulong::BITS as usize];
+
+/// Maps committed pages anew, so that they are of one mapping with those around them again, whatever was moved there; they read as
+/// zero. False where the kernel cannot, and then they must not be touched any more.
+///
+/// # Safety
+/// `address..address + len` is committed, on page boundaries, and its contents are dead.
+pub(crate) unsafe fn renew(address: NonNull<u8>, len: usize) -> bool {
+    debug_assert_pages(address, len);
+    let rights = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: the caller's promise.
+    !fails(Call::Mmap) && unsafe { map(address.addr().get(), len, rights, libc::MAP_FIXED).is_ok() }
+}
 
 /// Moves the pages at `from` to `to` without copying them; `from` stays committed and reads as zero.
 ///

@@ -55,9 +55,9 @@ pub(crate) use imp::{
     Thread, admit_signal, affinity, at_exit, at_fork, at_thread_exit, block_signals, commit,
     current_cpu, current_cpu_and_node, decommit, has_signals_blocked, is_realtime_signal, list,
     milliseconds, name_thread, page_size, prefer_huge_pages, prefer_node, process_id, read,
-    read_bytes, register_rseq, remap, remove, reserve, restart_sections_on, share, signal_thread,
-    sleep_microseconds, spawn, system_page_size, take_signal, thread_id, unregister_rseq,
-    unreserve, write_all, yield_now,
+    read_bytes, register_rseq, remap, remove, renew, reserve, restart_sections_on, share,
+    signal_thread, sleep_microseconds, spawn, system_page_size, take_signal, thread_id,
+    unregister_rseq, unreserve, write_all, yield_now,
 };
 #[cfg(not(loom))]
 pub(crate) use imp::{futex_wait, futex_wake_one};

@@ -69,12 +69,9 @@ fn units(text: &str) -> Option<usize> {
 /// Counts units that are clean no more; false, and nothing is counted, where that would exceed the hard limit.
 #[must_use]
 pub(super) fn charge(units: u32) -> bool {
-    let before = CHARGED.fetch_add(units as usize, Ordering::Relaxed);
-    let fits = before.saturating_add(units as usize) <= HARD.load(Ordering::Relaxed);
-    if !fits {
-        uncharge(units);
-    }
-    fits
+    let hard = HARD.load(Ordering::Relaxed);
+    let add = |charged: usize| charged.checked_add(units as usize).filter(|sum| *sum <= hard);
+    CHARGED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok()
 }
 
 /// Counts units that are clean again.

@@ -14,7 +14,7 @@
 //! (The working-set estimate of FreeBSD's UMA, for pages.) `reclaim` says when windows end, and how long they are. Whole pages of
 //! metadata go with the runs that they describe.
 //!
-//! All of this is under the arena's lock. The last part of an arena is its *reserve*, which needs none: it serves
+//! All of this is under the arena's lock; committing and purging, which take time, are not. The last part of an arena is its *reserve*, which needs none: it serves
 //! contexts that cannot wait for the lock, and everybody when nothing else is left.
 //!
 //! An arena is of a NUMA node, and the kernel is asked to take its memory from there: pages are touched first by whoever has the
@@ -22,21 +22,21 @@
 //! those of others before it is refused.
 //!
 //! Beyond the first [`HUGE_FROM`] units, and for runs of [`LONG`] ones, transparent huge pages are asked for
-//! (`HAYLOFT_THP=auto|always|never`).
+//! (`HAYLOFT_THP=auto|always|never`); elsewhere there are to be none.
 //!
 //! This folder may touch `arch`, `os`, `sync`, `node`, `fault` and the unit of `size_class`.
 
 mod bins;
 mod limit;
+mod make;
 mod purge;
 mod reserve;
 
 use core::cell::UnsafeCell;
-use core::fmt;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::{fmt, mem};
 
-use crate::arch::FIRST;
 use crate::fault::{self, Place};
 use crate::node;
 use crate::os;
@@ -45,6 +45,7 @@ use crate::sync::counters::{self, Line};
 use crate::sync::{Context, Lock, LockClass, RawLock};
 use crate::watch;
 use bins::Bins;
+use make::make_arena;
 pub(crate) use purge::{
     Purging, alloc_after_trim, decay, forget_threads, lock as purging_lock, trim, trim_to,
 };
@@ -52,10 +53,6 @@ use reserve::Reserve;
 
 /// Metadata per unit for the slab layer, in bytes.
 pub(crate) const META_SIZE: usize = if cfg!(debug_assertions) { 1088 } else { 576 };
-
-/// What a first reservation asks for; half as much is tried as often as it takes.
-const ARENA_BYTES: usize = if cfg!(miri) { 24 << 20 } else { 256 << 30 };
-const MAX_ARENAS: usize = 64;
 
 /// Units of a huge page.
 const HUGE_PAGE: u32 = (2 << 20) / UNIT as u32;
@@ -76,9 +73,6 @@ const MAX_GROWTH: u32 = 1024;
 
 /// Units of a block of the reserve: the longest slab.
 const BLOCK: u32 = 4;
-/// The reserve is this part of an arena.
-const RESERVE_SHARE: u32 = 16;
-
 /// No run. Unit 0 of an arena is never part of one, so that zeroed memory is an empty set of bins.
 const NONE: u32 = 0;
 
@@ -105,9 +99,17 @@ struct Run {
     /// Neighbours in the bin, by their first unit; on the first unit of a free run only.
     next: u32,
     previous: u32,
+    /// On the first unit of a run in use: [`SPARSE`], [`MOVED`].
+    marks: u32,
 }
 
+/// No huge pages are to be used for a run.
+const SPARSE: u32 = 1;
+/// The pages of a run were moved to it, so that it is a mapping of its own.
+const MOVED: u32 = 2;
+
 /// What an arena is made of, by their first elements; written once, before the arena is published.
+#[cfg_attr(test, derive(Debug))]
 struct Arrays {
     base: *mut u8,
     runs: *mut Run,
@@ -118,15 +120,69 @@ struct Arrays {
     node: usize,
 }
 
+impl Arrays {
+    fn address(&self, index: u32) -> NonNull<u8> {
+        // SAFETY: callers name units of this arena, which is not at address 0.
+        unsafe { NonNull::new_unchecked(self.base.add((index as usize) << UNIT_SHIFT)) }
+    }
+
+    /// Number of the arena's first unit among those of the address space, as far as it matters for alignment.
+    #[inline(always)]
+    fn base_unit(&self) -> u32 {
+        (self.base.addr() >> UNIT_SHIFT) as u32
+    }
+
+    /// Makes units and what belongs to them readable and writable.
+    fn commit(&self, from: u32, to: u32) -> bool {
+        let (from, to) = (from as usize, to as usize);
+        // Metadata is committed in whole units too, so a part may be committed a second time; that changes nothing.
+        let meta = |base: *mut u8, size: usize| {
+            let start = (from * size) & !(UNIT - 1);
+            let end = (to * size).next_multiple_of(UNIT);
+            // SAFETY: both ends lie in the array that starts at `base`, which is as long as the arena has units.
+            let done = unsafe { os::commit(NonNull::new_unchecked(base.add(start)), end - start) };
+            watch::hide(base.wrapping_add(start), end - start);
+            done
+        };
+        let (first, len) = (self.address(from as u32), (to - from) << UNIT_SHIFT);
+        let done = meta(self.runs.cast(), size_of::<Run>())
+            && meta(self.meta, META_SIZE)
+            // SAFETY: units of this arena that nobody uses.
+            && unsafe { os::commit(first, len) };
+        watch::close(first.as_ptr(), len);
+        done
+    }
+
+    /// Commits at least `room` units from `committed` on, where nothing is yet: how many.
+    fn commit_more(&self, committed: u32, room: u32) -> Option<u32> {
+        let rest = self.reserve - committed;
+        let wish = room.max(GROWTH).max((committed / 8).min(MAX_GROWTH));
+        // Up to the end of a huge page, so that none is committed in parts.
+        let past = committed.saturating_add(wish).wrapping_add(self.base_unit()) % HUGE_PAGE;
+        let wish = wish.saturating_add((HUGE_PAGE - past) % HUGE_PAGE).min(rest);
+        let commit =
+            |more: &u32| (room..=rest).contains(more) && self.commit(committed, committed + more);
+        let more = [wish, room].into_iter().find(commit)?;
+        if HugePages::are_for(room, committed) {
+            let bytes = (more as usize) << UNIT_SHIFT;
+            // SAFETY: units of this arena, committed above.
+            unsafe { os::prefer_huge_pages(self.address(committed), bytes, true) };
+        }
+        Some(more)
+    }
+}
+
 struct Arena {
     /// Bytes of all units; 0 before the arena is published. Release then, pairs with the Acquire of whoever looks.
     bytes: AtomicUsize,
     arrays: UnsafeCell<Arrays>,
-    /// Units from the bottom that are readable and writable. Written under the lock.
+    /// Units from the bottom that are readable and writable. Written under both locks.
     committed: AtomicU32,
     /// Units in dirty free runs. Written under the lock.
     dirty: AtomicU32,
     state: Lock<Units>,
+    /// Held by who commits more units, without the lock above: others allocate what there is meanwhile.
+    committing: Lock<()>,
     reserve: Reserve,
 }
 
@@ -134,13 +190,10 @@ struct Arena {
 // is atomic or under the lock.
 unsafe impl Sync for Arena {}
 
+const MAX_ARENAS: usize = 64;
 static ARENAS: [Arena; MAX_ARENAS] = [const { Arena::new() }; MAX_ARENAS];
 /// Arenas claimed by those who make them.
 static CLAIMED: AtomicUsize = AtomicUsize::new(0);
-/// Serialises the making of arenas among those who can wait. Two that are made at once do no harm.
-static MAKING: Lock<()> = Lock::new(LockClass::ArenaMaking, ());
-/// The least need, in units, for which an arena could not be had last; such are made only when all else has failed, too.
-static REFUSED: AtomicU32 = AtomicU32::new(u32::MAX);
 
 /// The arenas that can be used.
 fn arenas() -> impl Iterator<Item = &'static Arena> {
@@ -167,6 +220,8 @@ pub(crate) struct Allocation {
     pub(crate) address: NonNull<u8>,
     /// The run reads as zero.
     pub(crate) zeroed: bool,
+    /// Units at its start that may hold anything; the others read as zero, and take no memory yet.
+    pub(crate) dirty: usize,
 }
 
 /// A unit that one of our arenas holds, found by an address in it.
@@ -190,7 +245,7 @@ impl Unit {
     /// The unit at or below this one whose address is a multiple of `units`, a power of two.
     #[inline]
     pub(crate) fn align_down(self, units: u32) -> Unit {
-        let past = self.index.wrapping_add(self.arena.base_unit()) & (units - 1);
+        let past = self.index.wrapping_add(self.arena.arrays().base_unit()) & (units - 1);
         Unit { arena: self.arena, index: self.index - past }
     }
 
@@ -289,17 +344,20 @@ fn alloc_without_trim(
     let len = u32::try_from(units).ok()?;
     let align = u32::try_from(align).ok()?;
     let need = len.checked_add(align)?;
+    let mut has_made = false;
     loop {
         let claimed = CLAIMED.load(Ordering::Relaxed);
         let mut found = arenas_of(node).find_map(|arena| arena.alloc(context, len, align));
         // Another arena of this node comes before those of others.
         if found.is_none()
+            && !has_made
             && node::count() > 1
             && !limit::forbids(len)
-            && need < REFUSED.load(Ordering::Relaxed)
+            && make::may_succeed(need)
             && !arenas_of(node).any(|arena| arena.has_room(need))
-            && make_arena(context, node, need, claimed).is_some()
+            && let Some(made) = make_arena(context, node, need, claimed)
         {
+            has_made = made;
             continue;
         }
         let mut with_reserves = arenas_of(node).chain(arenas_beside(node));
@@ -311,11 +369,17 @@ fn alloc_without_trim(
         }
         // Where there is address space, another arena is no help: there is no memory, or none within the limit.
         let is_in_vain = |arena: &Arena| arena.has_room(need) && arena.may_be_had(context);
-        if limit::forbids(len) || arenas().any(is_in_vain) {
+        if has_made || limit::forbids(len) || arenas().any(is_in_vain) {
             return None;
         }
-        make_arena(context, node, need, claimed)?;
+        has_made = make_arena(context, node, need, claimed)?;
     }
+}
+
+/// As [`alloc`], for a run that is longer than it has to be: only if an arena of the node has that.
+pub(crate) fn alloc_room(context: Context, node: usize, units: usize) -> Option<Allocation> {
+    let len = u32::try_from(units).ok()?;
+    arenas_of(node).find_map(|arena| arena.alloc(context, len, 1))
 }
 
 /// Takes a run back; false where that had to be waited for, and the run is still the caller's.
@@ -336,6 +400,35 @@ pub(crate) unsafe fn free(context: Context, unit: Unit) -> bool {
 pub(crate) unsafe fn free_clean(context: Context, unit: Unit) -> bool {
     // SAFETY: the caller's promise.
     unsafe { unit.arena.free(context, unit.index, State::Clean) }
+}
+
+/// Has a run read as zero by giving its memory back to the system, unless it is `zeroed` already; false where that refuses. It gets
+/// no huge pages, so that it takes memory only where it is written.
+///
+/// # Safety
+/// `unit` is the first of a run from [`alloc`], and its contents are dead.
+pub(crate) unsafe fn clear(unit: Unit, zeroed: bool) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { unit.arena.clear(unit.index, zeroed) }
+}
+
+/// Runs in use whose pages were moved there.
+static MOVES: AtomicU32 = AtomicU32::new(0);
+
+/// How many runs in use have pages that were moved there.
+pub(crate) fn moves() -> u32 {
+    MOVES.load(Ordering::Relaxed)
+}
+
+/// To be called when pages were moved to a run.
+///
+/// # Safety
+/// `unit` is the first of a run from [`alloc`], which is the caller's.
+pub(crate) unsafe fn note_move(unit: Unit) {
+    // SAFETY: the caller's promise; nobody else looks at the marks of a run.
+    unsafe { (*unit.arena.run(unit.index)).marks |= MOVED };
+    // Relaxed: a number that guards nothing.
+    MOVES.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Bytes of free memory that the system still counts as ours; a guess while others allocate and free.
@@ -410,8 +503,11 @@ pub(crate) fn for_each_unit(visit: &mut dyn FnMut(Unit)) {
 
 /// Every lock of this layer but [`purging_lock`], which comes before those of slabs.
 pub(crate) fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
-    visit(LockClass::ArenaMaking, MAKING.raw());
-    arenas().for_each(|arena| visit(LockClass::Arena, arena.state.raw()));
+    visit(LockClass::ArenaMaking, make::lock());
+    arenas().for_each(|arena| {
+        visit(LockClass::Committing, arena.committing.raw());
+        visit(LockClass::Arena, arena.state.raw());
+    });
 }
 
 /// Makes a run at least as long as this without moving it; false if that cannot be done. Units added may hold anything.
@@ -430,103 +526,6 @@ pub(crate) unsafe fn grow(context: Context, unit: Unit, units: usize) -> bool {
 pub(crate) unsafe fn shrink(context: Context, unit: Unit, units: usize) {
     // SAFETY: the caller's promise; it bounds `units` by a length that fits.
     unsafe { unit.arena.shrink(context, unit.index, units as u32) };
-}
-
-/// Makes an arena of a node for a run of at least `need` units, unless there are more than `seen`; `None` if it cannot be had.
-#[cold]
-fn make_arena(context: Context, node: usize, need: u32, seen: usize) -> Option<()> {
-    let _making = MAKING.acquire(context);
-    fault::point(Place::ArenaMaking);
-    if seen == 0 {
-        limit::read();
-    }
-    if CLAIMED.load(Ordering::Relaxed) != seen {
-        return Some(());
-    }
-    let made = try_make_arena(node, need);
-    // Relaxed: a hint.
-    match made {
-        Some(()) => REFUSED.store(u32::MAX, Ordering::Relaxed),
-        None => _ = REFUSED.fetch_min(need, Ordering::Relaxed),
-    }
-    made
-}
-
-fn try_make_arena(node: usize, need: u32) -> Option<()> {
-    // The reserve is not for everybody, so the arena is made longer by its share.
-    let need = need.checked_add(need / RESERVE_SHARE + 2 * BLOCK)?;
-    let least = (need as usize).checked_mul(UNIT + META_SIZE + size_of::<Run>())? + 3 * UNIT;
-    let least = least.checked_next_multiple_of(UNIT)?;
-    let mut bytes = ARENA_BYTES.max(least);
-    let reserved = loop {
-        if let Some(address) = os::reserve(bytes) {
-            break address;
-        }
-        if bytes == least {
-            return None;
-        }
-        bytes = (bytes / 2).max(least);
-    };
-    if bytes < ARENA_BYTES && bytes / 2 >= least && !cfg!(miri) {
-        // Address space is limited: leave half of what there was to the stacks and mappings of the program.
-        let keep = (bytes / 2).next_multiple_of(UNIT);
-        // SAFETY: the upper part of a reservation nobody has used.
-        unsafe { os::unreserve(reserved.add(keep), bytes - keep) };
-        bytes = keep;
-    }
-
-    let claim = |claimed: usize| (claimed < MAX_ARENAS).then_some(claimed + 1);
-    // Relaxed: the number alone.
-    let claimed = CLAIMED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim).ok();
-    let is_first = claimed == Some(0);
-    let Some(arena) = claimed.and_then(|index| ARENAS.get(index)) else {
-        // SAFETY: a reservation nobody has used.
-        unsafe { os::unreserve(reserved, bytes) };
-        return None;
-    };
-
-    if node::count() > 1
-        && let Some(number) = node::number(node)
-    {
-        // SAFETY: the whole of a reservation. Metadata lies there too, as who has a run uses its metadata.
-        unsafe { os::prefer_node(reserved, bytes, number) };
-    }
-
-    // Each array starts on a unit, which is why three were added above.
-    let padding = reserved.as_ptr().align_offset(UNIT);
-    let units = (bytes - 3 * UNIT) / (UNIT + META_SIZE + size_of::<Run>());
-    let runs_bytes = (units * size_of::<Run>()).next_multiple_of(UNIT);
-    let meta_bytes = (units * META_SIZE).next_multiple_of(UNIT);
-    let units =
-        units.min((bytes - padding - runs_bytes - meta_bytes) / UNIT).min(u32::MAX as usize / 2);
-    // SAFETY: three arrays within the reservation; the arena is claimed and not published, so the cell is ours.
-    unsafe {
-        let runs = reserved.as_ptr().add(padding);
-        let base = runs.add(runs_bytes + meta_bytes);
-        // The reserve starts on a block and ends on one.
-        let past = ((base.addr() >> UNIT_SHIFT) + units) as u32 % BLOCK;
-        let end = (units as u32).saturating_sub(past);
-        let blocks = (end / RESERVE_SHARE / BLOCK).min(Reserve::BLOCKS as u32);
-        *arena.arrays.get() = Arrays {
-            base,
-            runs: runs.cast(),
-            meta: runs.add(runs_bytes),
-            reserve: end - blocks * BLOCK,
-            units: end,
-            node,
-        };
-    }
-    // Unit 0 is nobody's.
-    arena.committed.store(1, Ordering::Relaxed);
-    // Release: pairs with the Acquire in `arenas`.
-    arena.bytes.store(units * UNIT, Ordering::Release);
-    if is_first {
-        FIRST.base.store(arena.arrays().base, Ordering::Relaxed);
-        FIRST.meta.store(arena.arrays().meta, Ordering::Relaxed);
-        // Release: pairs with the Acquire in `push_by_address`.
-        FIRST.bytes.store(units * UNIT, Ordering::Release);
-    }
-    Some(())
 }
 
 /// When huge pages are asked for.
@@ -592,6 +591,7 @@ impl Arena {
             committed: AtomicU32::new(0),
             dirty: AtomicU32::new(0),
             state: Lock::new(LockClass::Arena, Units::new()),
+            committing: Lock::new(LockClass::Committing, ()),
             reserve: Reserve::new(),
         }
     }
@@ -607,16 +607,11 @@ impl Arena {
         self.arrays().reserve - self.committed() > units
     }
 
-    /// Whether its lock could be had; a guess in a context that may not wait for it.
+    /// Whether its locks could be taken; a guess in a context that may not wait for them.
     fn may_be_had(&self, context: Context) -> bool {
-        let lock = self.state.raw();
-        if context.may_wait() { !lock.is_abandoned() } else { lock.is_free() }
-    }
-
-    /// Number of the arena's first unit among those of the address space, as far as it matters for alignment.
-    #[inline(always)]
-    fn base_unit(&self) -> u32 {
-        (self.arrays().base.addr() >> UNIT_SHIFT) as u32
+        let is_free =
+            |lock: &RawLock| if context.may_wait() { !lock.is_abandoned() } else { lock.is_free() };
+        is_free(self.state.raw()) && is_free(self.committing.raw())
     }
 
     /// Descriptor of a unit; to be used under the lock.
@@ -642,26 +637,37 @@ impl Arena {
         unsafe { (*self.run(start)).len }
     }
 
-    fn address(&self, index: u32) -> NonNull<u8> {
-        // SAFETY: callers name units of this arena, which is not at address 0.
-        unsafe { NonNull::new_unchecked(self.arrays().base.add((index as usize) << UNIT_SHIFT)) }
+    /// The first unit from `start` on whose address is a multiple of `align` units.
+    fn aligned(&self, start: u32, align: u32) -> u32 {
+        start + (start.wrapping_add(self.arrays().base_unit()).wrapping_neg() & (align - 1))
     }
 
-    /// A run that leaves the arena.
-    fn handed_out(&self, start: u32, len: u32, zeroed: bool) -> Allocation {
-        let address = self.address(start);
+    /// A run that leaves the arena, the first `dirty` units of which may hold anything.
+    fn handed_out(&self, start: u32, len: u32, dirty: u32) -> Allocation {
+        let (address, zeroed) = (self.arrays().address(start), dirty == 0);
         watch::open(address.as_ptr(), (len as usize) << UNIT_SHIFT, zeroed);
-        Allocation { address, zeroed }
+        Allocation { address, zeroed, dirty: dirty as usize }
     }
 
     fn alloc(&self, context: Context, len: u32, align: u32) -> Option<Allocation> {
-        let mut units = self.state.acquire(context)?;
-        fault::point(Place::ArenaAllocating);
-        let found = units.find(self, len.checked_add(align - 1)?)?;
-        let start =
-            found.start + (found.start.wrapping_add(self.base_unit()).wrapping_neg() & (align - 1));
+        let mut may_commit = true;
+        let (mut units, found) = loop {
+            let mut units = self.state.acquire(context)?;
+            fault::point(Place::ArenaAllocating);
+            match units.find(self, len, align, may_commit) {
+                Ok(found) => break (units, found),
+                Err(_) if !may_commit => return None,
+                Err(more) => {
+                    let committed = self.committed();
+                    drop(units);
+                    may_commit = self.commit_more(context, committed, more);
+                }
+            }
+        };
+        let start = self.aligned(found.start, align);
         let end = start + len;
-        if !limit::charge(end - found.clean.clamp(start, end)) {
+        let clean = found.clean.clamp(start, end);
+        if !limit::charge(end - clean) {
             return None;
         }
         units.remove_all(self, found.start, found.end);
@@ -669,8 +675,10 @@ impl Arena {
         units.insert_parts(self, end, found.end, found.clean);
         units.note_least(self);
         self.set_used(start, len);
+        // SAFETY: the first unit of the run, which is ours.
+        unsafe { (*self.run(start)).marks = 0 };
         drop(units);
-        Some(self.handed_out(start, len, start >= found.clean))
+        Some(self.handed_out(start, len, clean - start))
     }
 
     /// # Safety
@@ -678,7 +686,17 @@ impl Arena {
     unsafe fn free(&self, context: Context, start: u32, state: State) -> bool {
         // SAFETY: the first unit of a used run, by the caller's promise; nobody else changes its descriptor.
         let Some(len) = (unsafe { self.used_len(start) }) else { self.misused(context, start) };
-        watch::close(self.address(start).as_ptr(), (len as usize) << UNIT_SHIFT);
+        watch::close(self.arrays().address(start).as_ptr(), (len as usize) << UNIT_SHIFT);
+        // SAFETY: as above.
+        let marks = unsafe { mem::take(&mut (*self.run(start)).marks) };
+        // SAFETY: as above, and the contents are dead.
+        let Some(state) = (unsafe { self.unmark(marks, start, len, state) }) else {
+            // It stays in use, so that nobody gets it.
+            return true;
+        };
+        if marks & MOVED != 0 {
+            MOVES.fetch_sub(1, Ordering::Relaxed);
+        }
         if let Some(block) = self.reserved_block(start) {
             // SAFETY: the caller's promise.
             unsafe {
@@ -707,7 +725,7 @@ impl Arena {
     /// Ends the process, as no run in use starts at a unit that was given back.
     #[cold]
     fn misused(&self, context: Context, index: u32) -> ! {
-        let (address, misplaced) = (self.address(index), self.misplaced(context, index));
+        let (address, misplaced) = (self.arrays().address(index), self.misplaced(context, index));
         os::abort(format_args!("free of {address:p}: {misplaced}"))
     }
 
@@ -731,7 +749,7 @@ impl Arena {
             if index - at < len {
                 let bytes = (len as usize) << UNIT_SHIFT;
                 return match state {
-                    State::Used => Misplaced::Within(self.address(at).as_ptr(), bytes),
+                    State::Used => Misplaced::Within(self.arrays().address(at).as_ptr(), bytes),
                     State::Dirty | State::Clean | State::Leaving => Misplaced::Free(bytes),
                     State::Silent => Misplaced::Unknown,
                 };
@@ -747,6 +765,65 @@ impl Arena {
     /// # Safety
     /// The run is the caller's alone, and its contents and metadata are dead.
     unsafe fn decommit(&self, start: u32, len: u32) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe { self.decommit_metadata(start, len) };
+        let bytes = (len as usize) << UNIT_SHIFT;
+        // SAFETY: the caller's promise.
+        let is_clean = unsafe { os::decommit(self.arrays().address(start), bytes) };
+        note_decommitted(if is_clean { bytes } else { 0 });
+        is_clean
+    }
+
+    /// # Safety
+    /// As [`clear`], for the run that starts here.
+    unsafe fn clear(&self, start: u32, zeroed: bool) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (address, run) = (self.arrays().address(start), self.run(start));
+            let bytes = ((*run).len as usize) << UNIT_SHIFT;
+            if HugePages::wanted() != HugePages::Always {
+                (*run).marks |= SPARSE;
+                os::prefer_huge_pages(address, bytes, false);
+            }
+            let is_decommitted = !zeroed && os::decommit(address, bytes);
+            note_decommitted(if is_decommitted { bytes } else { 0 });
+            zeroed || is_decommitted
+        }
+    }
+
+    /// Makes the memory of a run with `marks`, or of a part of it, such as that of others; what it is then. `None` where the system
+    /// took it away.
+    ///
+    /// # Safety
+    /// The run is the caller's, and the contents of the part are dead.
+    unsafe fn unmark(&self, marks: u32, start: u32, len: u32, state: State) -> Option<State> {
+        let (address, bytes) = (self.arrays().address(start), (len as usize) << UNIT_SHIFT);
+        let mut state = state;
+        if marks & MOVED != 0 {
+            // SAFETY: the caller's promise.
+            if !unsafe { os::renew(address, bytes) } {
+                return None;
+            }
+            make::prefer_node(address, bytes, self.arrays().node);
+            state = State::Clean;
+        }
+        // SAFETY: the caller's promise.
+        if marks & SPARSE != 0 && unsafe { os::decommit(address, bytes) } {
+            // What was written here and there would be in the way of huge pages.
+            state = State::Clean;
+        }
+        if marks != 0 {
+            // SAFETY: units of this arena.
+            unsafe { os::prefer_huge_pages(address, bytes, HugePages::are_for(len, start)) };
+        }
+        Some(state)
+    }
+
+    /// Gives back the whole pages of metadata that describe a run.
+    ///
+    /// # Safety
+    /// The run is the caller's alone, and its metadata is dead.
+    unsafe fn decommit_metadata(&self, start: u32, len: u32) {
         let meta = self.arrays().meta;
         let page = os::page_size();
         let first = (meta.addr() + start as usize * META_SIZE).next_multiple_of(page);
@@ -757,10 +834,6 @@ impl Arena {
                 let first = NonNull::new_unchecked(meta.add(first - meta.addr()));
                 os::decommit(first, end - first.addr().get());
             }
-            let bytes = (len as usize) << UNIT_SHIFT;
-            let is_clean = os::decommit(self.address(start), bytes);
-            note_decommitted(if is_clean { bytes } else { 0 });
-            is_clean
         }
     }
 
@@ -769,7 +842,7 @@ impl Arena {
         let arrays = self.arrays();
         let (count, align) = (len.div_ceil(BLOCK) as usize, align.div_ceil(BLOCK) as usize);
         let room = (arrays.units - arrays.reserve) / BLOCK;
-        let past = (arrays.reserve.wrapping_add(self.base_unit()) / BLOCK) as usize;
+        let past = (arrays.reserve.wrapping_add(self.arrays().base_unit()) / BLOCK) as usize;
         if !limit::charge(len) {
             return None;
         }
@@ -780,14 +853,16 @@ impl Arena {
         };
         let start = arrays.reserve + block as u32 * BLOCK;
         // Whole blocks, so that metadata is committed for all units of a block, or none.
-        if !self.commit(start, start + count as u32 * BLOCK) {
+        if !arrays.commit(start, start + count as u32 * BLOCK) {
             self.reserve.give(block, count);
             limit::uncharge(len);
             return None;
         }
         self.reserve.set_committed(block, count);
         self.set_used(start, len);
-        Some(self.handed_out(start, len, false))
+        // SAFETY: as above.
+        unsafe { (*self.run(start)).marks = 0 };
+        Some(self.handed_out(start, len, len))
     }
 
     /// The block of the reserve that a unit lies in, if it does.
@@ -797,28 +872,6 @@ impl Arena {
         (arrays.reserve..arrays.units)
             .contains(&index)
             .then(|| ((index - arrays.reserve) / BLOCK) as usize)
-    }
-
-    /// Makes units and what belongs to them readable and writable.
-    fn commit(&self, from: u32, to: u32) -> bool {
-        let (from, to) = (from as usize, to as usize);
-        // Metadata is committed in whole units too, so a part may be committed a second time; that changes nothing.
-        let meta = |base: *mut u8, size: usize| {
-            let start = (from * size) & !(UNIT - 1);
-            let end = (to * size).next_multiple_of(UNIT);
-            // SAFETY: both ends lie in the array that starts at `base`, which is as long as the arena has units.
-            let done = unsafe { os::commit(NonNull::new_unchecked(base.add(start)), end - start) };
-            watch::hide(base.wrapping_add(start), end - start);
-            done
-        };
-        let arrays = self.arrays();
-        let (first, len) = (self.address(from as u32), (to - from) << UNIT_SHIFT);
-        let done = meta(arrays.runs.cast(), size_of::<Run>())
-            && meta(arrays.meta, META_SIZE)
-            // SAFETY: units of this arena that nobody uses.
-            && unsafe { os::commit(first, len) };
-        watch::close(first.as_ptr(), len);
-        done
     }
 
     /// # Safety
@@ -832,11 +885,11 @@ impl Arena {
         if self.reserved_block(start).is_some() {
             return false;
         }
-        let Some(mut units) = self.state.acquire(context) else { return false };
-        fault::point(Place::ArenaGrowing);
         let (next, end) = (start + old, start + len);
         // Free runs of both kinds may follow each other.
-        let (free_end, last, fresh) = loop {
+        let (mut units, free_end, last, fresh) = loop {
+            let Some(units) = self.state.acquire(context) else { return false };
+            fault::point(Place::ArenaGrowing);
             let (mut at, mut last, mut fresh) = (next, State::Silent, 0);
             while at < end && at < self.committed() {
                 // SAFETY: the first unit of a run, committed.
@@ -850,9 +903,10 @@ impl Arena {
                 last = run.state;
             }
             if at >= end {
-                break (at, last, fresh);
+                break (units, at, last, fresh);
             }
-            if units.grow(self, end - at).is_none() {
+            drop(units);
+            if !self.commit_more(context, at, end - at) {
                 return false;
             }
         };
@@ -868,19 +922,40 @@ impl Arena {
         true
     }
 
+    /// Commits at least `room` units, if there are `committed` ones: somebody else may have been faster. False where that cannot be
+    /// done.
+    fn commit_more(&self, context: Context, committed: u32, room: u32) -> bool {
+        let Some(_committing) = self.committing.acquire(context) else { return false };
+        if self.committed() != committed {
+            return true;
+        }
+        fault::point(Place::ArenaCommitting);
+        let Some(more) = self.arrays().commit_more(committed, room) else { return false };
+        let Some(mut units) = self.state.acquire(context) else { return false };
+        units.add(self, committed, more);
+        true
+    }
+
     /// # Safety
     /// As [`shrink`].
     unsafe fn shrink(&self, context: Context, start: u32, len: u32) {
         // SAFETY: as in `grow`.
-        let old = unsafe { (*self.run(start)).len };
-        if old > len
-            && self.reserved_block(start).is_none()
+        let (old, marks) = unsafe { ((*self.run(start)).len, (*self.run(start)).marks) };
+        if old <= len || self.reserved_block(start).is_some() {
+            return;
+        }
+        // SAFETY: the caller's promise.
+        let state = unsafe { self.unmark(marks, start + len, old - len, State::Dirty) };
+        if let Some(state) = state
             && let Some(mut units) = self.state.acquire(context)
         {
             fault::point(Place::ArenaShrinking);
             // The new end needs its tag first: what is given back looks at its neighbours.
             self.set_used(start, len);
-            units.give(self, start + len, old - len, State::Dirty);
+            units.give(self, start + len, old - len, state);
+            if state == State::Clean {
+                limit::uncharge(old - len);
+            }
         }
     }
 
@@ -952,25 +1027,38 @@ impl Units {
         if state == State::Dirty { &mut self.dirty_bins } else { &mut self.clean_bins }
     }
 
-    /// Free units of which at least `len` follow each other, left in their bins: dirty ones, or for long runs dirty ones and clean
-    /// ones behind them, or clean ones.
-    fn find(&mut self, arena: &Arena, len: u32) -> Option<Found> {
-        if let Some(start) = self.find_one(arena, State::Dirty, len) {
+    /// Free units, left in their bins, of which `len` follow each other from a multiple of `align` on: dirty ones, or for long runs
+    /// dirty ones and clean ones behind them, or clean ones.
+    ///
+    /// # Errors
+    /// How many units have to be committed first. With `may_commit` that may be better than what there is.
+    fn find(
+        &mut self,
+        arena: &Arena,
+        len: u32,
+        align: u32,
+        may_commit: bool,
+    ) -> Result<Found, u32> {
+        if let Some(start) = self.find_one(arena, State::Dirty, len, align) {
             let end = start + arena.len(start);
-            return Some(Found { start, clean: end, end });
+            return Ok(Found { start, clean: end, end });
         }
-        if let Some(found) = self.find_both(arena, len) {
-            return Some(found);
+        let room = len.saturating_add(align - 1);
+        if let Some(found) = self.find_both(arena, room, may_commit) {
+            return found;
         }
-        let start = self.find_one(arena, State::Clean, len).or_else(|| {
-            self.grow(arena, len)?;
-            self.find_one(arena, State::Clean, len)
-        })?;
-        Some(Found { start, clean: start, end: start + arena.len(start) })
+        let start = self.find_one(arena, State::Clean, len, align).ok_or(room)?;
+        Ok(Found { start, clean: start, end: start + arena.len(start) })
     }
 
-    /// A dirty run that has `len` units together with the clean one behind it: among the longest ones, for long runs.
-    fn find_both(&mut self, arena: &Arena, len: u32) -> Option<Found> {
+    /// A dirty run that has `len` units together with the clean one behind it: among the longest ones, for long runs. Or how many
+    /// units have to be committed for it to have.
+    fn find_both(
+        &mut self,
+        arena: &Arena,
+        len: u32,
+        may_commit: bool,
+    ) -> Option<Result<Found, u32>> {
         if len < BOTH_FROM {
             return None;
         }
@@ -980,15 +1068,14 @@ impl Units {
                 break;
             }
             let clean = start + arena.len(start);
-            if clean == arena.committed() {
-                // It may fail; then there is nothing behind it.
-                self.grow(arena, len.saturating_sub(arena.len(start)));
+            if clean == arena.committed() && may_commit {
+                return Some(Err(len.saturating_sub(arena.len(start))));
             }
             // SAFETY: below `committed`, the first unit of a run; the lock is held.
             if clean < arena.committed() && unsafe { (*arena.run(clean)).state } == State::Clean {
                 let end = clean + arena.len(clean);
                 if end - start >= len {
-                    return Some(Found { start, clean, end });
+                    return Some(Ok(Found { start, clean, end }));
                 }
             }
             // SAFETY: the first unit of a free run; the lock is held.
@@ -997,26 +1084,33 @@ impl Units {
         None
     }
 
-    /// A free run of at least `len` units, left in its bin.
-    fn find_one(&mut self, arena: &Arena, state: State, len: u32) -> Option<u32> {
+    /// A free run that has `len` units from a multiple of `align` on, left in its bin.
+    fn find_one(&mut self, arena: &Arena, state: State, len: u32, align: u32) -> Option<u32> {
         let bins = self.bins(state);
-        if let Some(bin) = bins.first_from(Bins::fitting(len)) {
+        // Any run of this bin will do, and of those behind it.
+        let sure = Bins::fitting(len.saturating_add(align - 1));
+        if align == 1
+            && let Some(bin) = bins.first_from(sure)
+        {
             return Some(bins.head(bin));
         }
-        // The bin below may hold a run that is just long enough; a short look is worth it.
-        let mut start = bins.head(Bins::holding(len));
-        for _ in 0..LOOKS {
-            if start == NONE {
-                break;
+        // Those below may hold one that is just long enough, or starts where it should: a short look is worth it.
+        let mut looks = 0;
+        let mut next = bins.first_from(Bins::holding(len));
+        while let Some(bin) = next.filter(|bin| *bin < sure) {
+            let mut start = bins.head(bin);
+            while start != NONE && looks < LOOKS {
+                looks += 1;
+                // SAFETY: runs in bins are committed; the lock is held.
+                let run = unsafe { &*arena.run(start) };
+                if arena.aligned(start, align) + len <= start + run.len {
+                    return Some(start);
+                }
+                start = run.next;
             }
-            // SAFETY: runs in bins are committed; the lock is held.
-            let run = unsafe { &*arena.run(start) };
-            if run.len >= len {
-                return Some(start);
-            }
-            start = run.next;
+            next = bins.first_from(bin + 1);
         }
-        None
+        next.map(|bin| bins.head(bin))
     }
 
     /// Takes the free runs from `start` to `end` off their bins.
@@ -1040,34 +1134,11 @@ impl Units {
         }
     }
 
-    /// Commits units from the bottom of what is not, so that the last clean run has at least `room`.
-    fn grow(&mut self, arena: &Arena, room: u32) -> Option<()> {
-        let committed = arena.committed();
-        let rest = arena.arrays().reserve - committed;
-        let wish = room.max(GROWTH).max((committed / 8).min(MAX_GROWTH));
-        // Up to the end of a huge page, so that none is committed in parts.
-        let past = committed.saturating_add(wish).wrapping_add(arena.base_unit()) % HUGE_PAGE;
-        let wish = wish.saturating_add((HUGE_PAGE - past) % HUGE_PAGE).min(rest);
-        let huge = HugePages::are_for(room, committed);
-        let mut commit = |more| self.commit(arena, more, huge);
-        (wish >= room && (commit(wish) || commit(room))).then_some(())
-    }
-
-    fn commit(&mut self, arena: &Arena, more: u32, huge: bool) -> bool {
-        fault::point(Place::ArenaCommitting);
-        let from = arena.committed();
-        let done = arena.commit(from, from + more);
-        if done {
-            if huge {
-                let bytes = (more as usize) << UNIT_SHIFT;
-                // SAFETY: units of this arena, committed above.
-                unsafe { os::prefer_huge_pages(arena.address(from), bytes, true) };
-            }
-            // Release: pairs with the Acquire in `Unit::is_committed`.
-            arena.committed.store(from + more, Ordering::Release);
-            self.give(arena, from, more, State::Clean);
-        }
-        done
+    /// Adds units that were committed behind the others.
+    fn add(&mut self, arena: &Arena, committed: u32, more: u32) {
+        // Release: pairs with the Acquire in `Unit::is_committed`.
+        arena.committed.store(committed + more, Ordering::Release);
+        self.give(arena, committed, more, State::Clean);
     }
 
     /// Adds a run to the free ones, merged with free neighbours of its kind.

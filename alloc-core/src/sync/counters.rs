@@ -75,7 +75,7 @@ mod cells {
     const CELLS: usize = 256;
 
     /// Classes of locks, with their names, and whether threads on different CPUs take them in the course of allocating.
-    const LOCKS: [(LockClass, &str, bool); 13] = [
+    const LOCKS: [(LockClass, &str, bool); 14] = [
         (LockClass::Sheaves, "sheaves", false),
         (LockClass::Hotplug, "hotplug", true),
         (LockClass::SlabMutex, "caches", true),
@@ -88,6 +88,7 @@ mod cells {
         (LockClass::Barn, "barn", true),
         (LockClass::Slabs, "slabs", true),
         (LockClass::ArenaMaking, "arena making", true),
+        (LockClass::Committing, "committing", true),
         (LockClass::Arena, "arena", true),
     ];
 

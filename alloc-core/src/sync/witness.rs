@@ -38,6 +38,8 @@ pub(crate) enum LockClass {
     Slabs,
     /// The making of an arena.
     ArenaMaking,
+    /// The committing of more of an arena.
+    Committing,
     /// The runs of an arena.
     Arena,
 }

@@ -1,0 +1,193 @@
+//! Making arenas: address space is reserved, cut into the three arrays, and committed as far as the first run needs.
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use super::reserve::Reserve;
+use super::{ARENAS, Arrays, BLOCK, CLAIMED, HugePages, MAX_ARENAS, META_SIZE, Run, limit};
+use crate::arch::FIRST;
+use crate::fault::{self, Place};
+use crate::node;
+use crate::os;
+use crate::size_class::{UNIT, UNIT_SHIFT};
+use crate::sync::{Context, Lock, LockClass, RawLock};
+
+/// What a first reservation asks for; half as much is tried as often as it takes.
+const ARENA_BYTES: usize = if cfg!(miri) { 24 << 20 } else { 256 << 30 };
+
+/// The reserve is this part of an arena, or [`Reserve::BLOCKS`].
+const RESERVE_SHARE: u32 = 16;
+
+/// Serialises the making of arenas among those who can wait. Two that are made at once do no harm.
+static MAKING: Lock<()> = Lock::new(LockClass::ArenaMaking, ());
+/// The least need, in units, for which an arena could not be made last; such are made only when all else has failed, too.
+static REFUSED: AtomicU32 = AtomicU32::new(u32::MAX);
+
+pub(super) fn lock() -> &'static RawLock {
+    MAKING.raw()
+}
+
+/// Whether an arena for so many units was not refused lately.
+pub(super) fn may_succeed(need: u32) -> bool {
+    need < REFUSED.load(Ordering::Relaxed)
+}
+
+/// Makes an arena of a node for a run of at least `need` units, unless there are more than `seen`: whether it did. `None` if it
+/// cannot be made.
+#[cold]
+pub(super) fn make_arena(context: Context, node: usize, need: u32, seen: usize) -> Option<bool> {
+    let _making = MAKING.acquire(context);
+    fault::point(Place::ArenaMaking);
+    if seen == 0 {
+        limit::read();
+    }
+    if CLAIMED.load(Ordering::Relaxed) != seen {
+        return Some(false);
+    }
+    let made = try_make_arena(node, need);
+    // Relaxed: a hint.
+    match made {
+        Some(()) => REFUSED.store(u32::MAX, Ordering::Relaxed),
+        None => _ = REFUSED.fetch_min(need, Ordering::Relaxed),
+    }
+    made.map(|()| true)
+}
+
+fn try_make_arena(node: usize, need: u32) -> Option<()> {
+    let (reserved, bytes) = reserve(least_bytes(need)?)?;
+    let made = fill(reserved, bytes, node, need);
+    if made.is_none() {
+        // SAFETY: a reservation nobody uses.
+        unsafe { os::unreserve(reserved, bytes) };
+    }
+    made
+}
+
+/// Bytes of the smallest arena in which `need` units follow each other that are neither unit 0 nor of the reserve.
+fn least_bytes(need: u32) -> Option<usize> {
+    let reserve = (need / (RESERVE_SHARE - 1)).min(Reserve::BLOCKS as u32 * BLOCK) + BLOCK;
+    // The reserve ends on a block, too.
+    let units = need.checked_add(1)?.checked_add(reserve)?.checked_add(BLOCK)?;
+    // Three are for the ends of arrays.
+    let bytes = (units as usize).checked_mul(UNIT + META_SIZE + size_of::<Run>())? + 3 * UNIT;
+    bytes.checked_next_multiple_of(UNIT)
+}
+
+/// Reserves at least so many bytes.
+fn reserve(least: usize) -> Option<(NonNull<u8>, usize)> {
+    let mut bytes = ARENA_BYTES.max(least);
+    let reserved = loop {
+        if let Some(address) = os::reserve(bytes) {
+            break address;
+        }
+        if bytes == least {
+            return None;
+        }
+        bytes = (bytes / 2).max(least);
+    };
+    if bytes < ARENA_BYTES && bytes / 2 >= least && !cfg!(miri) {
+        // Address space is limited: leave half of what there was to the stacks and mappings of the program.
+        let keep = (bytes / 2).next_multiple_of(UNIT);
+        // SAFETY: the upper part of a reservation nobody has used.
+        unsafe { os::unreserve(reserved.add(keep), bytes - keep) };
+        bytes = keep;
+    }
+    Some((reserved, bytes))
+}
+
+/// Has the kernel take the memory of pages of an arena from the arena's node, if there are several.
+pub(super) fn prefer_node(address: NonNull<u8>, bytes: usize, node: usize) {
+    if node::count() > 1
+        && let Some(number) = node::number(node)
+    {
+        // SAFETY: pages of a reservation.
+        unsafe { os::prefer_node(address, bytes, number) };
+    }
+}
+
+/// Makes a reservation an arena; `None` if the system does not commit the memory that is needed, or there are too many.
+fn fill(reserved: NonNull<u8>, bytes: usize, node: usize, need: u32) -> Option<()> {
+    // Metadata lies there too, as who has a run uses its metadata.
+    prefer_node(reserved, bytes, node);
+    if HugePages::wanted() != HugePages::Always {
+        // SAFETY: as above.
+        unsafe { os::prefer_huge_pages(reserved, bytes, false) };
+    }
+    let arrays = Arrays::within(reserved, bytes, node);
+    // Unit 0 is nobody's.
+    let more = arrays.commit_more(1, need)?;
+    let claim = |claimed: usize| (claimed < MAX_ARENAS).then_some(claimed + 1);
+    // Relaxed: the number alone.
+    let index = CLAIMED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim).ok()?;
+    let arena = ARENAS.get(index)?;
+    let (base, meta, bytes) = (arrays.base, arrays.meta, (arrays.units as usize) << UNIT_SHIFT);
+    // SAFETY: the arena is claimed and not published, so the cell is ours.
+    unsafe { *arena.arrays.get() = arrays };
+    if let Some(mut units) = arena.state.acquire(Context::TRYING) {
+        units.add(arena, 1, more);
+    }
+    // Release: pairs with the Acquire in `arenas`.
+    arena.bytes.store(bytes, Ordering::Release);
+    if index == 0 {
+        FIRST.base.store(base, Ordering::Relaxed);
+        FIRST.meta.store(meta, Ordering::Relaxed);
+        // Release: pairs with the Acquire in `push_by_address`.
+        FIRST.bytes.store(bytes, Ordering::Release);
+    }
+    Some(())
+}
+
+impl Arrays {
+    /// Cuts a reservation into arrays.
+    fn within(reserved: NonNull<u8>, bytes: usize, node: usize) -> Arrays {
+        // Each array starts on a unit, which is what three units are for.
+        let padding = reserved.as_ptr().align_offset(UNIT);
+        let units = (bytes - 3 * UNIT) / (UNIT + META_SIZE + size_of::<Run>());
+        let runs_bytes = (units * size_of::<Run>()).next_multiple_of(UNIT);
+        let meta_bytes = (units * META_SIZE).next_multiple_of(UNIT);
+        let units = units
+            .min((bytes - padding - runs_bytes - meta_bytes) / UNIT)
+            .min(u32::MAX as usize / 2);
+        // SAFETY: offsets within the reservation.
+        let (runs, base) = unsafe {
+            let runs = reserved.as_ptr().add(padding);
+            (runs, runs.add(runs_bytes + meta_bytes))
+        };
+        // The reserve starts on a block and ends on one.
+        let past = ((base.addr() >> UNIT_SHIFT) + units) as u32 % BLOCK;
+        let end = (units as u32).saturating_sub(past);
+        let blocks = (end / RESERVE_SHARE / BLOCK).min(Reserve::BLOCKS as u32);
+        Arrays {
+            base,
+            runs: runs.cast(),
+            meta: runs.wrapping_add(runs_bytes),
+            reserve: end - blocks * BLOCK,
+            units: end,
+            node,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The least arena has room for the run it is made for, wherever it lies, and is not much longer.
+    #[test]
+    fn arenas_are_long_enough() {
+        let mut need = 1;
+        while need < u32::MAX / 32 {
+            let bytes = least_bytes(need).unwrap();
+            assert!(bytes / UNIT <= need as usize / 10 * 11 + 30, "{need} units, {bytes} bytes");
+            for at in 0..u64::from(BLOCK) {
+                let address = (1 << 40) + at * UNIT as u64 + 4096;
+                let reserved = NonNull::without_provenance((address as usize).try_into().unwrap());
+                let arrays = Arrays::within(reserved, bytes, 0);
+                assert!(arrays.reserve > need, "{need} units, {arrays:?}");
+                assert!(need < 64 || arrays.units > arrays.reserve, "{need} units, {arrays:?}");
+            }
+            need += need / 7 + 1;
+        }
+        assert_eq!(least_bytes(u32::MAX), None);
+    }
+}
