@@ -3,6 +3,7 @@
 #[cfg(not(loom))]
 use core::cell::Cell;
 use core::fmt;
+use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::AtomicUsize;
 #[cfg(not(loom))]
@@ -342,15 +343,21 @@ impl<T> Lock<T> {
 /// The right to use what a [`Lock`] holds; dropping it gives the lock back.
 pub(crate) struct Guard<'a, T> {
     lock: &'a Lock<T>,
+    /// A guard gives `&T`, and is dropped by the thread that has the lock: it is not sent to another, and shared as a `T` is.
+    of_thread: PhantomData<*mut T>,
     #[cfg(loom)]
     data: Option<loom::cell::MutPtr<T>>,
 }
+
+// SAFETY: a shared guard gives what a shared `T` does.
+unsafe impl<T: Sync> Sync for Guard<'_, T> {}
 
 impl<'a, T> Guard<'a, T> {
     #[inline]
     fn new(lock: &'a Lock<T>) -> Guard<'a, T> {
         Guard {
             lock,
+            of_thread: PhantomData,
             #[cfg(loom)]
             data: Some(lock.data.get_mut()),
         }
@@ -395,6 +402,22 @@ impl<T> Drop for Guard<'_, T> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+
+    /// Compiles for what is not `Send`: for what is, there are two.
+    trait Stays<Marker> {
+        const YES: () = ();
+    }
+    impl<T: ?Sized> Stays<()> for T {}
+    impl<T: ?Sized + Send> Stays<u8> for T {}
+    const _: () = <Guard<'_, u8> as Stays<_>>::YES;
+
+    /// As [`Stays`], for `Sync`.
+    trait IsNotShared<Marker> {
+        const YES: () = ();
+    }
+    impl<T: ?Sized> IsNotShared<()> for T {}
+    impl<T: ?Sized + Sync> IsNotShared<u8> for T {}
+    const _: () = <Guard<'_, Cell<u8>> as IsNotShared<_>>::YES;
 
     /// This thread had the lock before, and another has just taken it, but not said so yet.
     #[test]
