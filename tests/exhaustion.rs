@@ -22,8 +22,12 @@ const MIB: usize = 1 << 20;
 /// Exhausts memory twice with blocks of `size` bytes. A table of `within` bytes' worth of blocks can
 /// never be full.
 fn exhaust(size: usize, within: usize) {
+    exhaust_into(Hoard::new(within / size), size, within);
+}
+
+/// As [`exhaust`], with a table that was made before.
+fn exhaust_into(mut hoard: Hoard, size: usize, within: usize) {
     let layout = Layout::from_size_align(size, 16).expect("a valid layout");
-    let mut hoard = Hoard::new(within / size);
     hoard.fill_up(layout);
     let first = hoard.len();
     assert!(!hoard.is_full(), "never refused");
@@ -80,8 +84,9 @@ fn no_memory_is_no_want_of_address_space() {
     for backend in ["rseq", "fallback"] {
         Scenario::new(backend, || {
             let reserved = status_bytes("VmSize");
-            for size in [64, MIB] {
-                exhaust(size, 320 * MIB);
+            // No table can be had once there is no memory.
+            for (size, hoard) in [64, MIB].map(|size| (size, Hoard::new(320 * MIB / size))) {
+                exhaust_into(hoard, size, 320 * MIB);
             }
             let now = status_bytes("VmSize");
             assert!(now < reserved + 1024 * MIB, "{reserved} bytes reserved, now {now}");
@@ -90,6 +95,34 @@ fn no_memory_is_no_want_of_address_space() {
         .limit(Limit::Data, 256 * MIB)
         .succeeds();
     }
+}
+
+/// A block of C's doors that shrinks has room for what it holds, so it needs no memory.
+#[test]
+fn a_block_that_shrinks() {
+    on_both_backends(|| {
+        let large = Layout::from_size_align(100_000, 16).expect("a valid layout");
+        let middle = Layout::from_size_align(20_000, 16).expect("a valid layout");
+        let small = Layout::from_size_align(100, 16).expect("a valid layout");
+        let [mut first, mut second, mut third] =
+            [large, middle, small].map(|layout| Hoard::new(160 * MIB / layout.size()));
+        let limit = status_bytes("VmData") + 100 * MIB;
+        Limit::Data.set(limit).expect("the limit can be lowered");
+        // SAFETY: the size is not zero.
+        let of_middle = unsafe { Hayloft.alloc(middle) };
+        first.fill_up(large);
+        second.fill_up(middle);
+        third.fill_up(small);
+        for (block, size) in [(first.last(), 100_000), (of_middle, 20_000)] {
+            // SAFETY: a block of that size, which is as well one of the size that it shrinks to.
+            unsafe {
+                block.write_bytes(7, size);
+                let shrunk = alloc_core::by_address::realloc(block, 100);
+                assert_eq!(shrunk, block, "of {size} bytes");
+                assert!((0..100).all(|offset| *block.add(offset) == 7));
+            }
+        }
+    });
 }
 
 /// The limit comes when the heap is in use, address space possibly reserved: memory may then last

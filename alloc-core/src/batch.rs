@@ -53,8 +53,11 @@ impl Batch {
 
     /// Adds objects in front, until the batch holds `len`: `fill` is given the slots for them, writes them from the last
     /// one down, and says how many it left unwritten.
+    ///
+    /// # Safety
+    /// `fill` writes all but the first slots, of which it leaves as many as it says.
     #[inline]
-    pub(crate) fn fill_in_front(
+    pub(crate) unsafe fn fill_in_front(
         &mut self,
         len: usize,
         fill: impl FnOnce(&mut [MaybeUninit<*mut u8>]) -> usize,

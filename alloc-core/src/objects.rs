@@ -1003,7 +1003,10 @@ fn punch_slab(context: Context, depot: &Depot, even_busy: bool) -> Option<usize>
     // It fails only in the child of a fork, where a thread that is not there had the lock: the slab is lost, like all of its class
     // on this node.
     let mut emptied = Emptied::new();
-    depot.slabs.lock(context)?.settle(&lent, &mut emptied);
+    let mut partial = depot.slabs.lock(context)?;
+    // SAFETY: it is of these lists.
+    unsafe { partial.settle(lent, &mut emptied) };
+    drop(partial);
     free_emptied(context, emptied);
     Some(bytes)
 }

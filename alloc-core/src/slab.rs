@@ -43,8 +43,14 @@ const UNLISTED: u8 = u8::MAX;
 const ARRIVING: u8 = u8::MAX - 1;
 /// In no list, while somebody gives its holes back.
 const LENT: u8 = u8::MAX - 2;
+/// The list of slabs with no object in use.
+const EMPTY: u8 = LISTS as u8;
 /// Lists from this on are those of settled slabs, as many again.
-const SETTLED: u8 = LISTS as u8;
+const SETTLED: u8 = EMPTY + 1;
+/// Lists of all slabs.
+const ALL_LISTS: usize = 2 * SETTLED as usize;
+/// From so many slabs at most objects are cut at once, if they had any: each is a descriptor, and others wait for the lock.
+const MAX_CUT: u32 = 32;
 
 /// How slabs of a class are cut.
 #[derive(Clone, Copy)]
@@ -88,10 +94,10 @@ static SHAPES: Shapes = {
 
 /// The shape of a class.
 #[inline(always)]
-pub(crate) fn shape(class: Class) -> &'static Shape {
+pub(crate) fn shape(class: Class) -> Shape {
     // SAFETY: a class's number is below `MAX_CLASSES`, and its shape is not written as long as it is in use; those of others may be,
     // so there is no reference to all.
-    unsafe { &*SHAPES.0.get().cast::<Shape>().add(class.index()) }
+    unsafe { SHAPES.0.get().cast::<Shape>().add(class.index()).read() }
 }
 
 /// Settles how slabs of a class of an object cache are cut.
@@ -169,7 +175,11 @@ impl Shape {
     /// The list of a slab with so many free objects.
     #[inline(always)]
     fn list(&self, free: u32) -> u8 {
-        if free == 0 { UNLISTED } else { ((free * self.list_scale) >> 16) as u8 }
+        match free {
+            0 => UNLISTED,
+            _ if free == self.objects => EMPTY,
+            _ => ((free * self.list_scale) >> 16) as u8,
+        }
     }
 
     /// The index of the object that starts at `offset` bytes in a slab.
@@ -354,7 +364,7 @@ impl Slab {
     pub(crate) unsafe fn cut_new(this: *mut Slab, batch: &mut Batch, len: usize) {
         // SAFETY: the slab is the caller's alone.
         unsafe {
-            let count = (*this).bitmap.cut((*this).identity.base, shape_of(this), batch, len);
+            let count = (*this).bitmap.cut((*this).identity.base, &shape_of(this), batch, len);
             (*this).free_count -= count;
         }
     }
@@ -501,7 +511,7 @@ impl Bitmap {
     fn cut(&mut self, base: *mut u8, shape: &Shape, batch: &mut Batch, len: usize) -> u32 {
         let before = batch.len();
         let mut summary = self.summary;
-        batch.fill_in_front(len, |room| {
+        let fill = |room: &mut [MaybeUninit<*mut u8>]| {
             let mut left = room.len();
             while summary != 0 && left > 0 {
                 let at = summary.trailing_zeros() as usize;
@@ -536,7 +546,9 @@ impl Bitmap {
                 }
             }
             left
-        });
+        };
+        // SAFETY: what is before the last slot that was written is `left` slots.
+        unsafe { batch.fill_in_front(len, fill) };
         self.summary = summary;
         (batch.len() - before) as u32
     }
@@ -747,10 +759,10 @@ impl Slabs {
 /// The slabs of a class on a node of which some objects are free.
 pub(crate) struct Partial {
     /// The slabs that came to each list last, and first.
-    heads: [*mut Slab; 2 * LISTS],
-    tails: [*mut Slab; 2 * LISTS],
+    heads: [*mut Slab; ALL_LISTS],
+    tails: [*mut Slab; ALL_LISTS],
     /// A bit per list that is not empty.
-    filled: u16,
+    filled: u32,
     /// Counts windows of time.
     window: u32,
     /// Slabs in the lists of which all objects are free.
@@ -769,8 +781,8 @@ unsafe impl Send for Partial {}
 impl Partial {
     pub(crate) const fn new() -> Partial {
         Partial {
-            heads: [ptr::null_mut(); 2 * LISTS],
-            tails: [ptr::null_mut(); 2 * LISTS],
+            heads: [ptr::null_mut(); ALL_LISTS],
+            tails: [ptr::null_mut(); ALL_LISTS],
             filled: 0,
             window: 0,
             empty: 0,
@@ -794,30 +806,33 @@ impl Partial {
             self.slabs += 1;
             self.free += (*slab).free_count as usize;
             (*slab).list = UNLISTED;
-            self.relist(slab, shape);
+            self.relist(slab, &shape);
         }
     }
 
-    /// Cuts objects from partial slabs until the batch holds `len`, or no more are free. The lowest addresses of a
-    /// slab are cut first and lie last in the batch.
+    /// Cuts objects from partial slabs until the batch holds `len`, no more are free, or [`MAX_CUT`] slabs gave theirs. The
+    /// lowest addresses of a slab are cut first and lie last in the batch.
     pub(crate) fn cut(&mut self, batch: &mut Batch, len: usize) {
-        while batch.len() < len && self.filled != 0 {
+        for _ in 0..MAX_CUT {
+            if batch.len() >= len || self.filled == 0 {
+                return;
+            }
             let list = self.filled.trailing_zeros() as usize;
             // SAFETY: the list has a bit, so it exists and has a head; listed slabs are ours under the lock.
             unsafe {
                 let slab = *self.heads.get_unchecked(list);
                 let shape = shape_of(slab);
-                let count = (*slab).bitmap.cut((*slab).identity.base, shape, batch, len);
+                let count = (*slab).bitmap.cut((*slab).identity.base, &shape, batch, len);
                 self.empty -= u32::from((*slab).free_count == shape.objects);
                 (*slab).free_count -= count;
                 self.free -= count as usize;
                 counters::wrote(Line::Partial, 1);
                 counters::wrote(Line::Slab, 1);
                 (*slab).window = self.window;
-                if list >= LISTS {
+                if list >= usize::from(SETTLED) {
                     self.unlist(slab);
                 }
-                self.relist(slab, shape);
+                self.relist(slab, &shape);
             }
         }
     }
@@ -851,7 +866,7 @@ impl Partial {
                 return Err((first, Misuse::Foreign));
             }
             // SAFETY: a slab of this class and node, so its bitmap is ours under the lock.
-            let count = unsafe { (*slab).bitmap.set_free(objects, identity.base, shape) }
+            let count = unsafe { (*slab).bitmap.set_free(objects, identity.base, &shape) }
                 .map_err(|object| (object, Misuse::DoubleFree))?;
             if count == 0 {
                 return Err((first, Misuse::Foreign));
@@ -867,7 +882,7 @@ impl Partial {
                 }
                 self.free += count;
                 if (*slab).list != LENT {
-                    self.keep_or_forget(slab, shape, emptied);
+                    self.keep_or_forget(slab, &shape, emptied);
                 }
             }
         }
@@ -913,14 +928,14 @@ impl Partial {
 
     /// Whether there are slabs whose holes were not given back yet.
     pub(crate) fn is_unsettled(&self) -> bool {
-        self.filled & ((1 << LISTS) - 1) != 0
+        self.filled & ((1 << SETTLED) - 1) != 0
     }
 
     /// Lends a slab of size class objects for its holes to be given back without the lock: one that nothing was cut from all
     /// through a window, or that does not matter. To be brought back by [`Partial::settle`].
     pub(crate) fn lend(&mut self, even_busy: bool) -> Option<Lent> {
         // The emptiest have most to give, and the last of a list are there for the longest time.
-        for list in (0..LISTS).rev() {
+        for list in (0..usize::from(SETTLED)).rev() {
             let slab = self.tails[list];
             // SAFETY: listed slabs are ours under the lock.
             unsafe {
@@ -944,9 +959,12 @@ impl Partial {
     }
 
     /// Takes a slab back whose holes are given back. It is settled unless it has more holes by now.
-    pub(crate) fn settle(&mut self, lent: &Lent, emptied: &mut Emptied) {
-        let (slab, shape) = (lent.slab, lent.shape);
-        // SAFETY: a slab of these lists that was lent stays a slab until it is back.
+    ///
+    /// # Safety
+    /// The slab was lent by these lists.
+    pub(crate) unsafe fn settle(&mut self, lent: Lent, emptied: &mut Emptied) {
+        let (slab, shape) = (lent.slab, &lent.shape);
+        // SAFETY: the caller's promise; a slab that was lent stays one until it is back, and comes back once, as `lent` does.
         unsafe {
             (*slab).list = UNLISTED;
             if self.keeps(slab, shape, emptied) {
@@ -974,18 +992,12 @@ impl Partial {
     /// Moves the empty slabs that are kept to `emptied`.
     pub(crate) fn shed(&mut self, class: Class, emptied: &mut Emptied) {
         let shape = shape(class);
-        let emptiest = shape.list(shape.objects);
-        for list in [emptiest, emptiest + SETTLED] {
-            let mut next = self.heads[usize::from(list)];
-            while !next.is_null() {
-                let slab = next;
-                // SAFETY: listed slabs are of this class, and ours under the lock.
+        for list in [EMPTY, EMPTY + SETTLED] {
+            while let Some(slab) = NonNull::new(self.heads[usize::from(list)]) {
+                // SAFETY: listed slabs are of this class, and ours under the lock; those of this list have all objects free.
                 unsafe {
-                    next = (*slab).next;
-                    if (*slab).free_count == shape.objects {
-                        self.empty -= 1;
-                        self.forget(slab, shape, emptied);
-                    }
+                    self.empty -= 1;
+                    self.forget(slab.as_ptr(), &shape, emptied);
                 }
             }
         }
@@ -1075,10 +1087,11 @@ impl Partial {
 
 /// A slab that is in no list while its holes are given back, as it was when it was lent. Objects may come back to it meanwhile,
 /// and none leave.
+#[must_use = "a slab that is not brought back by `settle` is lost"]
 pub(crate) struct Lent {
     slab: *mut Slab,
     base: *mut u8,
-    shape: &'static Shape,
+    shape: Shape,
     free_count: u32,
     /// As in its bitmap.
     free: [u64; WORD],
@@ -1114,9 +1127,12 @@ impl Lent {
 /// # Safety
 /// The slab is live.
 #[inline]
-unsafe fn shape_of(slab: *mut Slab) -> &'static Shape {
+unsafe fn shape_of(slab: *mut Slab) -> Shape {
     // SAFETY: the caller's promise; a live slab's class is below `MAX_CLASSES`, and its shape stays as it is.
-    unsafe { (*SHAPES.0.get()).get_unchecked(usize::from((*slab).identity.tag.class)) }
+    unsafe {
+        let class = usize::from((*slab).identity.tag.class);
+        SHAPES.0.get().cast::<Shape>().add(class).read()
+    }
 }
 
 /// Debug builds know of every object whether the program holds it.
@@ -1148,6 +1164,7 @@ impl Slab {
 mod tests {
     use super::*;
     use crate::batch::MAX_BATCH;
+    use core::alloc::Layout;
     use std::vec::Vec;
 
     fn of_size(size: usize) -> Class {
@@ -1161,6 +1178,7 @@ mod tests {
     }
 
     const BASE: usize = 16 << 20;
+    const DESCRIPTOR: Layout = Layout::new::<Slab>();
 
     /// The bitmap of a new slab, and what is cut of it.
     fn full(class: Class) -> (Bitmap, Vec<*mut u8>) {
@@ -1173,7 +1191,7 @@ mod tests {
         let mut objects = Vec::new();
         loop {
             let mut batch = Batch::new();
-            let count = bitmap.cut(address(BASE), shape, &mut batch, MAX_BATCH);
+            let count = bitmap.cut(address(BASE), &shape, &mut batch, MAX_BATCH);
             assert_eq!(count as usize, batch.len());
             if count == 0 {
                 return (bitmap, objects);
@@ -1212,11 +1230,11 @@ mod tests {
                 (0..objects.len()).map(|at| objects[at * steps % objects.len()]).collect();
             for order in [objects, down, mixed] {
                 for part in order.chunks(50) {
-                    assert_eq!(bitmap.set_free(part, address(BASE), shape), Ok(part.len()));
+                    assert_eq!(bitmap.set_free(part, address(BASE), &shape), Ok(part.len()));
                 }
                 assert_eq!(free_of(&bitmap), shape.objects());
                 let mut batch = Batch::new();
-                while bitmap.cut(address(BASE), shape, &mut batch, MAX_BATCH) > 0 {
+                while bitmap.cut(address(BASE), &shape, &mut batch, MAX_BATCH) > 0 {
                     batch.clear();
                 }
             }
@@ -1230,18 +1248,18 @@ mod tests {
         let base = address(BASE);
         let object = |index: usize| address(BASE + index * 48);
         let (mut bitmap, _) = full(class);
-        assert_eq!(bitmap.set_free(&[object(7)], base, shape), Ok(1));
+        assert_eq!(bitmap.set_free(&[object(7)], base, &shape), Ok(1));
         for again in [
             &[object(7)][..],
             &[object(6), object(7), object(8)],
             &[object(8), object(7), object(6)],
             &[object(3), object(30), object(7)],
         ] {
-            assert_eq!(bitmap.set_free(again, base, shape), Err(object(7)));
+            assert_eq!(bitmap.set_free(again, base, &shape), Err(object(7)));
             assert_eq!(free_of(&bitmap), 1, "those of its word stay as they were");
         }
         let twice = [object(70), object(90), object(70)];
-        assert_eq!(bitmap.set_free(&twice, base, shape), Err(object(70)));
+        assert_eq!(bitmap.set_free(&twice, base, &shape), Err(object(70)));
         assert_eq!(free_of(&bitmap), 1);
     }
 
@@ -1255,12 +1273,12 @@ mod tests {
             let last = *objects.last().unwrap();
             let beyond = address(last.addr() + size);
             for wrong in [address(BASE + size + 1), address(last.addr() + size / 2), beyond] {
-                assert_eq!(bitmap.set_free(&[wrong], base, shape), Ok(0));
+                assert_eq!(bitmap.set_free(&[wrong], base, &shape), Ok(0));
                 // Behind others, of the same word, a row or not.
                 for before in [&objects[..1], &objects[..2], &[objects[2], objects[0]]] {
                     let all: Vec<_> = before.iter().copied().chain([wrong]).collect();
                     let (mut bitmap, _) = full(class);
-                    assert_eq!(bitmap.set_free(&all, base, shape), Ok(before.len()));
+                    assert_eq!(bitmap.set_free(&all, base, &shape), Ok(before.len()));
                     assert_eq!(free_of(&bitmap), before.len());
                 }
             }
@@ -1310,13 +1328,136 @@ mod tests {
         for class in (0..).map_while(Class::from_index) {
             let shape = shape(class);
             assert_eq!(shape.list(0), UNLISTED);
-            assert_eq!(
-                usize::from(shape.list(shape.objects)),
-                LISTS * shape.objects() / (shape.objects() + 1)
-            );
-            let lists: Vec<_> = (1..=shape.objects).map(|free| shape.list(free)).collect();
+            assert_eq!(shape.list(shape.objects), EMPTY);
+            let lists: Vec<_> = (1..shape.objects).map(|free| shape.list(free)).collect();
             assert!(lists.is_sorted() && lists.iter().all(|list| usize::from(*list) < LISTS));
         }
+    }
+
+    /// Slabs of four objects of 16 KiB, with descriptors of their own.
+    struct Fixture {
+        class: Class,
+        slabs: Slabs,
+        descriptors: Vec<*mut Slab>,
+    }
+
+    impl Fixture {
+        fn of(count: usize) -> Fixture {
+            let class = of_size(16384);
+            let slabs = Slabs::new();
+            let descriptors: Vec<*mut Slab> = (0..count)
+                .map(|index| {
+                    // SAFETY: a new descriptor of our own, whose objects nobody touches.
+                    unsafe {
+                        let slab = std::alloc::alloc_zeroed(DESCRIPTOR).cast();
+                        Slab::init(slab, address(BASE + index * UNIT), class, 0);
+                        slabs.arrive(waiting(), slab);
+                        slab
+                    }
+                })
+                .collect();
+            Fixture { class, slabs, descriptors }
+        }
+
+        fn lock(&self) -> Held<'_> {
+            self.slabs.lock(waiting()).expect("it can be waited for")
+        }
+
+        fn lend_and_settle(&self) -> bool {
+            let lent = self.lock().lend(true);
+            // SAFETY: it is of these lists.
+            lent.map(|lent| unsafe { self.lock().settle(lent, &mut Emptied::new()) }).is_some()
+        }
+
+        fn put(&self, objects: &[*mut u8]) {
+            let slab_of =
+                |object: *mut u8| self.descriptors.get((object.addr() - BASE) / UNIT).copied();
+            let mut emptied = Emptied::new();
+            // SAFETY: descriptors of slabs of the class.
+            let rest = unsafe { self.lock().put(objects, self.class, 0, slab_of, &mut emptied) };
+            assert!(rest.is_ok_and(<[_]>::is_empty));
+        }
+    }
+
+    impl Drop for Fixture {
+        fn drop(&mut self) {
+            for slab in &self.descriptors {
+                // SAFETY: allocated with this layout.
+                unsafe { std::alloc::dealloc(slab.cast(), DESCRIPTOR) };
+            }
+        }
+    }
+
+    fn waiting() -> Context {
+        Context::enter(|context| context)
+    }
+
+    /// However many there are that are nearly empty, settled or not: the lists of empty ones hold no others.
+    #[test]
+    fn empty_slabs_are_found_without_looking_at_others() {
+        let some = Fixture::of(1);
+        some.lock().shed(some.class, &mut Emptied::new());
+        assert_eq!(some.lock().counts().slabs, 0);
+        let some = Fixture::of(100);
+        let mut batch = Batch::new();
+        let mut all = Vec::new();
+        loop {
+            batch.clear();
+            some.lock().cut(&mut batch, MAX_BATCH);
+            if batch.len() == 0 {
+                break;
+            }
+            all.extend_from_slice(batch.objects());
+        }
+        assert_eq!(all.len(), 400);
+        // Three of four objects of each slab, and the fourth of every tenth.
+        let (kept, freed): (Vec<_>, Vec<_>) =
+            all.iter().partition(|object| object.addr() % UNIT == 0);
+        some.put(&freed);
+        while some.lend_and_settle() {}
+        assert!(!some.lock().is_unsettled());
+        some.put(&kept[..1]);
+        let empty = |list: u8| {
+            let held = some.lock();
+            let mut count = 0;
+            let mut next = held.heads[usize::from(list)];
+            while let Some(slab) = NonNull::new(next) {
+                // SAFETY: a listed slab, under the lock.
+                unsafe {
+                    assert_eq!((*next).free_count, 4);
+                    next = slab.as_ref().next;
+                }
+                count += 1;
+            }
+            count
+        };
+        assert_eq!((empty(EMPTY), empty(EMPTY + SETTLED)), (1, 0));
+        assert!(some.lend_and_settle(), "an empty one is not settled");
+        assert_eq!((empty(EMPTY), empty(EMPTY + SETTLED)), (0, 1));
+        let mut emptied = Emptied::new();
+        some.lock().shed(some.class, &mut emptied);
+        assert!(emptied.pop().is_some() && emptied.pop().is_none());
+        let counts = some.lock().counts();
+        assert_eq!((counts.slabs, counts.partial, counts.free), (99, 99, 3 * 99));
+    }
+
+    /// Who cuts has the lock for no longer than some slabs take, though each has little.
+    #[test]
+    fn few_slabs_are_cut_at_once() {
+        let some = Fixture::of(100);
+        let mut batch = Batch::new();
+        let mut all = Vec::new();
+        while all.len() < 400 {
+            batch.clear();
+            some.lock().cut(&mut batch, MAX_BATCH);
+            all.extend_from_slice(batch.objects());
+        }
+        let one_of_each: Vec<_> =
+            all.into_iter().filter(|object| object.addr() % UNIT == 0).collect();
+        some.put(&one_of_each);
+        batch.clear();
+        some.lock().cut(&mut batch, MAX_BATCH);
+        assert_eq!(batch.len(), MAX_CUT as usize);
     }
 
     #[test]

@@ -206,7 +206,10 @@ fn slab_is_lent_and_settles() {
                     }
                 });
                 let mut emptied = Emptied::new();
-                shared.slabs.lock(Context::WAITING).unwrap().settle(&lent, &mut emptied);
+                let mut partial = shared.slabs.lock(Context::WAITING).unwrap();
+                // SAFETY: it is of these lists.
+                unsafe { partial.settle(lent, &mut emptied) };
+                drop(partial);
                 assert!(emptied.pop().is_none(), "one empty slab stays");
             } else {
                 marks[index(object)].store(false, Relaxed);
@@ -239,7 +242,8 @@ fn slab_that_was_lent_is_one_too_many() {
         // SAFETY: a new slab of this class.
         unsafe { single.slabs.arrive(Context::WAITING, other.slab) };
         let mut emptied = Emptied::new();
-        lock().settle(&lent, &mut emptied);
+        // SAFETY: it is of these lists.
+        unsafe { lock().settle(lent, &mut emptied) };
         assert!(emptied.pop().is_some() && emptied.pop().is_none());
         let counts = lock().counts();
         assert_eq!((counts.slabs, counts.free), (1, 4));
