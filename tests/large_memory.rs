@@ -159,21 +159,43 @@ fn huge_pages() {
     }
 }
 
-/// Address space without memory is not for core files: some debuggers write it as zeros.
+/// Bytes of readable mappings that are for core files.
+fn dumped_bytes() -> usize {
+    let smaps = fs::read_to_string("/proc/self/smaps").expect("/proc is mounted");
+    let (mut kib, mut sum) = (0, 0);
+    for line in smaps.lines() {
+        if let Some(size) = line.strip_prefix("Size:") {
+            kib = size.trim().trim_end_matches(" kB").parse().expect("a number");
+        } else if let Some(flags) = line.strip_prefix("VmFlags:") {
+            sum += if flags.contains(" dd") { 0 } else { kib << 10 };
+        }
+    }
+    sum
+}
+
+/// Memory that is not in use is not for core files, where some debuggers write it as zeros.
 #[test]
 fn core_files_have_what_is_in_use() {
     on_both_backends(|| {
-        let block = filled(layout(MIB));
-        assert!(!flags_at(block).iter().any(|flag| flag == "dd"));
-        let smaps = fs::read_to_string("/proc/self/smaps").expect("/proc is mounted");
-        let (mut header, mut kib) = ("", 0);
-        for line in smaps.lines() {
-            if line.split(' ').next().is_some_and(|range| range.contains('-')) {
-                header = line;
-            } else if let Some(size) = line.strip_prefix("Size:") {
-                kib = size.trim().trim_end_matches(" kB").parse().expect("a number");
-            } else if let Some(flags) = line.strip_prefix("VmFlags:") {
-                assert!(kib < (64 << 10) || flags.contains(" dd"), "{header} has {kib} KiB");
+        let dumped_at = |block: *mut u8| !flags_at(block).iter().any(|flag| flag == "dd");
+        let before = dumped_bytes();
+        assert!(before < 512 * MIB, "{before} bytes for a core file");
+        for _ in 0..2 {
+            let (block, behind) = (filled(layout(64 * MIB)), filled(layout(UNIT)));
+            for at in (0..64 * MIB).step_by(4 * MIB) {
+                assert!(dumped_at(block.wrapping_add(at)) && dumped_at(behind));
+            }
+            // SAFETY: in use; each is freed once.
+            unsafe {
+                Hayloft.dealloc(block, layout(64 * MIB));
+                alloc_global::trim();
+                let now = dumped_bytes();
+                assert!(now < before + 32 * MIB, "{before} bytes for a core file, then {now}");
+                assert!(dumped_at(behind));
+                let small = filled(layout(MIB));
+                assert!(dumped_at(small));
+                Hayloft.dealloc(small, layout(MIB));
+                Hayloft.dealloc(behind, layout(UNIT));
             }
         }
     });

@@ -38,6 +38,8 @@ pub(crate) unsafe fn decommit(address: NonNull<u8>, len: usize) -> bool {
     true
 }
 
+pub(crate) unsafe fn set_dumped(_address: NonNull<u8>, _len: usize, _dumped: bool) {}
+
 pub(crate) unsafe fn prefer_huge_pages(_address: NonNull<u8>, _len: usize, _huge: bool) {}
 
 pub(crate) unsafe fn prefer_node(_address: NonNull<u8>, _len: usize, _node: usize) {}

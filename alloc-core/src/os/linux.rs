@@ -105,19 +105,21 @@ pub(crate) fn reserve(len: usize) -> Option<NonNull<u8>> {
                 unmap(mapped.addr() + from, len);
             }
         }
-        dump(mapped.addr() + before, len, false);
-        NonNull::new(mapped.add(before))
+        let reserved = NonNull::new(mapped.add(before))?;
+        set_dumped(reserved, len, false);
+        Some(reserved)
     }
 }
 
-/// Says whether memory is for core files. In vain before Linux 3.4.
+/// Says whether memory is for core files.
 ///
 /// # Safety
-/// The range is mapped, on page boundaries.
-unsafe fn dump(address: usize, len: usize, dump: bool) {
-    let advice = if dump { libc::MADV_DODUMP } else { libc::MADV_DONTDUMP };
-    // SAFETY: contents do not change.
-    let _ = unsafe { call(libc::SYS_madvise, [address, len, word(advice)]) };
+/// `address..address + len` lies in one reservation, on page boundaries.
+pub(crate) unsafe fn set_dumped(address: NonNull<u8>, len: usize, dumped: bool) {
+    debug_assert_pages(address, len);
+    let advice = if dumped { libc::MADV_DODUMP } else { libc::MADV_DONTDUMP };
+    // SAFETY: the caller's promise; contents do not change.
+    let _ = unsafe { call(libc::SYS_madvise, [address.addr().get(), len, word(advice)]) };
 }
 
 /// In debug builds: that there are only whole pages in a range.
@@ -155,7 +157,7 @@ pub(crate) unsafe fn commit(address: NonNull<u8>, len: usize) -> bool {
     let done = !fails(Call::Mprotect) && unsafe { call(libc::SYS_mprotect, arguments).is_ok() };
     if done {
         // SAFETY: the caller's promise.
-        unsafe { dump(address.addr().get(), len, true) };
+        unsafe { set_dumped(address, len, true) };
     }
     done
 }

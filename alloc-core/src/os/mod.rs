@@ -55,8 +55,8 @@ pub(crate) use imp::{
     Thread, admit_signal, affinity, at_exit, at_fork, at_thread_exit, block_signals, commit,
     current_cpu, current_cpu_and_node, decommit, has_signals_blocked, is_realtime_signal, list,
     milliseconds, name_thread, page_size, prefer_huge_pages, prefer_node, process_id, read,
-    read_bytes, register_rseq, remap, remove, renew, reserve, restart_sections_on, share,
-    signal_thread, sleep_microseconds, spawn, system_page_size, take_signal, thread_id,
+    read_bytes, register_rseq, remap, remove, renew, reserve, restart_sections_on, set_dumped,
+    share, signal_thread, sleep_microseconds, spawn, system_page_size, take_signal, thread_id,
     unregister_rseq, unreserve, write_all, yield_now,
 };
 #[cfg(not(loom))]

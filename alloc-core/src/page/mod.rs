@@ -27,6 +27,7 @@
 //! This folder may touch `arch`, `os`, `sync`, `node`, `fault` and the unit of `size_class`.
 
 mod bins;
+mod dumped;
 mod limit;
 mod make;
 mod purge;
@@ -45,6 +46,7 @@ use crate::sync::counters::{self, Line};
 use crate::sync::{Context, Lock, LockClass, RawLock};
 use crate::watch;
 use bins::Bins;
+use dumped::LeftOut;
 use make::make_arena;
 pub(crate) use purge::{
     Purging, alloc_after_trim, decay, forget_threads, lock as purging_lock, trim, trim_to,
@@ -184,6 +186,7 @@ struct Arena {
     /// Held by who commits more units, without the lock above: others allocate what there is meanwhile.
     committing: Lock<()>,
     reserve: Reserve,
+    left_out: LeftOut,
 }
 
 // SAFETY: `arrays` is written by whoever claimed the arena, before `bytes` publishes it, and only read after; the rest
@@ -593,6 +596,7 @@ impl Arena {
             state: Lock::new(LockClass::Arena, Units::new()),
             committing: Lock::new(LockClass::Committing, ()),
             reserve: Reserve::new(),
+            left_out: LeftOut::new(),
         }
     }
 
@@ -678,6 +682,7 @@ impl Arena {
         // SAFETY: the first unit of the run, which is ours.
         unsafe { (*self.run(start)).marks = 0 };
         drop(units);
+        self.left_out.take_in(self.arrays(), clean, end);
         Some(self.handed_out(start, len, clean - start))
     }
 
@@ -919,6 +924,8 @@ impl Arena {
         }
         units.note_least(self);
         self.set_used(start, len);
+        drop(units);
+        self.left_out.take_in(self.arrays(), next, end);
         true
     }
 
@@ -1214,11 +1221,13 @@ impl Units {
         self.unneeded = self.unneeded.min(arena.dirty());
     }
 
-    /// Takes up to `most` dirty units of the longest run, or one about as long, off their bin, to be given back to the system.
+    /// Takes up to `most` dirty units of the longest run, or one about as long, off their bin, to be given back to the system: the
+    /// last ones, from a multiple of [`PIECE`](purge::PIECE) on, so that no huge page is given back in parts.
     fn take_dirty(&mut self, arena: &Arena, most: u32) -> Option<(u32, u32)> {
         let start = self.dirty_bins.head(self.dirty_bins.last()?);
         let found = arena.len(start);
-        let len = found.min(most);
+        let past = (start + found - 1).wrapping_add(arena.arrays().base_unit()) % purge::PIECE;
+        let len = found.min(most).min(past + 1);
         self.remove(arena, start);
         if found > len {
             self.insert(arena, start, found - len, State::Dirty);

@@ -14,7 +14,7 @@ use crate::sync::{Context, Guard, Lock, LockClass, RawLock};
 
 /// The most units that the system is asked to take at once. Other threads that want this lock, or that of the address space, wait
 /// no longer than this takes.
-const PIECE: u32 = (8 << 20) / UNIT as u32;
+pub(super) const PIECE: u32 = (8 << 20) / UNIT as u32;
 
 /// A run on its way to the system: in no bin, and not in use.
 #[derive(Clone, Copy)]
@@ -53,12 +53,15 @@ impl Purging {
     fn purge_piece(&mut self, context: Context, arena: &'static Arena, most: u32) -> Option<u32> {
         let Purging(in_hand) = self;
         let mut units = arena.state.acquire(context)?;
-        let (start, len) = units.take_dirty(arena, most.min(PIECE))?;
+        let (start, len) = units.take_dirty(arena, most)?;
         in_hand.0 = Some(Piece { arena, start, len });
         drop(units);
         fault::point(Place::ArenaPurging);
         // SAFETY: the run was taken off the bins and is not in use, so it is ours alone.
         let is_clean = unsafe { arena.decommit(start, len) };
+        if is_clean {
+            arena.left_out.leave_out(arena.arrays(), start, start + len);
+        }
         // It fails only in the child of a fork, where a thread that is not there had the arena's lock: nobody gets at the arena
         // any more, nor at the piece that stays noted.
         let mut units = arena.state.acquire(context)?;
