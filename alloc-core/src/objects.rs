@@ -673,7 +673,9 @@ pub(crate) fn trim(mut waiting: impl FnMut(&mut Batch)) -> usize {
             }
         });
     }
-    Context::enter(|context| page::trim(context) + punch_holes(context, true, usize::MAX).1)
+    Context::enter(|context| {
+        page::trim(context) + punch_holes(context, &Punch { even_busy: true, ..Punch::ALL }).bytes
+    })
 }
 
 /// Takes what a barn holds to its slabs.
@@ -897,6 +899,9 @@ pub(crate) fn end_window_now() -> bool {
 /// A free does a part of it. It leaves the sheaves alone: those of other CPUs can only be emptied by
 /// a system call that a sandbox may forbid, and interrupts the CPU.
 fn end_window(context: Context, occasion: Occasion) -> bool {
+    if occasion == Occasion::Piece {
+        return punch_holes(context, &Punch { is_end: false, ..Punch::OF_A_FREE }).is_cut_short;
+    }
     let is_short = occasion == Occasion::Shortage;
     let mut moved = true;
     // Whoever flushes a class or defines one is soon done.
@@ -904,21 +909,20 @@ fn end_window(context: Context, occasion: Occasion) -> bool {
         moved = occasion != Occasion::Free && empty_sheaves(context, &homing, is_short);
         moved |= empty_depots(context, &homing, is_short);
     }
-    let (slabs, bytes) = match occasion {
-        Occasion::Free => (SLABS_OF_A_FREE, BYTES_OF_A_FREE),
-        Occasion::Window | Occasion::Shortage => (usize::MAX, usize::MAX),
-    };
-    let (more, _) = punch_holes(context, is_short, slabs);
+    if occasion == Occasion::Free {
+        let punched = punch_holes(context, &Punch::OF_A_FREE);
+        page::decay(context, BYTES_OF_A_FREE);
+        return punched.is_cut_short;
+    }
+    let punched = punch_holes(context, &Punch { even_busy: is_short, ..Punch::ALL });
     if is_short {
         page::trim(context);
     } else {
-        page::decay(context, bytes);
+        page::decay(context, usize::MAX);
     }
-    moved || more || page::is_dirty(context)
+    moved || punched.has_more || page::is_dirty(context)
 }
 
-/// Most slabs of which a free gives holes back.
-const SLABS_OF_A_FREE: usize = 64;
 /// Most bytes of free runs that a free gives back, at the end of a window.
 const BYTES_OF_A_FREE: usize = 32 << 20;
 
@@ -957,33 +961,64 @@ fn empty_depots(context: Context, _homing: &Guard<'_, ()>, even_busy: bool) -> b
     moved
 }
 
-/// Gives back pages of partial slabs on which no object is in use: of those slabs that nothing was
-/// cut from in this window, or of all of them if that does not matter; of `slabs` at most. Returns
-/// whether there is more to be given back, and how many bytes were.
-fn punch_holes(context: Context, even_busy: bool, mut slabs: usize) -> (bool, usize) {
+/// Of which slabs holes are given back.
+struct Punch {
+    /// Of all, instead of those that nothing was cut from in this window.
+    even_busy: bool,
+    /// At most of so many.
+    slabs: usize,
+    /// A window ends, so what was cut from before is a window older.
+    is_end: bool,
+}
+
+impl Punch {
+    const ALL: Punch = Punch { even_busy: false, slabs: usize::MAX, is_end: true };
+    /// A slab takes some ten microseconds.
+    const OF_A_FREE: Punch = Punch { slabs: 16, ..Punch::ALL };
+}
+
+/// What came of [`punch_holes`].
+#[derive(Default)]
+struct Punched {
+    /// Bytes that were given back.
+    bytes: usize,
+    /// There are slabs whose holes may be given back at the end of a later window.
+    has_more: bool,
+    /// There may be some whose holes may be given back now.
+    is_cut_short: bool,
+}
+
+/// Gives back pages of partial slabs on which no object is in use.
+fn punch_holes(context: Context, punch: &Punch) -> Punched {
     /// The class to begin with, for each to have its turn.
     static NEXT: AtomicUsize = AtomicUsize::new(0);
-    let (mut more, mut bytes) = (false, 0);
+    let (mut punched, mut left) = (Punched::default(), punch.slabs);
     if !context.may_wait() {
-        return (more, bytes);
+        return punched;
     }
     // Relaxed: any class will do.
     let first = NEXT.fetch_add(1, Ordering::Relaxed);
     let classes = (0..CLASSES).map(|index| (first.wrapping_add(index)) % CLASSES);
     // Free objects of caches hold something.
     for depot in classes.filter_map(Class::from_index).flat_map(depots) {
-        let of_depot = depot.slabs.lock(context).map_or(0, |mut partial| {
-            partial.end_window();
+        let slabs = depot.slabs.lock(context).map_or(0, |mut partial| {
+            if punch.is_end {
+                partial.end_window();
+            }
             partial.counts().slabs
         });
-        for _ in 0..of_depot.min(slabs) {
-            let Some(punched) = punch_slab(context, depot, even_busy) else { break };
-            bytes += punched;
-            slabs -= 1;
+        for _ in 0..slabs.min(left) {
+            let Some(bytes) = punch_slab(context, depot, punch.even_busy) else { break };
+            punched.bytes += bytes;
+            left -= 1;
         }
-        more |= depot.slabs.lock(context).is_some_and(|partial| partial.is_unsettled());
+        if left == 0 && !punch.is_end {
+            break;
+        }
+        punched.has_more |= depot.slabs.lock(context).is_some_and(|partial| partial.is_unsettled());
     }
-    (more, bytes)
+    punched.is_cut_short = left == 0;
+    punched
 }
 
 /// Gives back the holes of one slab, if there is one whose turn it is: how many bytes. Never in a context that may not wait.

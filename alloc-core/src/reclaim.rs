@@ -12,12 +12,13 @@
 //! after [`LIFE`] windows as well, to be made again: it has the credentials and filters of its
 //! maker, which the program may have given up since.
 //!
-//! A program of one thread stays that: it may enter a namespace, or a sandbox that kills for
-//! `clone`. There frees end windows by the clock. An idle one makes no frees, so besides that no
-//! more than an *allowance* stays unneeded when a free is over. The allowance grows where memory that
-//! was purged is needed again soon after.
+//! A program of one thread stays that, unless it holds [`MUCH`]: it may enter a namespace, or a
+//! sandbox that kills for `clone`, as small programs do. There frees end windows by the clock. An idle
+//! one makes no frees, so besides that no more than an *allowance* of free pages stays when a free is
+//! over. The allowance grows where memory that was purged is needed again soon after. What frees
+//! cannot do is to give back holes of slabs that were in use a moment ago.
 //!
-//! `HAYLOFT_BACKGROUND=1` makes the thread in programs of one thread as well, `0` in none.
+//! `HAYLOFT_BACKGROUND=1` makes the thread in all programs, `0` in none.
 //!
 //! The thread also looks whether memory is short (`pressure`); then all goes back.
 //!
@@ -38,6 +39,8 @@ use crate::sync::Context;
 const SPAWN_FROM: usize = 2 << 20;
 /// Bytes of a heap among which as much may be unneeded, in slabs.
 const SPAWN_FROM_ALL: usize = 16 << 20;
+/// Bytes of a heap for which a program of one thread gets another.
+const MUCH: usize = 256 << 20;
 /// Windows that a thread lives, where frees go on.
 const LIFE: u32 = 100;
 /// Milliseconds after which a thread is tried again that could not be made.
@@ -84,8 +87,11 @@ static WINDOW: AtomicU32 = AtomicU32::new(DEFAULT_DECAY_MS / 3);
 /// Why a window ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Occasion {
-    /// Its time is over, as a free finds, which is not to do all of the work.
+    /// Its time is over, as a free finds, which is not to do all of the work. The answer is whether
+    /// some of it is left.
     Free,
+    /// A free does another piece of what is left.
+    Piece,
     /// Its time is over.
     Window,
     /// Memory is short.
@@ -124,7 +130,7 @@ fn freed_slow(context: Context, end_window: Window) {
         QUIET => _ = swap(QUIET, NOTED),
         NOBODY if wants_thread() => spawn(end_window),
         NOBODY => {
-            end_window_by_clock(context, end_window);
+            work_by_clock(context, end_window);
             keep_allowance(context);
         }
         _ => {}
@@ -136,16 +142,19 @@ fn swap(from: u8, to: u8) -> bool {
     STATE.compare_exchange(from, to, Ordering::Release, Ordering::Relaxed).is_ok()
 }
 
-/// Ends the window if its time is over.
-fn end_window_by_clock(context: Context, end_window: Window) {
+/// Ends the window if its time is over, or does a piece of what the last end left.
+fn work_by_clock(context: Context, end_window: Window) {
     /// When the last window ended, in milliseconds; 0 before the first has begun.
     static LAST: AtomicU64 = AtomicU64::new(0);
+    static IS_LEFT: AtomicBool = AtomicBool::new(false);
     let (now, last) = (os::milliseconds(), LAST.load(Ordering::Relaxed));
     if now.wrapping_sub(last) >= WINDOW.load(Ordering::Relaxed).into()
         && LAST.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
-        && last != 0
     {
-        end_window(context, Occasion::Free);
+        let is_left = last != 0 && end_window(context, Occasion::Free);
+        IS_LEFT.store(is_left, Ordering::Relaxed);
+    } else if IS_LEFT.load(Ordering::Relaxed) {
+        IS_LEFT.store(end_window(context, Occasion::Piece), Ordering::Relaxed);
     }
 }
 
@@ -224,7 +233,7 @@ fn wants_thread() -> bool {
     match BACKGROUND.load(Ordering::Relaxed) {
         ALL => true,
         NONE => false,
-        _ => has_several_threads(),
+        _ => has_several_threads() || page::charged() >= MUCH,
     }
 }
 

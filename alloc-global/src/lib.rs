@@ -18,7 +18,7 @@
 //! | `HAYLOFT_BACKEND` | how per-CPU caches are operated: `rseq` (the default where the kernel has restartable sequences) or `fallback` (a try-lock per CPU) |
 //! | `HAYLOFT_LIMIT` | the most that there may be, as `512M`: beyond 7/8 of it, or the first part of `400M:512M`, free memory goes back at once |
 //! | `HAYLOFT_DECAY_MS` | how long memory may stay unneeded before it goes back to the system: 300 by default, 0 for as little as can be |
-//! | `HAYLOFT_BACKGROUND` | which programs have a thread for that: those of several threads (the default), all (`1`) or none (`0`, frees do it) |
+//! | `HAYLOFT_BACKGROUND` | which programs have a thread for that: those that have several threads or hold 256 MiB (the default), all (`1`) or none (`0`, frees do it) |
 //! | `HAYLOFT_PRESSURE` | whether all of it goes back where the kernel says that memory is short: `1` (the default), `0`, or the path of a file that says so |
 //! | `HAYLOFT_THP` | when huge pages are asked for: `auto` (the default, from a heap of 1 GiB on, and for blocks of 8 MiB), `always` or `never` |
 //! | `HAYLOFT_STATS` | where statistics are written, how and when: see [`report`] |
