@@ -56,6 +56,9 @@ struct Readme;
 #[cfg(not(target_os = "linux"))]
 compile_error!("Hayloft is built on Linux's restartable sequences and memory calls");
 
+#[cfg(all(target_os = "linux", not(target_pointer_width = "64")))]
+compile_error!("Hayloft reserves hundreds of gigabytes of address space: it needs 64 bits of it");
+
 #[cfg(all(target_os = "linux", feature = "allocator-api2", not(loom)))]
 mod allocator;
 #[cfg(all(target_os = "linux", not(loom)))]
