@@ -201,6 +201,27 @@ fn core_files_have_what_is_in_use() {
     });
 }
 
+/// So it is for small blocks, whose memory goes back a little at a time.
+#[test]
+fn core_files_have_few_small_blocks_that_were_freed() {
+    on_both_backends(|| {
+        let before = dumped_bytes();
+        let blocks: Vec<_> = (0..64_000).map(|_| filled(layout(1000))).collect();
+        for (number, block) in blocks.into_iter().enumerate() {
+            if number >= 4000 {
+                // SAFETY: in use, and freed once.
+                unsafe { Hayloft.dealloc(block, layout(1000)) };
+            }
+            if number % 1000 == 0 {
+                alloc_global::trim();
+            }
+        }
+        alloc_global::trim();
+        let now = dumped_bytes();
+        assert!(now < before + 32 * MIB, "{before} bytes for a core file, then {now}");
+    });
+}
+
 /// A process that locks its memory gives back what it does not need.
 #[test]
 fn locked_memory_goes_back() {

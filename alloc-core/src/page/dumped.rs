@@ -9,7 +9,7 @@ use super::{Arrays, UNIT, UNIT_SHIFT};
 use crate::os;
 
 /// Units of a block.
-const BLOCK: u32 = (4 << 20) / UNIT as u32;
+pub(super) const BLOCK: u32 = (4 << 20) / UNIT as u32;
 /// Blocks that can be left out: those of 256 GiB.
 const WORDS: usize = if cfg!(miri) { 8 } else { 1024 };
 /// Most blocks that are left out at a time: each may be a mapping of its own, and the kernel grants a process some 65 000 of these
@@ -75,6 +75,13 @@ impl LeftOut {
             }
         });
     }
+}
+
+/// The first unit of the block that `start` lies in, if all of that lies in the arena, and the end of the one before `end`.
+pub(super) fn blocks_around(arrays: &Arrays, start: u32, end: u32) -> (Option<u32>, u32) {
+    let past = arrays.base_unit() % BLOCK;
+    let first = ((start + past) / BLOCK * BLOCK).checked_sub(past);
+    (first, (end + past).next_multiple_of(BLOCK) - past)
 }
 
 fn set_dumped(arrays: &Arrays, first: u32, dumped: bool) {

@@ -1223,7 +1223,7 @@ impl Units {
 
     /// Takes up to `most` dirty units of the longest run, or one about as long, off their bin, to be given back to the system: the
     /// last ones, from a multiple of [`PIECE`](purge::PIECE) on, so that no huge page is given back in parts.
-    fn take_dirty(&mut self, arena: &Arena, most: u32) -> Option<(u32, u32)> {
+    fn take_dirty(&mut self, arena: &Arena, most: u32) -> Option<Leaving> {
         let start = self.dirty_bins.head(self.dirty_bins.last()?);
         let found = arena.len(start);
         let past = (start + found - 1).wrapping_add(arena.arrays().base_unit()) % purge::PIECE;
@@ -1235,9 +1235,70 @@ impl Units {
         self.unneeded = self.unneeded.saturating_sub(len);
         self.note_least(arena);
         let start = start + (found - len);
+        let end = start + len;
         arena.set(start, len, State::Leaving, State::Silent);
-        Some((start, len))
+        let (from, to) = self.take_clean_around(arena, start, end);
+        Some(Leaving { from, start, end, to })
     }
+
+    /// Takes clean units beside those from `start` to `end` off their bins, if they make whole blocks of these that can be left out of
+    /// core files: up to where.
+    fn take_clean_around(&mut self, arena: &Arena, start: u32, end: u32) -> (u32, u32) {
+        let (from, to) = dumped::blocks_around(arena.arrays(), start, end);
+        // SAFETY: units below `committed` have descriptors, and so has unit 0; the lock is held.
+        let (below, above) = unsafe {
+            let is_last = end >= arena.committed();
+            (arena.run(start - 1).read(), (!is_last).then(|| arena.run(end).read()))
+        };
+        let below = (below.state == State::Clean).then(|| start - below.len);
+        let above = above.filter(|run| run.state == State::Clean).map(|run| end + run.len);
+        let has_below =
+            from.is_some_and(|from| from == start || below.is_some_and(|at| at <= from));
+        let has_above = to == end || above.is_some_and(|at| at >= to);
+        let is_one = from.is_none_or(|from| from + dumped::BLOCK >= end);
+        if is_one && !(has_below && has_above) {
+            return (start, end);
+        }
+        let (mut first, mut last) = (start, end);
+        if let (Some(from), Some(at), true) = (from, below, has_below)
+            && from < start
+        {
+            self.remove(arena, at);
+            self.insert_parts(arena, at, from, at);
+            arena.set(from, start - from, State::Leaving, State::Silent);
+            first = from;
+        }
+        if let (Some(at), true) = (above, has_above)
+            && end < to
+        {
+            self.remove(arena, end);
+            self.insert_parts(arena, to, at, to);
+            arena.set(end, to - end, State::Leaving, State::Silent);
+            last = to;
+        }
+        (first, last)
+    }
+
+    /// Gives back what [`Units::take_dirty`] took; in the middle it is as `state` says.
+    fn put_back(&mut self, arena: &Arena, leaving: Leaving, state: State) {
+        let Leaving { from, start, end, to } = leaving;
+        for (from, to, state) in
+            [(from, start, State::Clean), (start, end, state), (end, to, State::Clean)]
+        {
+            if from < to {
+                self.give(arena, from, to - from, state);
+            }
+        }
+    }
+}
+
+/// Units on their way to the system: from `start` to `end` they are dirty, and from `from` to `to` clean around that.
+#[derive(Clone, Copy)]
+struct Leaving {
+    from: u32,
+    start: u32,
+    end: u32,
+    to: u32,
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //! Only contexts that may wait purge: others could not be sure to get the arena's lock again, to give the piece back.
 
 use super::limit;
-use super::{Allocation, Arena, State, alloc_without_trim, arenas, dirty};
+use super::{Allocation, Arena, Leaving, State, alloc_without_trim, arenas, dirty};
 use crate::fault::{self, Place};
 use crate::size_class::UNIT;
 use crate::sync::{Context, Guard, Lock, LockClass, RawLock};
@@ -16,12 +16,11 @@ use crate::sync::{Context, Guard, Lock, LockClass, RawLock};
 /// no longer than this takes.
 pub(super) const PIECE: u32 = (8 << 20) / UNIT as u32;
 
-/// A run on its way to the system: in no bin, and not in use.
+/// Units on their way to the system: in no bin, and not in use.
 #[derive(Clone, Copy)]
 struct Piece {
     arena: &'static Arena,
-    start: u32,
-    len: u32,
+    leaving: Leaving,
 }
 
 /// The right to take memory out of all lists in order to give it back to the system.
@@ -53,26 +52,27 @@ impl Purging {
     fn purge_piece(&mut self, context: Context, arena: &'static Arena, most: u32) -> Option<u32> {
         let Purging(in_hand) = self;
         let mut units = arena.state.acquire(context)?;
-        let (start, len) = units.take_dirty(arena, most)?;
-        in_hand.0 = Some(Piece { arena, start, len });
+        let leaving = units.take_dirty(arena, most)?;
+        let Leaving { from, start, end, to } = leaving;
+        in_hand.0 = Some(Piece { arena, leaving });
         drop(units);
         fault::point(Place::ArenaPurging);
         // SAFETY: the run was taken off the bins and is not in use, so it is ours alone.
-        let is_clean = unsafe { arena.decommit(start, len) };
+        let is_clean = unsafe { arena.decommit(start, end - start) };
         if is_clean {
-            arena.left_out.leave_out(arena.arrays(), start, start + len);
+            arena.left_out.leave_out(arena.arrays(), from, to);
         }
         // It fails only in the child of a fork, where a thread that is not there had the arena's lock: nobody gets at the arena
         // any more, nor at the piece that stays noted.
         let mut units = arena.state.acquire(context)?;
-        units.give(arena, start, len, if is_clean { State::Clean } else { State::Dirty });
+        units.put_back(arena, leaving, if is_clean { State::Clean } else { State::Dirty });
         units.was_refused = !is_clean;
         in_hand.0 = None;
         drop(units);
         if is_clean {
-            limit::uncharge(len);
+            limit::uncharge(end - start);
         }
-        is_clean.then_some(len)
+        is_clean.then_some(end - start)
     }
 
     /// Gives all that is dirty back to the system; how many bytes.
@@ -86,9 +86,9 @@ impl Purging {
 impl InHand {
     /// In the child of a fork that did not wait for the lock: what a thread had in hand that is not there goes back to the bins.
     fn give_back(&mut self, context: Context) {
-        let Some(Piece { arena, start, len }) = self.0 else { return };
+        let Some(Piece { arena, leaving }) = self.0 else { return };
         if let Some(mut units) = arena.state.acquire(context) {
-            units.give(arena, start, len, State::Dirty);
+            units.put_back(arena, leaving, State::Dirty);
             self.0 = None;
         }
     }
