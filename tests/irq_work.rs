@@ -211,7 +211,7 @@ fn work_runs_though_signals_are_refused() {
     }
 }
 
-/// Where no thread can be pinned there is no machine; all goes on without.
+/// Where there can be no thread there is no machine; all goes on without.
 #[test]
 fn no_cpu_can_be_had() {
     static WORK: IrqWork = IrqWork::new(count);
@@ -249,9 +249,172 @@ fn no_cpu_can_be_had() {
     for irq in ["hard", "threaded", "none"] {
         Scenario::new(irq, work)
             .env("HAYLOFT_IRQ", irq)
-            .refuse(libc::SYS_sched_setaffinity)
+            .env("HAYLOFT_FAULT", "clone:1/1")
             .succeeds();
     }
+}
+
+/// Names of the threads that act as CPUs.
+fn threads_of_cpus() -> BTreeSet<String> {
+    let all = fs::read_dir("/proc/self/task").expect("/proc is mounted");
+    let names = all.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    let of_cpu = |name: &String| {
+        let number = name.trim().strip_prefix("hayloft/");
+        number.is_some_and(|number| number.parse::<usize>().is_ok())
+    };
+    names.filter(of_cpu).collect()
+}
+
+/// A CPU has its thread when something was queued for it, and not before.
+#[test]
+fn threads_come_when_they_are_needed() {
+    in_every_mode(|| {
+        static WORK: IrqWork = IrqWork::new(count);
+        cache::barrier();
+        assert_eq!(threads_of_cpus(), BTreeSet::new());
+        let mut names = BTreeSet::new();
+        for cpu in cpu::online() {
+            WORK.queue_on(cpu);
+            WORK.sync();
+            names.insert(format!("hayloft/{cpu}\n"));
+            assert_eq!(threads_of_cpus(), names);
+        }
+    });
+}
+
+/// Where threads cannot be pinned, or the process may not have many of them, one does the work of
+/// those CPUs that have none.
+#[test]
+fn cpus_share_a_thread() {
+    static WORK: IrqWork = IrqWork::new(count);
+    let work = |most: usize| {
+        cpu::start();
+        let online: Vec<_> = cpu::online().collect();
+        assert!(!online.is_empty());
+        for round in 0..3 {
+            for (number, cpu) in online.iter().enumerate() {
+                assert!(WORK.queue_on(*cpu));
+                WORK.sync();
+                assert_eq!(RUNS.load(Ordering::Relaxed), round * online.len() + number + 1);
+            }
+        }
+        cache::barrier();
+        assert!(threads_of_cpus().len() <= most);
+        if let [first, _, ..] = online[..] {
+            assert_eq!(cpu::down(first), Ok(()));
+            assert_eq!(cpu::up(first), Ok(()));
+        }
+    };
+    for irq in ["hard", "threaded", "none"] {
+        Scenario::new(format!("unpinned-{irq}"), || work(0))
+            .env("HAYLOFT_IRQ", irq)
+            .refuse(libc::SYS_sched_setaffinity)
+            .succeeds();
+        // Others could have no thread at all then.
+        // SAFETY: no arguments.
+        if unsafe { libc::geteuid() } != 0 {
+            continue;
+        }
+        Scenario::new(format!("few-{irq}"), || work(1))
+            .env("HAYLOFT_IRQ", irq)
+            .limit(Limit::Threads, 15)
+            .succeeds();
+    }
+}
+
+/// A CPU whose thread does not come to what was queued is helped by who waits for it.
+#[test]
+fn who_waits_helps() {
+    in_every_mode(|| {
+        static OVER: AtomicBool = AtomicBool::new(false);
+        static BEGUN: AtomicBool = AtomicBool::new(false);
+        static HOG: IrqWork = IrqWork::new(|_| {
+            BEGUN.store(true, Ordering::Relaxed);
+            while !OVER.load(Ordering::Relaxed) {
+                thread::yield_now();
+            }
+        });
+        static WORK: IrqWork = IrqWork::new(count);
+        cpu::start();
+        let cpu = cpu::online().next().expect("a CPU");
+        HOG.queue_on(cpu);
+        while !BEGUN.load(Ordering::Relaxed) {
+            thread::yield_now();
+        }
+        WORK.queue_on(cpu);
+        WORK.sync();
+        assert_eq!(RUNS.load(Ordering::Relaxed), 1);
+        OVER.store(true, Ordering::Relaxed);
+        HOG.sync();
+    });
+}
+
+/// A signal of the number that CPUs take, but sent to the process by somebody else, comes to the
+/// thread that waits for it.
+#[test]
+fn signals_of_others_are_passed_on() {
+    static WORK: IrqWork = IrqWork::new(count);
+    let wait = |value: Option<i32>| {
+        // SAFETY: sets and a time that are ours, and the numbers of this process and of a signal
+        // that all its threads block.
+        unsafe {
+            let signal = libc::SIGRTMAX();
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            libc::sigaddset(&raw mut set, signal);
+            match value {
+                Some(value) => {
+                    let value =
+                        libc::sigval { sival_ptr: ptr::without_provenance_mut(value as usize) };
+                    assert_eq!(libc::sigqueue(libc::getpid(), signal, value), 0);
+                }
+                None => assert_eq!(libc::kill(libc::getpid(), signal), 0),
+            }
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            let patience = libc::timespec { tv_sec: 60, tv_nsec: 0 };
+            assert_eq!(
+                libc::sigtimedwait(&raw const set, &raw mut info, &raw const patience),
+                signal
+            );
+            assert_eq!(info.si_pid(), libc::getpid());
+            if let Some(value) = value {
+                assert_eq!(info.si_value().sival_ptr.addr(), value as usize);
+            }
+        }
+    };
+    let take_turns = || {
+        // A process of one thread, so that all those to come have the signal blocked.
+        // SAFETY: the child does what the allocator promises.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            std::panic::set_hook(Box::new(|info| {
+                eprintln!("{info}");
+                // SAFETY: ends the process at once.
+                unsafe { libc::_exit(1) }
+            }));
+            // SAFETY: a set that is ours.
+            unsafe {
+                let mut set: libc::sigset_t = std::mem::zeroed();
+                libc::sigaddset(&raw mut set, libc::SIGRTMAX());
+                libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut());
+            }
+            cpu::start();
+            for round in 0..20 {
+                for cpu in cpu::online() {
+                    WORK.queue_on(cpu);
+                    WORK.sync();
+                }
+                wait(Some(round));
+                wait(None);
+            }
+            // SAFETY: ends the process at once.
+            unsafe { libc::_exit(0) }
+        }
+        let mut status = 0;
+        // SAFETY: the status is ours to be written.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        assert_eq!(status, 0);
+    };
+    in_every_mode(take_turns);
 }
 
 /// A free that cannot be done at once is counted, and counted as done after a barrier.

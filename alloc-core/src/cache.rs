@@ -116,8 +116,7 @@ pub fn end_window() -> bool {
 
 /// In the child of a fork: nobody has the cache mutex but this thread.
 pub(crate) fn forget_holder() {
-    // SAFETY: there is no other thread.
-    unsafe { SLAB_MUTEX.renew() };
+    SLAB_MUTEX.forget_others();
 }
 
 /// What is special about a cache.

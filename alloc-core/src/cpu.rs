@@ -1,8 +1,10 @@
 //! CPUs: which there are, which take part, and how they come and go. (`kernel/cpu.c` of Linux.)
 //!
-//! Each core that the program may use has a thread that acts as the CPU: pinned to it, the target of our real-time signal,
-//! the place where [irq work](crate::irq_work) runs. Together they are *the machine*, which is started when something first
-//! needs it: a program that only allocates has no such threads.
+//! Each core that the program may use has a thread that acts as the CPU: pinned to it, the target
+//! of our real-time signal, the place where [irq work](crate::irq_work) runs. Together they are
+//! *the machine*, which is started when something first needs it: a program that only allocates has
+//! no such threads. Even then a CPU has its thread only when something was queued for it, and the
+//! process does not have more of them than an eighth of the threads that it may have.
 //!
 //! A CPU that goes offline hands on everything first. Its steps are taken in this order, each undoing one of coming online:
 //!
@@ -18,27 +20,41 @@
 
 extern crate std;
 
+use core::ffi::c_void;
 use core::fmt;
 use core::marker::PhantomData;
-use core::mem;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::cell::Cell;
-use std::collections::BTreeMap;
 
-use parking_lot::{RwLock, RwLockWriteGuard};
-
-use crate::sync::{LockClass, Renewable, witness};
+use crate::sync::{ControlRwLock, Holders, LockClass, witness};
 use crate::thread::{self, MAX_CPUS, Routines};
 use crate::{irq_work, objects, os, rcu};
 
-type Threads = BTreeMap<usize, os::Thread>;
-
-/// The hotplug lock, and the threads of the CPUs that are online.
-static HOTPLUG: Renewable<RwLock<Threads>> = Renewable::new(|| RwLock::new(Threads::new()));
+/// The hotplug lock.
+static HOTPLUG: ControlRwLock = ControlRwLock::new();
 
 std::thread_local! {
     /// Read locks that this thread has.
     static READERS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// The main thread has ended by `pthread_exit`. Written under the hotplug lock.
+static IS_OVER: AtomicBool = AtomicBool::new(false);
+
+/// Run by the loader, on the main thread, or where a library with this allocator is loaded later.
+#[cfg(not(miri))]
+#[used]
+#[unsafe(link_section = ".init_array")]
+static REGISTER: extern "C" fn() = expect_end;
+
+static MAIN_EXIT: os::ThreadExit = os::ThreadExit::new(end);
+
+/// Has the machine end with the main thread, where that ends by `pthread_exit`: then the process is
+/// to end when the last thread of the program does, and the C library counts ours.
+extern "C" fn expect_end() {
+    if os::is_main_thread() {
+        MAIN_EXIT.expect();
+    }
 }
 
 /// A bit per CPU that is online. Written under the hotplug lock.
@@ -95,8 +111,7 @@ impl Drop for CpusReadGuard {
     fn drop(&mut self) {
         READERS.set(READERS.get() - 1);
         witness::released(LockClass::Hotplug);
-        // SAFETY: `read_lock` took it and kept it; or `forget` did, in the child of a fork.
-        unsafe { HOTPLUG.force_unlock_read() };
+        HOTPLUG.unlock_read();
     }
 }
 
@@ -109,11 +124,12 @@ impl fmt::Debug for CpusReadGuard {
 /// Keeps CPUs from coming and going; starts the machine if that was not done. (`cpus_read_lock`.)
 pub fn read_lock() -> CpusReadGuard {
     start();
-    // Recursively: a thread that has this lock may need it again while another waits to change CPUs.
-    if READERS.get() == 0 {
+    // A thread that has this lock may need it again while another waits to change CPUs.
+    let reads_already = READERS.get() > 0;
+    if !reads_already {
         witness::waits(LockClass::Hotplug);
     }
-    mem::forget(HOTPLUG.read_recursive());
+    HOTPLUG.read(reads_already);
     witness::acquired(LockClass::Hotplug);
     READERS.set(READERS.get() + 1);
     CpusReadGuard { _not_send: PhantomData }
@@ -135,8 +151,7 @@ pub fn possible() -> usize {
 /// The CPUs that this process may run on now, by its affinity and its cgroup, in order.
 pub fn present() -> impl Iterator<Item = usize> {
     let mask = os::affinity();
-    (0..possible())
-        .filter(move |cpu| mask.get(cpu / 64).is_some_and(|word| word >> (cpu % 64) & 1 == 1))
+    (0..possible()).filter(move |cpu| mask.contains(*cpu))
 }
 
 /// The CPUs that take part, in order; none before the machine was started. Without the [read lock](read_lock) they may
@@ -154,30 +169,23 @@ pub fn is_online(cpu: usize) -> bool {
 
 /// How the hotplug lock is held, at the time of asking.
 pub(crate) fn lock_state() -> &'static str {
-    match &*HOTPLUG {
-        lock if lock.is_locked_exclusive() => "held to change CPUs",
-        lock if lock.is_locked() => "held to keep CPUs",
-        _ => "free",
+    match HOTPLUG.holders() {
+        Holders::Writer => "held to change CPUs",
+        Holders::Readers => "held to keep CPUs",
+        Holders::Nobody => "free",
     }
 }
 
-/// Starts the machine: brings all present CPUs online. Does nothing if that was done. Where the process can have no thread for
-/// any of them, none is online, and all goes on as before: who waits for irq work runs it.
+/// Starts the machine: brings all present CPUs online. Does nothing if that was done. Where the
+/// process can have no thread, none is online, and all goes on as before: who waits for irq work
+/// runs it.
 pub fn start() {
     if thread::is_started() && online().next().is_some() {
         return;
     }
-    witness::waits(LockClass::Hotplug);
-    let mut threads = HOTPLUG.write();
-    if threads.is_empty() {
-        thread::start();
-        for cpu in present() {
-            // Some may do without others.
-            let _ = bring_up(&mut threads, cpu);
-        }
-        if threads.is_empty() {
-            thread::forget();
-        }
+    let _hotplug = WriteGuard::lock();
+    if !IS_OVER.load(Ordering::Relaxed) && !thread::is_started() && thread::start(&ROUTINES) {
+        present().for_each(bring_up);
     }
 }
 
@@ -186,11 +194,15 @@ pub fn start() {
 /// # Errors
 /// If there is no such CPU, it is online, or it cannot have a thread; or if this is the thread of a CPU.
 pub fn up(cpu: usize) -> Result<(), CpuError> {
-    let mut threads = write_lock(cpu)?;
+    let _hotplug = write_lock(cpu)?;
     if is_online(cpu) {
         return Err(CpuError::Online);
     }
-    bring_up(&mut threads, cpu)
+    if !thread::is_started() || !present().any(|present| present == cpu) {
+        return Err(CpuError::Refused);
+    }
+    bring_up(cpu);
+    Ok(())
 }
 
 /// Takes a CPU offline; all it had goes elsewhere first.
@@ -199,7 +211,7 @@ pub fn up(cpu: usize) -> Result<(), CpuError> {
 /// If there is no such CPU, it is offline, or the last one; or if this is the thread of a CPU, or the kernel cannot help.
 /// Then nothing has changed.
 pub fn down(cpu: usize) -> Result<(), CpuError> {
-    let mut threads = write_lock(cpu)?;
+    let _hotplug = write_lock(cpu)?;
     if !is_online(cpu) {
         return Err(CpuError::Offline);
     }
@@ -211,9 +223,7 @@ pub fn down(cpu: usize) -> Result<(), CpuError> {
         return Err(CpuError::Unsupported);
     }
     mark(cpu, false);
-    if let Some(thread) = threads.remove(&cpu) {
-        thread::stop(cpu, thread);
-    }
+    thread::offline(cpu);
     irq_work::offline(cpu);
     Ok(())
 }
@@ -239,20 +249,54 @@ pub fn refresh() -> Result<(), CpuError> {
     result
 }
 
+/// Ends the machine for good, and all its threads. All goes on as where there can be none.
+unsafe extern "C" fn end(_: *mut c_void) {
+    // Who left the lock held will not have it any more, and may not wait for itself.
+    if READERS.get() > 0 {
+        return;
+    }
+    let _hotplug = WriteGuard::lock();
+    IS_OVER.store(true, Ordering::Relaxed);
+    if !thread::is_started() {
+        return;
+    }
+    online().for_each(thread::offline);
+    thread::stop();
+    irq_work::end();
+    objects::end_cpus();
+    ONLINE.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+}
+
 /// In the child of a fork, which has only the thread that forked: there is no machine until something needs one.
 pub(crate) fn forget() {
-    // SAFETY: there is no other thread. What the old lock held is forgotten: threads that are not here.
-    unsafe { HOTPLUG.renew() };
-    for _ in 0..READERS.get() {
-        mem::forget(HOTPLUG.read_recursive());
-    }
+    HOTPLUG.forget_others(READERS.get() as u32);
     ONLINE.iter().for_each(|word| word.store(0, Ordering::Relaxed));
     thread::forget();
+    IS_OVER.store(false, Ordering::Relaxed);
+    // This is the main thread from now on.
+    expect_end();
     irq_work::forget_cpus();
     objects::forget_cpus();
 }
 
-fn write_lock(cpu: usize) -> Result<RwLockWriteGuard<'static, Threads>, CpuError> {
+/// The hotplug lock, held to change CPUs.
+struct WriteGuard;
+
+impl WriteGuard {
+    fn lock() -> WriteGuard {
+        witness::waits(LockClass::Hotplug);
+        HOTPLUG.write();
+        WriteGuard
+    }
+}
+
+impl Drop for WriteGuard {
+    fn drop(&mut self) {
+        HOTPLUG.unlock_write();
+    }
+}
+
+fn write_lock(cpu: usize) -> Result<WriteGuard, CpuError> {
     if thread::acts_as().is_some() {
         return Err(CpuError::OwnThread);
     }
@@ -260,16 +304,14 @@ fn write_lock(cpu: usize) -> Result<RwLockWriteGuard<'static, Threads>, CpuError
         return Err(CpuError::NoSuchCpu);
     }
     start();
-    witness::waits(LockClass::Hotplug);
-    Ok(HOTPLUG.write())
+    Ok(WriteGuard::lock())
 }
 
-fn bring_up(threads: &mut Threads, cpu: usize) -> Result<(), CpuError> {
-    threads.insert(cpu, thread::spawn(cpu, &ROUTINES).ok_or(CpuError::Refused)?);
+fn bring_up(cpu: usize) {
+    thread::online(cpu);
     irq_work::online(cpu);
     objects::online(cpu);
     mark(cpu, true);
-    Ok(())
 }
 
 fn mark(cpu: usize, online: bool) {

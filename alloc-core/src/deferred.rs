@@ -141,6 +141,22 @@ impl<const CPUS: usize> Deferred<CPUS> {
         self.empty(context, Some(cpu), Llist::close, free);
     }
 
+    /// Has blocks be put off as before there were CPUs, and frees those that were.
+    #[cfg(not(loom))]
+    pub(crate) fn end(&self, context: Context, mut free: impl FnMut(*mut u8)) {
+        self.lists.boot().open();
+        (0..CPUS).for_each(|cpu| self.offline(context, cpu, &mut free));
+    }
+
+    /// Frees what was put off on any CPU, and before there were any, where nobody else is at that.
+    /// Whether there was any.
+    #[cfg(not(loom))]
+    pub(crate) fn flush_all(&self, free: impl Fn(*mut u8)) -> bool {
+        let all = (0..CPUS).map(Some).chain([None]);
+        let is_full = |cpu: &Option<usize>| !self.is_empty(*cpu);
+        all.filter(is_full).map(|cpu| self.flush(Context::TRYING, cpu, &free)).count() > 0
+    }
+
     #[cold]
     #[inline(never)]
     fn empty(

@@ -30,7 +30,7 @@ use core::cell::UnsafeCell;
 use core::ptr;
 
 #[cfg(not(loom))]
-pub(crate) use queues::{count, forget_cpus, offline, online, queued, run_hard, run_threaded};
+pub(crate) use queues::{count, end, forget_cpus, offline, online, queued, run_hard, run_threaded};
 
 use crate::sync::counters::{self, Line};
 use crate::sync::{AtomicPtr, AtomicU32, Backoff, Link, Ordering, Rcuwait, forks};
@@ -136,16 +136,20 @@ impl IrqWork {
         self.flags.fetch_or(PENDING | BUSY, Ordering::AcqRel) & PENDING == 0
     }
 
-    /// Waits until the item is not busy, spinning or sleeping.
-    pub(crate) fn wait_until_idle(&self, spins: bool) {
-        if spins {
-            let mut backoff = Backoff::new();
-            while self.is_busy() {
-                backoff.pause();
-            }
-        } else {
-            self.waiter.wait_until(|| !self.is_busy());
+    /// Waits until the item is not busy, spinning or sleeping; for so many milliseconds at most,
+    /// more or less, where that is asked for. Whether it is not busy.
+    pub(crate) fn wait_until_idle(&self, spins: bool, milliseconds: Option<u64>) -> bool {
+        if !spins {
+            return self.waiter.wait_until(milliseconds, || !self.is_busy());
         }
+        let mut backoff = Backoff::new();
+        while self.is_busy() {
+            if milliseconds.is_some_and(|most| backoff.milliseconds() > most) {
+                return false;
+            }
+            backoff.pause();
+        }
+        true
     }
 
     /// Waits until no runner is at an item that is not busy.
@@ -262,7 +266,8 @@ mod queues {
 
     /// The runners of the CPUs.
     static RUNNERS: [Runner; MAX_CPUS] = [const { Runner::new() }; MAX_CPUS];
-    /// That of the time before there were any.
+    /// Who waits for an item runs others: before there are any CPUs, or where one does not come to
+    /// it.
     static BOOT_RUNNER: Runner = Runner::new();
 
     /// An item that a thread is queueing.
@@ -393,7 +398,9 @@ mod queues {
             told.is_some()
         }
 
-        /// Waits until the item is not busy; then nobody touches it any more, unless it is queued again.
+        /// Waits until the item is not busy; then nobody touches it any more, unless it is queued
+        /// again. Runs what a CPU does not come to within a second, as where a real-time thread
+        /// never leaves it.
         ///
         /// Where it runs in a handler this spins. Where it runs in a loop it sleeps in a place for one waiter, so callers
         /// for one item must take turns (see `Rcuwait`), and must not be in a handler.
@@ -401,14 +408,19 @@ mod queues {
         /// # Panics
         /// In debug builds if two threads sleep here at once for one item.
         pub fn sync(&self) {
-            // Nobody else runs what is queued before there are CPUs.
-            let mut backoff = Backoff::new();
-            while self.is_busy() && THREADED.is_boot() {
-                run(&BOOT_RUNNER, RAISED.boot().take());
-                run(&BOOT_RUNNER, THREADED.boot().take());
-                backoff.pause();
+            loop {
+                // Nobody else runs what is queued before there are CPUs.
+                let mut backoff = Backoff::new();
+                while self.is_busy() && THREADED.is_boot() {
+                    run_boot();
+                    backoff.pause();
+                }
+                if self.wait_until_idle(self.is_for_handler(), Some(PATIENCE)) {
+                    break;
+                }
+                // Its CPU may be one that a real-time thread never leaves.
+                (0..MAX_CPUS).for_each(help);
             }
-            self.wait_until_idle(self.is_for_handler());
             self.wait_until_left(RUNNERS.iter().chain([&BOOT_RUNNER]));
         }
 
@@ -426,6 +438,23 @@ mod queues {
         for item in items {
             // SAFETY: items on lists are claimed, and those who queued them keep them valid.
             unsafe { IrqWork::run(item, runner) };
+        }
+    }
+
+    /// Milliseconds that a CPU gets to run what is waited for.
+    const PATIENCE: u64 = 1000;
+
+    /// Runs what was queued before there were CPUs.
+    fn run_boot() {
+        for lists in [&RAISED, &THREADED] {
+            run(&BOOT_RUNNER, lists.boot().take());
+        }
+    }
+
+    /// Runs what the thread of a CPU did not come to.
+    fn help(cpu: usize) {
+        for lists in [&RAISED, &THREADED] {
+            run(&BOOT_RUNNER, lists.of(cpu).take());
         }
     }
 
@@ -501,5 +530,13 @@ mod queues {
         for lists in [&RAISED, &THREADED] {
             run(&RUNNERS[cpu], lists.of(cpu).close());
         }
+    }
+    /// Has items queued as before there were CPUs, and runs those that were. All threads of CPUs
+    /// have ended.
+    pub(crate) fn end() {
+        for lists in [&RAISED, &THREADED] {
+            lists.boot().open();
+        }
+        (0..MAX_CPUS).for_each(offline);
     }
 }

@@ -551,6 +551,11 @@ pub(crate) fn online(cpu: usize) {
     });
 }
 
+/// Has frees be put off as before there were CPUs, and does those that were.
+pub(crate) fn end_cpus() {
+    Context::enter(|context| DEFERRED.end(context, free_block(context)));
+}
+
 /// Leaves nothing behind on a CPU that goes: no deferred free, no object in a sheaf; those that wait for readers go to
 /// `waiting`. False where the kernel cannot help with sheaves.
 pub(crate) fn offline(cpu: usize, mut waiting: impl FnMut(&mut Batch)) -> bool {

@@ -485,6 +485,7 @@ fn register_thread() -> bool {
             (&raw mut (*area).cpu_id).write_volatile(REFUSED);
         }
     }
+    static AT_EXIT: os::ThreadExit = os::ThreadExit::new(unregister);
 
     let area = arch::own_rseq();
     // SAFETY: this thread's area, which lives as long as the thread; the kernel may write it at any time, so the
@@ -494,7 +495,7 @@ fn register_thread() -> bool {
         if cpu.read_volatile() == UNREGISTERED {
             // Until the hook is set: what it allocates goes to barn and slabs.
             cpu.write_volatile(REFUSED);
-            if os::at_thread_exit(unregister) {
+            if AT_EXIT.expect() {
                 cpu.write_volatile(UNREGISTERED);
                 if !os::register_rseq(area) {
                     cpu.write_volatile(REFUSED);

@@ -255,6 +255,5 @@ pub(crate) fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
 /// In the child of a fork: what other threads were at is no more.
 pub(crate) fn forget_threads() {
     forget_others();
-    // SAFETY: there is no other thread.
-    unsafe { TURNS.renew() };
+    TURNS.forget_others();
 }

@@ -1,8 +1,10 @@
 //! The threads that act as CPUs: one per core, pinned to it, and the only targets of our signal.
 //!
-//! A thread has all signals blocked, as a CPU that has interrupts disabled, and takes ours only where it waits for something
-//! to do. So its handler interrupts nothing that holds a lock. Other signals go to the program's own threads, and none of
-//! these ever sees one of ours.
+//! A thread has all signals blocked, as a CPU that has interrupts disabled, and takes ours only
+//! where it waits for something to do. So its handler interrupts nothing that holds a lock. Other
+//! signals go to the program's own threads, and none of these ever sees one of ours. A signal of
+//! that number which somebody else sent to the process goes on to the program, which may wait for
+//! it (`sigwait`, `signalfd`); after that there is no signal any more, as with `HAYLOFT_IRQ=none`.
 //!
 //! It waits beside a [bell](Bell), which whoever has work for it rings before sending the signal. So nothing depends on the
 //! signal: where the kernel refuses to send it (the user has too many queued already, or a filter is in the way), the thread
@@ -13,6 +15,10 @@
 //! with `PREEMPT_RT`), `none` (no signal: the loop does all, as for a CPU that cannot be interrupted). Where no signal can
 //! be had, that is what happens.
 //!
+//! A thread is made when something is first queued for its CPU, which may be done in a handler. So
+//! the machine has one more thread, *the maker*, which is pinned to no CPU. Where there can be no
+//! thread for a CPU, or there are as many as a bound allows, the maker does the work of that CPU.
+//!
 //! These are not threads of the standard library: such a thread takes a lock of the library's when it starts and when it
 //! ends, and a child that was forked meanwhile could not have any.
 //!
@@ -21,20 +27,24 @@
 extern crate std;
 
 use core::ffi::{CStr, c_int, c_void};
+use core::fmt::Write as _;
 use core::ptr;
-use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering, compiler_fence};
-use std::boxed::Box;
-use std::sync::mpsc;
+use core::sync::atomic::{
+    AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering, fence,
+};
 
 use crate::arch;
 use crate::os;
-use crate::sync::{Bell, witness};
+use crate::sync::{Backoff, Bell, witness};
 
 /// CPUs that are told apart; those beyond share with the first ones.
 pub(crate) const MAX_CPUS: usize = 512;
 
 /// Bytes of stack of such a thread.
 const STACK: usize = 256 << 10;
+
+/// Of the threads that this process may have, one in so many may act as a CPU.
+const SHARE: usize = 8;
 
 /// Where work for a CPU runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,35 +67,64 @@ pub(crate) struct Routines {
 }
 
 struct Thread {
-    /// Its number for the kernel; 0 where there is none.
+    /// Its number for the kernel; 0 where there is none, or it has not run yet.
     id: AtomicI32,
     /// Rung when there is something to do.
     bell: Bell,
-    stop: AtomicBool,
+    /// One of the states below. Changed by the maker, and by who brings the CPU online or takes it
+    /// offline, who hold the hotplug lock.
+    state: AtomicU32,
+    /// For the C library, where there is a thread.
+    thread: os::ThreadSlot,
 }
 
-static THREADS: [Thread; MAX_CPUS] =
-    [const { Thread { id: AtomicI32::new(0), bell: Bell::new(), stop: AtomicBool::new(false) } };
-        MAX_CPUS];
+/// The CPU is offline, and there is no thread.
+const NONE: u32 = 0;
+/// There is no thread, and the maker makes one when there is something to do.
+const WANTED: u32 = 1;
+/// The maker makes the thread.
+const MAKING: u32 = 2;
+/// There is a thread.
+const RUNS: u32 = 3;
+/// The thread is to end.
+const ENDS: u32 = 4;
+/// There can be no thread on that core: the maker does the work.
+const SHARED: u32 = 5;
+
+static THREADS: [Thread; MAX_CPUS] = [const {
+    Thread {
+        id: AtomicI32::new(0),
+        bell: Bell::new(),
+        state: AtomicU32::new(NONE),
+        thread: os::ThreadSlot::new(),
+    }
+}; MAX_CPUS];
+
+/// Rung when a CPU that has no thread has something to do.
+static MAKER_BELL: Bell = Bell::new();
+/// The maker is to end.
+static MAKER_ENDS: AtomicBool = AtomicBool::new(false);
+static MAKER: os::ThreadSlot = os::ThreadSlot::new();
+/// Threads that act as CPUs, and how many there may be. Changed by the maker, and by who waits for
+/// a thread to end.
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+static BOUND: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+static ROUTINES: AtomicPtr<Routines> = AtomicPtr::new(ptr::null_mut());
+
+fn routines() -> &'static Routines {
+    // SAFETY: what `start` stored before there was any such thread.
+    unsafe { &*ROUTINES.load(Ordering::Relaxed) }
+}
 
 /// An [`IrqMode`], or 0 before the machine was started.
 static MODE: AtomicU8 = AtomicU8::new(0);
 static SIGNAL: AtomicI32 = AtomicI32::new(0);
 
-/// The CPU that this thread acts as, if it does, and what it does then.
-fn role() -> Option<(usize, &'static Routines)> {
-    let locals = arch::locals();
-    let cpu = locals.acts_as.load(Ordering::Relaxed).checked_sub(1)?;
-    // SAFETY: what `take_role` stored before it.
-    Some((cpu, unsafe { &*locals.routines.load(Ordering::Relaxed).cast() }))
-}
-
-fn take_role(cpu: usize, routines: &'static Routines) {
-    let locals = arch::locals();
-    locals.routines.store(ptr::from_ref(routines).cast_mut().cast(), Ordering::Relaxed);
-    // Towards handlers on this thread: there are routines where there is a CPU.
-    compiler_fence(Ordering::SeqCst);
-    locals.acts_as.store(cpu + 1, Ordering::Relaxed);
+/// Has this thread act as a CPU, or as none.
+fn act_as(cpu: Option<usize>) {
+    let number = cpu.map_or(0, |cpu| cpu + 1);
+    arch::locals().acts_as.store(number, Ordering::Relaxed);
 }
 
 /// Whether there is a machine.
@@ -105,16 +144,17 @@ pub(crate) fn mode() -> IrqMode {
 
 /// The CPU that this thread acts as, if it does.
 pub(crate) fn acts_as() -> Option<usize> {
-    role().map(|(cpu, _)| cpu)
+    arch::locals().acts_as.load(Ordering::Relaxed).checked_sub(1)
 }
 
-/// The number for the kernel of the thread that acts as `cpu`; 0 where there is none.
+/// The number for the kernel of the thread that acts as `cpu`; 0 where there is none yet.
 pub(crate) fn id(cpu: usize) -> i32 {
     THREADS[cpu].id.load(Ordering::Relaxed)
 }
 
-/// Settles how threads are told that there is work. To be called once, before the first [`spawn`].
-pub(crate) fn start() {
+/// Settles how threads are told that there is work, and makes the maker; false where there can be
+/// no thread. To be called once, before the first [`online`].
+pub(crate) fn start(routines: &'static Routines) -> bool {
     let wanted = match os::env(c"HAYLOFT_IRQ") {
         None | Some(b"hard") => IrqMode::Hard,
         Some(b"threaded") => IrqMode::Threaded,
@@ -141,105 +181,220 @@ pub(crate) fn start() {
     let signal = (wanted != IrqMode::None).then(take).flatten();
     SIGNAL.store(signal.unwrap_or(0), Ordering::Relaxed);
     let mode = if signal.is_some() { wanted } else { IrqMode::None };
+    ROUTINES.store(ptr::from_ref(routines).cast_mut(), Ordering::Relaxed);
+    BOUND.store((os::most_threads() / SHARE).max(1), Ordering::Relaxed);
+    MAKER_ENDS.store(false, Ordering::Relaxed);
     // Release: pairs with the Acquire in `mode`.
     MODE.store(mode as u8, Ordering::Release);
-}
-
-extern "C" fn interrupted(_signal: c_int) {
-    if let Some((cpu, routines)) = role() {
-        witness::interrupt(|| (routines.interrupt)(cpu));
-    }
-}
-
-/// What a new thread is told.
-struct Birth {
-    cpu: usize,
-    routines: &'static Routines,
-    /// Hears whether it is pinned to that CPU.
-    pinned: mpsc::SyncSender<bool>,
-}
-
-/// Makes the thread that acts as `cpu`, and waits until it does; `None` if there can be no such thread, or it cannot be pinned
-/// to that CPU.
-pub(crate) fn spawn(cpu: usize, routines: &'static Routines) -> Option<os::Thread> {
-    let (pinned, is_pinned) = mpsc::sync_channel(1);
-    let birth = Box::into_raw(Box::new(Birth { cpu, routines, pinned }));
     // The new thread inherits the mask.
     let _masked = os::block_signals();
-    let Some(thread) = os::spawn(STACK, live, birth.cast()) else {
-        // SAFETY: nobody else got it.
-        drop(unsafe { Box::from_raw(birth) });
-        return None;
-    };
-    if is_pinned.recv().unwrap_or(false) {
-        return Some(thread);
+    let made = os::spawn(STACK, make_threads, ptr::null_mut());
+    let is_there = made.is_some();
+    MAKER.set(made);
+    if !is_there {
+        forget();
     }
-    thread.join();
-    None
+    is_there
 }
 
-/// The life of a thread.
-extern "C" fn live(birth: *mut c_void) -> *mut c_void {
-    // SAFETY: what `spawn` made for this thread.
-    let Birth { cpu, routines, pinned } = *unsafe { Box::from_raw(birth.cast::<Birth>()) };
-    let name = std::format!("hayloft/{cpu}\0");
-    os::name_thread(CStr::from_bytes_until_nul(name.as_bytes()).unwrap_or_default());
-    let done = core_affinity::set_for_current(core_affinity::CoreId { id: cpu });
-    if done {
-        take_role(cpu, routines);
-        THREADS[cpu].stop.store(false, Ordering::Relaxed);
-        THREADS[cpu].id.store(os::thread_id(), Ordering::Relaxed);
+extern "C" fn interrupted(number: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    // SAFETY: called by the kernel as a handler.
+    let signal = unsafe { os::Signal::new(number, info, context) };
+    match acts_as() {
+        Some(cpu) if signal.is_own() => witness::interrupt(|| (routines().interrupt)(cpu)),
+        Some(_) => {
+            // The program waits for this signal by `sigwait` or the like, and has no handler. From
+            // now on none of these threads takes it. Release: pairs with the Acquire in `mode`.
+            MODE.store(IrqMode::None as u8, Ordering::Release);
+            signal.pass_on();
+        }
+        // One of ours may be late, and the number of its thread be that of another.
+        None if signal.is_own() => {}
+        None => signal.do_the_default(),
     }
-    // The spawner waits for it.
-    let _ = pinned.send(done);
-    if done {
-        act(cpu, routines);
-    }
-    ptr::null_mut()
 }
 
-/// The loop of a thread.
-fn act(cpu: usize, routines: &Routines) {
+/// Lets a CPU have a thread.
+pub(crate) fn online(cpu: usize) {
     let thread = &THREADS[cpu];
+    thread.bell.answer();
+    // Release: pairs with the Acquire in `exchange`.
+    thread.state.store(WANTED, Ordering::Release);
+}
+
+/// Ends the thread that acts as `cpu`, if there is one, and lets it have none.
+pub(crate) fn offline(cpu: usize) {
+    let thread = &THREADS[cpu];
+    let mut backoff = Backoff::new();
+    // Until there is a thread, or none.
+    while !thread.exchange(WANTED, NONE) && !thread.exchange(SHARED, NONE) {
+        if thread.exchange(RUNS, ENDS) {
+            end(thread, NONE);
+            return;
+        }
+        backoff.pause();
+    }
+}
+
+impl Thread {
+    fn exchange(&self, from: u32, to: u32) -> bool {
+        // Acquire and Release: who finds a thread finds what it is for the C library.
+        self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+}
+
+/// Waits for the end of a thread that was told to end.
+fn end(thread: &Thread, then: u32) {
+    // Its CPU may be one that a real-time thread never leaves.
+    thread.thread.pin(&os::affinity());
+    let _ = thread.bell.ring();
+    // In any case: who rang before may not have come to this.
+    thread.bell.wake();
+    thread.thread.join();
+    thread.id.store(0, Ordering::Relaxed);
+    COUNT.fetch_sub(1, Ordering::Relaxed);
+    // Release: pairs with the Acquire in `exchange`.
+    thread.state.store(then, Ordering::Release);
+}
+
+/// The life of the maker.
+extern "C" fn make_threads(_: *mut c_void) -> *mut c_void {
+    os::name_thread(c"hayloft/cpus");
+    os::schedule_as_the_process();
+    loop {
+        MAKER_BELL.answer();
+        if MAKER_ENDS.load(Ordering::Acquire) {
+            return ptr::null_mut();
+        }
+        for (cpu, thread) in THREADS.iter().enumerate().filter(|(_, it)| !it.bell.is_silent()) {
+            match thread.state.load(Ordering::Relaxed) {
+                WANTED if make(cpu) => {}
+                WANTED | SHARED => do_work_of(cpu),
+                // Whoever rang did not see it yet.
+                RUNS => thread.bell.wake(),
+                _ => {}
+            }
+        }
+        MAKER_BELL.sleep();
+    }
+}
+
+/// Makes the thread that acts as `cpu`; false if there can be none.
+fn make(cpu: usize) -> bool {
+    let thread = &THREADS[cpu];
+    let count = COUNT.load(Ordering::Relaxed);
+    if count >= BOUND.load(Ordering::Relaxed) || !thread.exchange(WANTED, MAKING) {
+        return false;
+    }
+    let made = os::spawn(STACK, live, ptr::without_provenance_mut(cpu));
+    let is_there = made.is_some();
+    thread.thread.set(made);
+    COUNT.fetch_add(usize::from(is_there), Ordering::Relaxed);
+    if is_there && thread.thread.pin(&os::CpuMask::one(cpu)) {
+        // Release: pairs with the Acquire in `exchange` and in `live`.
+        thread.state.store(RUNS, Ordering::Release);
+        thread.bell.wake();
+        return true;
+    }
+    if is_there {
+        thread.state.store(ENDS, Ordering::Release);
+        end(thread, SHARED);
+    } else {
+        // There is no room for more. The program may want what is left.
+        BOUND.store(count, Ordering::Relaxed);
+        thread.state.store(WANTED, Ordering::Release);
+    }
+    false
+}
+
+/// In the maker: does what the thread of a CPU would do.
+fn do_work_of(cpu: usize) {
+    act_as(Some(cpu));
+    THREADS[cpu].bell.answer();
+    round(cpu);
+    act_as(None);
+}
+
+/// Does what there is to be done for a CPU.
+fn round(cpu: usize) {
+    // By the rules of the handler, where this work might as well have run.
+    witness::interrupt(|| (routines().interrupt)(cpu));
+    (routines().work)(cpu);
+}
+
+/// The life of a thread that acts as a CPU.
+extern "C" fn live(cpu: *mut c_void) -> *mut c_void {
+    let cpu = cpu.addr();
+    let thread = &THREADS[cpu];
+    let mut name = os::Line::<16>::new();
+    let _ = write!(name, "hayloft/{cpu}");
+    let name = name.into_bytes();
+    os::name_thread(CStr::from_bytes_until_nul(&name).unwrap_or_default());
+    let mut backoff = Backoff::new();
+    // Until it is pinned.
+    while thread.state.load(Ordering::Acquire) == MAKING {
+        backoff.pause();
+    }
+    act_as(Some(cpu));
+    thread.id.store(os::thread_id(), Ordering::Relaxed);
     loop {
         thread.bell.answer();
-        // By the rules of the handler, where this work might as well have run.
-        witness::interrupt(|| (routines.interrupt)(cpu));
-        (routines.work)(cpu);
-        if thread.stop.load(Ordering::Acquire) {
-            break;
+        round(cpu);
+        if thread.state.load(Ordering::Acquire) == ENDS {
+            return ptr::null_mut();
         }
         // A signal that came since the start of the round is handled here, and its ring ends the sleep.
         let _interruptible =
             (mode() != IrqMode::None).then(|| os::admit_signal(SIGNAL.load(Ordering::Relaxed)));
+        // Pairs with the fence in `raise`: who still sends a signal to a thread that takes none any
+        // more has rung before that falls asleep.
+        fence(Ordering::SeqCst);
         thread.bell.sleep();
     }
-    thread.id.store(0, Ordering::Relaxed);
 }
 
-/// Ends the thread that acts as `cpu`.
-pub(crate) fn stop(cpu: usize, thread: os::Thread) {
-    // Release: pairs with the Acquire in `act`.
-    THREADS[cpu].stop.store(true, Ordering::Release);
-    raise(cpu);
-    thread.join();
-}
-
-/// There are none of these threads: in the child of a fork, or where none could be had.
-pub(crate) fn forget() {
-    THREADS.iter().for_each(|thread| thread.id.store(0, Ordering::Relaxed));
+/// Ends the maker. Nothing is queued for CPUs any more, and none has a thread.
+pub(crate) fn stop() {
+    // Release: pairs with the Acquire in `make_threads`.
+    MAKER_ENDS.store(true, Ordering::Release);
+    let _ = MAKER_BELL.ring();
+    MAKER_BELL.wake();
+    MAKER.join();
     MODE.store(0, Ordering::Relaxed);
 }
 
-/// Tells the thread that acts as `cpu` that there is something to do. May be called in any context.
+/// There are none of these threads: in the child of a fork, or where there can be none.
+pub(crate) fn forget() {
+    for thread in &THREADS {
+        thread.id.store(0, Ordering::Relaxed);
+        thread.state.store(NONE, Ordering::Relaxed);
+    }
+    COUNT.store(0, Ordering::Relaxed);
+    // A ring of before would keep the next from being heard.
+    MAKER_BELL.answer();
+    MODE.store(0, Ordering::Relaxed);
+}
+
+/// Tells the thread that acts as `cpu`, or the maker, that there is something to do. May be called
+/// in any context.
 pub(crate) fn raise(cpu: usize) {
     let thread = &THREADS[cpu];
-    if thread.bell.ring() {
-        // Relaxed: the number alone; there is a thread before there is work for it.
-        let interrupted = mode() != IrqMode::None
-            && os::signal_thread(thread.id.load(Ordering::Relaxed), SIGNAL.load(Ordering::Relaxed));
-        if !interrupted {
-            thread.bell.wake();
+    if !thread.bell.ring() {
+        return;
+    }
+    // Pairs with the fence in `live`.
+    fence(Ordering::SeqCst);
+    // Relaxed: the number alone. Who finds none tells the maker, which looks again.
+    let id = thread.id.load(Ordering::Relaxed);
+    if id == 0 {
+        if MAKER_BELL.ring() {
+            MAKER_BELL.wake();
         }
+        return;
+    }
+    let interrupted =
+        mode() != IrqMode::None && os::signal_thread(id, SIGNAL.load(Ordering::Relaxed));
+    if !interrupted {
+        thread.bell.wake();
     }
 }

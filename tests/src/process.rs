@@ -67,6 +67,8 @@ pub enum Limit {
     Core,
     /// Queued signals of the user.
     PendingSignals,
+    /// Threads of the user; root may have more.
+    Threads,
 }
 
 impl Limit {
@@ -81,6 +83,7 @@ impl Limit {
             Self::Data => libc::RLIMIT_DATA,
             Self::Core => libc::RLIMIT_CORE,
             Self::PendingSignals => libc::RLIMIT_SIGPENDING,
+            Self::Threads => libc::RLIMIT_NPROC,
         };
         let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         // SAFETY: the pointer is valid for a write of one `rlimit`.

@@ -89,9 +89,8 @@ pub(crate) struct Locals {
     pub(crate) readers: [AtomicUsize; 2],
     /// The address of the lock that this thread takes or releases.
     pub(crate) changing: AtomicUsize,
-    /// The CPU that this thread acts as, plus one, and what it does as that.
+    /// The CPU that this thread acts as, plus one.
     pub(crate) acts_as: AtomicUsize,
-    pub(crate) routines: AtomicPtr<()>,
     /// Slow paths that this thread is in.
     pub(crate) depth: AtomicU32,
     /// The item of irq work that this thread is queueing, and what that interrupted.

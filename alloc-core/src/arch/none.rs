@@ -76,7 +76,6 @@ pub(crate) fn locals() -> &'static Locals {
                 readers: [AtomicUsize::new(0), AtomicUsize::new(0)],
                 changing: AtomicUsize::new(0),
                 acts_as: AtomicUsize::new(0),
-                routines: AtomicPtr::new(ptr::null_mut()),
                 depth: AtomicU32::new(0),
                 queueing: AtomicPtr::new(ptr::null_mut()),
             }

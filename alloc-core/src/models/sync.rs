@@ -1,12 +1,13 @@
 //! The lock, and the place for one waiter.
 
+use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::AtomicBool;
 use loom::sync::atomic::Ordering::Relaxed;
 use loom::thread;
 
 use super::{loom_finds, race, race_of};
-use crate::sync::{Bell, Context, Lock, LockClass, Rcuwait};
+use crate::sync::{Bell, Context, ControlRwLock, Lock, LockClass, Rcuwait};
 
 #[test]
 fn lock_excludes_and_orders() {
@@ -30,6 +31,45 @@ fn tried_lock_is_free_or_refused() {
         });
         let taken = *lock.acquire(Context::TRYING).expect("nobody holds it");
         assert!((1..=2).contains(&taken));
+    });
+}
+
+/// What a lock guards.
+struct Guarded {
+    lock: ControlRwLock,
+    pair: UnsafeCell<(usize, usize)>,
+}
+
+// SAFETY: used by those who hold the lock.
+unsafe impl Sync for Guarded {}
+// SAFETY: nothing is tied to a thread.
+unsafe impl Send for Guarded {}
+
+/// Two threads write and one reads, twice at a time: nobody sleeps for ever, and nobody reads what
+/// is half written.
+#[test]
+fn control_lock_excludes_and_wakes() {
+    let mut bounded = loom::model::Builder::new();
+    bounded.preemption_bound = Some(2);
+    bounded.check(|| {
+        let guarded =
+            Arc::new(Guarded { lock: ControlRwLock::new(), pair: UnsafeCell::new((0, 0)) });
+        race_of(3, move |number| {
+            let Guarded { lock, pair } = &*guarded;
+            if number == 3 {
+                lock.read(false);
+                lock.read(true);
+                // SAFETY: the lock is held.
+                pair.with(|pair| unsafe { assert_eq!((*pair).0, (*pair).1) });
+                lock.unlock_read();
+                lock.unlock_read();
+            } else {
+                lock.write();
+                // SAFETY: the lock is held.
+                pair.with_mut(|pair| unsafe { *pair = (number, number) });
+                lock.unlock_write();
+            }
+        });
     });
 }
 
@@ -89,7 +129,7 @@ impl Done {
     }
 
     fn sync(&self) {
-        self.waiter.wait_until(|| !self.busy.load(Relaxed));
+        self.waiter.wait_until(None, || !self.busy.load(Relaxed));
     }
 }
 

@@ -53,28 +53,35 @@ pub(crate) unsafe fn remap(_from: NonNull<u8>, _to: NonNull<u8>, _len: usize) ->
 }
 
 pub(crate) fn futex_wait(word: &AtomicU32, expected: u32) {
-    // SAFETY: the word outlives the call; Miri models this system call.
-    unsafe {
-        libc::syscall(
-            libc::SYS_futex,
-            word.as_ptr(),
-            libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
-            expected,
-            core::ptr::null::<libc::timespec>(),
-        )
+    wait(word, expected, core::ptr::null());
+}
+
+pub(crate) fn futex_wait_for(word: &AtomicU32, expected: u32, milliseconds: u64) {
+    let time = libc::timespec {
+        tv_sec: (milliseconds / 1000) as libc::time_t,
+        tv_nsec: (milliseconds % 1000 * 1_000_000) as libc::c_long,
     };
+    wait(word, expected, &raw const time);
+}
+
+fn wait(word: &AtomicU32, expected: u32, time: *const libc::timespec) {
+    let operation = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+    // SAFETY: the word outlives the call; Miri models this system call.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, expected, time) };
 }
 
 pub(crate) fn futex_wake_one(word: &AtomicU32) {
+    wake(word, 1);
+}
+
+pub(crate) fn futex_wake_all(word: &AtomicU32) {
+    wake(word, c_int::MAX);
+}
+
+fn wake(word: &AtomicU32, count: c_int) {
+    let operation = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
     // SAFETY: as above.
-    unsafe {
-        libc::syscall(
-            libc::SYS_futex,
-            word.as_ptr(),
-            libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG,
-            1,
-        )
-    };
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, count) };
 }
 
 pub(crate) fn yield_now() {
@@ -116,7 +123,19 @@ pub(crate) unsafe fn register_rseq(_area: *mut RseqArea) -> bool {
 
 pub(crate) unsafe fn unregister_rseq(_area: *mut RseqArea) {}
 
-pub(crate) fn at_thread_exit(_hook: unsafe extern "C" fn(*mut c_void)) -> bool {
+pub(crate) struct ThreadExit;
+
+impl ThreadExit {
+    pub(crate) const fn new(_hook: unsafe extern "C" fn(*mut c_void)) -> ThreadExit {
+        ThreadExit
+    }
+
+    pub(crate) fn expect(&self) -> bool {
+        false
+    }
+}
+
+pub(crate) fn is_main_thread() -> bool {
     false
 }
 
@@ -142,11 +161,33 @@ pub(crate) fn spawn(
     std::thread::Builder::new().spawn(run).ok().map(Thread)
 }
 
-impl Thread {
-    pub(crate) fn join(self) {
-        let _ = self.0.join();
+pub(crate) struct ThreadSlot(std::sync::Mutex<Option<Thread>>);
+
+impl ThreadSlot {
+    pub(crate) const fn new() -> ThreadSlot {
+        ThreadSlot(std::sync::Mutex::new(None))
+    }
+
+    pub(crate) fn set(&self, thread: Option<Thread>) {
+        *self.0.lock().expect("nobody panics with it") = thread;
+    }
+
+    pub(crate) fn pin(&self, _cpus: &CpuMask) -> bool {
+        true
+    }
+
+    pub(crate) fn join(&self) {
+        if let Some(thread) = self.0.lock().expect("nobody panics with it").take() {
+            let _ = thread.0.join();
+        }
     }
 }
+
+pub(crate) fn most_threads() -> usize {
+    usize::MAX
+}
+
+pub(crate) fn schedule_as_the_process() {}
 
 pub(crate) fn name_thread(_name: &CStr) {}
 
@@ -183,7 +224,26 @@ pub(crate) fn is_realtime_signal(_signal: c_int) -> bool {
     false
 }
 
-pub(crate) fn take_signal(_wanted: Option<c_int>, _handler: extern "C" fn(c_int)) -> Option<c_int> {
+pub(crate) struct Signal;
+
+impl Signal {
+    pub(crate) unsafe fn new(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) -> Signal {
+        Signal
+    }
+
+    pub(crate) fn is_own(&self) -> bool {
+        true
+    }
+
+    pub(crate) fn pass_on(&self) {}
+
+    pub(crate) fn do_the_default(&self) {}
+}
+
+pub(crate) fn take_signal(
+    _wanted: Option<c_int>,
+    _handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void),
+) -> Option<c_int> {
     None
 }
 
@@ -201,10 +261,20 @@ pub(crate) fn has_signals_blocked() -> bool {
     false
 }
 
-pub(crate) fn affinity() -> [u64; 16] {
-    let mut mask = [0; 16];
-    mask[0] = 1;
-    mask
+pub(crate) struct CpuMask;
+
+impl CpuMask {
+    pub(crate) fn one(_cpu: usize) -> CpuMask {
+        CpuMask
+    }
+
+    pub(crate) fn contains(&self, cpu: usize) -> bool {
+        cpu == 0
+    }
+}
+
+pub(crate) fn affinity() -> CpuMask {
+    CpuMask
 }
 
 pub(crate) fn restart_sections_on(_cpu: usize) -> bool {

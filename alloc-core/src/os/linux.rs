@@ -5,6 +5,7 @@
 //! thread can be cancelled; neither may happen in the midst of a slow path. Nor do bare calls touch
 //! `errno`.
 
+use core::cell::UnsafeCell;
 use core::ffi::{CStr, c_int, c_long, c_uint, c_ulong, c_void};
 use core::fmt;
 use core::ptr::{self, NonNull};
@@ -276,10 +277,25 @@ pub(crate) unsafe fn remap(from: NonNull<u8>, to: NonNull<u8>, len: usize) -> Re
 /// Sleeps while `word` holds `expected`; may return at any time.
 #[cfg(not(loom))]
 pub(crate) fn futex_wait(futex: &AtomicU32, expected: u32) {
-    let operation = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
-    let address = futex.as_ptr().expose_provenance();
-    // SAFETY: the word outlives the call, and the kernel only reads it.
-    let _ = unsafe { call(libc::SYS_futex, [address, word(operation), expected as usize, 0]) };
+    wait(futex, expected, ptr::null());
+}
+
+/// As [`futex_wait`], for so many milliseconds at most.
+#[cfg(not(loom))]
+pub(crate) fn futex_wait_for(futex: &AtomicU32, expected: u32, milliseconds: u64) {
+    let time = libc::timespec {
+        tv_sec: (milliseconds / 1000) as libc::time_t,
+        tv_nsec: (milliseconds % 1000 * 1_000_000) as libc::c_long,
+    };
+    wait(futex, expected, &raw const time);
+}
+
+#[cfg(not(loom))]
+fn wait(futex: &AtomicU32, expected: u32, time: *const libc::timespec) {
+    let operation = word(libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG);
+    let (address, time) = (futex.as_ptr().expose_provenance(), time.expose_provenance());
+    // SAFETY: the word outlives the call, and the kernel only reads it and the time.
+    let _ = unsafe { call(libc::SYS_futex, [address, operation, expected as usize, time]) };
 }
 
 /// As [`futex_wait`], for a word that the kernel clears when a thread ends.
@@ -294,9 +310,21 @@ pub(super) fn futex_wait_shared(futex: &AtomicU32, expected: u32) {
 /// Wakes one sleeper of [`futex_wait`].
 #[cfg(not(loom))]
 pub(crate) fn futex_wake_one(futex: &AtomicU32) {
+    wake(futex, 1);
+}
+
+/// Wakes all sleepers of [`futex_wait`].
+#[cfg(not(loom))]
+pub(crate) fn futex_wake_all(futex: &AtomicU32) {
+    wake(futex, c_int::MAX);
+}
+
+#[cfg(not(loom))]
+fn wake(futex: &AtomicU32, count: c_int) {
     let operation = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
+    let arguments = [futex.as_ptr().addr(), word(operation), word(count)];
     // SAFETY: the address only names a queue.
-    let _ = unsafe { call(libc::SYS_futex, [futex.as_ptr().addr(), word(operation), 1]) };
+    let _ = unsafe { call(libc::SYS_futex, arguments) };
 }
 
 /// Lets other threads run.
@@ -421,26 +449,43 @@ unsafe fn rseq(area: *mut RseqArea, flags: usize) -> Result<usize, c_int> {
     unsafe { call(libc::SYS_rseq, arguments) }
 }
 
-/// Has `hook` called when this thread ends; false where the C library has no key left. The hook's argument means
-/// nothing. May allocate.
-pub(crate) fn at_thread_exit(hook: unsafe extern "C" fn(*mut c_void)) -> bool {
-    /// The key plus one; 0 before it was made.
-    static KEY: AtomicU32 = AtomicU32::new(0);
-    let _errno = SavedErrno::new();
-    // SAFETY: creating and setting a key of ours; a second key made in a race is only wasted.
-    unsafe {
-        let mut key = KEY.load(Ordering::Relaxed);
-        if key == 0 {
-            let mut made: libc::pthread_key_t = 0;
-            if libc::pthread_key_create(&raw mut made, Some(hook)) != 0 {
-                return false;
-            }
-            key = made as u32 + 1;
-            KEY.store(key, Ordering::Relaxed);
-        }
-        let not_null = ptr::without_provenance(1);
-        libc::pthread_setspecific((key - 1) as libc::pthread_key_t, not_null) == 0
+/// A hook for the ends of threads.
+pub(crate) struct ThreadExit {
+    /// The C library's key plus one; 0 before it was made.
+    key: AtomicU32,
+    hook: unsafe extern "C" fn(*mut c_void),
+}
+
+impl ThreadExit {
+    /// The argument of the hook means nothing.
+    pub(crate) const fn new(hook: unsafe extern "C" fn(*mut c_void)) -> ThreadExit {
+        ThreadExit { key: AtomicU32::new(0), hook }
     }
+
+    /// Has the hook called when this thread ends: the main one by `pthread_exit` only. False where
+    /// the C library has no key left. May allocate.
+    pub(crate) fn expect(&self) -> bool {
+        let _errno = SavedErrno::new();
+        // SAFETY: creating and setting a key of ours; a second key made in a race is only wasted.
+        unsafe {
+            let mut key = self.key.load(Ordering::Relaxed);
+            if key == 0 {
+                let mut made: libc::pthread_key_t = 0;
+                if libc::pthread_key_create(&raw mut made, Some(self.hook)) != 0 {
+                    return false;
+                }
+                key = made as u32 + 1;
+                self.key.store(key, Ordering::Relaxed);
+            }
+            let not_null = ptr::without_provenance(1);
+            libc::pthread_setspecific((key - 1) as libc::pthread_key_t, not_null) == 0
+        }
+    }
+}
+
+/// Whether this is the main thread of the process.
+pub(crate) fn is_main_thread() -> bool {
+    thread_id() == process_id()
 }
 
 /// Has these functions called at each fork: before it, and after it in the parent and in the child.
@@ -484,13 +529,8 @@ pub(crate) fn has_signals_blocked() -> bool {
 /// A thread that [`spawn`] made.
 pub(crate) struct Thread(libc::pthread_t);
 
-// SAFETY: a name of a thread, which some C libraries have as a pointer; any thread may use it.
-unsafe impl Send for Thread {}
-// SAFETY: as above.
-unsafe impl Sync for Thread {}
-
-/// Starts a thread that runs `body` with `argument`, on a stack of so many bytes; `None` where there can be no more. May
-/// allocate.
+/// Starts a thread that runs `body` with `argument`, on a stack of so many bytes and what
+/// thread-locals take; `None` where there can be no more. May allocate.
 pub(crate) fn spawn(
     stack: usize,
     body: extern "C" fn(*mut c_void) -> *mut c_void,
@@ -504,19 +544,111 @@ pub(crate) fn spawn(
     unsafe {
         let (mut attributes, mut thread) = (core::mem::zeroed(), core::mem::zeroed());
         libc::pthread_attr_init(&raw mut attributes);
-        libc::pthread_attr_setstacksize(&raw mut attributes, stack);
+        libc::pthread_attr_setstacksize(&raw mut attributes, stack + thread_locals());
         let result = libc::pthread_create(&raw mut thread, &raw const attributes, body, argument);
         libc::pthread_attr_destroy(&raw mut attributes);
         (result == 0).then_some(Thread(thread))
     }
 }
 
-impl Thread {
-    /// Waits until the thread has ended.
-    pub(crate) fn join(self) {
-        // SAFETY: a thread that nobody else joins.
-        unsafe { libc::pthread_join(self.0, ptr::null_mut()) };
+/// Bytes of thread-locals of the program and its libraries, which glibc takes from the stack of a
+/// thread.
+fn thread_locals() -> usize {
+    unsafe extern "C" fn add(
+        object: *mut libc::dl_phdr_info,
+        _len: usize,
+        sum: *mut c_void,
+    ) -> c_int {
+        // SAFETY: the loader passes on one of its objects, and the sum is that of the caller below.
+        unsafe {
+            let (headers, count) = ((*object).dlpi_phdr, (*object).dlpi_phnum);
+            for number in 0..usize::from(count) {
+                let header = &*headers.add(number);
+                if header.p_type == libc::PT_TLS {
+                    *sum.cast::<usize>() += (header.p_memsz + header.p_align) as usize;
+                }
+            }
+        }
+        0
     }
+    let mut sum = 0usize;
+    // SAFETY: the function takes what it is given here.
+    unsafe { libc::dl_iterate_phdr(Some(add), (&raw mut sum).cast()) };
+    sum.next_multiple_of(page_size())
+}
+
+/// A place for a thread that [`spawn`] made, or none. Its users take turns.
+pub(crate) struct ThreadSlot(UnsafeCell<Option<Thread>>);
+
+// SAFETY: its users take turns; any thread may use the name of another.
+unsafe impl Sync for ThreadSlot {}
+
+impl ThreadSlot {
+    pub(crate) const fn new() -> ThreadSlot {
+        ThreadSlot(UnsafeCell::new(None))
+    }
+
+    pub(crate) fn set(&self, thread: Option<Thread>) {
+        // SAFETY: it is the caller's turn.
+        unsafe { *self.0.get() = thread };
+    }
+
+    /// Has the thread run on some CPUs only; false where it may not run there, or there is none.
+    pub(crate) fn pin(&self, cpus: &CpuMask) -> bool {
+        // Of glibc and musl, not named by the crate for both.
+        unsafe extern "C" {
+            fn pthread_setaffinity_np(
+                thread: libc::pthread_t,
+                len: usize,
+                cpus: *const CpuMask,
+            ) -> c_int;
+        }
+        // SAFETY: it is the caller's turn; a thread that nobody has joined, and a mask of that
+        // length.
+        unsafe {
+            (*self.0.get()).as_ref().is_some_and(|thread| {
+                pthread_setaffinity_np(thread.0, size_of::<CpuMask>(), cpus) == 0
+            })
+        }
+    }
+
+    /// Waits until the thread has ended, if there is one.
+    pub(crate) fn join(&self) {
+        // SAFETY: it is the caller's turn; a thread that nobody else joins.
+        unsafe {
+            if let Some(thread) = (*self.0.get()).take() {
+                libc::pthread_join(thread.0, ptr::null_mut());
+            }
+        }
+    }
+}
+
+/// How many threads this process may have, with others of its user and its cgroup.
+pub(crate) fn most_threads() -> usize {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the limit is ours to be written.
+    let known = unsafe { libc::getrlimit(libc::RLIMIT_NPROC, &raw mut limit) } == 0;
+    let mut most =
+        if known { usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX) } else { usize::MAX };
+    let mut at = |path: fmt::Arguments<'_>| {
+        let mut room = [0; 32];
+        let number = read(path, &mut room).and_then(|text| text.trim().parse().ok());
+        most = most.min(number.unwrap_or(usize::MAX));
+    };
+    let mut room = [0; 512];
+    // As a container sees its own, with the unified hierarchy and the old one; and of a service.
+    at(format_args!("/sys/fs/cgroup/pids.max"));
+    at(format_args!("/sys/fs/cgroup/pids/pids.max"));
+    if let Some(text) = read(format_args!("/proc/self/cgroup"), &mut room) {
+        for line in text.lines() {
+            match line.split_once(':').and_then(|(_, rest)| rest.split_once(':')) {
+                Some(("", cgroup)) => at(format_args!("/sys/fs/cgroup{cgroup}/pids.max")),
+                Some(("pids", cgroup)) => at(format_args!("/sys/fs/cgroup/pids{cgroup}/pids.max")),
+                _ => {}
+            }
+        }
+    }
+    most
 }
 
 /// Names this thread; what the kernel has no room for is cut off.
@@ -545,9 +677,76 @@ pub(crate) fn is_realtime_signal(signal: c_int) -> bool {
     (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&signal)
 }
 
+/// What a handler is told of a signal.
+pub(crate) struct Signal {
+    number: c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut c_void,
+}
+
+/// A handler of signals, as the kernel calls it.
+pub(crate) type Handler = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
+
+impl Signal {
+    /// # Safety
+    /// These are the arguments that the kernel called a handler with, which has not returned yet.
+    pub(crate) unsafe fn new(
+        number: c_int,
+        info: *mut libc::siginfo_t,
+        context: *mut c_void,
+    ) -> Signal {
+        Signal { number, info, context }
+    }
+
+    /// Whether [`signal_thread`] sent it, in this process.
+    pub(crate) fn is_own(&self) -> bool {
+        // SAFETY: the promise of `new`; a signal of that code has a sender.
+        unsafe { (*self.info).si_code == libc::SI_TKILL && (*self.info).si_pid() == process_id() }
+    }
+
+    /// Blocks the signal on this thread from when the handler returns, and sends it to the process
+    /// once more, as it was, as far as the kernel allows that: so another thread gets it that waits
+    /// for it.
+    pub(crate) fn pass_on(&self) {
+        let _errno = SavedErrno::new();
+        // SAFETY: the promise of `new`: the kernel restores the mask from there.
+        unsafe {
+            libc::sigaddset(
+                &raw mut (*self.context.cast::<libc::ucontext_t>()).uc_sigmask,
+                self.number,
+            )
+        };
+        let send = || {
+            let arguments = [word(process_id()), word(self.number), self.info.expose_provenance()];
+            // SAFETY: the information is read.
+            unsafe { call(libc::SYS_rt_sigqueueinfo, arguments).is_ok() }
+        };
+        // What only the kernel, or a process itself, may say, becomes what anybody may say.
+        let send_as_queued = || {
+            // SAFETY: the promise of `new`. The fields of both codes are the same, but for the
+            // value.
+            unsafe { (*self.info).si_code = libc::SI_QUEUE };
+            send()
+        };
+        if !send() && !send_as_queued() {
+            // There are too many queued. What there is to know of it is lost, and not the signal.
+            // SAFETY: numbers only.
+            let _ = unsafe { call(libc::SYS_kill, [word(process_id()), word(self.number)]) };
+        }
+    }
+
+    /// Does what would have been done if there was no handler, when this one returns.
+    pub(crate) fn do_the_default(&self) {
+        let _errno = SavedErrno::new();
+        // SAFETY: a zeroed action is the default one.
+        unsafe { libc::sigaction(self.number, &core::mem::zeroed(), ptr::null_mut()) };
+        signal_thread(thread_id(), self.number);
+    }
+}
+
 /// Installs `handler` for a signal: the one wanted, or the highest real-time signal that nobody handles. `None` where that is taken,
 /// or the kernel refuses. It runs on the stack of the thread, as those for handlers are too small for a report: Rust's have 8 KiB.
-pub(crate) fn take_signal(wanted: Option<c_int>, handler: extern "C" fn(c_int)) -> Option<c_int> {
+pub(crate) fn take_signal(wanted: Option<c_int>, handler: Handler) -> Option<c_int> {
     let _errno = SavedErrno::new();
     let take = |signal: &c_int| {
         // SAFETY: zeroed actions are valid ones; the handler is a function that keeps to what handlers may do.
@@ -558,7 +757,7 @@ pub(crate) fn take_signal(wanted: Option<c_int>, handler: extern "C" fn(c_int)) 
                 return false;
             }
             action.sa_sigaction = handler as *const () as usize;
-            action.sa_flags = libc::SA_RESTART;
+            action.sa_flags = libc::SA_RESTART | libc::SA_SIGINFO;
             libc::sigaction(*signal, &raw const action, ptr::null_mut()) == 0
         }
     };
@@ -620,7 +819,7 @@ pub(super) fn change_bare_mask(mask: &u64, before: Option<&mut u64>) {
 
 /// Has this thread scheduled as an ordinary one, on the CPUs that the main thread may use: whoever
 /// made it may be pinned, or a real-time thread.
-pub(super) fn schedule_as_the_process() {
+pub(crate) fn schedule_as_the_process() {
     const THIS_THREAD: usize = 0;
     let parameter = 0 as c_int;
     let mut mask = affinity();
@@ -634,12 +833,33 @@ pub(super) fn schedule_as_the_process() {
     }
 }
 
-/// CPUs, a bit each.
-pub(crate) type CpuMask = [u64; 16];
+/// CPUs, a bit each: as many as any kernel has, since one that has more refuses a shorter mask.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(crate) struct CpuMask([u64; 128]);
+
+impl CpuMask {
+    /// No CPU.
+    pub(crate) const NONE: CpuMask = CpuMask([0; 128]);
+
+    /// One CPU; none if there is no such.
+    pub(crate) fn one(cpu: usize) -> CpuMask {
+        let mut mask = CpuMask::NONE;
+        if let Some(word) = mask.0.get_mut(cpu / 64) {
+            *word = 1 << (cpu % 64);
+        }
+        mask
+    }
+
+    /// Whether a CPU is among them.
+    pub(crate) fn contains(&self, cpu: usize) -> bool {
+        self.0.get(cpu / 64).is_some_and(|word| word >> (cpu % 64) & 1 == 1)
+    }
+}
 
 /// CPUs that the main thread may run on.
 pub(crate) fn affinity() -> CpuMask {
-    let mut mask = CpuMask::default();
+    let mut mask = CpuMask::NONE;
     let to = (&raw mut mask).expose_provenance();
     let arguments = [word(process_id()), size_of::<CpuMask>(), to];
     // SAFETY: the mask is ours and its length is given.
@@ -669,9 +889,7 @@ fn restart_by_membarrier(cpu: usize) -> bool {
 /// While this thread runs on a CPU, no other does, and whose section was preempted by that starts again.
 fn restart_by_visit(cpu: usize) -> bool {
     const THIS_THREAD: usize = 0;
-    let (mut before, mut there) = (CpuMask::default(), CpuMask::default());
-    let Some(bits) = there.get_mut(cpu / 64) else { return false };
-    *bits = 1 << (cpu % 64);
+    let (mut before, mut there) = (CpuMask::NONE, CpuMask::one(cpu));
     let arguments =
         |mask: *mut CpuMask| [THIS_THREAD, size_of::<CpuMask>(), mask.expose_provenance()];
     // SAFETY: both masks are ours, and as long as the kernel is told.

@@ -49,18 +49,19 @@ pub(crate) enum Remapped {
 pub(crate) use files::{Identity, close, duplicate, identity, pid_namespace, replace};
 #[cfg(miri)]
 pub(crate) use imp::bare;
+pub(crate) use imp::{
+    CpuMask, Signal, ThreadExit, ThreadSlot, admit_signal, affinity, at_exit, at_fork,
+    block_signals, commit, current_cpu, current_cpu_and_node, decommit, has_signals_blocked,
+    is_main_thread, is_realtime_signal, list, milliseconds, most_threads, name_thread, page_size,
+    prefer_huge_pages, prefer_node, process_id, read, read_bytes, register_rseq, remap, remove,
+    renew, reserve, restart_sections_on, schedule_as_the_process, set_dumped, share, signal_thread,
+    sleep_microseconds, spawn, system_page_size, take_signal, thread_id, unregister_rseq,
+    unreserve, write_all, yield_now,
+};
 #[cfg(miri)]
 pub(crate) use imp::{Identity, close, duplicate, env, identity, pid_namespace, replace};
-pub(crate) use imp::{
-    Thread, admit_signal, affinity, at_exit, at_fork, at_thread_exit, block_signals, commit,
-    current_cpu, current_cpu_and_node, decommit, has_signals_blocked, is_realtime_signal, list,
-    milliseconds, name_thread, page_size, prefer_huge_pages, prefer_node, process_id, read,
-    read_bytes, register_rseq, remap, remove, renew, reserve, restart_sections_on, set_dumped,
-    share, signal_thread, sleep_microseconds, spawn, system_page_size, take_signal, thread_id,
-    unregister_rseq, unreserve, write_all, yield_now,
-};
 #[cfg(not(loom))]
-pub(crate) use imp::{futex_wait, futex_wake_one};
+pub(crate) use imp::{futex_wait, futex_wait_for, futex_wake_all, futex_wake_one};
 pub(crate) use imp::{lock_streams, renew_streams, unlock_streams};
 #[cfg(not(miri))]
 pub(crate) use settings::env;

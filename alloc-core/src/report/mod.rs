@@ -430,7 +430,7 @@ fn write_in_turn() {
     }
 }
 
-extern "C" fn on_signal(_: c_int) {
+extern "C" fn on_signal(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
     if let Some(asked) = ASKED.get().filter(|asked| asked.is_ours()) {
         asked.write();
     }

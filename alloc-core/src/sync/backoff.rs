@@ -25,15 +25,22 @@ impl Backoff {
         }
     }
 
+    /// How long it waited, in milliseconds, at least.
+    pub(crate) fn milliseconds(&self) -> u64 {
+        #[cfg(not(loom))]
+        return u64::from(self.pauses.saturating_sub(YIELDS)) * u64::from(PAUSE) / 1000;
+        #[cfg(loom)]
+        0
+    }
+
     /// Waits a little. In any context.
     pub(crate) fn pause(&mut self) {
         #[cfg(not(loom))]
-        if self.pauses >= YIELDS {
-            return crate::os::sleep_microseconds(PAUSE);
-        }
-        #[cfg(not(loom))]
         {
-            self.pauses += 1;
+            self.pauses = self.pauses.saturating_add(1);
+            if self.pauses > YIELDS {
+                return crate::os::sleep_microseconds(PAUSE);
+            }
         }
         relax();
     }

@@ -34,6 +34,12 @@ impl Bell {
         self.state.swap(RUNG, Ordering::Release) == SILENT
     }
 
+    /// Whether nobody rang since the last answer; a hint.
+    #[cfg(not(loom))]
+    pub(crate) fn is_silent(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == SILENT
+    }
+
     /// Silences the bell. To be called before looking for what there is to do.
     pub(crate) fn answer(&self) {
         // Acquire: pairs with the Release in `ring`. It must read the last ring to see what was done before that, so a store
@@ -50,6 +56,12 @@ impl Bell {
     /// Sleeps while the bell is silent; may return at any time.
     pub(crate) fn sleep(&self) {
         self.state.wait(SILENT);
+    }
+
+    /// As [`Bell::sleep`], for so many milliseconds at most.
+    #[cfg(not(loom))]
+    pub(crate) fn sleep_for(&self, milliseconds: u64) {
+        self.state.wait_for(SILENT, milliseconds);
     }
 
     /// Ends the sleep of the thread, if it sleeps.

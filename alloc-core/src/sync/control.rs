@@ -1,78 +1,151 @@
-//! Locks of the control plane, which allocate and sleep, and how they get across a fork: the child gets new ones, which this
-//! thread has if it had the old ones.
+//! Locks of the control plane, which is entered in no handler, may sleep for long, and may fork
+//! with a lock in hand: the child holds what its thread held.
 //!
-//! The new ones lie elsewhere. `parking_lot` knows those who sleep by the address of their lock, and in the child it still knows
-//! threads of the parent: these would be woken in place of the child's. (It may come upon them on its way to others, too. So
-//! where threads of the parent slept in any of its locks, those of the child had better not contend for many.)
+//! A lock is words that threads sleep on, and no list of sleepers anywhere else. So nothing of the
+//! parent's threads is left in the child: one store to each word frees it there.
 
-extern crate std;
-
-use core::cell::UnsafeCell;
+#[cfg(not(loom))]
 use core::fmt;
+#[cfg(not(loom))]
 use core::marker::PhantomData;
-use core::mem;
-use core::ops::Deref;
-use core::sync::atomic::{AtomicUsize, Ordering};
-use std::boxed::Box;
-use std::sync::OnceLock;
 
+use super::Futex;
+#[cfg(not(loom))]
+use super::primitive::AtomicUsize;
+use super::primitive::Ordering;
+#[cfg(not(loom))]
 use super::{Context, LockClass, witness};
 
-/// A lock that is made when it is first asked for, and another in the child of a fork.
-///
-/// Who keeps it locked after dropping the guard of `parking_lot`, by forgetting that, unlocks what is the lock by then.
-pub(crate) struct Renewable<L> {
-    lock: UnsafeCell<OnceLock<Box<L>>>,
-    make: fn() -> L,
+const FREE: u32 = 0;
+/// A thread writes.
+const WRITER: u32 = 1 << 31;
+/// A thread that wants to write may be asleep: readers let it go first, unless they read already.
+const WANTED: u32 = 1 << 30;
+/// Threads may be asleep.
+const SLEEPERS: u32 = 1 << 29;
+/// What is left is the number of readers.
+const READERS: u32 = SLEEPERS - 1;
+
+/// A lock of one writer or of many readers.
+pub(crate) struct ControlRwLock {
+    state: Futex,
 }
 
-// SAFETY: the cell is written only where there is no other thread, and shared as the lock in it is otherwise.
-unsafe impl<L: Send + Sync> Sync for Renewable<L> {}
-
-impl<L> Renewable<L> {
-    pub(crate) const fn new(make: fn() -> L) -> Renewable<L> {
-        Renewable { lock: UnsafeCell::new(OnceLock::new()), make }
+impl ControlRwLock {
+    #[cfg(not(loom))]
+    pub(crate) const fn new() -> ControlRwLock {
+        ControlRwLock { state: Futex::new(FREE) }
     }
 
-    /// Has another lock made when it is asked for next. The old one stays as it is, with what it holds.
-    ///
-    /// # Safety
-    /// There is no other thread.
-    pub(crate) unsafe fn renew(&self) {
-        // SAFETY: the caller's promise. Nothing is dropped, so references to the old lock stay valid.
-        unsafe { self.lock.get().write(OnceLock::new()) };
+    #[cfg(loom)]
+    pub(crate) fn new() -> ControlRwLock {
+        ControlRwLock { state: Futex::new(FREE) }
+    }
+
+    /// Waits to read. Who reads already does not wait for those who want to write.
+    pub(crate) fn read(&self, reads_already: bool) {
+        let waits_for = if reads_already { WRITER } else { WRITER | WANTED };
+        self.wait(|state| if state & waits_for == 0 { Ok(state + 1) } else { Err(SLEEPERS) });
+    }
+
+    /// Undoes [`ControlRwLock::read`].
+    pub(crate) fn unlock_read(&self) {
+        // Release: pairs with the Acquire in `exchange`.
+        let left = self.state.fetch_sub(1, Ordering::Release) - 1;
+        // It fails where somebody came meanwhile, who wakes the sleepers in the end.
+        if left & READERS == 0 && left & SLEEPERS != 0 && self.exchange(left, FREE) {
+            self.state.wake_all();
+        }
+    }
+
+    /// Waits to write.
+    pub(crate) fn write(&self) {
+        self.wait(|state| {
+            let is_free = state & (WRITER | READERS) == 0;
+            if is_free { Ok(state | WRITER) } else { Err(SLEEPERS | WANTED) }
+        });
+    }
+
+    /// Undoes [`ControlRwLock::write`].
+    pub(crate) fn unlock_write(&self) {
+        // Release: pairs with the Acquire in `exchange`.
+        if self.state.swap(FREE, Ordering::Release) & SLEEPERS != 0 {
+            self.state.wake_all();
+        }
+    }
+
+    /// Changes the state as `next` says, or adds what that says and sleeps until somebody unlocks,
+    /// and looks again.
+    fn wait(&self, next: impl Fn(u32) -> Result<u32, u32>) {
+        loop {
+            // Relaxed: the exchange looks again.
+            let state = self.state.load(Ordering::Relaxed);
+            match next(state) {
+                Ok(next) => {
+                    if self.exchange(state, next) {
+                        return;
+                    }
+                }
+                Err(more) => {
+                    let asleep = state | more;
+                    if state == asleep || self.exchange(state, asleep) {
+                        self.state.wait(asleep);
+                    }
+                }
+            }
+        }
+    }
+
+    fn exchange(&self, state: u32, next: u32) -> bool {
+        // Acquire: pairs with the Release of who unlocks.
+        self.state.compare_exchange(state, next, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
+    /// How the lock is held, at the time of asking.
+    #[cfg(not(loom))]
+    pub(crate) fn holders(&self) -> Holders {
+        match self.state.load(Ordering::Relaxed) & (WRITER | READERS) {
+            FREE => Holders::Nobody,
+            WRITER => Holders::Writer,
+            _ => Holders::Readers,
+        }
+    }
+
+    /// In the child of a fork: it has so many readers, all of this thread.
+    #[cfg(not(loom))]
+    pub(crate) fn forget_others(&self, readers: u32) {
+        self.state.store(readers, Ordering::Relaxed);
     }
 }
 
-impl<L> Deref for Renewable<L> {
-    type Target = L;
-
-    fn deref(&self) -> &L {
-        // SAFETY: as for `Sync`.
-        let lock = unsafe { &*self.lock.get() };
-        lock.get_or_init(|| Box::new((self.make)()))
-    }
+/// Who holds a [`ControlRwLock`].
+#[cfg(not(loom))]
+pub(crate) enum Holders {
+    Nobody,
+    Readers,
+    Writer,
 }
 
 /// A mutex of the control plane: it guards what its users say.
+#[cfg(not(loom))]
 pub(crate) struct ControlMutex {
-    mutex: Renewable<parking_lot::Mutex<()>>,
+    lock: ControlRwLock,
     /// The thread that has it.
     owner: AtomicUsize,
     class: LockClass,
 }
 
+#[cfg(not(loom))]
 impl ControlMutex {
     pub(crate) const fn new(class: LockClass) -> ControlMutex {
-        let mutex = Renewable::new(|| parking_lot::Mutex::new(()));
-        ControlMutex { mutex, owner: AtomicUsize::new(0), class }
+        ControlMutex { lock: ControlRwLock::new(), owner: AtomicUsize::new(0), class }
     }
 
     /// Waits for the mutex. Not for handlers and slow paths.
     #[track_caller]
     pub(crate) fn lock(&'static self) -> ControlGuard {
         witness::waits(self.class);
-        mem::forget(self.mutex.lock());
+        self.lock.write();
         witness::acquired(self.class);
         self.owner.store(Context::thread(), Ordering::Relaxed);
         ControlGuard { mutex: self, _not_send: PhantomData }
@@ -80,40 +153,41 @@ impl ControlMutex {
 
     /// Whether somebody has it, at the time of asking.
     pub(crate) fn is_held(&self) -> bool {
-        self.mutex.is_locked()
+        !matches!(self.lock.holders(), Holders::Nobody)
     }
 
     /// In the child of a fork: nobody has it but this thread, if it had it before.
-    ///
-    /// # Safety
-    /// There is no other thread.
-    pub(crate) unsafe fn renew(&self) {
-        // SAFETY: the caller's promise.
-        unsafe { self.mutex.renew() };
-        if self.owner.load(Ordering::Relaxed) == Context::thread() {
-            mem::forget(self.mutex.lock());
+    pub(crate) fn forget_others(&self) {
+        let is_mine = self.owner.load(Ordering::Relaxed) == Context::thread();
+        self.lock.forget_others(0);
+        if is_mine {
+            self.lock.write();
+        } else {
+            self.owner.store(0, Ordering::Relaxed);
         }
     }
 }
 
 /// A [`ControlMutex`], held.
+#[cfg(not(loom))]
 pub(crate) struct ControlGuard {
     mutex: &'static ControlMutex,
     /// Who locks it unlocks it.
     _not_send: PhantomData<*mut ()>,
 }
 
+#[cfg(not(loom))]
 impl fmt::Debug for ControlGuard {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("ControlGuard").field("class", &self.mutex.class).finish()
     }
 }
 
+#[cfg(not(loom))]
 impl Drop for ControlGuard {
     fn drop(&mut self) {
         self.mutex.owner.store(0, Ordering::Relaxed);
         witness::released(self.mutex.class);
-        // SAFETY: `lock` took it and kept it; or `renew` did, in the child of a fork.
-        unsafe { self.mutex.mutex.force_unlock() };
+        self.mutex.lock.unlock_write();
     }
 }

@@ -39,6 +39,24 @@ impl Futex {
         }
     }
 
+    /// As [`Futex::wait`], for so many milliseconds at most.
+    #[cfg(not(loom))]
+    pub(crate) fn wait_for(&self, expected: u32, milliseconds: u64) {
+        crate::os::futex_wait_for(&self.word, expected, milliseconds);
+    }
+
+    /// Wakes all sleepers.
+    pub(crate) fn wake_all(&self) {
+        #[cfg(not(loom))]
+        crate::os::futex_wake_all(&self.word);
+        #[cfg(loom)]
+        {
+            let (queue, sleepers) = &self.queue;
+            let _queue = queue.lock().unwrap();
+            sleepers.notify_all();
+        }
+    }
+
     /// Wakes one sleeper, if there is any.
     pub(crate) fn wake_one(&self) {
         #[cfg(not(loom))]

@@ -10,14 +10,13 @@
 //! - [`Llist`], a list that any context may add to.
 //! - [`Grace`], whether all readers of before are gone.
 //! - [`forks`], which process this is, and what a child has yet to do.
-//! - `ControlMutex` and `Renewable`, locks of the control plane.
+//! - [`ControlRwLock`] and `ControlMutex`, locks of the control plane.
 //!
-//! Nothing here allocates, but for locks of the control plane. This folder may touch `os` and `arch`.
+//! Nothing here allocates. This folder may touch `os` and `arch`.
 
 mod backoff;
 mod bell;
 mod context;
-#[cfg(not(loom))]
 mod control;
 pub(crate) mod counters;
 mod futex;
@@ -31,8 +30,9 @@ pub(crate) mod witness;
 pub(crate) use backoff::Backoff;
 pub(crate) use bell::Bell;
 pub(crate) use context::Context;
+pub(crate) use control::ControlRwLock;
 #[cfg(not(loom))]
-pub(crate) use control::{ControlGuard, ControlMutex, Renewable};
+pub(crate) use control::{ControlGuard, ControlMutex, Holders};
 pub(crate) use futex::Futex;
 pub(crate) use grace::{Grace, Ticket};
 pub(crate) use llist::{CpuLists, Link, Llist, Taken};

@@ -30,12 +30,18 @@ impl Rcuwait {
         Rcuwait { task: Futex::new(NOBODY) }
     }
 
-    /// Sleeps until `condition` holds, which somebody makes true before calling [`Rcuwait::wake`].
+    /// Sleeps until `condition` holds, which somebody makes true before calling [`Rcuwait::wake`];
+    /// or for so many milliseconds at most, more or less, where that is asked for. Whether it
+    /// holds.
     ///
     /// # Panics
     /// In debug builds if another thread waits here.
     #[track_caller]
-    pub(crate) fn wait_until(&self, condition: impl Fn() -> bool) {
+    pub(crate) fn wait_until(
+        &self,
+        milliseconds: Option<u64>,
+        condition: impl Fn() -> bool,
+    ) -> bool {
         // Relaxed: what counts is ordered by the fences.
         witness::may_sleep();
         let task = self.task.swap(waiting(), Ordering::Relaxed);
@@ -43,17 +49,35 @@ impl Rcuwait {
             task != waiting(),
             "two threads wait at once in one rcuwait: one would sleep for ever"
         );
-        loop {
+        let mut is_late = false;
+        let holds = loop {
             // A, pairs with B in `wake`: either the condition is seen there and here, or the waiter there.
             fence(Ordering::SeqCst);
             if condition() {
-                break;
+                break true;
             }
-            self.task.wait(waiting());
+            if is_late {
+                break false;
+            }
+            is_late = self.sleep(milliseconds);
             // Whoever woke this thread has emptied the slot.
             self.task.store(waiting(), Ordering::Relaxed);
-        }
+        };
         self.task.store(NOBODY, Ordering::Relaxed);
+        holds
+    }
+
+    /// Sleeps; whether the time is over.
+    fn sleep(&self, milliseconds: Option<u64>) -> bool {
+        #[cfg(not(loom))]
+        if let Some(milliseconds) = milliseconds {
+            self.task.wait_for(waiting(), milliseconds);
+            // Who wakes empties the slot first.
+            return self.task.load(Ordering::Relaxed) == waiting();
+        }
+        let _ = milliseconds;
+        self.task.wait(waiting());
+        false
     }
 
     /// Wakes the thread that waits, if one does. May be called in any context.

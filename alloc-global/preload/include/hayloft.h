@@ -66,8 +66,8 @@ typedef struct hayloft_cache hayloft_cache;
 #define HAYLOFT_CACHE_PANIC_ON_LEAK 8u /* hayloft_cache_destroy() ends the process if objects are in use */
 
 /* Makes a cache of objects of this size and alignment (0 for that of a pointer). The name is copied. The first cache starts a
- * thread for each CPU that the process may use, pinned to it and asleep unless frees had to be put off, with all signals blocked
- * but one real-time signal. Not for signal handlers. Where it fails errno is
+ * thread, asleep unless frees had to be deferred, which then makes one for the CPU that is to do them, pinned to it, with all
+ * signals blocked but one real-time signal. Not for signal handlers. Where it fails errno is
  *
  *     EEXIST  where another cache has the name, or it begins with "kmalloc-", as those of size classes do;
  *     EINVAL  where the size is 0 or above 32 KiB less 8 bytes, the alignment above 4096 or no power of two, a flag unknown, or
