@@ -29,7 +29,7 @@ use std::sync::OnceLock;
 
 use crate::os;
 use crate::stats;
-use crate::sync;
+use crate::sync::{self, Bell};
 
 pub use shared::{AttachError, Reader, Snapshot, elsewhere, processes};
 
@@ -369,6 +369,9 @@ fn is_of_a_fault(signal: c_int) -> bool {
 const STACK: usize = 256 << 10;
 
 fn spawn() {
+    if os::is_main_thread() {
+        MAIN_EXIT.expect();
+    }
     // The new thread inherits the mask.
     let _masked = os::block_signals();
     if os::spawn(STACK, live, ptr::null_mut()).is_none() {
@@ -387,7 +390,19 @@ fn period() -> Option<u64> {
     Some(u64::from(asked.setting.every) * 1000)
 }
 
-/// The life of the thread: as long as that of the process.
+/// Rung when the thread is to end.
+static END: Bell = Bell::new();
+static MAIN_EXIT: os::ThreadExit = os::ThreadExit::new(end_thread);
+
+/// Ends the thread with the main one, where that ends by `pthread_exit`: then the process is to end
+/// when the last thread of the program does, and the C library counts ours.
+unsafe extern "C" fn end_thread(_: *mut c_void) {
+    if END.ring() {
+        END.wake();
+    }
+}
+
+/// The life of the thread: as long as that of the process, or of its main thread.
 extern "C" fn live(_: *mut c_void) -> *mut c_void {
     os::name_thread(c"hayloft/stats");
     let is_shared = shared::is_open() || shared::open_again();
@@ -410,7 +425,10 @@ extern "C" fn live(_: *mut c_void) -> *mut c_void {
         }
         let left = due.map_or(LONGEST_SLEEP, |at| at.saturating_sub(os::milliseconds()));
         let left = left.clamp(1, if is_shared { TICK } else { LONGEST_SLEEP });
-        os::sleep_microseconds(left as u32 * 1000);
+        END.sleep_for(left);
+        if !END.is_silent() {
+            return ptr::null_mut();
+        }
     }
 }
 
@@ -464,6 +482,7 @@ static SETTLES: AtomicU64 = AtomicU64::new(0);
 pub(crate) fn forget() {
     let was_shared = shared::forget();
     TURN.store(0, Ordering::Relaxed);
+    END.answer();
     if let Some(asked) = ASKED.get().filter(|asked| !asked.is_ours()) {
         // Who reads the other end of a pipe must not wait for children that write nothing.
         let copy = COPY.swap(-1, Ordering::Relaxed);
@@ -472,6 +491,8 @@ pub(crate) fn forget() {
         }
     }
     if was_shared || period().is_some() {
+        // This is the main thread from now on.
+        MAIN_EXIT.expect();
         SETTLES.store(os::milliseconds() + SETTLED, Ordering::Relaxed);
         sync::leave_for_later(settle);
     }

@@ -130,6 +130,14 @@ fn header() {
     let folder = format!("-L{}", libraries().display());
     check_linked(&compile("cc", "own.c", "own-shared", [folder.as_str(), "-lhayloft"]));
     check_linked(&compile("cc", "own.c", "own-archive", archive()));
+    // With a thread for statistics.
+    let shown = compile("cc", "own.c", "own-shown", [folder.as_str(), "-lhayloft"]);
+    run_checks(&shown, |backend| {
+        let mut command = Command::new(&shown);
+        command.env("HAYLOFT_BACKEND", backend).env("LD_LIBRARY_PATH", libraries());
+        command.env("HAYLOFT_STATS_SHM", "1");
+        command
+    });
     check_linked(&compile("cc", "threads.c", "threads-archive", archive()));
 }
 

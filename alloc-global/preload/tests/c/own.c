@@ -2,6 +2,11 @@
 #include "check.h"
 #include <hayloft.h>
 
+#include <pthread.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 static void blocks(void)
 {
     for (size_t size = 0; size < 1000000; size = size * 2 + 1) {
@@ -91,11 +96,81 @@ static void whole(void)
     CHECK(after.held < before.held && after.unneeded == 0 && after.deferred == after.flushed);
 }
 
+/* What a thread does that outlives the main one: the library works on without threads of its own. */
+static void *outlive(void *main_thread)
+{
+    CHECK(pthread_join(*(pthread_t *)main_thread, NULL) == 0);
+    struct hayloft_cache *cache = hayloft_cache_create("late", 64, 0, 0);
+    CHECK(cache);
+    void *object = hayloft_cache_alloc(cache);
+    CHECK(object);
+    hayloft_cache_free(cache, object);
+    hayloft_barrier();
+    CHECK(hayloft_cache_destroy(cache) == 0);
+    return NULL;
+}
+
+static int ready[2];
+
+static void *outlive_and_wait(void *main_thread)
+{
+    outlive(main_thread);
+    CHECK(write(ready[1], "", 1) == 1);
+    for (;;)
+        pause();
+}
+
+/* The main thread ends, and the process when its last thread does. */
+static void end_main(void *(*other)(void *))
+{
+    static pthread_t main_thread;
+    pthread_t thread;
+    /* What hangs is ended. */
+    alarm(300);
+    struct hayloft_cache *cache = hayloft_cache_create("early", 64, 0, 0);
+    CHECK(cache);
+    hayloft_barrier();
+    main_thread = pthread_self();
+    CHECK(pthread_create(&thread, NULL, other, &main_thread) == 0);
+    pthread_exit(NULL);
+}
+
+static void main_ends_first(void)
+{
+    end_main(outlive);
+}
+
+static void main_of_a_child_ends_first(void)
+{
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0)
+        end_main(outlive);
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+}
+
+/* A process whose main thread has ended is ended by a signal. */
+static void signals_end_it(void)
+{
+    char byte;
+    CHECK(pipe(ready) == 0);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0)
+        end_main(outlive_and_wait);
+    CHECK(read(ready[0], &byte, 1) == 1);
+    CHECK(kill(child, SIGTERM) == 0);
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && WIFSIGNALED(status) && WTERMSIG(status) == SIGTERM);
+}
+
 #define ENTRY(name) {#name, name}
 int main(int argc, char **argv)
 {
     static const struct check checks[] = {
         ENTRY(blocks), ENTRY(caches), ENTRY(bad_caches), ENTRY(whole),
+        ENTRY(main_ends_first), ENTRY(main_of_a_child_ends_first), ENTRY(signals_end_it),
     };
     return run_checks(checks, sizeof checks / sizeof *checks, argc, argv);
 }
