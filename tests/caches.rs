@@ -4,6 +4,7 @@ use std::alloc::Layout;
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::mem::MaybeUninit;
+use std::os::unix::thread::JoinHandleExt as _;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{OnceLock, mpsc};
@@ -13,6 +14,8 @@ use std::time::Duration;
 use alloc_core::cache::{AllocError, Cache, CacheError, CacheFlags, TypedCache};
 use alloc_core::fault::{self, Place};
 use alloc_core::{cache, cpu, rcu};
+use tests::everywhere::{defer_a_run, defer_here};
+use tests::process::wait_until_asleep;
 use tests::routes::Hayloft;
 use tests::scenario::{HANGS_AFTER, on_both_backends};
 use tests::sysfs::pin_here;
@@ -665,5 +668,71 @@ fn the_child_of_a_fork_has_caches() {
             over.store(true, Ordering::Relaxed);
         });
         before.destroy().expect("nothing is in use");
+    });
+}
+
+/// What a handler freed, or readers were waited for, in a program that does nothing more, comes to
+/// the end at the end of a window or two: there are no CPUs, and nobody waits.
+#[test]
+fn idle_programs_free_what_was_deferred() {
+    on_both_backends(|| {
+        fault::set_hook(defer_here);
+        defer_a_run();
+        let counts = cache::deferred_frees();
+        assert_eq!((counts.deferred, counts.flushed), (1, 0));
+        cache::end_window();
+        assert_eq!(cache::deferred_frees().flushed, 1);
+
+        let cache = Cache::builder("idle", Layout::new::<[u64; 5]>())
+            .flags(CacheFlags::NO_MERGE)
+            .build()
+            .expect("a cache");
+        for _ in 0..3 {
+            let objects = [(); 20].map(|()| cache.alloc().expect("memory"));
+            let reader = rcu::read_lock();
+            // SAFETY: objects of this cache, which nobody uses.
+            objects.into_iter().for_each(|object| unsafe { cache.free_rcu(object) });
+            (0..5).for_each(|_| assert!(cache::end_window()));
+            assert_eq!(cache.stats().in_use, 20);
+            drop(reader);
+            // One sees that the sheaf is not in use, one ends the grace period.
+            for _ in 0..5 {
+                let _ = cache::end_window();
+            }
+            assert_eq!(cache.stats().in_use, 0);
+        }
+        cache.destroy().expect("no object is in use");
+    });
+}
+
+/// A thread that is cancelled while it waits for readers goes on to the end, as it may hold locks.
+#[test]
+fn who_waits_for_readers_is_not_cancelled() {
+    unsafe extern "C" {
+        fn pthread_cancel(thread: libc::pthread_t) -> libc::c_int;
+        fn pthread_setcancelstate(state: libc::c_int, old: *mut libc::c_int) -> libc::c_int;
+    }
+    const DISABLE: libc::c_int = 1;
+    on_both_backends(|| {
+        static WAITER: AtomicUsize = AtomicUsize::new(0);
+        static DONE: AtomicBool = AtomicBool::new(false);
+        let reader = rcu::read_lock();
+        let waiter = thread::spawn(|| {
+            // SAFETY: no arguments.
+            WAITER.store(unsafe { libc::gettid() } as usize, Ordering::Relaxed);
+            rcu::synchronize();
+            // SAFETY: a number, and nothing to be written.
+            unsafe { pthread_setcancelstate(DISABLE, std::ptr::null_mut()) };
+            DONE.store(true, Ordering::Relaxed);
+        });
+        while WAITER.load(Ordering::Relaxed) == 0 {
+            thread::yield_now();
+        }
+        wait_until_asleep(WAITER.load(Ordering::Relaxed) as libc::pid_t);
+        // SAFETY: the thread is there, as it waits for this one.
+        unsafe { pthread_cancel(waiter.as_pthread_t()) };
+        drop(reader);
+        waiter.join().expect("the thread ends well");
+        assert!(DONE.load(Ordering::Relaxed));
     });
 }

@@ -23,6 +23,7 @@ extern crate std;
 
 use core::cell::UnsafeCell;
 use core::fmt;
+use core::mem;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -908,6 +909,11 @@ fn end_window(context: Context, occasion: Occasion) -> bool {
         return punch_holes(context, &Punch { is_end: false, ..Punch::OF_A_FREE }).is_cut_short;
     }
     let is_short = occasion == Occasion::Shortage;
+    // A handler may have freed it in a program that is idle since, and has started no CPUs.
+    let mut freed = DEFERRED.flush_all(free_block(context));
+    if occasion != Occasion::Free {
+        freed |= free_for_readers(context);
+    }
     let mut moved = true;
     // Whoever flushes a class or defines one is soon done.
     if let Some(homing) = HOMING.acquire(Context::TRYING) {
@@ -925,7 +931,24 @@ fn end_window(context: Context, occasion: Occasion) -> bool {
     } else {
         page::decay(context, usize::MAX);
     }
-    moved || punched.has_more || page::is_dirty(context)
+    freed || moved || punched.has_more || page::is_dirty(context)
+}
+
+/// What frees objects that waited for readers: a `fn(Context) -> bool`, or null.
+static FOR_READERS: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
+
+/// Has the end of each window call `routine`, which frees what waited for readers, and returns
+/// whether anything waits still.
+pub(crate) fn at_end_of_window(routine: fn(Context) -> bool) {
+    // Relaxed: a function needs nothing else to be seen.
+    FOR_READERS.store(routine as *mut (), Ordering::Relaxed);
+}
+
+fn free_for_readers(context: Context) -> bool {
+    let routine = FOR_READERS.load(Ordering::Relaxed);
+    // SAFETY: where it is not null, it is what `at_end_of_window` stored.
+    !routine.is_null()
+        && unsafe { mem::transmute::<*mut (), fn(Context) -> bool>(routine)(context) }
 }
 
 /// Most bytes of free runs that a free gives back, at the end of a window.

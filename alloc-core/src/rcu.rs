@@ -17,7 +17,7 @@
 
 use core::marker::PhantomData;
 use core::mem;
-use core::sync::atomic::{Ordering, compiler_fence};
+use core::sync::atomic::{AtomicUsize, Ordering, compiler_fence};
 
 use crate::arch;
 use crate::batch::Batch;
@@ -154,6 +154,7 @@ pub(crate) unsafe fn free(class: Class, object: *mut u8) {
 #[cold]
 #[inline(never)]
 unsafe extern "C" fn free_slow(object: *mut u8) {
+    objects::at_end_of_window(end_window);
     Context::enter(|context| {
         let backend = percpu::backend(context);
         // SAFETY: the caller's promise.
@@ -170,7 +171,28 @@ unsafe extern "C" fn free_slow(object: *mut u8) {
             set_aside(&mut batch);
         });
         free_waiting(context);
+        objects::may_reclaim(context);
     });
+}
+
+/// Frees what waited long enough, in a program that frees nothing more for readers; returns whether
+/// anything waits still.
+fn end_window(context: Context) -> bool {
+    /// Objects that rcu sheaves held at the end of the last window.
+    static HELD: AtomicUsize = AtomicUsize::new(0);
+    let cpus = || (0..percpu::regions()).filter(|cpu| percpu::held(*cpu, Class::RCU) > 0);
+    let held = cpus().map(|cpu| percpu::held(cpu, Class::RCU)).sum();
+    // Sheaves that are in use are left alone. Relaxed: a guess.
+    if held > 0 && HELD.swap(held, Ordering::Relaxed) == held {
+        setting_aside(|| {
+            for cpu in cpus() {
+                percpu::flush(context, cpu, Class::RCU, set_aside);
+            }
+        });
+    }
+    free_waiting(context);
+    let waiting = WAITING.acquire(Context::TRYING);
+    held > 0 || !NEXT.is_empty() || waiting.is_none_or(|waiting| !waiting.blocks.is_empty())
 }
 
 /// Runs what takes objects from rcu sheaves and sets them aside. In between they are nowhere else, so [`barrier`] waits for it

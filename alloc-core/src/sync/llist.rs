@@ -130,6 +130,12 @@ unsafe impl<T> Send for Taken<T> {}
 impl<T> Taken<T> {
     /// No nodes.
     pub(crate) const NONE: Taken<T> = Taken(ptr::null_mut());
+
+    /// Whether none is left.
+    #[cfg(not(loom))]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_null()
+    }
 }
 
 impl<T: Link> Iterator for Taken<T> {
