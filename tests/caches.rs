@@ -736,3 +736,60 @@ fn who_waits_for_readers_is_not_cancelled() {
         assert!(DONE.load(Ordering::Relaxed));
     });
 }
+
+/// None at once: nothing is written, and nothing changes hands.
+#[test]
+fn no_objects_at_once() {
+    on_both_backends(|| {
+        let cache = plain("none at once", 32);
+        let held = filled(&cache, 3);
+        for round in 0..2 {
+            let mut room = [MaybeUninit::new(NonNull::<u8>::dangling()); 64];
+            assert_eq!(cache.alloc_bulk(&mut room[..0]), 0);
+            assert_eq!(cache.alloc_bulk(&mut []), 0);
+            // SAFETY: all are initialised; none is freed.
+            unsafe {
+                assert!(room.iter().all(|word| word.assume_init() == NonNull::dangling()));
+                cache.free_bulk(&[]);
+            }
+            assert_eq!(cache.stats().in_use, if round == 0 { 3 } else { 0 });
+            if round == 0 {
+                // The sheaf has objects in the second round.
+                // SAFETY: objects of this cache, not used any more.
+                check_and_free(&cache, &held, |object| unsafe { cache.free(object) });
+            }
+        }
+        cache.destroy().expect("nothing is in use");
+    });
+}
+
+/// A cache of large objects takes over the sheaves of one of small objects, which are wider, open and empty.
+#[test]
+fn sheaves_of_another_cache_overflow_into_none() {
+    on_both_backends(|| {
+        pin_here();
+        let (small, other) = (plain("small", 64), plain("other", 64));
+        // SAFETY: objects of that cache, each freed once.
+        let free = |cache: &Cache, objects: &[NonNull<u8>]| unsafe {
+            objects.iter().for_each(|object| cache.free(*object));
+        };
+        free(&small, &filled(&small, 4000));
+        let mut all = filled(&small, 4000);
+        while small.stats().in_sheaves > 0 {
+            all.extend(small.alloc());
+        }
+        // SAFETY: as above. On the fallback this leaves the sheaf alone.
+        unsafe { small.free_bulk(&all) };
+        small.destroy().expect("nothing is in use");
+        free(&other, &filled(&other, 12));
+        let large = plain("large", 8000);
+        let mut room = [MaybeUninit::uninit(); 400];
+        assert_eq!(large.alloc_bulk(&mut room), 400);
+        // SAFETY: all are written.
+        let objects = room.map(|object| unsafe { object.assume_init() });
+        let of_large: BTreeSet<_> = objects.iter().map(|object| object.addr()).collect();
+        free(&large, &objects);
+        let object = other.alloc().expect("memory");
+        assert!(!of_large.contains(&object.addr()), "an object of another cache");
+    });
+}

@@ -137,7 +137,10 @@ fn missing() -> Vec<Place> {
     let mut left = left();
     left.retain(|place| match place {
         // These came before.
-        Place::BackendDeciding | Place::NodesReading | Place::ArenaMaking => false,
+        Place::BackendDeciding
+        | Place::ThreadRegistered
+        | Place::NodesReading
+        | Place::ArenaMaking => false,
         // Restartable sequences need no lock.
         Place::SheavesLocked => fallback,
         Place::WorkClaimed | Place::WorkQueued => has_cpus,

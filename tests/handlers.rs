@@ -7,6 +7,7 @@
 use std::cell::Cell;
 use std::env;
 use std::ffi::CStr;
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -133,6 +134,8 @@ fn be_interrupted() {
         let reached = match place {
             // Restartable sequences need no lock.
             Place::SheavesLocked => fallback,
+            // Where the C library does not do that.
+            Place::ThreadRegistered => continue,
             Place::WorkClaimed | Place::WorkQueued => has_cpus,
             // That of the first is made by a handler, which interrupted something on the way there.
             Place::ArenaMaking => continue,
@@ -151,6 +154,23 @@ fn every_place_is_interrupted() {
     let name = FIRST_ARENA.to_str().expect("a name");
     let first_arena = || assert_eq!(hits(Place::ArenaMaking), 2, "once by the handler");
     Scenario::new("arena", first_arena).env(name, "").succeeds();
+}
+
+/// A handler interrupts the first thread right after it was registered for restartable sequences by this allocator, and
+/// finds the sheaves of its CPU.
+#[test]
+fn the_first_registration_is_interrupted() {
+    let registered = || {
+        pass_a_block_on();
+        // SAFETY: without an area there is nothing to be registered.
+        let has_rseq = unsafe { libc::syscall(libc::SYS_rseq, 0, 0, 0, 0) } == -1
+            && io::Error::last_os_error().raw_os_error() != Some(libc::ENOSYS);
+        assert!(!has_rseq || hits(Place::ThreadRegistered) > 0, "it was not come to");
+    };
+    Scenario::new("", registered)
+        .env("HAYLOFT_BACKEND", "rseq")
+        .env("GLIBC_TUNABLES", "glibc.pthread.rseq=0")
+        .succeeds();
 }
 
 /// The same with CPUs, whose work frees what handlers could not.

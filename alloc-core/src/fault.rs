@@ -11,6 +11,8 @@
 pub enum Place {
     /// The backend is being decided.
     BackendDeciding,
+    /// This thread has just been registered for restartable sequences, by us.
+    ThreadRegistered,
     /// The nodes are read, and nobody told how many there are.
     NodesReading,
     /// An arena is being made.
@@ -63,8 +65,9 @@ pub enum Place {
 
 impl Place {
     /// All places.
-    pub const ALL: [Place; 25] = [
+    pub const ALL: [Place; 26] = [
         Place::BackendDeciding,
+        Place::ThreadRegistered,
         Place::NodesReading,
         Place::ArenaMaking,
         Place::ArenaAllocating,

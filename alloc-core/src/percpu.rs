@@ -215,6 +215,9 @@ fn event_words(cpu: usize, class: Class) -> &'static [AtomicU64] {
 /// `to` is writable for `len` pointers.
 #[inline]
 pub(crate) unsafe fn pop_some(class: Class, to: *mut *mut u8, len: usize) -> usize {
+    if len == 0 {
+        return 0;
+    }
     // SAFETY: a class and the floor of its sheaf; the rest is the caller's promise.
     unsafe { arch::pop_batch(class.index(), floor(class) as usize, to, len) }
 }
@@ -277,13 +280,14 @@ pub(crate) enum Backend {
     Undecided,
 }
 
-/// A [`Backend`], or one of these two.
+/// A [`Backend`], or [`UNDECIDED`].
 static BACKEND: AtomicU8 = AtomicU8::new(UNDECIDED);
 const RSEQ: u8 = Backend::Rseq as u8;
 const OWN_RSEQ: u8 = Backend::OwnRseq as u8;
 const LOCKED: u8 = Backend::Locked as u8;
 const UNDECIDED: u8 = 0;
-const DECIDING: u8 = u8::MAX;
+/// The thread that decides, or has decided; 0 before.
+static DECIDER: AtomicUsize = AtomicUsize::new(0);
 
 /// CPU 0's region, and how many CPUs have one.
 static REGIONS: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
@@ -367,7 +371,9 @@ impl Backend {
             Region::lock().map(|region| {
                 let [_, last] = region.header(class);
                 let width = wider(last);
-                if last.load(Ordering::Relaxed) != 0 {
+                // As with rseq, a closed sheaf stays closed and none becomes narrower: it may hold
+                // objects up to the end that it has.
+                if (1..floor + width).contains(&last.load(Ordering::Relaxed)) {
                     last.store(floor + width, Ordering::Relaxed);
                 }
                 width
@@ -403,10 +409,11 @@ impl Backend {
 #[cold]
 #[inline(never)]
 fn decide(context: Context) -> Backend {
-    // Acquire on failure: whoever decided has set up the regions. Pairs with the Release below.
-    if BACKEND.compare_exchange(UNDECIDED, DECIDING, Ordering::Acquire, Ordering::Acquire).is_err()
-    {
-        while BACKEND.load(Ordering::Relaxed) == DECIDING {
+    // Relaxed: what was decided is told by `BACKEND`.
+    let decider =
+        DECIDER.compare_exchange(0, Context::thread(), Ordering::Relaxed, Ordering::Relaxed);
+    if decider.is_err() {
+        while BACKEND.load(Ordering::Relaxed) == UNDECIDED {
             if !context.may_wait() {
                 return Backend::Undecided;
             }
@@ -424,14 +431,19 @@ fn decide(context: Context) -> Backend {
         }
     };
     let cpus = os::possible_cpus().unwrap_or(MANY_CPUS);
-    let regions = reserve_regions(cpus);
+    // There are some where a fork interrupted another thread that decided.
+    let regions = NonNull::new(REGIONS.load(Ordering::Relaxed)).or_else(|| reserve_regions(cpus));
     REGIONS.store(regions.map_or(ptr::null_mut(), NonNull::as_ptr), Ordering::Relaxed);
     CPUS.store(cpus, Ordering::Relaxed);
-    let backend = match regions.filter(|_| rseq_wanted).and_then(|regions| Some((regions, rseq()?)))
-    {
-        // SAFETY: two closed regions lie in front of `cpus` others; every thread has a `struct rseq` at the offset.
-        Some((regions, (backend, offset))) => unsafe {
-            arch::publish_region(regions.as_ptr());
+    let rseq = regions.filter(|_| rseq_wanted).and_then(|regions| {
+        // SAFETY: two closed regions lie in front of `cpus` others. Before any thread is registered
+        // by us: from then on it has a CPU number, and handlers on it may use it.
+        unsafe { arch::publish_region(regions.as_ptr()) };
+        rseq()
+    });
+    let backend = match rseq {
+        // SAFETY: the regions are published; every thread has a `struct rseq` at the offset.
+        Some((backend, offset)) => unsafe {
             arch::publish_rseq_offset(offset);
             backend
         },
@@ -500,6 +512,7 @@ fn register_thread() -> bool {
                 if !os::register_rseq(area) {
                     cpu.write_volatile(REFUSED);
                 }
+                fault::point(Place::ThreadRegistered);
             }
         }
         cpu.read_volatile() >= 0
@@ -565,8 +578,13 @@ pub(crate) fn open(context: Context, cpu: usize) {
 
 /// In the child of a fork, where no CPU is offline, nor closed by a thread that is not there: lets sheaves be opened again, and
 /// those that were half closed be used. All stay as they are where the fork interrupted this thread in closing some: it goes on
-/// with that.
+/// with that. If another thread was deciding on the backend, this one begins anew.
 pub(crate) fn forget_cpus() {
+    if BACKEND.load(Ordering::Relaxed) == UNDECIDED
+        && DECIDER.load(Ordering::Relaxed) != Context::thread()
+    {
+        DECIDER.store(0, Ordering::Relaxed);
+    }
     if CLOSING.raw().is_mine() {
         return;
     }
@@ -703,7 +721,11 @@ fn close_some(
                 fault::point(Place::SheavesClosed);
                 take(class, &mut batch);
             }
-            region.header(class).into_iter().for_each(|half| half.store(0, Ordering::Relaxed));
+            // `last` first, as with rseq, and in that order for the child of a fork in between,
+            // which opens what is half closed: `forget_cpus`.
+            let [top, last] = region.header(class);
+            last.store(0, Ordering::Release);
+            top.store(0, Ordering::Release);
         }
         return true;
     }
@@ -797,8 +819,12 @@ impl Region {
         unsafe { header_halves(self.base, class) }
     }
 
-    fn word(&self, index: u32) -> *mut *mut u8 {
-        // SAFETY: words named by headers lie in the region.
+    /// Returns the address of a word.
+    ///
+    /// # Safety
+    /// The word lies in the region, as those do that headers name.
+    unsafe fn word(&self, index: u32) -> *mut *mut u8 {
+        // SAFETY: the caller's promise.
         unsafe { self.base.add(index as usize * WORD).cast() }
     }
 
@@ -828,15 +854,16 @@ impl Region {
         if last_at.load(Ordering::Relaxed) == 0 && self.closed().load(Ordering::Relaxed) == 0 {
             let header = first_header(class);
             top_at.store(header as u32, Ordering::Relaxed);
-            last_at.store((header >> 32) as u32, Ordering::Relaxed);
+            // Release, here and below: in this order for the child of a fork in between.
+            last_at.store((header >> 32) as u32, Ordering::Release);
         }
         let top = top_at.load(Ordering::Relaxed);
-        if top == last_at.load(Ordering::Relaxed) {
+        if top >= last_at.load(Ordering::Relaxed) {
             return false;
         }
         // SAFETY: the lock is held; the word belongs to the sheaf.
         unsafe { *self.word(top + 1) = object };
-        top_at.store(top + 1, Ordering::Relaxed);
+        top_at.store(top + 1, Ordering::Release);
         true
     }
 

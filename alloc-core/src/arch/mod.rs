@@ -36,8 +36,8 @@
 //!
 //! Two words say where things are: the offset of the thread's `struct rseq` from the thread pointer, and the address
 //! of CPU 0's region. They start at a thread-local of ours, with the CPU number -1, and behind two static closed
-//! regions; the region is published before the offset, and read after it, so a thread never pairs a real CPU number
-//! with the static regions.
+//! regions; the region is published before the offset, and before any thread is registered by us, and read after the
+//! offset, so a thread never pairs a real CPU number with the static regions.
 //!
 //! Sources: `kernel/rseq.c`, `Documentation/userspace-api/rseq.rst`; the layout of headers follows TCMalloc's
 //! *Per-CPU Mode* design note.

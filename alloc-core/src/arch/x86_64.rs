@@ -390,6 +390,8 @@ pub(crate) unsafe fn pop_batch(class: usize, floor: usize, to: *mut *mut u8, len
             "jbe 45f",
             "cmp {moved}, {len}",
             "cmova {moved}, {len}",
+            "test {moved}, {moved}",
+            "je 44f",
             "sub {top}, {moved}",
             "lea {from}, [{at} + {top}*8 + 8]",
             copy!(),
