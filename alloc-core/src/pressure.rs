@@ -145,10 +145,11 @@ fn stalls_of_system() -> Option<u64> {
     // A container may see its own cgroup as the root, and its name by another path.
     let places = [("", cgroup), ("", "/"), ("/unified", cgroup)];
     for (mount, cgroup) in places {
-        let folder = format_args!("{root}/fs/cgroup{mount}{cgroup}");
-        let file = os::read(format_args!("{folder}/memory.pressure"), &mut text);
+        let file =
+            os::read(format_args!("{root}/fs/cgroup{mount}{cgroup}/memory.pressure"), &mut text);
         let Some(stalls) = file.and_then(stalls) else { continue };
-        let memory = os::read(format_args!("{folder}/memory.stat"), &mut text);
+        let memory =
+            os::read(format_args!("{root}/fs/cgroup{mount}{cgroup}/memory.stat"), &mut text);
         let is_of_programs = memory.is_none_or(|memory| is_of_programs(memory, "anon ", "file "));
         return is_of_programs.then_some(stalls);
     }

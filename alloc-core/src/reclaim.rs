@@ -265,8 +265,10 @@ fn read_settings() {
         Some(text) => {
             let number = core::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
             number.filter(|number| *number <= MAX_DECAY_MS).unwrap_or_else(|| {
-                let what = format_args!("no number of milliseconds up to {MAX_DECAY_MS}");
-                os::ignored(c"HAYLOFT_DECAY_MS", what);
+                os::ignored(
+                    c"HAYLOFT_DECAY_MS",
+                    format_args!("no number of milliseconds up to {MAX_DECAY_MS}"),
+                );
                 DEFAULT_DECAY_MS
             })
         }
