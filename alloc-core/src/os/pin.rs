@@ -20,13 +20,22 @@ unsafe extern "C" {
     /// The start of the program or library that this is linked into: every linker defines it.
     #[link_name = "__ehdr_start"]
     static HEADER: Header;
+    /// The C library's; null before its own constructors ran.
+    static environ: *const *const c_char;
 }
 
 #[used]
 #[unsafe(link_section = ".init_array")]
 static CONSTRUCTOR: extern "C" fn(c_int, *const *const c_char, *const *const c_char) = pin;
 
-extern "C" fn pin(_: c_int, _: *const *const c_char, _: *const *const c_char) {
+extern "C" fn pin(_: c_int, _: *const *const c_char, environment: *const *const c_char) {
+    // A library whose constructors run before the C library's is there from the start, so it stays; and the loader must not be
+    // called yet: it would have the C library take note of its own environment, which is none.
+    // SAFETY: the C library's.
+    let is_early = unsafe { (&raw const environ).read_volatile() }.is_null();
+    if is_early && !environment.is_null() {
+        return;
+    }
     if !is_main_program() && !stays() {
         warn(format_args!("the library that this allocator is in must not be unloaded"));
     }

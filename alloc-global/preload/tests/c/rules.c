@@ -27,6 +27,12 @@ static void ours(void)
     }
 }
 
+/* Constructors of the library run before those of the C library, which still finds the environment. */
+static void environment(void)
+{
+    CHECK(getenv("LD_PRELOAD") && getenv("HAYLOFT_BACKEND"));
+}
+
 static void alignment(void)
 {
     for (size_t size = 0; size < 300000; size += size < 600 ? 1 : 997) {
@@ -409,7 +415,7 @@ static void large_double_free(void)
 int main(int argc, char **argv)
 {
     static const struct check checks[] = {
-        ENTRY(ours), ENTRY(alignment), ENTRY(empty_blocks_are_unique), ENTRY(too_much),
+        ENTRY(ours), ENTRY(environment), ENTRY(alignment), ENTRY(empty_blocks_are_unique), ENTRY(too_much),
         ENTRY(calloc_overflow), ENTRY(calloc_is_zero), ENTRY(realloc_of_null),
         ENTRY(realloc_to_nothing), ENTRY(realloc_keeps_contents), ENTRY(reallocarray_overflow),
         ENTRY(aligned_blocks), ENTRY(bad_alignments), ENTRY(pages), ENTRY(free_keeps_errno),
