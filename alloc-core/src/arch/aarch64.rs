@@ -14,8 +14,7 @@ pub(crate) const HAVE_RSEQ: bool = true;
 pub(crate) const SIGNATURE: u32 = 0xd428_bc00;
 
 // There is no data relocation for the offset of a thread-local here, so the first word starts at 0, which no
-// thread-local can have (the thread control block is there), and `begin!` leaves on it. Weak: a C library that
-// registers rseq defines these two (glibc since 2.35).
+// thread-local can have (the thread control block is there), and `begin!` leaves on it.
 global_asm!(
     ".pushsection .tdata.hayloft_rseq, \"awT\", @progbits",
     ".balign 32",
@@ -42,8 +41,6 @@ global_asm!(
     "hayloft_region: .xword 0",
     ".zero 48",
     ".popsection",
-    ".weak __rseq_offset",
-    ".weak __rseq_size",
     locals = const size_of::<Locals>(),
 );
 
@@ -401,6 +398,9 @@ pub(crate) fn libc_rseq() -> Option<isize> {
     // SAFETY: loads of two addresses from the offset table; zero where a weak symbol is undefined.
     unsafe {
         asm!(
+            // Weak: a C library that registers rseq defines these two (glibc since 2.35).
+            ".weak __rseq_offset",
+            ".weak __rseq_size",
             "adrp {0}, :got:__rseq_offset",
             "ldr {0}, [{0}, :got_lo12:__rseq_offset]",
             "adrp {1}, :got:__rseq_size",

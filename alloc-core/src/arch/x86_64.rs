@@ -60,7 +60,7 @@ global_asm!(
 );
 
 // The two hot words share a cache line. The first operation of a process must find a valid, unregistered area in them: our
-// own thread-local. Weak: a C library that registers rseq defines these two (glibc since 2.35).
+// own thread-local.
 global_asm!(
     ".pushsection .tdata.hayloft_rseq, \"awT\", @progbits",
     ".balign 32",
@@ -93,8 +93,6 @@ global_asm!(
     concat!(".quad ", initial!(resolver)),
     ".zero 40",
     ".popsection",
-    ".weak __rseq_offset",
-    ".weak __rseq_size",
     shift = const REGION_SHIFT,
     locals = const size_of::<Locals>(),
 );
@@ -509,6 +507,9 @@ pub(crate) fn libc_rseq() -> Option<isize> {
     // SAFETY: loads of two addresses from the offset table; zero where a weak symbol is undefined.
     unsafe {
         asm!(
+            // Weak: a C library that registers rseq defines these two (glibc since 2.35).
+            ".weak __rseq_offset",
+            ".weak __rseq_size",
             "mov {}, qword ptr [rip + __rseq_offset@GOTPCREL]",
             "mov {}, qword ptr [rip + __rseq_size@GOTPCREL]",
             out(reg) offset,
