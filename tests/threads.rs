@@ -365,7 +365,8 @@ fn nothing_is_left([early, late]: [Footprint; 2]) {
     let growth = late.resident.saturating_sub(early.resident);
     assert!(growth < 2 << 20, "grew by {growth} bytes: {early:?}, {late:?}");
     assert!(late.threads <= early.threads.max(3), "{early:?}, {late:?}");
-    assert!(late.mappings <= early.mappings + 8, "{early:?}, {late:?}");
+    // The C library keeps stacks for 40 MiB of threads, each of two mappings, as many as were alive at once.
+    assert!(late.mappings <= early.mappings + 64, "{early:?}, {late:?}");
 }
 
 #[test]
