@@ -90,6 +90,23 @@ fn threads_and_forks() {
     check_preloaded(&compile("cc", "threads.c", "threads", NOTHING));
 }
 
+/// Constructors of the library run before all others, and leave the environment as it is; settings are found there.
+#[test]
+fn the_environment_is_there() {
+    for backend in BACKENDS {
+        let environment = text_of(preloaded("env", backend).env("OF_THE_TEST", "1"));
+        let has = |line: &str| environment.lines().any(|other| other == line);
+        assert!(
+            has(&format!("HAYLOFT_BACKEND={backend}")) && has("OF_THE_TEST=1"),
+            "{environment}"
+        );
+    }
+    let output = output_of(preloaded("env", "quux").env("HAYLOFT_STATS", "1"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("]: HAYLOFT_BACKEND=quux: "), "{said}");
+    assert!(said.contains("slabinfo - version"), "{said}");
+}
+
 /// What programs of others do.
 #[test]
 fn strangers() {
