@@ -331,6 +331,7 @@ pub(crate) unsafe extern "C" fn free_refused(class: Class, object: *mut u8) {
 }
 
 /// Whether an object is one of the two topmost of the sheaf of this CPU.
+#[inline(never)]
 fn is_on_top(context: Context, backend: Backend, class: Class, object: *mut u8) -> bool {
     if backend == Backend::Locked {
         return percpu::is_on_top(class, object);

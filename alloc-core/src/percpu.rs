@@ -39,8 +39,11 @@ const WORD: usize = 8;
 const LOCK_OFFSET: usize = HEADERS + MAX_CLASSES * WORD;
 /// Byte offset of what [`flush_unused`] saw last: the `top` of each sheaf.
 const SEEN_OFFSET: usize = LOCK_OFFSET + size_of::<Lock<()>>();
+/// Byte offset of where [`close_some`] keeps the `top` of each sheaf: on its stack, which may be a small one, that is a third of
+/// all that a slow path takes.
+const TOPS_OFFSET: usize = SEEN_OFFSET + MAX_CLASSES * size_of::<u32>();
 /// Byte offset of what is counted: for each class, a word for each [`Event`].
-const EVENTS_OFFSET: usize = (SEEN_OFFSET + MAX_CLASSES * size_of::<u32>()).next_multiple_of(WORD);
+const EVENTS_OFFSET: usize = (TOPS_OFFSET + MAX_CLASSES * size_of::<u32>()).next_multiple_of(WORD);
 
 /// Byte offset of the first sheaf's words.
 const SHEAVES_OFFSET: usize = EVENTS_OFFSET + MAX_CLASSES * EVENTS * WORD;
@@ -655,7 +658,10 @@ pub(crate) fn flush_unused(
     take: impl FnMut(Class, &mut Batch),
 ) -> bool {
     let Some(base) = region_of(cpu) else { return false };
-    let mut idle = [false; MAX_CLASSES];
+    // A bit per class.
+    let mut idle = [0u64; MAX_CLASSES.div_ceil(64)];
+    let is_idle =
+        |idle: &[u64], class: Class| idle[class.index() / 64] >> (class.index() % 64) & 1 != 0;
     let (mut any_idle, mut any_busy) = (false, false);
     for class in all_classes().filter(|class| *class != Class::RCU) {
         // SAFETY: a region, and a word of it that is only used as an atomic.
@@ -666,14 +672,15 @@ pub(crate) fn flush_unused(
         // Regions that nobody uses stay untouched.
         let now = top.load(Ordering::Relaxed);
         if now > floor(class) {
-            idle[class.index()] = even_busy || seen.load(Ordering::Relaxed) == now;
-            any_idle |= idle[class.index()];
+            let unused = even_busy || seen.load(Ordering::Relaxed) == now;
+            idle[class.index() / 64] |= u64::from(unused) << (class.index() % 64);
+            any_idle |= unused;
             // Perhaps only the fast path was here, which tells nobody.
-            any_busy |= !idle[class.index()];
+            any_busy |= !unused;
             seen.store(now, Ordering::Relaxed);
         }
     }
-    let classes = all_classes().filter(|class| idle[class.index()]);
+    let classes = all_classes().filter(|class| is_idle(&idle, *class));
     (any_idle && empty(context, cpu, classes, take)) || any_busy
 }
 
@@ -748,14 +755,20 @@ fn close_some(
         }
         return false;
     }
-    let mut tops = [0; MAX_CLASSES];
+    // SAFETY: a word of the region, which is used here only, under the lock of those who close.
+    let tops = |class: Class| unsafe {
+        &*base.add(TOPS_OFFSET + class.index() * size_of::<u32>()).cast::<AtomicU32>()
+    };
+    for class in classes.clone() {
+        tops(class).store(0, Ordering::Relaxed);
+    }
     loop {
         let mut all_closed = true;
         for class in classes.clone() {
             let top = half(class, 0).swap(0, Ordering::SeqCst);
             counters::wrote(Line::Sheaves, 1);
             if top != 0 {
-                tops[class.index()] = top;
+                tops(class).store(top, Ordering::Relaxed);
                 all_closed = false;
             }
         }
@@ -768,7 +781,7 @@ fn close_some(
         }
     }
     for class in classes {
-        let mut top = tops[class.index()] as usize;
+        let mut top = tops(class).load(Ordering::Relaxed) as usize;
         let floor = floor(class) as usize;
         while top > floor {
             let len = (top - floor).min(MAX_BATCH);

@@ -887,11 +887,23 @@ fn restart_by_membarrier(cpu: usize) -> bool {
 }
 
 /// While this thread runs on a CPU, no other does, and whose section was preempted by that starts again.
+#[cold]
+#[inline(never)]
 fn restart_by_visit(cpu: usize) -> bool {
+    // Long masks are for machines that the short ones are refused on: this may be a small stack.
+    visit::<16>(cpu) || visit::<128>(cpu)
+}
+
+/// Has this thread run on a CPU for a moment; false where it may not, or masks of so many words are too short.
+#[inline(never)]
+fn visit<const WORDS: usize>(cpu: usize) -> bool {
     const THIS_THREAD: usize = 0;
-    let (mut before, mut there) = (CpuMask::NONE, CpuMask::one(cpu));
-    let arguments =
-        |mask: *mut CpuMask| [THIS_THREAD, size_of::<CpuMask>(), mask.expose_provenance()];
+    let (mut before, mut there) = ([0u64; WORDS], [0u64; WORDS]);
+    let Some(word) = there.get_mut(cpu / 64) else { return false };
+    *word = 1 << (cpu % 64);
+    let arguments = |mask: *mut [u64; WORDS]| {
+        [THIS_THREAD, size_of::<[u64; WORDS]>(), mask.expose_provenance()]
+    };
     // SAFETY: both masks are ours, and as long as the kernel is told.
     unsafe {
         call(libc::SYS_sched_getaffinity, arguments(&raw mut before)).is_ok()

@@ -85,6 +85,19 @@ fn blocks_from_before() {
     check_linked(&program);
 }
 
+/// No slow path takes more than 4 KiB of stack, a free that gives memory back in place of a thread included.
+#[test]
+fn stacks() {
+    // Else the first call of each function looks it up, on this stack.
+    let program = compile("cc", "stacks.c", "stacks", ["-Wl,-z,now"]);
+    run_checks(&program, |backend| {
+        let mut command = preloaded(&program, backend);
+        command.env("HAYLOFT_LIMIT", "0:24M").env("HAYLOFT_BACKGROUND", "0");
+        command.env("HAYLOFT_DECAY_MS", "20");
+        command
+    });
+}
+
 #[test]
 fn threads_and_forks() {
     check_preloaded(&compile("cc", "threads.c", "threads", NOTHING));

@@ -1,0 +1,162 @@
+/* How deep the stack gets below malloc and free, wherever they lead to: threads and handlers may have little. */
+#include "check.h"
+#include <limits.h>
+#include <malloc.h>
+#include <pthread.h>
+#include <signal.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { STACK = 256 << 10, MOST = 4 << 10, PAINT = 0xa5 };
+
+static unsigned char *stack;
+static void (*operation)(void);
+static size_t depth;
+
+__attribute__((noinline)) static void paint(unsigned char *to)
+{
+    for (unsigned char *at = stack; at < to; at++)
+        *(volatile unsigned char *)at = PAINT;
+}
+
+static void *measure(void *none)
+{
+    unsigned char *here = __builtin_frame_address(0);
+    paint(here - 512);
+    operation();
+    unsigned char *lowest = stack;
+    while (*lowest == PAINT)
+        lowest++;
+    depth = (size_t)(here - lowest);
+    return none;
+}
+
+/* Runs an operation on a thread whose stack is painted before, and looks how much of it was used. */
+static void check_depth(const char *name, void (*body)(void))
+{
+    pthread_attr_t attributes;
+    pthread_t thread;
+    operation = body;
+    CHECK(posix_memalign((void **)&stack, 4096, STACK) == 0);
+    CHECK(pthread_attr_init(&attributes) == 0);
+    CHECK(pthread_attr_setstack(&attributes, stack, STACK) == 0);
+    CHECK(pthread_create(&thread, &attributes, measure, NULL) == 0 && pthread_join(thread, NULL) == 0);
+    free(stack);
+    fprintf(stderr, "%s: %zu bytes\n", name, depth);
+    CHECK(depth <= MOST);
+}
+
+static void *blocks[300000];
+
+static int allocate(size_t size, int most)
+{
+    for (int i = 0; i < most; i++) {
+        if (!(blocks[i] = malloc(size)))
+            return i;
+        *(char *)blocks[i] = 1;
+    }
+    return most;
+}
+
+static void free_all(int count)
+{
+    for (int i = 0; i < count; i++)
+        free(blocks[i]);
+}
+
+static void sleep_ms(long ms)
+{
+    struct timespec time = {ms / 1000, ms % 1000 * 1000000};
+    nanosleep(&time, NULL);
+}
+
+/* Until there is no more memory: all that CPUs keep is taken home for it. */
+static void exhausts(void)
+{
+    static const size_t sizes[] = {100, 1000, 20000, 100000, 2000000};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        int count = allocate(sizes[i], 300000);
+        CHECK(count < 300000);
+        CHECK(!realloc(blocks[0], 1 << 30) && !calloc(1, 1 << 30));
+        free_all(count);
+    }
+}
+
+/* Windows end in some frees, and what was not needed is given back there. */
+static void ends_windows(void)
+{
+    for (int round = 0; round < 6; round++) {
+        int count = allocate(100 + 300 * (size_t)round, 10000);
+        free_all(count);
+        sleep_ms(30);
+        void *block = malloc(100000);
+        free(block);
+    }
+}
+
+static void grows(void)
+{
+    char *block = NULL;
+    for (size_t size = 1; size < 10 << 20; size = size * 3 / 2 + 1)
+        CHECK((block = realloc(block, size)));
+    for (size_t size = 10 << 20; size > 10; size /= 2)
+        CHECK((block = realloc(block, size)));
+    free(block);
+}
+
+static void trims(void)
+{
+    free_all(allocate(300, 20000));
+    malloc_trim(0);
+}
+
+static void checks_all(void)
+{
+    check_depth("exhausts", exhausts);
+    check_depth("ends_windows", ends_windows);
+    check_depth("grows", grows);
+    check_depth("trims", trims);
+}
+
+/* The smallest stacks that threads may have, and that handlers commonly have. */
+static void *nothing_left(void *none)
+{
+    exhausts();
+    ends_windows();
+    return none;
+}
+
+static volatile int handled;
+
+static void handler(int signal)
+{
+    (void)signal;
+    exhausts();
+    ends_windows();
+    handled = 1;
+}
+
+static void small_stacks(void)
+{
+    pthread_attr_t attributes;
+    pthread_t thread;
+    CHECK(pthread_attr_init(&attributes) == 0);
+    CHECK(pthread_attr_setstacksize(&attributes, (size_t)sysconf(_SC_THREAD_STACK_MIN)) == 0);
+    CHECK(pthread_create(&thread, &attributes, nothing_left, NULL) == 0);
+    CHECK(pthread_join(thread, NULL) == 0);
+    /* What the kernel stores of the processor's state, and 8 KiB. */
+    size_t size = (size_t)sysconf(_SC_MINSIGSTKSZ) + (8 << 10);
+    stack_t small = {.ss_sp = malloc(size), .ss_size = size};
+    CHECK(sigaltstack(&small, NULL) == 0);
+    struct sigaction action = {.sa_handler = handler, .sa_flags = SA_ONSTACK};
+    CHECK(sigaction(SIGUSR1, &action, NULL) == 0);
+    raise(SIGUSR1);
+    CHECK(handled);
+}
+
+#define ENTRY(name) {#name, name}
+int main(int argc, char **argv)
+{
+    static const struct check checks[] = {ENTRY(checks_all), ENTRY(small_stacks)};
+    return run_checks(checks, sizeof checks / sizeof *checks, argc, argv);
+}
