@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use alloc_core::fault::{self, Place};
+use alloc_core::kmalloc;
 use tests::hoard::Hoard;
 use tests::process::{Limit, status_bytes};
 use tests::routes::Hayloft;
@@ -201,6 +202,32 @@ fn a_large_block_within_a_limit() {
             assert!(!block.is_null());
             GLOBAL.dealloc(block, layout);
         }
+    });
+}
+
+/// What a program may still have after it has limited itself is for blocks and mappings alike, and it gets no more.
+#[test]
+fn address_space_that_was_reserved_goes_back() {
+    on_both_backends(|| {
+        const MOST: usize = 400 * MIB;
+        let kept = vec![1_u8; 10 * MIB];
+        Limit::AddressSpace.set(MOST).expect("the limit can be lowered");
+        kmalloc::limit_address_space(MOST);
+        assert!(status_bytes("VmSize") < MOST);
+        thread::spawn(|| ()).join().expect("there is room for a thread");
+        let layout = Layout::from_size_align(MIB, 16).expect("a valid layout");
+        let small = Layout::from_size_align(100, 16).expect("a valid layout");
+        let (mut hoard, mut objects) = (Hoard::new(MOST / MIB), Hoard::new(MOST / 100));
+        for _ in 0..2 {
+            hoard.fill_up(layout);
+            assert!(hoard.len() > 100 && !hoard.is_full(), "{} MiB", hoard.len());
+            hoard.free_all(layout);
+        }
+        // Objects, whose metadata is near what was given up.
+        objects.fill_up(small);
+        assert!(!objects.is_full() && objects.len() > 500_000, "{} objects", objects.len());
+        objects.free_all(small);
+        assert!(kept.iter().all(|byte| *byte == 1));
     });
 }
 

@@ -135,6 +135,12 @@ pub fn good_size(layout: Layout) -> usize {
     }
 }
 
+/// Gives back address space that is reserved for what may come, where the process has more than `most` bytes of it. To be called when
+/// the program has limited its own (`RLIMIT_AS`), which would leave it none otherwise. Needs `/proc`.
+pub fn limit_address_space(most: usize) {
+    Context::enter(|context| page::limit_address_space(context, most));
+}
+
 /// Bytes that a block may use, without its layout being known. (`malloc_usable_size`.)
 ///
 /// # Safety

@@ -67,6 +67,13 @@ pub(crate) use imp::{lock_streams, renew_streams, unlock_streams};
 pub(crate) use settings::env;
 pub(crate) use text::{Line, abort, ignored, warn};
 
+/// Bytes of address space that the process has. `None` where the system does not say.
+pub(crate) fn address_space() -> Option<usize> {
+    let mut text = [0; 128];
+    let pages = read(format_args!("/proc/self/statm"), &mut text)?.split(' ').next()?;
+    pages.parse::<usize>().ok()?.checked_mul(system_page_size())
+}
+
 /// How many CPUs the kernel may ever have: one more than the highest number. `None` where it does not say.
 pub(crate) fn possible_cpus() -> Option<usize> {
     let mut count = 0;

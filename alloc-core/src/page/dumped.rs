@@ -1,6 +1,6 @@
 //! What is left out of core files: free memory that went back to the system reads as zero, and debuggers write all of it.
 //!
-//! A mapping is left out as a whole, or not at all, so this is noted for *blocks* of 4 MiB, of which no part is in use. They are taken
+//! A mapping is left out as a whole, or not at all, so this is noted for *blocks* of 2 MiB, of which no part is in use. They are taken
 //! in again before anybody uses a part of them.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -9,9 +9,9 @@ use super::{Arrays, UNIT, UNIT_SHIFT};
 use crate::os;
 
 /// Units of a block.
-pub(super) const BLOCK: u32 = (4 << 20) / UNIT as u32;
+pub(super) const BLOCK: u32 = (2 << 20) / UNIT as u32;
 /// Blocks that can be left out: those of 256 GiB.
-const WORDS: usize = if cfg!(miri) { 8 } else { 1024 };
+const WORDS: usize = if cfg!(miri) { 8 } else { 2048 };
 /// Most blocks that are left out at a time: each may be a mapping of its own, and the kernel grants a process some 65 000 of these
 /// (`vm.max_map_count`).
 const MOST: u32 = 4096;

@@ -115,12 +115,14 @@ fn fill(reserved: NonNull<u8>, bytes: usize, node: usize, need: u32) -> Option<(
     }
     let arrays = Arrays::within(reserved, bytes, node);
     // Unit 0 is nobody's.
-    let more = arrays.commit_more(1, need)?;
+    let more = arrays.commit_more(1, arrays.reserve, need)?;
     let claim = |claimed: usize| (claimed < MAX_ARENAS).then_some(claimed + 1);
     // Relaxed: the number alone.
     let index = CLAIMED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim).ok()?;
     let arena = ARENAS.get(index)?;
     let (base, meta, bytes) = (arrays.base, arrays.meta, (arrays.units as usize) << UNIT_SHIFT);
+    arena.end.store(arrays.reserve, Ordering::Relaxed);
+    arena.behind.store(arrays.units, Ordering::Relaxed);
     // SAFETY: the arena is claimed and not published, so the cell is ours.
     unsafe { *arena.arrays.get() = arrays };
     if let Some(mut units) = arena.state.acquire(Context::TRYING) {

@@ -28,6 +28,7 @@
 
 mod bins;
 mod dumped;
+mod give_up;
 mod limit;
 mod make;
 mod purge;
@@ -47,6 +48,7 @@ use crate::sync::{Context, Lock, LockClass, RawLock};
 use crate::watch;
 use bins::Bins;
 use dumped::LeftOut;
+pub(crate) use give_up::limit_address_space;
 use make::make_arena;
 pub(crate) use purge::{
     Purging, alloc_after_trim, decay, forget_threads, lock as purging_lock, trim, trim_to,
@@ -155,9 +157,9 @@ impl Arrays {
         done
     }
 
-    /// Commits at least `room` units from `committed` on, where nothing is yet: how many.
-    fn commit_more(&self, committed: u32, room: u32) -> Option<u32> {
-        let rest = self.reserve - committed;
+    /// Commits at least `room` units from `committed` on, where nothing is yet, up to `end`: how many.
+    fn commit_more(&self, committed: u32, end: u32, room: u32) -> Option<u32> {
+        let rest = end - committed;
         let wish = room.max(GROWTH).max((committed / 8).min(MAX_GROWTH));
         // Up to the end of a huge page, so that none is committed in parts.
         let past = committed.saturating_add(wish).wrapping_add(self.base_unit()) % HUGE_PAGE;
@@ -175,11 +177,15 @@ impl Arrays {
 }
 
 struct Arena {
-    /// Bytes of all units; 0 before the arena is published. Release then, pairs with the Acquire of whoever looks.
+    /// Bytes of all units, or of those in front of what was given up; 0 before the arena is published. Release then, pairs with the Acquire of whoever looks.
     bytes: AtomicUsize,
     arrays: UnsafeCell<Arrays>,
     /// Units from the bottom that are readable and writable. Written under both locks.
     committed: AtomicU32,
+    /// Where units end that may be committed: at the reserve, unless address space was given up. Written under the lock on committing.
+    end: AtomicU32,
+    /// Where the reserve ends: with the arena, unless address space was given up.
+    behind: AtomicU32,
     /// Units in dirty free runs. Written under the lock.
     dirty: AtomicU32,
     state: Lock<Units>,
@@ -241,7 +247,9 @@ impl Unit {
         arenas().find_map(|arena| {
             let offset = address.addr().wrapping_sub(arena.arrays().base.addr());
             let index = (offset >> UNIT_SHIFT) as u32;
-            (offset < arena.bytes.load(Ordering::Relaxed)).then_some(Unit { arena, index })
+            let is_here = offset < arena.bytes.load(Ordering::Relaxed)
+                || arena.is_of_reserve(offset >> UNIT_SHIFT);
+            is_here.then_some(Unit { arena, index })
         })
     }
 
@@ -592,6 +600,8 @@ impl Arena {
                 node: 0,
             }),
             committed: AtomicU32::new(0),
+            end: AtomicU32::new(0),
+            behind: AtomicU32::new(0),
             dirty: AtomicU32::new(0),
             state: Lock::new(LockClass::Arena, Units::new()),
             committing: Lock::new(LockClass::Committing, ()),
@@ -608,7 +618,19 @@ impl Arena {
 
     /// Whether so many units could be committed, by its length. A guess while others commit some.
     fn has_room(&self, units: u32) -> bool {
-        self.arrays().reserve - self.committed() > units
+        self.end() - self.committed() > units
+    }
+
+    /// Whether there is a unit of this number in the reserve.
+    #[inline]
+    fn is_of_reserve(&self, index: usize) -> bool {
+        let behind = self.behind.load(Ordering::Relaxed) as usize;
+        (self.arrays().reserve as usize..behind).contains(&index)
+    }
+
+    /// Where units end that may be committed.
+    fn end(&self) -> u32 {
+        self.end.load(Ordering::Relaxed)
     }
 
     /// Whether its locks could be taken; a guess in a context that may not wait for them.
@@ -937,7 +959,9 @@ impl Arena {
             return true;
         }
         fault::point(Place::ArenaCommitting);
-        let Some(more) = self.arrays().commit_more(committed, room) else { return false };
+        let Some(more) = self.arrays().commit_more(committed, self.end(), room) else {
+            return false;
+        };
         let Some(mut units) = self.state.acquire(context) else { return false };
         units.add(self, committed, more);
         true

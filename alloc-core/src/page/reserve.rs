@@ -107,6 +107,38 @@ impl Reserve {
         });
     }
 
+    /// Takes for good what follows the last block that is taken, from `kept` on, of `all`: where that begins.
+    pub(super) fn give_up(&self, kept: usize, all: usize) -> usize {
+        let mut end = all;
+        while end > kept {
+            let first = kept.max((end - 1) / WORD * WORD);
+            let (word, mask) = self.taken.part(first, end - first);
+            // Acquire: as in `take_at`.
+            let taken = word.fetch_or(mask, Ordering::Acquire) & mask;
+            let behind = u64::BITS - taken.leading_zeros();
+            if behind > 0 {
+                // Those in front of the last one that is taken are as they were.
+                word.fetch_and(
+                    taken | !mask | !(u64::MAX >> (WORD as u32 - behind)),
+                    Ordering::Release,
+                );
+                let rest = first / WORD * WORD + behind as usize;
+                self.forget(rest, end - rest);
+                return rest;
+            }
+            self.forget(first, end - first);
+            end = first;
+        }
+        end
+    }
+
+    /// Says that blocks can not be read any more.
+    fn forget(&self, first: usize, count: usize) {
+        self.committed.each_part(first, count, |word, mask| {
+            word.fetch_and(!mask, Ordering::Relaxed);
+        });
+    }
+
     /// Says that `count` blocks from `first` on are committed.
     pub(super) fn set_committed(&self, first: usize, count: usize) {
         // Release: pairs with the Acquire of `is_committed`.
@@ -141,6 +173,19 @@ mod tests {
         assert_eq!(reserve.take(8, 8, 0, 200), Some(64));
         assert_eq!(reserve.take(8, 8, 3, 200), Some(77), "77 + 3 is a multiple of 8");
         assert_eq!(reserve.take(64, 1, 0, 200), None);
+    }
+
+    #[test]
+    fn what_is_given_up_is_not_taken_any_more() {
+        for (taken, first) in [(0, 16), (5, 16), (20, 21), (63, 64), (64, 65), (199, 200)] {
+            let reserve = Reserve::new();
+            assert!(reserve.take_at(taken, 1));
+            assert_eq!(reserve.give_up(16, 200), first, "{taken}");
+            for block in 0..200 {
+                let is_free = block != taken && block < first;
+                assert_eq!(reserve.take_at(block, 1), is_free, "{block} beside {taken}");
+            }
+        }
     }
 
     #[test]

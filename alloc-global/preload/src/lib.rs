@@ -5,6 +5,7 @@
 //! | `malloc` | the functions of the C standard, POSIX and glibc |
 //! | `foreign` | blocks of the C library's own heap |
 //! | `children` | `vfork` |
+//! | `limits` | `setrlimit` and `prlimit` |
 //! | `operators` | `operator new` and `operator delete` of C++ |
 //! | `report` | what glibc tells of its heap |
 //! | `api` | what is Hayloft's own: caches, allocating without waiting; declared in `include/hayloft.h` |
@@ -20,6 +21,7 @@
 mod api;
 mod children;
 mod foreign;
+mod limits;
 mod malloc;
 mod operators;
 mod report;

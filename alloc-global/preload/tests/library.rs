@@ -13,7 +13,7 @@ use common::{PACKAGE, libraries, text_of};
 const STANDARD: &str = "malloc calloc realloc reallocarray free aligned_alloc posix_memalign memalign valloc pvalloc \
     malloc_usable_size malloc_trim mallinfo mallinfo2 malloc_info malloc_stats mallopt cfree free_sized free_aligned_sized \
     __libc_malloc __libc_calloc __libc_realloc __libc_reallocarray __libc_free __libc_memalign __libc_valloc __libc_pvalloc \
-    __posix_memalign vfork \
+    __posix_memalign vfork setrlimit setrlimit64 prlimit prlimit64 \
     _Znwm _Znam _ZdlPv _ZdaPv _ZdlPvm _ZdaPvm";
 
 /// The functions that the header declares.

@@ -3,6 +3,7 @@
 #include <malloc.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <wchar.h>
@@ -395,6 +396,25 @@ static void late_frees(void)
         kept[i] = malloc((size_t)i * 50);
 }
 
+/* Address space that was reserved does not count for a limit that a program sets for itself. */
+static void late_limit(void)
+{
+    pid_t child = fork();
+    if (child == 0) {
+        struct rlimit limit = {300 << 20, 300 << 20};
+        CHECK(setrlimit(RLIMIT_AS, &limit) == 0);
+        void *mapped = mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        CHECK(mapped != MAP_FAILED);
+        size_t bytes = 0;
+        while (bytes < 300u << 20 && malloc(1 << 20) != NULL)
+            bytes += 1 << 20;
+        CHECK(bytes > 50 << 20 && bytes < 300u << 20);
+        _exit(0);
+    }
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+}
+
 /* A block that is freed twice is found, if it is large. */
 static void large_double_free(void)
 {
@@ -420,7 +440,7 @@ int main(int argc, char **argv)
         ENTRY(realloc_to_nothing), ENTRY(realloc_keeps_contents), ENTRY(reallocarray_overflow),
         ENTRY(aligned_blocks), ENTRY(bad_alignments), ENTRY(pages), ENTRY(free_keeps_errno),
         ENTRY(success_keeps_errno), ENTRY(usable_size), ENTRY(sized_frees), ENTRY(foreign_sizes), ENTRY(other_names),
-        ENTRY(library_blocks), ENTRY(reports), ENTRY(late_frees), ENTRY(large_double_free),
+        ENTRY(library_blocks), ENTRY(reports), ENTRY(late_frees), ENTRY(large_double_free), ENTRY(late_limit),
     };
     return run_checks(checks, sizeof checks / sizeof *checks, argc, argv);
 }
