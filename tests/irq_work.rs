@@ -233,6 +233,10 @@ fn no_cpu_can_be_had() {
             end();
             assert_ne!(TAKEN.load(Ordering::Relaxed), 0);
         }
+        let cpus = cpu::read_lock();
+        cache::barrier();
+        assert!(cpus.online().next().is_none());
+        drop(cpus);
         for round in 1..=3 {
             assert!(WORK.queue());
             cpu::start();

@@ -183,6 +183,11 @@ pub fn start() {
     if thread::is_started() && online().next().is_some() {
         return;
     }
+    // Where there was no thread to be had, this one may keep CPUs from coming, and must not wait
+    // for itself.
+    if READERS.get() > 0 {
+        return;
+    }
     let _hotplug = WriteGuard::lock();
     if !IS_OVER.load(Ordering::Relaxed) && !thread::is_started() && thread::start(&ROUTINES) {
         present().for_each(bring_up);

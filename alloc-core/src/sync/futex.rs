@@ -40,9 +40,14 @@ impl Futex {
     }
 
     /// As [`Futex::wait`], for so many milliseconds at most.
-    #[cfg(not(loom))]
     pub(crate) fn wait_for(&self, expected: u32, milliseconds: u64) {
+        #[cfg(not(loom))]
         crate::os::futex_wait_for(&self.word, expected, milliseconds);
+        #[cfg(loom)]
+        {
+            let _ = milliseconds;
+            self.wait(expected);
+        }
     }
 
     /// Wakes all sleepers.

@@ -14,6 +14,14 @@ fn waiting() -> u32 {
     2 * forks() + 1
 }
 
+/// Milliseconds of some clock. The models have none, and nobody in them waits for so long.
+fn now() -> u64 {
+    #[cfg(not(loom))]
+    return crate::os::milliseconds();
+    #[cfg(loom)]
+    0
+}
+
 /// A slot for one waiting thread.
 pub(crate) struct Rcuwait {
     task: Futex,
@@ -49,35 +57,23 @@ impl Rcuwait {
             task != waiting(),
             "two threads wait at once in one rcuwait: one would sleep for ever"
         );
-        let mut is_late = false;
+        let deadline = milliseconds.map(|count| now() + count);
         let holds = loop {
             // A, pairs with B in `wake`: either the condition is seen there and here, or the waiter there.
             fence(Ordering::SeqCst);
             if condition() {
                 break true;
             }
-            if is_late {
-                break false;
+            match deadline.map(|deadline| deadline.saturating_sub(now())) {
+                None => self.task.wait(waiting()),
+                Some(0) => break false,
+                Some(left) => self.task.wait_for(waiting(), left),
             }
-            is_late = self.sleep(milliseconds);
             // Whoever woke this thread has emptied the slot.
             self.task.store(waiting(), Ordering::Relaxed);
         };
         self.task.store(NOBODY, Ordering::Relaxed);
         holds
-    }
-
-    /// Sleeps; whether the time is over.
-    fn sleep(&self, milliseconds: Option<u64>) -> bool {
-        #[cfg(not(loom))]
-        if let Some(milliseconds) = milliseconds {
-            self.task.wait_for(waiting(), milliseconds);
-            // Who wakes empties the slot first.
-            return self.task.load(Ordering::Relaxed) == waiting();
-        }
-        let _ = milliseconds;
-        self.task.wait(waiting());
-        false
     }
 
     /// Wakes the thread that waits, if one does. May be called in any context.
