@@ -103,6 +103,54 @@ static void by_another_name(void)
     libc_free(block);
 }
 
+/* Caches look at objects in slow paths only, as Rust's functions do: one mistake of many is found. */
+typedef struct hayloft_cache hayloft_cache;
+static hayloft_cache *(*create)(const char *, size_t, size_t, unsigned);
+static void *(*cache_alloc)(hayloft_cache *);
+static void (*cache_free)(hayloft_cache *, void *);
+
+static hayloft_cache *make(const char *name, size_t size)
+{
+    create = (hayloft_cache *(*)(const char *, size_t, size_t, unsigned))dlsym(RTLD_DEFAULT, "hayloft_cache_create");
+    cache_alloc = (void *(*)(hayloft_cache *))dlsym(RTLD_DEFAULT, "hayloft_cache_alloc");
+    cache_free = (void (*)(hayloft_cache *, void *))dlsym(RTLD_DEFAULT, "hayloft_cache_free");
+    CHECK(create && cache_alloc && cache_free);
+    /* Not merged. */
+    return create(name, size, 8, 1);
+}
+
+enum { MANY = 5000 };
+static void *objects[MANY];
+
+static void free_many(hayloft_cache *owner, hayloft_cache *other, size_t offset)
+{
+    for (int i = 0; i < MANY; i++)
+        CHECK((objects[i] = cache_alloc(owner)));
+    wrong(objects[0]);
+    for (int i = 0; i < MANY; i++)
+        cache_free(other, (char *)objects[i] + offset);
+}
+
+static void many_of_another_cache(void)
+{
+    free_many(make("owner", 40), make("other", 400), 0);
+}
+
+static void many_inside(void)
+{
+    hayloft_cache *owner = make("owner", 40);
+    free_many(owner, owner, 8);
+}
+
+static void many_of_no_cache(void)
+{
+    static char bytes[MANY * 40];
+    hayloft_cache *owner = make("owner", 40);
+    wrong(bytes);
+    for (int i = 0; i < MANY; i++)
+        cache_free(owner, bytes + i * 40);
+}
+
 #define ENTRY(name) {#name, name}
 int main(int argc, char **argv)
 {
@@ -110,7 +158,8 @@ int main(int argc, char **argv)
         ENTRY(twice), ENTRY(twice_around_another), ENTRY(twice_after_many), ENTRY(inside),
         ENTRY(inside_odd), ENTRY(inside_long), ENTRY(resized_inside), ENTRY(size_inside),
         ENTRY(of_a_static), ENTRY(of_the_stack), ENTRY(of_no_memory), ENTRY(of_the_last_memory),
-        ENTRY(resized_static), ENTRY(by_another_name),
+        ENTRY(resized_static), ENTRY(by_another_name), ENTRY(many_of_another_cache), ENTRY(many_inside),
+        ENTRY(many_of_no_cache),
     };
     return run_checks(checks, sizeof checks / sizeof *checks, argc, argv);
 }
