@@ -10,15 +10,18 @@
 
 enum { PATIENCE = 300, MIB = 1 << 20 };
 
-/* What is resident, in MiB. */
-static long resident(void)
+/* A number of /proc/self/statm in MiB: 0 for all addresses, 1 for what is resident. */
+static long mib_of(int which)
 {
-    long pages = 0;
+    long pages[2] = {0, 0};
     FILE *file = fopen("/proc/self/statm", "r");
-    CHECK(file && fscanf(file, "%*d %ld", &pages) == 1);
+    CHECK(file && fscanf(file, "%ld %ld", &pages[0], &pages[1]) == 2);
     fclose(file);
-    return pages * (sysconf(_SC_PAGESIZE) / 1024) / 1024;
+    return pages[which] * (sysconf(_SC_PAGESIZE) / 1024) / 1024;
 }
+
+static long addresses(void) { return mib_of(0); }
+static long resident(void) { return mib_of(1); }
 
 static int threads(void)
 {
@@ -130,6 +133,36 @@ static void blocked_signals(void)
     CHECK(pthread_join(thread, NULL) == 0);
 }
 
+/* A large table of zeros takes memory where it is written, also where a block of that size was freed before. */
+static void sparse_table(void)
+{
+    const size_t size = 256 * MIB;
+    long before = resident();
+    char *block = malloc(hidden(size));
+    memset(block, 1, size);
+    free(block);
+    CHECK((block = calloc(1, hidden(size))));
+    for (size_t at = 0; at < size; at += MIB)
+        CHECK(block[at]++ == 0);
+    CHECK(resident() <= before + 40);
+    for (size_t at = 0; at < size; at += 4096)
+        CHECK(block[at] == (at % MIB == 0));
+    free(block);
+}
+
+/* What nobody can have is refused, and costs nothing. */
+static void oversized(void)
+{
+    long before = addresses();
+    for (size_t i = 0; i < 200; i++)
+        CHECK(!malloc(hidden(((size_t)240 << 30) + (i << 26))));
+    char *block = malloc(hidden(400 * MIB));
+    CHECK(block);
+    memset(block, 1, 400 * MIB);
+    CHECK(addresses() - before < 1 << 20);
+    free(block);
+}
+
 #define ENTRY(name) {#name, name}
 int main(int argc, char **argv)
 {
@@ -138,6 +171,8 @@ int main(int argc, char **argv)
         ENTRY(user_namespace_after_threads),
         ENTRY(first_thread_ends),
         ENTRY(blocked_signals),
+        ENTRY(sparse_table),
+        ENTRY(oversized),
     };
     alarm(PATIENCE);
     return run_checks(checks, sizeof checks / sizeof *checks, argc, argv);
