@@ -125,9 +125,10 @@ struct Arrays {
 }
 
 impl Arrays {
+    /// Address of a unit, if the arena has that.
     fn address(&self, index: u32) -> NonNull<u8> {
-        // SAFETY: callers name units of this arena, which is not at address 0.
-        unsafe { NonNull::new_unchecked(self.base.add((index as usize) << UNIT_SHIFT)) }
+        let address = self.base.wrapping_add((index as usize) << UNIT_SHIFT);
+        NonNull::new(address).unwrap_or(NonNull::dangling())
     }
 
     /// Number of the arena's first unit among those of the address space, as far as it matters for alignment.
@@ -640,11 +641,10 @@ impl Arena {
         is_free(self.state.raw()) && is_free(self.committing.raw())
     }
 
-    /// Descriptor of a unit; to be used under the lock.
+    /// Descriptor of a unit, if the arena has that; to be used under the lock.
     #[inline]
     fn run(&self, index: u32) -> *mut Run {
-        // SAFETY: callers name units of this arena.
-        unsafe { self.arrays().runs.add(index as usize) }
+        self.arrays().runs.wrapping_add(index as usize)
     }
 
     /// Units of the run in use that starts at a unit, if one does.
@@ -657,9 +657,12 @@ impl Arena {
         (run.state == State::Used).then_some(run.len)
     }
 
-    /// Units of a run, by its first; to be used under the lock.
-    fn len(&self, start: u32) -> u32 {
-        // SAFETY: committed, as it is in a bin or on the way there.
+    /// Units of a run, by its first.
+    ///
+    /// # Safety
+    /// The first unit of a run that is in a bin or on the way there; the lock is held.
+    unsafe fn len(&self, start: u32) -> u32 {
+        // SAFETY: the caller's promise: it is committed.
         unsafe { (*self.run(start)).len }
     }
 
@@ -700,7 +703,8 @@ impl Arena {
         units.insert_parts(self, found.start, start, found.clean);
         units.insert_parts(self, end, found.end, found.clean);
         units.note_least(self);
-        self.set_used(start, len);
+        // SAFETY: units in our hands; the lock is held, or they are of the reserve.
+        unsafe { self.set_used(start, len) };
         // SAFETY: the first unit of the run, which is ours.
         unsafe { (*self.run(start)).marks = 0 };
         drop(units);
@@ -886,7 +890,8 @@ impl Arena {
             return None;
         }
         self.reserve.set_committed(block, count);
-        self.set_used(start, len);
+        // SAFETY: units in our hands; the lock is held, or they are of the reserve.
+        unsafe { self.set_used(start, len) };
         // SAFETY: as above.
         unsafe { (*self.run(start)).marks = 0 };
         Some(self.handed_out(start, len, len))
@@ -945,7 +950,8 @@ impl Arena {
             units.insert(self, end, free_end - end, last);
         }
         units.note_least(self);
-        self.set_used(start, len);
+        // SAFETY: units in our hands; the lock is held, or they are of the reserve.
+        unsafe { self.set_used(start, len) };
         drop(units);
         self.left_out.take_in(self.arrays(), next, end);
         true
@@ -982,7 +988,8 @@ impl Arena {
         {
             fault::point(Place::ArenaShrinking);
             // The new end needs its tag first: what is given back looks at its neighbours.
-            self.set_used(start, len);
+            // SAFETY: units in our hands; the lock is held, or they are of the reserve.
+            unsafe { self.set_used(start, len) };
             units.give(self, start + len, old - len, state);
             if state == State::Clean {
                 limit::uncharge(old - len);
@@ -1000,13 +1007,20 @@ impl Arena {
         self.committed.load(Ordering::Relaxed)
     }
 
-    /// Writes the descriptors of a run in use. To be called under the lock, or by the owner of a part of the reserve.
-    fn set_used(&self, start: u32, len: u32) {
-        self.set(start, len, State::Used, State::Silent);
+    /// Writes the descriptors of a run in use.
+    ///
+    /// # Safety
+    /// As [`Arena::set`].
+    unsafe fn set_used(&self, start: u32, len: u32) {
+        // SAFETY: the caller's promise.
+        unsafe { self.set(start, len, State::Used, State::Silent) };
     }
 
-    /// Writes the descriptors of a run: what they say on its first unit, and on its last one. As [`Arena::set_used`].
-    fn set(&self, start: u32, len: u32, first: State, last: State) {
+    /// Writes the descriptors of a run: what they say on its first unit, and on its last one.
+    ///
+    /// # Safety
+    /// There is at least one unit, all are committed and nobody else's, and the lock is held, or they are of the reserve.
+    unsafe fn set(&self, start: u32, len: u32, first: State, last: State) {
         counters::wrote(Line::Arena, if len > 1 { 2 } else { 1 });
         // The first one comes last, as it may be the only one.
         for (index, state) in [(start + len - 1, last), (start, first)] {
@@ -1071,7 +1085,8 @@ impl Units {
         may_commit: bool,
     ) -> Result<Found, u32> {
         if let Some(start) = self.find_one(arena, State::Dirty, len, align) {
-            let end = start + arena.len(start);
+            // SAFETY: the first unit of a free run; the lock is held.
+            let end = start + unsafe { arena.len(start) };
             return Ok(Found { start, clean: end, end });
         }
         let room = len.saturating_add(align - 1);
@@ -1079,7 +1094,8 @@ impl Units {
             return found;
         }
         let start = self.find_one(arena, State::Clean, len, align).ok_or(room)?;
-        Ok(Found { start, clean: start, end: start + arena.len(start) })
+        // SAFETY: the first unit of a free run; the lock is held.
+        Ok(Found { start, clean: start, end: start + unsafe { arena.len(start) } })
     }
 
     /// A dirty run that has `len` units together with the clean one behind it: among the longest ones, for long runs. Or how many
@@ -1098,13 +1114,16 @@ impl Units {
             if start == NONE {
                 break;
             }
-            let clean = start + arena.len(start);
+            // SAFETY: the first unit of a free run; the lock is held.
+            let clean = start + unsafe { arena.len(start) };
             if clean == arena.committed() && may_commit {
-                return Some(Err(len.saturating_sub(arena.len(start))));
+                // SAFETY: the first unit of a free run; the lock is held.
+                return Some(Err(len.saturating_sub(unsafe { arena.len(start) })));
             }
             // SAFETY: below `committed`, the first unit of a run; the lock is held.
             if clean < arena.committed() && unsafe { (*arena.run(clean)).state } == State::Clean {
-                let end = clean + arena.len(clean);
+                // SAFETY: the first unit of a free run; the lock is held.
+                let end = clean + unsafe { arena.len(clean) };
                 if end - start >= len {
                     return Some(Ok(Found { start, clean, end }));
                 }
@@ -1148,7 +1167,8 @@ impl Units {
     fn remove_all(&mut self, arena: &Arena, start: u32, end: u32) {
         let mut at = start;
         while at < end {
-            let len = arena.len(at);
+            // SAFETY: the first unit of a free run; the lock is held.
+            let len = unsafe { arena.len(at) };
             self.remove(arena, at);
             at += len;
         }
@@ -1197,7 +1217,8 @@ impl Units {
     }
 
     fn insert(&mut self, arena: &Arena, start: u32, len: u32, state: State) {
-        arena.set(start, len, state, state);
+        // SAFETY: units in our hands; the lock is held, or they are of the reserve.
+        unsafe { arena.set(start, len, state, state) };
         if state == State::Dirty {
             arena.dirty.store(arena.dirty() + len, Ordering::Relaxed);
         }
@@ -1249,7 +1270,8 @@ impl Units {
     /// last ones, from a multiple of [`PIECE`](purge::PIECE) on, so that no huge page is given back in parts.
     fn take_dirty(&mut self, arena: &Arena, most: u32) -> Option<Leaving> {
         let start = self.dirty_bins.head(self.dirty_bins.last()?);
-        let found = arena.len(start);
+        // SAFETY: the first unit of a free run; the lock is held.
+        let found = unsafe { arena.len(start) };
         let past = (start + found - 1).wrapping_add(arena.arrays().base_unit()) % purge::PIECE;
         let len = found.min(most).min(past + 1);
         self.remove(arena, start);
@@ -1260,7 +1282,8 @@ impl Units {
         self.note_least(arena);
         let start = start + (found - len);
         let end = start + len;
-        arena.set(start, len, State::Leaving, State::Silent);
+        // SAFETY: units in our hands; the lock is held, or they are of the reserve.
+        unsafe { arena.set(start, len, State::Leaving, State::Silent) };
         let (from, to) = self.take_clean_around(arena, start, end);
         Some(Leaving { from, start, end, to })
     }
@@ -1289,7 +1312,8 @@ impl Units {
         {
             self.remove(arena, at);
             self.insert_parts(arena, at, from, at);
-            arena.set(from, start - from, State::Leaving, State::Silent);
+            // SAFETY: units in our hands; the lock is held, or they are of the reserve.
+            unsafe { arena.set(from, start - from, State::Leaving, State::Silent) };
             first = from;
         }
         if let (Some(at), true) = (above, has_above)
@@ -1297,7 +1321,8 @@ impl Units {
         {
             self.remove(arena, end);
             self.insert_parts(arena, to, at, to);
-            arena.set(end, to - end, State::Leaving, State::Silent);
+            // SAFETY: units in our hands; the lock is held, or they are of the reserve.
+            unsafe { arena.set(end, to - end, State::Leaving, State::Silent) };
             last = to;
         }
         (first, last)
