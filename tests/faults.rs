@@ -181,3 +181,19 @@ fn nothing_is_lost() {
         }
     }
 }
+
+/// Where there is no memory for sheaves that is said, once.
+#[test]
+fn no_memory_for_sheaves() {
+    let scenario = || {
+        for _ in 0..3 {
+            assert!(Block::new(&mut Random(7), 1).is_none());
+        }
+    };
+    Scenario::new("", scenario).env("HAYLOFT_FAULT", "mprotect:1/1").run(|output| {
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}", describe(output));
+        let lines = said.lines().filter(|line| line.contains("no memory for sheaves"));
+        assert_eq!(lines.count(), 1, "{}", describe(output));
+    });
+}

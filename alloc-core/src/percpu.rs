@@ -1,7 +1,7 @@
 //! Sheaves: per CPU and class, a stack of free objects, reached without a lock.
 //!
 //! The stacks lie in regions of `1 << REGION_SHIFT` bytes, one for each CPU the kernel may ever have, reserved at once
-//! and touched as needed; `arch` describes their format. Two backends operate them:
+//! and committed when the CPU is first used; `arch` describes their format. Two backends operate them:
 //!
 //! - *rseq*: restartable sequences, on threads that the C library or we ourselves have registered. A thread that has
 //!   none misses every time and works on barn and slabs.
@@ -17,9 +17,11 @@
 
 use core::iter;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{
+    AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+};
 
-use crate::arch::{self, CLOSED, HEADERS, REGION_SHIFT};
+use crate::arch::{self, HEADERS, OPEN, REGION_SHIFT, STATE};
 use crate::batch::{Batch, MAX_BATCH};
 use crate::fault::{self, Place};
 use crate::os;
@@ -31,8 +33,12 @@ use crate::watch;
 const REGION: usize = 1 << REGION_SHIFT;
 /// Closed regions in front of CPU 0's, for the CPU numbers -1 and -2.
 const CLOSED_REGIONS: usize = 2;
-/// Assumed where the kernel does not say how many CPUs there may be.
+/// CPUs that Linux can be configured for.
+const MAX_CPUS: usize = 8192;
+/// Assumed where there is little address space, and nobody says how many CPUs there may be.
 const MANY_CPUS: usize = 1024;
+/// The state of a region in which no sheaf may be opened.
+const CLOSED: usize = OPEN + 1;
 
 const WORD: usize = 8;
 /// Byte offset of the try-lock of the locked backend: behind the headers.
@@ -185,7 +191,10 @@ const EVENTS: usize = Event::NewSlab as usize + 1;
 /// Counts for this CPU, unless it has no sheaves. By one instruction, but without a lock, where there is such a thing: what is counted is
 /// lost only where a thread moves to another CPU right before it, and both count at the same moment.
 pub(crate) fn count(class: Class, event: Event, more: usize) {
-    if let Some(word) = event_words(cpu(), class).get(event as usize) {
+    let cpu = cpu();
+    if has_region(cpu)
+        && let Some(word) = event_words(cpu, class).get(event as usize)
+    {
         arch::add(word, more as u64);
     }
 }
@@ -292,9 +301,12 @@ const UNDECIDED: u8 = 0;
 /// The thread that decides, or has decided; 0 before.
 static DECIDER: AtomicUsize = AtomicUsize::new(0);
 
-/// CPU 0's region, and how many CPUs have one.
+/// Where CPU 0's region is or will be, and how many CPUs can have one.
 static REGIONS: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
 static CPUS: AtomicUsize = AtomicUsize::new(0);
+/// CPUs whose regions are committed, a bit each, and one more than the highest of their numbers.
+static COMMITTED: [AtomicU64; MAX_CPUS / 64] = [const { AtomicU64::new(0) }; MAX_CPUS / 64];
+static HIGHEST: AtomicUsize = AtomicUsize::new(0);
 
 /// The backend of this process, decided by the first call; registers the thread where that is our task.
 #[inline]
@@ -345,15 +357,17 @@ impl Backend {
         // SAFETY: classes, headers and objects as promised; the slice is readable for its length.
         let moved = unsafe {
             if self == Backend::Locked {
+                has_region(os::current_cpu());
                 let region = Region::lock();
                 let fits = |object: &&*mut u8| {
                     region.as_ref().is_some_and(|region| region.push(class, **object))
                 };
                 objects.iter().take_while(fits).count()
             } else {
-                if arch::cpu().is_none() {
+                if !arch::cpu().is_some_and(has_region) {
                     return;
                 }
+                // On a CPU by now that has none, both do nothing.
                 arch::open(class.index(), first_header(class));
                 arch::push_batch(class.index(), objects.as_ptr(), objects.len())
             }
@@ -426,20 +440,36 @@ fn decide(context: Context) -> Backend {
     }
     fault::point(Place::BackendDeciding);
     let rseq_wanted = match os::env(c"HAYLOFT_BACKEND") {
-        None | Some(b"rseq") => true,
+        None => kernel_aborts_sections(),
+        Some(b"rseq") => true,
         Some(b"fallback") => false,
         Some(_) => {
             os::ignored(c"HAYLOFT_BACKEND", format_args!("neither rseq nor fallback"));
             true
         }
     };
-    let cpus = os::possible_cpus().unwrap_or(MANY_CPUS);
     // There are some where a fork interrupted another thread that decided.
-    let regions = NonNull::new(REGIONS.load(Ordering::Relaxed)).or_else(|| reserve_regions(cpus));
-    REGIONS.store(regions.map_or(ptr::null_mut(), NonNull::as_ptr), Ordering::Relaxed);
-    CPUS.store(cpus, Ordering::Relaxed);
+    let regions = NonNull::new(REGIONS.load(Ordering::Relaxed)).or_else(|| {
+        // For all numbers that there can be, if possible: then none leads beyond, whatever the kernel says, or hides.
+        let all = (arch::HAVE_RSEQ && !os::has_little_address_space()).then_some(MAX_CPUS);
+        let (cpus, regions) = all
+            .and_then(|all| Some((all, reserve_regions(all)?)))
+            .or_else(|| {
+                let said = os::possible_cpus().unwrap_or(0).max(os::cpu_numbers());
+                let cpus = if said == 0 { MANY_CPUS } else { said.min(MAX_CPUS) };
+                Some((cpus, reserve_regions(cpus)?))
+            })
+            .unzip();
+        CPUS.store(cpus.unwrap_or(0), Ordering::Relaxed);
+        // Release: pairs with the Acquire in `commit_region`.
+        REGIONS.store(regions.map_or(ptr::null_mut(), NonNull::as_ptr), Ordering::Release);
+        regions
+    });
+    if regions.is_none() {
+        no_memory();
+    }
     let rseq = regions.filter(|_| rseq_wanted).and_then(|regions| {
-        // SAFETY: two closed regions lie in front of `cpus` others. Before any thread is registered
+        // SAFETY: two closed regions lie in front of the others. Before any thread is registered
         // by us: from then on it has a CPU number, and handlers on it may use it.
         unsafe { arch::publish_region(regions.as_ptr()) };
         rseq()
@@ -457,24 +487,101 @@ fn decide(context: Context) -> Backend {
     backend
 }
 
-/// Memory for `cpus` regions, all sheaves closed, behind [`CLOSED_REGIONS`] others; the address of the first.
+/// Reserves `cpus` regions that can be read, all sheaves closed, behind [`CLOSED_REGIONS`] others; returns the address of the
+/// first.
 fn reserve_regions(cpus: usize) -> Option<NonNull<u8>> {
     let bytes = (cpus + CLOSED_REGIONS) * REGION;
     let regions = os::reserve(bytes)?;
-    // SAFETY: the whole of a reservation of ours.
+    // SAFETY: the whole of a reservation of ours, and a place in it.
     unsafe {
-        // Of each region little is touched, by its own CPU.
-        os::prefer_huge_pages(regions, bytes, false);
-        if !os::commit(regions, bytes) {
+        if !os::let_read(regions, bytes) {
+            os::unreserve(regions, bytes);
             return None;
         }
-        let first = regions.add(CLOSED_REGIONS * REGION);
-        for cpu in 0..cpus {
-            let sheaves = first.add(cpu * REGION + SHEAVES_OFFSET);
-            watch::hide(sheaves.as_ptr(), REGION - SHEAVES_OFFSET);
-        }
-        Some(first)
+        // Of each region little is touched, by its own CPU.
+        os::prefer_huge_pages(regions, bytes, false);
+        Some(regions.add(CLOSED_REGIONS * REGION))
     }
+}
+
+/// Whether a CPU has a region; it gets one if it has not, and there is memory.
+#[inline]
+fn has_region(cpu: usize) -> bool {
+    #[cold]
+    fn get_region(cpu: usize) -> bool {
+        CLOSING.acquire(Context::TRYING).is_some_and(|_closing| commit_region(cpu, OPEN))
+    }
+    region_of(cpu).is_some() || get_region(cpu)
+}
+
+/// Commits the region of a CPU if it has none, and puts it into that state; false where there is no memory. The caller holds
+/// [`CLOSING`].
+fn commit_region(cpu: usize, state: usize) -> bool {
+    /// Attempts that are not made since one failed.
+    static SKIPPED: AtomicU32 = AtomicU32::new(0);
+    /// After so many, another one is.
+    const RETRY: u32 = 1000;
+
+    if region_of(cpu).is_some() {
+        return true;
+    }
+    // Acquire: pairs with the Release in `decide`: how many there can be is known.
+    let Some(regions) = NonNull::new(REGIONS.load(Ordering::Acquire)) else { return false };
+    if cpu >= CPUS.load(Ordering::Relaxed) {
+        return false;
+    }
+    let skipped = SKIPPED.load(Ordering::Relaxed);
+    if skipped > 0 {
+        SKIPPED.store(skipped - 1, Ordering::Relaxed);
+        return false;
+    }
+    // SAFETY: the region lies in the reservation; its state is a word that is only used as an atomic, or by sections.
+    unsafe {
+        let region = regions.add(cpu * REGION);
+        if !os::commit(region, REGION) {
+            SKIPPED.store(RETRY, Ordering::Relaxed);
+            no_memory();
+            return false;
+        }
+        watch::hide(region.add(SHEAVES_OFFSET).as_ptr(), REGION - SHEAVES_OFFSET);
+        state_word(region.as_ptr()).store(state, Ordering::Release);
+    }
+    HIGHEST.fetch_max(cpu + 1, Ordering::Relaxed);
+    // Release: pairs with the Acquire in `region_of`: the region can be written.
+    COMMITTED[cpu / 64].fetch_or(1 << (cpu % 64), Ordering::Release);
+    true
+}
+
+/// Says once that CPUs have no sheaves.
+#[cold]
+fn no_memory() {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    if !SAID.swap(true, Ordering::Relaxed) {
+        os::warn(format_args!("no memory for sheaves of some CPU: allocations are slow there"));
+    }
+}
+
+/// Whether the kernel does what it is to do with sections that are interrupted.
+#[cfg(all(target_arch = "aarch64", not(miri)))]
+fn kernel_aborts_sections() -> bool {
+    aborts_sections_on_arm(os::release(&mut [0; 65]))
+}
+#[cfg(not(all(target_arch = "aarch64", not(miri))))]
+fn kernel_aborts_sections() -> bool {
+    true
+}
+
+/// Whether a kernel for AArch64 aborts sections that are preempted by another thread of the same CPU, or by a signal: 6.19 and
+/// 7.0 do not, before 7.0.14. (Linux 411c1cf43039, "arm64/entry: Fix arm64-specific rseq brokenness".)
+#[cfg(any(test, all(target_arch = "aarch64", not(miri))))]
+fn aborts_sections_on_arm(release: &[u8]) -> bool {
+    let mut numbers = release.split(|byte| !byte.is_ascii_digit()).map(|digits| {
+        digits.iter().fold(0u32, |number, digit| {
+            number.saturating_mul(10).saturating_add(u32::from(digit - b'0'))
+        })
+    });
+    let mut next = || numbers.next().unwrap_or(0);
+    !matches!((next(), next(), next()), (6, 19, _) | (7, 0, ..=13))
 }
 
 /// Who registers threads, and the offset of their `struct rseq` from the thread pointer; `None` where the kernel refuses.
@@ -486,48 +593,37 @@ fn rseq() -> Option<(Backend, isize)> {
     (arch::HAVE_RSEQ && register_thread()).then_some((Backend::OwnRseq, offset as isize))
 }
 
-/// Registers this thread's own `struct rseq` if it is neither registered nor refused; whether it is registered.
+/// Registers this thread's own `struct rseq` if nobody tried to before; whether it is registered. Nothing is written to the area,
+/// which may be the kernel's already.
 #[cold]
 fn register_thread() -> bool {
-    const UNREGISTERED: i32 = -1;
-    const REFUSED: i32 = -2;
-
     unsafe extern "C" fn unregister(_: *mut core::ffi::c_void) {
-        let area = arch::own_rseq();
         // SAFETY: this thread's area, registered below; from now on the thread does without.
-        unsafe {
-            os::unregister_rseq(area);
-            (&raw mut (*area).cpu_id).write_volatile(REFUSED);
-        }
+        unsafe { os::unregister_rseq(arch::own_rseq()) };
     }
     static AT_EXIT: os::ThreadExit = os::ThreadExit::new(unregister);
 
     let area = arch::own_rseq();
-    // SAFETY: this thread's area, which lives as long as the thread; the kernel may write it at any time, so the
-    // accesses are volatile.
-    unsafe {
-        let cpu = &raw mut (*area).cpu_id;
-        if cpu.read_volatile() == UNREGISTERED {
-            // Until the hook is set: what it allocates goes to barn and slabs.
-            cpu.write_volatile(REFUSED);
-            if AT_EXIT.expect() {
-                cpu.write_volatile(UNREGISTERED);
-                if !os::register_rseq(area) {
-                    cpu.write_volatile(REFUSED);
-                }
-                fault::point(Place::ThreadRegistered);
-            }
+    let registration = &arch::locals().registration;
+    // Not by compare-exchange: where a handler comes in between, this registers once more, in vain.
+    if registration.load(Ordering::Relaxed) == 0 {
+        // Until the hook is set: what it allocates goes to barn and slabs.
+        registration.store(1, Ordering::Relaxed);
+        // SAFETY: this thread's area, which lives until the hook has run.
+        if AT_EXIT.expect() && unsafe { os::register_rseq(area) } {
+            fault::point(Place::ThreadRegistered);
         }
-        cpu.read_volatile() >= 0
     }
+    // SAFETY: this thread's area. The number is -1 before it is registered and after; the kernel may write it at any time.
+    unsafe { (&raw const (*area).cpu_id).read_volatile() >= 0 }
 }
 
-/// The region of a CPU.
+/// The region of a CPU, if it has one.
 fn region_of(cpu: usize) -> Option<*mut u8> {
-    let regions = REGIONS.load(Ordering::Relaxed);
-    // SAFETY: there are that many regions.
-    (!regions.is_null() && cpu < CPUS.load(Ordering::Relaxed))
-        .then(|| unsafe { regions.add(cpu * REGION) })
+    // Acquire: pairs with the Release in `commit_region`.
+    let committed = COMMITTED.get(cpu / 64)?.load(Ordering::Acquire) >> (cpu % 64) & 1 == 1;
+    // SAFETY: the region lies in the reservation.
+    committed.then(|| unsafe { REGIONS.load(Ordering::Relaxed).add(cpu * REGION) })
 }
 
 /// Whether the backend is the fallback.
@@ -541,20 +637,20 @@ pub(crate) fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
     if !is_locked() {
         return;
     }
-    for base in (0..CPUS.load(Ordering::Relaxed)).filter_map(region_of) {
+    for base in (0..regions()).filter_map(region_of) {
         // SAFETY: a region; see `Region::lock_of`.
         let lock: &Lock<()> = unsafe { &*base.add(LOCK_OFFSET).cast() };
         visit(LockClass::Sheaves, lock.raw());
     }
 }
 
-/// The word of a region that says whether it is closed.
+/// The word of a region that says whether sheaves may be opened in it.
 ///
 /// # Safety
 /// `base` is the address of a region.
-unsafe fn closed_word<'a>(base: *mut u8) -> &'a AtomicUsize {
+unsafe fn state_word<'a>(base: *mut u8) -> &'a AtomicUsize {
     // SAFETY: the caller's promise; the word is only used as an atomic, or by sections.
-    unsafe { &*base.add(CLOSED).cast() }
+    unsafe { &*base.add(STATE).cast() }
 }
 
 /// The halves of a sheaf's header, `top` and `last`. Others than the sheaf's user look at them, too.
@@ -574,8 +670,13 @@ unsafe fn header_halves<'a>(base: *mut u8, class: Class) -> [&'a AtomicU32; 2] {
 pub(crate) fn open(context: Context, cpu: usize) {
     let _closing = CLOSING.acquire(context);
     if let Some(base) = region_of(cpu) {
-        // SAFETY: a region. Relaxed: whoever sees it a little later misses a little longer.
-        unsafe { closed_word(base) }.store(0, Ordering::Relaxed);
+        // SAFETY: a region.
+        let state = unsafe { state_word(base) };
+        // One that is open is left alone: the store would bring its page here.
+        if state.load(Ordering::Relaxed) != OPEN {
+            // Release: whoever opens a sheaf there, by a section that reads this, does so after it was read by who closed it.
+            state.store(OPEN, Ordering::Release);
+        }
     }
 }
 
@@ -593,10 +694,12 @@ pub(crate) fn forget_cpus() {
     }
     for base in (0..regions()).filter_map(region_of) {
         // SAFETY: a region. There is no other thread.
-        let closed = unsafe { closed_word(base) };
-        if closed.swap(0, Ordering::Relaxed) == 0 {
+        let state = unsafe { state_word(base) };
+        // No store to those that are open: the page would be copied.
+        if state.load(Ordering::Relaxed) == OPEN {
             continue;
         }
+        state.store(OPEN, Ordering::Relaxed);
         for class in all_classes() {
             // SAFETY: a region.
             let [top, last] = unsafe { header_halves(base, class) };
@@ -607,9 +710,9 @@ pub(crate) fn forget_cpus() {
     }
 }
 
-/// How many CPUs have sheaves, possibly.
+/// One more than the highest number of a CPU that has sheaves, possibly.
 pub(crate) fn regions() -> usize {
-    CPUS.load(Ordering::Relaxed)
+    HIGHEST.load(Ordering::Relaxed)
 }
 
 /// Whether any sheaf holds objects on a CPU; a guess while somebody uses them.
@@ -631,7 +734,18 @@ static CLOSING: Lock<()> = Lock::new(LockClass::Closing, ());
 /// Closes all sheaves of a CPU, which other threads may be using, and has their objects taken away in batches; none is opened
 /// there before [`open`]. False where the kernel cannot help with that; then the sheaves are as they were.
 pub(crate) fn close(context: Context, cpu: usize, take: impl FnMut(Class, &mut Batch)) -> bool {
-    CLOSING.acquire(context).is_some_and(|_closing| close_some(context, cpu, all_classes(), take))
+    CLOSING.acquire(context).is_some_and(|_closing| {
+        // Also of a CPU that has no region: it shall not get an open one.
+        if !commit_region(cpu, CLOSED) {
+            return false;
+        }
+        let done = close_some(context, cpu, all_classes(), take);
+        if !done && let Some(base) = region_of(cpu) {
+            // SAFETY: a region. Release: as in `open`.
+            unsafe { state_word(base) }.store(OPEN, Ordering::Release);
+        }
+        done
+    })
 }
 
 /// As [`close`], the sheaf of one class, which may be opened again at once.
@@ -697,13 +811,16 @@ fn empty(
     let Some(base) = region_of(cpu) else { return true };
     let Some(_closing) = CLOSING.acquire(context) else { return false };
     // SAFETY: a region.
-    let closed = unsafe { closed_word(base) };
-    let was_closed = closed.load(Ordering::Relaxed);
+    let state = unsafe { state_word(base) };
+    let before = state.load(Ordering::Relaxed);
     let done = close_some(context, cpu, classes, take);
-    // Relaxed: as in `open`.
-    closed.store(was_closed, Ordering::Relaxed);
+    // Release: as in `open`.
+    state.store(before, Ordering::Release);
     done
 }
+
+/// Attempts to restart sections before the kernel is taken to refuse that from now on.
+const RESTARTS: u32 = 100;
 
 /// Closes the region of a CPU and the sheaves of some classes in it, and has their objects taken away.
 fn close_some(
@@ -717,7 +834,7 @@ fn close_some(
     let mut batch = Batch::new();
     if backend == Backend::Locked {
         let Some(region) = Region::lock_of(cpu, context) else { return false };
-        region.closed().store(1, Ordering::Relaxed);
+        region.state().store(CLOSED, Ordering::Relaxed);
         for class in classes {
             loop {
                 // SAFETY: a batch has room for what it is asked for.
@@ -741,7 +858,7 @@ fn close_some(
     // SAFETY: a region.
     let half = |class: Class, number: usize| unsafe { header_halves(base, class)[number] };
     // SAFETY: a region.
-    unsafe { closed_word(base) }.store(1, Ordering::SeqCst);
+    unsafe { state_word(base) }.store(CLOSED, Ordering::SeqCst);
     // After the first restart no sheaf is opened any more, after the second nothing is pushed.
     if !os::restart_sections_on(cpu) {
         return false;
@@ -776,8 +893,24 @@ fn close_some(
             break;
         }
         // A pop that was running may store its `top` still; then there is one object less, and another round.
-        while !os::restart_sections_on(cpu) {
-            relax();
+        let restarted = (0..RESTARTS).any(|_| {
+            os::restart_sections_on(cpu) || {
+                relax();
+                false
+            }
+        });
+        if !restarted {
+            // The kernel, which has helped before, does not any more: a filter is new. All goes back. Such a pop stores its
+            // `top`, which is one less, before that or after.
+            for class in classes {
+                let [top, last] = [half(class, 0), half(class, 1)];
+                let before = tops(class).load(Ordering::Relaxed);
+                let back = top.compare_exchange(0, before, Ordering::SeqCst, Ordering::Relaxed);
+                if before != 0 || back.is_err() {
+                    last.store((empty_header(class) >> 32) as u32, Ordering::SeqCst);
+                }
+            }
+            return false;
         }
     }
     for class in classes {
@@ -820,10 +953,10 @@ impl Region {
         Some(Region { base, _lock: lock.acquire(context)? })
     }
 
-    /// The word that says whether the region is closed.
-    fn closed(&self) -> &AtomicUsize {
+    /// The word that says whether sheaves may be opened in the region.
+    fn state(&self) -> &AtomicUsize {
         // SAFETY: a region.
-        unsafe { closed_word(self.base) }
+        unsafe { state_word(self.base) }
     }
 
     /// The halves of a header, which only the holder of the lock changes.
@@ -864,7 +997,7 @@ impl Region {
     /// As [`push`].
     unsafe fn push(&self, class: Class, object: *mut u8) -> bool {
         let [top_at, last_at] = self.header(class);
-        if last_at.load(Ordering::Relaxed) == 0 && self.closed().load(Ordering::Relaxed) == 0 {
+        if last_at.load(Ordering::Relaxed) == 0 && self.state().load(Ordering::Relaxed) == OPEN {
             let header = first_header(class);
             top_at.store(header as u32, Ordering::Relaxed);
             // Release, here and below: in this order for the child of a fork in between.
@@ -891,5 +1024,34 @@ impl Region {
         unsafe { ptr::copy_nonoverlapping(self.word(below + 1), to, len) };
         top_at.store(below, Ordering::Relaxed);
         len
+    }
+}
+
+#[cfg(all(test, not(any(miri, loom))))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_kernels() {
+        for broken in ["6.19.0", "6.19.12-arch1-1", "7.0.0-rc3", "7.0.13", "7.0", "6.19-rc1"] {
+            assert!(!aborts_sections_on_arm(broken.as_bytes()), "{broken}");
+        }
+        for sound in ["", "5.10.0", "6.1.9", "6.18.19", "7.0.14-generic", "7.1.0", "16.19.0", "x"] {
+            assert!(aborts_sections_on_arm(sound.as_bytes()), "{sound}");
+        }
+    }
+
+    /// No CPU has memory before it is used, and any number that a kernel may have can be looked up.
+    #[test]
+    fn regions_come_with_their_cpus() {
+        Context::enter(backend);
+        let numbers = CPUS.load(Ordering::Relaxed);
+        assert_eq!(numbers, if arch::HAVE_RSEQ { MAX_CPUS } else { numbers });
+        assert!(region_of(numbers - 1).is_none() && region_of(usize::MAX).is_none());
+        let last = REGIONS.load(Ordering::Relaxed).wrapping_add((numbers - 1) * REGION);
+        // SAFETY: what can be read.
+        let [top, end] = unsafe { header_halves(last, Class::RCU) };
+        assert_eq!((top.load(Ordering::Relaxed), end.load(Ordering::Relaxed)), (0, 0));
+        assert!(has_region(cpu()) && regions() > cpu());
     }
 }

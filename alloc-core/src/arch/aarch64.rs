@@ -3,7 +3,7 @@
 //! Registers of a critical section: `rs` the address of `struct rseq`, `at` scratch and then the region of this CPU,
 //! `slot` the address of the sheaf's header, `top` its index.
 
-use super::{CLOSED, HEADERS, Locals, REGION_SHIFT, RseqArea};
+use super::{HEADERS, Locals, OPEN, REGION_SHIFT, RseqArea, STATE};
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,14 +17,14 @@ pub(crate) const SIGNATURE: u32 = 0xd428_bc00;
 // thread-local can have (the thread control block is there), and `begin!` leaves on it.
 global_asm!(
     ".pushsection .tdata.hayloft_rseq, \"awT\", @progbits",
-    ".balign 32",
+    ".balign {align}",
     ".type hayloft_rseq_area, @object",
-    ".size hayloft_rseq_area, 32",
+    ".size hayloft_rseq_area, {area}",
     ".hidden hayloft_rseq_area",
     ".globl hayloft_rseq_area",
     "hayloft_rseq_area:",
     ".long 0, -1",
-    ".zero 24",
+    ".zero {area} - 8",
     ".type hayloft_locals, %object",
     ".size hayloft_locals, {locals}",
     ".hidden hayloft_locals",
@@ -42,6 +42,8 @@ global_asm!(
     ".zero 48",
     ".popsection",
     locals = const size_of::<Locals>(),
+    area = const size_of::<RseqArea>(),
+    align = const align_of::<RseqArea>(),
 );
 
 /// Opens a critical section: from here to `44:` the code restarts at `66:` when interrupted. Leaves this CPU's region
@@ -293,7 +295,7 @@ pub(crate) unsafe fn pop_batch(class: usize, floor: usize, to: *mut *mut u8, len
     moved
 }
 
-/// Writes `header` where this CPU's sheaf is still closed; does nothing on one that is open, or in a closed region.
+/// Writes `header` where this CPU's sheaf is still closed; does nothing on one that is open, or in a region that is not.
 ///
 /// # Safety
 /// `class` is the number of a sheaf, `header` the empty state of that sheaf, and the thread has a CPU.
@@ -305,8 +307,9 @@ pub(crate) unsafe fn open(class: usize, header: u64) {
             begin!(),
             "ldr {top}, [{slot}]",
             "cbnz {top}, 44f",
-            "ldr {top}, [{at}, {closed}]",
-            "cbnz {top}, 44f",
+            "ldr {top}, [{at}, {state}]",
+            "cmp {top}, {open}",
+            "b.ne 44f",
             "str {header}, [{slot}]",
             "44:",
             "88:",
@@ -316,14 +319,15 @@ pub(crate) unsafe fn open(class: usize, header: u64) {
             slot = out(reg) _,
             header = in(reg) header,
             offset = in(reg) HEADERS + class * 8,
-            closed = const CLOSED,
+            state = const STATE,
+            open = const OPEN,
             shift = const REGION_SHIFT,
             options(nostack),
         );
     }
 }
 
-/// Has this CPU's sheaf end at the word `last`, where it is open and ends below; does nothing in a closed region.
+/// Has this CPU's sheaf end at the word `last`, where it is open and ends below; does nothing in a region that is not open.
 ///
 /// # Safety
 /// `class` is the number of a sheaf, whose words go on to `last` at least, and the thread has a CPU.
@@ -337,8 +341,9 @@ pub(crate) unsafe fn widen(class: usize, last: u32) {
             "cbz {top:w}, 44f",
             "cmp {top:w}, {last:w}",
             "b.hs 44f",
-            "ldr {top}, [{at}, {closed}]",
-            "cbnz {top}, 44f",
+            "ldr {top}, [{at}, {state}]",
+            "cmp {top}, {open}",
+            "b.ne 44f",
             "str {last:w}, [{slot}, 4]",
             "44:",
             "88:",
@@ -348,7 +353,8 @@ pub(crate) unsafe fn widen(class: usize, last: u32) {
             slot = out(reg) _,
             last = in(reg) last,
             offset = in(reg) HEADERS + class * 8,
-            closed = const CLOSED,
+            state = const STATE,
+            open = const OPEN,
             shift = const REGION_SHIFT,
             options(nostack),
         );

@@ -77,6 +77,7 @@ pub(crate) fn locals() -> &'static Locals {
                 changing: AtomicUsize::new(0),
                 acts_as: AtomicUsize::new(0),
                 depth: AtomicU32::new(0),
+                registration: AtomicU32::new(0),
                 queueing: AtomicPtr::new(ptr::null_mut()),
             }
         };

@@ -8,7 +8,7 @@
 //! compute addresses by an instruction of their own: on Sapphire Rapids a pair takes 1.9 ns instead of 4, and through `free`,
 //! where the class hangs on the block, 3 ns instead of 8.
 
-use super::{CLOSED, FIRST, First, HEADERS, Locals, Push, REGION_SHIFT, RseqArea, UNIT_SHIFT};
+use super::{FIRST, First, HEADERS, Locals, OPEN, Push, REGION_SHIFT, RseqArea, STATE, UNIT_SHIFT};
 use core::arch::{asm, global_asm};
 use core::mem::offset_of;
 use core::sync::atomic::AtomicU64;
@@ -63,14 +63,14 @@ global_asm!(
 // own thread-local.
 global_asm!(
     ".pushsection .tdata.hayloft_rseq, \"awT\", @progbits",
-    ".balign 32",
+    ".balign {align}",
     ".type hayloft_rseq_area, @object",
-    ".size hayloft_rseq_area, 32",
+    ".size hayloft_rseq_area, {area}",
     ".hidden hayloft_rseq_area",
     ".globl hayloft_rseq_area",
     "hayloft_rseq_area:",
     ".long 0, -1",
-    ".zero 24",
+    ".zero {area} - 8",
     ".type hayloft_locals, @object",
     ".size hayloft_locals, {locals}",
     ".hidden hayloft_locals",
@@ -95,6 +95,8 @@ global_asm!(
     ".popsection",
     shift = const REGION_SHIFT,
     locals = const size_of::<Locals>(),
+    area = const size_of::<RseqArea>(),
+    align = const align_of::<RseqArea>(),
 );
 
 /// Opens a critical section: from here to `44:` the code restarts at `66:` when interrupted. Leaves this CPU's region
@@ -419,7 +421,7 @@ pub(crate) unsafe fn pop_batch(class: usize, floor: usize, to: *mut *mut u8, len
     moved
 }
 
-/// Writes `header` where this CPU's sheaf is still closed; does nothing on one that is open, or in a closed region.
+/// Writes `header` where this CPU's sheaf is still closed; does nothing on one that is open, or in a region that is not.
 ///
 /// # Safety
 /// `class` is the number of a sheaf, `header` the empty state of that sheaf, and the thread has a CPU.
@@ -431,7 +433,7 @@ pub(crate) unsafe fn open(class: usize, header: u64) {
             begin!(),
             "cmp qword ptr [{at} + {class}*8 + {headers}], 0",
             "jne 44f",
-            "cmp qword ptr [{at} + {closed}], 0",
+            "cmp qword ptr [{at} + {state}], {open}",
             "jne 44f",
             "mov qword ptr [{at} + {class}*8 + {headers}], {header}",
             "44:",
@@ -439,7 +441,8 @@ pub(crate) unsafe fn open(class: usize, header: u64) {
             at = out(reg) _,
             header = in(reg) header,
             class = in(reg) class,
-            closed = const CLOSED,
+            state = const STATE,
+            open = const OPEN,
             headers = const HEADERS,
             shift = const REGION_SHIFT,
             options(nostack),
@@ -447,7 +450,7 @@ pub(crate) unsafe fn open(class: usize, header: u64) {
     }
 }
 
-/// Has this CPU's sheaf end at the word `last`, where it is open and ends below; does nothing in a closed region.
+/// Has this CPU's sheaf end at the word `last`, where it is open and ends below; does nothing in a region that is not open.
 ///
 /// # Safety
 /// `class` is the number of a sheaf, whose words go on to `last` at least, and the thread has a CPU.
@@ -462,7 +465,7 @@ pub(crate) unsafe fn widen(class: usize, last: u32) {
             "je 44f",
             "cmp {old:e}, {last:e}",
             "jae 44f",
-            "cmp qword ptr [{at} + {closed}], 0",
+            "cmp qword ptr [{at} + {state}], {open}",
             "jne 44f",
             "mov dword ptr [{at} + {class}*8 + {headers} + 4], {last:e}",
             "44:",
@@ -471,7 +474,8 @@ pub(crate) unsafe fn widen(class: usize, last: u32) {
             old = out(reg) _,
             last = in(reg) last,
             class = in(reg) class,
-            closed = const CLOSED,
+            state = const STATE,
+            open = const OPEN,
             headers = const HEADERS,
             shift = const REGION_SHIFT,
             options(nostack),

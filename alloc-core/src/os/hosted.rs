@@ -32,6 +32,18 @@ pub(crate) unsafe fn commit(_address: NonNull<u8>, _len: usize) -> bool {
     true
 }
 
+pub(crate) unsafe fn let_read(_address: NonNull<u8>, _len: usize) -> bool {
+    true
+}
+
+pub(crate) fn cpu_numbers() -> usize {
+    1
+}
+
+pub(crate) fn has_little_address_space() -> bool {
+    true
+}
+
 pub(crate) unsafe fn decommit(address: NonNull<u8>, len: usize) -> bool {
     // SAFETY: the caller's promise: committed memory with dead contents.
     unsafe { address.write_bytes(0, len) };

@@ -163,6 +163,17 @@ pub(crate) unsafe fn commit(address: NonNull<u8>, len: usize) -> bool {
     done
 }
 
+/// Makes reserved pages readable; they read as zero, and take no memory. False where the kernel refused.
+///
+/// # Safety
+/// `address..address + len` lies in one reservation, on page boundaries.
+pub(crate) unsafe fn let_read(address: NonNull<u8>, len: usize) -> bool {
+    debug_assert_pages(address, len);
+    let arguments = [address.addr().get(), len, word(libc::PROT_READ)];
+    // SAFETY: the caller's promise; rights are only added.
+    !fails(Call::Mprotect) && unsafe { call(libc::SYS_mprotect, arguments).is_ok() }
+}
+
 /// Gives the memory of committed pages back; they read as zero from now on. False where the kernel refused.
 ///
 /// # Safety
@@ -421,14 +432,14 @@ pub(crate) fn list(path: fmt::Arguments<'_>, mut each: impl FnMut(usize, usize))
     }
 }
 
-/// Registers this thread's `struct rseq`; false where the kernel refuses.
+/// Registers this thread's `struct rseq`; false where the kernel refuses. One that a handler has registered meanwhile is.
 ///
 /// # Safety
 /// The area stays valid until [`unregister_rseq`] or the end of the thread.
 pub(crate) unsafe fn register_rseq(area: *mut RseqArea) -> bool {
     const REGISTER: usize = 0;
     // SAFETY: the caller's promise.
-    !fails(Call::Rseq) && unsafe { rseq(area, REGISTER).is_ok() }
+    !fails(Call::Rseq) && matches!(unsafe { rseq(area, REGISTER) }, Ok(_) | Err(libc::EBUSY))
 }
 
 /// Takes back what [`register_rseq`] did.
@@ -444,9 +455,38 @@ pub(crate) unsafe fn unregister_rseq(area: *mut RseqArea) {
 /// # Safety
 /// As [`register_rseq`].
 unsafe fn rseq(area: *mut RseqArea, flags: usize) -> Result<usize, c_int> {
-    let arguments = [area.expose_provenance(), size_of::<RseqArea>(), flags, SIGNATURE as usize];
+    // SAFETY: numbers only.
+    let [size, align] = [AT_RSEQ_FEATURE_SIZE, AT_RSEQ_ALIGN]
+        .map(|which| unsafe { libc::getauxval(which) } as usize);
+    let arguments = [area.expose_provenance(), rseq_len(size, align), flags, SIGNATURE as usize];
     // SAFETY: the caller's promise.
     unsafe { call(libc::SYS_rseq, arguments) }
+}
+
+/// Bytes of what the kernel knows of `struct rseq`, and its alignment: of the auxiliary vector since Linux 6.3.
+const AT_RSEQ_FEATURE_SIZE: c_ulong = 27;
+const AT_RSEQ_ALIGN: c_ulong = 28;
+
+/// Returns as how long an area is to be registered, by what the kernel says it knows: all of that where there is room, so that
+/// the kernel takes it for one of the second version of the interface; else as long as areas were at first.
+fn rseq_len(size: usize, align: usize) -> usize {
+    const FIRST: usize = 32;
+    let len = size.next_multiple_of(align.max(1));
+    let fits = align <= align_of::<RseqArea>() && len <= size_of::<RseqArea>();
+    if fits { len.max(FIRST) } else { FIRST }
+}
+
+/// The version of the kernel, such as `6.18.5-generic`, as far as there is room for it.
+#[cfg(target_arch = "aarch64")]
+pub(crate) fn release(room: &mut [u8; 65]) -> &[u8] {
+    // SAFETY: zeros are a valid value.
+    let mut names: libc::utsname = unsafe { core::mem::zeroed() };
+    // SAFETY: the names are ours to be written.
+    let _ = unsafe { call(libc::SYS_uname, [(&raw mut names).expose_provenance()]) };
+    for (to, from) in room.iter_mut().zip(names.release) {
+        *to = from as u8;
+    }
+    CStr::from_bytes_until_nul(room).unwrap_or_default().to_bytes()
 }
 
 /// A hook for the ends of threads.
@@ -857,6 +897,28 @@ impl CpuMask {
     }
 }
 
+/// Returns how many CPU numbers the kernel tells apart, as it has a mask of them; 0 where it does not say.
+#[cold]
+#[inline(never)]
+pub(crate) fn cpu_numbers() -> usize {
+    const THIS_THREAD: usize = 0;
+    let mut mask = CpuMask::NONE;
+    let to = (&raw mut mask).expose_provenance();
+    let arguments = [THIS_THREAD, size_of::<CpuMask>(), to];
+    // SAFETY: the mask is ours and its length is given. What is returned is the length of the kernel's own.
+    unsafe { call(libc::SYS_sched_getaffinity, arguments) }.map_or(0, |bytes| bytes * 8)
+}
+
+/// Whether the address space of the process is limited.
+pub(crate) fn has_little_address_space() -> bool {
+    const THIS_PROCESS: usize = 0;
+    let mut limit = [u64::MAX; 2];
+    let to = (&raw mut limit).expose_provenance();
+    let arguments = [THIS_PROCESS, libc::RLIMIT_AS as usize, 0, to];
+    // SAFETY: the limits are ours to be written, two numbers of 64 bits.
+    unsafe { call(libc::SYS_prlimit64, arguments).is_ok() && limit[0] != u64::MAX }
+}
+
 /// CPUs that the main thread may run on.
 pub(crate) fn affinity() -> CpuMask {
     let mut mask = CpuMask::NONE;
@@ -886,7 +948,9 @@ fn restart_by_membarrier(cpu: usize) -> bool {
         }
 }
 
-/// While this thread runs on a CPU, no other does, and whose section was preempted by that starts again.
+/// While this thread runs on a CPU, no other does, and whose section was preempted by that starts again. For kernels before 5.10,
+/// and filters that refuse `membarrier`. This thread's affinity is changed for that, and then what it was, unless somebody else
+/// has changed it meanwhile. (One who does so between the look and the change is overridden; the kernel has no call for both.)
 #[cold]
 #[inline(never)]
 fn restart_by_visit(cpu: usize) -> bool {
@@ -906,10 +970,17 @@ fn visit<const WORDS: usize>(cpu: usize) -> bool {
     };
     // SAFETY: both masks are ours, and as long as the kernel is told.
     unsafe {
-        call(libc::SYS_sched_getaffinity, arguments(&raw mut before)).is_ok()
-            && call(libc::SYS_sched_setaffinity, arguments(&raw mut there)).is_ok()
+        let visited = call(libc::SYS_sched_getaffinity, arguments(&raw mut before)).is_ok()
+            && call(libc::SYS_sched_setaffinity, arguments(&raw mut there)).is_ok();
+        let is_mine = visited
+            && call(libc::SYS_sched_getaffinity, arguments(&raw mut there)).is_ok()
+            && there.iter().map(|word| word.count_ones()).sum::<u32>() == 1
+            && there.get(cpu / 64).is_some_and(|word| word >> (cpu % 64) & 1 == 1);
+        if is_mine {
             // If this fails the thread stays there, which is no harm but to speed.
-            && call(libc::SYS_sched_setaffinity, arguments(&raw mut before)).is_ok()
+            let _ = call(libc::SYS_sched_setaffinity, arguments(&raw mut before));
+        }
+        visited
     }
 }
 
@@ -1047,7 +1118,17 @@ pub(super) fn abort() -> ! {
 
 #[cfg(test)]
 mod tests {
-    use super::larger_pages;
+    use super::{larger_pages, rseq_len};
+
+    #[test]
+    fn lengths_of_rseq_areas() {
+        // Before 6.3, with what 6.3 knows, with what 7.0 knows, and with what there is no room for.
+        for ((size, align), len) in
+            [((0, 0), 32), ((20, 32), 32), ((28, 32), 32), ((33, 64), 64), ((80, 128), 32)]
+        {
+            assert_eq!(rseq_len(size, align), len, "{size} {align}");
+        }
+    }
 
     #[test]
     fn page_sizes() {

@@ -49,12 +49,15 @@ pub(crate) enum Remapped {
 pub(crate) use files::{Identity, close, duplicate, identity, pid_namespace, replace};
 #[cfg(miri)]
 pub(crate) use imp::bare;
+#[cfg(all(target_arch = "aarch64", not(miri)))]
+pub(crate) use imp::release;
 pub(crate) use imp::{
     CpuMask, Signal, ThreadExit, ThreadSlot, admit_signal, affinity, at_exit, at_fork,
-    block_signals, commit, current_cpu, current_cpu_and_node, decommit, has_signals_blocked,
-    is_main_thread, is_realtime_signal, list, milliseconds, most_threads, name_thread, page_size,
-    prefer_huge_pages, prefer_node, process_id, read, read_bytes, register_rseq, remap, remove,
-    renew, reserve, restart_sections_on, schedule_as_the_process, set_dumped, share, signal_thread,
+    block_signals, commit, cpu_numbers, current_cpu, current_cpu_and_node, decommit,
+    has_little_address_space, has_signals_blocked, is_main_thread, is_realtime_signal, let_read,
+    list, milliseconds, most_threads, name_thread, page_size, prefer_huge_pages, prefer_node,
+    process_id, read, read_bytes, register_rseq, remap, remove, renew, reserve,
+    restart_sections_on, schedule_as_the_process, set_dumped, share, signal_thread,
     sleep_microseconds, spawn, system_page_size, take_signal, thread_id, unregister_rseq,
     unreserve, write_all, yield_now,
 };
