@@ -556,3 +556,46 @@ fn in_a_slow_path_while_another_gives_memory_back() {
         });
     });
 }
+
+/// Threads of the parent make and destroy caches, and wait for each other. Those of the child do so as
+/// well: nothing in its locks is left of the parent's.
+#[test]
+fn while_others_contend_for_locks() {
+    fn make_caches(prefix: &str, rounds: usize) {
+        for round in 0..rounds {
+            let name = format!("{prefix} {round}");
+            let cache = Cache::builder(&name, Layout::new::<[u64; 9]>()).build().expect("a cache");
+            let object = cache.alloc().expect("memory");
+            // SAFETY: an object of this cache, which nobody uses.
+            unsafe { cache.free(object) };
+            cache.destroy().expect("no object is in use");
+        }
+    }
+    on_both_backends(|| {
+        thread::scope(|scope| {
+            for number in 0..8 {
+                scope.spawn(move || {
+                    while !DONE.load(Ordering::Relaxed) {
+                        make_caches(&format!("parent {number}"), 1);
+                    }
+                });
+            }
+            for _ in 0..10 {
+                let child = fork();
+                if child == 0 {
+                    thread::scope(|scope| {
+                        for number in 0..8 {
+                            scope.spawn(move || make_caches(&format!("child {number}"), 5));
+                        }
+                    });
+                    live();
+                    // SAFETY: ends the process at once.
+                    unsafe { libc::_exit(0) }
+                }
+                wait_for(child);
+            }
+            DONE.store(true, Ordering::Relaxed);
+        });
+        live();
+    });
+}
