@@ -100,7 +100,7 @@ pub fn barrier() {
 }
 
 /// Gives all memory back to the system that no object in use needs: what CPUs and nodes keep goes to the slabs, empty slabs and
-/// free pages to the system; how many bytes it got. Empty slabs of a cache with [`CacheFlags::TYPESAFE_BY_RCU`] stay: see
+/// free pages to the system; how many bytes that are, of which some may never have been touched. Empty slabs of a cache with [`CacheFlags::TYPESAFE_BY_RCU`] stay: see
 /// [`Cache::shrink`]. Not for handlers. (`malloc_trim`.)
 pub fn trim() -> usize {
     let _caches = SLAB_MUTEX.lock();
