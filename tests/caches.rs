@@ -4,7 +4,7 @@ use std::alloc::Layout;
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::mem::MaybeUninit;
-use std::os::unix::thread::JoinHandleExt as _;
+use std::os::unix::thread::{JoinHandleExt as _, RawPthread};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{OnceLock, mpsc};
@@ -709,7 +709,8 @@ fn idle_programs_free_what_was_deferred() {
 #[test]
 fn who_waits_for_readers_is_not_cancelled() {
     unsafe extern "C" {
-        fn pthread_cancel(thread: libc::pthread_t) -> libc::c_int;
+        // As the standard library has it: libc's is a pointer with musl.
+        fn pthread_cancel(thread: RawPthread) -> libc::c_int;
         fn pthread_setcancelstate(state: libc::c_int, old: *mut libc::c_int) -> libc::c_int;
     }
     const DISABLE: libc::c_int = 1;
