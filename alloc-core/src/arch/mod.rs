@@ -100,7 +100,14 @@ pub(crate) struct Locals {
     pub(crate) registration: AtomicU32,
     /// The item of irq work that this thread is queueing, and what that interrupted.
     pub(crate) queueing: AtomicPtr<()>,
+    /// What the lock witness knows of this thread.
+    #[cfg(debug_assertions)]
+    pub(crate) witness: [AtomicUsize; WITNESS_WORDS],
 }
+
+/// Words of the lock witness.
+#[cfg(debug_assertions)]
+pub(crate) const WITNESS_WORDS: usize = 34;
 
 /// Where the units of the first arena are, and their metadata: on a line that is not written any more, unlike those of the arena.
 #[repr(C, align(64))]

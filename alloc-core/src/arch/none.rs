@@ -79,6 +79,8 @@ pub(crate) fn locals() -> &'static Locals {
                 depth: AtomicU32::new(0),
                 registration: AtomicU32::new(0),
                 queueing: AtomicPtr::new(ptr::null_mut()),
+                #[cfg(debug_assertions)]
+                witness: [const { AtomicUsize::new(0) }; super::WITNESS_WORDS],
             }
         };
     }

@@ -7,7 +7,7 @@
 //!
 //! A breach ends the process with both places in the message. In release builds nothing of this is there.
 //!
-//! This file may touch `os`.
+//! This file may touch `arch` and `os`.
 
 /// Locks of a class are taken alike.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,15 +74,14 @@ mod nothing {
 
 #[cfg(all(debug_assertions, not(loom)))]
 mod checking {
-    extern crate std;
-
     use super::super::Context;
     use super::LockClass;
+    use crate::arch::{self, WITNESS_WORDS};
     use crate::os;
-    use core::cell::Cell;
+    use core::mem;
     use core::panic::Location;
     use core::ptr;
-    use core::sync::atomic::{AtomicPtr, Ordering, compiler_fence};
+    use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering, compiler_fence};
 
     const CLASSES: usize = LockClass::Arena as usize + 1;
     /// Locks that a thread may hold, handlers included.
@@ -91,12 +90,64 @@ mod checking {
     type Place = &'static Location<'static>;
     type Held = Option<(LockClass, Place)>;
 
-    std::thread_local! {
-        /// What this thread holds: the first so many, of which those that a handler finds being written are empty.
-        static HELD: [Cell<Held>; MAX_HELD] = const { [const { Cell::new(None) }; MAX_HELD] };
-        static COUNT: Cell<usize> = const { Cell::new(0) };
-        /// This thread is in the handler of a CPU.
-        static INTERRUPTED: Cell<bool> = const { Cell::new(false) };
+    /// What is known of this thread; zero at its start. Only the thread itself and handlers on it
+    /// use it.
+    struct Known {
+        /// Locks that it holds.
+        count: &'static AtomicUsize,
+        /// 1 in the handler of a CPU.
+        interrupted: &'static AtomicUsize,
+        /// The first so many locks, each by its class plus one and where it was taken. Those that a
+        /// handler finds being written are empty.
+        held: &'static [AtomicUsize],
+    }
+
+    const _: () = assert!(WITNESS_WORDS == 2 + 2 * MAX_HELD);
+
+    impl Known {
+        fn of_this_thread() -> Known {
+            let [count, interrupted, held @ ..] = &arch::locals().witness;
+            Known { count, interrupted, held }
+        }
+
+        fn count(&self) -> usize {
+            self.count.load(Ordering::Relaxed)
+        }
+
+        fn set_count(&self, count: usize) {
+            self.count.store(count, Ordering::Relaxed);
+        }
+
+        fn get(&self, number: usize) -> Held {
+            let [class, place] = self.held.get(2 * number..)?.first_chunk()?;
+            let class = class.load(Ordering::Relaxed).checked_sub(1)? as u8;
+            let place: *const Location<'static> =
+                ptr::with_exposed_provenance(place.load(Ordering::Relaxed));
+            // SAFETY: what `set` stored, the class last.
+            Some(unsafe { (mem::transmute::<u8, LockClass>(class), &*place) })
+        }
+
+        /// Notes a lock, or none; false where there is no room.
+        fn set(&self, number: usize, lock: Held) -> bool {
+            let Some([class, place]) =
+                self.held.get(2 * number..).and_then(|words| words.first_chunk())
+            else {
+                return false;
+            };
+            class.store(0, Ordering::Relaxed);
+            compiler_fence(Ordering::SeqCst);
+            if let Some((of, at)) = lock {
+                place.store(ptr::from_ref(at).expose_provenance(), Ordering::Relaxed);
+                compiler_fence(Ordering::SeqCst);
+                class.store(of as usize + 1, Ordering::Relaxed);
+            }
+            true
+        }
+
+        /// The locks that it holds.
+        fn all(&self) -> impl DoubleEndedIterator<Item = (usize, (LockClass, Place))> {
+            (0..self.count()).filter_map(|number| Some((number, self.get(number)?)))
+        }
     }
 
     /// Where a lock of one class was held, and one of another was waited for.
@@ -191,85 +242,72 @@ mod checking {
             may_sleep();
         }
         let here = Location::caller();
-        COUNT.with(|count| {
-            HELD.with(|held| {
-                for held in held.iter().take(count.get()).filter_map(Cell::get) {
-                    if held.0 == class {
-                        os::abort(format_args!(
-                            "a second lock of class {class:?} is waited for at {here}; the first was taken at {}",
-                            held.1
-                        ));
-                    }
-                    if let Err(before) = GRAPH.add(held, (class, here)) {
-                        os::abort(format_args!(
-                            "{class:?} is waited for at {here} with {:?} held since {}; before, on the way the other \
-                             way round, {} with a lock held since {}",
-                            held.0, held.1, before.waited, before.held
-                        ));
-                    }
-                }
-            });
-        });
+        for (_, held) in Known::of_this_thread().all() {
+            if held.0 == class {
+                os::abort(format_args!(
+                    "a second lock of class {class:?} is waited for at {here}; the first was taken at {}",
+                    held.1
+                ));
+            }
+            if let Err(before) = GRAPH.add(held, (class, here)) {
+                os::abort(format_args!(
+                    "{class:?} is waited for at {here} with {:?} held since {}; before, on the way the other \
+                     way round, {} with a lock held since {}",
+                    held.0, held.1, before.waited, before.held
+                ));
+            }
+        }
     }
 
     /// To be called when a lock was taken.
     #[track_caller]
     pub(crate) fn acquired(class: LockClass) {
         let here = Location::caller();
-        COUNT.with(|count| {
-            let number = count.get();
-            // First the place, then what is in it: a handler in between puts its own above.
-            count.set(number + 1);
-            compiler_fence(Ordering::SeqCst);
-            HELD.with(|held| match held.get(number) {
-                Some(entry) => entry.set(Some((class, here))),
-                None => os::abort(format_args!("more than {MAX_HELD} locks held at {here}")),
-            });
-        });
+        let known = Known::of_this_thread();
+        let number = known.count();
+        // First the place, then what is in it: a handler in between puts its own above.
+        known.set_count(number + 1);
+        compiler_fence(Ordering::SeqCst);
+        if !known.set(number, Some((class, here))) {
+            os::abort(format_args!("more than {MAX_HELD} locks held at {here}"));
+        }
     }
 
     /// To be called before a lock is let go of.
     #[track_caller]
     pub(crate) fn released(class: LockClass) {
-        COUNT.with(|count| {
-            HELD.with(|held| {
-                let found = held
-                    .iter()
-                    .take(count.get())
-                    .rposition(|entry| entry.get().is_some_and(|(held, _)| held == class));
-                let Some(found) = found else {
-                    os::abort(format_args!(
-                        "{class:?} is let go of at {} but not held",
-                        Location::caller()
-                    ))
-                };
-                for number in found..count.get() - 1 {
-                    held[number].set(held[number + 1].get());
-                }
-                held[count.get() - 1].set(None);
-            });
-            compiler_fence(Ordering::SeqCst);
-            count.set(count.get() - 1);
-        });
+        let known = Known::of_this_thread();
+        let Some((found, _)) = known.all().rfind(|(_, (held, _))| *held == class) else {
+            os::abort(format_args!("{class:?} is let go of at {} but not held", Location::caller()))
+        };
+        let last = known.count() - 1;
+        for number in found..last {
+            known.set(number, known.get(number + 1));
+        }
+        known.set(last, None);
+        compiler_fence(Ordering::SeqCst);
+        known.set_count(last);
     }
 
     /// To be called by what may sleep for long: not for slow paths, nor for the handler of a CPU.
     #[track_caller]
     pub(crate) fn may_sleep() {
-        if INTERRUPTED.get() || !Context::is_outermost() {
+        let interrupted = Known::of_this_thread().interrupted.load(Ordering::Relaxed) != 0;
+        if interrupted || !Context::is_outermost() {
             os::abort(format_args!(
                 "{} may sleep, in a {}",
                 Location::caller(),
-                if INTERRUPTED.get() { "handler" } else { "slow path" }
+                if interrupted { "handler" } else { "slow path" }
             ));
         }
     }
 
     /// Runs the handler of a CPU.
     pub(crate) fn interrupt<R>(handler: impl FnOnce() -> R) -> R {
-        INTERRUPTED.set(true);
+        let interrupted = Known::of_this_thread().interrupted;
+        interrupted.store(1, Ordering::Relaxed);
         let result = handler();
-        INTERRUPTED.set(false);
+        interrupted.store(0, Ordering::Relaxed);
         result
     }
 }
