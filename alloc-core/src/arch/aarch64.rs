@@ -3,8 +3,9 @@
 //! Registers of a critical section: `rs` the address of `struct rseq`, `at` scratch and then the region of this CPU,
 //! `slot` the address of the sheaf's header, `top` its index.
 
-use super::{HEADERS, Locals, OPEN, REGION_SHIFT, RseqArea, STATE};
+use super::{HEADERS, Locals, MOST_ABORTS, OPEN, REGION_SHIFT, RseqArea, STATE};
 use core::arch::{asm, global_asm};
+use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// This build has restartable sequences; whether the kernel grants them is seen at run time.
@@ -29,7 +30,10 @@ global_asm!(
     ".size hayloft_locals, {locals}",
     ".hidden hayloft_locals",
     ".globl hayloft_locals",
-    "hayloft_locals: .zero {locals}",
+    "hayloft_locals: .zero {aborts}",
+    ".hidden hayloft_aborts",
+    ".globl hayloft_aborts",
+    "hayloft_aborts: .zero {locals} - {aborts}",
     ".popsection",
     ".pushsection .data.hayloft_hot, \"aw\", @progbits",
     ".balign 64",
@@ -44,12 +48,13 @@ global_asm!(
     locals = const size_of::<Locals>(),
     area = const size_of::<RseqArea>(),
     align = const align_of::<RseqArea>(),
+    aborts = const offset_of!(Locals, aborts),
 );
 
-/// Opens a critical section: from here to `44:` the code restarts at `66:` when interrupted. Leaves this CPU's region
-/// in `at`; goes to `88:` where nothing is set up yet.
+/// Opens a critical section: from here to `44:` the code restarts at `66:` when interrupted, or leaves with what the argument
+/// does as if there were no sheaf (see [`super`]). Leaves this CPU's region in `at`; goes to `88:` where nothing is set up yet.
 macro_rules! begin {
-    () => {
+    ($miss:literal) => {
         concat!(
             ".pushsection __rseq_cs, \"aw\", @progbits\n",
             ".balign 32\n",
@@ -59,7 +64,19 @@ macro_rules! begin {
             ".pushsection .text.rseq_abort, \"ax\", @progbits\n",
             // RSEQ_SIG: `brk #0x45e0`.
             ".inst 0xd428bc00\n",
-            "55: b 66f\n",
+            "55: mrs {at}, tpidr_el0\n",
+            "adrp {top}, :gottprel:hayloft_aborts\n",
+            "ldr {top}, [{top}, :gottprel_lo12:hayloft_aborts]\n",
+            "add {at}, {at}, {top}\n",
+            "ldr {top:w}, [{at}]\n",
+            "add {top:w}, {top:w}, #1\n",
+            "str {top:w}, [{at}]\n",
+            "cmp {top:w}, #{most}\n",
+            "b.hs 56f\n",
+            "b 66f\n",
+            "56:\n",
+            $miss,
+            "\nb 44f\n",
             ".popsection\n",
             "adrp {at}, hayloft_rseq_offset\n",
             "add {at}, {at}, :lo12:hayloft_rseq_offset\n",
@@ -94,7 +111,7 @@ pub(crate) unsafe fn pop(class: usize) -> *mut u8 {
     unsafe {
         asm!(
             "mov {object}, xzr",
-            begin!(),
+            begin!("mov {object}, xzr"),
             "ldr {top:w}, [{slot}]",
             "ldr {object}, [{at}, {top}, lsl #3]",
             "cbz {object}, 44f",
@@ -109,6 +126,7 @@ pub(crate) unsafe fn pop(class: usize) -> *mut u8 {
             object = out(reg) object,
             offset = in(reg) HEADERS + class * 8,
             shift = const REGION_SHIFT,
+            most = const MOST_ABORTS,
             options(nostack),
         );
     }
@@ -127,7 +145,7 @@ pub(crate) unsafe fn push(class: usize, object: *mut u8) -> bool {
     unsafe {
         asm!(
             "mov {pushed}, xzr",
-            begin!(),
+            begin!("mov {pushed}, xzr"),
             "ldr {top:w}, [{slot}]",
             "ldr {pushed:w}, [{slot}, #4]",
             "subs {pushed:w}, {pushed:w}, {top:w}",
@@ -145,6 +163,7 @@ pub(crate) unsafe fn push(class: usize, object: *mut u8) -> bool {
             object = in(reg) object,
             offset = in(reg) HEADERS + class * 8,
             shift = const REGION_SHIFT,
+            most = const MOST_ABORTS,
             options(nostack),
         );
     }
@@ -164,7 +183,7 @@ pub(crate) unsafe fn push_once(class: usize, object: *mut u8) -> bool {
     unsafe {
         asm!(
             "mov {pushed}, xzr",
-            begin!(),
+            begin!("mov {pushed}, xzr"),
             "ldr {top:w}, [{slot}]",
             "ldr {pushed:w}, [{slot}, #4]",
             "subs {pushed:w}, {pushed:w}, {top:w}",
@@ -191,6 +210,7 @@ pub(crate) unsafe fn push_once(class: usize, object: *mut u8) -> bool {
             object = in(reg) object,
             offset = in(reg) HEADERS + class * 8,
             shift = const REGION_SHIFT,
+            most = const MOST_ABORTS,
             options(nostack),
         );
     }
@@ -208,7 +228,7 @@ pub(crate) unsafe fn push_batch(class: usize, from: *const *mut u8, len: usize) 
     unsafe {
         asm!(
             "mov {moved}, xzr",
-            begin!(),
+            begin!("mov {moved}, xzr"),
             "ldr {top:w}, [{slot}]",
             "ldr {moved:w}, [{slot}, #4]",
             "subs {moved}, {moved}, {top}",
@@ -240,6 +260,7 @@ pub(crate) unsafe fn push_batch(class: usize, from: *const *mut u8, len: usize) 
             len = in(reg) len,
             offset = in(reg) HEADERS + class * 8,
             shift = const REGION_SHIFT,
+            most = const MOST_ABORTS,
             options(nostack),
         );
     }
@@ -257,7 +278,7 @@ pub(crate) unsafe fn pop_batch(class: usize, floor: usize, to: *mut *mut u8, len
     unsafe {
         asm!(
             "mov {moved}, xzr",
-            begin!(),
+            begin!("mov {moved}, xzr"),
             "ldr {top:w}, [{slot}]",
             "subs {moved}, {top}, {floor}",
             "csel {moved}, {moved}, xzr, hi",
@@ -289,6 +310,7 @@ pub(crate) unsafe fn pop_batch(class: usize, floor: usize, to: *mut *mut u8, len
             floor = in(reg) floor,
             offset = in(reg) HEADERS + class * 8,
             shift = const REGION_SHIFT,
+            most = const MOST_ABORTS,
             options(nostack),
         );
     }
@@ -304,7 +326,7 @@ pub(crate) unsafe fn open(class: usize, header: u64) {
     // SAFETY: one store, of a value that describes words nobody else uses.
     unsafe {
         asm!(
-            begin!(),
+            begin!(""),
             "ldr {top}, [{slot}]",
             "cbnz {top}, 44f",
             "ldr {top}, [{at}, {state}]",
@@ -322,6 +344,7 @@ pub(crate) unsafe fn open(class: usize, header: u64) {
             state = const STATE,
             open = const OPEN,
             shift = const REGION_SHIFT,
+            most = const MOST_ABORTS,
             options(nostack),
         );
     }
@@ -336,7 +359,7 @@ pub(crate) unsafe fn widen(class: usize, last: u32) {
     // SAFETY: one store, of a value that describes words of the sheaf.
     unsafe {
         asm!(
-            begin!(),
+            begin!(""),
             "ldr {top:w}, [{slot}, 4]",
             "cbz {top:w}, 44f",
             "cmp {top:w}, {last:w}",
@@ -356,6 +379,7 @@ pub(crate) unsafe fn widen(class: usize, last: u32) {
             state = const STATE,
             open = const OPEN,
             shift = const REGION_SHIFT,
+            most = const MOST_ABORTS,
             options(nostack),
         );
     }

@@ -25,12 +25,16 @@
 //! start:    load the CPU number, find its region, read, write words nobody reads yet
 //!           store `top`                                              <- the commit
 //! end:
-//! abort:    jump to prepare (in a cold section, behind the signature the kernel demands)
+//! abort:    count; jump to prepare, or leave (in a cold section, behind the signature the kernel demands)
 //! ```
 //!
 //! If the thread is preempted, migrated or handles a signal between start and end, the kernel resumes it at `abort`.
 //! That makes the section atomic towards everything that can run on this CPU, a handler on this very thread included,
 //! without an atomic instruction. Nothing may be *called* between start and end.
+//!
+//! A thread that a debugger steps, or a timer interrupts all the time, never gets from start to end. So after
+//! [`MOST_ABORTS`] restarts a section leaves as if there were no sheaf, and each one that is interrupted in the slow path
+//! that follows does so at once. The end of that slow path counts from zero again.
 //!
 //! The CPU number is -1 in a thread not registered yet and -2 in one that cannot be. Two closed regions lie in front
 //! of CPU 0's, so such a thread misses and takes the slow path, again without a test.
@@ -55,6 +59,9 @@ pub(crate) const OPEN: usize = 1;
 
 /// Byte offset in a region of the header of sheaf 0; those of others follow.
 pub(crate) const HEADERS: usize = 16;
+
+/// How many times sections of a thread are interrupted, between two slow paths, before one gives up.
+pub(crate) const MOST_ABORTS: u32 = 16;
 
 /// Log2 of the bytes between the regions of neighbouring CPUs.
 pub(crate) const REGION_SHIFT: u32 = 18;
@@ -98,6 +105,9 @@ pub(crate) struct Locals {
     pub(crate) depth: AtomicU32,
     /// Not 0 once somebody tried to register this thread for restartable sequences.
     pub(crate) registration: AtomicU32,
+    /// Sections that were interrupted since a slow path last saw [`MOST_ABORTS`] of them. Counted by the sections themselves,
+    /// those of handlers too, so these do not leave it as they found it.
+    pub(crate) aborts: AtomicU32,
     /// The item of irq work that this thread is queueing, and what that interrupted.
     pub(crate) queueing: AtomicPtr<()>,
     /// What the lock witness knows of this thread.

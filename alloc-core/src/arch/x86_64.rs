@@ -8,7 +8,10 @@
 //! compute addresses by an instruction of their own: on Sapphire Rapids a pair takes 1.9 ns instead of 4, and through `free`,
 //! where the class hangs on the block, 3 ns instead of 8.
 
-use super::{FIRST, First, HEADERS, Locals, OPEN, Push, REGION_SHIFT, RseqArea, STATE, UNIT_SHIFT};
+use super::{
+    FIRST, First, HEADERS, Locals, MOST_ABORTS, OPEN, Push, REGION_SHIFT, RseqArea, STATE,
+    UNIT_SHIFT,
+};
 use core::arch::{asm, global_asm};
 use core::mem::offset_of;
 use core::sync::atomic::AtomicU64;
@@ -75,7 +78,10 @@ global_asm!(
     ".size hayloft_locals, {locals}",
     ".hidden hayloft_locals",
     ".globl hayloft_locals",
-    "hayloft_locals: .zero {locals}",
+    "hayloft_locals: .zero {aborts}",
+    ".hidden hayloft_aborts",
+    ".globl hayloft_aborts",
+    "hayloft_aborts: .zero {locals} - {aborts}",
     ".popsection",
     ".pushsection .bss.hayloft_closed_region, \"aw\", @nobits",
     ".balign 64",
@@ -97,12 +103,18 @@ global_asm!(
     locals = const size_of::<Locals>(),
     area = const size_of::<RseqArea>(),
     align = const align_of::<RseqArea>(),
+    aborts = const offset_of!(Locals, aborts),
 );
 
-/// Opens a critical section: from here to `44:` the code restarts at `66:` when interrupted. Leaves this CPU's region
-/// in `at`.
+/// Opens a critical section: from here to `44:` the code restarts at `66:` when interrupted, or leaves with what the argument
+/// does as if there were no sheaf (see [`super`]). Leaves this CPU's region in `at`.
+///
+/// A signal that interrupts the section finds the thread at the abort handler, so whoever walks the stack from a signal handler
+/// starts there. The handler's unwind table says that it was called from `66:`, with all registers as they are: the table of the
+/// function around that goes on from there. Where `66:` is, is read from the start of the handler, which is aligned to 64 bytes and
+/// not longer, so the rule is the same for each instruction of each handler.
 macro_rules! begin {
-    () => {
+    ($miss:literal) => {
         concat!(
             ".pushsection __rseq_cs, \"aw\", @progbits\n",
             ".balign 32\n",
@@ -110,10 +122,22 @@ macro_rules! begin {
             ".quad 33f, 44f - 33f, 55f\n",
             ".popsection\n",
             ".pushsection .text.rseq_abort, \"ax\", @progbits\n",
+            ".balign 64\n",
+            ".cfi_startproc\n",
+            ".cfi_def_cfa 7, 0\n",
+            // The instruction pointer, 16, by DW_CFA_val_expression: that with its last 6 bits zero (DW_OP_breg16 0,
+            // DW_OP_const1s -64, DW_OP_and), plus the word there (DW_OP_dup, DW_OP_deref, DW_OP_plus).
+            ".cfi_escape 0x16, 16, 8, 0x80, 0, 0x09, 0xc0, 0x1a, 0x12, 0x06, 0x22\n",
+            ".quad 66f - .\n",
             // RSEQ_SIG, dressed as the displacement of an undefined instruction.
             ".byte 0x0f, 0xb9, 0x3d\n",
             ".long 0x53053053\n",
-            "55: jmp 66f\n",
+            "55: mov {at}, qword ptr [rip + hayloft_aborts@GOTTPOFF]\n",
+            "inc dword ptr fs:[{at}]\n",
+            "cmp dword ptr fs:[{at}], {most}\n",
+            "jb 66f\n",
+            $miss,
+            "\n.cfi_endproc\n",
             ".popsection\n",
             "mov {rs}, qword ptr [rip + hayloft_rseq_offset]\n",
             "66:\n",
@@ -161,7 +185,7 @@ pub(crate) unsafe fn pop(class: usize) -> *mut u8 {
     // the one store of the section commits it.
     unsafe {
         asm!(
-            begin!(),
+            begin!("xor {object:e}, {object:e}\njmp 44f"),
             "lea {header}, [{at} + {class}*8 + {headers}]",
             "mov {top:e}, dword ptr [{header}]",
             "lea {at}, [{at} + {top}*8]",
@@ -179,6 +203,7 @@ pub(crate) unsafe fn pop(class: usize) -> *mut u8 {
             class = in(reg) class,
             headers = const HEADERS,
             shift = const REGION_SHIFT,
+            most = const MOST_ABORTS,
             options(nostack),
         );
     }
@@ -196,7 +221,7 @@ pub(crate) unsafe fn push(class: usize, object: *mut u8) -> bool {
     // commit.
     unsafe {
         asm!(
-            begin!(),
+            begin!("jmp {refused}"),
             "lea {header}, [{at} + {class}*8 + {headers}]",
             "mov {top:e}, dword ptr [{header}]",
             "lea {at}, [{at} + {top}*8]",
@@ -214,6 +239,7 @@ pub(crate) unsafe fn push(class: usize, object: *mut u8) -> bool {
             class = in(reg) class,
             headers = const HEADERS,
             shift = const REGION_SHIFT,
+            most = const MOST_ABORTS,
             refused = label { pushed = false },
             options(nostack),
         );
@@ -233,7 +259,7 @@ pub(crate) unsafe fn push_once(class: usize, object: *mut u8) -> bool {
     // The commit is one instruction that reads `top` again, which nobody changes in a sheaf that can be pushed to.
     unsafe {
         asm!(
-            begin!(),
+            begin!("jmp {refused}"),
             "lea {header}, [{at} + {class}*8 + {headers}]",
             "mov {top:e}, dword ptr [{header}]",
             "lea {at}, [{at} + {top}*8]",
@@ -254,6 +280,7 @@ pub(crate) unsafe fn push_once(class: usize, object: *mut u8) -> bool {
             class = in(reg) class,
             headers = const HEADERS,
             shift = const REGION_SHIFT,
+            most = const MOST_ABORTS,
             refused = label { pushed = false },
             options(nostack),
         );
@@ -288,7 +315,7 @@ pub(crate) unsafe fn push_by_address<const SIZE: usize, const TEST: usize, const
             "cmp {top:e}, dword ptr [{class} + {unit} + {test}]",
             "jae {elsewhere}",
             "movzx {class:e}, word ptr [{class} + {unit} + {number}]",
-            begin!(),
+            begin!("jmp {refused}"),
             "lea {header}, [{at} + {class}*8 + {headers}]",
             "mov {top:e}, dword ptr [{header}]",
             "lea {at}, [{at} + {top}*8]",
@@ -318,6 +345,7 @@ pub(crate) unsafe fn push_by_address<const SIZE: usize, const TEST: usize, const
             number = const CLASS,
             headers = const HEADERS,
             shift = const REGION_SHIFT,
+            most = const MOST_ABORTS,
             elsewhere = label { push = Push::Elsewhere },
             refused = label { push = Push::Refused },
             options(nostack),
@@ -336,11 +364,12 @@ pub(crate) unsafe fn push_batch(class: usize, from: *const *mut u8, len: usize) 
     // SAFETY: at most `last - top` words above `top` are written, all inside the sheaf and unread before the commit.
     unsafe {
         asm!(
-            begin!(),
+            begin!("xor {moved:e}, {moved:e}\njmp 44f"),
             "mov {top:e}, dword ptr [{at} + {class}*8 + {headers}]",
             "mov {moved:e}, dword ptr [{at} + {class}*8 + {headers} + 4]",
+            "xor {done:e}, {done:e}",
             "sub {moved}, {top}",
-            "jbe 45f",
+            "cmovbe {moved}, {done}",
             "cmp {moved}, {len}",
             "cmova {moved}, {len}",
             "test {moved}, {moved}",
@@ -350,10 +379,6 @@ pub(crate) unsafe fn push_batch(class: usize, from: *const *mut u8, len: usize) 
             copy!(),
             "mov dword ptr [{at} + {class}*8 + {headers}], {top:e}",
             "44:",
-            ".pushsection .text.rseq_abort, \"ax\", @progbits",
-            "45: xor {moved:e}, {moved:e}",
-            "jmp 44b",
-            ".popsection",
             rs = out(reg) _,
             at = out(reg) _,
             top = out(reg) _,
@@ -367,6 +392,7 @@ pub(crate) unsafe fn push_batch(class: usize, from: *const *mut u8, len: usize) 
             class = in(reg) class,
             headers = const HEADERS,
             shift = const REGION_SHIFT,
+            most = const MOST_ABORTS,
             options(nostack),
         );
     }
@@ -383,13 +409,16 @@ pub(crate) unsafe fn pop_batch(class: usize, floor: usize, to: *mut *mut u8, len
     // SAFETY: at most `top - floor` words are read, all inside the sheaf; `to` is the caller's.
     unsafe {
         asm!(
-            begin!(),
+            begin!("xor {moved:e}, {moved:e}\njmp 44f"),
             "mov {top:e}, dword ptr [{at} + {class}*8 + {headers}]",
             "mov {moved}, {top}",
+            "xor {done:e}, {done:e}",
             "sub {moved}, {floor}",
-            "jbe 45f",
+            "cmovbe {moved}, {done}",
             "cmp {moved}, {len}",
             "cmova {moved}, {len}",
+            "test {moved}, {moved}",
+            "je 44f",
             "test {moved}, {moved}",
             "je 44f",
             "sub {top}, {moved}",
@@ -397,10 +426,6 @@ pub(crate) unsafe fn pop_batch(class: usize, floor: usize, to: *mut *mut u8, len
             copy!(),
             "mov dword ptr [{at} + {class}*8 + {headers}], {top:e}",
             "44:",
-            ".pushsection .text.rseq_abort, \"ax\", @progbits",
-            "45: xor {moved:e}, {moved:e}",
-            "jmp 44b",
-            ".popsection",
             rs = out(reg) _,
             at = out(reg) _,
             top = out(reg) _,
@@ -415,6 +440,7 @@ pub(crate) unsafe fn pop_batch(class: usize, floor: usize, to: *mut *mut u8, len
             class = in(reg) class,
             headers = const HEADERS,
             shift = const REGION_SHIFT,
+            most = const MOST_ABORTS,
             options(nostack),
         );
     }
@@ -430,7 +456,7 @@ pub(crate) unsafe fn open(class: usize, header: u64) {
     // SAFETY: one store, of a value that describes words nobody else uses.
     unsafe {
         asm!(
-            begin!(),
+            begin!("jmp 44f"),
             "cmp qword ptr [{at} + {class}*8 + {headers}], 0",
             "jne 44f",
             "cmp qword ptr [{at} + {state}], {open}",
@@ -445,6 +471,7 @@ pub(crate) unsafe fn open(class: usize, header: u64) {
             open = const OPEN,
             headers = const HEADERS,
             shift = const REGION_SHIFT,
+            most = const MOST_ABORTS,
             options(nostack),
         );
     }
@@ -459,7 +486,7 @@ pub(crate) unsafe fn widen(class: usize, last: u32) {
     // SAFETY: one store, of a value that describes words of the sheaf.
     unsafe {
         asm!(
-            begin!(),
+            begin!("jmp 44f"),
             "mov {old:e}, dword ptr [{at} + {class}*8 + {headers} + 4]",
             "test {old:e}, {old:e}",
             "je 44f",
@@ -478,6 +505,7 @@ pub(crate) unsafe fn widen(class: usize, last: u32) {
             open = const OPEN,
             headers = const HEADERS,
             shift = const REGION_SHIFT,
+            most = const MOST_ABORTS,
             options(nostack),
         );
     }

@@ -39,7 +39,7 @@ impl Context {
 #[cfg(not(loom))]
 mod depth {
     use super::Context;
-    use crate::arch;
+    use crate::arch::{self, MOST_ABORTS};
     use core::ptr;
     use core::sync::atomic::{AtomicU32, Ordering, compiler_fence};
 
@@ -91,7 +91,13 @@ mod depth {
         pub(crate) fn unpin() {
             let depth = depth();
             compiler_fence(Ordering::SeqCst);
-            depth.store(depth.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+            let outer = depth.load(Ordering::Relaxed) - 1;
+            depth.store(outer, Ordering::Relaxed);
+            // The sections that gave up have made their progress here, by other means.
+            let aborts = &arch::locals().aborts;
+            if outer == 0 && aborts.load(Ordering::Relaxed) >= MOST_ABORTS {
+                aborts.store(0, Ordering::Relaxed);
+            }
         }
 
         /// Runs something such that no slow path in it waits.
