@@ -8,7 +8,8 @@
 //! waiter is found and panics instead of sleeping.
 
 use std::env;
-use std::process::ExitCode;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitCode};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::thread;
@@ -21,6 +22,9 @@ use alloc_core::irq_work::IrqWork;
 static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
 
 const ROUNDS: usize = 10_000;
+
+/// The setting by which irq work runs in a thread.
+const IRQ: &str = "HAYLOFT_IRQ";
 
 /// What each destroyer waits for: something that takes a little time.
 static WORK: IrqWork = IrqWork::new(|_| {
@@ -70,8 +74,13 @@ fn hangs(sync: fn()) -> Option<usize> {
 }
 
 fn main() -> ExitCode {
-    // SAFETY: there is one thread yet.
-    unsafe { env::set_var("HAYLOFT_IRQ", "threaded") };
+    if env::var_os(IRQ).is_none() {
+        // Settings are read before `main`.
+        let program = env::current_exe().expect("the program has a path");
+        let error = Command::new(program).env(IRQ, "threaded").exec();
+        println!("the program cannot be started again: {error}");
+        return ExitCode::FAILURE;
+    }
     cpu::start();
     if let Some(round) = hangs(sync_serialised) {
         println!("serialised: hung in round {round}");

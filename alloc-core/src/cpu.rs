@@ -61,7 +61,7 @@ extern "C" fn expect_end() {
 static ONLINE: [AtomicU64; MAX_CPUS / 64] = [const { AtomicU64::new(0) }; MAX_CPUS / 64];
 
 static ROUTINES: Routines =
-    Routines { interrupt: irq_work::run_hard, work: irq_work::run_threaded };
+    Routines { interrupt: irq_work::run_hard, work: irq_work::run_threaded, help: irq_work::help };
 
 /// Why a CPU did not come or go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -30,7 +30,9 @@ use core::cell::UnsafeCell;
 use core::ptr;
 
 #[cfg(not(loom))]
-pub(crate) use queues::{count, end, forget_cpus, offline, online, queued, run_hard, run_threaded};
+pub(crate) use queues::{
+    count, end, forget_cpus, help, offline, online, queued, run_hard, run_threaded,
+};
 
 use crate::sync::counters::{self, Line};
 use crate::sync::{AtomicPtr, AtomicU32, Backoff, Link, Ordering, Rcuwait, forks};
@@ -136,20 +138,15 @@ impl IrqWork {
         self.flags.fetch_or(PENDING | BUSY, Ordering::AcqRel) & PENDING == 0
     }
 
-    /// Waits until the item is not busy, spinning or sleeping; for so many milliseconds at most,
-    /// more or less, where that is asked for. Whether it is not busy.
-    pub(crate) fn wait_until_idle(&self, spins: bool, milliseconds: Option<u64>) -> bool {
+    /// Waits until the item is not busy, spinning or sleeping.
+    pub(crate) fn wait_until_idle(&self, spins: bool) {
         if !spins {
-            return self.waiter.wait_until(milliseconds, || !self.is_busy());
+            return self.waiter.wait_until(|| !self.is_busy());
         }
         let mut backoff = Backoff::new();
         while self.is_busy() {
-            if milliseconds.is_some_and(|most| backoff.milliseconds() > most) {
-                return false;
-            }
             backoff.pause();
         }
-        true
     }
 
     /// Waits until no runner is at an item that is not busy.
@@ -399,8 +396,8 @@ mod queues {
         }
 
         /// Waits until the item is not busy; then nobody touches it any more, unless it is queued
-        /// again. Runs what a CPU does not come to within a second, as where a real-time thread
-        /// never leaves it.
+        /// again. What a CPU does not come to within a second, as where a real-time thread never leaves
+        /// it, is run by another thread then.
         ///
         /// Where it runs in a handler this spins. Where it runs in a loop it sleeps in a place for one waiter, so callers
         /// for one item must take turns (see `Rcuwait`), and must not be in a handler.
@@ -408,18 +405,18 @@ mod queues {
         /// # Panics
         /// In debug builds if two threads sleep here at once for one item.
         pub fn sync(&self) {
-            loop {
-                // Nobody else runs what is queued before there are CPUs.
-                let mut backoff = Backoff::new();
-                while self.is_busy() && THREADED.is_boot() {
-                    run_boot();
-                    backoff.pause();
-                }
-                if self.wait_until_idle(self.is_for_handler(), Some(PATIENCE)) {
-                    break;
-                }
-                // Its CPU may be one that a real-time thread never leaves.
-                (0..MAX_CPUS).for_each(help);
+            // Nobody else runs what is queued before there are CPUs.
+            let mut backoff = Backoff::new();
+            while self.is_busy() && THREADED.is_boot() {
+                run_boot();
+                backoff.pause();
+            }
+            let wait = || self.wait_until_idle(self.is_for_handler());
+            // Its CPU may be one that a real-time thread never leaves.
+            if self.is_pending() {
+                thread::watched(wait)
+            } else {
+                wait()
             }
             self.wait_until_left(RUNNERS.iter().chain([&BOOT_RUNNER]));
         }
@@ -441,9 +438,6 @@ mod queues {
         }
     }
 
-    /// Milliseconds that a CPU gets to run what is waited for.
-    const PATIENCE: u64 = 1000;
-
     /// Runs what was queued before there were CPUs.
     fn run_boot() {
         for lists in [&RAISED, &THREADED] {
@@ -452,7 +446,7 @@ mod queues {
     }
 
     /// Runs what the thread of a CPU did not come to.
-    fn help(cpu: usize) {
+    pub(crate) fn help(cpu: usize) {
         for lists in [&RAISED, &THREADED] {
             run(&BOOT_RUNNER, lists.of(cpu).take());
         }

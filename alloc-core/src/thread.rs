@@ -64,6 +64,8 @@ pub(crate) struct Routines {
     pub(crate) interrupt: fn(usize),
     /// In the loop, whenever something may be there to be done.
     pub(crate) work: fn(usize),
+    /// In the maker, for a CPU that does not come to its work.
+    pub(crate) help: fn(usize),
 }
 
 struct Thread {
@@ -102,6 +104,10 @@ static THREADS: [Thread; MAX_CPUS] = [const {
 
 /// Rung when a CPU that has no thread has something to do.
 static MAKER_BELL: Bell = Bell::new();
+/// Threads that wait for work of CPUs that these have not begun.
+static WATCHERS: AtomicUsize = AtomicUsize::new(0);
+/// Milliseconds that a CPU gets to begin what is waited for.
+const PATIENCE: u64 = 1000;
 /// The maker is to end.
 static MAKER_ENDS: AtomicBool = AtomicBool::new(false);
 static MAKER: os::ThreadSlot = os::ThreadSlot::new();
@@ -261,10 +267,19 @@ fn end(thread: &Thread, then: u32) {
 extern "C" fn make_threads(_: *mut c_void) -> *mut c_void {
     os::name_thread(c"hayloft/cpus");
     os::schedule_as_the_process();
+    // The bells that somebody rang, and since when, where somebody waits.
+    let mut watch = None;
     loop {
         MAKER_BELL.answer();
         if MAKER_ENDS.load(Ordering::Acquire) {
             return ptr::null_mut();
+        }
+        let now = os::milliseconds();
+        if let Some((since, late)) = watch
+            && now.saturating_sub(since) >= PATIENCE
+        {
+            watch = None;
+            help(&late);
         }
         for (cpu, thread) in THREADS.iter().enumerate().filter(|(_, it)| !it.bell.is_silent()) {
             match thread.state.load(Ordering::Relaxed) {
@@ -275,8 +290,42 @@ extern "C" fn make_threads(_: *mut c_void) -> *mut c_void {
                 _ => {}
             }
         }
-        MAKER_BELL.sleep();
+        // Acquire: pairs with the Release in `watched`: what is waited for was queued.
+        if WATCHERS.load(Ordering::Acquire) == 0 {
+            watch = None;
+            MAKER_BELL.sleep();
+        } else {
+            let (since, _) = watch.get_or_insert_with(|| (now, rung()));
+            MAKER_BELL.sleep_for((*since + PATIENCE).saturating_sub(now).max(1));
+        }
     }
+}
+
+/// CPUs whose bells were rung and not answered.
+fn rung() -> [bool; MAX_CPUS] {
+    core::array::from_fn(|cpu| !THREADS[cpu].bell.is_silent())
+}
+
+/// Runs what CPUs do not come to, of those that had as much to do a while ago.
+fn help(late: &[bool; MAX_CPUS]) {
+    for (cpu, thread) in THREADS.iter().enumerate() {
+        let has_thread = thread.state.load(Ordering::Relaxed) == RUNS;
+        if late[cpu] && has_thread && !thread.bell.is_silent() {
+            (routines().help)(cpu);
+        }
+    }
+}
+
+/// Waits for work of a CPU by `wait`, and has the maker run it if that CPU does not begin it.
+pub(crate) fn watched<R>(wait: impl FnOnce() -> R) -> R {
+    // Release: pairs with the Acquire in `make_threads`.
+    WATCHERS.fetch_add(1, Ordering::Release);
+    if MAKER_BELL.ring() {
+        MAKER_BELL.wake();
+    }
+    let result = wait();
+    WATCHERS.fetch_sub(1, Ordering::Relaxed);
+    result
 }
 
 /// Makes the thread that acts as `cpu`; false if there can be none.
@@ -370,6 +419,7 @@ pub(crate) fn forget() {
         thread.state.store(NONE, Ordering::Relaxed);
     }
     COUNT.store(0, Ordering::Relaxed);
+    WATCHERS.store(0, Ordering::Relaxed);
     // A ring of before would keep the next from being heard.
     MAKER_BELL.answer();
     MODE.store(0, Ordering::Relaxed);

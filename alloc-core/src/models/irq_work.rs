@@ -79,7 +79,7 @@ impl Machine {
     }
 
     fn sync(&self) {
-        self.job.work.wait_until_idle(false, None);
+        self.job.work.wait_until_idle(false);
         self.job.work.wait_until_left(&self.runners);
     }
 }
@@ -131,7 +131,7 @@ fn waited_for_work_may_be_freed() {
 fn work_not_busy_may_not_be_freed() {
     loom_finds("Causality violation", "models::irq_work::work_not_busy_may_not_be_freed", || {
         free_after(|machine| {
-            machine.job.work.wait_until_idle(true, None);
+            machine.job.work.wait_until_idle(true);
         });
     });
 }
@@ -162,7 +162,7 @@ fn work_left_by_its_last_runner_may_not_be_freed() {
     let test = "models::irq_work::work_left_by_its_last_runner_may_not_be_freed";
     loom_finds("Causality violation", test, || {
         free_after_two_runs(|machine| {
-            machine.job.work.wait_until_idle(false, None);
+            machine.job.work.wait_until_idle(false);
             machine.job.work.wait_until_left(&machine.runners[1..]);
         });
     });
@@ -178,7 +178,7 @@ fn two_destroyers(mutex: Option<Mutex<()>>) {
         } else {
             let _turn = mutex.as_ref().map(|mutex| mutex.lock().unwrap());
             // Not until the runner has left: loom knows no fairness among threads that spin.
-            machine.job.work.wait_until_idle(false, None);
+            machine.job.work.wait_until_idle(false);
         }
     });
 }
@@ -344,7 +344,7 @@ fn a_cpu_that_goes_is_waited_for() {
             for cpu in 0..*online {
                 frees.barrier(cpu);
                 machine.run(cpu);
-                frees.works[cpu].wait_until_idle(false, None);
+                frees.works[cpu].wait_until_idle(false);
                 frees.works[cpu].wait_until_left(&machine.runners);
             }
             assert!(frees.is_freed(1), "left behind");
@@ -401,7 +401,7 @@ fn the_barrier_empties_the_list_itself() {
         stopped_adder(|frees, machine| {
             frees.barrier(0);
             machine.run(0);
-            frees.works[0].wait_until_idle(false, None);
+            frees.works[0].wait_until_idle(false);
         });
     });
 }
@@ -412,7 +412,7 @@ fn a_barrier_that_only_syncs_is_slipped_past() {
     loom_finds("slipped past", test, || {
         stopped_adder(|frees, machine| {
             machine.run(0);
-            frees.works[0].wait_until_idle(false, None);
+            frees.works[0].wait_until_idle(false);
         });
     });
 }

@@ -129,7 +129,7 @@ impl Done {
     }
 
     fn sync(&self) {
-        self.waiter.wait_until(None, || !self.busy.load(Relaxed));
+        self.waiter.wait_until(|| !self.busy.load(Relaxed));
     }
 }
 

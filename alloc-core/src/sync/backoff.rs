@@ -25,14 +25,6 @@ impl Backoff {
         }
     }
 
-    /// How long it waited, in milliseconds, at least.
-    pub(crate) fn milliseconds(&self) -> u64 {
-        #[cfg(not(loom))]
-        return u64::from(self.pauses.saturating_sub(YIELDS)) * u64::from(PAUSE) / 1000;
-        #[cfg(loom)]
-        0
-    }
-
     /// Waits a little. In any context.
     pub(crate) fn pause(&mut self) {
         #[cfg(not(loom))]

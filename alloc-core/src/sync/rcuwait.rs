@@ -14,14 +14,6 @@ fn waiting() -> u32 {
     2 * forks() + 1
 }
 
-/// Milliseconds of some clock. The models have none, and nobody in them waits for so long.
-fn now() -> u64 {
-    #[cfg(not(loom))]
-    return crate::os::milliseconds();
-    #[cfg(loom)]
-    0
-}
-
 /// A slot for one waiting thread.
 pub(crate) struct Rcuwait {
     task: Futex,
@@ -38,18 +30,12 @@ impl Rcuwait {
         Rcuwait { task: Futex::new(NOBODY) }
     }
 
-    /// Sleeps until `condition` holds, which somebody makes true before calling [`Rcuwait::wake`];
-    /// or for so many milliseconds at most, more or less, where that is asked for. Whether it
-    /// holds.
+    /// Sleeps until `condition` holds, which somebody makes true before calling [`Rcuwait::wake`].
     ///
     /// # Panics
     /// In debug builds if another thread waits here.
     #[track_caller]
-    pub(crate) fn wait_until(
-        &self,
-        milliseconds: Option<u64>,
-        condition: impl Fn() -> bool,
-    ) -> bool {
+    pub(crate) fn wait_until(&self, condition: impl Fn() -> bool) {
         // Relaxed: what counts is ordered by the fences.
         witness::may_sleep();
         let task = self.task.swap(waiting(), Ordering::Relaxed);
@@ -57,23 +43,17 @@ impl Rcuwait {
             task != waiting(),
             "two threads wait at once in one rcuwait: one would sleep for ever"
         );
-        let deadline = milliseconds.map(|count| now() + count);
-        let holds = loop {
+        loop {
             // A, pairs with B in `wake`: either the condition is seen there and here, or the waiter there.
             fence(Ordering::SeqCst);
             if condition() {
-                break true;
+                break;
             }
-            match deadline.map(|deadline| deadline.saturating_sub(now())) {
-                None => self.task.wait(waiting()),
-                Some(0) => break false,
-                Some(left) => self.task.wait_for(waiting(), left),
-            }
+            self.task.wait(waiting());
             // Whoever woke this thread has emptied the slot.
             self.task.store(waiting(), Ordering::Relaxed);
-        };
+        }
         self.task.store(NOBODY, Ordering::Relaxed);
-        holds
     }
 
     /// Wakes the thread that waits, if one does. May be called in any context.

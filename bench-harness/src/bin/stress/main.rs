@@ -50,20 +50,34 @@ mod visit;
 mod watchdog;
 mod worker;
 
-use std::process::ExitCode;
+use std::env;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitCode};
 
 use clap::Parser as _;
 
 #[global_allocator]
 static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
 
+/// The setting that says how irq work runs. It is read before `main`.
+const IRQ: &str = "HAYLOFT_IRQ";
+
+/// Starts this program again, with irq work run in that way; returns where that fails.
+fn start_again(irq: &str) -> ExitCode {
+    let program = env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
+    let error = Command::new(program).args(env::args_os().skip(1)).env(IRQ, irq).exec();
+    eprintln!("stress: cannot be started again with {IRQ}={irq}: {error}");
+    ExitCode::FAILURE
+}
+
 fn main() -> ExitCode {
     let plan = options::Options::parse().plan();
-    println!("{plan}");
-    if let Some(irq) = plan.irq {
-        // SAFETY: there is no other thread yet that could read the environment.
-        unsafe { std::env::set_var("HAYLOFT_IRQ", irq.name()) };
+    if let Some(irq) = plan.irq
+        && env::var_os(IRQ).is_none_or(|set| set != irq.name())
+    {
+        return start_again(irq.name());
     }
+    println!("{plan}");
     failure::exit_on_panic();
 
     let outcome = crew::run(&plan);
