@@ -647,14 +647,24 @@ impl Arena {
         self.arrays().runs.wrapping_add(index as usize)
     }
 
+    /// Returns the boundary tag of a unit: the state and the length of a run that starts or ends
+    /// there. Not its marks, which the owner of a run in use changes without the lock.
+    ///
+    /// # Safety
+    /// The unit is committed, and the lock held, or the run the caller's.
+    unsafe fn tag(&self, index: u32) -> (State, u32) {
+        // SAFETY: the caller's promise.
+        unsafe { ((*self.run(index)).state, (*self.run(index)).len) }
+    }
+
     /// Units of the run in use that starts at a unit, if one does.
     ///
     /// # Safety
     /// The unit is committed.
     unsafe fn used_len(&self, index: u32) -> Option<u32> {
         // SAFETY: the caller's promise.
-        let run = unsafe { self.run(index).read() };
-        (run.state == State::Used).then_some(run.len)
+        let (state, len) = unsafe { self.tag(index) };
+        (state == State::Used).then_some(len)
     }
 
     /// Units of a run, by its first.
@@ -771,10 +781,10 @@ impl Arena {
             // What the reserve has is in whole blocks, or in none.
             let is_run = self.reserved_block(at).is_none_or(|block| self.reserve.has(block));
             // SAFETY: the first unit of a run, committed; the lock is held.
-            let run = is_run.then(|| unsafe { self.run(at).read() });
+            let run = is_run.then(|| unsafe { self.tag(at) });
             let (len, state) = match (run, self.reserved_block(at)) {
-                (Some(run), None) => (run.len, run.state),
-                (Some(run), Some(_)) => (run.len.next_multiple_of(BLOCK), run.state),
+                (Some((state, len)), None) => (len, state),
+                (Some((state, len)), Some(_)) => (len.next_multiple_of(BLOCK), state),
                 (None, _) => (BLOCK, State::Silent),
             };
             if index - at < len {
@@ -925,14 +935,14 @@ impl Arena {
             let (mut at, mut last, mut fresh) = (next, State::Silent, 0);
             while at < end && at < self.committed() {
                 // SAFETY: the first unit of a run, committed.
-                let run = unsafe { self.run(at).read() };
-                match run.state {
+                let (state, len) = unsafe { self.tag(at) };
+                match state {
                     State::Silent | State::Used | State::Leaving => return false,
                     State::Dirty => {}
-                    State::Clean => fresh += run.len.min(end - at),
+                    State::Clean => fresh += len.min(end - at),
                 }
-                at += run.len;
-                last = run.state;
+                at += len;
+                last = state;
             }
             if at >= end {
                 break (units, at, last, fresh);
@@ -1295,10 +1305,10 @@ impl Units {
         // SAFETY: units below `committed` have descriptors, and so has unit 0; the lock is held.
         let (below, above) = unsafe {
             let is_last = end >= arena.committed();
-            (arena.run(start - 1).read(), (!is_last).then(|| arena.run(end).read()))
+            (arena.tag(start - 1), (!is_last).then(|| arena.tag(end)))
         };
-        let below = (below.state == State::Clean).then(|| start - below.len);
-        let above = above.filter(|run| run.state == State::Clean).map(|run| end + run.len);
+        let below = (below.0 == State::Clean).then(|| start - below.1);
+        let above = above.filter(|run| run.0 == State::Clean).map(|run| end + run.1);
         let has_below =
             from.is_some_and(|from| from == start || below.is_some_and(|at| at <= from));
         let has_above = to == end || above.is_some_and(|at| at >= to);
