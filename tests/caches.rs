@@ -133,6 +133,32 @@ fn sheaves_grow_with_use() {
     });
 }
 
+/// A sheaf that is refilled in each window is in use, even if it holds as many objects at the end of each.
+#[test]
+fn busy_sheaves_are_left_alone() {
+    on_both_backends(|| {
+        pin_here();
+        let cache = plain("busy", 40);
+        let capacity = cache.stats().sheaf_capacity;
+        let mut levels = BTreeSet::new();
+        for round in 0..12 {
+            check_and_free(&cache, &filled(&cache, 10 * capacity), |object| {
+                // SAFETY: an object of this cache, which nobody uses.
+                unsafe { cache.free(object) };
+            });
+            let level = cache.stats().in_sheaves;
+            levels.insert(level);
+            let _ = cache::end_window();
+            assert_eq!(cache.stats().in_sheaves, level, "round {round}");
+        }
+        assert!(levels.len() < 12, "no level came twice: {levels:?}");
+        // Now it is idle.
+        let _ = cache::end_window();
+        assert_eq!(cache.stats().in_sheaves, 0);
+        cache.destroy().expect("no object is in use");
+    });
+}
+
 #[test]
 fn zero_means_zero() {
     on_both_backends(|| {

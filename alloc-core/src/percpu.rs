@@ -43,7 +43,7 @@ const CLOSED: usize = OPEN + 1;
 const WORD: usize = 8;
 /// Byte offset of the try-lock of the locked backend: behind the headers.
 const LOCK_OFFSET: usize = HEADERS + MAX_CLASSES * WORD;
-/// Byte offset of what [`flush_unused`] saw last: the `top` of each sheaf.
+/// Byte offset of what [`flush_unused`] saw last of each sheaf: its `top`, and how often it was filled or emptied.
 const SEEN_OFFSET: usize = LOCK_OFFSET + size_of::<Lock<()>>();
 /// Byte offset of where [`close_some`] keeps the `top` of each sheaf: on its stack, which may be a small one, that is a third of
 /// all that a slow path takes.
@@ -763,7 +763,8 @@ pub(crate) fn flush_all(context: Context, cpu: usize, take: impl FnMut(Class, &m
     empty(context, cpu, all_classes(), take)
 }
 
-/// As [`flush_all`], sheaves of objects that hold as many as when this was called last, or all of them `even_busy` ones;
+/// As [`flush_all`], sheaves of objects that hold as many as when this was called last, and were neither refilled nor flushed
+/// since, or all of them `even_busy` ones;
 /// whether there were any, or others that may be unused next time.
 pub(crate) fn flush_unused(
     context: Context,
@@ -784,8 +785,12 @@ pub(crate) fn flush_unused(
             (header_halves(base, class), &*seen.cast::<AtomicU32>())
         };
         // Regions that nobody uses stay untouched.
-        let now = top.load(Ordering::Relaxed);
-        if now > floor(class) {
+        let top = top.load(Ordering::Relaxed);
+        if top > floor(class) {
+            // A busy sheaf may be as full each time, but is then refilled or flushed in between. Only pairs of an
+            // allocation and a free leave no trace. A region has fewer than 2^16 words.
+            let events = counted(cpu, class, Event::Refill) + counted(cpu, class, Event::Flush);
+            let now = top | (events as u32) << 16;
             let unused = even_busy || seen.load(Ordering::Relaxed) == now;
             idle[class.index() / 64] |= u64::from(unused) << (class.index() % 64);
             any_idle |= unused;
