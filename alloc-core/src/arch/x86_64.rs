@@ -419,8 +419,6 @@ pub(crate) unsafe fn pop_batch(class: usize, floor: usize, to: *mut *mut u8, len
             "cmova {moved}, {len}",
             "test {moved}, {moved}",
             "je 44f",
-            "test {moved}, {moved}",
-            "je 44f",
             "sub {top}, {moved}",
             "lea {from}, [{at} + {top}*8 + 8]",
             copy!(),
