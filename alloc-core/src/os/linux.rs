@@ -951,6 +951,8 @@ fn restart_by_membarrier(cpu: usize) -> bool {
 /// While this thread runs on a CPU, no other does, and whose section was preempted by that starts again. For kernels before 5.10,
 /// and filters that refuse `membarrier`. This thread's affinity is changed for that, and then what it was, unless somebody else
 /// has changed it meanwhile. (One who does so between the look and the change is overridden; the kernel has no call for both.)
+/// What it was is what its cpuset allowed of it: from then on, the kernel (since 6.2) takes that for the thread's wish, and a
+/// cpuset that grows later does not add CPUs to it.
 #[cold]
 #[inline(never)]
 fn restart_by_visit(cpu: usize) -> bool {
