@@ -39,6 +39,8 @@ static IS_OUT_OF_MAPPINGS: AtomicBool = AtomicBool::new(false);
 /// A run that is copied in order to grow becomes this many times as long as it has to be, so that its next growth needs no
 /// copy. Room that nobody touches takes no memory. Four buffers that grow in turn to 8 MB take 0.8 of the time.
 const ROOM: usize = 4;
+/// As [`ROOM`], of memory that was used before, which stays resident.
+const DIRTY_ROOM: usize = 2;
 /// The longest run that is made for the sake of [`ROOM`], in units.
 const MAX_ROOM: usize = ROOM * (2 * REMAP_BYTES / UNIT);
 
@@ -369,12 +371,13 @@ unsafe fn realloc_run(
     // Pages that are moved are where they were, so their new place is of the same node.
     let node = if remap { run.node() } else { node::current() };
     let found = (room > new_units).then(|| page::alloc_room(context, node, room)).flatten();
-    // Room takes no memory only where it was not used yet.
-    if let Some(found) = found.as_ref().filter(|found| found.dirty > new_units)
+    // Room takes no memory only where it was not used yet. Four buffers that grow in turn to 8 MB take 1.5 times as long without any.
+    let most = new_units.saturating_mul(DIRTY_ROOM);
+    if let Some(found) = found.as_ref().filter(|found| found.dirty > most)
         && let Some(unit) = Unit::of(found.address.as_ptr())
     {
         // SAFETY: a run that nobody uses yet.
-        unsafe { page::shrink(context, unit, new_units) };
+        unsafe { page::shrink(context, unit, most) };
     }
     let Some(new) = found.or_else(|| objects::alloc_run(context, node, new_units, 1)) else {
         return Some(ptr::null_mut());

@@ -46,8 +46,10 @@ const LIFE: u32 = 100;
 /// Milliseconds after which a thread is tried again that could not be made.
 const RETRY: u64 = 1000;
 
-/// Bytes that may stay unneeded in a program of one thread for each millisecond of decay, at first.
-const ALLOWANCE_PER_MS: usize = (4 << 20) / DEFAULT_DECAY_MS as usize;
+/// Bytes that may stay unneeded in a program of one thread for each millisecond of decay, at first: in
+/// all as much as glibc keeps at most. With less, programs with phases of some megabytes take half as
+/// long again, for page faults.
+const ALLOWANCE_PER_MS: usize = (64 << 20) / DEFAULT_DECAY_MS as usize;
 /// Most bytes that may, where memory was missed.
 const MOST_ALLOWANCE: usize = 1 << 30;
 /// Milliseconds within which memory that was purged is missed, if it is needed again.
@@ -167,8 +169,8 @@ struct Allowance {
     /// When memory was purged last, and when purged memory was missed last, in milliseconds.
     purged: AtomicU64,
     missed: AtomicU64,
-    /// The least bytes that were held since then.
-    least_held: AtomicUsize,
+    /// The bytes that were held then.
+    held_then: AtomicUsize,
 }
 
 static ALLOWANCE: Allowance = Allowance::new(0);
@@ -180,7 +182,7 @@ impl Allowance {
             least: AtomicUsize::new(least),
             purged: AtomicU64::new(0),
             missed: AtomicU64::new(0),
-            least_held: AtomicUsize::new(0),
+            held_then: AtomicUsize::new(0),
         }
     }
 
@@ -196,13 +198,16 @@ impl Allowance {
             return unneeded;
         }
         let last = self.purged.load(Ordering::Relaxed);
-        let grown = held.saturating_sub(self.least_held.load(Ordering::Relaxed));
+        let grown = held.saturating_sub(self.held_then.load(Ordering::Relaxed));
         if bytes > 0 && last != 0 && now.wrapping_sub(last) < SOON && grown > bytes / 2 {
             bytes = grown.max(2 * bytes).min(MOST_ALLOWANCE).max(bytes);
             self.bytes.store(bytes, Ordering::Relaxed);
             self.missed.store(now, Ordering::Relaxed);
+            self.held_then.store(held, Ordering::Relaxed);
         }
-        self.least_held.store(held, Ordering::Relaxed);
+        // A heap that is in use for the most part is about to use the rest.
+        let in_use = if bytes > 0 { held.saturating_sub(unneeded) } else { 0 };
+        let bytes = bytes.max(in_use);
         // Half of it, for the next free not to purge again.
         if unneeded <= bytes { unneeded } else { bytes / 2 }
     }
@@ -210,7 +215,7 @@ impl Allowance {
     /// Notes that memory was purged.
     fn note_purge(&self, held: usize, now: u64) {
         self.purged.store(now.max(1), Ordering::Relaxed);
-        self.least_held.store(held, Ordering::Relaxed);
+        self.held_then.store(held, Ordering::Relaxed);
     }
 }
 
@@ -391,7 +396,7 @@ mod tests {
     fn a_burst_leaves_the_least_allowance() {
         let allowance = Allowance::new(LEAST);
         let (rest, purges) = free_all(&allowance, 400, 1000);
-        assert!(rest <= LEAST && purges > 100);
+        assert!(rest <= LEAST && purges > 5);
     }
 
     #[test]
