@@ -1,7 +1,8 @@
 //! Producer and consumer: one thread allocates, another frees.
 
-use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use parking_lot::Mutex;
 
 use crate::blocks::Fixed;
 use crate::engine::Run;
@@ -38,7 +39,7 @@ impl Roles {
             // A refusal leaves the thread where it is: slower, not wrong.
             core_affinity::set_for_current(core);
         }
-        self.0.lock().expect("no thread panics here").pop().expect("two threads, two roles")
+        self.0.lock().pop().expect("two threads, two roles")
     }
 }
 

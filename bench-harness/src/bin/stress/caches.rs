@@ -12,10 +12,10 @@ use std::collections::BTreeSet;
 use std::mem::{self, MaybeUninit};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering, compiler_fence};
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use alloc_core::cache::{Cache, CacheFlags};
+use parking_lot::Mutex;
 
 use crate::draw::Rng;
 use crate::failure::Actor;
@@ -268,7 +268,7 @@ impl User<'_> {
     }
 
     fn exchange(&mut self) {
-        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shared = self.shared.lock();
         mem::swap(&mut *shared, &mut self.objects);
     }
 

@@ -3,7 +3,7 @@
 //! A fixed set of slots, each with one bundle of blocks. To hand a bundle over is to swap it for
 //! what is in a slot: the bundle of another thread, possibly one that ended long ago.
 
-use std::sync::{Mutex, PoisonError};
+use parking_lot::Mutex;
 
 use crate::block::Block;
 
@@ -24,7 +24,7 @@ impl Exchange {
 
     /// Leaves `bundle` in a slot and returns what was there.
     pub(crate) fn swap(&self, slot: usize, bundle: Bundle) -> Bundle {
-        let mut place = self.slots[slot].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut place = self.slots[slot].lock();
         std::mem::replace(&mut *place, bundle)
     }
 
