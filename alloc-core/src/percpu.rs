@@ -35,8 +35,8 @@ const REGION: usize = 1 << REGION_SHIFT;
 const CLOSED_REGIONS: usize = 2;
 /// CPUs that Linux can be configured for.
 const MAX_CPUS: usize = 8192;
-/// Assumed where there is little address space, and nobody says how many CPUs there may be.
-const MANY_CPUS: usize = 1024;
+/// CPUs that have room for regions in any case, unless address space is limited: 64 MiB of it.
+const MANY_CPUS: usize = 256;
 /// The state of a region in which no sheaf may be opened.
 const CLOSED: usize = OPEN + 1;
 
@@ -450,17 +450,17 @@ fn decide(context: Context) -> Backend {
     };
     // There are some where a fork interrupted another thread that decided.
     let regions = NonNull::new(REGIONS.load(Ordering::Relaxed)).or_else(|| {
-        // For all numbers that there can be, if possible: then none leads beyond, whatever the kernel says, or hides.
-        let all = (arch::HAVE_RSEQ && !os::has_little_address_space()).then_some(MAX_CPUS);
-        let (cpus, regions) = all
-            .and_then(|all| Some((all, reserve_regions(all)?)))
-            .or_else(|| {
-                let said = os::possible_cpus().unwrap_or(0).max(os::cpu_numbers());
-                let cpus = if said == 0 { MANY_CPUS } else { said.min(MAX_CPUS) };
-                Some((cpus, reserve_regions(cpus)?))
-            })
-            .unzip();
-        CPUS.store(cpus.unwrap_or(0), Ordering::Relaxed);
+        // For all numbers that the kernel tells apart, whatever /sys says: none leads beyond. It is asked for its mask, and has
+        // no more than that as long as it runs.
+        let cpus = match os::cpu_numbers() {
+            0 => MAX_CPUS,
+            numbers if os::has_little_address_space() => numbers,
+            // A process may be moved to a larger machine.
+            numbers => numbers.max(MANY_CPUS),
+        };
+        let cpus = cpus.max(os::possible_cpus().unwrap_or(0)).min(MAX_CPUS);
+        let regions = reserve_regions(cpus);
+        CPUS.store(if regions.is_some() { cpus } else { 0 }, Ordering::Relaxed);
         // Release: pairs with the Acquire in `commit_region`.
         REGIONS.store(regions.map_or(ptr::null_mut(), NonNull::as_ptr), Ordering::Release);
         regions
@@ -1051,7 +1051,7 @@ mod tests {
     fn regions_come_with_their_cpus() {
         Context::enter(backend);
         let numbers = CPUS.load(Ordering::Relaxed);
-        assert_eq!(numbers, if arch::HAVE_RSEQ { MAX_CPUS } else { numbers });
+        assert!(numbers >= os::cpu_numbers().min(MAX_CPUS) && numbers > cpu());
         assert!(region_of(numbers - 1).is_none() && region_of(usize::MAX).is_none());
         let last = REGIONS.load(Ordering::Relaxed).wrapping_add((numbers - 1) * REGION);
         // SAFETY: what can be read.
