@@ -563,3 +563,43 @@ pub(crate) fn stream_locks() -> [*const (); 3] {
     }
     [lock, unlock, renew]
 }
+
+/// Starts a thread that runs `body` and ends, by a bare `clone` with these flags; returns its number,
+/// or the negated error number. The kernel stores the number at `number`, and clears it there when the
+/// thread has left its stack. The C libraries' `clone` does not start threads everywhere (musl).
+///
+/// # Safety
+/// `stack` is the end of memory for a stack, aligned to 16 bytes, and `pointer` a thread pointer, both
+/// of which nobody else uses; `body` needs no more of the C library than these give it.
+pub(crate) unsafe fn start_thread(
+    flags: i32,
+    stack: *mut u8,
+    number: *mut u32,
+    pointer: *mut u8,
+    body: extern "C" fn(),
+) -> isize {
+    let result: isize;
+    // SAFETY: the caller's promise; the kernel's calling convention. The new thread has the registers
+    // of this one, but for its stack, and does not leave the block.
+    unsafe {
+        asm!(
+            "svc #0",
+            "cbnz x0, 22f",
+            "mov x29, xzr",
+            "blr x20",
+            "mov x0, #0",
+            "mov x8, #93",
+            "svc #0",
+            "brk #1",
+            "22:",
+            in("x8") 220usize,
+            inlateout("x0") flags as usize => result,
+            in("x1") stack,
+            in("x2") number,
+            in("x3") pointer,
+            in("x4") number,
+            in("x20") body,
+        );
+    }
+    result
+}

@@ -86,7 +86,7 @@ pub(crate) use imp::{
 #[cfg(not(miri))]
 pub(crate) use imp::SIGNATURE;
 #[cfg(not(any(miri, loom)))]
-pub(crate) use imp::{stream_locks, system_call};
+pub(crate) use imp::{start_thread, stream_locks, system_call};
 
 /// All that the allocator keeps for a thread, zero at its start. It has a place from the start of the
 /// thread, which no code of the C library has to find or to allocate, so any context may use it.

@@ -113,3 +113,18 @@ pub(crate) unsafe fn system_call(number: usize, arguments: [usize; 6]) -> isize 
 pub(crate) fn stream_locks() -> [*const (); 3] {
     [ptr::null(); 3]
 }
+
+/// Starts no thread: nothing is known of the architecture.
+///
+/// # Safety
+/// None is needed.
+#[cfg(not(any(miri, loom)))]
+pub(crate) unsafe fn start_thread(
+    _flags: i32,
+    _stack: *mut u8,
+    _number: *mut u32,
+    _pointer: *mut u8,
+    _body: extern "C" fn(),
+) -> isize {
+    -(libc::ENOSYS as isize)
+}

@@ -664,3 +664,46 @@ pub(crate) fn stream_locks() -> [*const (); 3] {
     }
     [lock, unlock, renew]
 }
+
+/// Starts a thread that runs `body` and ends, by a bare `clone` with these flags; returns its number,
+/// or the negated error number. The kernel stores the number at `number`, and clears it there when the
+/// thread has left its stack. The C libraries' `clone` does not start threads everywhere (musl).
+///
+/// # Safety
+/// `stack` is the end of memory for a stack, aligned to 16 bytes, and `pointer` a thread pointer, both
+/// of which nobody else uses; `body` needs no more of the C library than these give it.
+pub(crate) unsafe fn start_thread(
+    flags: i32,
+    stack: *mut u8,
+    number: *mut u32,
+    pointer: *mut u8,
+    body: extern "C" fn(),
+) -> isize {
+    let result: isize;
+    // SAFETY: the caller's promise; the kernel's calling convention. The new thread has the registers
+    // of this one, but for its stack, and does not leave the block.
+    unsafe {
+        asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 22f",
+            "xor ebp, ebp",
+            "call r12",
+            "xor edi, edi",
+            "mov eax, 60",
+            "syscall",
+            "ud2",
+            "22:",
+            inlateout("rax") 56usize => result,
+            in("rdi") flags as usize,
+            in("rsi") stack,
+            in("rdx") number,
+            in("r10") number,
+            in("r8") pointer,
+            in("r12") body,
+            lateout("rcx") _,
+            lateout("r11") _,
+        );
+    }
+    result
+}

@@ -11,12 +11,12 @@
 //!
 //! There is one at a time. Its stack and its block are reserved once and used again.
 
-use core::ffi::{CStr, c_int, c_void};
+use core::ffi::CStr;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use super::inject::{Call, fails};
-use super::linux::{self, SavedErrno, call};
+use super::linux::{self, call};
 use crate::arch;
 
 /// Bytes of its stack.
@@ -31,6 +31,8 @@ const REFUSED: i32 = -2;
 /// The kernel's number of the thread; 0 while there is none. The kernel clears it, and wakes, when
 /// the thread has left its stack.
 static NUMBER: AtomicU32 = AtomicU32::new(0);
+/// What it runs; written before it is started.
+static BODY: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
 /// The lowest address of its memory: a guard page, the stack, the block. Null before the first.
 static MEMORY: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
 
@@ -109,13 +111,11 @@ pub(crate) fn spawn(body: extern "C" fn()) -> bool {
             | libc::CLONE_SETTLS
             | libc::CLONE_PARENT_SETTID
             | libc::CLONE_CHILD_CLEARTID;
-        let _errno = SavedErrno::new();
+        BODY.store(body as *mut (), Ordering::Relaxed);
         // The new thread inherits the mask.
         linux::change_bare_mask(&all, Some(&mut before));
-        let number: *mut c_int = NUMBER.as_ptr().cast();
-        let stack: *mut c_void = memory.add(layout.stack_end).as_ptr().cast();
-        let argument = body as *mut c_void;
-        let made = libc::clone(live, stack, flags, argument, number, pointer, number);
+        let stack = memory.add(layout.stack_end).as_ptr();
+        let made = arch::start_thread(flags, stack, NUMBER.as_ptr(), pointer, live);
         linux::change_bare_mask(&before, None);
         made > 0
     }
@@ -155,6 +155,9 @@ unsafe fn prepare(block: *mut u8, layout: &Layout, pointer: *mut u8) {
         }
         let here = arch::thread_pointer().addr();
         let own = arch::own_rseq().addr().wrapping_sub(here) as isize;
+        // Registering it would take a hook at its end, of the C library.
+        let locals = ptr::from_ref(arch::locals()).addr().wrapping_sub(here) as isize;
+        (*pointer.offset(locals).cast::<arch::Locals>()).registration.store(1, Ordering::Relaxed);
         for area in [Some(own), arch::libc_rseq()].into_iter().flatten() {
             let area = pointer.offset(area).cast::<arch::RseqArea>();
             (&raw mut (*area).cpu_id).write(REFUSED);
@@ -163,12 +166,10 @@ unsafe fn prepare(block: *mut u8, layout: &Layout, pointer: *mut u8) {
 }
 
 /// The life of the thread.
-extern "C" fn live(body: *mut c_void) -> c_int {
-    // SAFETY: what `spawn` passed on.
-    let body = unsafe { core::mem::transmute::<*mut c_void, extern "C" fn()>(body) };
+extern "C" fn live() {
     linux::schedule_as_the_process();
-    body();
-    0
+    // SAFETY: what `spawn` stored.
+    unsafe { core::mem::transmute::<*mut (), extern "C" fn()>(BODY.load(Ordering::Relaxed))() }
 }
 
 /// Gives this thread a table of descriptors of its own, without any: the program neither sees what
