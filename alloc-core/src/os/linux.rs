@@ -576,45 +576,34 @@ pub(crate) fn spawn(
     body: extern "C" fn(*mut c_void) -> *mut c_void,
     argument: *mut c_void,
 ) -> Option<Thread> {
+    /// Bytes of thread-locals, which glibc takes from the stack, that there is room for at first, and
+    /// at most. The loader could say how many there are, by its lock, which the child of a fork may
+    /// find held by a thread that it does not have. A stack takes memory where it is used only.
+    const LOCALS: usize = 1 << 20;
+    const MOST_LOCALS: usize = 64 << 20;
+
     if fails(Call::Clone) {
         return None;
     }
     let _errno = SavedErrno::new();
-    // SAFETY: attributes and a thread that are ours to be written.
-    unsafe {
-        let (mut attributes, mut thread) = (core::mem::zeroed(), core::mem::zeroed());
-        libc::pthread_attr_init(&raw mut attributes);
-        libc::pthread_attr_setstacksize(&raw mut attributes, stack + thread_locals());
-        let result = libc::pthread_create(&raw mut thread, &raw const attributes, body, argument);
-        libc::pthread_attr_destroy(&raw mut attributes);
-        (result == 0).then_some(Thread(thread))
-    }
-}
-
-/// Bytes of thread-locals of the program and its libraries, which glibc takes from the stack of a
-/// thread.
-fn thread_locals() -> usize {
-    unsafe extern "C" fn add(
-        object: *mut libc::dl_phdr_info,
-        _len: usize,
-        sum: *mut c_void,
-    ) -> c_int {
-        // SAFETY: the loader passes on one of its objects, and the sum is that of the caller below.
+    let mut locals = LOCALS;
+    loop {
+        // SAFETY: attributes and a thread that are ours to be written.
         unsafe {
-            let (headers, count) = ((*object).dlpi_phdr, (*object).dlpi_phnum);
-            for number in 0..usize::from(count) {
-                let header = &*headers.add(number);
-                if header.p_type == libc::PT_TLS {
-                    *sum.cast::<usize>() += (header.p_memsz + header.p_align) as usize;
-                }
+            let (mut attributes, mut thread) = (core::mem::zeroed(), core::mem::zeroed());
+            libc::pthread_attr_init(&raw mut attributes);
+            libc::pthread_attr_setstacksize(&raw mut attributes, stack + locals);
+            let result =
+                libc::pthread_create(&raw mut thread, &raw const attributes, body, argument);
+            libc::pthread_attr_destroy(&raw mut attributes);
+            match result {
+                0 => return Some(Thread(thread)),
+                // They do not fit.
+                libc::EINVAL if locals < MOST_LOCALS => locals *= 4,
+                _ => return None,
             }
         }
-        0
     }
-    let mut sum = 0usize;
-    // SAFETY: the function takes what it is given here.
-    unsafe { libc::dl_iterate_phdr(Some(add), (&raw mut sum).cast()) };
-    sum.next_multiple_of(page_size())
 }
 
 /// A place for a thread that [`spawn`] made, or none. Its users take turns.
