@@ -319,7 +319,7 @@ fn spawn(end_window: Window) {
 extern "C" fn live() {
     // Whoever frees something from now on finds the thread.
     STATE.store(NOTED, Ordering::Relaxed);
-    os::bare::name(c"hayloft/reclaim");
+    os::name_thread(c"hayloft/reclaim");
     let looks_at_pressure = os::bare::own_descriptors();
     // SAFETY: what `spawn` stored.
     let end_window: Window = unsafe { mem::transmute(ROUTINE.load(Ordering::Relaxed)) };

@@ -11,7 +11,6 @@
 //!
 //! There is one at a time. Its stack and its block are reserved once and used again.
 
-use core::ffi::CStr;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
@@ -178,9 +177,4 @@ pub(crate) fn own_descriptors() -> bool {
     const UNSHARE: usize = 2;
     // SAFETY: this thread has no descriptors open that are its own.
     unsafe { call(libc::SYS_close_range, [0, u32::MAX as usize, UNSHARE]).is_ok() }
-}
-
-/// Names this thread; what the kernel has no room for is cut off.
-pub(crate) fn name(name: &CStr) {
-    linux::name_thread(name);
 }

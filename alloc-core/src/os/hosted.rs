@@ -205,8 +205,6 @@ pub(crate) fn name_thread(_name: &CStr) {}
 
 /// There are no threads but those of the standard library.
 pub(crate) mod bare {
-    use core::ffi::CStr;
-
     pub(crate) fn is_alive() -> bool {
         false
     }
@@ -220,8 +218,6 @@ pub(crate) mod bare {
     pub(crate) fn own_descriptors() -> bool {
         false
     }
-
-    pub(crate) fn name(_name: &CStr) {}
 }
 
 pub(crate) fn thread_id() -> i32 {
