@@ -20,6 +20,8 @@ use crate::arch;
 
 /// Bytes of its stack.
 const STACK: usize = 256 << 10;
+/// Bytes that the ABIs align a stack to.
+const STACK_ALIGNMENT: usize = 16;
 /// Bytes beyond the thread-locals that are known, on both sides: the C library's descriptor of a
 /// thread is there.
 const MARGIN: usize = 16 << 10;
@@ -113,7 +115,9 @@ pub(crate) fn spawn(body: extern "C" fn()) -> bool {
         BODY.store(body as *mut (), Ordering::Relaxed);
         // The new thread inherits the mask.
         linux::change_bare_mask(&all, Some(&mut before));
-        let stack = memory.add(layout.stack_end).as_ptr();
+        // Not at the very end: Valgrind takes the page that the stack pointer lies in for the
+        // last one of the stack.
+        let stack = memory.add(layout.stack_end - STACK_ALIGNMENT).as_ptr();
         let made = arch::start_thread(flags, stack, NUMBER.as_ptr(), pointer, live);
         linux::change_bare_mask(&before, None);
         made > 0
