@@ -552,7 +552,7 @@ fn in_a_slow_path_while_another_gives_memory_back() {
     on_both_backends(|| {
         fork_while_another_purges(|| {
             IS_INTERRUPTED.set(true);
-            assert!(nolock::alloc(Layout::new::<[u8; 100_000]>()).is_some());
+            assert!(nolock::alloc(Layout::new::<[u8; 2_000_000]>()).is_some());
         });
     });
 }

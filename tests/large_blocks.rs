@@ -13,7 +13,10 @@ use tests::scenario::{Scenario, describe};
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
 
-const UNIT: usize = 64 << 10;
+/// More than any class has.
+const UNIT: usize = 20 * PAGES;
+/// What runs are made of.
+const PAGES: usize = 64 << 10;
 
 /// The two ways to free a block: by its layout, and by its address.
 #[derive(Clone, Copy, Debug)]
@@ -91,7 +94,7 @@ fn is_found<F: Fn()>(words: &str, body: F) {
 
 #[test]
 fn twice() {
-    is_found("double free, among 262144 free bytes", || {
+    is_found("double free, among 5242880 free bytes", || {
         let door = Door::of_scenario();
         let [block, _] = row([4, 1]);
         // SAFETY: in use.
@@ -103,7 +106,7 @@ fn twice() {
 /// The block was merged with a free one below, so no run starts where it did.
 #[test]
 fn twice_after_a_merge_below() {
-    is_found("double free, among 327680 free bytes", || {
+    is_found("double free, among 6553600 free bytes", || {
         let door = Door::of_scenario();
         let [below, block, _] = row([1, 4, 1]);
         // SAFETY: in use.
@@ -117,7 +120,7 @@ fn twice_after_a_merge_below() {
 
 #[test]
 fn twice_after_a_merge_above() {
-    is_found("double free, among 458752 free bytes", || {
+    is_found("double free, among 9175040 free bytes", || {
         let door = Door::of_scenario();
         let [block, above, _] = row([4, 3, 1]);
         // SAFETY: in use.
@@ -132,7 +135,7 @@ fn twice_after_a_merge_above() {
 /// What was a block of its own is in the midst of another one now.
 #[test]
 fn in_a_block_that_took_its_place() {
-    is_found("in the midst of a block of 458752 bytes", || {
+    is_found("in the midst of a block of 9175040 bytes", || {
         let door = Door::of_scenario();
         let [one, other, _] = row([4, 3, 1]);
         // SAFETY: in use.
@@ -148,7 +151,7 @@ fn in_a_block_that_took_its_place() {
 /// The block was made longer over one that followed.
 #[test]
 fn in_a_block_that_grew() {
-    is_found("in the midst of a block of 458752 bytes", || {
+    is_found("in the midst of a block of 9175040 bytes", || {
         let door = Door::of_scenario();
         let [one, other, _] = row([4, 3, 1]);
         // SAFETY: in use.
@@ -162,7 +165,7 @@ fn in_a_block_that_grew() {
 
 #[test]
 fn at_the_last_unit() {
-    is_found("in the midst of a block of 262144 bytes", || {
+    is_found("in the midst of a block of 5242880 bytes", || {
         let door = Door::of_scenario();
         let [block, _] = row([4, 1]);
         println!("address {block:p}");
@@ -172,7 +175,7 @@ fn at_the_last_unit() {
 
 #[test]
 fn within_the_first_unit() {
-    is_found("in the midst of a block of 262144 bytes", || {
+    is_found("in the midst of a block of 5242880 bytes", || {
         let door = Door::of_scenario();
         let [block, _] = row([4, 1]);
         free_wrongly(door, block.wrapping_add(16), 4 * UNIT);
@@ -182,7 +185,7 @@ fn within_the_first_unit() {
 /// Nobody has the unit at that end of a block which was made shorter.
 #[test]
 fn behind_a_block_that_shrank() {
-    is_found("double free, among 131072 free bytes", || {
+    is_found("double free, among 2621440 free bytes", || {
         let door = Door::of_scenario();
         let [block, _] = row([4, 1]);
         // SAFETY: in use.
@@ -214,7 +217,7 @@ fn with_too_long_a_layout() {
         let [block, _] = row([4, 1]);
         free_wrongly(Door::Layout, block, 9 * UNIT);
     };
-    Scenario::new("layout", scenario).run(|output| assert_found(output, "589824 bytes"));
+    Scenario::new("layout", scenario).run(|output| assert_found(output, "11796480 bytes"));
 }
 
 /// A slab is a run, too, but no block.
@@ -223,8 +226,46 @@ fn an_object_as_a_large_block() {
     let scenario = || {
         // SAFETY: the size is not zero.
         let objects = [(); 5000].map(|()| unsafe { Hayloft.alloc(Layout::new::<[u64; 8]>()) });
-        let first = objects.into_iter().find(|object| object.addr().is_multiple_of(UNIT));
+        let first = objects.into_iter().find(|object| object.addr().is_multiple_of(PAGES));
         free_wrongly(Door::Layout, first.expect("the first object of a slab"), UNIT);
     };
-    Scenario::new("layout", scenario).run(|output| assert_found(output, "65536 bytes"));
+    Scenario::new("layout", scenario).run(|output| assert_found(output, "in a run of 65536"));
+}
+
+/// Blocks of middle sizes are objects of slabs, and found as well: also when others were freed since.
+#[test]
+fn a_middle_block_twice() {
+    for size in [40_000, 100_000, 1 << 20] {
+        is_found("double free of", || {
+            let door = Door::of_scenario();
+            // SAFETY: the size is not zero.
+            let blocks = [(); 8].map(|()| unsafe { Hayloft.alloc(layout(size)) });
+            // SAFETY: in use.
+            blocks.into_iter().for_each(|block| unsafe { door.free(block, size) });
+            free_wrongly(door, blocks[0], size);
+        });
+    }
+}
+
+#[test]
+fn in_a_middle_block() {
+    for offset in [16, 4096, 64 << 10] {
+        is_found("no object starts", || {
+            let door = Door::of_scenario();
+            // SAFETY: the size is not zero.
+            let block = unsafe { Hayloft.alloc(layout(300_000)) };
+            free_wrongly(door, block.wrapping_add(offset), 300_000);
+        });
+    }
+}
+
+#[test]
+fn a_middle_block_of_another_size() {
+    let scenario = || {
+        // SAFETY: the size is not zero.
+        let block = unsafe { Hayloft.alloc(layout(300_000)) };
+        free_wrongly(Door::Layout, block, 500_000);
+    };
+    Scenario::new("layout", scenario)
+        .run(|output| assert_found(output, "it is one of class 327680"));
 }

@@ -13,7 +13,10 @@ use tests::scenario::{Scenario, on_both_backends};
 static GLOBAL: Hayloft = Hayloft;
 
 const MIB: usize = 1 << 20;
-const UNIT: usize = 64 << 10;
+/// More than any class has.
+const UNIT: usize = 20 * PAGES;
+/// What runs are made of.
+const PAGES: usize = 64 << 10;
 
 fn layout(bytes: usize) -> Layout {
     Layout::from_size_align(bytes, 16).expect("a layout")
@@ -34,7 +37,7 @@ fn filled(layout: Layout) -> *mut u8 {
 #[test]
 fn aligned_blocks_use_holes_again() {
     on_both_backends(|| {
-        for bytes in [2 * UNIT, 2 * MIB] {
+        for bytes in [2 * PAGES, 2 * MIB] {
             let layout = Layout::from_size_align(bytes, bytes).expect("a layout");
             let blocks = [(); 20].map(|()| filled(layout));
             for block in blocks {
@@ -46,7 +49,7 @@ fn aligned_blocks_use_holes_again() {
     });
 }
 
-/// Slabs of two units start on a multiple of that. Those that are made again take the places of those that were freed.
+/// Slabs of two units that are made again take the places of those that were freed.
 #[test]
 fn slabs_use_holes_again() {
     on_both_backends(|| {
@@ -55,7 +58,7 @@ fn slabs_use_holes_again() {
         let mut freed = 0;
         // Of every second slab.
         objects.retain(|object_of_slab| {
-            let is_kept = (object_of_slab.addr() / (2 * UNIT)).is_multiple_of(2);
+            let is_kept = (object_of_slab.addr() / (2 * PAGES)).is_multiple_of(2);
             if !is_kept {
                 freed += 1;
                 // SAFETY: in use, and freed once.

@@ -309,16 +309,17 @@ fn blocks_go_home() {
             let foreign = more.iter().filter(|block| !together(block.at(), near)).count();
             assert!(foreign <= KEPT, "{foreign} of {count} blocks of {size} did not go home");
         }
-        // Runs go home at once.
+        // Runs go home at once. There is no other memory that was used before.
+        alloc_global::trim();
         pin_to(cpus[0]);
-        let runs = Block::many(100_000, 50);
+        let runs = Block::many(2_000_000, 50);
         let near = runs[0].at();
         let all: HashSet<usize> = runs.iter().map(Block::at).collect();
         pin_to(cpus[1]);
         drop(runs);
-        assert!(Block::many(100_000, 50).iter().all(|run| !together(run.at(), near)));
+        assert!(Block::many(2_000_000, 50).iter().all(|run| !together(run.at(), near)));
         pin_to(cpus[0]);
-        let again = Block::many(100_000, 50);
+        let again = Block::many(2_000_000, 50);
         assert!(again.iter().filter(|run| all.contains(&run.at())).count() > 40);
     });
 }
@@ -507,11 +508,11 @@ fn nodes_pass_blocks_to_each_other() {
         unsafe {
             let child = libc::fork();
             if child == 0 {
-                // Sheaves may hold anything by now; large blocks do not pass through them.
+                // Sheaves may hold anything by now; runs do not pass through them.
                 let [one, other] = cpus.map(|cpu| {
                     pin_to(cpu);
                     let small: Option<Vec<_>> = SIZES.into_iter().map(Block::new).collect();
-                    small.and_then(|_| Block::new(200_000))
+                    small.and_then(|_| Block::new(2_000_000))
                 });
                 let at = |block: Option<Block>| block.map_or(0, |block| block.at());
                 libc::_exit(i32::from(together(at(one), at(other))));

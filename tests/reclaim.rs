@@ -375,7 +375,7 @@ fn without_a_thread_frees_give_back() {
         let patience = Instant::now() + Duration::from_secs(60);
         while status_bytes("VmRSS") > before + 2 * REST {
             assert!(Instant::now() < patience);
-            drop(vec![1u8; MB]);
+            drop(vec![1u8; 2 * MB]);
             thread::sleep(Duration::from_millis(20));
         }
         assert_eq!(threads(), before_threads);

@@ -306,13 +306,13 @@ impl Drop for Chain {
     }
 }
 
-/// Bursts of blocks of one size after those of another, each of which all but fills what the cgroup has: what was freed serves
+/// Bursts of blocks of one size after those of another, each of which takes two thirds of what the cgroup has: what was freed serves
 /// the next burst, or the kernel would kill the process.
 #[test]
 fn bursts_in_a_cgroup() {
     const PATH: &str = "TEST_CGROUP";
     // Made by the parent, and used by its children.
-    let group = env::var_os(PATH).is_none().then(|| Cgroup::of_memory(128 * MIB)).flatten();
+    let group = env::var_os(PATH).is_none().then(|| Cgroup::of_memory(136 * MIB)).flatten();
     let path = group.as_ref().map(|group| group.path().into()).or_else(|| env::var_os(PATH));
     let Some(path) = path else {
         skipped("bursts in a cgroup", "no cgroup can be made here");

@@ -5,13 +5,14 @@
 //!
 //! Its objects lie on a *shelf* apart from it, which is as long as its class needs: barns of large objects hold few.
 //!
-//! This file may touch `sync`, `batch` and `fault`.
+//! This file may touch `sync`, `batch`, `size_class` and `fault`.
 
 use core::ptr;
 use core::slice;
 
 use crate::batch::Batch;
 use crate::fault::{self, Place};
+use crate::size_class::MAX_SMALL;
 #[cfg(not(loom))]
 use crate::sync::RawLock;
 use crate::sync::counters::{self, Line};
@@ -23,9 +24,10 @@ const FULL_BATCHES: usize = 10;
 /// Pointers that fit a cache line.
 const POINTERS: usize = 8;
 
-/// Most objects that a barn holds for a class whose batches are of `len`.
-pub(crate) const fn room_for(len: usize) -> usize {
-    FULL_BATCHES * len
+/// Returns the most objects that a barn holds of a class whose batches are of `len` objects of `size` bytes. Those of middle sizes
+/// hold none: the memory is better kept as pages, which serve all sizes.
+pub(crate) const fn room_for(len: usize, size: usize) -> usize {
+    if size > MAX_SMALL { 0 } else { FULL_BATCHES * len }
 }
 
 /// A bounded stack of objects. It holds none before it is furnished.

@@ -20,7 +20,7 @@ use crate::objects::{self, checked_in, checked_out, free_run, may_reclaim};
 use crate::os;
 use crate::page::{META_SIZE, Unit};
 use crate::percpu;
-use crate::size_class::{Class, MALLOC_ALIGN, UNIT_SHIFT, class_of, class_of_size};
+use crate::size_class::{Class, MALLOC_ALIGN, UNIT_SHIFT, small_class_of, small_class_of_size};
 use crate::slab;
 use crate::sync::Context;
 use crate::watch::{self, WATCHED};
@@ -34,7 +34,7 @@ fn layout_of(size: usize) -> Option<Layout> {
 #[inline(always)]
 #[must_use]
 pub fn pop(size: usize) -> Option<NonNull<u8>> {
-    let class = class_of_size(size)?;
+    let class = small_class_of_size(size)?;
     let object = NonNull::new(percpu::pop(class))?;
     kmalloc::handed_out(object.as_ptr(), size, false);
     Some(checked_out(object, class))
@@ -141,6 +141,22 @@ unsafe extern "C" fn free_refused(object: *mut u8) {
 unsafe extern "C" fn free_elsewhere(block: *mut u8, foreign: Foreign) {
     // SAFETY: the caller's promise.
     unsafe {
+        match objects::middle_in(block) {
+            Some(class) => kmalloc::free_middle(block, class),
+            None => free_anywhere(block, foreign),
+        }
+    }
+}
+
+/// As [`free_elsewhere`], for a block of no middle size.
+///
+/// # Safety
+/// As [`free_or`].
+#[cold]
+#[inline(never)]
+unsafe extern "C" fn free_anywhere(block: *mut u8, foreign: Foreign) {
+    // SAFETY: the caller's promise.
+    unsafe {
         match Place::of(block) {
             Place::Foreign if block.is_null() => {}
             Place::Foreign => foreign(block),
@@ -237,7 +253,7 @@ pub unsafe fn realloc(block: *mut u8, new_size: usize) -> *mut u8 {
         let size = match Place::of(block) {
             Place::Foreign => return ptr::null_mut(),
             _ if watch::EXACT => usable_size(block),
-            Place::Run(size) if class_of(new_layout).is_none() => {
+            Place::Run(size) if small_class_of(new_layout).is_none() => {
                 let layout = Layout::from_size_align_unchecked(size, MALLOC_ALIGN);
                 return kmalloc::realloc_large(block, layout, new_layout, 1);
             }

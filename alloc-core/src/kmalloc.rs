@@ -14,11 +14,15 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use crate::node;
 use crate::objects::{
     self, checked_in, checked_out, defer, free_deferred, free_run, have_threads, may_reclaim,
+    middle_in, middle_out, misused,
 };
 use crate::os::{self, Remapped};
 use crate::page::{self, Allocation, Misplaced, Unit};
 use crate::percpu;
-use crate::size_class::{Class, MAX_SMALL_ALIGN, REDZONE, UNIT, UNIT_SHIFT, class_of};
+use crate::size_class::{
+    Class, MAX_SMALL_ALIGN, REDZONE, UNIT, UNIT_SHIFT, class_of, middle_class_of, small_class_of,
+};
+use crate::slab::Misuse;
 use crate::sync::Context;
 use crate::watch;
 
@@ -62,7 +66,7 @@ pub(crate) fn handed_out(block: *mut u8, size: usize, defined: bool) -> *mut u8 
 
 #[inline(always)]
 fn alloc_block(layout: Layout) -> *mut u8 {
-    let Some(class) = class_of(layout) else { return alloc_large(layout, false) };
+    let Some(class) = small_class_of(layout) else { return alloc_large(layout, false) };
     match NonNull::new(percpu::pop(class)) {
         Some(object) => checked_out(object, class).as_ptr(),
         None => alloc_slow(class),
@@ -72,7 +76,7 @@ fn alloc_block(layout: Layout) -> *mut u8 {
 /// As [`alloc`], and the memory reads as zero.
 #[inline(always)]
 pub fn alloc_zeroed(layout: Layout) -> *mut u8 {
-    if class_of(layout).is_none() {
+    if small_class_of(layout).is_none() {
         return handed_out(alloc_large(layout, true), layout.size(), true);
     }
     let object = alloc(layout);
@@ -90,7 +94,7 @@ pub fn alloc_zeroed(layout: Layout) -> *mut u8 {
 /// an address that is not ours and one that is free already end the process with a message.
 #[inline(always)]
 pub unsafe fn free(object: *mut u8, layout: Layout) {
-    let Some(class) = class_of(layout) else {
+    let Some(class) = small_class_of(layout) else {
         // SAFETY: the caller's promise.
         return unsafe { free_large(object, layout) };
     };
@@ -113,7 +117,7 @@ pub unsafe fn free(object: *mut u8, layout: Layout) {
 pub unsafe fn realloc(object: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
     // SAFETY: the caller's promise.
     let new_layout = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
-    match (class_of(layout), class_of(new_layout)) {
+    match (small_class_of(layout), small_class_of(new_layout)) {
         // SAFETY: the caller's promise.
         _ if watch::EXACT => unsafe { realloc_by_copy(object, layout, new_layout) },
         (Some(old), Some(new)) if old == new => watch::resized(object, object, new_size),
@@ -177,7 +181,10 @@ unsafe fn extent(block: *mut u8) -> usize {
 /// As [`realloc`].
 pub unsafe fn grow_in_place(block: *mut u8, layout: Layout, new_size: usize) -> bool {
     // What has a class is as large as that. A layout of size 0 may have one, too.
-    let is_run = class_of(layout).is_none() && layout.size() > 0 && !watch::EXACT;
+    let is_run = small_class_of(layout).is_none()
+        && layout.size() > 0
+        && objects::find(block).is_none()
+        && !watch::EXACT;
     let grown = new_size <= good_size(layout)
         || is_run && {
             let run = run_of(block, layout);
@@ -219,8 +226,34 @@ fn units(bytes: usize) -> usize {
 #[cold]
 #[inline(never)]
 extern "C" fn alloc_large(layout: Layout, zeroed: bool) -> *mut u8 {
+    // The first step of a middle size, apart from the others, which need more registers.
+    if let Some(class) = middle_class_of(layout)
+        && let Some(object) = NonNull::new(percpu::pop(class))
+    {
+        let object = checked_out(object, class).as_ptr();
+        return if !middle_out(object) && zeroed { clear(object, layout.size()) } else { object };
+    }
+    alloc_large_slow(layout, zeroed)
+}
+
+/// Has an object read as zero.
+#[inline(never)]
+extern "C" fn clear(object: *mut u8, size: usize) -> *mut u8 {
+    // SAFETY: callers pass objects of that size.
+    unsafe { object.write_bytes(0, size) };
+    object
+}
+
+#[cold]
+#[inline(never)]
+extern "C" fn alloc_large_slow(layout: Layout, zeroed: bool) -> *mut u8 {
     if layout.size() == 0 && layout.align() <= MAX_SMALL_ALIGN {
         return alloc_block(one_byte(layout));
+    }
+    if let Some(class) = middle_class_of(layout) {
+        let object = alloc_slow(class);
+        let is_zero = object.is_null() || middle_out(object);
+        return if !is_zero && zeroed { clear(object, layout.size()) } else { object };
     }
     Context::enter(|context| {
         free_deferred(context);
@@ -261,13 +294,23 @@ fn one_byte(layout: Layout) -> Layout {
 }
 
 /// # Safety
-/// As [`free`], for a layout that no class serves.
+/// As [`free`], for a layout that is not of a small size.
 #[cold]
 #[inline(never)]
 pub(crate) unsafe extern "C" fn free_large(object: *mut u8, layout: Layout) {
     if layout.size() == 0 && layout.align() <= MAX_SMALL_ALIGN {
         // SAFETY: the caller's promise.
         return unsafe { free(object, one_byte(layout)) };
+    }
+    if let Some(class) = middle_class_of(layout)
+        && let Some(found) = middle_in(object)
+    {
+        if found != class {
+            misused(object, class, Misuse::Foreign);
+        }
+        checked_in(object, class);
+        // SAFETY: the caller's promise.
+        return unsafe { free_middle(object, class) };
     }
     let run = run_of(object, layout);
     watch::freed(object);
@@ -276,6 +319,20 @@ pub(crate) unsafe extern "C" fn free_large(object: *mut u8, layout: Layout) {
         free_run(context, run.address());
         may_reclaim(context);
     });
+}
+
+/// Frees an object of a middle size, of which [`middle_in`] was told.
+///
+/// # Safety
+/// `object` is of that class, and nobody uses it.
+#[inline(always)]
+pub(crate) unsafe fn free_middle(object: *mut u8, class: Class) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if !percpu::push(class, object) {
+            objects::free_slow(class, object);
+        }
+    }
 }
 
 /// The run that `object` is; ends the process if it is none that is in use, or too short.
@@ -308,7 +365,7 @@ fn no_run(object: *mut u8, layout: Layout, unit: Option<Unit>) -> ! {
 }
 
 /// # Safety
-/// As [`realloc`], for layouts that no class serves. A run that is copied in order to grow becomes `factor` times as long as it has
+/// As [`realloc`], for layouts that are not of small sizes. A run that is copied in order to grow becomes `factor` times as long as it has
 /// to be.
 #[cold]
 #[inline(never)]
@@ -318,7 +375,14 @@ pub(crate) unsafe extern "C" fn realloc_large(
     new_layout: Layout,
     factor: usize,
 ) -> *mut u8 {
-    if layout.size() == 0 || new_layout.size() == 0 {
+    let found = objects::find(object);
+    if let Some((class, true)) = found
+        && [layout, new_layout].into_iter().all(|layout| middle_class_of(layout) == Some(class))
+    {
+        return watch::resized(object, object, new_layout.size());
+    }
+    let is_run = |layout: Layout| layout.size() > 0 && small_class_of(layout).is_none();
+    if found.is_some() || !is_run(layout) || !is_run(new_layout) {
         // SAFETY: the caller's promise.
         return unsafe { realloc_by_copy(object, layout, new_layout) };
     }

@@ -1,6 +1,6 @@
 //! The engine of the Hayloft allocator.
 //!
-//! Objects up to 32 KiB are cut from *slabs* and pass through *sheaves*, per-CPU stacks of pointers that are operated by
+//! Objects up to 1 MiB are cut from *slabs* and pass through *sheaves*, per-CPU stacks of pointers that are operated by
 //! restartable sequences, and a *barn* of batches per node; everything else is a run of *pages*. The names and the
 //! division of labour are those of `mm/slub.c` in Linux. `docs/design.md` tells the whole story; each module says in
 //! its first lines what it is for and what it may touch. In order, a module knows only of those in lower rows (the test

@@ -15,7 +15,7 @@ use core::ptr::NonNull;
 use crate::kmalloc;
 use crate::objects;
 use crate::percpu;
-use crate::size_class::{Class, class_of};
+use crate::size_class::{Class, small_class_of};
 use crate::sync::Context;
 
 /// Allocates memory for `layout`; `None` when it could only be had by waiting, or not at all. A size of 0 is served like a
@@ -23,7 +23,7 @@ use crate::sync::Context;
 #[inline(always)]
 #[must_use]
 pub fn alloc(layout: Layout) -> Option<NonNull<u8>> {
-    if let Some(class) = class_of(layout)
+    if let Some(class) = small_class_of(layout)
         && let Some(object) = NonNull::new(percpu::pop(class))
     {
         kmalloc::handed_out(object.as_ptr(), layout.size(), false);
@@ -40,7 +40,7 @@ pub fn alloc(layout: Layout) -> Option<NonNull<u8>> {
 #[inline(always)]
 pub unsafe fn dealloc(object: NonNull<u8>, layout: Layout) {
     let object = object.as_ptr();
-    let Some(class) = class_of(layout) else {
+    let Some(class) = small_class_of(layout) else {
         // SAFETY: the caller's promise.
         return unsafe { free_large(object, layout) };
     };
@@ -69,7 +69,7 @@ unsafe extern "C" fn free_slow(class: Class, object: *mut u8) {
 }
 
 /// # Safety
-/// As [`dealloc`], for a layout that no class serves.
+/// As [`dealloc`], for a layout that is not of a small size.
 #[cold]
 #[inline(never)]
 unsafe extern "C" fn free_large(object: *mut u8, layout: Layout) {

@@ -56,7 +56,8 @@ const SHEAVES_OFFSET: usize = EVENTS_OFFSET + MAX_CLASSES * EVENTS * WORD;
 
 /// Most objects a sheaf holds, by their size in bytes. How many steps a walk at random of allocations and frees takes from one end
 /// to the other grows with the square; what CPUs hold that no program uses, with the size. (Compare `calculate_sheaf_capacity` of
-/// `mm/slub.c`.)
+/// `mm/slub.c`.) What those of middle sizes hold in all is bounded by bytes, too:
+/// see `objects`.
 const fn capacity_for(size: usize) -> usize {
     match size {
         ..=128 => 256,
@@ -67,7 +68,7 @@ const fn capacity_for(size: usize) -> usize {
 }
 
 /// Most objects a sheaf of an object cache holds: as many words each of them has in a region.
-const MAX_CACHE_CAPACITY: usize = 96;
+const MAX_CACHE_CAPACITY: usize = 92;
 
 /// The most that [`batch_len`] says for classes of objects of `size` bytes.
 pub(crate) const fn batch_len_for(size: usize) -> usize {

@@ -39,7 +39,7 @@ pub fn of_class(class: Class) -> Numbers {
     Numbers {
         sheaf: percpu::capacity(class),
         batch,
-        barn: barn::room_for(batch),
+        barn: barn::room_for(batch, class.size()),
         slab: slab::shape(class).objects(),
     }
 }

@@ -247,7 +247,7 @@ static FIRST_THREAD: AtomicUsize = AtomicUsize::new(0);
 static HAS_OTHERS: AtomicBool = AtomicBool::new(false);
 
 /// Whether slow paths were seen on several threads. No C library is asked, as not all of them tell.
-fn has_several_threads() -> bool {
+pub(crate) fn has_several_threads() -> bool {
     // Relaxed: who finds an old answer does what would have been right a moment ago.
     if HAS_OTHERS.load(Ordering::Relaxed) {
         return true;

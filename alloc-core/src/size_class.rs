@@ -2,10 +2,13 @@
 //!
 //! Most are *size classes*, and which of them serves a [`Layout`] is arithmetic that folds at compile time; the others belong
 //! to object caches, whose maker chooses how they are cut. Size classes step
-//! by 8 bytes up to 32 B, by 16 up to 128 B, and then by an eighth of a power of two (144, 160, … 256, 288, … 32 KiB), so the
+//! by 8 bytes up to 32 B, by 16 up to 128 B, and then by an eighth of a power of two (144, 160, … 256, 288, … 1 MiB), so the
 //! unused tail of an object is below 12.5 % of it above 128 B. Every class size is a multiple of the step of its octave; a size
 //! rounded up to a multiple of its alignment therefore lands in a class whose size is a multiple of that alignment too, and
 //! objects cut from a slab that starts on a unit boundary are aligned without more ado.
+//!
+//! Sizes up to [`MAX_SMALL`] are *small*: their class is looked up by inlined code. Those above, up to [`MAX_MIDDLE`], are
+//! *middle* sizes, and what is larger is a page run.
 //!
 //! Above 32 B all is aligned to 16 bytes, as by any `malloc`, though Rust does not ask for it: what unwinds a panic takes its
 //! exception object, 56 B in the standard library, for aligned like that (`movaps` in LLVM's libunwind, linked with musl).
@@ -21,7 +24,13 @@ pub(crate) const UNIT_SHIFT: u32 = UNIT.trailing_zeros();
 pub(crate) const UNIT: usize = 64 * 1024;
 
 /// Number of size classes.
-pub const CLASSES: usize = 74;
+pub const CLASSES: usize = 114;
+
+/// Number of size classes of small sizes, which are the first ones.
+pub const SMALL_CLASSES: usize = 74;
+
+/// Number of size classes of middle sizes.
+pub(crate) const MIDDLE_CLASSES: usize = CLASSES - SMALL_CLASSES;
 
 /// Number of classes, those of object caches included.
 pub(crate) const MAX_CLASSES: usize = CLASSES + if cfg!(loom) { 0 } else { 256 };
@@ -29,8 +38,11 @@ pub(crate) const MAX_CLASSES: usize = CLASSES + if cfg!(loom) { 0 } else { 256 }
 /// Number of object caches there can be.
 pub(crate) const MAX_CACHES: usize = (MAX_CLASSES - CLASSES).saturating_sub(1);
 
-/// Largest size a class serves, in bytes. Above it, objects are page runs.
+/// Largest small size, in bytes.
 pub const MAX_SMALL: usize = 32 * 1024;
+
+/// Largest size a class serves, in bytes. Above it, objects are page runs.
+pub const MAX_MIDDLE: usize = 1024 * 1024;
 
 /// Largest alignment a class serves, in bytes.
 pub const MAX_SMALL_ALIGN: usize = 4096;
@@ -48,16 +60,20 @@ static LOOKUP: [u8; MAX_SMALL / 8] = {
     let mut lookup = [0; MAX_SMALL / 8];
     let mut step = 0;
     while step < lookup.len() {
-        let last = step * 8 + 7;
-        lookup[step] = match last {
-            ..32 => last / 8,
-            32..128 => last / 16 + 2,
-            _ => (last >> (last.ilog2() - 3)) + (last.ilog2() as usize - 6) * 8 - 6,
-        } as u8;
+        lookup[step] = index_of(step * 8 + 7) as u8;
         step += 1;
     }
     lookup
 };
+
+/// Returns the index of the smallest class whose objects have a byte of the offset `last`.
+const fn index_of(last: usize) -> usize {
+    match last {
+        ..32 => last / 8,
+        32..128 => last / 16 + 2,
+        _ => (last >> (last.ilog2() - 3)) + (last.ilog2() as usize - 6) * 8 - 6,
+    }
+}
 
 /// What a `malloc` aligns to, for its callers may put anything there that has no alignment of its own. (`max_align_t`.)
 pub const MALLOC_ALIGN: usize = 16;
@@ -109,6 +125,17 @@ impl Class {
         self.0.checked_sub(CLASSES)
     }
 
+    /// Returns all classes of middle sizes.
+    pub(crate) fn middle() -> impl Iterator<Item = Class> {
+        (SMALL_CLASSES..CLASSES).map(Class)
+    }
+
+    /// Whether this is the class of a middle size.
+    #[inline]
+    pub(crate) const fn is_middle(self) -> bool {
+        SMALL_CLASSES <= self.0 && self.0 < CLASSES
+    }
+
     /// Size of the objects of a size class in bytes.
     #[inline]
     pub const fn size(self) -> usize {
@@ -122,13 +149,36 @@ impl Class {
     }
 }
 
-/// The class that serves `layout`, or `None` where a page run has to (and for a size of 0).
-#[inline(always)]
+/// Returns the class that serves `layout`, or `None` where a page run has to (and for a size of 0).
 pub const fn class_of(layout: Layout) -> Option<Class> {
+    match small_class_of(layout) {
+        None => middle_class_of(layout),
+        class => class,
+    }
+}
+
+/// Returns the class of a middle size that serves `layout`, if one does.
+pub(crate) const fn middle_class_of(layout: Layout) -> Option<Class> {
+    let last = rounded(layout).wrapping_sub(1);
+    if last >= MAX_MIDDLE || last < MAX_SMALL || layout.align() > MAX_SMALL_ALIGN {
+        return None;
+    }
+    Some(Class(index_of(last)))
+}
+
+/// Returns the size of a layout, rounded up to its alignment.
+#[inline(always)]
+const fn rounded(layout: Layout) -> usize {
     let align = layout.align();
     // Cannot overflow: a `Layout`'s size rounded up to its alignment is at most `isize::MAX`.
-    let rounded = (layout.size() + REDZONE + (align - 1)) & !(align - 1);
-    let last = rounded.wrapping_sub(1);
+    (layout.size() + REDZONE + (align - 1)) & !(align - 1)
+}
+
+/// Returns the class of a small size that serves `layout`, if one does.
+#[inline(always)]
+pub(crate) const fn small_class_of(layout: Layout) -> Option<Class> {
+    let align = layout.align();
+    let last = rounded(layout).wrapping_sub(1);
     if (last | ((align - 1) << ALIGN_SCALE)) >= MAX_SMALL {
         return None;
     }
@@ -137,9 +187,9 @@ pub const fn class_of(layout: Layout) -> Option<Class> {
     Some(Class(LOOKUP[last / 8] as usize))
 }
 
-/// The class that serves `size` bytes aligned to [`MALLOC_ALIGN`], or `None` where a page run has to.
+/// Returns the class of a small size that serves `size` bytes aligned to [`MALLOC_ALIGN`], if one does.
 #[inline(always)]
-pub(crate) fn class_of_size(size: usize) -> Option<Class> {
+pub(crate) fn small_class_of_size(size: usize) -> Option<Class> {
     if size > MAX_SMALL - REDZONE {
         return None;
     }
@@ -170,13 +220,15 @@ mod tests {
             assert_eq!(of_size(previous + 1), class);
             previous = class.size();
         }
-        assert_eq!(previous, MAX_SMALL);
+        assert_eq!(Class(SMALL_CLASSES - 1).size(), MAX_SMALL);
+        assert_eq!(previous, MAX_MIDDLE);
         assert_eq!(Class::from_index(CLASSES), None);
     }
 
     #[test]
     fn waste_is_bounded() {
-        for size in (1..=MAX_SMALL).step_by(STEP) {
+        let middle = (MAX_SMALL + 1..=MAX_MIDDLE).step_by(101 * STEP);
+        for size in (1..=MAX_SMALL).step_by(STEP).chain(middle) {
             let waste = of_size(size).size() - size;
             let bound = match size {
                 ..=32 => 8,
@@ -191,7 +243,8 @@ mod tests {
     fn alignment_divides_the_class() {
         for shift in 0..=MAX_SMALL_ALIGN.trailing_zeros() {
             let align = 1 << shift;
-            for size in (1..=MAX_SMALL - align).step_by(STEP) {
+            let middle = (MAX_SMALL + 1..=MAX_MIDDLE - align).step_by(509 * STEP);
+            for size in (1..=MAX_SMALL).step_by(STEP).chain(middle) {
                 let class = class_of(Layout::from_size_align(size, align).unwrap()).unwrap();
                 assert!(
                     class.size() >= size && class.size().is_multiple_of(align),
@@ -205,16 +258,18 @@ mod tests {
     fn sizes_alone_are_served_as_if_aligned() {
         for size in (0..=MAX_SMALL + 1).step_by(STEP) {
             let layout = Layout::from_size_align(size.max(1), MALLOC_ALIGN).unwrap();
-            assert_eq!(class_of_size(size), class_of(layout), "{size}");
+            assert_eq!(small_class_of_size(size), small_class_of(layout), "{size}");
         }
-        assert_eq!(class_of_size(usize::MAX), None);
+        assert_eq!(small_class_of_size(usize::MAX), None);
     }
 
     #[test]
     fn what_no_class_serves() {
-        for (size, align) in [(0, 1), (MAX_SMALL + 1, 1), (1, 8192), (isize::MAX as usize, 1)] {
+        for (size, align) in [(0, 1), (MAX_MIDDLE + 1, 1), (1, 8192), (isize::MAX as usize, 1)] {
             assert_eq!(class_of(Layout::from_size_align(size, align).unwrap()), None);
         }
-        assert!(class_of(Layout::from_size_align(MAX_SMALL, 4096).unwrap()).is_some());
+        for size in [MAX_SMALL, MAX_MIDDLE] {
+            assert!(class_of(Layout::from_size_align(size, 4096).unwrap()).is_some());
+        }
     }
 }

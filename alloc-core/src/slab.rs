@@ -20,10 +20,10 @@ use core::cell::UnsafeCell;
 use core::mem::{self, MaybeUninit};
 use core::ops::{Deref, DerefMut};
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 
 use crate::batch::Batch;
-use crate::size_class::{Class, MAX_CLASSES, UNIT};
+use crate::size_class::{Class, MAX_CLASSES, MAX_SMALL, UNIT};
 #[cfg(not(loom))]
 use crate::sync::RawLock;
 use crate::sync::counters::{self, Line};
@@ -63,7 +63,7 @@ pub(crate) struct Shape {
     objects: u32,
     /// Bytes of all objects of a slab.
     span: u32,
-    /// Units of a slab, a power of two; slabs start on a multiple of it.
+    /// Units of a slab.
     pub(crate) units: u32,
     /// 2^16 · LISTS / (objects + 1): multiplies a number of free objects into a list.
     list_scale: u32,
@@ -111,8 +111,12 @@ pub(crate) unsafe fn define(class: Class, shape: Shape) {
 
 impl Shape {
     const fn new(size: usize) -> Shape {
-        // At least four objects, so that a slab's end wastes little.
-        let units = (size * 4).div_ceil(UNIT).next_power_of_two();
+        let units = if size > MAX_SMALL {
+            units_of_middle(size)
+        } else {
+            // At least four objects, so that a slab's end wastes little.
+            (size * 4).div_ceil(UNIT).next_power_of_two()
+        };
         let objects = units * UNIT / size;
         let objects = if objects > MAX_OBJECTS { MAX_OBJECTS } else { objects };
         Shape {
@@ -123,7 +127,7 @@ impl Shape {
             units: units as u32,
             list_scale: ((LISTS << 16) / (objects + 1)) as u32,
             link: 0,
-            min_empty: MIN_EMPTY,
+            min_empty: if size > MAX_SMALL { 0 } else { MIN_EMPTY },
             constructor: None,
         }
     }
@@ -153,7 +157,7 @@ impl Shape {
     }
 
     /// Bytes from one object to the next.
-    pub(crate) fn stride(&self) -> usize {
+    pub(crate) const fn stride(&self) -> usize {
         self.size as usize
     }
 
@@ -163,9 +167,12 @@ impl Shape {
     }
 
     /// 2^32 / `size`, rounded up: an offset in a unit is a multiple of `size` if the product of both, in 32 bits, is below this.
-    /// Where a slab is more than one unit, objects are taken to start at each multiple of the power of two in their size.
+    /// Where a slab is more than one unit, objects are taken to start at each multiple of the power of two in their size. 0 for
+    /// middle sizes, where an address that is freed is looked at more closely.
     const fn in_unit(&self) -> u32 {
-        if self.units == 1 {
+        if self.stride() > MAX_SMALL {
+            0
+        } else if self.units == 1 {
             self.reciprocal
         } else {
             (1u64 << (32 - self.size.trailing_zeros())) as u32
@@ -204,6 +211,16 @@ impl Shape {
         let len = WORD * self.size as usize;
         (at * len, len.min(self.span as usize - at * len))
     }
+}
+
+/// Returns the units of a slab of objects of a middle size: the fewest of which a twelfth at most is left behind the last object. A
+/// program that has one object of a class has the whole slab, though it need not touch it.
+const fn units_of_middle(size: usize) -> usize {
+    let mut units = size.div_ceil(UNIT);
+    while units * UNIT % size > units * UNIT / 12 {
+        units += 1;
+    }
+    units
 }
 
 /// Which slab the objects of a unit belong to. Every unit of a slab has a copy.
@@ -261,6 +278,30 @@ impl Tag {
     }
 }
 
+/// State of an object of a middle size.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+enum Middle {
+    /// Free, and may hold anything.
+    Dirty,
+    /// Free, and reads as zero.
+    Clean,
+    /// The program has it. Above this is where it starts: see [`Middle::held_at`].
+    Held,
+}
+
+impl Middle {
+    /// Objects of middle sizes start at multiples of this.
+    const ALIGN: usize = 4096;
+
+    /// Returns the state of an object that starts at an address, which is a multiple of [`Middle::ALIGN`], when the program has it.
+    #[inline(always)]
+    fn held_at(address: *mut u8) -> u8 {
+        const { assert!(UNIT / Middle::ALIGN <= 1 << 6) };
+        ((address.addr() % UNIT / Middle::ALIGN) as u8) << 2 | Middle::Held as u8
+    }
+}
+
 /// Descriptor of a slab.
 #[repr(C, align(64))]
 pub(crate) struct Slab {
@@ -271,6 +312,9 @@ pub(crate) struct Slab {
     free_count: u32,
     /// The list this slab is in, or [`UNLISTED`], [`ARRIVING`] or [`LENT`].
     list: u8,
+    /// The states of the objects of a middle size that start in the first and in the second half of this unit: no two start in the
+    /// same.
+    middle: [AtomicU8; 2],
     /// The window in which it came to its list, or was last cut from.
     window: u32,
     bitmap: Bitmap,
@@ -299,18 +343,26 @@ pub(crate) enum Misuse {
 }
 
 impl Slab {
-    /// Makes the memory of a descriptor a slab with all objects free, which is still to arrive.
+    /// Makes the memory of a descriptor a slab with all objects free, which is still to arrive. They read as zero if they are `zeroed`.
     ///
     /// # Safety
     /// `this` is the first of as many descriptors nobody else uses as the slab has units; `base` is a run of these.
-    pub(crate) unsafe fn init(this: *mut Slab, base: *mut u8, class: Class, node: u8) {
+    pub(crate) unsafe fn init(
+        this: *mut Slab,
+        base: *mut u8,
+        class: Class,
+        node: u8,
+        zeroed: bool,
+    ) {
         let objects = shape(class).objects as usize;
+        let state = if zeroed { Middle::Clean } else { Middle::Dirty } as u8;
         // SAFETY: the caller's promise; every value of the fields' types is written before it is read.
         unsafe {
             let tag = Tag { class: class.index() as u16, node, live: true };
             for unit in 0..shape(class).units as usize {
                 (&raw mut (*this.add(unit)).identity.base).write(base);
                 (&raw mut (*this.add(unit)).identity.in_unit).write(shape(class).in_unit());
+                (&raw mut (*this.add(unit)).middle).write([state, state].map(AtomicU8::new));
                 Tag::store(&raw mut (*this.add(unit)).identity.tag, tag);
             }
             (&raw mut (*this).free_count).write(objects as u32);
@@ -395,6 +447,72 @@ impl Slab {
         let base = unsafe { (*this).identity.base };
         let offset = address.addr().wrapping_sub(base.addr());
         Some((class, shape(class).index_at(offset).is_some()))
+    }
+
+    /// Returns the address at which the slab of a unit starts, if that is one of `class`.
+    ///
+    /// # Safety
+    /// `this` is committed metadata of a unit.
+    pub(crate) unsafe fn base_of(this: *mut Slab, class: Class) -> Option<*mut u8> {
+        // SAFETY: the caller's promise; zeroed metadata is a valid tag, and a unit whose tag is live has its base.
+        unsafe {
+            let is_of_class = Tag::load(&raw mut (*this).identity.tag).is_of(class);
+            is_of_class.then(|| (*this).identity.base)
+        }
+    }
+
+    /// Notes that the program gets the object of a middle size that starts at `object`. Returns whether it reads as zero.
+    ///
+    /// # Safety
+    /// `this` is metadata of the unit that holds `object`, an object of a middle size that nobody else has.
+    #[inline(always)]
+    pub(crate) unsafe fn middle_out(this: *mut Slab, object: *mut u8) -> bool {
+        // SAFETY: the caller's promise.
+        let word = unsafe { Slab::middle_at(this, object) };
+        // Relaxed, as below: whoever passes the object on orders that itself.
+        let is_clean = word.load(Ordering::Relaxed) == Middle::Clean as u8;
+        word.store(Middle::held_at(object), Ordering::Relaxed);
+        is_clean
+    }
+
+    /// Notes that the program gives back what it has at an address, if that is an object of a middle size, whose class is returned. Of
+    /// two threads that free an object at the same moment, which they may not, both may get it.
+    ///
+    /// # Safety
+    /// `this` is committed metadata of the unit that holds `address`.
+    #[inline(always)]
+    pub(crate) unsafe fn middle_in(this: *mut Slab, address: *mut u8) -> Option<Class> {
+        // SAFETY: the caller's promise; zeroed metadata is a valid tag.
+        let (tag, word) =
+            unsafe { (Tag::load(&raw mut (*this).identity.tag), Slab::middle_at(this, address)) };
+        let class = Class::any_from_index(tag.class.into())?;
+        let is_held = word.load(Ordering::Relaxed) == Middle::held_at(address)
+            && address.addr().is_multiple_of(Middle::ALIGN);
+        if !(tag.live && class.is_middle() && is_held) {
+            return None;
+        }
+        word.store(Middle::Dirty as u8, Ordering::Relaxed);
+        Some(class)
+    }
+
+    /// Notes that a free object of a middle size does not read as zero any more.
+    ///
+    /// # Safety
+    /// As [`Slab::middle_out`].
+    pub(crate) unsafe fn middle_written(this: *mut Slab, object: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe { Slab::middle_at(this, object) }.store(Middle::Dirty as u8, Ordering::Relaxed);
+    }
+
+    /// Returns the state of the object of a middle size that starts in the same half of a unit as `address`.
+    ///
+    /// # Safety
+    /// `this` is committed metadata of the unit that holds `address`.
+    #[inline(always)]
+    unsafe fn middle_at<'a>(this: *mut Slab, address: *mut u8) -> &'a AtomicU8 {
+        let half = address.addr() / (UNIT / 2) % 2;
+        // SAFETY: the caller's promise; one of two.
+        unsafe { &*(&raw const (*this).middle).cast::<AtomicU8>().add(half) }
     }
 
     /// The node whose lists the slab belongs to.
@@ -1287,10 +1405,23 @@ mod tests {
         }
     }
 
+    #[test]
+    fn slabs_of_middle_sizes_waste_little() {
+        for class in (0..).map_while(Class::from_index).filter(|class| class.is_middle()) {
+            let (shape, size) = (shape(class), class.size());
+            let (bytes, used) = (shape.units as usize * UNIT, shape.span as usize);
+            assert!(
+                bytes - used <= bytes / 12 && bytes <= 2 * size.max(256 << 10),
+                "{size} {bytes}"
+            );
+            assert_eq!(shape.in_unit(), 0);
+        }
+    }
+
     /// The word by which `free` knows where objects start agrees with division.
     #[test]
     fn objects_are_known_by_where_they_start() {
-        for class in (0..).map_while(Class::from_index) {
+        for class in (0..).map_while(Class::from_index).filter(|class| !class.is_middle()) {
             let shape = shape(class);
             let word = shape.in_unit();
             let step =
@@ -1351,7 +1482,7 @@ mod tests {
                     // SAFETY: a new descriptor of our own, whose objects nobody touches.
                     unsafe {
                         let slab = std::alloc::alloc_zeroed(DESCRIPTOR).cast();
-                        Slab::init(slab, address(BASE + index * UNIT), class, 0);
+                        Slab::init(slab, address(BASE + index * UNIT), class, 0, true);
                         slabs.arrive(waiting(), slab);
                         slab
                     }

@@ -93,11 +93,23 @@ impl Block {
     /// Writes one byte on each page, so that the kernel has to back all of them.
     #[inline(always)]
     pub(crate) fn touch_pages(&mut self) {
-        const PAGE: usize = 4096;
-        for offset in (0..self.layout.size()).step_by(PAGE) {
+        self.touch_every(4096);
+    }
+
+    /// Writes one byte in `step` bytes.
+    #[inline(always)]
+    pub(crate) fn touch_every(&mut self, step: usize) {
+        for offset in (0..self.layout.size()).step_by(step) {
             // SAFETY: `offset` lies within the block, which is ours. Volatile, so that the writes happen.
             unsafe { self.start.add(offset).write_volatile(1) };
         }
+    }
+
+    /// Writes the first `len` bytes, or all where there are fewer.
+    #[inline(always)]
+    pub(crate) fn fill_first(&mut self, len: usize) {
+        // SAFETY: the block is ours and has that many bytes.
+        unsafe { self.start.write_bytes(0xa5, len.min(self.layout.size())) };
     }
 
     /// Writes every byte.

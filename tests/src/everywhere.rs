@@ -15,7 +15,7 @@ use alloc_core::nolock;
 use crate::pattern;
 use crate::routes::Registered;
 
-/// What is allocated: objects of sheaves of all lengths, of slabs of several units, and runs.
+/// What is allocated: objects of sheaves of all lengths, of slabs of several units, of middle sizes, and runs.
 pub const SIZES: [usize; 8] = [16, 64, 700, 3000, 9000, 30_000, 100_000, 3 << 20];
 
 /// Blocks on their way from the program to handlers and back.
@@ -89,7 +89,7 @@ fn layout(size: usize) -> Layout {
 
 /// A run that is to be freed where its arena is busy.
 static TO_DEFER: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
-const DEFERRED: Layout = Layout::new::<[u64; 30_000]>();
+const DEFERRED: Layout = Layout::new::<[u64; 300_000]>();
 
 /// Frees a run such that it is deferred, if [`defer_here`] is called at each place.
 pub fn defer_a_run() {
@@ -165,17 +165,17 @@ pub fn go_everywhere(is_over: fn() -> bool) {
             }
             blocks.into_iter().for_each(free);
         }
-        let mut block = grown(allocated(100_000, 1), 900_000);
+        let mut block = grown(allocated(2_000_000, 1), 9_000_000);
         // SAFETY: a block of that size, and then of the other.
         unsafe {
-            block = Registered.realloc(block, layout(900_000), 200_000);
-            block.cast::<u64>().write(200_000);
+            block = Registered.realloc(block, layout(9_000_000), 3_000_000);
+            block.cast::<u64>().write(3_000_000);
         }
         free(block);
     }
     EXCHANGE.iter().for_each(|slot| free(slot.swap(ptr::null_mut(), Ordering::AcqRel)));
     // Or else nobody but the thread that reclaims memory would come to where it is given back: pages, and holes of a slab.
-    free(allocated(100_000, 2));
+    free(allocated(2_000_000, 2));
     let survivor = allocated(SIZES[0], 3);
     cache::trim();
     free(survivor);

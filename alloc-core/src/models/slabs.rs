@@ -72,7 +72,7 @@ impl Single {
         let slab = Box::into_raw(Box::<Slab>::new_zeroed()).cast();
         let base = address(1 << 20);
         // SAFETY: a descriptor of our own; no object is ever touched.
-        unsafe { Slab::init(slab, base, class, 0) };
+        unsafe { Slab::init(slab, base, class, 0, true) };
         Single { slab, base, class, slabs: Slabs::new() }
     }
 

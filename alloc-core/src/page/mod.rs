@@ -39,6 +39,7 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use core::{fmt, mem};
 
+use crate::arch::FIRST;
 use crate::fault::{self, Place};
 use crate::node;
 use crate::os;
@@ -254,11 +255,11 @@ impl Unit {
         })
     }
 
-    /// The unit at or below this one whose address is a multiple of `units`, a power of two.
+    /// Returns the unit that starts at `address`, which is below this one, or its own, and in the same run.
     #[inline]
-    pub(crate) fn align_down(self, units: u32) -> Unit {
-        let past = self.index.wrapping_add(self.arena.arrays().base_unit()) & (units - 1);
-        Unit { arena: self.arena, index: self.index - past }
+    pub(crate) fn at(self, address: *mut u8) -> Unit {
+        let below = (self.address().addr() - address.addr()) >> UNIT_SHIFT;
+        Unit { arena: self.arena, index: self.index - below as u32 }
     }
 
     /// The node of the arena.
@@ -306,6 +307,29 @@ impl Unit {
     pub(crate) fn misplaced(self) -> Misplaced {
         Context::enter(|context| self.arena.misplaced(context, self.index))
     }
+}
+
+/// Returns the metadata of the unit that holds an address, if that was ever handed out.
+#[inline(always)]
+pub(crate) fn meta_at(address: *mut u8) -> Option<*mut u8> {
+    // Nearly all are of the arena that was made first. Acquire: pairs with the Release in `fill`.
+    let bytes = FIRST.bytes.load(Ordering::Acquire);
+    let offset = address.addr().wrapping_sub(FIRST.base.load(Ordering::Relaxed).addr());
+    // SAFETY: there is an arena 0. By a pointer, for Miri looks at all of what a reference is made to.
+    let committed = unsafe { &(*(&raw const ARENAS).cast::<Arena>()).committed };
+    // Acquire: as in `Unit::is_committed`.
+    if offset < bytes && (offset >> UNIT_SHIFT) < committed.load(Ordering::Acquire) as usize {
+        let meta = FIRST.meta.load(Ordering::Relaxed);
+        return Some(meta.wrapping_add((offset >> UNIT_SHIFT) * META_SIZE));
+    }
+    elsewhere(address)
+}
+
+/// As [`meta_at`], for any arena.
+#[cold]
+#[inline(never)]
+fn elsewhere(address: *mut u8) -> Option<*mut u8> {
+    Unit::of(address).filter(|unit| unit.is_committed()).map(Unit::meta)
 }
 
 /// Why no block in use starts at an address.

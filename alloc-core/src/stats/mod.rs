@@ -524,7 +524,7 @@ mod tests {
         );
         assert_eq!(Name::new("a b\tc").plain().collect::<std::string::String>(), "a_b_c");
         let largest = Class::from_index(crate::size_class::CLASSES - 1).unwrap();
-        assert_eq!(Name::of_size_class(largest).to_string(), "kmalloc-32768");
+        assert_eq!(Name::of_size_class(largest).to_string(), "kmalloc-1048576");
     }
 
     #[test]

@@ -14,7 +14,9 @@ mod handoff;
 mod interpreter;
 mod json;
 mod large;
+
 mod latency;
+mod middle;
 mod pairs;
 mod phases;
 mod regexes;
@@ -105,6 +107,13 @@ pub static ALL: &[Workload] = &[
     workload("zeroed", Allocation, zeroed::run, "churn of 500 zeroed blocks of 16 B to 64 KiB"),
     workload("large-pairs", Allocation, large::pairs, "32 KiB to 4 MiB, every page touched, freed at once"),
     workload("large-churn", Allocation, large::churn, "replace a random one of 32 such blocks"),
+    workload("middle-2", Allocation, middle::two_threads, "replace a random one of 64 blocks of 33 to 512 KiB per thread, 4 KiB written, 2 threads"),
+    workload("middle-16", Allocation, middle::sixteen_threads, "the same, 16 threads"),
+    workload("middle-64", Allocation, middle::sixty_four_threads, "the same, 64 threads"),
+    workload("middle-pass", Allocation, middle::pass, "one thread allocates buffers of 64 KiB to 1 MiB, another frees them"),
+    workload("middle-survivors", Allocation, middle::survivors, "blocks of 40 KiB, every page touched; every twentieth stays"),
+    workload("sparse", Allocation, middle::sparse, "tables of zeros of 1 to 16 MiB, one page in sixteen written"),
+    workload("images", Huge, middle::images, "blocks of 4 to 20 MiB, every page touched, each freed when the next is there"),
     workload("vec-1g", Huge, grow::push_one, "push to a Vec<u8> up to 1 GiB; one operation is a push"),
     workload("extend-1g", Huge, grow::extend_one, "extend a Vec<u8> to 1 GiB; one operation is 4 KiB appended"),
     workload("large-touch", Huge, large::touch, "1 to 64 MiB, every page touched, freed at once"),

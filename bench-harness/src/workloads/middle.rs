@@ -1,0 +1,143 @@
+//! Middle sizes, from 33 KiB to 1 MiB: buffers of networks and files, images, columns of tables.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use parking_lot::Mutex;
+
+use crate::blocks::Block;
+use crate::engine::Run;
+use crate::prng::Prng;
+
+/// 33 to 512 KiB.
+const MIDDLE: (usize, usize) = (33 << 10, 512 << 10);
+/// 64 KiB to 1 MiB.
+const BUFFERS: (usize, usize) = (64 << 10, 1 << 20);
+/// Live blocks of a thread.
+const SLOTS: usize = 64;
+/// Bytes of a block that are written, where that is not all of it: a message in a buffer.
+const MESSAGE: usize = 4096;
+
+/// One thread per core.
+pub(super) fn two_threads(run: &mut Run) {
+    threads(run, 2);
+}
+
+/// More threads than cores.
+pub(super) fn sixteen_threads(run: &mut Run) {
+    threads(run, 16);
+}
+
+/// Far more threads than cores.
+pub(super) fn sixty_four_threads(run: &mut Run) {
+    threads(run, 64);
+}
+
+/// Returns a block of a random size, of which the first `MESSAGE` bytes are written.
+fn buffer(prng: &mut Prng, (smallest, largest): (usize, usize)) -> Block {
+    let mut block = Block::new(smallest + prng.below(largest - smallest));
+    block.fill_first(MESSAGE);
+    block
+}
+
+/// Each thread replaces a random one of its blocks.
+fn threads(run: &mut Run, threads: usize) {
+    let total: u64 = run.pick(1_600_000, 160_000, 640);
+    run.time_threads(
+        threads,
+        total,
+        |index| {
+            let mut prng = Prng::new(index as u64 * 91 + 3);
+            let slots: Vec<Block> = (0..SLOTS).map(|_| buffer(&mut prng, MIDDLE)).collect();
+            (slots, prng)
+        },
+        |(slots, prng)| {
+            for _ in 0..total / threads as u64 {
+                let slot = prng.below(SLOTS);
+                slots[slot] = buffer(prng, MIDDLE);
+            }
+        },
+    );
+}
+
+/// Which end of the channel a thread holds.
+enum Role {
+    /// Allocates buffers, writes a message into each, and sends them.
+    Producer(SyncSender<Block>, Prng),
+    /// Frees them, the last sixteen last.
+    Consumer(Receiver<Block>),
+}
+
+/// One thread allocates buffers, another frees them a little later.
+pub(super) fn pass(run: &mut Run) {
+    let count: u64 = run.pick(400_000, 40_000, 100);
+    let (sender, receiver) = sync_channel(32);
+    let ends = Mutex::new(vec![Role::Producer(sender, Prng::new(23)), Role::Consumer(receiver)]);
+    run.time_threads(
+        2,
+        count,
+        |_| ends.lock().pop().expect("two threads, two roles"),
+        |role| match role {
+            Role::Producer(sender, prng) => {
+                for _ in 0..count {
+                    sender.send(buffer(prng, BUFFERS)).expect("the consumer waits for it");
+                }
+            }
+            Role::Consumer(receiver) => {
+                let mut kept = VecDeque::with_capacity(17);
+                for _ in 0..count {
+                    kept.push_back(receiver.recv().expect("the producer sends it"));
+                    if kept.len() > 16 {
+                        kept.pop_front();
+                    }
+                }
+            }
+        },
+    );
+}
+
+/// Images of 4 to 20 MiB, every page written: the one before is dropped when the next is there, as by a filter.
+pub(super) fn images(run: &mut Run) {
+    let count: u64 = run.pick(400, 40, 2);
+    let mut prng = Prng::new(29);
+    let mut image = Block::new(4 << 20);
+    run.time(count, || {
+        for _ in 0..count {
+            image = Block::new((4 << 20) + prng.below(16 << 20));
+            image.touch_pages();
+        }
+    });
+}
+
+/// Blocks of 40 KiB, of which every twentieth survives each of eight rounds.
+pub(super) fn survivors(run: &mut Run) {
+    let blocks: u64 = run.pick(4000, 500, 40);
+    let rounds = 8;
+    let mut kept: Vec<Block> = Vec::new();
+    run.time(blocks * rounds, || {
+        for _ in 0..rounds {
+            let all: Vec<Block> = (0..blocks)
+                .map(|_| {
+                    let mut block = Block::new(40 << 10);
+                    block.touch_pages();
+                    block
+                })
+                .collect();
+            kept.extend(all.into_iter().step_by(20));
+        }
+    });
+}
+
+/// Sparse tables of zeros, of 1 to 16 MiB: one page in sixteen is written.
+pub(super) fn sparse(run: &mut Run) {
+    let count: u64 = run.pick(2000, 200, 4);
+    let mut prng = Prng::new(31);
+    let mut slots: [Option<Block>; 4] = [const { None }; 4];
+    run.time(count, || {
+        for _ in 0..count {
+            let mut table = Block::zeroed(prng.geometric(1 << 20, 16 << 20));
+            table.touch_every(16 * MESSAGE);
+            slots[prng.below(4)] = Some(table);
+        }
+    });
+}
