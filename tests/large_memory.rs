@@ -4,7 +4,7 @@
 use std::alloc::{GlobalAlloc, Layout};
 use std::fs;
 
-use alloc_core::{by_address, cache};
+use alloc_core::{by_address, cache, stats};
 use tests::process::status_bytes;
 use tests::routes::Hayloft;
 use tests::scenario::{Scenario, on_both_backends};
@@ -124,6 +124,40 @@ fn room_to_grow() {
             assert_eq!(by_address::usable_size(block), 8 * UNIT);
             Hayloft.dealloc(block, layout(4 * UNIT));
         }
+    });
+}
+
+/// What CPUs keep of middle sizes is bounded by bytes, though no block of a program need come to a slow path when it is freed.
+#[test]
+fn cpus_keep_few_middle_blocks() {
+    on_both_backends(|| {
+        const SIZES: usize = 40;
+        const KEPT: usize = 2 * (4 * MIB);
+        let of = |number: usize| layout(((9 + number % 8) << 12) << (number / 8));
+        let in_sheaves = || -> usize {
+            let stats = stats::gather();
+            let middle = stats.caches().filter(|cache| cache.object_size > 32 << 10);
+            middle.map(|cache| cache.in_sheaves * cache.object_size).sum()
+        };
+        let mut blocks = Vec::with_capacity(16 * SIZES);
+        for _ in 0..3 {
+            for number in 0..16 * SIZES {
+                // SAFETY: the size is not zero.
+                blocks.push((unsafe { Hayloft.alloc(of(number / 16)) }, of(number / 16)));
+            }
+            // SAFETY: in use, and freed once.
+            blocks.drain(..).for_each(|(block, layout)| unsafe { Hayloft.dealloc(block, layout) });
+            // A quarter of the heap may stay for a moment.
+            let (kept, held) = (in_sheaves(), stats::gather().held);
+            assert!(kept <= KEPT.max(held / 2), "{kept} bytes in sheaves, of {held}");
+        }
+        cache::trim();
+        for number in 0..16 * SIZES {
+            // SAFETY: in use, and freed once.
+            unsafe { Hayloft.dealloc(Hayloft.alloc(of(number % SIZES)), of(number % SIZES)) };
+        }
+        let kept = in_sheaves();
+        assert!((MIB..=KEPT).contains(&kept), "{kept} bytes in sheaves");
     });
 }
 

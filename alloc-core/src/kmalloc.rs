@@ -239,6 +239,7 @@ extern "C" fn alloc_large(layout: Layout, zeroed: bool) -> *mut u8 {
 /// Has an object read as zero.
 #[inline(never)]
 extern "C" fn clear(object: *mut u8, size: usize) -> *mut u8 {
+    watch::open(object, size, false);
     // SAFETY: callers pass objects of that size.
     unsafe { object.write_bytes(0, size) };
     object
@@ -331,6 +332,8 @@ pub(crate) unsafe fn free_middle(object: *mut u8, class: Class) {
     unsafe {
         if !percpu::push(class, object) {
             objects::free_slow(class, object);
+        } else if percpu::spend(class.size()) {
+            objects::allowance_is_used_up();
         }
     }
 }

@@ -237,7 +237,9 @@ fn refill(context: Context, backend: Backend, class: Class) -> Result<*mut u8, A
     // SAFETY: objects that have just left the barn or a slab, and nobody else's.
     unsafe { backend.fill(class, &mut batch) };
     put_away(context, backend, class, node, &mut batch);
-    bound_middle(context, backend, class);
+    if class.is_middle() {
+        bound_middle(context, backend, Some(class));
+    }
     Ok(object)
 }
 
@@ -250,22 +252,31 @@ const MIDDLE_PART: usize = 4;
 /// random, of which they touch a page, do 16 million operations a second with half of the heap, 4 with a quarter, 27 with all of it.
 const MIDDLE_PART_OF_THREADS: usize = 2;
 
+/// As [`bound_middle`], where an object came to its sheaf without a slow path, and the allowance was used up.
+#[cold]
+#[inline(never)]
+pub(crate) extern "C" fn allowance_is_used_up() {
+    Context::enter(|context| {
+        bound_middle(context, percpu::backend(context), None);
+        may_reclaim(context);
+    });
+}
+
 /// Takes objects of middle sizes off sheaves of this CPU where these hold too many bytes: first of the class that holds most, since
-/// memory is used least often there. To be called where `class` was refilled or flushed, whose sheaf stays as it is.
-fn bound_middle(context: Context, backend: Backend, class: Class) {
-    if !class.is_middle() {
-        return;
-    }
+/// memory is used least often there, but not of `spared`. Then as many bytes may come to these sheaves before they are looked at
+/// again, so they hold twice as much at most.
+fn bound_middle(context: Context, backend: Backend, spared: Option<Class>) {
     let cpu = percpu::cpu();
     let part = if reclaim::has_several_threads() { MIDDLE_PART_OF_THREADS } else { MIDDLE_PART };
     let most = LEAST_MIDDLE.max(page::charged() / (part * percpu::regions().max(1)));
-    let bytes_of = |class: Class| percpu::held(cpu, class) * class.size();
+    percpu::set_allowance(cpu, most);
+    let bytes_of = |class: &Class| percpu::held(cpu, *class) * class.size();
     // Another thread may run here meanwhile, or this one elsewhere: then the next one goes on.
     for _ in 0..MIDDLE_CLASSES {
-        let held: usize = Class::middle().map(bytes_of).sum();
-        let others = Class::middle().filter(|other| *other != class);
+        let held: usize = Class::middle().map(|class| bytes_of(&class)).sum();
         let Some(excess) = held.checked_sub(most + 1) else { return };
-        let Some(largest) = others.max_by_key(|other| bytes_of(*other)) else { return };
+        let others = Class::middle().filter(|class| Some(*class) != spared);
+        let Some(largest) = others.max_by_key(bytes_of) else { return };
         let mut batch = Batch::new();
         backend.drain(largest, &mut batch, (1 + excess / largest.size()).min(MAX_BATCH));
         if batch.len() == 0 {
@@ -394,13 +405,18 @@ pub(crate) unsafe fn free_object(context: Context, class: Class, object: *mut u8
     let backend = percpu::backend(context);
     // SAFETY: the caller's promise.
     if unsafe { backend.push(class, object) } {
+        if class.is_middle() && percpu::spend(class.size()) {
+            bound_middle(context, backend, None);
+        }
         return;
     }
     check(object, class);
     let len = backend.widen(class);
+    if class.is_middle() {
+        bound_middle(context, backend, Some(class));
+    }
     // SAFETY: the caller's promise.
     if unsafe { backend.push(class, object) } {
-        bound_middle(context, backend, class);
         return;
     }
     percpu::count(class, Event::Flush, 1);
@@ -413,7 +429,6 @@ pub(crate) unsafe fn free_object(context: Context, class: Class, object: *mut u8
     // SAFETY: the caller's promise.
     unsafe { backend.fill(class, &mut batch) };
     put_away(context, backend, class, node, &mut batch);
-    bound_middle(context, backend, class);
 }
 
 /// Allocates up to `len` objects into `to`, where the sheaf of this CPU had not as many; how many.

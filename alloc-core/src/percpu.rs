@@ -48,16 +48,19 @@ const SEEN_OFFSET: usize = LOCK_OFFSET + size_of::<Lock<()>>();
 /// Byte offset of where [`close_some`] keeps the `top` of each sheaf: on its stack, which may be a small one, that is a third of
 /// all that a slow path takes.
 const TOPS_OFFSET: usize = SEEN_OFFSET + MAX_CLASSES * size_of::<u32>();
+/// Byte offset of the word for [`spend`].
+const ALLOWANCE_OFFSET: usize =
+    (TOPS_OFFSET + MAX_CLASSES * size_of::<u32>()).next_multiple_of(WORD);
 /// Byte offset of what is counted: for each class, a word for each [`Event`].
-const EVENTS_OFFSET: usize = (TOPS_OFFSET + MAX_CLASSES * size_of::<u32>()).next_multiple_of(WORD);
+const EVENTS_OFFSET: usize = ALLOWANCE_OFFSET + WORD;
 
 /// Byte offset of the first sheaf's words.
 const SHEAVES_OFFSET: usize = EVENTS_OFFSET + MAX_CLASSES * EVENTS * WORD;
 
 /// Most objects a sheaf holds, by their size in bytes. How many steps a walk at random of allocations and frees takes from one end
 /// to the other grows with the square; what CPUs hold that no program uses, with the size. (Compare `calculate_sheaf_capacity` of
-/// `mm/slub.c`.) What those of middle sizes hold in all is bounded by bytes, too:
-/// see `objects`.
+/// `mm/slub.c`.) What those of middle sizes hold in all is bounded by bytes, too: see
+/// `objects`.
 const fn capacity_for(size: usize) -> usize {
     match size {
         ..=128 => 256,
@@ -727,6 +730,30 @@ pub(crate) fn held(cpu: usize, class: Class) -> usize {
     // SAFETY: a region.
     let [top, _] = unsafe { header_halves(base, class) };
     top.load(Ordering::Relaxed).saturating_sub(floor(class)) as usize
+}
+
+/// Takes `bytes` from the allowance of this CPU for objects of middle sizes that come to its sheaves. Returns whether it is used up.
+#[inline(always)]
+pub(crate) fn spend(bytes: usize) -> bool {
+    allowance_of(cpu()).is_some_and(|word| {
+        arch::add(word, (bytes as u64).wrapping_neg());
+        // A guess where the thread is on another CPU by now.
+        word.load(Ordering::Relaxed).cast_signed() < 0
+    })
+}
+
+/// Sets what [`spend`] takes from.
+pub(crate) fn set_allowance(cpu: usize, bytes: usize) {
+    if let Some(word) = allowance_of(cpu) {
+        word.store(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+/// Returns where the allowance of a CPU is, if it has sheaves.
+#[inline(always)]
+fn allowance_of(cpu: usize) -> Option<&'static AtomicU64> {
+    // SAFETY: a word in the region, which is only used as an atomic.
+    region_of(cpu).map(|base| unsafe { &*base.add(ALLOWANCE_OFFSET).cast::<AtomicU64>() })
 }
 
 /// Serialises those who close sheaves of other CPUs.

@@ -111,12 +111,7 @@ pub(crate) unsafe fn define(class: Class, shape: Shape) {
 
 impl Shape {
     const fn new(size: usize) -> Shape {
-        let units = if size > MAX_SMALL {
-            units_of_middle(size)
-        } else {
-            // At least four objects, so that a slab's end wastes little.
-            (size * 4).div_ceil(UNIT).next_power_of_two()
-        };
+        let units = units_for(size);
         let objects = units * UNIT / size;
         let objects = if objects > MAX_OBJECTS { MAX_OBJECTS } else { objects };
         Shape {
@@ -213,10 +208,12 @@ impl Shape {
     }
 }
 
-/// Returns the units of a slab of objects of a middle size: the fewest of which a twelfth at most is left behind the last object. A
-/// program that has one object of a class has the whole slab, though it need not touch it.
-const fn units_of_middle(size: usize) -> usize {
-    let mut units = size.div_ceil(UNIT);
+/// Returns the units of a slab of objects of `size` bytes: the fewest of which a twelfth at most is left behind the last object, and
+/// in which four objects have room, or one of a middle size. A program that has one object of those has the whole slab, though it
+/// need not touch it.
+const fn units_for(size: usize) -> usize {
+    let least = if size > MAX_SMALL { size } else { 4 * size };
+    let mut units = least.div_ceil(UNIT);
     while units * UNIT % size > units * UNIT / 12 {
         units += 1;
     }
@@ -1406,15 +1403,16 @@ mod tests {
     }
 
     #[test]
-    fn slabs_of_middle_sizes_waste_little() {
-        for class in (0..).map_while(Class::from_index).filter(|class| class.is_middle()) {
+    fn slabs_waste_little() {
+        // A bitmap has room for half of the smallest objects.
+        for class in (1..).map_while(Class::from_index) {
             let (shape, size) = (shape(class), class.size());
             let (bytes, used) = (shape.units as usize * UNIT, shape.span as usize);
             assert!(
                 bytes - used <= bytes / 12 && bytes <= 2 * size.max(256 << 10),
                 "{size} {bytes}"
             );
-            assert_eq!(shape.in_unit(), 0);
+            assert_eq!(shape.in_unit() == 0, class.is_middle());
         }
     }
 

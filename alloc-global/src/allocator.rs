@@ -186,8 +186,8 @@ mod tests {
             assert_eq!(block.cast::<u8>(), grown.cast());
             Hayloft.deallocate(shrunk.cast(), layout(100, 8));
 
-            let pages = Hayloft.allocate(layout(500_000, 8)).unwrap();
-            let fewer = Hayloft.shrink(pages.cast(), layout(500_000, 8), layout(100_000, 8));
+            let pages = Hayloft.allocate(layout(5_000_000, 8)).unwrap();
+            let fewer = Hayloft.shrink(pages.cast(), layout(5_000_000, 8), layout(100_000, 8));
             let fewer = fewer.unwrap();
             assert!(fewer.len() < pages.len() && pages.cast::<u8>() == fewer.cast());
             Hayloft.deallocate(fewer.cast(), layout(100_000, 8));
