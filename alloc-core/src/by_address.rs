@@ -18,9 +18,9 @@ use crate::kmalloc;
 use crate::nolock;
 use crate::objects::{self, checked_in, checked_out, free_run, may_reclaim};
 use crate::os;
-use crate::page::{META_SIZE, Unit};
+use crate::page::{self, META_SIZE, Unit};
 use crate::percpu;
-use crate::size_class::{Class, MALLOC_ALIGN, UNIT_SHIFT, small_class_of, small_class_of_size};
+use crate::size_class::{Class, MALLOC_ALIGN, small_class_of, small_class_of_size};
 use crate::slab;
 use crate::sync::Context;
 use crate::watch::{self, WATCHED};
@@ -198,7 +198,7 @@ pub fn is_foreign(block: *mut u8) -> bool {
 enum Place {
     Foreign,
     Object(Class),
-    /// A run of so many bytes.
+    /// A run of which so many bytes are used.
     Run(usize),
 }
 
@@ -215,8 +215,9 @@ impl Place {
             )),
             None => {}
         }
-        if let Some(units) = unit.run_len().filter(|_| unit.address() == block) {
-            return Place::Run(units << UNIT_SHIFT);
+        if unit.run_len().is_some() && unit.address() == block {
+            // SAFETY: a run in use starts there, which is the caller's by promise.
+            return Place::Run(unsafe { page::used_bytes(unit) });
         }
         os::abort(format_args!("{block:p} is no block in use: {}", unit.misplaced()))
     }
@@ -247,15 +248,19 @@ pub unsafe fn usable_size(block: *mut u8) -> usize {
 #[must_use]
 pub unsafe fn realloc(block: *mut u8, new_size: usize) -> *mut u8 {
     let Some(new_layout) = layout_of(new_size) else { return ptr::null_mut() };
-    // SAFETY: the caller's promise; a run has the layout that it would have had if all of it had been asked for. Nobody knows how
-    // much of it was, so it gets no room to grow that would be taken for a part of it, and copied.
+    // SAFETY: the caller's promise; a run has the layout that it would have had if all that is used of it had been asked for.
     unsafe {
         let size = match Place::of(block) {
             Place::Foreign => return ptr::null_mut(),
             _ if watch::EXACT => usable_size(block),
             Place::Run(size) if small_class_of(new_layout).is_none() => {
                 let layout = Layout::from_size_align_unchecked(size, MALLOC_ALIGN);
-                return kmalloc::realloc_large(block, layout, new_layout, 1);
+                let new = kmalloc::realloc_large(block, layout, new_layout);
+                // The rest is room to grow: it would be copied if it were taken for a part of the block.
+                if let Some(unit) = Unit::of(new).filter(|_| objects::find(new).is_none()) {
+                    page::set_used_bytes(unit, new_size);
+                }
+                return new;
             }
             Place::Run(size) => size,
             // What shrinks a little is not worth a copy.

@@ -45,6 +45,8 @@ static IS_OUT_OF_MAPPINGS: AtomicBool = AtomicBool::new(false);
 const ROOM: usize = 4;
 /// As [`ROOM`], of memory that was used before, which stays resident.
 const DIRTY_ROOM: usize = 2;
+/// A run whose pages are moved gets this part of it as room: moving a page costs a fiftieth of copying it.
+const MOVED_ROOM: usize = 4;
 /// The longest run that is made for the sake of [`ROOM`], in units.
 const MAX_ROOM: usize = ROOM * (2 * REMAP_BYTES / UNIT);
 
@@ -122,7 +124,7 @@ pub unsafe fn realloc(object: *mut u8, layout: Layout, new_size: usize) -> *mut 
         _ if watch::EXACT => unsafe { realloc_by_copy(object, layout, new_layout) },
         (Some(old), Some(new)) if old == new => watch::resized(object, object, new_size),
         // SAFETY: the caller's promise.
-        (None, None) => unsafe { realloc_large(object, layout, new_layout, ROOM) },
+        (None, None) => unsafe { realloc_large(object, layout, new_layout) },
         // SAFETY: the caller's promise.
         _ => unsafe { realloc_by_copy(object, layout, new_layout) },
     }
@@ -170,7 +172,8 @@ unsafe fn extent(block: *mut u8) -> usize {
     // SAFETY: the caller's promise.
     match unsafe { objects::class_of_object(block) } {
         Some(class) => objects::size(class),
-        None => Unit::of(block).and_then(Unit::run_len).map_or(0, |units| units << UNIT_SHIFT),
+        // SAFETY: the caller's promise: it is a run.
+        None => Unit::of(block).map_or(0, |unit| unsafe { page::used_bytes(unit) }),
     }
 }
 
@@ -368,15 +371,13 @@ fn no_run(object: *mut u8, layout: Layout, unit: Option<Unit>) -> ! {
 }
 
 /// # Safety
-/// As [`realloc`], for layouts that are not of small sizes. A run that is copied in order to grow becomes `factor` times as long as it has
-/// to be.
+/// As [`realloc`], for layouts that are not of small sizes.
 #[cold]
 #[inline(never)]
 pub(crate) unsafe extern "C" fn realloc_large(
     object: *mut u8,
     layout: Layout,
     new_layout: Layout,
-    factor: usize,
 ) -> *mut u8 {
     let found = objects::find(object);
     if let Some((class, true)) = found
@@ -392,7 +393,7 @@ pub(crate) unsafe extern "C" fn realloc_large(
     // SAFETY: the caller's promise.
     let resized = Context::enter(|context| unsafe {
         free_deferred(context);
-        let resized = realloc_run(context, object, layout, new_layout, factor);
+        let resized = realloc_run(context, object, layout, new_layout);
         may_reclaim(context);
         have_threads(context);
         resized
@@ -413,7 +414,6 @@ unsafe fn realloc_run(
     object: *mut u8,
     layout: Layout,
     new_layout: Layout,
-    factor: usize,
 ) -> Option<*mut u8> {
     let run = run_of(object, layout);
     let (old_units, new_units) = (units(layout.size()), units(new_layout.size()));
@@ -434,7 +434,11 @@ unsafe fn realloc_run(
     let remap = layout.size() >= REMAP_BYTES
         && page::moves() < MAX_MOVES
         && !IS_OUT_OF_MAPPINGS.load(Ordering::Relaxed);
-    let room = if remap { 0 } else { new_units.saturating_mul(factor).min(MAX_ROOM) };
+    let room = if remap {
+        new_units.saturating_add(new_units / MOVED_ROOM)
+    } else {
+        new_units.saturating_mul(ROOM).min(MAX_ROOM)
+    };
     // Pages that are moved are where they were, so their new place is of the same node.
     let node = if remap { run.node() } else { node::current() };
     let found = (room > new_units).then(|| page::alloc_room(context, node, room)).flatten();
@@ -476,7 +480,7 @@ unsafe fn realloc_run(
             // The new run stays in use for ever, so that nobody gets it. A system that is so short shall not be asked again.
             Remapped::Lost => {
                 IS_OUT_OF_MAPPINGS.store(true, Ordering::Relaxed);
-                return realloc_run(context, object, layout, new_layout, factor);
+                return realloc_run(context, object, layout, new_layout);
             }
         }
     }

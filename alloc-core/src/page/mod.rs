@@ -101,12 +101,16 @@ struct Run {
     /// Units of the run.
     len: u32,
     state: State,
-    /// Neighbours in the bin, by their first unit; on the first unit of a free run only.
+    /// Neighbours in the bin, by their first unit; on the first unit of a free run only. On that of a run in use, `next` is what
+    /// [`set_used_bytes`] was told, in [`PIECES`].
     next: u32,
     previous: u32,
     /// On the first unit of a run in use: [`SPARSE`], [`MOVED`].
     marks: u32,
 }
+
+/// Bytes of which a run in use is said to be used so many.
+const PIECES: usize = 4096;
 
 /// No huge pages are to be used for a run.
 const SPARSE: u32 = 1;
@@ -546,6 +550,29 @@ pub(crate) fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
     });
 }
 
+/// Notes how many bytes of a run are used, at least one; the others are room to grow. Whoever makes it longer or shorter uses all of it.
+///
+/// # Safety
+/// `unit` is the first of a run from [`alloc`], which is the caller's, and at least as long.
+pub(crate) unsafe fn set_used_bytes(unit: Unit, bytes: usize) {
+    let pieces = u32::try_from(bytes.div_ceil(PIECES)).unwrap_or(NONE);
+    // SAFETY: the caller's promise; nobody else looks at this word of a run in use.
+    unsafe { (*unit.arena.run(unit.index)).next = pieces };
+}
+
+/// Returns how many bytes of a run are used: all, unless [`set_used_bytes`] was told otherwise.
+///
+/// # Safety
+/// `unit` is the first of a run from [`alloc`], which is the caller's.
+pub(crate) unsafe fn used_bytes(unit: Unit) -> usize {
+    // SAFETY: the caller's promise.
+    let (len, pieces) = unsafe {
+        let run = unit.arena.run(unit.index);
+        ((*run).len, (*run).next)
+    };
+    if pieces == NONE { (len as usize) << UNIT_SHIFT } else { pieces as usize * PIECES }
+}
+
 /// Makes a run at least as long as this without moving it; false if that cannot be done. Units added may hold anything.
 ///
 /// # Safety
@@ -946,6 +973,8 @@ impl Arena {
         // SAFETY: the first unit of a used run, by the caller's promise; nobody else changes its descriptor.
         let old = unsafe { (*self.run(start)).len };
         if len <= old {
+            // SAFETY: as above. All of it is used from now on.
+            unsafe { (*self.run(start)).next = NONE };
             return true;
         }
         if self.reserved_block(start).is_some() {
@@ -1047,7 +1076,10 @@ impl Arena {
     /// As [`Arena::set`].
     unsafe fn set_used(&self, start: u32, len: u32) {
         // SAFETY: the caller's promise.
-        unsafe { self.set(start, len, State::Used, State::Silent) };
+        unsafe {
+            self.set(start, len, State::Used, State::Silent);
+            (*self.run(start)).next = NONE;
+        }
     }
 
     /// Writes the descriptors of a run: what they say on its first unit, and on its last one.
