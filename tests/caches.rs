@@ -159,6 +159,31 @@ fn busy_sheaves_are_left_alone() {
     });
 }
 
+/// Pairs of an allocation and a free leave no trace in a sheaf. It is emptied ever less often.
+#[test]
+fn sheaves_of_pairs_are_left_alone_in_the_end() {
+    on_both_backends(|| {
+        pin_here();
+        let cache = plain("pairs", 40);
+        let refills_of = |windows: usize| {
+            let before = cache.stats().events.refills;
+            for _ in 0..windows {
+                check_and_free(&cache, &filled(&cache, 1), |object| {
+                    // SAFETY: an object of this cache, which nobody uses.
+                    unsafe { cache.free(object) };
+                });
+                let _ = cache::end_window();
+            }
+            cache.stats().events.refills - before
+        };
+        let (first, then) = (refills_of(40), refills_of(160));
+        assert!((2..=8).contains(&first) && then <= 12, "{first} refills, then {then}");
+        (0..40).for_each(|_| _ = cache::end_window());
+        assert_eq!(cache.stats().in_sheaves, 0);
+        cache.destroy().expect("no object is in use");
+    });
+}
+
 #[test]
 fn zero_means_zero() {
     on_both_backends(|| {

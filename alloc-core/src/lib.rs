@@ -23,7 +23,7 @@
 //! | `thread` `reclaim` | the threads that act as CPUs; the one that gives memory back |
 //! | `page` `pressure` | arenas, runs, descriptors, giving memory back; whether memory is short |
 //! | `node` | NUMA nodes |
-//! | `batch` `watch` | object pointers on the move; probes for tracers, requests to Valgrind |
+//! | `batch` `idle` `watch` | object pointers on the move; how long sheaves are idle; probes for tracers, requests to Valgrind |
 //! | [`size_class`] | which class serves a layout |
 //! | `sync` | atomics and locks |
 //! | `os` | system calls |
@@ -85,6 +85,8 @@ pub mod dump;
 pub mod fault;
 #[cfg(all(target_os = "linux", not(loom)))]
 mod fork;
+#[cfg(all(target_os = "linux", not(loom)))]
+mod idle;
 #[cfg(target_os = "linux")]
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 pub mod irq_work;

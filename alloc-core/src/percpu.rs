@@ -13,7 +13,7 @@
 //! One of them is chosen for the life of the process by the first slow path, or by `HAYLOFT_BACKEND=rseq|fallback`.
 //! `pop` and `push`, the fast path, know nothing of all that: where rseq is not in use, or not yet, they miss.
 //!
-//! This file may touch `arch`, `os`, `sync`, `batch`, `size_class` and `fault`.
+//! This file may touch `arch`, `os`, `sync`, `batch`, `idle`, `size_class` and `fault`.
 
 use core::iter;
 use core::ptr::{self, NonNull};
@@ -24,6 +24,7 @@ use core::sync::atomic::{
 use crate::arch::{self, HEADERS, OPEN, REGION_SHIFT, STATE};
 use crate::batch::{Batch, MAX_BATCH};
 use crate::fault::{self, Place};
+use crate::idle::{Idle, Seen};
 use crate::os;
 use crate::size_class::{Class, MAX_CLASSES};
 use crate::sync::counters::{self, Line};
@@ -48,9 +49,10 @@ const SEEN_OFFSET: usize = LOCK_OFFSET + size_of::<Lock<()>>();
 /// Byte offset of where [`close_some`] keeps the `top` of each sheaf: on its stack, which may be a small one, that is a third of
 /// all that a slow path takes.
 const TOPS_OFFSET: usize = SEEN_OFFSET + MAX_CLASSES * size_of::<u32>();
+/// Byte offset of an [`Idle`] for each class, as a byte.
+const IDLE_OFFSET: usize = TOPS_OFFSET + MAX_CLASSES * size_of::<u32>();
 /// Byte offset of the word for [`spend`].
-const ALLOWANCE_OFFSET: usize =
-    (TOPS_OFFSET + MAX_CLASSES * size_of::<u32>()).next_multiple_of(WORD);
+const ALLOWANCE_OFFSET: usize = (IDLE_OFFSET + MAX_CLASSES).next_multiple_of(WORD);
 /// Byte offset of what is counted: for each class, a word for each [`Event`].
 const EVENTS_OFFSET: usize = ALLOWANCE_OFFSET + WORD;
 
@@ -791,9 +793,8 @@ pub(crate) fn flush_all(context: Context, cpu: usize, take: impl FnMut(Class, &m
     empty(context, cpu, all_classes(), take)
 }
 
-/// As [`flush_all`], sheaves of objects that hold as many as when this was called last, and were neither refilled nor flushed
-/// since, or all of them `even_busy` ones;
-/// whether there were any, or others that may be unused next time.
+/// As [`flush_all`], at the end of a window: sheaves that were [idle](Idle) for long enough, or `even_busy` ones. Returns whether
+/// there were any, or others that may be idle next time.
 pub(crate) fn flush_unused(
     context: Context,
     cpu: usize,
@@ -807,24 +808,37 @@ pub(crate) fn flush_unused(
         |idle: &[u64], class: Class| idle[class.index() / 64] >> (class.index() % 64) & 1 != 0;
     let (mut any_idle, mut any_busy) = (false, false);
     for class in all_classes().filter(|class| *class != Class::RCU) {
-        // SAFETY: a region, and a word of it that is only used as an atomic.
-        let ([top, _], seen) = unsafe {
-            let seen = base.add(SEEN_OFFSET + class.index() * size_of::<u32>());
-            (header_halves(base, class), &*seen.cast::<AtomicU32>())
+        // SAFETY: a region, and a word and a byte of it that are only used as atomics.
+        let ([top, _], last, memory) = unsafe {
+            let last = base.add(SEEN_OFFSET + class.index() * size_of::<u32>());
+            let memory = base.add(IDLE_OFFSET + class.index());
+            (header_halves(base, class), &*last.cast::<AtomicU32>(), &*memory.cast::<AtomicU8>())
         };
-        // Regions that nobody uses stay untouched.
         let top = top.load(Ordering::Relaxed);
-        if top > floor(class) {
+        let seen = if top <= floor(class) {
+            Seen::Empty
+        } else {
             // A busy sheaf may be as full each time, but is then refilled or flushed in between. Only pairs of an
             // allocation and a free leave no trace. A region has fewer than 2^16 words.
             let events = counted(cpu, class, Event::Refill) + counted(cpu, class, Event::Flush);
             let now = top | (events as u32) << 16;
-            let unused = even_busy || seen.load(Ordering::Relaxed) == now;
-            idle[class.index() / 64] |= u64::from(unused) << (class.index() % 64);
-            any_idle |= unused;
+            let is_unchanged = last.load(Ordering::Relaxed) == now;
+            last.store(now, Ordering::Relaxed);
+            if is_unchanged { Seen::Unchanged } else { Seen::Busy }
+        };
+        let before = memory.load(Ordering::Relaxed);
+        let mut remembered = Idle::from_byte(before);
+        let is_due = remembered.end_window(seen);
+        // Regions that nobody uses stay untouched.
+        if remembered.to_byte() != before {
+            memory.store(remembered.to_byte(), Ordering::Relaxed);
+        }
+        if seen != Seen::Empty {
+            let is_due = is_due || even_busy;
+            idle[class.index() / 64] |= u64::from(is_due) << (class.index() % 64);
+            any_idle |= is_due;
             // Perhaps only the fast path was here, which tells nobody.
-            any_busy |= !unused;
-            seen.store(now, Ordering::Relaxed);
+            any_busy |= !is_due;
         }
     }
     let classes = all_classes().filter(|class| is_idle(&idle, *class));
