@@ -263,27 +263,27 @@ pub(crate) extern "C" fn allowance_is_used_up() {
 }
 
 /// Takes objects of middle sizes off sheaves of this CPU where these hold too many bytes: first of the class that holds most, since
-/// memory is used least often there, but not of `spared`. Then as many bytes may come to these sheaves before they are looked at
-/// again, so they hold twice as much at most.
+/// memory is used least often there, but not of `spared`. They are looked at again when as many bytes came to them as there is room
+/// for, or a quarter of what they may hold.
 fn bound_middle(context: Context, backend: Backend, spared: Option<Class>) {
     let cpu = percpu::cpu();
     let part = if reclaim::has_several_threads() { MIDDLE_PART_OF_THREADS } else { MIDDLE_PART };
     let most = LEAST_MIDDLE.max(page::charged() / (part * percpu::regions().max(1)));
-    percpu::set_allowance(cpu, most);
     let bytes_of = |class: &Class| percpu::held(cpu, *class) * class.size();
+    let held = || Class::middle().map(|class| bytes_of(&class)).sum::<usize>();
     // Another thread may run here meanwhile, or this one elsewhere: then the next one goes on.
     for _ in 0..MIDDLE_CLASSES {
-        let held: usize = Class::middle().map(|class| bytes_of(&class)).sum();
-        let Some(excess) = held.checked_sub(most + 1) else { return };
+        let Some(excess) = held().checked_sub(most + 1) else { break };
         let others = Class::middle().filter(|class| Some(*class) != spared);
-        let Some(largest) = others.max_by_key(bytes_of) else { return };
+        let Some(largest) = others.max_by_key(bytes_of) else { break };
         let mut batch = Batch::new();
         backend.drain(largest, &mut batch, (1 + excess / largest.size()).min(MAX_BATCH));
         if batch.len() == 0 {
-            return;
+            break;
         }
         put_home(context, backend, largest, &mut batch);
     }
+    percpu::set_allowance(cpu, most.saturating_sub(held()).max(most / 4));
 }
 
 /// What is told of objects of a class that come to a CPU, or leave it.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use alloc_core::kmalloc;
-use alloc_core::size_class::MAX_SMALL;
+use alloc_core::size_class::MAX_MIDDLE;
 
 use super::machine::{Costs, Topology};
 use super::model::{Counts, Model, Setup};
@@ -139,7 +139,7 @@ fn lock() -> f64 {
 
 /// A run taken or given back.
 fn page() -> f64 {
-    let layout = Layout::from_size_align(2 * MAX_SMALL, 8).expect("a small size");
+    let layout = Layout::from_size_align(2 * MAX_MIDDLE, 8).expect("a valid layout");
     each(5_000, || {
         let run = black_box(kmalloc::alloc(layout));
         // SAFETY: allocated with this layout just now.

@@ -196,10 +196,10 @@ impl Maker {
     }
 }
 
-/// The class of a block of so many bytes, at most [`MAX_SMALL`](alloc_core::size_class::MAX_SMALL).
+/// The class of a block of so many bytes, at most [`MAX_MIDDLE`](alloc_core::size_class::MAX_MIDDLE).
 pub fn class_of_size(size: usize) -> Class {
-    let layout = std::alloc::Layout::from_size_align(size, 8).expect("a small size");
-    class_of(layout).expect("a small size")
+    let layout = std::alloc::Layout::from_size_align(size, 8).expect("a size that a class serves");
+    class_of(layout).expect("a size that a class serves")
 }
 
 /// A rule that makes traces.
