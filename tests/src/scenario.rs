@@ -23,7 +23,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt as _;
 use std::process::{self, Child, Command, Output, Stdio};
 
-use crate::process::{Limit, refuse};
+use crate::process::{Limit, refuse, this_thread, wait_until_asleep};
 
 /// Names, in a child, the scenario it is to run: test and label.
 const CHILD: &str = "TEST_SCENARIO";
@@ -312,6 +312,12 @@ fn entry(scenario: &str) -> String {
 /// In the child: does the scenario, and exits as a program does, exit handlers included.
 fn enter(scenario: &str, body: impl FnOnce()) -> ! {
     print!("\n{}", entry(scenario));
+    let first = process::id() as libc::pid_t;
+    // The harness's own thread allocates until it waits for this one, and would finish deferred work
+    // that the scenario looks for.
+    if first != this_thread() {
+        wait_until_asleep(first);
+    }
     // SAFETY: `alarm` has no preconditions.
     unsafe { libc::alarm(HANGS_AFTER) };
     body();
