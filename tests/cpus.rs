@@ -163,7 +163,7 @@ fn cpus_come_and_go() {
                                 // SAFETY: a block of this layout.
                                 unsafe {
                                     block.as_ptr().write_bytes(index as u8, layout.size());
-                                    nolock::dealloc(block, layout);
+                                    nolock::free(block, layout);
                                 }
                             }
                             let words: Vec<String> =

@@ -343,7 +343,7 @@ fn stop_others_and_interrupt_this() {
         let layout = Layout::new::<[u64; 400]>();
         let blocks = [(); 20].map(|()| nolock::alloc(layout).expect("memory"));
         // SAFETY: blocks of this layout.
-        blocks.into_iter().for_each(|block| unsafe { nolock::dealloc(block, layout) });
+        blocks.into_iter().for_each(|block| unsafe { nolock::free(block, layout) });
         if is_child() {
             live_as_a_child();
         }

@@ -162,7 +162,7 @@ fn a_free_that_may_not_wait_loses_nothing() {
             });
             MAY_NOT_WAIT.set(true);
             // SAFETY: allocated above.
-            unsafe { nolock::dealloc(block, large) };
+            unsafe { nolock::free(block, large) };
             MAY_NOT_WAIT.set(false);
             IS_OVER.store(true, Ordering::Relaxed);
         });

@@ -64,7 +64,7 @@ fn blocks() {
             }
             by_address::free(by_address::alloc_zeroed(size));
             by_address::free_nolock(by_address::alloc_nolock(size));
-            nolock::dealloc(nolock::alloc(layout).unwrap(), layout);
+            nolock::free(nolock::alloc(layout).unwrap(), layout);
         }
     }
 }

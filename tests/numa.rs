@@ -418,7 +418,7 @@ fn nolock_takes_memory_of_its_node() {
             for block in blocks {
                 block.check(block.size, block.at());
                 // SAFETY: a block of this layout, which nobody uses any more, for it is forgotten.
-                unsafe { nolock::dealloc(block.address, layout(block.size)) };
+                unsafe { nolock::free(block.address, layout(block.size)) };
                 std::mem::forget(block);
             }
         }

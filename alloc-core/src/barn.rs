@@ -3,7 +3,7 @@
 //! What one CPU frees and another allocates passes here as a copy of pointers; no object is touched. It is small:
 //! what does not fit goes home to its slabs, where it gets its order back.
 //!
-//! Its objects lie on a *shelf* apart from it, which is as long as its class needs: barns of large objects hold few.
+//! Its objects lie on a *slots* apart from it, which is as long as its class needs: barns of large objects hold few.
 //!
 //! This file may touch `sync`, `batch`, `size_class` and `fault`.
 
@@ -35,10 +35,10 @@ pub(crate) struct Barn {
     /// Objects held. Written under the lock; read without it, to pass by a barn that has nothing to give or no room. A
     /// stale answer is harmless: objects then come from slabs, or go there. (As in `barn_replace_empty_sheaf`.)
     len: AtomicUsize,
-    /// Most objects held; 0 as long as there is no shelf.
+    /// Most objects held; 0 as long as there is no slots.
     room: AtomicUsize,
     /// Where the objects are.
-    shelf: AtomicPtr<*mut u8>,
+    slots: AtomicPtr<*mut u8>,
     lock: Lock<()>,
 }
 
@@ -48,7 +48,7 @@ impl Barn {
         Barn {
             len: AtomicUsize::new(0),
             room: AtomicUsize::new(0),
-            shelf: AtomicPtr::new(ptr::null_mut()),
+            slots: AtomicPtr::new(ptr::null_mut()),
             lock: Lock::new(LockClass::Barn, ()),
         }
     }
@@ -58,18 +58,18 @@ impl Barn {
         Barn {
             len: AtomicUsize::new(0),
             room: AtomicUsize::new(0),
-            shelf: AtomicPtr::new(ptr::null_mut()),
+            slots: AtomicPtr::new(ptr::null_mut()),
             lock: Lock::new(LockClass::Barn, ()),
         }
     }
 
-    /// Has the barn hold up to `room` objects, on `shelf`.
+    /// Has the barn hold up to `room` objects, on `slots`.
     ///
     /// # Safety
-    /// From now on nobody else uses the shelf, which is writable for `room` pointers. A barn that has objects has this shelf, and
+    /// From now on nobody else uses the slots, which is writable for `room` pointers. A barn that has objects has this slots, and
     /// no more than `room`.
-    pub(crate) unsafe fn furnish(&self, shelf: *mut *mut u8, room: usize) {
-        self.shelf.store(shelf, Ordering::Relaxed);
+    pub(crate) unsafe fn attach_slots(&self, slots: *mut *mut u8, room: usize) {
+        self.slots.store(slots, Ordering::Relaxed);
         // Release: pairs with the Acquire in `put`.
         self.room.store(room, Ordering::Release);
     }
@@ -97,7 +97,7 @@ impl Barn {
             return;
         }
         let left = held.saturating_sub(len);
-        // SAFETY: the shelf holds `held` objects, and is ours under the lock.
+        // SAFETY: the slots holds `held` objects, and is ours under the lock.
         batch.fill(unsafe { slice::from_raw_parts(self.first().add(left), held - left) });
         self.len.store(left, Ordering::Relaxed);
         counters::wrote(Line::BarnLen, 1);
@@ -106,7 +106,7 @@ impl Barn {
     /// Moves a whole batch in, if there is room for it.
     pub(crate) fn put(&self, context: Context, batch: &mut Batch) -> bool {
         let more = batch.objects();
-        // Acquire: pairs with the Release in `furnish`: where there is room, there is a shelf.
+        // Acquire: pairs with the Release in `attach_slots`: where there is room, there is a slots.
         let is_full = |held| held + more.len() > self.room.load(Ordering::Acquire);
         if is_full(self.len()) {
             return false;
@@ -117,7 +117,7 @@ impl Barn {
         if is_full(held) {
             return false;
         }
-        // SAFETY: there is room for so many behind those held, on a shelf that is ours under the lock.
+        // SAFETY: there is room for so many behind those held, on a slots that is ours under the lock.
         unsafe { ptr::copy_nonoverlapping(more.as_ptr(), self.first().add(held), more.len()) };
         self.len.store(held + more.len(), Ordering::Relaxed);
         counters::wrote(Line::BarnLen, 1);
@@ -126,8 +126,8 @@ impl Barn {
         true
     }
 
-    /// The first place of the shelf; for those who hold the lock.
+    /// The first place of the slots; for those who hold the lock.
     fn first(&self) -> *mut *mut u8 {
-        self.shelf.load(Ordering::Relaxed)
+        self.slots.load(Ordering::Relaxed)
     }
 }

@@ -115,8 +115,8 @@ pub fn end_window() -> bool {
 }
 
 /// In the child of a fork: nobody has the cache mutex but this thread.
-pub(crate) fn forget_holder() {
-    SLAB_MUTEX.forget_others();
+pub(crate) fn in_child() {
+    SLAB_MUTEX.reset_in_child();
 }
 
 /// What is special about a cache.
@@ -297,7 +297,7 @@ impl SlabMutexGuard {
     }
 
     fn entry(&mut self, class: Class) -> &mut Entry {
-        let number = class.of_cache().unwrap_or(0);
+        let number = class.cache_index().unwrap_or(0);
         &mut self.entries()[number]
     }
 
@@ -306,7 +306,7 @@ impl SlabMutexGuard {
         let entry = self.entry(class);
         entry.references = entry.references.saturating_add_signed(more);
         let references = entry.references;
-        if let Some(number) = class.of_cache() {
+        if let Some(number) = class.cache_index() {
             stats::publish_sharers(number, references);
         }
     }
@@ -388,9 +388,9 @@ impl Builder<'_> {
         let shared = caches.entries().iter().position(fits).filter(|_| mergeable);
         let free = || caches.entries().iter().position(|entry| entry.references == 0);
         let number = shared.or_else(free).ok_or(CacheError::TooMany)?;
-        let class = Class::of_cache_number(number).ok_or(CacheError::TooMany)?;
+        let class = Class::from_cache_index(number).ok_or(CacheError::TooMany)?;
         if shared.is_none() {
-            let shape = Shape::of_cache(stride, size, kept, constructor);
+            let shape = Shape::for_cache(stride, size, kept, constructor);
             // SAFETY: the class is nobody's.
             if !unsafe { objects::define(class, shape) } {
                 return Err(CacheError::OutOfMemory);
@@ -574,7 +574,7 @@ impl Cache {
     pub fn alloc_bulk(&self, room: &mut [MaybeUninit<NonNull<u8>>]) -> usize {
         let to: *mut *mut u8 = room.as_mut_ptr().cast();
         // SAFETY: the room is writable for its length; a pointer to an object is not null.
-        let mut count = unsafe { percpu::pop_some(self.class, to, room.len()) };
+        let mut count = unsafe { percpu::pop_bulk(self.class, to, room.len()) };
         if count < room.len() {
             // SAFETY: as above, for the rest.
             count += unsafe { alloc_bulk_slow(self.class, to.add(count), room.len() - count) };
@@ -599,7 +599,7 @@ impl Cache {
         }
         // SAFETY: the caller's promise.
         unsafe {
-            let count = percpu::push_some(self.class, objects);
+            let count = percpu::push_bulk(self.class, objects);
             if count < objects.len() {
                 free_bulk_slow(self.class, &objects[count..]);
             }
@@ -728,7 +728,7 @@ extern "C" fn alloc_slow_nolock(class: Class) -> Option<NonNull<u8>> {
 #[inline(never)]
 unsafe extern "C" fn alloc_bulk_slow(class: Class, to: *mut *mut u8, len: usize) -> usize {
     // SAFETY: the caller's promise.
-    Context::enter(|context| unsafe { objects::alloc_some(context, class, to, len) })
+    Context::enter(|context| unsafe { objects::alloc_bulk(context, class, to, len) })
 }
 
 /// # Safety
@@ -737,7 +737,7 @@ unsafe extern "C" fn alloc_bulk_slow(class: Class, to: *mut *mut u8, len: usize)
 #[inline(never)]
 unsafe extern "C" fn free_bulk_slow(class: Class, objects: &[*mut u8]) {
     // SAFETY: the caller's promise.
-    Context::enter(|context| unsafe { objects::free_some(context, class, objects) });
+    Context::enter(|context| unsafe { objects::free_bulk(context, class, objects) });
 }
 
 /// A cache of values of one type, each owned by a [`CacheBox`].

@@ -273,15 +273,15 @@ unsafe extern "C" fn end(_: *mut c_void) {
 }
 
 /// In the child of a fork, which has only the thread that forked: there is no machine until something needs one.
-pub(crate) fn forget() {
-    HOTPLUG.forget_others(READERS.get() as u32);
+pub(crate) fn in_child() {
+    HOTPLUG.reset_in_child(READERS.get() as u32);
     ONLINE.iter().for_each(|word| word.store(0, Ordering::Relaxed));
-    thread::forget();
+    thread::in_child();
     IS_OVER.store(false, Ordering::Relaxed);
     // This is the main thread from now on.
     expect_end();
-    irq_work::forget_cpus();
-    objects::forget_cpus();
+    irq_work::without_cpus();
+    objects::without_cpus();
 }
 
 /// The hotplug lock, held to change CPUs.

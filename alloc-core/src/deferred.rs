@@ -99,8 +99,8 @@ impl<const CPUS: usize> Deferred<CPUS> {
     /// In the child of a fork: all blocks are on the list for the time before there were CPUs. Who was at emptying a list and is
     /// not here has taken its blocks along; the lists themselves are whole.
     #[cfg(not(loom))]
-    pub(crate) fn forget_cpus(&self) {
-        self.lists.forget_cpus(|_| {});
+    pub(crate) fn without_cpus(&self) {
+        self.lists.without_cpus(|_| {});
         self.for_each_lock(&|_, lock| lock.reclaim_in_child());
     }
 

@@ -23,7 +23,7 @@
 use core::cell::Cell;
 
 use crate::percpu::{self, Backend};
-use crate::sync::{Context, Fork, LockClass, RawLock, relax};
+use crate::sync::{Context, Fork, LockClass, RawLock, spin_or_yield};
 use crate::{cache, cpu, objects, os, page, rcu, reclaim, report};
 
 /// Run by the loader: before `main`, or where a library with this allocator is loaded later, among other threads.
@@ -65,7 +65,7 @@ extern "C" fn prepare() {
     // Whoever decides comes to an end, or is what this handler interrupted.
     while percpu::backend(context) == Backend::Undecided && attempts.get() > 0 {
         attempts.set(attempts.get() - 1);
-        relax();
+        spin_or_yield();
     }
     for_each_lock(&|_, lock| lock.hold_for_fork(Fork::current(), context, &attempts));
 }
@@ -81,7 +81,7 @@ extern "C" fn in_parent() {
 extern "C" fn in_child() {
     for_each_lock(&|class, lock| match class {
         LockClass::Sheaves
-        | LockClass::Homing
+        | LockClass::Flushing
         | LockClass::Closing
         | LockClass::Purging
         | LockClass::Committing => {
@@ -92,12 +92,12 @@ extern "C" fn in_child() {
     if Context::depth() == OUTERMOST {
         os::renew_streams();
     }
-    percpu::forget_cpus();
-    cpu::forget();
-    page::forget_threads();
-    rcu::forget_threads();
-    cache::forget_holder();
-    reclaim::forget();
-    report::forget();
+    percpu::without_cpus();
+    cpu::in_child();
+    page::in_child();
+    rcu::in_child();
+    cache::in_child();
+    reclaim::in_child();
+    report::in_child();
     Context::unpin();
 }

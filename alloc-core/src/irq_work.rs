@@ -31,7 +31,7 @@ use core::ptr;
 
 #[cfg(not(loom))]
 pub(crate) use queues::{
-    count, end, forget_cpus, help, offline, online, queued, run_hard, run_threaded,
+    count, end, help, offline, online, queued, run_hard, run_threaded, without_cpus,
 };
 
 use crate::sync::counters::{self, Line};
@@ -476,7 +476,7 @@ mod queues {
     }
 
     /// In the child of a fork, which has no CPUs: what was queued runs as before there were any.
-    pub(crate) fn forget_cpus() {
+    pub(crate) fn without_cpus() {
         let runners = RUNNERS.iter().chain([&BOOT_RUNNER]);
         runners.for_each(|runner| runner.at.store(ptr::null_mut(), Ordering::Relaxed));
         count_fork();
@@ -486,7 +486,7 @@ mod queues {
             flags.store(of_this_process(flags.load(Ordering::Relaxed)), Ordering::Relaxed);
         };
         for lists in [&RAISED, &THREADED] {
-            lists.forget_cpus(|item| keep(item));
+            lists.without_cpus(|item| keep(item));
         }
         for queueing in Queueing::all(Queueing::first()) {
             // SAFETY: as above.

@@ -159,7 +159,7 @@ pub unsafe fn usable_size(block: *mut u8) -> usize {
     unsafe {
         let extent = extent(block);
         let is_object =
-            || objects::class_of_object(block).is_some_and(|class| class.of_cache().is_some());
+            || objects::class_of_object(block).is_some_and(|class| class.cache_index().is_some());
         if watch::EXACT && !is_object() { watch::read_size(block, extent) } else { extent }
     }
 }
@@ -242,7 +242,7 @@ extern "C" fn alloc_large(layout: Layout, zeroed: bool) -> *mut u8 {
 /// Has an object read as zero.
 #[inline(never)]
 extern "C" fn clear(object: *mut u8, size: usize) -> *mut u8 {
-    watch::open(object, size, false);
+    watch::make_accessible(object, size, false);
     // SAFETY: callers pass objects of that size.
     unsafe { object.write_bytes(0, size) };
     object

@@ -8,7 +8,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `fork` [`dump`] `protocol` | what is done around a fork; the state of the machine, for a report; numbers, for a model |
+//! | `fork` [`dump`] `tuning` | what is done around a fork; the state of the machine, for a report; numbers, for a model |
 //! | [`report`] | statistics for who runs the program |
 //! | `allocator` | caches as allocators of collections |
 //! | [`cache`] | what is done to all caches at once |
@@ -109,9 +109,6 @@ mod percpu;
 #[cfg(all(target_os = "linux", not(loom)))]
 mod pressure;
 #[cfg(all(target_os = "linux", not(loom)))]
-#[doc(hidden)]
-pub mod protocol;
-#[cfg(all(target_os = "linux", not(loom)))]
 pub mod rcu;
 #[cfg(all(target_os = "linux", not(loom)))]
 mod reclaim;
@@ -130,6 +127,9 @@ pub mod stats;
 mod sync;
 #[cfg(all(target_os = "linux", not(loom)))]
 mod thread;
+#[cfg(all(target_os = "linux", not(loom)))]
+#[doc(hidden)]
+pub mod tuning;
 #[cfg(all(target_os = "linux", not(loom)))]
 mod watch;
 

@@ -38,7 +38,7 @@ pub fn alloc(layout: Layout) -> Option<NonNull<u8>> {
 /// # Safety
 /// As [`kmalloc::free`].
 #[inline(always)]
-pub unsafe fn dealloc(object: NonNull<u8>, layout: Layout) {
+pub unsafe fn free(object: NonNull<u8>, layout: Layout) {
     let object = object.as_ptr();
     let Some(class) = small_class_of(layout) else {
         // SAFETY: the caller's promise.
@@ -94,7 +94,7 @@ mod tests {
                     second.write_bytes(2, size);
                     assert!(size == 0 || *first.as_ptr() == 1);
                     kmalloc::free(first.as_ptr(), layout);
-                    dealloc(second, layout);
+                    free(second, layout);
                 }
             }
         }

@@ -50,16 +50,16 @@ const _: () = assert!(size_of::<Slab>() == page::META_SIZE);
 
 /// What a node keeps for a class.
 #[repr(align(64))]
-struct Depot {
+struct NodeClass {
     slabs: Slabs,
     barn: Barn,
     /// Somebody asked for it in this window.
     touched: AtomicBool,
 }
 
-impl Depot {
-    const fn new() -> Depot {
-        Depot { slabs: Slabs::new(), barn: Barn::new(), touched: AtomicBool::new(false) }
+impl NodeClass {
+    const fn new() -> NodeClass {
+        NodeClass { slabs: Slabs::new(), barn: Barn::new(), touched: AtomicBool::new(false) }
     }
 
     /// Fills an empty batch from the barn, or else from partial slabs.
@@ -76,8 +76,8 @@ impl Depot {
     }
 }
 
-/// How many words the shelves of the barns of all size classes take on a node, and before that of each class.
-const SHELVES: ([usize; CLASSES], usize) = {
+/// How many words the slots of the barns of all size classes take on a node, and before that of each class.
+const BARN_SLOTS: ([usize; CLASSES], usize) = {
     let (mut starts, mut words, mut index) = ([0; CLASSES], 0, 0);
     while let Some(class) = Class::from_index(index) {
         starts[index] = words;
@@ -93,79 +93,82 @@ fn room_of_barn(class: Class) -> usize {
 }
 
 /// Pointers that belong to barns.
-struct Shelves(UnsafeCell<[*mut u8; SHELVES.1 * MAX_NODES]>);
+struct Shelves(UnsafeCell<[*mut u8; BARN_SLOTS.1 * MAX_NODES]>);
 
 // SAFETY: each barn has a part of its own.
 unsafe impl Sync for Shelves {}
 
-static OBJECTS: Shelves = Shelves(UnsafeCell::new([ptr::null_mut(); SHELVES.1 * MAX_NODES]));
+static OBJECTS: Shelves = Shelves(UnsafeCell::new([ptr::null_mut(); BARN_SLOTS.1 * MAX_NODES]));
 
-/// The depots of a node lie side by side, so that most pages are touched by that node only.
-static DEPOTS: [Depot; CLASSES * MAX_NODES] = [const { Depot::new() }; CLASSES * MAX_NODES];
+/// The node_classes of a node lie side by side, so that most pages are touched by that node only.
+static NODE_CLASSES: [NodeClass; CLASSES * MAX_NODES] =
+    [const { NodeClass::new() }; CLASSES * MAX_NODES];
 
-/// Whether a depot was ever asked for. Who forks takes the locks of these, and leaves the memory of others untouched.
+/// Whether a node_class was ever asked for. Who forks takes the locks of these, and leaves the memory of others untouched.
 static USED: [AtomicBool; CLASSES * MAX_NODES] =
     [const { AtomicBool::new(false) }; CLASSES * MAX_NODES];
 
 /// What all nodes keep for a class of an object cache.
 struct CacheDepots {
-    depots: [Depot; MAX_NODES],
-    shelves: [[*mut u8; barn::room_for(percpu::MAX_CACHE_BATCH, 0)]; MAX_NODES],
+    node_classes: [NodeClass; MAX_NODES],
+    slots: [[*mut u8; barn::room_for(percpu::MAX_CACHE_BATCH, 0)]; MAX_NODES],
 }
 
-/// The depots of each class of an object cache, in memory that a class keeps when its cache is destroyed.
+/// The node_classes of each class of an object cache, in memory that a class keeps when its cache is destroyed.
 static CACHE_DEPOTS: [AtomicPtr<CacheDepots>; MAX_CLASSES - CLASSES] =
     [const { AtomicPtr::new(ptr::null_mut()) }; MAX_CLASSES - CLASSES];
 
-fn depot(node: usize, class: Class) -> &'static Depot {
-    // SAFETY: a node is below `node::count` and a class below `MAX_CLASSES`; the class of a cache in use has its depots. By
+fn node_class(node: usize, class: Class) -> &'static NodeClass {
+    // SAFETY: a node is below `node::count` and a class below `MAX_CLASSES`; the class of a cache in use has its node_classes. By
     // pointers, for Miri looks at all of what a reference is made to.
     unsafe {
-        if let Some(number) = class.of_cache() {
+        if let Some(number) = class.cache_index() {
             // Acquire: pairs with the Release in `define`.
-            let depots = CACHE_DEPOTS.get_unchecked(number).load(Ordering::Acquire);
-            return &*(&raw const (*depots).depots).cast::<Depot>().add(node);
+            let node_classes = CACHE_DEPOTS.get_unchecked(number).load(Ordering::Acquire);
+            return &*(&raw const (*node_classes).node_classes).cast::<NodeClass>().add(node);
         }
         let index = node * CLASSES + class.index();
-        let depot = &*(&raw const DEPOTS).cast::<Depot>().add(index);
+        let node_class = &*(&raw const NODE_CLASSES).cast::<NodeClass>().add(index);
         // Relaxed: who is between this and its lock when another thread forks has its lock abandoned in the child.
         let used = &*(&raw const USED).cast::<AtomicBool>().add(index);
         if !used.load(Ordering::Relaxed) {
-            let start = SHELVES.1 * node + *SHELVES.0.get_unchecked(class.index());
-            let shelf = OBJECTS.0.get().cast::<*mut u8>().add(start);
+            let start = BARN_SLOTS.1 * node + *BARN_SLOTS.0.get_unchecked(class.index());
+            let slots = OBJECTS.0.get().cast::<*mut u8>().add(start);
             let room = room_of_barn(class);
-            depot.barn.furnish(shelf, room);
-            watch::hide(shelf.cast(), room * size_of::<*mut u8>());
-            counters::wrote(Line::Depot, 1);
+            node_class.barn.attach_slots(slots, room);
+            watch::hide(slots.cast(), room * size_of::<*mut u8>());
+            counters::wrote(Line::NodeClass, 1);
             used.store(true, Ordering::Relaxed);
         }
-        depot
+        node_class
     }
 }
 
-/// As [`depot`], for an object that comes or goes.
-fn depot_in_use(node: usize, class: Class) -> &'static Depot {
-    let depot = depot(node, class);
+/// As [`node_class`], for an object that comes or goes.
+fn depot_in_use(node: usize, class: Class) -> &'static NodeClass {
+    let node_class = node_class(node, class);
     // Relaxed: whether it was asked for, roughly.
-    if !depot.touched.load(Ordering::Relaxed) {
-        counters::wrote(Line::Depot, 1);
-        depot.touched.store(true, Ordering::Relaxed);
+    if !node_class.touched.load(Ordering::Relaxed) {
+        counters::wrote(Line::NodeClass, 1);
+        node_class.touched.store(true, Ordering::Relaxed);
     }
-    depot
+    node_class
 }
 
-/// The depots of a class that were ever asked for.
-fn depots(class: Class) -> impl Iterator<Item = &'static Depot> {
-    (0..node::count()).filter(move |node| is_used(*node, class)).map(move |node| depot(node, class))
+/// The node_classes of a class that were ever asked for.
+fn node_classes(class: Class) -> impl Iterator<Item = &'static NodeClass> {
+    (0..node::count())
+        .filter(move |node| is_used(*node, class))
+        .map(move |node| node_class(node, class))
 }
 
-/// Whether a depot was ever asked for.
+/// Whether a node_class was ever asked for.
 fn is_used(node: usize, class: Class) -> bool {
-    match class.of_cache() {
-        // Acquire: as in `depot`.
-        Some(number) => {
-            CACHE_DEPOTS.get(number).is_some_and(|depots| !depots.load(Ordering::Acquire).is_null())
-        }
+    match class.cache_index() {
+        // Acquire: as in `node_class`.
+        Some(number) => CACHE_DEPOTS
+            .get(number)
+            .is_some_and(|node_classes| !node_classes.load(Ordering::Acquire).is_null()),
         None => USED[node * CLASSES + class.index()].load(Ordering::Relaxed),
     }
 }
@@ -232,7 +235,7 @@ fn refill(context: Context, backend: Backend, class: Class) -> Result<*mut u8, A
     let node = node::current();
     percpu::count(class, Event::Refill, 1);
     take_batch(context, class, node, &mut batch, backend.widen(class))?;
-    watch::refill(|| traffic(class, batch.len(), percpu::cpu()));
+    watch::refill(|| move_event(class, batch.len(), percpu::cpu()));
     let Some(object) = batch.pop_last() else { return Ok(ptr::null_mut()) };
     // SAFETY: objects that have just left the barn or a slab, and nobody else's.
     unsafe { backend.fill(class, &mut batch) };
@@ -281,13 +284,13 @@ fn bound_middle(context: Context, backend: Backend, spared: Option<Class>) {
         if batch.len() == 0 {
             break;
         }
-        put_home(context, backend, largest, &mut batch);
+        flush_to_slabs(context, backend, largest, &mut batch);
     }
     percpu::set_allowance(cpu, most.saturating_sub(held()).max(most / 4));
 }
 
 /// What is told of objects of a class that come to a CPU, or leave it.
-fn traffic(class: Class, objects: usize, cpu: usize) -> watch::Move {
+fn move_event(class: Class, objects: usize, cpu: usize) -> watch::Move {
     watch::Move { size: size(class), objects, cpu }
 }
 
@@ -299,8 +302,8 @@ fn take_batch(
     batch: &mut Batch,
     len: usize,
 ) -> Result<(), AllocError> {
-    let depot = depot_in_use(node, class);
-    depot.take(context, class, batch, len);
+    let node_class = depot_in_use(node, class);
+    node_class.take(context, class, batch, len);
     if batch.len() > 0 {
         return Ok(());
     }
@@ -317,7 +320,7 @@ fn take_batch(
         // be partial where nobody looks, and this node would make another one for each batch.
         Slab::init(slab, run.address.as_ptr(), class, node as u8, run.zeroed);
         watch::slab(run.address.as_ptr(), true, || units * UNIT);
-        if class.of_cache().is_some()
+        if class.cache_index().is_some()
             && catch_unwind(AssertUnwindSafe(|| Slab::construct(slab))).is_err()
         {
             Slab::abandon(slab);
@@ -326,12 +329,12 @@ fn take_batch(
             return Err(AllocError::Constructor);
         }
         if !slab::shape(class).keeps_contents() {
-            watch::close(run.address.as_ptr(), units * UNIT);
+            watch::make_noaccess(run.address.as_ptr(), units * UNIT);
         }
         Slab::cut_new(slab, batch, len);
         percpu::count(class, Event::NewSlab, 1);
         fault::point(Place::SlabArriving);
-        depot.slabs.arrive(context, slab);
+        node_class.slabs.arrive(context, slab);
     }
     Ok(())
 }
@@ -339,8 +342,8 @@ fn take_batch(
 /// Fills an empty batch from what any node has, where there is no memory for a new slab.
 #[cold]
 fn take_from_any(context: Context, class: Class, batch: &mut Batch, len: usize) {
-    for depot in depots(class) {
-        depot.take(context, class, batch, len);
+    for node_class in node_classes(class) {
+        node_class.take(context, class, batch, len);
         if batch.len() > 0 {
             break;
         }
@@ -423,7 +426,7 @@ pub(crate) unsafe fn free_object(context: Context, class: Class, object: *mut u8
     let mut batch = Batch::new();
     let node = node::current();
     backend.drain(class, &mut batch, len);
-    watch::flush(|| traffic(class, batch.len(), percpu::cpu()));
+    watch::flush(|| move_event(class, batch.len(), percpu::cpu()));
     put_away(context, backend, class, node, &mut batch);
     batch.push_first(object);
     // SAFETY: the caller's promise.
@@ -435,7 +438,7 @@ pub(crate) unsafe fn free_object(context: Context, class: Class, object: *mut u8
 ///
 /// # Safety
 /// `to` is writable for `len` pointers.
-pub(crate) unsafe fn alloc_some(
+pub(crate) unsafe fn alloc_bulk(
     context: Context,
     class: Class,
     to: *mut *mut u8,
@@ -455,7 +458,7 @@ pub(crate) unsafe fn alloc_some(
         {
             break;
         }
-        watch::refill(|| traffic(class, batch.len(), percpu::cpu()));
+        watch::refill(|| move_event(class, batch.len(), percpu::cpu()));
         while let Some(object) = (count < len).then(|| batch.pop_last()).flatten() {
             // SAFETY: `count` is below `len`.
             unsafe { to.add(count).write(object) };
@@ -473,14 +476,14 @@ pub(crate) unsafe fn alloc_some(
 ///
 /// # Safety
 /// The objects are of that class, and nobody uses them.
-pub(crate) unsafe fn free_some(context: Context, class: Class, objects: &[*mut u8]) {
+pub(crate) unsafe fn free_bulk(context: Context, class: Class, objects: &[*mut u8]) {
     free_deferred(context);
     let backend = percpu::backend(context);
     let node = node::current();
     let mut batch = Batch::new();
     for objects in objects.chunks(percpu::batch_len(class).max(1)) {
         batch.fill(objects);
-        watch::flush(|| traffic(class, batch.len(), percpu::cpu()));
+        watch::flush(|| move_event(class, batch.len(), percpu::cpu()));
         put_away(context, backend, class, node, &mut batch);
     }
     may_reclaim(context);
@@ -491,13 +494,13 @@ pub(crate) unsafe fn free_some(context: Context, class: Class, objects: &[*mut u
 fn put_away(context: Context, backend: Backend, class: Class, node: usize, batch: &mut Batch) {
     if batch.len() > 0 && !depot_in_use(node, class).barn.put(context, batch) {
         percpu::count(class, Event::BarnFull, 1);
-        put_home(context, backend, class, batch);
+        flush_to_slabs(context, backend, class, batch);
     }
 }
 
 /// Empties the batch into the slabs that its objects were cut from; where these cannot be had without waiting, into the sheaf,
 /// or else by deferring it.
-fn put_home(context: Context, backend: Backend, class: Class, batch: &mut Batch) {
+fn flush_to_slabs(context: Context, backend: Backend, class: Class, batch: &mut Batch) {
     let slab_of = |object| {
         let unit = Unit::of(object).filter(|unit| unit.is_committed())?;
         // SAFETY: it is committed.
@@ -509,7 +512,7 @@ fn put_home(context: Context, backend: Backend, class: Class, batch: &mut Batch)
         let Some(slab) = slab_of(first) else { misused(first, class, Misuse::Foreign) };
         // SAFETY: metadata of the unit where the slab of an object of this class starts.
         let node = unsafe { Slab::node(slab) };
-        let Some(mut partial) = depot(node, class).slabs.lock(context) else {
+        let Some(mut partial) = node_class(node, class).slabs.lock(context) else {
             for &object in objects {
                 // SAFETY: an object of this class that nobody uses.
                 unsafe {
@@ -550,7 +553,7 @@ pub(crate) unsafe fn defer(context: Context, block: *mut u8) {
     if context.may_wait() {
         return;
     }
-    watch::open(block, size_of::<*mut u8>(), false);
+    watch::make_accessible(block, size_of::<*mut u8>(), false);
     // SAFETY: the caller's promise; every block has room for a word.
     let cpu = unsafe { DEFERRED.add(percpu::cpu(), block) };
     fault::point(Place::BlockDeferred);
@@ -582,7 +585,7 @@ pub(crate) fn free_block(context: Context) -> impl Fn(*mut u8) {
                     let shape = slab::shape(class);
                     let object = block.sub(shape.link as usize);
                     if !shape.keeps_contents() {
-                        watch::close(object, shape.stride());
+                        watch::make_noaccess(object, shape.stride());
                     }
                     free_object(context, class, object);
                 }
@@ -604,7 +607,7 @@ pub(crate) unsafe fn class_of_object(address: *mut u8) -> Option<Class> {
 /// Bytes of an object of a class that the program may use.
 pub(crate) fn size(class: Class) -> usize {
     let shape = slab::shape(class);
-    match class.of_cache() {
+    match class.cache_index() {
         Some(_) => shape.link as usize,
         None => shape.stride(),
     }
@@ -633,7 +636,7 @@ pub(crate) fn offline(cpu: usize, mut waiting: impl FnMut(&mut Batch)) -> bool {
         percpu::close(context, cpu, |class, batch| match class {
             Class::RCU => waiting(batch),
             _ => {
-                watch::flush(|| traffic(class, batch.len(), cpu));
+                watch::flush(|| move_event(class, batch.len(), cpu));
                 put_away(context, backend, class, node, batch);
             }
         })
@@ -645,10 +648,10 @@ pub(crate) fn offline(cpu: usize, mut waiting: impl FnMut(&mut Batch)) -> bool {
 /// # Safety
 /// Nobody uses the class.
 pub(crate) unsafe fn define(class: Class, shape: Shape) -> bool {
-    let Some(depots) = class.of_cache().and_then(|number| CACHE_DEPOTS.get(number)) else {
+    let Some(node_classes) = class.cache_index().and_then(|number| CACHE_DEPOTS.get(number)) else {
         return false;
     };
-    if depots.load(Ordering::Relaxed).is_null() {
+    if node_classes.load(Ordering::Relaxed).is_null() {
         let units = size_of::<CacheDepots>().div_ceil(UNIT);
         let Some(run) = Context::enter(|context| alloc_run(context, node::current(), units, 1))
         else {
@@ -661,23 +664,26 @@ pub(crate) unsafe fn define(class: Class, shape: Shape) -> bool {
                 run.address.write_bytes(0, units * UNIT);
             }
             for node in 0..node::count() {
-                (&raw mut (*memory).depots).cast::<Depot>().add(node).write(Depot::new());
+                (&raw mut (*memory).node_classes)
+                    .cast::<NodeClass>()
+                    .add(node)
+                    .write(NodeClass::new());
             }
         }
-        // Release: pairs with the Acquire in `depot`.
-        depots.store(memory, Ordering::Release);
+        // Release: pairs with the Acquire in `node_class`.
+        node_classes.store(memory, Ordering::Release);
     }
     Context::enter(|context| {
-        let _homing = HOMING.acquire(context);
+        let _flushing = FLUSHING.acquire(context);
         percpu::define(class, shape.stride());
-        let memory = depots.load(Ordering::Relaxed);
+        let memory = node_classes.load(Ordering::Relaxed);
         for node in 0..node::count() {
-            // SAFETY: each barn, empty as long as nobody uses the class, has one of the shelves, which is long enough.
+            // SAFETY: each barn, empty as long as nobody uses the class, has one of the slots, which is long enough.
             unsafe {
-                let shelf: *mut *mut u8 = (&raw mut (*memory).shelves[node]).cast();
+                let slots: *mut *mut u8 = (&raw mut (*memory).slots[node]).cast();
                 let room = barn::room_for(percpu::batch_len(class), shape.stride());
-                depot(node, class).barn.furnish(shelf, room);
-                watch::hide(shelf.cast(), room * size_of::<*mut u8>());
+                node_class(node, class).barn.attach_slots(slots, room);
+                watch::hide(slots.cast(), room * size_of::<*mut u8>());
             }
         }
         // SAFETY: the caller's promise.
@@ -691,17 +697,17 @@ pub(crate) unsafe fn define(class: Class, shape: Shape) -> bool {
 pub(crate) fn flush(class: Class) -> bool {
     Context::enter(|context| {
         // What others took from a sheaf or a barn is home then.
-        let _homing = HOMING.acquire(context);
+        let _flushing = FLUSHING.acquire(context);
         let backend = percpu::backend(context);
         let mut done = true;
         for cpu in (0..percpu::regions()).filter(|cpu| percpu::held(*cpu, class) > 0) {
             done &= percpu::flush(context, cpu, class, |batch| {
-                watch::flush(|| traffic(class, batch.len(), cpu));
-                put_home(context, backend, class, batch);
+                watch::flush(|| move_event(class, batch.len(), cpu));
+                flush_to_slabs(context, backend, class, batch);
             });
         }
-        for depot in depots(class) {
-            empty_barn(context, backend, class, &depot.barn);
+        for node_class in node_classes(class) {
+            empty_barn(context, backend, class, &node_class.barn);
         }
         done
     })
@@ -711,7 +717,9 @@ pub(crate) fn flush(class: Class) -> bool {
 pub(crate) fn shed(class: Class, wait: impl FnOnce()) -> usize {
     let mut emptied = Emptied::new();
     Context::enter(|context| {
-        for mut partial in depots(class).filter_map(|depot| depot.slabs.lock(context)) {
+        for mut partial in
+            node_classes(class).filter_map(|node_class| node_class.slabs.lock(context))
+        {
             partial.shed(class, &mut emptied);
         }
     });
@@ -729,8 +737,8 @@ pub(crate) fn trim(mut waiting: impl FnMut(&mut Batch)) -> usize {
             percpu::flush_all(context, cpu, |class, batch| match class {
                 Class::RCU => waiting(batch),
                 _ => {
-                    watch::flush(|| traffic(class, batch.len(), cpu));
-                    put_home(context, backend, class, batch);
+                    watch::flush(|| move_event(class, batch.len(), cpu));
+                    flush_to_slabs(context, backend, class, batch);
                 }
             });
         }
@@ -738,10 +746,10 @@ pub(crate) fn trim(mut waiting: impl FnMut(&mut Batch)) -> usize {
     for class in (0..MAX_CLASSES).filter_map(Class::any_from_index) {
         Context::enter(|context| {
             // A fork waits for this, so that no slab is in hand then.
-            let _homing = HOMING.acquire(context);
+            let _flushing = FLUSHING.acquire(context);
             let backend = percpu::backend(context);
-            for depot in depots(class) {
-                empty_depot(context, backend, class, depot);
+            for node_class in node_classes(class) {
+                empty_node_class(context, backend, class, node_class);
             }
         });
     }
@@ -758,18 +766,18 @@ fn empty_barn(context: Context, backend: Backend, class: Class, barn: &Barn) {
         if batch.len() == 0 {
             break;
         }
-        put_home(context, backend, class, &mut batch);
+        flush_to_slabs(context, backend, class, &mut batch);
     }
 }
 
-/// Takes what a depot's barn holds to its slabs, and gives back those that are empty then, unless readers may look at them.
-fn empty_depot(context: Context, backend: Backend, class: Class, depot: &Depot) {
-    empty_barn(context, backend, class, &depot.barn);
+/// Takes what a node_class's barn holds to its slabs, and gives back those that are empty then, unless readers may look at them.
+fn empty_node_class(context: Context, backend: Backend, class: Class, node_class: &NodeClass) {
+    empty_barn(context, backend, class, &node_class.barn);
     if slab::shape(class).is_kept() {
         return;
     }
     let mut emptied = Emptied::new();
-    if let Some(mut partial) = depot.slabs.lock(context) {
+    if let Some(mut partial) = node_class.slabs.lock(context) {
         partial.shed(class, &mut emptied);
     }
     free_emptied(context, emptied);
@@ -808,20 +816,20 @@ impl Census {
     }
 }
 
-/// Whether there may be anything of a class: what CPUs and nodes keep came through a depot.
+/// Whether there may be anything of a class: what CPUs and nodes keep came through a node_class.
 pub(crate) fn has_depots(class: Class) -> bool {
-    depots(class).next().is_some()
+    node_classes(class).next().is_some()
 }
 
 /// Counts what there is of a class. In any context.
 pub(crate) fn census(class: Class) -> Census {
     let mut census = Census::default();
-    for depot in depots(class) {
-        let Counts { slabs, partial, free } = depot.slabs.counts();
+    for node_class in node_classes(class) {
+        let Counts { slabs, partial, free } = node_class.slabs.counts();
         census.counts.slabs += slabs;
         census.counts.partial += partial;
         census.counts.free += free;
-        census.in_barns += depot.barn.len();
+        census.in_barns += node_class.barn.len();
     }
     census.in_sheaves = (0..percpu::regions()).map(|cpu| percpu::held(cpu, class)).sum();
     census
@@ -830,8 +838,8 @@ pub(crate) fn census(class: Class) -> Census {
 /// What a node has of a class, and the objects in its barn. In any context.
 pub(crate) fn counts_of_node(node: usize, class: Class) -> Option<(Counts, usize)> {
     is_used(node, class).then(|| {
-        let depot = depot(node, class);
-        (depot.slabs.counts(), depot.barn.len())
+        let node_class = node_class(node, class);
+        (node_class.slabs.counts(), node_class.barn.len())
     })
 }
 
@@ -877,28 +885,31 @@ pub fn deferred_frees() -> DeferredFrees {
 /// Every lock of the slow paths, in the order in which they may be taken.
 pub(crate) fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
     DEFERRED.for_each_lock(visit);
-    visit(LockClass::Homing, HOMING.raw());
+    visit(LockClass::Flushing, FLUSHING.raw());
     visit(LockClass::Purging, page::purging_lock());
     percpu::for_each_lock(visit);
-    let depots = DEPOTS.iter().zip(&USED);
-    let depots = depots.filter(|(_, used)| used.load(Ordering::Relaxed)).map(|(depot, _)| depot);
-    let of_caches = CACHE_DEPOTS.iter().flat_map(|depots| {
-        let depots = depots.load(Ordering::Acquire);
-        let count = if depots.is_null() { 0 } else { node::count() };
+    let node_classes = NODE_CLASSES.iter().zip(&USED);
+    let node_classes = node_classes
+        .filter(|(_, used)| used.load(Ordering::Relaxed))
+        .map(|(node_class, _)| node_class);
+    let of_caches = CACHE_DEPOTS.iter().flat_map(|node_classes| {
+        let node_classes = node_classes.load(Ordering::Acquire);
+        let count = if node_classes.is_null() { 0 } else { node::count() };
         // SAFETY: what `define` made has as many.
-        (0..count)
-            .map(move |node| unsafe { &*(&raw const (*depots).depots).cast::<Depot>().add(node) })
+        (0..count).map(move |node| unsafe {
+            &*(&raw const (*node_classes).node_classes).cast::<NodeClass>().add(node)
+        })
     });
-    for depot in depots.chain(of_caches) {
-        visit(LockClass::Barn, depot.barn.raw());
-        visit(LockClass::Slabs, depot.slabs.raw());
+    for node_class in node_classes.chain(of_caches) {
+        visit(LockClass::Barn, node_class.barn.raw());
+        visit(LockClass::Slabs, node_class.slabs.raw());
     }
     page::for_each_lock(visit);
 }
 
 /// In the child of a fork, which has no CPUs: what they were to free is freed as before there were any.
-pub(crate) fn forget_cpus() {
-    DEFERRED.forget_cpus();
+pub(crate) fn without_cpus() {
+    DEFERRED.without_cpus();
 }
 
 /// Allocates a run, as [`page::alloc`]. Where there is no memory for it, what CPUs and nodes keep is taken home first.
@@ -924,9 +935,9 @@ fn alloc_after_all(
         return None;
     }
     // What another thread takes home at this moment is wanted, too.
-    if let Some(homing) = HOMING.acquire(context) {
-        empty_sheaves(context, &homing, true);
-        empty_depots(context, &homing, true);
+    if let Some(flushing) = FLUSHING.acquire(context) {
+        empty_sheaves(context, &flushing, true);
+        empty_node_classes(context, &flushing, true);
     }
     page::alloc_after_trim(context, node, units, align)
 }
@@ -956,7 +967,7 @@ pub(crate) fn have_threads(context: Context) {
 }
 
 /// Held by who takes objects of any class home, which for a moment are nowhere else, and relies on what the class is.
-static HOMING: Lock<()> = Lock::new(LockClass::Homing, ());
+static FLUSHING: Lock<()> = Lock::new(LockClass::Flushing, ());
 
 /// Ends a window at once, whoever else ends them and however long they are: for tests, which must not depend on time.
 #[cfg(feature = "fault-points")]
@@ -982,9 +993,9 @@ fn end_window(context: Context, occasion: Occasion) -> bool {
     }
     let mut moved = true;
     // Whoever flushes a class or defines one is soon done.
-    if let Some(homing) = HOMING.acquire(Context::TRYING) {
-        moved = occasion != Occasion::Free && empty_sheaves(context, &homing, is_short);
-        moved |= empty_depots(context, &homing, is_short);
+    if let Some(flushing) = FLUSHING.acquire(Context::TRYING) {
+        moved = occasion != Occasion::Free && empty_sheaves(context, &flushing, is_short);
+        moved |= empty_node_classes(context, &flushing, is_short);
     }
     if occasion == Occasion::Free {
         let punched = punch_holes(context, &Punch::OF_A_FREE);
@@ -1022,34 +1033,34 @@ const BYTES_OF_A_FREE: usize = 32 << 20;
 
 /// Moves what the sheaves of all CPUs hold to its slabs, if it was not asked for in this window or
 /// that does not matter. Returns whether there is more to be moved.
-fn empty_sheaves(context: Context, _homing: &Guard<'_, ()>, even_busy: bool) -> bool {
+fn empty_sheaves(context: Context, _flushing: &Guard<'_, ()>, even_busy: bool) -> bool {
     let backend = percpu::backend(context);
     let mut moved = false;
     for cpu in 0..percpu::regions() {
         moved |= percpu::flush_unused(context, cpu, even_busy, |class, batch| {
-            watch::flush(|| traffic(class, batch.len(), cpu));
-            put_home(context, backend, class, batch);
+            watch::flush(|| move_event(class, batch.len(), cpu));
+            flush_to_slabs(context, backend, class, batch);
         });
     }
     moved
 }
 
 /// As [`empty_sheaves`], what barns hold; and gives slabs that are empty then back to pages.
-fn empty_depots(context: Context, _homing: &Guard<'_, ()>, even_busy: bool) -> bool {
+fn empty_node_classes(context: Context, _flushing: &Guard<'_, ()>, even_busy: bool) -> bool {
     let backend = percpu::backend(context);
     let mut moved = false;
     for class in (0..MAX_CLASSES).filter_map(Class::any_from_index) {
-        for depot in depots(class) {
-            let is_busy = depot.touched.swap(false, Ordering::Relaxed);
+        for node_class in node_classes(class) {
+            let is_busy = node_class.touched.swap(false, Ordering::Relaxed);
             if is_busy {
-                counters::wrote(Line::Depot, 1);
+                counters::wrote(Line::NodeClass, 1);
             }
             if is_busy && !even_busy {
                 moved = true;
                 continue;
             }
-            moved |= depot.barn.len() > 0;
-            empty_depot(context, backend, class, depot);
+            moved |= node_class.barn.len() > 0;
+            empty_node_class(context, backend, class, node_class);
         }
     }
     moved
@@ -1094,32 +1105,33 @@ fn punch_holes(context: Context, punch: &Punch) -> Punched {
     let first = NEXT.fetch_add(1, Ordering::Relaxed);
     let classes = (0..CLASSES).map(|index| (first.wrapping_add(index)) % CLASSES);
     // Free objects of caches hold something.
-    for depot in classes.filter_map(Class::from_index).flat_map(depots) {
-        let slabs = depot.slabs.lock(context).map_or(0, |mut partial| {
+    for node_class in classes.filter_map(Class::from_index).flat_map(node_classes) {
+        let slabs = node_class.slabs.lock(context).map_or(0, |mut partial| {
             if punch.is_end {
                 partial.end_window();
             }
             partial.counts().slabs
         });
         for _ in 0..slabs.min(left) {
-            let Some(bytes) = punch_slab(context, depot, punch.even_busy) else { break };
+            let Some(bytes) = punch_slab(context, node_class, punch.even_busy) else { break };
             punched.bytes += bytes;
             left -= 1;
         }
         if left == 0 && !punch.is_end {
             break;
         }
-        punched.has_more |= depot.slabs.lock(context).is_some_and(|partial| partial.is_unsettled());
+        punched.has_more |=
+            node_class.slabs.lock(context).is_some_and(|partial| partial.has_unpunched());
     }
     punched.is_cut_short = left == 0;
     punched
 }
 
 /// Gives back the holes of one slab, if there is one whose turn it is: how many bytes. Never in a context that may not wait.
-fn punch_slab(context: Context, depot: &Depot, even_busy: bool) -> Option<usize> {
+fn punch_slab(context: Context, node_class: &NodeClass, even_busy: bool) -> Option<usize> {
     // A fork waits for this, so that no slab is in hand then.
     let _purging = page::Purging::begin(context)?;
-    let lent = depot.slabs.lock(context)?.lend(even_busy)?;
+    let lent = node_class.slabs.lock(context)?.lend(even_busy)?;
     fault::point(Place::SlabPunching);
     let mut bytes = 0;
     lent.for_each_hole(os::page_size(), |address, len| {
@@ -1132,9 +1144,9 @@ fn punch_slab(context: Context, depot: &Depot, even_busy: bool) -> Option<usize>
     // It fails only in the child of a fork, where a thread that is not there had the lock: the slab is lost, like all of its class
     // on this node.
     let mut emptied = Emptied::new();
-    let mut partial = depot.slabs.lock(context)?;
+    let mut partial = node_class.slabs.lock(context)?;
     // SAFETY: it is of these lists.
-    unsafe { partial.settle(lent, &mut emptied) };
+    unsafe { partial.relist_lent(lent, &mut emptied) };
     drop(partial);
     free_emptied(context, emptied);
     Some(bytes)
@@ -1175,7 +1187,7 @@ pub(crate) fn checked_out(object: NonNull<u8>, class: Class) -> NonNull<u8> {
 pub(crate) fn checked_in(object: *mut u8, class: Class) {
     watch::freed(object);
     if WATCHED && slab::shape(class).keeps_contents() {
-        watch::open(object, size(class), true);
+        watch::make_accessible(object, size(class), true);
     }
     #[cfg(debug_assertions)]
     note(object, class, false);
@@ -1241,7 +1253,7 @@ pub(crate) struct Kind(pub(crate) Class);
 
 impl fmt::Display for Kind {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = if self.0.of_cache().is_some() { "a cache of objects of" } else { "class" };
+        let kind = if self.0.cache_index().is_some() { "a cache of objects of" } else { "class" };
         write!(formatter, "{kind} {}", slab::shape(self.0).stride())
     }
 }

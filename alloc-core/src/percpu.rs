@@ -28,7 +28,7 @@ use crate::idle::{Idle, Seen};
 use crate::os;
 use crate::size_class::{Class, MAX_CLASSES};
 use crate::sync::counters::{self, Line};
-use crate::sync::{Context, Guard, Lock, LockClass, RawLock, relax};
+use crate::sync::{Context, Guard, Lock, LockClass, RawLock, spin_or_yield};
 use crate::watch;
 
 const REGION: usize = 1 << REGION_SHIFT;
@@ -232,12 +232,12 @@ fn event_words(cpu: usize, class: Class) -> &'static [AtomicU64] {
 /// # Safety
 /// `to` is writable for `len` pointers.
 #[inline]
-pub(crate) unsafe fn pop_some(class: Class, to: *mut *mut u8, len: usize) -> usize {
+pub(crate) unsafe fn pop_bulk(class: Class, to: *mut *mut u8, len: usize) -> usize {
     if len == 0 {
         return 0;
     }
     // SAFETY: a class and the floor of its sheaf; the rest is the caller's promise.
-    unsafe { arch::pop_batch(class.index(), floor(class) as usize, to, len) }
+    unsafe { arch::pop_bulk(class.index(), floor(class) as usize, to, len) }
 }
 
 /// Puts the first of `objects` on this CPU's sheaf, as many as fit; how many.
@@ -245,12 +245,12 @@ pub(crate) unsafe fn pop_some(class: Class, to: *mut *mut u8, len: usize) -> usi
 /// # Safety
 /// As [`push`], for each of the objects.
 #[inline]
-pub(crate) unsafe fn push_some(class: Class, objects: &[*mut u8]) -> usize {
+pub(crate) unsafe fn push_bulk(class: Class, objects: &[*mut u8]) -> usize {
     if objects.is_empty() {
         return 0;
     }
     // SAFETY: a class; the objects are the caller's to give.
-    unsafe { arch::push_batch(class.index(), objects.as_ptr(), objects.len()) }
+    unsafe { arch::push_bulk(class.index(), objects.as_ptr(), objects.len()) }
 }
 
 /// Puts an object on this CPU's sheaf; false where that is full, or there is no rseq.
@@ -375,7 +375,7 @@ impl Backend {
                 }
                 // On a CPU by now that has none, both do nothing.
                 arch::open(class.index(), first_header(class));
-                arch::push_batch(class.index(), objects.as_ptr(), objects.len())
+                arch::push_bulk(class.index(), objects.as_ptr(), objects.len())
             }
         };
         batch.skip_first(moved);
@@ -419,9 +419,9 @@ impl Backend {
         unsafe {
             batch.fill_with(len, |to, len| {
                 if self == Backend::Locked {
-                    Region::lock().map_or(0, |region| region.pop_batch(class, to, len))
+                    Region::lock().map_or(0, |region| region.pop_bulk(class, to, len))
                 } else {
-                    pop_some(class, to, len)
+                    pop_bulk(class, to, len)
                 }
             });
         }
@@ -689,7 +689,7 @@ pub(crate) fn open(context: Context, cpu: usize) {
 /// In the child of a fork, where no CPU is offline, nor closed by a thread that is not there: lets sheaves be opened again, and
 /// those that were half closed be used. All stay as they are where the fork interrupted this thread in closing some: it goes on
 /// with that. If another thread was deciding on the backend, this one begins anew.
-pub(crate) fn forget_cpus() {
+pub(crate) fn without_cpus() {
     if BACKEND.load(Ordering::Relaxed) == UNDECIDED
         && DECIDER.load(Ordering::Relaxed) != Context::thread()
     {
@@ -885,7 +885,7 @@ fn close_some(
         for class in classes {
             loop {
                 // SAFETY: a batch has room for what it is asked for.
-                unsafe { batch.fill_with(MAX_BATCH, |to, len| region.pop_batch(class, to, len)) };
+                unsafe { batch.fill_with(MAX_BATCH, |to, len| region.pop_bulk(class, to, len)) };
                 if batch.len() == 0 {
                     break;
                 }
@@ -893,7 +893,7 @@ fn close_some(
                 take(class, &mut batch);
             }
             // `last` first, as with rseq, and in that order for the child of a fork in between,
-            // which opens what is half closed: `forget_cpus`.
+            // which opens what is half closed: `without_cpus`.
             let [top, last] = region.header(class);
             last.store(0, Ordering::Release);
             top.store(0, Ordering::Release);
@@ -942,7 +942,7 @@ fn close_some(
         // A pop that was running may store its `top` still; then there is one object less, and another round.
         let restarted = (0..RESTARTS).any(|_| {
             os::restart_sections_on(cpu) || {
-                relax();
+                spin_or_yield();
                 false
             }
         });
@@ -1062,7 +1062,7 @@ impl Region {
 
     /// # Safety
     /// `to` is writable for `len` pointers.
-    unsafe fn pop_batch(&self, class: Class, to: *mut *mut u8, len: usize) -> usize {
+    unsafe fn pop_bulk(&self, class: Class, to: *mut *mut u8, len: usize) -> usize {
         let [top_at, _] = self.header(class);
         let top = top_at.load(Ordering::Relaxed);
         let len = len.min(top.saturating_sub(floor(class)) as usize);

@@ -68,14 +68,14 @@ fn count(ticket: Ticket, change: isize, step: impl FnOnce()) {
     }
     compiler_fence(Ordering::SeqCst);
     if forks() != before {
-        forget_others();
+        reset_in_child();
     }
 }
 
 /// In the child of a fork: readers on other threads are no more.
 #[cold]
-fn forget_others() {
-    GRACE.forget_others(own());
+fn reset_in_child() {
+    GRACE.reset_in_child(own());
 }
 
 /// A reader, until it is dropped.
@@ -140,7 +140,7 @@ static WAITING: Lock<Waiting> =
 pub(crate) unsafe fn free(class: Class, object: *mut u8) {
     objects::checked_in(object, class);
     // It is free, and may be read still.
-    watch::open(object, objects::size(class), true);
+    watch::make_accessible(object, objects::size(class), true);
     // SAFETY: the caller's promise; the sheaf holds pointers, of whatever class.
     unsafe {
         if !percpu::push(Class::RCU, object) {
@@ -209,7 +209,7 @@ pub(crate) fn set_aside(batch: &mut Batch) {
         unsafe {
             if let Some(class) = objects::class_of_object(object) {
                 let link = object.add(slab::shape(class).link as usize);
-                watch::open(link, size_of::<*mut u8>(), false);
+                watch::make_accessible(link, size_of::<*mut u8>(), false);
                 NEXT.add(link.cast());
             }
         }
@@ -275,7 +275,7 @@ pub(crate) fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
 }
 
 /// In the child of a fork: what other threads were at is no more.
-pub(crate) fn forget_threads() {
-    forget_others();
-    TURNS.forget_others();
+pub(crate) fn in_child() {
+    reset_in_child();
+    TURNS.reset_in_child();
 }

@@ -309,14 +309,14 @@ fn spawn(end_window: Window) {
     }
     // Relaxed: making the thread orders this before its life.
     ROUTINE.store(end_window as *mut (), Ordering::Relaxed);
-    if !os::bare::spawn(live) {
+    if !os::bare::spawn(thread_main) {
         FAILED.store(os::milliseconds().max(1), Ordering::Relaxed);
         _ = swap(SPAWNING, NOBODY);
     }
 }
 
 /// The life of the thread.
-extern "C" fn live() {
+extern "C" fn thread_main() {
     // Whoever frees something from now on finds the thread.
     STATE.store(NOTED, Ordering::Relaxed);
     os::name_thread(c"hayloft/reclaim");
@@ -358,8 +358,8 @@ fn wait(looks_at_pressure: bool) -> Occasion {
 }
 
 /// In the child of a fork, which has one thread, and not this one.
-pub(crate) fn forget() {
-    os::bare::forget();
+pub(crate) fn in_child() {
+    os::bare::in_child();
     FIRST_THREAD.store(0, Ordering::Relaxed);
     HAS_OTHERS.store(false, Ordering::Relaxed);
     if STATE.load(Ordering::Relaxed) != UNKNOWN {

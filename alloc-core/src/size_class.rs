@@ -109,7 +109,7 @@ impl Class {
     pub(crate) const RCU: Class = Class(MAX_CLASSES - 1);
 
     /// The class of the object cache of this number, below [`MAX_CACHES`].
-    pub(crate) const fn of_cache_number(number: usize) -> Option<Class> {
+    pub(crate) const fn from_cache_index(number: usize) -> Option<Class> {
         if number < MAX_CACHES { Some(Class(CLASSES + number)) } else { None }
     }
 
@@ -121,7 +121,7 @@ impl Class {
 
     /// Which of the classes of object caches this is; `None` for a size class.
     #[inline]
-    pub(crate) const fn of_cache(self) -> Option<usize> {
+    pub(crate) const fn cache_index(self) -> Option<usize> {
         self.0.checked_sub(CLASSES)
     }
 

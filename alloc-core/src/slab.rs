@@ -2,7 +2,7 @@
 //!
 //! A slab's descriptor lies outside it, in the metadata that `page` keeps per unit, and holds a bitmap of the objects
 //! that are free. So giving an object back does not touch the object, objects leave in ascending order of address
-//! however they came, and an object that comes back twice is found in passing.
+//! however they came, and an object that comes back find_double_free is found in passing.
 //!
 //! A slab is *partial* if some of its objects are free; partial slabs are in lists by how free they are, and the
 //! fullest are used first, so that the emptiest get a chance to become empty. A full slab is on no list: whoever gives
@@ -46,9 +46,9 @@ const LENT: u8 = u8::MAX - 2;
 /// The list of slabs with no object in use.
 const EMPTY: u8 = LISTS as u8;
 /// Lists from this on are those of settled slabs, as many again.
-const SETTLED: u8 = EMPTY + 1;
+const PUNCHED: u8 = EMPTY + 1;
 /// Lists of all slabs.
-const ALL_LISTS: usize = 2 * SETTLED as usize;
+const ALL_LISTS: usize = 2 * PUNCHED as usize;
 /// From so many slabs at most objects are cut at once, if they had any: each is a descriptor, and others wait for the lock.
 const MAX_CUT: u32 = 32;
 
@@ -131,7 +131,7 @@ impl Shape {
     /// gets those below `link`. Empty slabs stay if they are `kept`.
     ///
     /// [`MAX_SMALL`]: crate::size_class::MAX_SMALL
-    pub(crate) fn of_cache(
+    pub(crate) fn for_cache(
         stride: usize,
         link: usize,
         kept: bool,
@@ -315,7 +315,7 @@ pub(crate) struct Slab {
     /// The window in which it came to its list, or was last cut from.
     window: u32,
     bitmap: Bitmap,
-    /// A bit per object that the program holds; for finding those it gives back twice.
+    /// A bit per object that the program holds; for finding those it gives back find_double_free.
     #[cfg(debug_assertions)]
     held: [core::sync::atomic::AtomicU64; WORD],
 }
@@ -586,9 +586,9 @@ impl Bitmap {
             let up = (WORD - bit).min(shape.objects as usize - index).min(rest.len());
             let down = (bit + 1).min(rest.len());
             let (bits, count) = if step == Some(size) && is_row(rest, up, size) {
-                (ones(up) << bit, up)
+                (low_bits(up) << bit, up)
             } else if step == Some(size.wrapping_neg()) && is_row(rest, down, size.wrapping_neg()) {
-                (ones(down) << (bit + 1 - down), down)
+                (low_bits(down) << (bit + 1 - down), down)
             } else {
                 let (start, len) = shape.word(at);
                 let start = base.addr() + start;
@@ -611,7 +611,7 @@ impl Bitmap {
             // SAFETY: an index below the objects of a slab, so the word is one of the bitmap.
             let word = unsafe { self.free.get_unchecked_mut(at) };
             if *word & bits != 0 || (count > 1 && bits.count_ones() as usize != count) {
-                return Err(twice(rest, *word, base, shape));
+                return Err(find_double_free(rest, *word, base, shape));
             }
             *word |= bits;
             counters::wrote(Line::SlabBitmap, 1);
@@ -673,24 +673,24 @@ impl Bitmap {
 /// takes no branches.
 #[inline(always)]
 fn is_row(objects: &[*mut u8], count: usize, step: usize) -> bool {
-    let (Some(ones), Some(others)) = (objects.get(..count - 1), objects.get(1..count)) else {
+    let (Some(low_bits), Some(others)) = (objects.get(..count - 1), objects.get(1..count)) else {
         return false;
     };
     let strays =
         |(one, other): (&*mut u8, &*mut u8)| (other.addr().wrapping_sub(one.addr())) ^ step;
-    ones.iter().zip(others).map(strays).fold(0, |all, strays| all | strays) == 0
+    low_bits.iter().zip(others).map(strays).fold(0, |all, strays| all | strays) == 0
 }
 
 /// A word with its lowest `count` bits set, at least one.
 #[inline(always)]
-fn ones(count: usize) -> u64 {
+fn low_bits(count: usize) -> u64 {
     u64::MAX >> (WORD - count)
 }
 
 /// The first of `objects` whose bit is set in `word`, or that came before, of those that share a word with the first.
 #[cold]
 #[inline(never)]
-fn twice(objects: &[*mut u8], mut word: u64, base: *mut u8, shape: &Shape) -> *mut u8 {
+fn find_double_free(objects: &[*mut u8], mut word: u64, base: *mut u8, shape: &Shape) -> *mut u8 {
     let bit = |object: *mut u8| 1 << (shape.index(object.addr() - base.addr()) % WORD);
     let found = objects.iter().find(|object| {
         let seen = word & bit(**object) != 0;
@@ -751,7 +751,7 @@ pub(crate) struct Slabs {
 /// How many slabs there are, and what of them is free.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Counts {
-    /// Slabs, full ones included.
+    /// Slabs, full low_bits included.
     pub(crate) slabs: usize,
     /// Slabs with free objects.
     pub(crate) partial: usize,
@@ -884,7 +884,7 @@ pub(crate) struct Partial {
     empty: u32,
     /// Slabs in the lists.
     listed: u32,
-    /// Slabs that arrived, full ones included.
+    /// Slabs that arrived, full low_bits included.
     slabs: usize,
     /// Objects of all slabs that are free.
     free: usize,
@@ -944,7 +944,7 @@ impl Partial {
                 counters::wrote(Line::Partial, 1);
                 counters::wrote(Line::Slab, 1);
                 (*slab).window = self.window;
-                if list >= usize::from(SETTLED) {
+                if list >= usize::from(PUNCHED) {
                     self.unlist(slab);
                 }
                 self.relist(slab, &shape);
@@ -997,7 +997,7 @@ impl Partial {
                 }
                 self.free += count;
                 if (*slab).list != LENT {
-                    self.keep_or_forget(slab, &shape, emptied);
+                    self.keep_or_unlink(slab, &shape, emptied);
                 }
             }
         }
@@ -1008,7 +1008,7 @@ impl Partial {
     ///
     /// # Safety
     /// The slab is ours under the lock, of this shape, and was not empty when it was listed last.
-    unsafe fn keep_or_forget(&mut self, slab: *mut Slab, shape: &Shape, emptied: &mut Emptied) {
+    unsafe fn keep_or_unlink(&mut self, slab: *mut Slab, shape: &Shape, emptied: &mut Emptied) {
         // SAFETY: the caller's promise.
         unsafe {
             if self.keeps(slab, shape, emptied) {
@@ -1021,13 +1021,13 @@ impl Partial {
     /// empty counts as listed then.
     ///
     /// # Safety
-    /// As [`Partial::keep_or_forget`].
+    /// As [`Partial::keep_or_unlink`].
     unsafe fn keeps(&mut self, slab: *mut Slab, shape: &Shape, emptied: &mut Emptied) -> bool {
         // SAFETY: the caller's promise.
         unsafe {
             if (*slab).free_count == shape.objects {
                 if self.empty >= shape.min_empty {
-                    self.forget(slab, shape, emptied);
+                    self.unlink_empty(slab, shape, emptied);
                     return false;
                 }
                 self.empty += 1;
@@ -1042,15 +1042,15 @@ impl Partial {
     }
 
     /// Whether there are slabs whose holes were not given back yet.
-    pub(crate) fn is_unsettled(&self) -> bool {
-        self.filled & ((1 << SETTLED) - 1) != 0
+    pub(crate) fn has_unpunched(&self) -> bool {
+        self.filled & ((1 << PUNCHED) - 1) != 0
     }
 
     /// Lends a slab of size class objects for its holes to be given back without the lock: one that nothing was cut from all
-    /// through a window, or that does not matter. To be brought back by [`Partial::settle`].
+    /// through a window, or that does not matter. To be brought back by [`Partial::relist_lent`].
     pub(crate) fn lend(&mut self, even_busy: bool) -> Option<Lent> {
         // The emptiest have most to give, and the last of a list are there for the longest time.
-        for list in (0..usize::from(SETTLED)).rev() {
+        for list in (0..usize::from(PUNCHED)).rev() {
             let slab = self.tails[list];
             // SAFETY: listed slabs are ours under the lock.
             unsafe {
@@ -1077,14 +1077,14 @@ impl Partial {
     ///
     /// # Safety
     /// The slab was lent by these lists.
-    pub(crate) unsafe fn settle(&mut self, lent: Lent, emptied: &mut Emptied) {
+    pub(crate) unsafe fn relist_lent(&mut self, lent: Lent, emptied: &mut Emptied) {
         let (slab, shape) = (lent.slab, &lent.shape);
         // SAFETY: the caller's promise; a slab that was lent stays one until it is back, and comes back once, as `lent` does.
         unsafe {
             (*slab).list = UNLISTED;
             if self.keeps(slab, shape, emptied) {
                 let free = (*slab).free_count;
-                let lists = if free == lent.free_count { SETTLED } else { 0 };
+                let lists = if free == lent.free_count { PUNCHED } else { 0 };
                 self.push(slab, shape.list(free) + lists);
             }
         }
@@ -1094,7 +1094,7 @@ impl Partial {
     ///
     /// # Safety
     /// The slab is ours under the lock, of this shape, and all its objects are free.
-    unsafe fn forget(&mut self, slab: *mut Slab, shape: &Shape, emptied: &mut Emptied) {
+    unsafe fn unlink_empty(&mut self, slab: *mut Slab, shape: &Shape, emptied: &mut Emptied) {
         self.slabs -= 1;
         self.free -= shape.objects as usize;
         // SAFETY: the caller's promise.
@@ -1107,12 +1107,12 @@ impl Partial {
     /// Moves the empty slabs that are kept to `emptied`.
     pub(crate) fn shed(&mut self, class: Class, emptied: &mut Emptied) {
         let shape = shape(class);
-        for list in [EMPTY, EMPTY + SETTLED] {
+        for list in [EMPTY, EMPTY + PUNCHED] {
             while let Some(slab) = NonNull::new(self.heads[usize::from(list)]) {
                 // SAFETY: listed slabs are of this class, and ours under the lock; those of this list have all objects free.
                 unsafe {
                     self.empty -= 1;
-                    self.forget(slab.as_ptr(), &shape, emptied);
+                    self.unlink_empty(slab.as_ptr(), &shape, emptied);
                 }
             }
         }
@@ -1139,7 +1139,7 @@ impl Partial {
             if list == UNLISTED {
                 return self.unlist(slab);
             }
-            if list + SETTLED != (*slab).list {
+            if list + PUNCHED != (*slab).list {
                 self.unlist(slab);
                 self.push(slab, list);
             }
@@ -1202,7 +1202,7 @@ impl Partial {
 
 /// A slab that is in no list while its holes are given back, as it was when it was lent. Objects may come back to it meanwhile,
 /// and none leave.
-#[must_use = "a slab that is not brought back by `settle` is lost"]
+#[must_use = "a slab that is not brought back by `relist_lent` is lost"]
 pub(crate) struct Lent {
     slab: *mut Slab,
     base: *mut u8,
@@ -1374,8 +1374,8 @@ mod tests {
             assert_eq!(bitmap.set_free(again, base, &shape), Err(object(7)));
             assert_eq!(free_of(&bitmap), 1, "those of its word stay as they were");
         }
-        let twice = [object(70), object(90), object(70)];
-        assert_eq!(bitmap.set_free(&twice, base, &shape), Err(object(70)));
+        let find_double_free = [object(70), object(90), object(70)];
+        assert_eq!(bitmap.set_free(&find_double_free, base, &shape), Err(object(70)));
         assert_eq!(free_of(&bitmap), 1);
     }
 
@@ -1431,7 +1431,7 @@ mod tests {
         }
         // Those of caches may have any size.
         for stride in (8..=crate::size_class::MAX_SMALL).step_by(8) {
-            let shape = Shape::of_cache(stride, 0, false, None);
+            let shape = Shape::for_cache(stride, 0, false, None);
             let word = shape.in_unit();
             for index in 0..shape.objects().min(UNIT.div_ceil(stride)) {
                 let offset = index * stride % UNIT;
@@ -1493,10 +1493,10 @@ mod tests {
             self.slabs.lock(waiting()).expect("it can be waited for")
         }
 
-        fn lend_and_settle(&self) -> bool {
+        fn lend_and_relist(&self) -> bool {
             let lent = self.lock().lend(true);
             // SAFETY: it is of these lists.
-            lent.map(|lent| unsafe { self.lock().settle(lent, &mut Emptied::new()) }).is_some()
+            lent.map(|lent| unsafe { self.lock().relist_lent(lent, &mut Emptied::new()) }).is_some()
         }
 
         fn put(&self, objects: &[*mut u8]) {
@@ -1522,7 +1522,7 @@ mod tests {
         Context::enter(|context| context)
     }
 
-    /// However many there are that are nearly empty, settled or not: the lists of empty ones hold no others.
+    /// However many there are that are nearly empty, settled or not: the lists of empty low_bits hold no others.
     #[test]
     fn empty_slabs_are_found_without_looking_at_others() {
         let some = Fixture::of(1);
@@ -1544,8 +1544,8 @@ mod tests {
         let (kept, freed): (Vec<_>, Vec<_>) =
             all.iter().partition(|object| object.addr() % UNIT == 0);
         some.put(&freed);
-        while some.lend_and_settle() {}
-        assert!(!some.lock().is_unsettled());
+        while some.lend_and_relist() {}
+        assert!(!some.lock().has_unpunched());
         some.put(&kept[..1]);
         let empty = |list: u8| {
             let held = some.lock();
@@ -1561,9 +1561,9 @@ mod tests {
             }
             count
         };
-        assert_eq!((empty(EMPTY), empty(EMPTY + SETTLED)), (1, 0));
-        assert!(some.lend_and_settle(), "an empty one is not settled");
-        assert_eq!((empty(EMPTY), empty(EMPTY + SETTLED)), (0, 1));
+        assert_eq!((empty(EMPTY), empty(EMPTY + PUNCHED)), (1, 0));
+        assert!(some.lend_and_relist(), "an empty one is not settled");
+        assert_eq!((empty(EMPTY), empty(EMPTY + PUNCHED)), (0, 1));
         let mut emptied = Emptied::new();
         some.lock().shed(some.class, &mut emptied);
         assert!(emptied.pop().is_some() && emptied.pop().is_none());

@@ -6,7 +6,7 @@
 //! that number which somebody else sent to the process goes on to the program, which may wait for
 //! it (`sigwait`, `signalfd`); after that there is no signal any more, as with `HAYLOFT_IRQ=none`.
 //!
-//! It waits beside a [bell](Bell), which whoever has work for it rings before sending the signal. So nothing depends on the
+//! It waits beside a [wake](WakeFlag), which whoever has work for it rings before sending the signal. So nothing depends on the
 //! signal: where the kernel refuses to send it (the user has too many queued already, or a filter is in the way), the thread
 //! is woken like any other, and does in its loop what the handler would have done.
 //!
@@ -35,7 +35,7 @@ use core::sync::atomic::{
 
 use crate::arch;
 use crate::os;
-use crate::sync::{Backoff, Bell, witness};
+use crate::sync::{Backoff, WakeFlag, witness};
 
 /// CPUs that are told apart; those beyond share with the first ones.
 pub(crate) const MAX_CPUS: usize = 512;
@@ -72,7 +72,7 @@ struct Thread {
     /// Its number for the kernel; 0 where there is none, or it has not run yet.
     id: AtomicI32,
     /// Rung when there is something to do.
-    bell: Bell,
+    wake: WakeFlag,
     /// One of the states below. Changed by the maker, and by who brings the CPU online or takes it
     /// offline, who hold the hotplug lock.
     state: AtomicU32,
@@ -96,14 +96,14 @@ const SHARED: u32 = 5;
 static THREADS: [Thread; MAX_CPUS] = [const {
     Thread {
         id: AtomicI32::new(0),
-        bell: Bell::new(),
+        wake: WakeFlag::new(),
         state: AtomicU32::new(NONE),
         thread: os::ThreadSlot::new(),
     }
 }; MAX_CPUS];
 
 /// Rung when a CPU that has no thread has something to do.
-static MAKER_BELL: Bell = Bell::new();
+static MAKER_WAKE: WakeFlag = WakeFlag::new();
 /// Threads that wait for work of CPUs that these have not begun.
 static WATCHERS: AtomicUsize = AtomicUsize::new(0);
 /// Milliseconds that a CPU gets to begin what is waited for.
@@ -198,7 +198,7 @@ pub(crate) fn start(routines: &'static Routines) -> bool {
     let is_there = made.is_some();
     MAKER.set(made);
     if !is_there {
-        forget();
+        in_child();
     }
     is_there
 }
@@ -223,7 +223,7 @@ extern "C" fn interrupted(number: c_int, info: *mut libc::siginfo_t, context: *m
 /// Lets a CPU have a thread.
 pub(crate) fn online(cpu: usize) {
     let thread = &THREADS[cpu];
-    thread.bell.answer();
+    thread.wake.clear();
     // Release: pairs with the Acquire in `exchange`.
     thread.state.store(WANTED, Ordering::Release);
 }
@@ -253,9 +253,9 @@ impl Thread {
 fn end(thread: &Thread, then: u32) {
     // Its CPU may be one that a real-time thread never leaves.
     thread.thread.pin(&os::affinity());
-    let _ = thread.bell.ring();
+    let _ = thread.wake.set();
     // In any case: who rang before may not have come to this.
-    thread.bell.wake();
+    thread.wake.wake();
     thread.thread.join();
     thread.id.store(0, Ordering::Relaxed);
     COUNT.fetch_sub(1, Ordering::Relaxed);
@@ -270,7 +270,7 @@ extern "C" fn make_threads(_: *mut c_void) -> *mut c_void {
     // The bells that somebody rang, and since when, where somebody waits.
     let mut watch = None;
     loop {
-        MAKER_BELL.answer();
+        MAKER_WAKE.clear();
         if MAKER_ENDS.load(Ordering::Acquire) {
             return ptr::null_mut();
         }
@@ -281,36 +281,36 @@ extern "C" fn make_threads(_: *mut c_void) -> *mut c_void {
             watch = None;
             help(&late);
         }
-        for (cpu, thread) in THREADS.iter().enumerate().filter(|(_, it)| !it.bell.is_silent()) {
+        for (cpu, thread) in THREADS.iter().enumerate().filter(|(_, it)| !it.wake.is_clear()) {
             match thread.state.load(Ordering::Relaxed) {
                 WANTED if make(cpu) => {}
                 WANTED | SHARED => do_work_of(cpu),
                 // Whoever rang did not see it yet.
-                RUNS => thread.bell.wake(),
+                RUNS => thread.wake.wake(),
                 _ => {}
             }
         }
         // Acquire: pairs with the Release in `watched`: what is waited for was queued.
         if WATCHERS.load(Ordering::Acquire) == 0 {
             watch = None;
-            MAKER_BELL.sleep();
+            MAKER_WAKE.sleep();
         } else {
             let (since, _) = watch.get_or_insert_with(|| (now, rung()));
-            MAKER_BELL.sleep_for((*since + PATIENCE).saturating_sub(now).max(1));
+            MAKER_WAKE.sleep_for((*since + PATIENCE).saturating_sub(now).max(1));
         }
     }
 }
 
 /// CPUs whose bells were rung and not answered.
 fn rung() -> [bool; MAX_CPUS] {
-    core::array::from_fn(|cpu| !THREADS[cpu].bell.is_silent())
+    core::array::from_fn(|cpu| !THREADS[cpu].wake.is_clear())
 }
 
 /// Runs what CPUs do not come to, of those that had as much to do a while ago.
 fn help(late: &[bool; MAX_CPUS]) {
     for (cpu, thread) in THREADS.iter().enumerate() {
         let has_thread = thread.state.load(Ordering::Relaxed) == RUNS;
-        if late[cpu] && has_thread && !thread.bell.is_silent() {
+        if late[cpu] && has_thread && !thread.wake.is_clear() {
             (routines().help)(cpu);
         }
     }
@@ -320,8 +320,8 @@ fn help(late: &[bool; MAX_CPUS]) {
 pub(crate) fn watched<R>(wait: impl FnOnce() -> R) -> R {
     // Release: pairs with the Acquire in `make_threads`.
     WATCHERS.fetch_add(1, Ordering::Release);
-    if MAKER_BELL.ring() {
-        MAKER_BELL.wake();
+    if MAKER_WAKE.set() {
+        MAKER_WAKE.wake();
     }
     let result = wait();
     WATCHERS.fetch_sub(1, Ordering::Relaxed);
@@ -335,14 +335,14 @@ fn make(cpu: usize) -> bool {
     if count >= BOUND.load(Ordering::Relaxed) || !thread.exchange(WANTED, MAKING) {
         return false;
     }
-    let made = os::spawn(STACK, live, ptr::without_provenance_mut(cpu));
+    let made = os::spawn(STACK, thread_main, ptr::without_provenance_mut(cpu));
     let is_there = made.is_some();
     thread.thread.set(made);
     COUNT.fetch_add(usize::from(is_there), Ordering::Relaxed);
     if is_there && thread.thread.pin(&os::CpuMask::one(cpu)) {
         // Release: pairs with the Acquire in `exchange` and in `live`.
         thread.state.store(RUNS, Ordering::Release);
-        thread.bell.wake();
+        thread.wake.wake();
         return true;
     }
     if is_there {
@@ -359,7 +359,7 @@ fn make(cpu: usize) -> bool {
 /// In the maker: does what the thread of a CPU would do.
 fn do_work_of(cpu: usize) {
     act_as(Some(cpu));
-    THREADS[cpu].bell.answer();
+    THREADS[cpu].wake.clear();
     round(cpu);
     act_as(None);
 }
@@ -372,7 +372,7 @@ fn round(cpu: usize) {
 }
 
 /// The life of a thread that acts as a CPU.
-extern "C" fn live(cpu: *mut c_void) -> *mut c_void {
+extern "C" fn thread_main(cpu: *mut c_void) -> *mut c_void {
     let cpu = cpu.addr();
     let thread = &THREADS[cpu];
     let mut name = os::Line::<16>::new();
@@ -387,7 +387,7 @@ extern "C" fn live(cpu: *mut c_void) -> *mut c_void {
     act_as(Some(cpu));
     thread.id.store(os::thread_id(), Ordering::Relaxed);
     loop {
-        thread.bell.answer();
+        thread.wake.clear();
         round(cpu);
         if thread.state.load(Ordering::Acquire) == ENDS {
             return ptr::null_mut();
@@ -398,7 +398,7 @@ extern "C" fn live(cpu: *mut c_void) -> *mut c_void {
         // Pairs with the fence in `raise`: who still sends a signal to a thread that takes none any
         // more has rung before that falls asleep.
         fence(Ordering::SeqCst);
-        thread.bell.sleep();
+        thread.wake.sleep();
     }
 }
 
@@ -406,14 +406,14 @@ extern "C" fn live(cpu: *mut c_void) -> *mut c_void {
 pub(crate) fn stop() {
     // Release: pairs with the Acquire in `make_threads`.
     MAKER_ENDS.store(true, Ordering::Release);
-    let _ = MAKER_BELL.ring();
-    MAKER_BELL.wake();
+    let _ = MAKER_WAKE.set();
+    MAKER_WAKE.wake();
     MAKER.join();
     MODE.store(0, Ordering::Relaxed);
 }
 
 /// There are none of these threads: in the child of a fork, or where there can be none.
-pub(crate) fn forget() {
+pub(crate) fn in_child() {
     for thread in &THREADS {
         thread.id.store(0, Ordering::Relaxed);
         thread.state.store(NONE, Ordering::Relaxed);
@@ -421,7 +421,7 @@ pub(crate) fn forget() {
     COUNT.store(0, Ordering::Relaxed);
     WATCHERS.store(0, Ordering::Relaxed);
     // A ring of before would keep the next from being heard.
-    MAKER_BELL.answer();
+    MAKER_WAKE.clear();
     MODE.store(0, Ordering::Relaxed);
 }
 
@@ -429,7 +429,7 @@ pub(crate) fn forget() {
 /// in any context.
 pub(crate) fn raise(cpu: usize) {
     let thread = &THREADS[cpu];
-    if !thread.bell.ring() {
+    if !thread.wake.set() {
         return;
     }
     // Pairs with the fence in `live`.
@@ -437,14 +437,14 @@ pub(crate) fn raise(cpu: usize) {
     // Relaxed: the number alone. Who finds none tells the maker, which looks again.
     let id = thread.id.load(Ordering::Relaxed);
     if id == 0 {
-        if MAKER_BELL.ring() {
-            MAKER_BELL.wake();
+        if MAKER_WAKE.set() {
+            MAKER_WAKE.wake();
         }
         return;
     }
     let interrupted =
         mode() != IrqMode::None && os::signal_thread(id, SIGNAL.load(Ordering::Relaxed));
     if !interrupted {
-        thread.bell.wake();
+        thread.wake.wake();
     }
 }

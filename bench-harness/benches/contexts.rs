@@ -43,7 +43,7 @@ fn pairs(criterion: &mut Criterion) {
         bencher.iter(|| {
             let block = black_box(nolock::alloc(LAYOUT)).expect("nobody holds a lock");
             // SAFETY: allocated just now.
-            unsafe { nolock::dealloc(block, LAYOUT) };
+            unsafe { nolock::free(block, LAYOUT) };
         });
     });
     group.bench_function("cache", |bencher| {

@@ -11,7 +11,7 @@
 //! | [`engine`] | what an engine does: time one workload and print a [`measurement::Measurement`] |
 //! | `count` | how often workloads make CPUs agree on something |
 //! | [`measurement`] | the line of JSON that an engine hands to `compare` |
-//! | [`simulate`] | the protocol between CPUs on machines that are not there |
+//! | [`simulate`] | the tuning between CPUs on machines that are not there |
 //! | [`compare`] | arguments, building, running, statistics, tables, the page |
 
 pub mod allocator;

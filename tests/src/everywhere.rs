@@ -97,7 +97,7 @@ pub fn defer_a_run() {
     let free = |run| {
         if let Some(run) = NonNull::new(run) {
             // SAFETY: a run of this layout, which nobody else has.
-            unsafe { nolock::dealloc(run, DEFERRED) };
+            unsafe { nolock::free(run, DEFERRED) };
         }
     };
     free(TO_DEFER.swap(allocated().as_ptr(), Ordering::AcqRel));
@@ -110,7 +110,7 @@ pub fn defer_here(place: Place) {
         && let Some(run) = NonNull::new(TO_DEFER.swap(ptr::null_mut(), Ordering::AcqRel))
     {
         // SAFETY: as in `defer_a_run`.
-        unsafe { nolock::dealloc(run, DEFERRED) };
+        unsafe { nolock::free(run, DEFERRED) };
     }
 }
 

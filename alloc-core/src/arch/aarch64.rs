@@ -222,7 +222,7 @@ pub(crate) unsafe fn push_once(class: usize, object: *mut u8) -> bool {
 /// # Safety
 /// `class` is the number of a sheaf; `from` is readable for `len` pointers.
 #[inline]
-pub(crate) unsafe fn push_batch(class: usize, from: *const *mut u8, len: usize) -> usize {
+pub(crate) unsafe fn push_bulk(class: usize, from: *const *mut u8, len: usize) -> usize {
     let moved: usize;
     // SAFETY: at most `last - top` words above `top` are written, all inside the sheaf and unread before the commit.
     unsafe {
@@ -272,7 +272,7 @@ pub(crate) unsafe fn push_batch(class: usize, from: *const *mut u8, len: usize) 
 /// # Safety
 /// `class` is the number of a sheaf, `floor` the word below the sheaf; `to` is writable for `len` pointers.
 #[inline]
-pub(crate) unsafe fn pop_batch(class: usize, floor: usize, to: *mut *mut u8, len: usize) -> usize {
+pub(crate) unsafe fn pop_bulk(class: usize, floor: usize, to: *mut *mut u8, len: usize) -> usize {
     let moved: usize;
     // SAFETY: at most `top - floor` words are read, all inside the sheaf; `to` is the caller's.
     unsafe {

@@ -27,11 +27,11 @@ pub(crate) unsafe fn push_once(_class: usize, _object: *mut u8) -> bool {
     false
 }
 
-pub(crate) unsafe fn push_batch(_class: usize, _from: *const *mut u8, _len: usize) -> usize {
+pub(crate) unsafe fn push_bulk(_class: usize, _from: *const *mut u8, _len: usize) -> usize {
     0
 }
 
-pub(crate) unsafe fn pop_batch(
+pub(crate) unsafe fn pop_bulk(
     _class: usize,
     _floor: usize,
     _to: *mut *mut u8,

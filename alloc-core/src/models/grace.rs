@@ -6,7 +6,7 @@ use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::thread;
 
 use super::loom_finds;
-use crate::sync::{Grace, relax};
+use crate::sync::{Grace, spin_or_yield};
 
 const NOTHING: usize = 0;
 const SOMETHING: usize = 1;
@@ -37,7 +37,7 @@ fn replace(shared: &Shared, epochs: usize) {
     shared.element.store(NOTHING, Ordering::Release);
     let end = shared.grace.begin().wrapping_sub(3 - epochs);
     while !shared.grace.is_over(end) {
-        relax();
+        spin_or_yield();
     }
     shared.memory.with_mut(|memory| {
         // SAFETY: no reader can find it any more.

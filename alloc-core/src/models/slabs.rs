@@ -18,9 +18,9 @@ use crate::sync::Context;
 fn barn_keeps_objects() {
     loom::model(|| {
         let barn = Arc::new(Barn::new());
-        let shelf = Box::into_raw(Box::new([ptr::null_mut::<u8>(); 2]));
-        // SAFETY: the shelf is the barn's until the end of the model.
-        unsafe { barn.furnish(shelf.cast(), 2) };
+        let slots = Box::into_raw(Box::new([ptr::null_mut::<u8>(); 2]));
+        // SAFETY: the slots is the barn's until the end of the model.
+        unsafe { barn.attach_slots(slots.cast(), 2) };
         let kept = Arc::new(loom::sync::Mutex::new(Vec::new()));
         let (shared, keep) = (barn.clone(), kept.clone());
         race(move |number| {
@@ -48,7 +48,7 @@ fn barn_keeps_objects() {
         all.sort_unstable();
         assert_eq!(*all, [16, 24, 32, 40]);
         // SAFETY: made above, and the barn is not used any more.
-        drop(unsafe { Box::from_raw(shelf) });
+        drop(unsafe { Box::from_raw(slots) });
     });
 }
 
@@ -185,7 +185,7 @@ fn slab_finds_double_free() {
 /// A slab is lent while another CPU gives objects back to it and cuts others: no hole is where an object is in use, none is cut
 /// from a slab that is lent, and in the end all are there.
 #[test]
-fn slab_is_lent_and_settles() {
+fn slab_is_lent_and_relisted() {
     loom::model(|| {
         let single = Arc::new(Single::new());
         let first = single.cut(1);
@@ -208,7 +208,7 @@ fn slab_is_lent_and_settles() {
                 let mut emptied = Emptied::new();
                 let mut partial = shared.slabs.lock(Context::WAITING).unwrap();
                 // SAFETY: it is of these lists.
-                unsafe { partial.settle(lent, &mut emptied) };
+                unsafe { partial.relist_lent(lent, &mut emptied) };
                 drop(partial);
                 assert!(emptied.pop().is_none(), "one empty slab stays");
             } else {
@@ -243,7 +243,7 @@ fn slab_that_was_lent_is_one_too_many() {
         unsafe { single.slabs.arrive(Context::WAITING, other.slab) };
         let mut emptied = Emptied::new();
         // SAFETY: it is of these lists.
-        unsafe { lock().settle(lent, &mut emptied) };
+        unsafe { lock().relist_lent(lent, &mut emptied) };
         assert!(emptied.pop().is_some() && emptied.pop().is_none());
         let counts = lock().counts();
         assert_eq!((counts.slabs, counts.free), (1, 4));

@@ -7,7 +7,7 @@ use loom::sync::atomic::Ordering::Relaxed;
 use loom::thread;
 
 use super::{loom_finds, race, race_of};
-use crate::sync::{Bell, Context, ControlRwLock, Lock, LockClass, Rcuwait};
+use crate::sync::{Context, ControlRwLock, Lock, LockClass, Rcuwait, WakeFlag};
 
 #[test]
 fn lock_excludes_and_orders() {
@@ -74,21 +74,21 @@ fn control_lock_excludes_and_wakes() {
 }
 
 /// Two threads leave something to do and ring; the one that answers finds both, and does not sleep when there is one left.
-fn work_by_bell(answer: fn(&Bell)) {
-    let bell = Arc::new(Bell::new());
+fn work_by_flag(clear: fn(&WakeFlag)) {
+    let flag = Arc::new(WakeFlag::new());
     let work = Arc::new([0; 2].map(|_| AtomicBool::new(false)));
-    let (shared, left) = (bell.clone(), work.clone());
+    let (shared, left) = (flag.clone(), work.clone());
     race_of(3, move |number| {
         if let Some(mine) = left.get(number - 1) {
             mine.swap(true, Relaxed);
-            if shared.ring() {
+            if shared.set() {
                 shared.wake();
             }
             return;
         }
         let mut done = 0;
         loop {
-            answer(&shared);
+            clear(&shared);
             done += left.iter().filter(|work| work.swap(false, Relaxed)).count();
             if done == left.len() {
                 break;
@@ -99,16 +99,16 @@ fn work_by_bell(answer: fn(&Bell)) {
 }
 
 #[test]
-fn bell_is_answered() {
-    loom::model(|| work_by_bell(Bell::answer));
+fn flag_is_cleared() {
+    loom::model(|| work_by_flag(WakeFlag::clear));
 }
 
 /// A store in place of the exchange that answers, in the strongest order: what was done before the ring that it covers is not
 /// seen, and the thread sleeps beside it.
 #[test]
-fn bell_silenced_blindly_is_missed() {
-    loom_finds("deadlock", "models::sync::bell_silenced_blindly_is_missed", || {
-        work_by_bell(Bell::silence_blindly);
+fn flag_cleared_blindly_is_missed() {
+    loom_finds("deadlock", "models::sync::flag_cleared_blindly_is_missed", || {
+        work_by_flag(WakeFlag::clear_blindly);
     });
 }
 

@@ -79,7 +79,7 @@ pub(crate) fn is_alive() -> bool {
 }
 
 /// In the child of a fork, which does not have the thread.
-pub(crate) fn forget() {
+pub(crate) fn in_child() {
     NUMBER.store(0, Ordering::Relaxed);
 }
 
@@ -118,7 +118,7 @@ pub(crate) fn spawn(body: extern "C" fn()) -> bool {
         // Not at the very end: Valgrind takes the page that the stack pointer lies in for the
         // last one of the stack.
         let stack = memory.add(layout.stack_end - STACK_ALIGNMENT).as_ptr();
-        let made = arch::start_thread(flags, stack, NUMBER.as_ptr(), pointer, live);
+        let made = arch::start_thread(flags, stack, NUMBER.as_ptr(), pointer, thread_main);
         linux::change_bare_mask(&before, None);
         made > 0
     }
@@ -169,7 +169,7 @@ unsafe fn prepare(block: *mut u8, layout: &Layout, pointer: *mut u8) {
 }
 
 /// The life of the thread.
-extern "C" fn live() {
+extern "C" fn thread_main() {
     linux::schedule_as_the_process();
     // SAFETY: what `spawn` stored.
     unsafe { core::mem::transmute::<*mut (), extern "C" fn()>(BODY.load(Ordering::Relaxed))() }

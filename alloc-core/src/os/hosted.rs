@@ -209,7 +209,7 @@ pub(crate) mod bare {
         false
     }
 
-    pub(crate) fn forget() {}
+    pub(crate) fn in_child() {}
 
     pub(crate) fn spawn(_body: extern "C" fn()) -> bool {
         false

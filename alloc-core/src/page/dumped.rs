@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use super::{Arrays, UNIT, UNIT_SHIFT};
 use crate::os;
 
-/// Units of a block.
+/// FreeRuns of a block.
 pub(super) const BLOCK: u32 = (2 << 20) / UNIT as u32;
 /// Blocks that can be left out: those of 256 GiB.
 const WORDS: usize = if cfg!(miri) { 8 } else { 2048 };

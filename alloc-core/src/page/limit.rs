@@ -12,7 +12,7 @@ use crate::size_class::UNIT_SHIFT;
 /// The least that a limit can be, in units: what a program needs to say that it has no memory.
 const LEAST: usize = (1 << 20) >> UNIT_SHIFT;
 
-/// Units that are not clean.
+/// FreeRuns that are not clean.
 static CHARGED: AtomicUsize = AtomicUsize::new(0);
 /// The limits, in units.
 static SOFT: AtomicUsize = AtomicUsize::new(usize::MAX);
@@ -79,12 +79,12 @@ pub(super) fn uncharge(units: u32) {
     CHARGED.fetch_sub(units as usize, Ordering::Relaxed);
 }
 
-/// Units that there may be at most.
+/// FreeRuns that there may be at most.
 pub(super) fn hard() -> usize {
     HARD.load(Ordering::Relaxed)
 }
 
-/// Units that are not clean.
+/// FreeRuns that are not clean.
 pub(super) fn charged() -> usize {
     CHARGED.load(Ordering::Relaxed)
 }

@@ -4,7 +4,7 @@
 //! All three are parallel arrays, so pointer → unit → descriptor is arithmetic and "is it ours" a range check. Nearly
 //! always there is one arena for each node, of 256 GiB; more are made where a limit on address space made the first one small.
 //!
-//! Units are committed from the bottom up. A free run is *clean* (never touched since its pages were last given back:
+//! FreeRuns are committed from the bottom up. A free run is *clean* (never touched since its pages were last given back:
 //! it reads as zero and costs no memory) or *dirty*; the two are not merged with each other, and dirty ones are
 //! preferred; a long run may be of a dirty one and the clean one behind it. Free runs are kept in bins by length, eight to an
 //! octave, and merge with their neighbours by boundary tags: the descriptors of a run's first and last unit both name its length
@@ -52,14 +52,14 @@ use dumped::LeftOut;
 pub(crate) use give_up::limit_address_space;
 use make::make_arena;
 pub(crate) use purge::{
-    Purging, alloc_after_trim, decay, forget_threads, lock as purging_lock, trim, trim_to,
+    Purging, alloc_after_trim, decay, in_child, lock as purging_lock, trim, trim_to,
 };
 use reserve::Reserve;
 
 /// Metadata per unit for the slab layer, in bytes.
 pub(crate) const META_SIZE: usize = if cfg!(debug_assertions) { 1088 } else { 576 };
 
-/// Units of a huge page.
+/// FreeRuns of a huge page.
 const HUGE_PAGE: u32 = (2 << 20) / UNIT as u32;
 
 /// From this many committed units on, huge pages are asked for. There the rest of those that are half used is a small part of
@@ -76,7 +76,7 @@ const GROWTH: u32 = 16;
 /// The most that is committed at once beyond the need, in units.
 const MAX_GROWTH: u32 = 1024;
 
-/// Units of a block of the reserve: the longest slab.
+/// FreeRuns of a block of the reserve: the longest slab.
 const BLOCK: u32 = 4;
 /// No run. Unit 0 of an arena is never part of one, so that zeroed memory is an empty set of bins.
 const NONE: u32 = 0;
@@ -84,7 +84,7 @@ const NONE: u32 = 0;
 /// What a descriptor says of the run that starts or ends at its unit. That of a unit between these may say anything but `Used`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
-enum State {
+enum RunState {
     /// Nothing: as in zeroed memory, and on the last unit of a run that is not free.
     Silent,
     /// A run in use starts here.
@@ -98,9 +98,9 @@ enum State {
 /// Descriptor of a unit; meaningful on the first unit of a run, and on the last of a free one.
 #[repr(C)]
 struct Run {
-    /// Units of the run.
+    /// FreeRuns of the run.
     len: u32,
-    state: State,
+    state: RunState,
     /// Neighbours in the bin, by their first unit; on the first unit of a free run only. On that of a run in use, `next` is what
     /// [`set_used_bytes`] was told, in [`PIECES`].
     next: u32,
@@ -159,7 +159,7 @@ impl Arrays {
             && meta(self.meta, META_SIZE)
             // SAFETY: units of this arena that nobody uses.
             && unsafe { os::commit(first, len) };
-        watch::close(first.as_ptr(), len);
+        watch::make_noaccess(first.as_ptr(), len);
         done
     }
 
@@ -186,15 +186,15 @@ struct Arena {
     /// Bytes of all units, or of those in front of what was given up; 0 before the arena is published. Release then, pairs with the Acquire of whoever looks.
     bytes: AtomicUsize,
     arrays: UnsafeCell<Arrays>,
-    /// Units from the bottom that are readable and writable. Written under both locks.
+    /// FreeRuns from the bottom that are readable and writable. Written under both locks.
     committed: AtomicU32,
     /// Where units end that may be committed: at the reserve, unless address space was given up. Written under the lock on committing.
     end: AtomicU32,
     /// Where the reserve ends: with the arena, unless address space was given up.
     behind: AtomicU32,
-    /// Units in dirty free runs. Written under the lock.
+    /// FreeRuns in dirty free runs. Written under the lock.
     dirty: AtomicU32,
-    state: Lock<Units>,
+    state: Lock<FreeRuns>,
     /// Held by who commits more units, without the lock above: others allocate what there is meanwhile.
     committing: Lock<()>,
     reserve: Reserve,
@@ -235,7 +235,7 @@ pub(crate) struct Allocation {
     pub(crate) address: NonNull<u8>,
     /// The run reads as zero.
     pub(crate) zeroed: bool,
-    /// Units at its start that may hold anything; the others read as zero, and take no memory yet.
+    /// FreeRuns at its start that may hold anything; the others read as zero, and take no memory yet.
     pub(crate) dirty: usize,
 }
 
@@ -288,7 +288,7 @@ impl Unit {
 
     /// Whether the unit was ever handed out, so that its metadata can be read.
     pub(crate) fn is_committed(self) -> bool {
-        // Acquire: pairs with the Release in `Units::commit`.
+        // Acquire: pairs with the Release in `FreeRuns::commit`.
         self.index < self.arena.committed.load(Ordering::Acquire)
             || self
                 .arena
@@ -296,7 +296,7 @@ impl Unit {
                 .is_some_and(|block| self.arena.reserve.has(block))
     }
 
-    /// Units of the used run that starts here, or `None` if none does. The answer means something to the owner of the
+    /// FreeRuns of the used run that starts here, or `None` if none does. The answer means something to the owner of the
     /// run only: nobody else changes its descriptor.
     pub(crate) fn run_len(self) -> Option<usize> {
         if !self.is_committed() {
@@ -429,7 +429,7 @@ pub(crate) fn alloc_room(context: Context, node: usize, units: usize) -> Option<
 #[must_use]
 pub(crate) unsafe fn free(context: Context, unit: Unit) -> bool {
     // SAFETY: the caller's promise.
-    unsafe { unit.arena.free(context, unit.index, State::Dirty) }
+    unsafe { unit.arena.free(context, unit.index, RunState::Dirty) }
 }
 
 /// As [`free`], for a run whose pages read as zero.
@@ -439,7 +439,7 @@ pub(crate) unsafe fn free(context: Context, unit: Unit) -> bool {
 #[must_use]
 pub(crate) unsafe fn free_clean(context: Context, unit: Unit) -> bool {
     // SAFETY: the caller's promise.
-    unsafe { unit.arena.free(context, unit.index, State::Clean) }
+    unsafe { unit.arena.free(context, unit.index, RunState::Clean) }
 }
 
 /// Has a run read as zero by giving its memory back to the system, unless it is `zeroed` already; false where that refuses. It gets
@@ -573,7 +573,7 @@ pub(crate) unsafe fn used_bytes(unit: Unit) -> usize {
     if pieces == NONE { (len as usize) << UNIT_SHIFT } else { pieces as usize * PIECES }
 }
 
-/// Makes a run at least as long as this without moving it; false if that cannot be done. Units added may hold anything.
+/// Makes a run at least as long as this without moving it; false if that cannot be done. FreeRuns added may hold anything.
 ///
 /// # Safety
 /// `unit` is the first of a run from [`alloc`].
@@ -655,7 +655,7 @@ impl Arena {
             end: AtomicU32::new(0),
             behind: AtomicU32::new(0),
             dirty: AtomicU32::new(0),
-            state: Lock::new(LockClass::Arena, Units::new()),
+            state: Lock::new(LockClass::Arena, FreeRuns::new()),
             committing: Lock::new(LockClass::Committing, ()),
             reserve: Reserve::new(),
             left_out: LeftOut::new(),
@@ -703,22 +703,22 @@ impl Arena {
     ///
     /// # Safety
     /// The unit is committed, and the lock held, or the run the caller's.
-    unsafe fn tag(&self, index: u32) -> (State, u32) {
+    unsafe fn tag(&self, index: u32) -> (RunState, u32) {
         // SAFETY: the caller's promise.
         unsafe { ((*self.run(index)).state, (*self.run(index)).len) }
     }
 
-    /// Units of the run in use that starts at a unit, if one does.
+    /// FreeRuns of the run in use that starts at a unit, if one does.
     ///
     /// # Safety
     /// The unit is committed.
     unsafe fn used_len(&self, index: u32) -> Option<u32> {
         // SAFETY: the caller's promise.
         let (state, len) = unsafe { self.tag(index) };
-        (state == State::Used).then_some(len)
+        (state == RunState::Used).then_some(len)
     }
 
-    /// Units of a run, by its first.
+    /// FreeRuns of a run, by its first.
     ///
     /// # Safety
     /// The first unit of a run that is in a bin or on the way there; the lock is held.
@@ -735,7 +735,7 @@ impl Arena {
     /// A run that leaves the arena, the first `dirty` units of which may hold anything.
     fn handed_out(&self, start: u32, len: u32, dirty: u32) -> Allocation {
         let (address, zeroed) = (self.arrays().address(start), dirty == 0);
-        watch::open(address.as_ptr(), (len as usize) << UNIT_SHIFT, zeroed);
+        watch::make_accessible(address.as_ptr(), (len as usize) << UNIT_SHIFT, zeroed);
         Allocation { address, zeroed, dirty: dirty as usize }
     }
 
@@ -775,10 +775,10 @@ impl Arena {
 
     /// # Safety
     /// As [`free`].
-    unsafe fn free(&self, context: Context, start: u32, state: State) -> bool {
+    unsafe fn free(&self, context: Context, start: u32, state: RunState) -> bool {
         // SAFETY: the first unit of a used run, by the caller's promise; nobody else changes its descriptor.
         let Some(len) = (unsafe { self.used_len(start) }) else { self.misused(context, start) };
-        watch::close(self.arrays().address(start).as_ptr(), (len as usize) << UNIT_SHIFT);
+        watch::make_noaccess(self.arrays().address(start).as_ptr(), (len as usize) << UNIT_SHIFT);
         // SAFETY: as above.
         let marks = unsafe { mem::take(&mut (*self.run(start)).marks) };
         // SAFETY: as above, and the contents are dead.
@@ -792,7 +792,7 @@ impl Arena {
         if let Some(block) = self.reserved_block(start) {
             // SAFETY: the caller's promise.
             unsafe {
-                (*self.run(start)).state = State::Silent;
+                (*self.run(start)).state = RunState::Silent;
                 self.decommit(start, len);
             }
             self.reserve.give(block, len.div_ceil(BLOCK) as usize);
@@ -808,7 +808,7 @@ impl Arena {
             self.misused(context, start);
         };
         units.give(self, start, len, state);
-        if state == State::Clean {
+        if state == RunState::Clean {
             limit::uncharge(len);
         }
         true
@@ -836,14 +836,14 @@ impl Arena {
             let (len, state) = match (run, self.reserved_block(at)) {
                 (Some((state, len)), None) => (len, state),
                 (Some((state, len)), Some(_)) => (len.next_multiple_of(BLOCK), state),
-                (None, _) => (BLOCK, State::Silent),
+                (None, _) => (BLOCK, RunState::Silent),
             };
             if index - at < len {
                 let bytes = (len as usize) << UNIT_SHIFT;
                 return match state {
-                    State::Used => Misplaced::Within(self.arrays().address(at).as_ptr(), bytes),
-                    State::Dirty | State::Clean | State::Leaving => Misplaced::Free(bytes),
-                    State::Silent => Misplaced::Unknown,
+                    RunState::Used => Misplaced::Within(self.arrays().address(at).as_ptr(), bytes),
+                    RunState::Dirty | RunState::Clean | RunState::Leaving => Misplaced::Free(bytes),
+                    RunState::Silent => Misplaced::Unknown,
                 };
             }
             at += len.max(1);
@@ -888,7 +888,7 @@ impl Arena {
     ///
     /// # Safety
     /// The run is the caller's, and the contents of the part are dead.
-    unsafe fn unmark(&self, marks: u32, start: u32, len: u32, state: State) -> Option<State> {
+    unsafe fn unmark(&self, marks: u32, start: u32, len: u32, state: RunState) -> Option<RunState> {
         let (address, bytes) = (self.arrays().address(start), (len as usize) << UNIT_SHIFT);
         let mut state = state;
         if marks & MOVED != 0 {
@@ -897,12 +897,12 @@ impl Arena {
                 return None;
             }
             make::prefer_node(address, bytes, self.arrays().node);
-            state = State::Clean;
+            state = RunState::Clean;
         }
         // SAFETY: the caller's promise.
         if marks & SPARSE != 0 && unsafe { os::decommit(address, bytes) } {
             // What was written here and there would be in the way of huge pages.
-            state = State::Clean;
+            state = RunState::Clean;
         }
         if marks != 0 {
             // SAFETY: units of this arena.
@@ -985,14 +985,14 @@ impl Arena {
         let (mut units, free_end, last, fresh) = loop {
             let Some(units) = self.state.acquire(context) else { return false };
             fault::point(Place::ArenaGrowing);
-            let (mut at, mut last, mut fresh) = (next, State::Silent, 0);
+            let (mut at, mut last, mut fresh) = (next, RunState::Silent, 0);
             while at < end && at < self.committed() {
                 // SAFETY: the first unit of a run, committed.
                 let (state, len) = unsafe { self.tag(at) };
                 match state {
-                    State::Silent | State::Used | State::Leaving => return false,
-                    State::Dirty => {}
-                    State::Clean => fresh += len.min(end - at),
+                    RunState::Silent | RunState::Used | RunState::Leaving => return false,
+                    RunState::Dirty => {}
+                    RunState::Clean => fresh += len.min(end - at),
                 }
                 at += len;
                 last = state;
@@ -1045,7 +1045,7 @@ impl Arena {
             return;
         }
         // SAFETY: the caller's promise.
-        let state = unsafe { self.unmark(marks, start + len, old - len, State::Dirty) };
+        let state = unsafe { self.unmark(marks, start + len, old - len, RunState::Dirty) };
         if let Some(state) = state
             && let Some(mut units) = self.state.acquire(context)
         {
@@ -1054,18 +1054,18 @@ impl Arena {
             // SAFETY: units in our hands; the lock is held, or they are of the reserve.
             unsafe { self.set_used(start, len) };
             units.give(self, start + len, old - len, state);
-            if state == State::Clean {
+            if state == RunState::Clean {
                 limit::uncharge(old - len);
             }
         }
     }
 
-    /// Units in dirty free runs. To be called under the lock.
+    /// FreeRuns in dirty free runs. To be called under the lock.
     fn dirty(&self) -> u32 {
         self.dirty.load(Ordering::Relaxed)
     }
 
-    /// Units from the bottom that are readable and writable. Sure under the lock only.
+    /// FreeRuns from the bottom that are readable and writable. Sure under the lock only.
     fn committed(&self) -> u32 {
         self.committed.load(Ordering::Relaxed)
     }
@@ -1077,7 +1077,7 @@ impl Arena {
     unsafe fn set_used(&self, start: u32, len: u32) {
         // SAFETY: the caller's promise.
         unsafe {
-            self.set(start, len, State::Used, State::Silent);
+            self.set(start, len, RunState::Used, RunState::Silent);
             (*self.run(start)).next = NONE;
         }
     }
@@ -1086,7 +1086,7 @@ impl Arena {
     ///
     /// # Safety
     /// There is at least one unit, all are committed and nobody else's, and the lock is held, or they are of the reserve.
-    unsafe fn set(&self, start: u32, len: u32, first: State, last: State) {
+    unsafe fn set(&self, start: u32, len: u32, first: RunState, last: RunState) {
         counters::wrote(Line::Arena, if len > 1 { 2 } else { 1 });
         // The first one comes last, as it may be the only one.
         for (index, state) in [(start + len - 1, last), (start, first)] {
@@ -1112,7 +1112,7 @@ const LOOKS: u32 = 32;
 const BOTH_FROM: u32 = (1 << 20) / UNIT as u32;
 
 /// The free runs of an arena.
-struct Units {
+struct FreeRuns {
     /// The least number of dirty units there were in this window.
     least_dirty: u32,
     /// Dirty units that nobody needed during a former window, to be given back.
@@ -1123,9 +1123,9 @@ struct Units {
     clean_bins: Bins,
 }
 
-impl Units {
-    const fn new() -> Units {
-        Units {
+impl FreeRuns {
+    const fn new() -> FreeRuns {
+        FreeRuns {
             least_dirty: 0,
             unneeded: 0,
             was_refused: false,
@@ -1134,8 +1134,8 @@ impl Units {
         }
     }
 
-    fn bins(&mut self, state: State) -> &mut Bins {
-        if state == State::Dirty { &mut self.dirty_bins } else { &mut self.clean_bins }
+    fn bins(&mut self, state: RunState) -> &mut Bins {
+        if state == RunState::Dirty { &mut self.dirty_bins } else { &mut self.clean_bins }
     }
 
     /// Free units, left in their bins, of which `len` follow each other from a multiple of `align` on: dirty ones, or for long runs
@@ -1150,7 +1150,7 @@ impl Units {
         align: u32,
         may_commit: bool,
     ) -> Result<Found, u32> {
-        if let Some(start) = self.find_one(arena, State::Dirty, len, align) {
+        if let Some(start) = self.find_one(arena, RunState::Dirty, len, align) {
             // SAFETY: the first unit of a free run; the lock is held.
             let end = start + unsafe { arena.len(start) };
             return Ok(Found { start, clean: end, end });
@@ -1159,7 +1159,7 @@ impl Units {
         if let Some(found) = self.find_both(arena, room, may_commit) {
             return found;
         }
-        let start = self.find_one(arena, State::Clean, len, align).ok_or(room)?;
+        let start = self.find_one(arena, RunState::Clean, len, align).ok_or(room)?;
         // SAFETY: the first unit of a free run; the lock is held.
         Ok(Found { start, clean: start, end: start + unsafe { arena.len(start) } })
     }
@@ -1187,7 +1187,8 @@ impl Units {
                 return Some(Err(len.saturating_sub(unsafe { arena.len(start) })));
             }
             // SAFETY: below `committed`, the first unit of a run; the lock is held.
-            if clean < arena.committed() && unsafe { (*arena.run(clean)).state } == State::Clean {
+            if clean < arena.committed() && unsafe { (*arena.run(clean)).state } == RunState::Clean
+            {
                 // SAFETY: the first unit of a free run; the lock is held.
                 let end = clean + unsafe { arena.len(clean) };
                 if end - start >= len {
@@ -1201,7 +1202,7 @@ impl Units {
     }
 
     /// A free run that has `len` units from a multiple of `align` on, left in its bin.
-    fn find_one(&mut self, arena: &Arena, state: State, len: u32, align: u32) -> Option<u32> {
+    fn find_one(&mut self, arena: &Arena, state: RunState, len: u32, align: u32) -> Option<u32> {
         let bins = self.bins(state);
         // Any run of this bin will do, and of those behind it.
         let sure = Bins::fitting(len.saturating_add(align - 1));
@@ -1244,10 +1245,10 @@ impl Units {
     fn insert_parts(&mut self, arena: &Arena, start: u32, end: u32, clean: u32) {
         let middle = clean.clamp(start, end);
         if start < middle {
-            self.insert(arena, start, middle - start, State::Dirty);
+            self.insert(arena, start, middle - start, RunState::Dirty);
         }
         if middle < end {
-            self.insert(arena, middle, end - middle, State::Clean);
+            self.insert(arena, middle, end - middle, RunState::Clean);
         }
     }
 
@@ -1255,15 +1256,15 @@ impl Units {
     fn add(&mut self, arena: &Arena, committed: u32, more: u32) {
         // Release: pairs with the Acquire in `Unit::is_committed`.
         arena.committed.store(committed + more, Ordering::Release);
-        self.give(arena, committed, more, State::Clean);
+        self.give(arena, committed, more, RunState::Clean);
     }
 
     /// Adds a run to the free ones, merged with free neighbours of its kind.
-    fn give(&mut self, arena: &Arena, mut start: u32, mut len: u32, state: State) {
+    fn give(&mut self, arena: &Arena, mut start: u32, mut len: u32, state: RunState) {
         self.was_refused = false;
         // Within a longer run nothing is in use.
         // SAFETY: the first unit of a run, committed; the lock is held.
-        unsafe { (*arena.run(start)).state = State::Silent };
+        unsafe { (*arena.run(start)).state = RunState::Silent };
         // SAFETY: unit 0 is nobody's, so there is a unit below; the lock is held.
         if unsafe { (*arena.run(start - 1)).state } == state {
             // SAFETY: as above.
@@ -1282,10 +1283,10 @@ impl Units {
         self.insert(arena, start, len, state);
     }
 
-    fn insert(&mut self, arena: &Arena, start: u32, len: u32, state: State) {
+    fn insert(&mut self, arena: &Arena, start: u32, len: u32, state: RunState) {
         // SAFETY: units in our hands; the lock is held, or they are of the reserve.
         unsafe { arena.set(start, len, state, state) };
-        if state == State::Dirty {
+        if state == RunState::Dirty {
             arena.dirty.store(arena.dirty() + len, Ordering::Relaxed);
         }
         let bins = self.bins(state);
@@ -1304,10 +1305,10 @@ impl Units {
     }
 
     /// Takes a free run off its bin; its state.
-    fn remove(&mut self, arena: &Arena, start: u32) -> State {
+    fn remove(&mut self, arena: &Arena, start: u32) -> RunState {
         // SAFETY: the first unit of a free run; the lock is held.
         let run = unsafe { arena.run(start).read() };
-        if run.state == State::Dirty {
+        if run.state == RunState::Dirty {
             arena.dirty.store(arena.dirty() - run.len, Ordering::Relaxed);
         }
         // SAFETY: neighbours in a bin are first units of free runs.
@@ -1342,14 +1343,14 @@ impl Units {
         let len = found.min(most).min(past + 1);
         self.remove(arena, start);
         if found > len {
-            self.insert(arena, start, found - len, State::Dirty);
+            self.insert(arena, start, found - len, RunState::Dirty);
         }
         self.unneeded = self.unneeded.saturating_sub(len);
         self.note_least(arena);
         let start = start + (found - len);
         let end = start + len;
         // SAFETY: units in our hands; the lock is held, or they are of the reserve.
-        unsafe { arena.set(start, len, State::Leaving, State::Silent) };
+        unsafe { arena.set(start, len, RunState::Leaving, RunState::Silent) };
         let (from, to) = self.take_clean_around(arena, start, end);
         Some(Leaving { from, start, end, to })
     }
@@ -1363,8 +1364,8 @@ impl Units {
             let is_last = end >= arena.committed();
             (arena.tag(start - 1), (!is_last).then(|| arena.tag(end)))
         };
-        let below = (below.0 == State::Clean).then(|| start - below.1);
-        let above = above.filter(|run| run.0 == State::Clean).map(|run| end + run.1);
+        let below = (below.0 == RunState::Clean).then(|| start - below.1);
+        let above = above.filter(|run| run.0 == RunState::Clean).map(|run| end + run.1);
         let has_below =
             from.is_some_and(|from| from == start || below.is_some_and(|at| at <= from));
         let has_above = to == end || above.is_some_and(|at| at >= to);
@@ -1379,7 +1380,7 @@ impl Units {
             self.remove(arena, at);
             self.insert_parts(arena, at, from, at);
             // SAFETY: units in our hands; the lock is held, or they are of the reserve.
-            unsafe { arena.set(from, start - from, State::Leaving, State::Silent) };
+            unsafe { arena.set(from, start - from, RunState::Leaving, RunState::Silent) };
             first = from;
         }
         if let (Some(at), true) = (above, has_above)
@@ -1388,17 +1389,17 @@ impl Units {
             self.remove(arena, end);
             self.insert_parts(arena, to, at, to);
             // SAFETY: units in our hands; the lock is held, or they are of the reserve.
-            unsafe { arena.set(end, to - end, State::Leaving, State::Silent) };
+            unsafe { arena.set(end, to - end, RunState::Leaving, RunState::Silent) };
             last = to;
         }
         (first, last)
     }
 
-    /// Gives back what [`Units::take_dirty`] took; in the middle it is as `state` says.
-    fn put_back(&mut self, arena: &Arena, leaving: Leaving, state: State) {
+    /// Gives back what [`FreeRuns::take_dirty`] took; in the middle it is as `state` says.
+    fn put_back(&mut self, arena: &Arena, leaving: Leaving, state: RunState) {
         let Leaving { from, start, end, to } = leaving;
         for (from, to, state) in
-            [(from, start, State::Clean), (start, end, state), (end, to, State::Clean)]
+            [(from, start, RunState::Clean), (start, end, state), (end, to, RunState::Clean)]
         {
             if from < to {
                 self.give(arena, from, to - from, state);
@@ -1407,7 +1408,7 @@ impl Units {
     }
 }
 
-/// Units on their way to the system: from `start` to `end` they are dirty, and from `from` to `to` clean around that.
+/// FreeRuns on their way to the system: from `start` to `end` they are dirty, and from `from` to `to` clean around that.
 #[derive(Clone, Copy)]
 struct Leaving {
     from: u32,

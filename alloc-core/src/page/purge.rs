@@ -7,7 +7,7 @@
 //! Only contexts that may wait purge: others could not be sure to get the arena's lock again, to give the piece back.
 
 use super::limit;
-use super::{Allocation, Arena, Leaving, State, alloc_without_trim, arenas, dirty};
+use super::{Allocation, Arena, Leaving, RunState, alloc_without_trim, arenas, dirty};
 use crate::fault::{self, Place};
 use crate::size_class::UNIT;
 use crate::sync::{Context, Guard, Lock, LockClass, RawLock};
@@ -16,7 +16,7 @@ use crate::sync::{Context, Guard, Lock, LockClass, RawLock};
 /// no longer than this takes.
 pub(super) const PIECE: u32 = (8 << 20) / UNIT as u32;
 
-/// Units on their way to the system: in no bin, and not in use.
+/// FreeRuns on their way to the system: in no bin, and not in use.
 #[derive(Clone, Copy)]
 struct Piece {
     arena: &'static Arena,
@@ -31,7 +31,7 @@ pub(crate) struct InHand(Option<Piece>);
 
 static PURGING: Lock<InHand> = Lock::new(LockClass::Purging, InHand(None));
 
-/// The lock of [`Purging`]. The child of a fork may have it, whoever had it: see [`forget_threads`].
+/// The lock of [`Purging`]. The child of a fork may have it, whoever had it: see [`in_child`].
 pub(crate) fn lock() -> &'static RawLock {
     PURGING.raw()
 }
@@ -65,7 +65,7 @@ impl Purging {
         // It fails only in the child of a fork, where a thread that is not there had the arena's lock: nobody gets at the arena
         // any more, nor at the piece that stays noted.
         let mut units = arena.state.acquire(context)?;
-        units.put_back(arena, leaving, if is_clean { State::Clean } else { State::Dirty });
+        units.put_back(arena, leaving, if is_clean { RunState::Clean } else { RunState::Dirty });
         units.was_refused = !is_clean;
         in_hand.0 = None;
         drop(units);
@@ -88,7 +88,7 @@ impl InHand {
     fn give_back(&mut self, context: Context) {
         let Some(Piece { arena, leaving }) = self.0 else { return };
         if let Some(mut units) = arena.state.acquire(context) {
-            units.put_back(arena, leaving, State::Dirty);
+            units.put_back(arena, leaving, RunState::Dirty);
             self.0 = None;
         }
     }
@@ -183,7 +183,7 @@ pub(crate) fn alloc_after_trim(
 }
 
 /// In the child of a fork: what another thread was giving back to the system, if the fork did not wait for it, is free again.
-pub(crate) fn forget_threads() {
+pub(crate) fn in_child() {
     if let Some(mut in_hand) = PURGING.acquire(Context::TRYING) {
         in_hand.give_back(Context::TRYING);
     }

@@ -123,17 +123,17 @@ impl Reserve {
                     Ordering::Release,
                 );
                 let rest = first / WORD * WORD + behind as usize;
-                self.forget(rest, end - rest);
+                self.clear_bits(rest, end - rest);
                 return rest;
             }
-            self.forget(first, end - first);
+            self.clear_bits(first, end - first);
             end = first;
         }
         end
     }
 
     /// Says that blocks can not be read any more.
-    fn forget(&self, first: usize, count: usize) {
+    fn clear_bits(&self, first: usize, count: usize) {
         self.committed.each_part(first, count, |word, mask| {
             word.fetch_and(!mask, Ordering::Relaxed);
         });

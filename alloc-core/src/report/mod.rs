@@ -29,7 +29,7 @@ use std::sync::OnceLock;
 
 use crate::os;
 use crate::stats;
-use crate::sync::{self, Bell};
+use crate::sync::{self, WakeFlag};
 
 pub use shared::{AttachError, Reader, Snapshot, elsewhere, processes};
 
@@ -374,7 +374,7 @@ fn spawn() {
     }
     // The new thread inherits the mask.
     let _masked = os::block_signals();
-    if os::spawn(STACK, live, ptr::null_mut()).is_none() {
+    if os::spawn(STACK, thread_main, ptr::null_mut()).is_none() {
         os::warn(format_args!("there is no thread to report statistics"));
     }
 }
@@ -391,19 +391,19 @@ fn period() -> Option<u64> {
 }
 
 /// Rung when the thread is to end.
-static END: Bell = Bell::new();
+static END: WakeFlag = WakeFlag::new();
 static MAIN_EXIT: os::ThreadExit = os::ThreadExit::new(end_thread);
 
 /// Ends the thread with the main one, where that ends by `pthread_exit`: then the process is to end
 /// when the last thread of the program does, and the C library counts ours.
 unsafe extern "C" fn end_thread(_: *mut c_void) {
-    if END.ring() {
+    if END.set() {
         END.wake();
     }
 }
 
 /// The life of the thread: as long as that of the process, or of its main thread.
-extern "C" fn live(_: *mut c_void) -> *mut c_void {
+extern "C" fn thread_main(_: *mut c_void) -> *mut c_void {
     os::name_thread(c"hayloft/stats");
     let is_shared = shared::is_open() || shared::open_again();
     let period = period();
@@ -426,7 +426,7 @@ extern "C" fn live(_: *mut c_void) -> *mut c_void {
         let left = due.map_or(LONGEST_SLEEP, |at| at.saturating_sub(os::milliseconds()));
         let left = left.clamp(1, if is_shared { TICK } else { LONGEST_SLEEP });
         END.sleep_for(left);
-        if !END.is_silent() {
+        if !END.is_clear() {
             return ptr::null_mut();
         }
     }
@@ -474,15 +474,15 @@ extern "C" fn end() {
 }
 
 /// Milliseconds after which a child is one that stays.
-const SETTLED: u64 = 1000;
+const STAYS_AFTER: u64 = 1000;
 /// When that is, by the clock. Relaxed: a number that guards nothing.
-static SETTLES: AtomicU64 = AtomicU64::new(0);
+static STAYS_AT: AtomicU64 = AtomicU64::new(0);
 
 /// In the child of a fork, which does not have the thread.
-pub(crate) fn forget() {
-    let was_shared = shared::forget();
+pub(crate) fn in_child() {
+    let was_shared = shared::in_child();
     TURN.store(0, Ordering::Relaxed);
-    END.answer();
+    END.clear();
     if let Some(asked) = ASKED.get().filter(|asked| !asked.is_ours()) {
         // Who reads the other end of a pipe must not wait for children that write nothing.
         let copy = COPY.swap(-1, Ordering::Relaxed);
@@ -493,20 +493,20 @@ pub(crate) fn forget() {
     if was_shared || period().is_some() {
         // This is the main thread from now on.
         MAIN_EXIT.expect();
-        SETTLES.store(os::milliseconds() + SETTLED, Ordering::Relaxed);
-        sync::leave_for_later(settle);
+        STAYS_AT.store(os::milliseconds() + STAYS_AFTER, Ordering::Relaxed);
+        sync::leave_for_later(start_in_child);
     }
 }
 
 /// Makes the thread of a child that stays; false where that is to be tried again. Not where signals are blocked, maybe in a handler
 /// that interrupted the making of a thread.
-fn settle() -> bool {
+fn start_in_child() -> bool {
     let now = os::milliseconds();
-    if now < SETTLES.load(Ordering::Relaxed) {
+    if now < STAYS_AT.load(Ordering::Relaxed) {
         return false;
     }
     if os::has_signals_blocked() {
-        SETTLES.store(now + TICK, Ordering::Relaxed);
+        STAYS_AT.store(now + TICK, Ordering::Relaxed);
         return false;
     }
     spawn();

@@ -46,8 +46,8 @@ struct Header {
     sequence: u32,
     /// The PID namespace that the number of the process is of.
     namespace: u64,
-    /// When the process began: see [`born`]. Another may have its number later.
-    born: u64,
+    /// When the process began: see [`start_time`]. Another may have its number later.
+    start_time: u64,
     /// Milliseconds of the monotonic clock at which it was last written.
     time: u64,
 }
@@ -124,7 +124,7 @@ pub(super) fn open() -> bool {
             process: process as u32,
             sequence: 1,
             namespace: name.namespace,
-            born: born(process as u32).unwrap_or(0),
+            start_time: start_time(process as u32).unwrap_or(0),
             time: os::milliseconds(),
         });
         // Release: who reads this finds all before it. They read by system calls, in order.
@@ -153,14 +153,14 @@ fn page() -> *mut Page {
 }
 
 /// In the child of a fork, where the page is not mapped: whether there was to be one.
-pub(super) fn forget() -> bool {
+pub(super) fn in_child() -> bool {
     PAGE.store(ptr::null_mut(), Ordering::Relaxed);
     SHOWN.load(Ordering::Relaxed) != 0
 }
 
 /// When a process began, in the kernel's ticks since the machine did; `None` if there is none, or only its parent has not
 /// asked for its end yet.
-fn born(process: u32) -> Option<u64> {
+fn start_time(process: u32) -> Option<u64> {
     let mut room = [0; 1024];
     let text = os::read_bytes(format_args!("/proc/{process}/stat"), &mut room)?;
     // What is in the parentheses is the name, which may be anything.
@@ -321,7 +321,7 @@ impl Reader {
         {
             return Err(AttachError::Elsewhere(process));
         }
-        if born(process).is_none() {
+        if start_time(process).is_none() {
             return Err(AttachError::Gone(process));
         }
         let mut reader = opened.map_err(|error| match error.kind() {
@@ -345,9 +345,11 @@ impl Reader {
 
     /// Whether the process that wrote the page is still there, and not only another of its number.
     fn writer_lives(&self, header: &Header) -> Result<(), AttachError> {
-        match born(self.process) {
+        match start_time(self.process) {
             None => Err(AttachError::Gone(self.process)),
-            Some(born) if born != header.born => Err(AttachError::ShowsNothing(self.process)),
+            Some(start_time) if start_time != header.start_time => {
+                Err(AttachError::ShowsNothing(self.process))
+            }
             Some(_) => Ok(()),
         }
     }
@@ -446,9 +448,9 @@ fn is_needed(process: u32) -> bool {
     let header = Reader::open(process).ok().and_then(|mut reader| reader.header().ok());
     match header {
         // It may be about to be made.
-        None => born(process).is_some(),
+        None => start_time(process).is_some(),
         Some(header) => {
-            born(process) == Some(header.born)
+            start_time(process) == Some(header.start_time)
                 || os::milliseconds().saturating_sub(header.time) <= PATIENCE
         }
     }
@@ -492,10 +494,10 @@ mod tests {
     #[test]
     fn births() {
         let this = std::process::id();
-        assert!(born(this).is_some() && born(this) == born(this));
-        assert_eq!(born(u32::MAX), None);
+        assert!(start_time(this).is_some() && start_time(this) == start_time(this));
+        assert_eq!(start_time(u32::MAX), None);
         let mut child = Command::new("true").spawn().unwrap();
-        while born(child.id()).is_some() {
+        while start_time(child.id()).is_some() {
             os::sleep_microseconds(1000);
         }
         assert!(fs::exists(format!("/proc/{}", child.id())).unwrap(), "it was not waited for");

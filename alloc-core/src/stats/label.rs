@@ -54,7 +54,7 @@ pub(crate) fn publish(number: usize, label: &Label) {
     // It is odd already in the child of a fork that interrupted the writing.
     let odd = shared.version.load(Ordering::Relaxed) | 1;
     shared.version.store(odd, Ordering::Relaxed);
-    // Release: who sees any of what follows sees the odd version, too. Pairs with the fence in `of_cache`.
+    // Release: who sees any of what follows sees the odd version, too. Pairs with the fence in `read`.
     fence(Ordering::Release);
     for (to, from) in shared.name.iter().zip(name.0.chunks_exact(size_of::<u64>())) {
         let mut word = [0; size_of::<u64>()];
@@ -66,7 +66,7 @@ pub(crate) fn publish(number: usize, label: &Label) {
         to.store(from, Ordering::Relaxed);
     }
     shared.sharers.store(label.sharers, Ordering::Relaxed);
-    // Release: pairs with the Acquire in `of_cache`.
+    // Release: pairs with the Acquire in `read`.
     shared.version.store(odd.wrapping_add(1), Ordering::Release);
 }
 
@@ -77,7 +77,7 @@ fn distinct(name: Name, number: usize) -> Name {
     let is_used =
         |other: &usize| *other != number && LABELS[*other].sharers.load(Ordering::Relaxed) > 0;
     let is_taken = |name: &Name| {
-        let mut others = (0..MAX_CACHES).filter(is_used).filter_map(of_cache);
+        let mut others = (0..MAX_CACHES).filter(is_used).filter_map(read);
         others.any(|other| name.plain().eq(other.name.plain()))
     };
     let mut shown = name;
@@ -104,7 +104,7 @@ pub(crate) fn publish_sharers(number: usize, sharers: usize) {
 }
 
 /// What the class of a cache is; `None` where it is nobody's, or is being written.
-pub(super) fn of_cache(number: usize) -> Option<Label> {
+pub(super) fn read(number: usize) -> Option<Label> {
     let shared = LABELS.get(number)?;
     for _ in 0..ATTEMPTS {
         // Acquire: pairs with the Release in `publish`: what is read below is at least as new.
@@ -140,7 +140,7 @@ mod tests {
     fn shown(from_last: usize, name: &str) -> String {
         let number = MAX_CACHES - 1 - from_last;
         publish(number, &label(name));
-        of_cache(number).unwrap().name.to_string()
+        read(number).unwrap().name.to_string()
     }
 
     #[test]
@@ -165,9 +165,9 @@ mod tests {
     fn what_a_fork_left_half_written_can_be_written() {
         let number = MAX_CACHES - 10;
         LABELS[number].version.store(7, Ordering::Relaxed);
-        assert!(of_cache(number).is_none());
+        assert!(read(number).is_none());
         publish(number, &label("whole"));
-        assert_eq!(of_cache(number).unwrap().name.as_str(), "whole");
+        assert_eq!(read(number).unwrap().name.as_str(), "whole");
         assert_eq!(LABELS[number].version.load(Ordering::Relaxed), 8);
         publish_sharers(number, 0);
     }

@@ -445,8 +445,8 @@ fn now_of_class(class: Class) -> Option<CacheStats> {
 
 /// What a class is called and how its slabs are cut.
 fn label_of(class: Class) -> Option<Label> {
-    if let Some(number) = class.of_cache() {
-        return label::of_cache(number);
+    if let Some(number) = class.cache_index() {
+        return label::read(number);
     }
     let shape = slab::shape(class);
     Some(Label {

@@ -1,6 +1,6 @@
 //! Waits for another thread that will not be long, and has nothing to sleep on.
 
-use super::relax;
+use super::spin_or_yield;
 
 /// Pauses for which only the CPU is given up.
 #[cfg(not(loom))]
@@ -34,6 +34,6 @@ impl Backoff {
                 return crate::os::sleep_microseconds(PAUSE);
             }
         }
-        relax();
+        spin_or_yield();
     }
 }

@@ -113,7 +113,7 @@ impl ControlRwLock {
 
     /// In the child of a fork: it has so many readers, all of this thread.
     #[cfg(not(loom))]
-    pub(crate) fn forget_others(&self, readers: u32) {
+    pub(crate) fn reset_in_child(&self, readers: u32) {
         self.state.store(readers, Ordering::Relaxed);
     }
 }
@@ -157,9 +157,9 @@ impl ControlMutex {
     }
 
     /// In the child of a fork: nobody has it but this thread, if it had it before.
-    pub(crate) fn forget_others(&self) {
+    pub(crate) fn reset_in_child(&self) {
         let is_mine = self.owner.load(Ordering::Relaxed) == Context::thread();
-        self.lock.forget_others(0);
+        self.lock.reset_in_child(0);
         if is_mine {
             self.lock.write();
         } else {

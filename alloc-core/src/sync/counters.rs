@@ -31,8 +31,8 @@ pub(crate) enum Line {
     SlabBitmap,
     /// Slabs that arrive.
     Arrivals,
-    /// Whether a depot was asked for, when that changes.
-    Depot,
+    /// Whether a node_class was asked for, when that changes.
+    NodeClass,
     /// The free runs of an arena.
     Arena,
     /// The reserve of an arena.
@@ -44,7 +44,7 @@ pub(crate) enum Line {
     /// The sheaves of another CPU.
     Sheaves,
     /// The bell of the thread that gives memory back.
-    Bell,
+    WakeFlag,
     /// The epoch of those who wait for readers.
     Epoch,
 }
@@ -82,7 +82,7 @@ mod cells {
         (LockClass::RcuBarrier, "rcu barrier", true),
         (LockClass::Waiting, "rcu waiting", true),
         (LockClass::Emptying, "emptying", true),
-        (LockClass::Homing, "homing", true),
+        (LockClass::Flushing, "flushing", true),
         (LockClass::Purging, "purging", true),
         (LockClass::Closing, "closing", true),
         (LockClass::Barn, "barn", true),
@@ -99,13 +99,13 @@ mod cells {
         (Line::Slab, "slab"),
         (Line::SlabBitmap, "slab bitmap"),
         (Line::Arrivals, "arrivals"),
-        (Line::Depot, "depot flags"),
+        (Line::NodeClass, "node_class flags"),
         (Line::Arena, "arena"),
         (Line::Reserve, "reserve"),
         (Line::Deferred, "deferred"),
         (Line::IrqWork, "irq work"),
         (Line::Sheaves, "sheaves of others"),
-        (Line::Bell, "bell"),
+        (Line::WakeFlag, "wake flag"),
         (Line::Epoch, "epoch"),
     ];
 

@@ -132,7 +132,7 @@ impl<const SLOTS: usize> Grace<SLOTS> {
 
     /// In the child of a fork: the readers that are counted are lost with their threads, but for so many on each side.
     #[cfg(not(loom))]
-    pub(crate) fn forget_others(&self, own: [usize; 2]) {
+    pub(crate) fn reset_in_child(&self, own: [usize; 2]) {
         for (side, own) in own.into_iter().enumerate() {
             let count = |slot: &Slot| slot.0[side].load(Ordering::Relaxed);
             let all = self.slots.iter().map(count).fold(0, usize::wrapping_add);

@@ -204,7 +204,7 @@ impl<T: Link, const CPUS: usize> CpuLists<T, CPUS> {
     /// In the child of a fork: closes the lists of all CPUs, and has what was on them on that for the time before there were
     /// any. Calls `keep` with all that is on it then.
     #[cfg(not(loom))]
-    pub(crate) fn forget_cpus(&self, keep: impl Fn(*mut T)) {
+    pub(crate) fn without_cpus(&self, keep: impl Fn(*mut T)) {
         let early = self.boot.take();
         self.boot.open();
         for node in early.chain(self.lists.iter().flat_map(Llist::close)) {

@@ -217,7 +217,7 @@ impl RawLock {
         let mut held = self.acquire(context);
         while !held && !self.is_abandoned() && attempts.get() > 0 {
             attempts.set(attempts.get() - 1);
-            super::relax();
+            super::spin_or_yield();
             held = self.try_acquire(fork.token());
         }
         if held {

@@ -3,7 +3,7 @@
 //! - [`Lock`], the one lock of the slow paths: a word, tried, spun on a little and then slept on in a futex.
 //! - [`Rcuwait`], a place for one thread to wait for what a signal handler does.
 //! - [`Backoff`], how to wait for another thread without sleeping in a lock of its own.
-//! - [`Bell`], what tells a thread that there is something to do.
+//! - [`WakeFlag`], what tells a thread that there is something to do.
 //! - [`counters`], which count what CPUs have to agree on, for who wants to know.
 //! - [`witness`], which holds locks against an order in debug builds.
 //! - [`Context`], whether whoever takes a lock may wait for it.
@@ -15,7 +15,6 @@
 //! Nothing here allocates. This folder may touch `os` and `arch`.
 
 mod backoff;
-mod bell;
 mod context;
 mod control;
 pub(crate) mod counters;
@@ -25,10 +24,10 @@ mod llist;
 mod lock;
 mod process;
 mod rcuwait;
+mod wake_flag;
 pub(crate) mod witness;
 
 pub(crate) use backoff::Backoff;
-pub(crate) use bell::Bell;
 pub(crate) use context::Context;
 pub(crate) use control::ControlRwLock;
 #[cfg(not(loom))]
@@ -44,10 +43,11 @@ pub(crate) use process::forks;
 #[cfg(not(loom))]
 pub(crate) use process::{count_fork, do_what_was_left, leave_for_later};
 pub(crate) use rcuwait::Rcuwait;
+pub(crate) use wake_flag::WakeFlag;
 pub(crate) use witness::LockClass;
 
 /// Waits a little for another thread, which may need this CPU to go on.
-pub(crate) fn relax() {
+pub(crate) fn spin_or_yield() {
     #[cfg(not(loom))]
     {
         primitive::spin_loop();

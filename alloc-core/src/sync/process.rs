@@ -46,13 +46,13 @@ pub(crate) fn leave_for_later(routine: fn() -> bool) {
 #[inline]
 pub(crate) fn do_what_was_left(context: Context) {
     if !LEFT.load(Ordering::Relaxed).is_null() && context.may_wait() {
-        do_it();
+        run_pending();
     }
 }
 
 #[cfg(not(loom))]
 #[cold]
-fn do_it() {
+fn run_pending() {
     // Nobody else does it meanwhile, nor what it allocates.
     let routine = LEFT.swap(ptr::null_mut(), Ordering::Relaxed);
     if routine.is_null() {

@@ -27,7 +27,7 @@ pub(crate) enum LockClass {
     /// The emptying of a deferred list.
     Emptying,
     /// The taking home of what was not needed for a while.
-    Homing,
+    Flushing,
     /// The giving back of free memory to the system.
     Purging,
     /// The closing of sheaves of other CPUs.

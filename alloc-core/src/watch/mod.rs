@@ -66,17 +66,17 @@ pub(crate) fn resized(old: *mut u8, new: *mut u8, size: usize) -> *mut u8 {
 
 /// Nobody may use these bytes, until they are opened or the program gets them.
 #[inline(always)]
-pub(crate) fn close(address: *mut u8, len: usize) {
+pub(crate) fn make_noaccess(address: *mut u8, len: usize) {
     #[cfg(feature = "valgrind")]
-    valgrind::close(address, len);
+    valgrind::make_noaccess(address, len);
     let _ = (address, len);
 }
 
 /// These bytes may be used; they mean something if they are `defined`.
 #[inline(always)]
-pub(crate) fn open(address: *mut u8, len: usize, defined: bool) {
+pub(crate) fn make_accessible(address: *mut u8, len: usize, defined: bool) {
     #[cfg(feature = "valgrind")]
-    valgrind::open(address, len, defined);
+    valgrind::make_accessible(address, len, defined);
     let _ = (address, len, defined);
 }
 
@@ -105,10 +105,10 @@ pub(crate) unsafe fn write_size(block: *mut u8, extent: usize, size: usize) {
     // SAFETY: the caller's promise. The end of an extent need not be aligned.
     unsafe {
         let word = size_word(block, extent);
-        open(word.cast(), size_of::<usize>(), false);
+        make_accessible(word.cast(), size_of::<usize>(), false);
         word.write_unaligned(size);
     }
-    close(block, extent);
+    make_noaccess(block, extent);
 }
 
 /// How large a block is, of `extent` bytes all in all.
@@ -119,9 +119,9 @@ pub(crate) unsafe fn read_size(block: *mut u8, extent: usize) -> usize {
     // SAFETY: the caller's promise.
     unsafe {
         let word = size_word(block, extent);
-        open(word.cast(), size_of::<usize>(), true);
+        make_accessible(word.cast(), size_of::<usize>(), true);
         let size = word.read_unaligned();
-        close(word.cast(), size_of::<usize>());
+        make_noaccess(word.cast(), size_of::<usize>());
         size
     }
 }

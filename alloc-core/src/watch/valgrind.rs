@@ -61,13 +61,13 @@ pub(super) fn freed(block: *mut u8) {
 
 /// Nobody may use these bytes.
 #[inline(always)]
-pub(super) fn close(address: *mut u8, len: usize) {
+pub(super) fn make_noaccess(address: *mut u8, len: usize) {
     request(MAKE_NOACCESS, [address.addr(), len, 0, 0]);
 }
 
 /// These bytes may be written, or read as well.
 #[inline(always)]
-pub(super) fn open(address: *mut u8, len: usize, is_defined: bool) {
+pub(super) fn make_accessible(address: *mut u8, len: usize, is_defined: bool) {
     let code = if is_defined { MAKE_DEFINED } else { MAKE_UNDEFINED };
     request(code, [address.addr(), len, 0, 0]);
 }

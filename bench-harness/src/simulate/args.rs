@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use alloc_core::protocol;
+use alloc_core::tuning;
 use clap::Parser;
 
 use super::machine::{Costs, Topology};
 use super::model::{Protocol, Setup};
 use super::trace::{self, RULES, Rule};
 
-/// Simulate the protocol between CPUs on a machine that has more of them.
+/// Simulate the tuning between CPUs on a machine that has more of them.
 ///
 /// A virtual CPU runs one thread. CPUs that are near each other share a last-level cache, then a socket.
 #[derive(Parser, Debug)]
@@ -40,7 +40,7 @@ pub(super) struct Args {
     per_depot: Option<usize>,
 
     /// Nodes that are told apart.
-    #[arg(long, value_name = "N", default_value_t = protocol::NODES, value_parser = at_least_one)]
+    #[arg(long, value_name = "N", default_value_t = tuning::NODES, value_parser = at_least_one)]
     nodes: usize,
 
     /// Sheaves, batches and barns so many times as large.
@@ -53,7 +53,7 @@ pub(super) struct Args {
 
     /// Who serves the traces.
     #[arg(long, value_enum, default_value = "hayloft")]
-    protocol: Protocol,
+    tuning: Protocol,
 
     /// What a thread does between two operations, in nanoseconds.
     #[arg(long, value_name = "NS", default_value_t = 10.0)]
@@ -124,8 +124,8 @@ impl Args {
         };
         let mut setup = Setup::new(topology, costs, self.work);
         setup.scale_sheaves(self.batch);
-        setup.protocol = self.protocol;
-        setup.arenas = match self.protocol {
+        setup.tuning = self.tuning;
+        setup.arenas = match self.tuning {
             Protocol::Hayloft => self.arenas,
             Protocol::OneLock => 1,
         };

@@ -1,7 +1,7 @@
 //! What is behind the sheaves, as `alloc-core` has it: barns, slabs, their lists. Objects are numbers here, and it costs
 //! what is counted.
 
-use alloc_core::protocol::{LISTS, MIN_EMPTY, Numbers};
+use alloc_core::tuning::{LISTS, MIN_EMPTY, Numbers};
 
 use super::machine::{Here, Line, Time};
 

@@ -53,7 +53,7 @@ pub struct Topology {
     pub per_cache: usize,
     /// CPUs of a socket, which is a node.
     pub per_socket: usize,
-    /// CPUs that share depots. The protocol has one for each node, and tells a few nodes apart.
+    /// CPUs that share depots. The tuning has one for each node, and tells a few nodes apart.
     pub per_depot: usize,
     /// Depots of a class at most; CPUs beyond share with the first ones.
     pub depots: usize,

@@ -1,10 +1,10 @@
-//! `simulate`: what the protocol between CPUs does on machines that are not there.
+//! `simulate`: what the tuning between CPUs does on machines that are not there.
 //!
 //! | module | what it holds |
 //! |---|---|
 //! | [`trace`] | what each thread of a program asks of its allocator |
 //! | [`machine`] | virtual CPUs, how far they are from each other, and what things cost (`costs.toml`) |
-//! | [`model`] | the protocol of `alloc-core`, as a simulation of discrete events |
+//! | [`model`] | the tuning of `alloc-core`, as a simulation of discrete events |
 //! | [`record`] | traces of workloads as they run |
 //! | [`real`] | traces replayed on this machine |
 //! | [`calibrate`] | the costs as this machine has them |

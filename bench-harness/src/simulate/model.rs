@@ -1,4 +1,4 @@
-//! The protocol of `alloc-core` on a virtual machine, as a simulation of discrete events.
+//! The tuning of `alloc-core` on a virtual machine, as a simulation of discrete events.
 //!
 //! Each virtual CPU runs one thread of a trace. As long as that stays in its sheaves it concerns nobody, and is not an event; a
 //! look at a barn and a request for a lock are, and happen in the order of their times. What is done under a lock is done when
@@ -12,8 +12,8 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
-use alloc_core::protocol::{self, Numbers};
 use alloc_core::size_class::{CLASSES, Class};
+use alloc_core::tuning::{self, Numbers};
 
 use super::depot::{AllSlabs, Depot, Object, Work, slab_of};
 use super::lock::Lock;
@@ -41,17 +41,17 @@ pub struct Setup {
     /// The numbers of each class.
     pub numbers: Vec<Numbers>,
     /// Who serves the trace.
-    pub protocol: Protocol,
-    /// Arenas: a depot uses one of them. The protocol has one.
+    pub tuning: Protocol,
+    /// Arenas: a depot uses one of them. The tuning has one.
     pub arenas: usize,
 }
 
 impl Setup {
-    /// The protocol as it is.
+    /// The tuning as it is.
     pub fn new(topology: Topology, costs: Costs, work: f64) -> Self {
         let class = |index| Class::from_index(index).expect("a class");
-        let numbers = (0..CLASSES).map(|index| protocol::of_class(class(index))).collect();
-        Self { topology, costs, work, numbers, protocol: Protocol::Hayloft, arenas: 1 }
+        let numbers = (0..CLASSES).map(|index| tuning::of_class(class(index))).collect();
+        Self { topology, costs, work, numbers, tuning: Protocol::Hayloft, arenas: 1 }
     }
 
     /// Makes all sheaves, batches and barns so many times as large.
@@ -353,7 +353,7 @@ impl<'a> Model<'a> {
                 continue;
             }
             state.time += work;
-            if self.setup.protocol == Protocol::OneLock {
+            if self.setup.tuning == Protocol::OneLock {
                 let class = self.trace.classes[number as usize].into();
                 (state.class, state.number, state.step) = (class, number, Step::OneLock);
                 let time = state.time;
@@ -466,7 +466,7 @@ impl<'a> Model<'a> {
         match self.locks[lock].come(Here { cpu, distances: &self.distances }) {
             Some(way) => self.granted(cpu, lock, time + way),
             None => {
-                let spins = f64::from(protocol::SPINS) * self.setup.costs.spin;
+                let spins = f64::from(tuning::SPINS) * self.setup.costs.spin;
                 self.schedule(time + ns(spins), cpu, Event::GiveUp(lock, wait));
             }
         }
@@ -594,7 +594,7 @@ impl<'a> Model<'a> {
         if let Some(woken) = released.woken {
             // The way into the sleep is over before a wake can be noticed.
             let asleep =
-                self.cpus[woken].since + ns(f64::from(protocol::SPINS) * costs.spin + costs.sleep);
+                self.cpus[woken].since + ns(f64::from(tuning::SPINS) * costs.spin + costs.sleep);
             self.schedule(wakes.max(asleep), woken, Event::Retry(lock));
         }
         self.after(cpu);
@@ -616,7 +616,7 @@ impl<'a> Model<'a> {
 
     /// The end of a slow path: what is in hand goes to the sheaf.
     fn finish(&mut self, cpu: usize) {
-        if self.setup.protocol == Protocol::OneLock {
+        if self.setup.tuning == Protocol::OneLock {
             return self.finish_under_one_lock(cpu);
         }
         let state = &mut self.cpus[cpu];
@@ -743,7 +743,7 @@ mod tests {
     #[test]
     fn one_lock_does_not_scale() {
         let setup =
-            Setup { protocol: Protocol::OneLock, ..Setup::new(topology(), Costs::recorded(), 5.0) };
+            Setup { tuning: Protocol::OneLock, ..Setup::new(topology(), Costs::recorded(), 5.0) };
         let pair = rule("pair").unwrap();
         let outcomes = [1, 6].map(|cpus| Model::new(&(pair.make)(cpus), &setup).run());
         assert!(outcomes[1].throughput() < outcomes[0].throughput());
@@ -754,7 +754,7 @@ mod tests {
     #[test]
     fn known_bursts_give_known_counts() {
         let setup = Setup::new(topology(), Costs::recorded(), 5.0);
-        let numbers = protocol::of_class(class_of_size(64));
+        let numbers = tuning::of_class(class_of_size(64));
         let count = |blocks: usize| {
             let trace = bursts(1, class_of_size(64), blocks, 1, 1);
             let mut model = Model::new(&trace, &setup);

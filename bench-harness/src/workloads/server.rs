@@ -1,4 +1,4 @@
-//! A small key-value server on loopback: tokio with two workers, a line protocol, eight connections.
+//! A small key-value server on loopback: tokio with two workers, a line tuning, eight connections.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -93,7 +93,7 @@ async fn ask(stream: TcpStream, seed: u64, rounds: usize) -> std::io::Result<()>
     Ok(())
 }
 
-/// One line of the protocol.
+/// One line of the tuning.
 fn request(prng: &mut Prng) -> String {
     let key = prng.below(2000);
     match prng.below(2) {

@@ -120,7 +120,7 @@ impl Block {
     pub(crate) fn free_nolock(self, actor: Actor) {
         self.check("before dealloc", actor);
         // SAFETY: the block came from this allocator with this layout and is not used again.
-        unsafe { nolock::dealloc(self.address, self.layout) };
+        unsafe { nolock::free(self.address, self.layout) };
     }
 
     /// Writes the pattern from offset `from` on.

@@ -6,62 +6,62 @@ use super::Futex;
 use super::counters::{self, Line};
 use super::primitive::Ordering;
 
-const SILENT: u32 = 0;
-const RUNG: u32 = 1;
+const CLEAR: u32 = 0;
+const SET: u32 = 1;
 
 /// What tells a thread that there is something to do.
-pub(crate) struct Bell {
+pub(crate) struct WakeFlag {
     state: Futex,
 }
 
-impl Bell {
+impl WakeFlag {
     #[cfg(not(loom))]
-    pub(crate) const fn new() -> Bell {
-        Bell { state: Futex::new(SILENT) }
+    pub(crate) const fn new() -> WakeFlag {
+        WakeFlag { state: Futex::new(CLEAR) }
     }
 
     #[cfg(loom)]
-    pub(crate) fn new() -> Bell {
-        Bell { state: Futex::new(SILENT) }
+    pub(crate) fn new() -> WakeFlag {
+        WakeFlag { state: Futex::new(CLEAR) }
     }
 
-    /// Rings; whether the bell was silent. Then its thread may be asleep, and the caller has to [wake](Bell::wake) it, or to
+    /// Rings; whether the bell was silent. Then its thread may be asleep, and the caller has to [wake](WakeFlag::wake) it, or to
     /// interrupt its sleep.
     #[must_use]
-    pub(crate) fn ring(&self) -> bool {
-        counters::wrote(Line::Bell, 1);
+    pub(crate) fn set(&self) -> bool {
+        counters::wrote(Line::WakeFlag, 1);
         // Release: pairs with the Acquire in `answer`.
-        self.state.swap(RUNG, Ordering::Release) == SILENT
+        self.state.swap(SET, Ordering::Release) == CLEAR
     }
 
     /// Whether nobody rang since the last answer; a hint.
     #[cfg(not(loom))]
-    pub(crate) fn is_silent(&self) -> bool {
-        self.state.load(Ordering::Relaxed) == SILENT
+    pub(crate) fn is_clear(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == CLEAR
     }
 
     /// Silences the bell. To be called before looking for what there is to do.
-    pub(crate) fn answer(&self) {
+    pub(crate) fn clear(&self) {
         // Acquire: pairs with the Release in `ring`. It must read the last ring to see what was done before that, so a store
         // would not do: the thread could find nothing, silence the bell after it, and sleep.
-        self.state.swap(SILENT, Ordering::Acquire);
+        self.state.swap(CLEAR, Ordering::Acquire);
     }
 
-    /// As [`Bell::answer`] must not be: for the model that shows why.
+    /// As [`WakeFlag::clear`] must not be: for the model that shows why.
     #[cfg(loom)]
-    pub(crate) fn silence_blindly(&self) {
-        self.state.store(SILENT, Ordering::SeqCst);
+    pub(crate) fn clear_blindly(&self) {
+        self.state.store(CLEAR, Ordering::SeqCst);
     }
 
     /// Sleeps while the bell is silent; may return at any time.
     pub(crate) fn sleep(&self) {
-        self.state.wait(SILENT);
+        self.state.wait(CLEAR);
     }
 
-    /// As [`Bell::sleep`], for so many milliseconds at most.
+    /// As [`WakeFlag::sleep`], for so many milliseconds at most.
     #[cfg(not(loom))]
     pub(crate) fn sleep_for(&self, milliseconds: u64) {
-        self.state.wait_for(SILENT, milliseconds);
+        self.state.wait_for(CLEAR, milliseconds);
     }
 
     /// Ends the sleep of the thread, if it sleeps.

@@ -1,4 +1,4 @@
-//! The numbers of the protocol between CPUs, for who models it.
+//! The numbers of the tuning between CPUs, for who models it.
 //!
 //! No part of the interface: they change with what is measured.
 //!
