@@ -1,30 +1,35 @@
-//! Pages: address space reserved in *arenas*, cut into *runs* of 64 KiB units.
+//! Pages: address space reserved in *arenas*, divided into 64 KiB *units* and allocated in *runs*
+//! of consecutive units.
 //!
-//! An arena is one reservation: descriptors of runs, then metadata that the slab layer keeps per unit, then the units.
-//! All three are parallel arrays, so pointer → unit → descriptor is arithmetic and "is it ours" a range check. Nearly
-//! always there is one arena for each node, of 256 GiB; more are made where a limit on address space made the first one small.
+//! An arena is one reservation of address space that holds three parallel arrays: the descriptors
+//! of runs, the slab layer's metadata for each unit, and the units themselves. So pointer → unit →
+//! descriptor is arithmetic, and "is it ours" is a range check. Nearly always there is one arena
+//! per node, of 256 GiB. More are made where a limit on address space made the first one small.
 //!
-//! FreeRuns are committed from the bottom up. A free run is *clean* (never touched since its pages were last given back:
-//! it reads as zero and costs no memory) or *dirty*; the two are not merged with each other, and dirty ones are
-//! preferred; a long run may be of a dirty one and the clean one behind it. Free runs are kept in bins by length, eight to an
-//! octave, and merge with their neighbours by boundary tags: the descriptors of a run's first and last unit both name its length
-//! and state.
+//! Units are committed from the bottom of the arena upwards. A free run is *clean* or *dirty*. A
+//! clean run has not been touched since its pages were committed or last decommitted: it reads as
+//! zero and costs no memory. Every other free run is dirty. Allocations prefer dirty runs. Clean
+//! and dirty runs are not merged with each other, but a long allocation may be cut from a dirty run
+//! and the clean run behind it. Free runs are kept in bins by length, eight bins to an octave. They
+//! merge with their neighbours by boundary tags: the descriptors of a run's first and last unit
+//! both hold its length and state.
 //!
-//! Dirty runs go back to the system by a low-water mark: what nobody needed during a whole window is given back at its end.
-//! (The working-set estimate of FreeBSD's UMA, for pages.) `reclaim` says when windows end, and how long they are. Whole pages of
-//! metadata go with the runs that they describe.
+//! A low-water mark decides which dirty runs return to the system: units that stayed dirty through
+//! a whole window are decommitted at its end. (This is the working-set estimate of FreeBSD's UMA,
+//! applied to pages.) `reclaim` decides when windows end and how long they are. Whole pages of
+//! metadata are decommitted with the runs that they describe.
 //!
-//! All of this is under the arena's lock; committing and purging, which take time, are not. The last part of an arena is its *reserve*, which needs none: it serves
-//! contexts that cannot wait for the lock, and everybody when nothing else is left.
+//! The arena's lock covers all of this, except that committing and purging, which take time, run
+//! without it. The last part of an arena is its *reserve*, which needs no lock. The reserve serves
+//! contexts that must not wait for the lock, and any context once nothing else is left.
 //!
-//! An arena is of a NUMA node, and the kernel is asked to take its memory from there: pages are touched first by whoever has the
-//! run first, but runs are used again, and shall stay near those who get them. What a node's arenas do not have is taken from
-//! those of others before it is refused.
+//! An arena belongs to a NUMA node, and the kernel is asked to take its memory from that node.
+//! First touch alone would place a page near the thread that first used its run; but runs are
+//! reused, and must stay near the threads that allocate them later. If a node's arenas cannot serve
+//! a request, the arenas of other nodes are tried before the request is refused.
 //!
-//! Beyond the first [`HUGE_FROM`] units, and for runs of [`LONG`] ones, transparent huge pages are asked for
-//! (`HAYLOFT_THP=auto|always|never`); elsewhere there are to be none.
-//!
-//! This folder may touch `arch`, `os`, `sync`, `node`, `fault` and the unit of `size_class`.
+//! Transparent huge pages are requested beyond the first [`HUGE_FROM`] units and for runs of at
+//! least [`LONG`] units (`HAYLOFT_THP=auto|always|never`). Everywhere else they are switched off.
 
 mod bins;
 mod dumped;
@@ -56,100 +61,111 @@ pub(crate) use purge::{
 };
 use reserve::Reserve;
 
-/// Metadata per unit for the slab layer, in bytes.
+/// Bytes of metadata per unit, for the slab layer.
 pub(crate) const META_SIZE: usize = if cfg!(debug_assertions) { 1088 } else { 576 };
 
-/// FreeRuns of a huge page.
+/// Units of a huge page.
 const HUGE_PAGE: u32 = (2 << 20) / UNIT as u32;
 
-/// From this many committed units on, huge pages are asked for. There the rest of those that are half used is a small part of
-/// what the program has; below, programs took up to 10 % more memory with them, and no less time: a heap that grows to 340 MB in
-/// phases took 1 % less, Perl with 90 MB 5 % more, SQLite with 530 MB 10 %. (On a virtual machine, whose host has to find 2 MiB, too.)
+/// Number of committed units of an arena from which on huge pages are requested. In a heap that
+/// large, the unused rest of half-used huge pages is a small part of the whole. In smaller heaps,
+/// programs took up to 10 % more memory with huge pages, and on the whole no less time: a heap that
+/// grows to 340 MB in phases took 1 % less time, Perl with 90 MB 5 % more, and SQLite with 530 MB
+/// 10 % more. (Measured on a virtual machine, whose host has to find 2 MiB of memory, too.)
 const HUGE_FROM: u32 = (1 << 30) / UNIT as u32;
 
-/// For a run of this many units that is not there yet, huge pages are asked for in any heap: it will be used from end to end. A
-/// block that grows to a gigabyte takes 0.77 of the time so, blocks of up to 64 MB that come and go 0.6.
+/// Length in units from which on a run that has to be committed gets huge pages in any heap, since
+/// it will be used from end to end. With them a block that grows to a gigabyte takes 0.77 of the
+/// time, and blocks of up to 64 MB that come and go take 0.6.
 const LONG: u32 = (8 << 20) / UNIT as u32;
 
-/// The least that is committed at once, in units.
+/// Fewest units to commit at once, unless the arena or the system has fewer left.
 const GROWTH: u32 = 16;
-/// The most that is committed at once beyond the need, in units.
+/// Most units to commit at once, unless a single request needs more. Rounded up to a huge page.
 const MAX_GROWTH: u32 = 1024;
 
-/// FreeRuns of a block of the reserve: the longest slab.
+/// Units of a block of the reserve: the longest slab.
 const BLOCK: u32 = 4;
-/// No run. Unit 0 of an arena is never part of one, so that zeroed memory is an empty set of bins.
+/// Stands for "no run". Unit 0 of an arena is never part of a run, so that zeroed memory is an
+/// empty set of bins.
 const NONE: u32 = 0;
 
-/// What a descriptor says of the run that starts or ends at its unit. That of a unit between these may say anything but `Used`.
+/// State of the run that starts or ends at a unit, as its descriptor holds it. The descriptor of an
+/// inner unit of a run may hold any state except `Used`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 enum RunState {
-    /// Nothing: as in zeroed memory, and on the last unit of a run that is not free.
+    /// No run starts here: in zeroed memory, and on the last unit of a run that is not free.
     Silent,
-    /// A run in use starts here.
+    /// Start of a run in use.
     Used,
-    /// A run starts here that is not free, as it is about to be given back to the system.
+    /// Start of a run that is about to be decommitted: neither free nor in use.
     Leaving,
     Dirty,
     Clean,
 }
 
-/// Descriptor of a unit; meaningful on the first unit of a run, and on the last of a free one.
+/// Descriptor of a unit. It is meaningful on the first unit of any run and on the last unit of a
+/// free run.
 #[repr(C)]
 struct Run {
-    /// FreeRuns of the run.
+    /// Length of the run, in units.
     len: u32,
     state: RunState,
-    /// Neighbours in the bin, by their first unit; on the first unit of a free run only. On that of a run in use, `next` is what
-    /// [`set_used_bytes`] was told, in [`PIECES`].
+    /// The neighbours in the bin, by their first units. Valid on the first unit of a free run only.
+    /// On the first unit of a run in use, `next` holds the value of [`set_used_bytes`], in
+    /// [`PIECES`].
     next: u32,
     previous: u32,
-    /// On the first unit of a run in use: [`SPARSE`], [`MOVED`].
+    /// [`SPARSE`] and [`MOVED`], on the first unit of a run in use.
     marks: u32,
 }
 
-/// Bytes of which a run in use is said to be used so many.
+/// Granularity in bytes of the used length that [`set_used_bytes`] records.
 const PIECES: usize = 4096;
 
-/// No huge pages are to be used for a run.
+/// Mark of a run that gets no huge pages.
 const SPARSE: u32 = 1;
-/// The pages of a run were moved to it, so that it is a mapping of its own.
+/// Mark of a run whose pages were moved into it (`mremap`), so that it is a mapping of its own.
 const MOVED: u32 = 2;
 
-/// What an arena is made of, by their first elements; written once, before the arena is published.
+/// The arrays of an arena, by their first elements. Written once, before the arena is published.
 #[cfg_attr(test, derive(Debug))]
 struct Arrays {
     base: *mut u8,
     runs: *mut Run,
     meta: *mut u8,
-    /// The first unit of the reserve, and the one behind its last.
+    /// The first unit of the reserve, and the unit behind its last one.
     reserve: u32,
     units: u32,
     node: usize,
 }
 
 impl Arrays {
-    /// Address of a unit, if the arena has that.
+    /// Returns the address of a unit. Meaningful only if the arena has that unit.
     fn address(&self, index: u32) -> NonNull<u8> {
         let address = self.base.wrapping_add((index as usize) << UNIT_SHIFT);
         NonNull::new(address).unwrap_or(NonNull::dangling())
     }
 
-    /// Number of the arena's first unit among those of the address space, as far as it matters for alignment.
+    /// Returns the number of the arena's first unit, counted from address 0 and truncated to 32
+    /// bits, which is enough for arithmetic on alignment.
     #[inline(always)]
     fn base_unit(&self) -> u32 {
         (self.base.addr() >> UNIT_SHIFT) as u32
     }
 
-    /// Makes units and what belongs to them readable and writable.
+    /// Makes the units `from..to`, their descriptors and their metadata readable and writable.
+    /// Returns whether the system did.
     fn commit(&self, from: u32, to: u32) -> bool {
         let (from, to) = (from as usize, to as usize);
-        // Metadata is committed in whole units too, so a part may be committed a second time; that changes nothing.
+        // Metadata is committed in whole units as well, so a part of it may be committed a second
+        // time, which changes nothing.
         let meta = |base: *mut u8, size: usize| {
             let start = (from * size) & !(UNIT - 1);
             let end = (to * size).next_multiple_of(UNIT);
-            // SAFETY: both ends lie in the array that starts at `base`, which is as long as the arena has units.
+            // SAFETY: `from` and `to` are at most the number of units, so both ends lie in the
+            // array at `base`.
             let done = unsafe { os::commit(NonNull::new_unchecked(base.add(start)), end - start) };
             watch::hide(base.wrapping_add(start), end - start);
             done
@@ -157,17 +173,18 @@ impl Arrays {
         let (first, len) = (self.address(from as u32), (to - from) << UNIT_SHIFT);
         let done = meta(self.runs.cast(), size_of::<Run>())
             && meta(self.meta, META_SIZE)
-            // SAFETY: units of this arena that nobody uses.
+            // SAFETY: these units lie in this arena and are not in use.
             && unsafe { os::commit(first, len) };
         watch::make_noaccess(first.as_ptr(), len);
         done
     }
 
-    /// Commits at least `room` units from `committed` on, where nothing is yet, up to `end`: how many.
+    /// Commits at least `room` units from `committed` on, where nothing is committed yet, and none
+    /// from `end` on. Returns the number of units committed.
     fn commit_more(&self, committed: u32, end: u32, room: u32) -> Option<u32> {
         let rest = end - committed;
         let wish = room.max(GROWTH).max((committed / 8).min(MAX_GROWTH));
-        // Up to the end of a huge page, so that none is committed in parts.
+        // Up to the end of a huge page, so that no huge page is committed in parts.
         let past = committed.saturating_add(wish).wrapping_add(self.base_unit()) % HUGE_PAGE;
         let wish = wish.saturating_add((HUGE_PAGE - past) % HUGE_PAGE).min(rest);
         let commit =
@@ -175,7 +192,7 @@ impl Arrays {
         let more = [wish, room].into_iter().find(commit)?;
         if HugePages::are_for(room, committed) {
             let bytes = (more as usize) << UNIT_SHIFT;
-            // SAFETY: units of this arena, committed above.
+            // SAFETY: these units lie in this arena and were committed above.
             unsafe { os::prefer_huge_pages(self.address(committed), bytes, true) };
         }
         Some(more)
@@ -183,63 +200,69 @@ impl Arrays {
 }
 
 struct Arena {
-    /// Bytes of all units, or of those in front of what was given up; 0 before the arena is published. Release then, pairs with the Acquire of whoever looks.
+    /// Bytes of all units, or only of those below the address space that was given up. 0 until the
+    /// arena is published with Release, which pairs with the Acquire of every reader.
     bytes: AtomicUsize,
     arrays: UnsafeCell<Arrays>,
-    /// FreeRuns from the bottom that are readable and writable. Written under both locks.
+    /// Number of units, from the bottom, that are readable and writable. Written under both locks.
     committed: AtomicU32,
-    /// Where units end that may be committed: at the reserve, unless address space was given up. Written under the lock on committing.
+    /// The unit behind the last one that may be committed: the first of the reserve, or a lower one
+    /// after address space was given up. Written under `committing`.
     end: AtomicU32,
-    /// Where the reserve ends: with the arena, unless address space was given up.
+    /// The unit behind the last one of the reserve: the end of the arena, or a lower one after
+    /// address space was given up.
     behind: AtomicU32,
-    /// FreeRuns in dirty free runs. Written under the lock.
+    /// Number of units in dirty free runs. Written under `state`.
     dirty: AtomicU32,
     state: Lock<FreeRuns>,
-    /// Held by who commits more units, without the lock above: others allocate what there is meanwhile.
+    /// Held while units are committed, without holding `state`, so that other threads can allocate
+    /// from the existing free runs meanwhile.
     committing: Lock<()>,
     reserve: Reserve,
     left_out: LeftOut,
 }
 
-// SAFETY: `arrays` is written by whoever claimed the arena, before `bytes` publishes it, and only read after; the rest
-// is atomic or under the lock.
+// SAFETY: `arrays` is written by the thread that claimed the arena, before `bytes` publishes it,
+// and only read afterwards. All other fields are atomic or protected by a lock.
 unsafe impl Sync for Arena {}
 
 const MAX_ARENAS: usize = 64;
 static ARENAS: [Arena; MAX_ARENAS] = [const { Arena::new() }; MAX_ARENAS];
-/// Arenas claimed by those who make them.
+/// Number of arenas claimed so far, including those that are not published yet.
 static CLAIMED: AtomicUsize = AtomicUsize::new(0);
 
-/// The arenas that can be used.
+/// Returns the published arenas.
 fn arenas() -> impl Iterator<Item = &'static Arena> {
-    // Relaxed: a hint; what is read of an arena is behind its `bytes`.
+    // Relaxed: a hint; an arena's contents are read only after its `bytes`.
     let claimed = CLAIMED.load(Ordering::Relaxed);
-    // SAFETY: no more are claimed than there are. By pointers, for Miri looks at all of what a reference is made to.
+    // SAFETY: `CLAIMED` never exceeds `MAX_ARENAS`. By pointers, since a reference to the array
+    // would make Miri look at all of it.
     let arena = |index| unsafe { &*(&raw const ARENAS).cast::<Arena>().add(index) };
-    // Acquire: pairs with the Release in `make_arena`.
+    // Acquire: pairs with the Release in `fill`.
     (0..claimed).map(arena).filter(|arena: &&Arena| arena.bytes.load(Ordering::Acquire) > 0)
 }
 
-/// The arenas of a node that can be used.
+/// Returns the published arenas of a node.
 fn arenas_of(node: usize) -> impl Iterator<Item = &'static Arena> {
     arenas().filter(move |arena| arena.arrays().node == node)
 }
 
-/// The arenas of other nodes that can be used.
+/// Returns the published arenas of all other nodes.
 fn arenas_beside(node: usize) -> impl Iterator<Item = &'static Arena> {
     arenas().filter(move |arena| arena.arrays().node != node)
 }
 
-/// A run handed out.
+/// A run that was allocated.
 pub(crate) struct Allocation {
     pub(crate) address: NonNull<u8>,
-    /// The run reads as zero.
+    /// Whether the run reads as zero.
     pub(crate) zeroed: bool,
-    /// FreeRuns at its start that may hold anything; the others read as zero, and take no memory yet.
+    /// Number of units at the start of the run that may hold anything. The others read as zero and
+    /// take no memory yet.
     pub(crate) dirty: usize,
 }
 
-/// A unit that one of our arenas holds, found by an address in it.
+/// A unit of one of our arenas, found by an address in it.
 #[derive(Clone, Copy)]
 pub(crate) struct Unit {
     arena: &'static Arena,
@@ -247,7 +270,7 @@ pub(crate) struct Unit {
 }
 
 impl Unit {
-    /// The unit that holds `address`, or `None` for a foreign one.
+    /// Returns the unit that holds `address`, or `None` if no arena of ours does.
     #[inline]
     pub(crate) fn of(address: *mut u8) -> Option<Unit> {
         arenas().find_map(|arena| {
@@ -259,36 +282,39 @@ impl Unit {
         })
     }
 
-    /// Returns the unit that starts at `address`, which is below this one, or its own, and in the same run.
+    /// Returns the unit that starts at `address`, which is this unit or one below it in the same
+    /// run.
     #[inline]
     pub(crate) fn at(self, address: *mut u8) -> Unit {
         let below = (self.address().addr() - address.addr()) >> UNIT_SHIFT;
         Unit { arena: self.arena, index: self.index - below as u32 }
     }
 
-    /// The node of the arena.
+    /// Returns the node of the unit's arena.
     pub(crate) fn node(self) -> usize {
         self.arena.arrays().node
     }
 
-    /// Address of the unit.
+    /// Returns the address of the unit.
     #[inline]
     pub(crate) fn address(self) -> *mut u8 {
-        // SAFETY: the index lies in the arena.
+        // SAFETY: `index` is a unit of this arena, so the address lies in its array of units.
         unsafe { self.arena.arrays().base.add((self.index as usize) << UNIT_SHIFT) }
     }
 
-    /// The metadata of the unit: [`META_SIZE`] bytes, zero until somebody writes them, on a cache line. Committed as
-    /// long as a run holds the unit.
+    /// Returns the metadata of the unit: [`META_SIZE`] bytes, aligned to a cache line, that are
+    /// zero until they are first written. The metadata stays committed as long as a run holds the
+    /// unit.
     #[inline]
     pub(crate) fn meta(self) -> *mut u8 {
-        // SAFETY: the index lies in the arena.
+        // SAFETY: `index` is a unit of this arena, so the address lies in its array of metadata.
         unsafe { self.arena.arrays().meta.add(self.index as usize * META_SIZE) }
     }
 
-    /// Whether the unit was ever handed out, so that its metadata can be read.
+    /// Returns whether the metadata of the unit can be read: the unit is committed, or lies in a
+    /// block of the reserve that is taken and committed.
     pub(crate) fn is_committed(self) -> bool {
-        // Acquire: pairs with the Release in `FreeRuns::commit`.
+        // Acquire: pairs with the Release in `FreeRuns::add`.
         self.index < self.arena.committed.load(Ordering::Acquire)
             || self
                 .arena
@@ -296,30 +322,33 @@ impl Unit {
                 .is_some_and(|block| self.arena.reserve.has(block))
     }
 
-    /// FreeRuns of the used run that starts here, or `None` if none does. The answer means something to the owner of the
-    /// run only: nobody else changes its descriptor.
+    /// Returns the length in units of the run in use that starts here, or `None` if none does. The
+    /// answer is reliable for the owner of the run only, since nobody else changes its descriptor.
     pub(crate) fn run_len(self) -> Option<usize> {
         if !self.is_committed() {
             return None;
         }
-        // SAFETY: committed.
+        // SAFETY: the unit is committed, as was just checked.
         unsafe { self.arena.used_len(self.index) }.map(|len| len as usize)
     }
 
-    /// Why no block in use starts at an address in this unit, for a message.
+    /// Explains, for a message, why no block in use starts at an address in this unit.
     #[cold]
     pub(crate) fn misplaced(self) -> Misplaced {
         Context::enter(|context| self.arena.misplaced(context, self.index))
     }
 }
 
-/// Returns the metadata of the unit that holds an address, if that was ever handed out.
+/// Returns the metadata of the unit that holds `address`, or `None` if the address is foreign or
+/// its unit is not committed.
 #[inline(always)]
 pub(crate) fn meta_at(address: *mut u8) -> Option<*mut u8> {
-    // Nearly all are of the arena that was made first. Acquire: pairs with the Release in `fill`.
+    // Nearly all addresses lie in the arena that was made first. Acquire: pairs with the Release in
+    // `fill`.
     let bytes = FIRST.bytes.load(Ordering::Acquire);
     let offset = address.addr().wrapping_sub(FIRST.base.load(Ordering::Relaxed).addr());
-    // SAFETY: there is an arena 0. By a pointer, for Miri looks at all of what a reference is made to.
+    // SAFETY: `ARENAS` has an element 0. By a pointer, since a reference to the array would make
+    // Miri look at all of it.
     let committed = unsafe { &(*(&raw const ARENAS).cast::<Arena>()).committed };
     // Acquire: as in `Unit::is_committed`.
     if offset < bytes && (offset >> UNIT_SHIFT) < committed.load(Ordering::Acquire) as usize {
@@ -329,21 +358,21 @@ pub(crate) fn meta_at(address: *mut u8) -> Option<*mut u8> {
     elsewhere(address)
 }
 
-/// As [`meta_at`], for any arena.
+/// As [`meta_at`], for an address in any arena.
 #[cold]
 #[inline(never)]
 fn elsewhere(address: *mut u8) -> Option<*mut u8> {
     Unit::of(address).filter(|unit| unit.is_committed()).map(Unit::meta)
 }
 
-/// Why no block in use starts at an address.
+/// The reason why no block in use starts at an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Misplaced {
-    /// It lies in free memory, of so many bytes.
+    /// The address lies in free memory of this many bytes.
     Free(usize),
-    /// It lies in a run in use that starts there, and has so many bytes.
+    /// The address lies in a run in use that starts at the pointer and has this many bytes.
     Within(*mut u8, usize),
-    /// Nobody had memory there so far, or it cannot be told.
+    /// The address was never part of a run, or the reason cannot be determined.
     Unknown,
 }
 
@@ -359,8 +388,8 @@ impl fmt::Display for Misplaced {
     }
 }
 
-/// Hands out a run of `units`, its address a multiple of `align` units, a power of two; of memory of the node if that has some.
-/// `None` when out of memory.
+/// Allocates a run of `units` units whose address is a multiple of `align` units, a power of two.
+/// Its memory is of `node` if that node has some. Returns `None` when out of memory.
 pub(crate) fn alloc(
     context: Context,
     node: usize,
@@ -374,7 +403,7 @@ pub(crate) fn alloc(
     Some(run)
 }
 
-/// As [`alloc`], and nothing goes back to the system beyond the soft limit.
+/// As [`alloc`], without trimming when the soft limit is exceeded.
 fn alloc_without_trim(
     context: Context,
     node: usize,
@@ -388,7 +417,7 @@ fn alloc_without_trim(
     loop {
         let claimed = CLAIMED.load(Ordering::Relaxed);
         let mut found = arenas_of(node).find_map(|arena| arena.alloc(context, len, align));
-        // Another arena of this node comes before those of others.
+        // Prefer a new arena of this node to the arenas of other nodes.
         if found.is_none()
             && !has_made
             && node::count() > 1
@@ -407,7 +436,8 @@ fn alloc_without_trim(
         if found.is_some() {
             return found;
         }
-        // Where there is address space, another arena is no help: there is no memory, or none within the limit.
+        // Another arena does not help where an arena still has address space: then memory ran out,
+        // or the limit is reached.
         let is_in_vain = |arena: &Arena| arena.has_room(need) && arena.may_be_had(context);
         if has_made || limit::forbids(len) || arenas().any(is_in_vain) {
             return None;
@@ -416,99 +446,105 @@ fn alloc_without_trim(
     }
 }
 
-/// As [`alloc`], for a run that is longer than it has to be: only if an arena of the node has that.
+/// Allocates a run that is longer than its block has to be. It comes from the existing arenas of
+/// `node` only, never from a reserve, another node or a new arena.
 pub(crate) fn alloc_room(context: Context, node: usize, units: usize) -> Option<Allocation> {
     let len = u32::try_from(units).ok()?;
     arenas_of(node).find_map(|arena| arena.alloc(context, len, 1))
 }
 
-/// Takes a run back; false where that had to be waited for, and the run is still the caller's.
+/// Frees a run. Returns false, and the run is still the caller's, if the lock would have to be
+/// waited for.
 ///
 /// # Safety
-/// `unit` is the first of a run from [`alloc`], and nobody uses the run any more.
+/// `unit` is the first of a run from [`alloc`], and nobody uses the run any longer.
 #[must_use]
 pub(crate) unsafe fn free(context: Context, unit: Unit) -> bool {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that an unused run from `alloc` starts at `unit`.
     unsafe { unit.arena.free(context, unit.index, RunState::Dirty) }
 }
 
 /// As [`free`], for a run whose pages read as zero.
 ///
 /// # Safety
-/// As [`free`], and the run was not touched since its pages were last given back or moved away.
+/// As [`free`], and the run was not touched since its pages were last decommitted or moved away.
 #[must_use]
 pub(crate) unsafe fn free_clean(context: Context, unit: Unit) -> bool {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that an unused and untouched run from `alloc` starts at `unit`.
     unsafe { unit.arena.free(context, unit.index, RunState::Clean) }
 }
 
-/// Has a run read as zero by giving its memory back to the system, unless it is `zeroed` already; false where that refuses. It gets
-/// no huge pages, so that it takes memory only where it is written.
+/// Makes a run read as zero by decommitting its memory, unless it is `zeroed` already. The run gets
+/// no huge pages unless `HAYLOFT_THP=always`, so that it takes memory only where it is written.
+/// Returns false if the system refused to decommit.
 ///
 /// # Safety
 /// `unit` is the first of a run from [`alloc`], and its contents are dead.
 pub(crate) unsafe fn clear(unit: Unit, zeroed: bool) -> bool {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that a run from `alloc` with dead contents starts at `unit`.
     unsafe { unit.arena.clear(unit.index, zeroed) }
 }
 
-/// Runs in use whose pages were moved there.
+/// Number of runs in use whose pages were moved into them.
 static MOVES: AtomicU32 = AtomicU32::new(0);
 
-/// How many runs in use have pages that were moved there.
+/// Returns the number of runs in use whose pages were moved into them.
 pub(crate) fn moves() -> u32 {
     MOVES.load(Ordering::Relaxed)
 }
 
-/// To be called when pages were moved to a run.
+/// Marks a run as moved. Call after pages were moved into it.
 ///
 /// # Safety
-/// `unit` is the first of a run from [`alloc`], which is the caller's.
+/// `unit` is the first of a run from [`alloc`] that the caller owns.
 pub(crate) unsafe fn note_move(unit: Unit) {
-    // SAFETY: the caller's promise; nobody else looks at the marks of a run.
+    // SAFETY: the caller guarantees that it owns the run, and only the owner touches a run's marks.
     unsafe { (*unit.arena.run(unit.index)).marks |= MOVED };
-    // Relaxed: a number that guards nothing.
+    // Relaxed: a counter that guards nothing.
     MOVES.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Bytes of free memory that the system still counts as ours; a guess while others allocate and free.
+/// Returns the bytes of dirty free memory, which the system still counts as ours. The sum is a
+/// guess while other threads allocate and free.
 pub(crate) fn dirty() -> usize {
     arenas().map(|arena| arena.dirty.load(Ordering::Relaxed) as usize * UNIT).sum()
 }
 
-/// Whether a run of so many units that was refused might be allocated if everything that nobody uses were given back. What the
-/// system does not commit now it does not commit then.
+/// Returns whether a run of `units` units that was refused might be allocated after decommitting
+/// all idle memory. Units that the system refuses to commit now, it would refuse to commit then.
 pub(crate) fn may_have(units: usize) -> bool {
     let is_limited = u32::try_from(units).is_ok_and(limit::forbids);
     let is_committed = |arena: &Arena| arena.committed() as usize > units;
     units <= limit::hard() && (is_limited || arenas().any(is_committed))
 }
 
-/// Bytes of memory in use, and of free memory that the system still counts as ours.
+/// Returns the bytes of memory in use and of dirty free memory, which the system still counts as
+/// ours.
 pub(crate) fn charged() -> usize {
     limit::charged() << UNIT_SHIFT
 }
 
-/// Bytes that went back to the system so far.
+/// Bytes decommitted so far.
 static DECOMMITTED: AtomicU64 = AtomicU64::new(0);
 
-/// Counts memory that went back to the system.
+/// Counts `bytes` as decommitted.
 pub(crate) fn note_decommitted(bytes: usize) {
-    // Relaxed: a number that is looked at, and guards nothing.
+    // Relaxed: a statistic that guards nothing.
     DECOMMITTED.fetch_add(bytes as u64, Ordering::Relaxed);
 }
 
-/// Bytes that went back to the system so far. In any context.
+/// Returns the bytes decommitted so far. May be called in any context.
 pub(crate) fn decommitted() -> u64 {
     DECOMMITTED.load(Ordering::Relaxed)
 }
 
-/// Bytes that there may be of [`charged`], if that is limited.
+/// Returns the hard limit on [`charged`] in bytes, or `None` if there is none.
 pub(crate) fn limit() -> Option<usize> {
     limit::hard().checked_mul(UNIT)
 }
 
-/// To be called after frees: beyond the soft limit, what is free goes back at once, unless the context may not wait.
+/// Trims all free memory at once if the soft limit is exceeded. Does nothing in a context that must
+/// not wait. Call after frees, and after allocating a clean run.
 #[inline]
 pub(crate) fn keep_limit(context: Context) {
     if limit::is_soft_exceeded() {
@@ -516,8 +552,9 @@ pub(crate) fn keep_limit(context: Context) {
     }
 }
 
-/// Whether there is anything to give back, also by what is freed at this moment. What the system refused to take is not to be
-/// asked for again before something else is freed.
+/// Returns whether there is memory to purge. Waits for frees in progress, so that they count, too.
+/// Runs that the system refused to decommit do not count until something else is freed, so that
+/// they are not offered to it again before.
 pub(crate) fn is_dirty(context: Context) -> bool {
     arenas().any(|arena| {
         let units = arena.state.acquire(context);
@@ -525,11 +562,11 @@ pub(crate) fn is_dirty(context: Context) -> bool {
     })
 }
 
-/// Calls `visit` with every unit that was ever handed out.
+/// Calls `visit` with every unit whose metadata can be read.
 pub(crate) fn for_each_unit(visit: &mut dyn FnMut(Unit)) {
     for arena in arenas() {
         let arrays = arena.arrays();
-        // Unit 0 is nobody's.
+        // Unit 0 is never part of a run.
         for index in
             (1..arena.committed.load(Ordering::Acquire)).chain(arrays.reserve..arrays.units)
         {
@@ -541,7 +578,8 @@ pub(crate) fn for_each_unit(visit: &mut dyn FnMut(Unit)) {
     }
 }
 
-/// Every lock of this layer but [`purging_lock`], which comes before those of slabs.
+/// Calls `visit` with every lock of this layer except [`purging_lock`], which is taken before the
+/// locks of slabs.
 pub(crate) fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
     visit(LockClass::ArenaMaking, make::lock());
     arenas().for_each(|arena| {
@@ -550,22 +588,27 @@ pub(crate) fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
     });
 }
 
-/// Notes how many bytes of a run are used, at least one; the others are room to grow. Whoever makes it longer or shorter uses all of it.
+/// Records that only the first `bytes` bytes of a run are used, at least one, rounded up to
+/// [`PIECES`]. The others are room to grow. When [`grow`] or [`shrink`] sets a new length, all of
+/// the run counts as used again.
 ///
 /// # Safety
-/// `unit` is the first of a run from [`alloc`], which is the caller's, and at least as long.
+/// `unit` is the first of a run from [`alloc`] that the caller owns and that has at least `bytes`
+/// bytes.
 pub(crate) unsafe fn set_used_bytes(unit: Unit, bytes: usize) {
     let pieces = u32::try_from(bytes.div_ceil(PIECES)).unwrap_or(NONE);
-    // SAFETY: the caller's promise; nobody else looks at this word of a run in use.
+    // SAFETY: the caller guarantees that it owns the run; nobody else looks at `next` of a run in
+    // use.
     unsafe { (*unit.arena.run(unit.index)).next = pieces };
 }
 
-/// Returns how many bytes of a run are used: all, unless [`set_used_bytes`] was told otherwise.
+/// Returns the bytes of a run that are used: the value of [`set_used_bytes`] if that was called,
+/// and otherwise all.
 ///
 /// # Safety
-/// `unit` is the first of a run from [`alloc`], which is the caller's.
+/// `unit` is the first of a run from [`alloc`] that the caller owns.
 pub(crate) unsafe fn used_bytes(unit: Unit) -> usize {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that it owns the run, so its descriptor does not change.
     let (len, pieces) = unsafe {
         let run = unit.arena.run(unit.index);
         ((*run).len, (*run).next)
@@ -573,43 +616,48 @@ pub(crate) unsafe fn used_bytes(unit: Unit) -> usize {
     if pieces == NONE { (len as usize) << UNIT_SHIFT } else { pieces as usize * PIECES }
 }
 
-/// Makes a run at least as long as this without moving it; false if that cannot be done. FreeRuns added may hold anything.
+/// Extends a run to at least `units` units without moving it. The added units may hold anything.
+/// Returns false if that is impossible.
 ///
 /// # Safety
 /// `unit` is the first of a run from [`alloc`].
 pub(crate) unsafe fn grow(context: Context, unit: Unit, units: usize) -> bool {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that a run from `alloc` starts at `unit`.
     u32::try_from(units).is_ok_and(|len| unsafe { unit.arena.grow(context, unit.index, len) })
 }
 
-/// Makes a run as short as this, at least one unit, without moving it; it stays longer where that had to be waited for.
+/// Shortens a run to `units` units, at least one, without moving it. A run of the reserve keeps its
+/// length. So does any run if the lock would have to be waited for, or if the system cannot map
+/// moved pages anew.
 ///
 /// # Safety
-/// `unit` is the first of a run from [`alloc`] that is at least as long; units cut off are not used any more.
+/// `unit` is the first of a run from [`alloc`] that has at least `units` units. Nobody uses the
+/// units cut off any longer.
 pub(crate) unsafe fn shrink(context: Context, unit: Unit, units: usize) {
-    // SAFETY: the caller's promise; it bounds `units` by a length that fits.
+    // SAFETY: the caller guarantees that a run of at least `units` units starts at `unit`, so that
+    // the number fits.
     unsafe { unit.arena.shrink(context, unit.index, units as u32) };
 }
 
-/// When huge pages are asked for.
+/// When huge pages are requested.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 enum HugePages {
-    /// From [`HUGE_FROM`] on, and for [`LONG`] runs.
+    /// From [`HUGE_FROM`] committed units on, and for runs of at least [`LONG`] units.
     Auto = 1,
     Always,
     Never,
 }
 
 impl HugePages {
-    /// What `HAYLOFT_THP` says.
+    /// Returns the setting of `HAYLOFT_THP`.
     fn wanted() -> HugePages {
-        /// The answer; 0 before it was looked up.
+        /// The setting, or 0 before it was read.
         static WANTED: AtomicU8 = AtomicU8::new(0);
         const AUTO: u8 = HugePages::Auto as u8;
         const ALWAYS: u8 = HugePages::Always as u8;
         const NEVER: u8 = HugePages::Never as u8;
-        // Relaxed: a number that never changes once it is not 0, and guards nothing.
+        // Relaxed: the value guards nothing, and never changes once it is not 0.
         match WANTED.load(Ordering::Relaxed) {
             AUTO => return HugePages::Auto,
             ALWAYS => return HugePages::Always,
@@ -629,7 +677,8 @@ impl HugePages {
         wanted
     }
 
-    /// Whether to ask for them where a run of `room` units is wanted of an arena with so many committed ones.
+    /// Returns whether to request huge pages for `room` units in an arena that has `committed`
+    /// units already.
     fn are_for(room: u32, committed: u32) -> bool {
         match HugePages::wanted() {
             HugePages::Auto => room >= LONG || committed >= HUGE_FROM,
@@ -664,75 +713,84 @@ impl Arena {
 
     #[inline(always)]
     fn arrays(&self) -> &Arrays {
-        // SAFETY: arenas are reached when they are published, after which the arrays are not written any more.
+        // SAFETY: an arena is reachable only after it was published, and `arrays` is not written
+        // afterwards.
         unsafe { &*self.arrays.get() }
     }
 
-    /// Whether so many units could be committed, by its length. A guess while others commit some.
+    /// Returns whether more than `units` units are left to commit, by the length of the arena. A
+    /// guess while other threads commit.
     fn has_room(&self, units: u32) -> bool {
         self.end() - self.committed() > units
     }
 
-    /// Whether there is a unit of this number in the reserve.
+    /// Returns whether unit `index` lies in the reserve.
     #[inline]
     fn is_of_reserve(&self, index: usize) -> bool {
         let behind = self.behind.load(Ordering::Relaxed) as usize;
         (self.arrays().reserve as usize..behind).contains(&index)
     }
 
-    /// Where units end that may be committed.
+    /// Returns the unit behind the last one that may be committed.
     fn end(&self) -> u32 {
         self.end.load(Ordering::Relaxed)
     }
 
-    /// Whether its locks could be taken; a guess in a context that may not wait for them.
+    /// Returns whether the arena's locks could be taken. A guess in a context that must not wait
+    /// for them.
     fn may_be_had(&self, context: Context) -> bool {
         let is_free =
             |lock: &RawLock| if context.may_wait() { !lock.is_abandoned() } else { lock.is_free() };
         is_free(self.state.raw()) && is_free(self.committing.raw())
     }
 
-    /// Descriptor of a unit, if the arena has that; to be used under the lock.
+    /// Returns the descriptor of a unit, which is valid only if the arena has that unit. Use it
+    /// under the lock.
     #[inline]
     fn run(&self, index: u32) -> *mut Run {
         self.arrays().runs.wrapping_add(index as usize)
     }
 
-    /// Returns the boundary tag of a unit: the state and the length of a run that starts or ends
-    /// there. Not its marks, which the owner of a run in use changes without the lock.
+    /// Returns the boundary tag of a unit: state and length of the run that starts or ends there.
+    /// Leaves out its marks, which the owner of a run in use changes without the lock.
     ///
     /// # Safety
-    /// The unit is committed, and the lock held, or the run the caller's.
+    /// The unit is committed, and either the lock is held or the caller owns the run.
     unsafe fn tag(&self, index: u32) -> (RunState, u32) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that the unit is committed and that nobody changes its tag
+        // meanwhile.
         unsafe { ((*self.run(index)).state, (*self.run(index)).len) }
     }
 
-    /// FreeRuns of the run in use that starts at a unit, if one does.
+    /// Returns the length in units of the run in use that starts at unit `index`, or `None` if none
+    /// does.
     ///
     /// # Safety
     /// The unit is committed.
     unsafe fn used_len(&self, index: u32) -> Option<u32> {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that the unit is committed.
         let (state, len) = unsafe { self.tag(index) };
         (state == RunState::Used).then_some(len)
     }
 
-    /// FreeRuns of a run, by its first.
+    /// Returns the length in units of the free run that starts at `start`.
     ///
     /// # Safety
-    /// The first unit of a run that is in a bin or on the way there; the lock is held.
+    /// `start` is the first unit of a run that is in a bin or about to be put into one. The lock is
+    /// held.
     unsafe fn len(&self, start: u32) -> u32 {
-        // SAFETY: the caller's promise: it is committed.
+        // SAFETY: the caller guarantees that a free run starts there, whose units are all
+        // committed.
         unsafe { (*self.run(start)).len }
     }
 
-    /// The first unit from `start` on whose address is a multiple of `align` units.
+    /// Returns the first unit from `start` on whose address is a multiple of `align` units.
     fn aligned(&self, start: u32, align: u32) -> u32 {
         start + (start.wrapping_add(self.arrays().base_unit()).wrapping_neg() & (align - 1))
     }
 
-    /// A run that leaves the arena, the first `dirty` units of which may hold anything.
+    /// Makes the [`Allocation`] of a run that leaves the arena. Its first `dirty` units may hold
+    /// anything.
     fn handed_out(&self, start: u32, len: u32, dirty: u32) -> Allocation {
         let (address, zeroed) = (self.arrays().address(start), dirty == 0);
         watch::make_accessible(address.as_ptr(), (len as usize) << UNIT_SHIFT, zeroed);
@@ -764,9 +822,9 @@ impl Arena {
         units.insert_parts(self, found.start, start, found.clean);
         units.insert_parts(self, end, found.end, found.clean);
         units.note_least(self);
-        // SAFETY: units in our hands; the lock is held, or they are of the reserve.
+        // SAFETY: the lock is held, and these units were just taken off their bins.
         unsafe { self.set_used(start, len) };
-        // SAFETY: the first unit of the run, which is ours.
+        // SAFETY: `start` is the first unit of the run that was just taken.
         unsafe { (*self.run(start)).marks = 0 };
         drop(units);
         self.left_out.take_in(self.arrays(), clean, end);
@@ -776,21 +834,22 @@ impl Arena {
     /// # Safety
     /// As [`free`].
     unsafe fn free(&self, context: Context, start: u32, state: RunState) -> bool {
-        // SAFETY: the first unit of a used run, by the caller's promise; nobody else changes its descriptor.
+        // SAFETY: the caller guarantees that a run in use starts at `start`, which is committed
+        // then; nobody else changes its descriptor.
         let Some(len) = (unsafe { self.used_len(start) }) else { self.misused(context, start) };
         watch::make_noaccess(self.arrays().address(start).as_ptr(), (len as usize) << UNIT_SHIFT);
-        // SAFETY: as above.
+        // SAFETY: a run in use starts at `start`, and the caller owns it.
         let marks = unsafe { mem::take(&mut (*self.run(start)).marks) };
-        // SAFETY: as above, and the contents are dead.
+        // SAFETY: the caller guarantees that it owns the run and that its contents are dead.
         let Some(state) = (unsafe { self.unmark(marks, start, len, state) }) else {
-            // It stays in use, so that nobody gets it.
+            // The run stays in use, so that nobody is given its addresses.
             return true;
         };
         if marks & MOVED != 0 {
             MOVES.fetch_sub(1, Ordering::Relaxed);
         }
         if let Some(block) = self.reserved_block(start) {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller guarantees that it owns the run and that its contents are dead.
             unsafe {
                 (*self.run(start)).state = RunState::Silent;
                 self.decommit(start, len);
@@ -801,8 +860,8 @@ impl Arena {
         }
         let Some(mut units) = self.state.acquire(context) else { return false };
         fault::point(Place::ArenaFreeing);
-        // Whoever breaks the promise may have freed it on two threads at once.
-        // SAFETY: as above.
+        // A double free may race on two threads, so look again under the lock.
+        // SAFETY: the unit is committed: it held the start of a run in use above.
         let Some(len) = (unsafe { self.used_len(start) }) else {
             drop(units);
             self.misused(context, start);
@@ -814,7 +873,7 @@ impl Arena {
         true
     }
 
-    /// Ends the process, as no run in use starts at a unit that was given back.
+    /// Ends the process, since a unit was freed at which no run in use starts.
     #[cold]
     fn misused(&self, context: Context, index: u32) -> ! {
         let (address, misplaced) = (self.arrays().address(index), self.misplaced(context, index));
@@ -829,9 +888,9 @@ impl Arena {
             None => (1, self.committed()),
         };
         while at <= index && at < end {
-            // What the reserve has is in whole blocks, or in none.
+            // A block of the reserve is taken and committed as a whole, or not at all.
             let is_run = self.reserved_block(at).is_none_or(|block| self.reserve.has(block));
-            // SAFETY: the first unit of a run, committed; the lock is held.
+            // SAFETY: `at` is the first unit of a run and committed; the lock is held.
             let run = is_run.then(|| unsafe { self.tag(at) });
             let (len, state) = match (run, self.reserved_block(at)) {
                 (Some((state, len)), None) => (len, state),
@@ -851,25 +910,26 @@ impl Arena {
         Misplaced::Unknown
     }
 
-    /// Gives back the memory of a run, which reads as zero from now on, and of the whole pages of metadata that describe it.
-    /// False where the kernel refused.
+    /// Decommits a run, which reads as zero from then on, and the whole pages of metadata that
+    /// describe it. Returns false if the kernel refused.
     ///
     /// # Safety
-    /// The run is the caller's alone, and its contents and metadata are dead.
+    /// The caller alone owns the run, and its contents and metadata are dead.
     unsafe fn decommit(&self, start: u32, len: u32) -> bool {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that it alone owns the run and that its metadata is dead.
         unsafe { self.decommit_metadata(start, len) };
         let bytes = (len as usize) << UNIT_SHIFT;
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that it alone owns the run and that its contents are dead.
         let is_clean = unsafe { os::decommit(self.arrays().address(start), bytes) };
         note_decommitted(if is_clean { bytes } else { 0 });
         is_clean
     }
 
     /// # Safety
-    /// As [`clear`], for the run that starts here.
+    /// As [`clear`], for the run that starts at `start`.
     unsafe fn clear(&self, start: u32, zeroed: bool) -> bool {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that a run from `alloc` with dead contents starts at
+        // `start`.
         unsafe {
             let (address, run) = (self.arrays().address(start), self.run(start));
             let bytes = ((*run).len as usize) << UNIT_SHIFT;
@@ -883,44 +943,48 @@ impl Arena {
         }
     }
 
-    /// Makes the memory of a run with `marks`, or of a part of it, such as that of others; what it is then. `None` where the system
-    /// took it away.
+    /// Makes the memory of a run with `marks`, or of a part of it, like that of any other run: maps
+    /// moved pages anew, decommits sparse ones, and sets the advice on huge pages. Returns `Clean`
+    /// if the memory reads as zero afterwards, and otherwise `state`. Returns `None` if mapping
+    /// anew failed: then nobody may touch the memory any longer.
     ///
     /// # Safety
-    /// The run is the caller's, and the contents of the part are dead.
+    /// The caller owns the run, and the contents of the part are dead.
     unsafe fn unmark(&self, marks: u32, start: u32, len: u32, state: RunState) -> Option<RunState> {
         let (address, bytes) = (self.arrays().address(start), (len as usize) << UNIT_SHIFT);
         let mut state = state;
         if marks & MOVED != 0 {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller guarantees that it owns these units and that their contents are
+            // dead.
             if !unsafe { os::renew(address, bytes) } {
                 return None;
             }
             make::prefer_node(address, bytes, self.arrays().node);
             state = RunState::Clean;
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that it owns these units and that their contents are dead.
         if marks & SPARSE != 0 && unsafe { os::decommit(address, bytes) } {
-            // What was written here and there would be in the way of huge pages.
+            // Pages written here and there would be in the way of huge pages.
             state = RunState::Clean;
         }
         if marks != 0 {
-            // SAFETY: units of this arena.
+            // SAFETY: these units lie in this arena.
             unsafe { os::prefer_huge_pages(address, bytes, HugePages::are_for(len, start)) };
         }
         Some(state)
     }
 
-    /// Gives back the whole pages of metadata that describe a run.
+    /// Decommits the whole pages of metadata that describe a run.
     ///
     /// # Safety
-    /// The run is the caller's alone, and its metadata is dead.
+    /// The caller alone owns the run, and its metadata is dead.
     unsafe fn decommit_metadata(&self, start: u32, len: u32) {
         let meta = self.arrays().meta;
         let page = os::page_size();
         let first = (meta.addr() + start as usize * META_SIZE).next_multiple_of(page);
         let end = (meta.addr() + (start + len) as usize * META_SIZE) & !(page - 1);
-        // SAFETY: the caller's promise, and pages between those that describe other units too.
+        // SAFETY: the caller guarantees that the metadata of the run is dead. Pages that also
+        // describe other units lie outside of `first..end`.
         unsafe {
             if first < end {
                 let first = NonNull::new_unchecked(meta.add(first - meta.addr()));
@@ -929,7 +993,7 @@ impl Arena {
         }
     }
 
-    /// As [`Arena::alloc`], from the reserve, without a lock. The run may hold anything.
+    /// As [`Arena::alloc`], from the reserve and without a lock. The run may hold anything.
     fn alloc_reserved(&self, len: u32, align: u32) -> Option<Allocation> {
         let arrays = self.arrays();
         let (count, align) = (len.div_ceil(BLOCK) as usize, align.div_ceil(BLOCK) as usize);
@@ -944,21 +1008,22 @@ impl Arena {
             return None;
         };
         let start = arrays.reserve + block as u32 * BLOCK;
-        // Whole blocks, so that metadata is committed for all units of a block, or none.
+        // Commit whole blocks, so that the metadata of all units of a block is committed, or of
+        // none.
         if !arrays.commit(start, start + count as u32 * BLOCK) {
             self.reserve.give(block, count);
             limit::uncharge(len);
             return None;
         }
         self.reserve.set_committed(block, count);
-        // SAFETY: units in our hands; the lock is held, or they are of the reserve.
+        // SAFETY: these units are committed, and their blocks were just taken from the reserve.
         unsafe { self.set_used(start, len) };
-        // SAFETY: as above.
+        // SAFETY: `start` is the first unit of the run that was just taken.
         unsafe { (*self.run(start)).marks = 0 };
         Some(self.handed_out(start, len, len))
     }
 
-    /// The block of the reserve that a unit lies in, if it does.
+    /// Returns the block of the reserve that holds unit `index`, if the reserve does.
     #[inline]
     fn reserved_block(&self, index: u32) -> Option<usize> {
         let arrays = self.arrays();
@@ -970,10 +1035,12 @@ impl Arena {
     /// # Safety
     /// As [`grow`].
     unsafe fn grow(&self, context: Context, start: u32, len: u32) -> bool {
-        // SAFETY: the first unit of a used run, by the caller's promise; nobody else changes its descriptor.
+        // SAFETY: the caller guarantees that a run in use starts at `start`; nobody else changes
+        // its descriptor.
         let old = unsafe { (*self.run(start)).len };
         if len <= old {
-            // SAFETY: as above. All of it is used from now on.
+            // All of the run is used from now on.
+            // SAFETY: a run in use starts at `start`, and the caller owns it.
             unsafe { (*self.run(start)).next = NONE };
             return true;
         }
@@ -981,13 +1048,13 @@ impl Arena {
             return false;
         }
         let (next, end) = (start + old, start + len);
-        // Free runs of both kinds may follow each other.
+        // A clean and a dirty run may follow each other, so several free runs may be needed.
         let (mut units, free_end, last, fresh) = loop {
             let Some(units) = self.state.acquire(context) else { return false };
             fault::point(Place::ArenaGrowing);
             let (mut at, mut last, mut fresh) = (next, RunState::Silent, 0);
             while at < end && at < self.committed() {
-                // SAFETY: the first unit of a run, committed.
+                // SAFETY: `at` is the first unit of a run, below `committed`; the lock is held.
                 let (state, len) = unsafe { self.tag(at) };
                 match state {
                     RunState::Silent | RunState::Used | RunState::Leaving => return false,
@@ -1013,15 +1080,16 @@ impl Arena {
             units.insert(self, end, free_end - end, last);
         }
         units.note_least(self);
-        // SAFETY: units in our hands; the lock is held, or they are of the reserve.
+        // SAFETY: the lock is held; the caller owns the run, and the units behind it were just
+        // taken off their bins.
         unsafe { self.set_used(start, len) };
         drop(units);
         self.left_out.take_in(self.arrays(), next, end);
         true
     }
 
-    /// Commits at least `room` units, if there are `committed` ones: somebody else may have been faster. False where that cannot be
-    /// done.
+    /// Commits at least `room` units, unless the arena has other than `committed` units already,
+    /// since another thread was faster. Returns false if committing is impossible.
     fn commit_more(&self, context: Context, committed: u32, room: u32) -> bool {
         let Some(_committing) = self.committing.acquire(context) else { return false };
         if self.committed() != committed {
@@ -1039,19 +1107,21 @@ impl Arena {
     /// # Safety
     /// As [`shrink`].
     unsafe fn shrink(&self, context: Context, start: u32, len: u32) {
-        // SAFETY: as in `grow`.
+        // SAFETY: the caller guarantees that a run in use starts at `start`; nobody else changes
+        // its descriptor.
         let (old, marks) = unsafe { ((*self.run(start)).len, (*self.run(start)).marks) };
         if old <= len || self.reserved_block(start).is_some() {
             return;
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that it owns the run and that nobody uses the units cut
+        // off.
         let state = unsafe { self.unmark(marks, start + len, old - len, RunState::Dirty) };
         if let Some(state) = state
             && let Some(mut units) = self.state.acquire(context)
         {
             fault::point(Place::ArenaShrinking);
-            // The new end needs its tag first: what is given back looks at its neighbours.
-            // SAFETY: units in our hands; the lock is held, or they are of the reserve.
+            // Write the tag of the new end first: freeing the rest looks at its neighbours.
+            // SAFETY: the lock is held, and the caller owns the run.
             unsafe { self.set_used(start, len) };
             units.give(self, start + len, old - len, state);
             if state == RunState::Clean {
@@ -1060,12 +1130,13 @@ impl Arena {
         }
     }
 
-    /// FreeRuns in dirty free runs. To be called under the lock.
+    /// Returns the number of units in dirty free runs. Call under the lock.
     fn dirty(&self) -> u32 {
         self.dirty.load(Ordering::Relaxed)
     }
 
-    /// FreeRuns from the bottom that are readable and writable. Sure under the lock only.
+    /// Returns the number of units, from the bottom, that are readable and writable. Exact under
+    /// the lock only.
     fn committed(&self) -> u32 {
         self.committed.load(Ordering::Relaxed)
     }
@@ -1075,22 +1146,25 @@ impl Arena {
     /// # Safety
     /// As [`Arena::set`].
     unsafe fn set_used(&self, start: u32, len: u32) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that the units are committed and that nobody else uses
+        // their descriptors.
         unsafe {
             self.set(start, len, RunState::Used, RunState::Silent);
             (*self.run(start)).next = NONE;
         }
     }
 
-    /// Writes the descriptors of a run: what they say on its first unit, and on its last one.
+    /// Writes the boundary tags of a run: `first` on its first unit, `last` on its last one.
     ///
     /// # Safety
-    /// There is at least one unit, all are committed and nobody else's, and the lock is held, or they are of the reserve.
+    /// `len` is at least 1, and all units are committed and belong to nobody else. The lock is
+    /// held, or the units are of the reserve.
     unsafe fn set(&self, start: u32, len: u32, first: RunState, last: RunState) {
         counters::wrote(Line::Arena, if len > 1 { 2 } else { 1 });
-        // The first one comes last, as it may be the only one.
+        // Write the first unit last, as it may be the only one.
         for (index, state) in [(start + len - 1, last), (start, first)] {
-            // SAFETY: both units belong to the run and are committed.
+            // SAFETY: the caller guarantees that both units are committed and belong to nobody
+            // else.
             unsafe {
                 (*self.run(index)).len = len;
                 (*self.run(index)).state = state;
@@ -1099,25 +1173,27 @@ impl Arena {
     }
 }
 
-/// Free units that follow each other: up to `clean` they are dirty, from there on clean.
+/// Consecutive free units: dirty from `start` to `clean`, clean from there to `end`.
 struct Found {
     start: u32,
     clean: u32,
     end: u32,
 }
 
-/// Runs of a bin that are looked at, at most.
+/// Most runs of a bin to look at in one search.
 const LOOKS: u32 = 32;
-/// From this many units on, dirty and clean runs are used together: what is dirty has its pages.
+/// Length in units from which on a run may be cut from a dirty and a clean run together: the dirty
+/// part has its pages already.
 const BOTH_FROM: u32 = (1 << 20) / UNIT as u32;
 
 /// The free runs of an arena.
 struct FreeRuns {
-    /// The least number of dirty units there were in this window.
+    /// Lowest number of dirty units in this window.
     least_dirty: u32,
-    /// Dirty units that nobody needed during a former window, to be given back.
+    /// Number of dirty units that stayed idle through a former window and are due to be
+    /// decommitted.
     unneeded: u32,
-    /// The system refused to take what it was last asked to, and nothing was freed since.
+    /// Whether the system refused the last decommit, and nothing was freed since.
     was_refused: bool,
     dirty_bins: Bins,
     clean_bins: Bins,
@@ -1138,11 +1214,13 @@ impl FreeRuns {
         if state == RunState::Dirty { &mut self.dirty_bins } else { &mut self.clean_bins }
     }
 
-    /// Free units, left in their bins, of which `len` follow each other from a multiple of `align` on: dirty ones, or for long runs
-    /// dirty ones and clean ones behind them, or clean ones.
+    /// Finds consecutive free units of which `len` follow a multiple of `align`, and leaves them in
+    /// their bins. Prefers a dirty run; then, if `len` is long, a dirty run with the clean run
+    /// behind it; then a clean run.
     ///
     /// # Errors
-    /// How many units have to be committed first. With `may_commit` that may be better than what there is.
+    /// Returns the number of units to commit first. With `may_commit`, that may be returned
+    /// although a clean run is long enough, where committing lets a dirty run be used.
     fn find(
         &mut self,
         arena: &Arena,
@@ -1151,7 +1229,7 @@ impl FreeRuns {
         may_commit: bool,
     ) -> Result<Found, u32> {
         if let Some(start) = self.find_one(arena, RunState::Dirty, len, align) {
-            // SAFETY: the first unit of a free run; the lock is held.
+            // SAFETY: a free run starts at `start`; the lock is held.
             let end = start + unsafe { arena.len(start) };
             return Ok(Found { start, clean: end, end });
         }
@@ -1160,12 +1238,13 @@ impl FreeRuns {
             return found;
         }
         let start = self.find_one(arena, RunState::Clean, len, align).ok_or(room)?;
-        // SAFETY: the first unit of a free run; the lock is held.
+        // SAFETY: a free run starts at `start`; the lock is held.
         Ok(Found { start, clean: start, end: start + unsafe { arena.len(start) } })
     }
 
-    /// A dirty run that has `len` units together with the clean one behind it: among the longest ones, for long runs. Or how many
-    /// units have to be committed for it to have.
+    /// Finds a dirty run that has `len` units together with the clean run behind it. Only for long
+    /// runs, and only among the longest dirty runs. Returns `Err` with the number of units to
+    /// commit if a dirty run at the end of the committed units would do then.
     fn find_both(
         &mut self,
         arena: &Arena,
@@ -1180,38 +1259,40 @@ impl FreeRuns {
             if start == NONE {
                 break;
             }
-            // SAFETY: the first unit of a free run; the lock is held.
+            // SAFETY: a free run starts at `start`; the lock is held.
             let clean = start + unsafe { arena.len(start) };
             if clean == arena.committed() && may_commit {
-                // SAFETY: the first unit of a free run; the lock is held.
+                // SAFETY: a free run starts at `start`; the lock is held.
                 return Some(Err(len.saturating_sub(unsafe { arena.len(start) })));
             }
-            // SAFETY: below `committed`, the first unit of a run; the lock is held.
+            // SAFETY: `clean` is the first unit of a run, below `committed`; the lock is held.
             if clean < arena.committed() && unsafe { (*arena.run(clean)).state } == RunState::Clean
             {
-                // SAFETY: the first unit of a free run; the lock is held.
+                // SAFETY: a free run starts at `clean`; the lock is held.
                 let end = clean + unsafe { arena.len(clean) };
                 if end - start >= len {
                     return Some(Ok(Found { start, clean, end }));
                 }
             }
-            // SAFETY: the first unit of a free run; the lock is held.
+            // SAFETY: a free run starts at `start`; the lock is held.
             start = unsafe { (*arena.run(start)).next };
         }
         None
     }
 
-    /// A free run that has `len` units from a multiple of `align` on, left in its bin.
+    /// Finds a free run of `state` that has `len` units from a multiple of `align` on, and leaves
+    /// it in its bin.
     fn find_one(&mut self, arena: &Arena, state: RunState, len: u32, align: u32) -> Option<u32> {
         let bins = self.bins(state);
-        // Any run of this bin will do, and of those behind it.
+        // Any run of this bin and of all bins behind it fits.
         let sure = Bins::fitting(len.saturating_add(align - 1));
         if align == 1
             && let Some(bin) = bins.first_from(sure)
         {
             return Some(bins.head(bin));
         }
-        // Those below may hold one that is just long enough, or starts where it should: a short look is worth it.
+        // Lower bins may hold a run that is just long enough, or that starts at the right multiple:
+        // a short search of them pays.
         let mut looks = 0;
         let mut next = bins.first_from(Bins::holding(len));
         while let Some(bin) = next.filter(|bin| *bin < sure) {
@@ -1234,14 +1315,15 @@ impl FreeRuns {
     fn remove_all(&mut self, arena: &Arena, start: u32, end: u32) {
         let mut at = start;
         while at < end {
-            // SAFETY: the first unit of a free run; the lock is held.
+            // SAFETY: a free run starts at `at`; the lock is held.
             let len = unsafe { arena.len(at) };
             self.remove(arena, at);
             at += len;
         }
     }
 
-    /// Puts units from `start` to `end` into bins: those from `clean` on are.
+    /// Puts the units from `start` to `end` into bins: those below `clean` as a dirty run, the
+    /// others as a clean one.
     fn insert_parts(&mut self, arena: &Arena, start: u32, end: u32, clean: u32) {
         let middle = clean.clamp(start, end);
         if start < middle {
@@ -1252,31 +1334,32 @@ impl FreeRuns {
         }
     }
 
-    /// Adds units that were committed behind the others.
+    /// Adds the `more` units that were committed behind the first `committed` ones.
     fn add(&mut self, arena: &Arena, committed: u32, more: u32) {
         // Release: pairs with the Acquire in `Unit::is_committed`.
         arena.committed.store(committed + more, Ordering::Release);
         self.give(arena, committed, more, RunState::Clean);
     }
 
-    /// Adds a run to the free ones, merged with free neighbours of its kind.
+    /// Adds a run to the free ones, merged with free neighbours of the same state.
     fn give(&mut self, arena: &Arena, mut start: u32, mut len: u32, state: RunState) {
         self.was_refused = false;
-        // Within a longer run nothing is in use.
-        // SAFETY: the first unit of a run, committed; the lock is held.
+        // No inner unit of a longer run may hold `Used`.
+        // SAFETY: `start` is the first unit of a run and committed; the lock is held.
         unsafe { (*arena.run(start)).state = RunState::Silent };
-        // SAFETY: unit 0 is nobody's, so there is a unit below; the lock is held.
+        // SAFETY: unit 0 is in no run, so there is a unit below `start`; the lock is held.
         if unsafe { (*arena.run(start - 1)).state } == state {
-            // SAFETY: as above.
+            // SAFETY: the unit below is the last one of a free run, which has a tag; the lock is
+            // held.
             let before = unsafe { (*arena.run(start - 1)).len };
             start -= before;
             len += before;
             self.remove(arena, start);
         }
         let next = start + len;
-        // SAFETY: units below `committed` have descriptors.
+        // SAFETY: units below `committed` have descriptors; the lock is held.
         if next < arena.committed() && unsafe { (*arena.run(next)).state } == state {
-            // SAFETY: as above.
+            // SAFETY: a free run starts at `next`; the lock is held.
             len += unsafe { (*arena.run(next)).len };
             self.remove(arena, next);
         }
@@ -1284,7 +1367,8 @@ impl FreeRuns {
     }
 
     fn insert(&mut self, arena: &Arena, start: u32, len: u32, state: RunState) {
-        // SAFETY: units in our hands; the lock is held, or they are of the reserve.
+        // SAFETY: the lock is held, and the caller passes committed units that are in no bin and
+        // not in use.
         unsafe { arena.set(start, len, state, state) };
         if state == RunState::Dirty {
             arena.dirty.store(arena.dirty() + len, Ordering::Relaxed);
@@ -1292,7 +1376,7 @@ impl FreeRuns {
         let bins = self.bins(state);
         let bin = Bins::holding(len);
         let next = bins.head(bin);
-        // SAFETY: both are first units of free runs; the lock is held.
+        // SAFETY: `start` and `next` are first units of free runs; the lock is held.
         unsafe {
             (*arena.run(start)).next = next;
             (*arena.run(start)).previous = NONE;
@@ -1304,14 +1388,14 @@ impl FreeRuns {
         counters::wrote(Line::Arena, 1);
     }
 
-    /// Takes a free run off its bin; its state.
+    /// Takes a free run off its bin. Returns its state.
     fn remove(&mut self, arena: &Arena, start: u32) -> RunState {
-        // SAFETY: the first unit of a free run; the lock is held.
+        // SAFETY: a free run starts at `start`; the lock is held.
         let run = unsafe { arena.run(start).read() };
         if run.state == RunState::Dirty {
             arena.dirty.store(arena.dirty() - run.len, Ordering::Relaxed);
         }
-        // SAFETY: neighbours in a bin are first units of free runs.
+        // SAFETY: neighbours in a bin are first units of free runs; the lock is held.
         unsafe {
             if run.next != NONE {
                 (*arena.run(run.next)).previous = run.previous;
@@ -1327,17 +1411,19 @@ impl FreeRuns {
         run.state
     }
 
-    /// To be called when dirty units were taken, and what was too much of them is back.
+    /// Lowers the window's low-water mark, and the number of units due to be decommitted, to the
+    /// number of dirty units. Call after taking dirty units, once the excess is reinserted.
     fn note_least(&mut self, arena: &Arena) {
         self.least_dirty = self.least_dirty.min(arena.dirty());
         self.unneeded = self.unneeded.min(arena.dirty());
     }
 
-    /// Takes up to `most` dirty units of the longest run, or one about as long, off their bin, to be given back to the system: the
-    /// last ones, from a multiple of [`PIECE`](purge::PIECE) on, so that no huge page is given back in parts.
+    /// Takes up to `most` dirty units off the longest run, or one about as long, to be decommitted.
+    /// It takes the end of the run, back to a multiple of [`PIECE`](purge::PIECE) at most, so that
+    /// no huge page is decommitted in parts.
     fn take_dirty(&mut self, arena: &Arena, most: u32) -> Option<Leaving> {
         let start = self.dirty_bins.head(self.dirty_bins.last()?);
-        // SAFETY: the first unit of a free run; the lock is held.
+        // SAFETY: a free run starts at `start`; the lock is held.
         let found = unsafe { arena.len(start) };
         let past = (start + found - 1).wrapping_add(arena.arrays().base_unit()) % purge::PIECE;
         let len = found.min(most).min(past + 1);
@@ -1349,14 +1435,15 @@ impl FreeRuns {
         self.note_least(arena);
         let start = start + (found - len);
         let end = start + len;
-        // SAFETY: units in our hands; the lock is held, or they are of the reserve.
+        // SAFETY: the lock is held, and these units were just taken off their bin.
         unsafe { arena.set(start, len, RunState::Leaving, RunState::Silent) };
         let (from, to) = self.take_clean_around(arena, start, end);
         Some(Leaving { from, start, end, to })
     }
 
-    /// Takes clean units beside those from `start` to `end` off their bins, if they make whole blocks of these that can be left out of
-    /// core files: up to where.
+    /// Takes the clean units on both sides of `start..end` off their bins, where they complete
+    /// blocks that can be left out of core files. Returns the first unit and the end of the whole
+    /// range.
     fn take_clean_around(&mut self, arena: &Arena, start: u32, end: u32) -> (u32, u32) {
         let (from, to) = dumped::blocks_around(arena.arrays(), start, end);
         // SAFETY: units below `committed` have descriptors, and so has unit 0; the lock is held.
@@ -1379,7 +1466,7 @@ impl FreeRuns {
         {
             self.remove(arena, at);
             self.insert_parts(arena, at, from, at);
-            // SAFETY: units in our hands; the lock is held, or they are of the reserve.
+            // SAFETY: the lock is held, and these units were just taken off their bin.
             unsafe { arena.set(from, start - from, RunState::Leaving, RunState::Silent) };
             first = from;
         }
@@ -1388,14 +1475,15 @@ impl FreeRuns {
         {
             self.remove(arena, end);
             self.insert_parts(arena, to, at, to);
-            // SAFETY: units in our hands; the lock is held, or they are of the reserve.
+            // SAFETY: the lock is held, and these units were just taken off their bin.
             unsafe { arena.set(end, to - end, RunState::Leaving, RunState::Silent) };
             last = to;
         }
         (first, last)
     }
 
-    /// Gives back what [`FreeRuns::take_dirty`] took; in the middle it is as `state` says.
+    /// Frees the units that [`FreeRuns::take_dirty`] took: those between `start` and `end` as
+    /// `state`, the others as clean.
     fn put_back(&mut self, arena: &Arena, leaving: Leaving, state: RunState) {
         let Leaving { from, start, end, to } = leaving;
         for (from, to, state) in
@@ -1408,7 +1496,8 @@ impl FreeRuns {
     }
 }
 
-/// FreeRuns on their way to the system: from `start` to `end` they are dirty, and from `from` to `to` clean around that.
+/// Units that are being decommitted: dirty from `start` to `end`, with clean ones around them from
+/// `from` to `to`.
 #[derive(Clone, Copy)]
 struct Leaving {
     from: u32,
@@ -1430,7 +1519,7 @@ mod tests {
         assert_eq!(second.address.addr().get() % (8 * UNIT), 0);
         assert_eq!(unit.address(), second.address.as_ptr());
         assert_eq!(unit.run_len(), Some(5));
-        // SAFETY: the runs are ours, of 3 and 5 units.
+        // SAFETY: the test owns both runs, of 3 and 5 units.
         unsafe {
             first.address.write_bytes(1, 3 * UNIT);
             second.address.write_bytes(2, 5 * UNIT);
@@ -1457,7 +1546,7 @@ mod tests {
         let of_reserve = Unit::of(reserved.address.as_ptr()).unwrap();
         assert_eq!(reserved.address.addr().get() % (4 * UNIT), 0);
         assert_eq!(of_reserve.run_len(), Some(5));
-        // SAFETY: both runs are ours, of 2 and 5 units.
+        // SAFETY: the test owns both runs, of 2 and 5 units.
         unsafe {
             reserved.address.write_bytes(1, 5 * UNIT);
             assert!(!grow(Context::TRYING, unit, 3));

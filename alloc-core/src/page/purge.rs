@@ -1,10 +1,12 @@
-//! Purging: free memory goes back to the system, a piece at a time.
+//! Purging: decommits free memory, a piece at a time.
 //!
-//! While the system takes a piece, the piece is in no bin and no arena's lock is held, so everybody else can allocate and free.
-//! Whoever has one in hand holds [`PURGING`]. So there is one at a time, a fork waits for it, and an allocation that would be
-//! refused can make sure that nothing is in hand when it tries for the last time.
+//! While the system takes a piece, the piece is in no bin and no arena's lock is held, so all other
+//! threads can allocate and free. The thread that has taken a piece holds [`PURGING`]. So there is
+//! one piece at a time, a fork waits for it, and an allocation that would be refused can make sure
+//! that no piece is missing when it tries for the last time.
 //!
-//! Only contexts that may wait purge: others could not be sure to get the arena's lock again, to give the piece back.
+//! Only contexts that may wait purge. Any other might fail to get the arena's lock again, which it
+//! needs to return the piece to the bins.
 
 use super::limit;
 use super::{Allocation, Arena, Leaving, RunState, alloc_without_trim, arenas, dirty};
@@ -12,32 +14,34 @@ use crate::fault::{self, Place};
 use crate::size_class::UNIT;
 use crate::sync::{Context, Guard, Lock, LockClass, RawLock};
 
-/// The most units that the system is asked to take at once. Other threads that want this lock, or that of the address space, wait
-/// no longer than this takes.
+/// Most units to decommit at once. Other threads that wait for `PURGING`, or for the kernel's lock
+/// of the address space, wait no longer than that takes.
 pub(super) const PIECE: u32 = (8 << 20) / UNIT as u32;
 
-/// FreeRuns on their way to the system: in no bin, and not in use.
+/// Units that are being decommitted: in no bin, and not in use.
 #[derive(Clone, Copy)]
 struct Piece {
     arena: &'static Arena,
     leaving: Leaving,
 }
 
-/// The right to take memory out of all lists in order to give it back to the system.
+/// The right to take memory off all lists in order to decommit it.
 pub(crate) struct Purging(Guard<'static, InHand>);
 
-/// What the holder of the lock has in hand. Written under the arena's lock, too, so that it is true whenever that can be taken.
+/// The piece that the holder of the lock has taken off the bins. Also written under the arena's
+/// lock, so that it is correct whenever that lock can be taken.
 pub(crate) struct InHand(Option<Piece>);
 
 static PURGING: Lock<InHand> = Lock::new(LockClass::Purging, InHand(None));
 
-/// The lock of [`Purging`]. The child of a fork may have it, whoever had it: see [`in_child`].
+/// Returns the lock of [`Purging`]. In the child of a fork it is free, even if it was held: see
+/// [`in_child`].
 pub(crate) fn lock() -> &'static RawLock {
     PURGING.raw()
 }
 
 impl Purging {
-    /// Waits for the right to purge; `None` in a context that may not.
+    /// Waits for the right to purge. Returns `None` in a context that must not wait.
     pub(crate) fn begin(context: Context) -> Option<Purging> {
         if !context.may_wait() {
             return None;
@@ -47,8 +51,8 @@ impl Purging {
         Some(Purging(in_hand))
     }
 
-    /// Gives up to `most` dirty units of an arena back to the system; how many. `None` where the arena has none, or the system
-    /// refuses.
+    /// Decommits up to `most` dirty units of an arena and returns their number. Returns `None` if
+    /// the arena has none, or if the system refuses.
     fn purge_piece(&mut self, context: Context, arena: &'static Arena, most: u32) -> Option<u32> {
         let Purging(in_hand) = self;
         let mut units = arena.state.acquire(context)?;
@@ -57,13 +61,14 @@ impl Purging {
         in_hand.0 = Some(Piece { arena, leaving });
         drop(units);
         fault::point(Place::ArenaPurging);
-        // SAFETY: the run was taken off the bins and is not in use, so it is ours alone.
+        // SAFETY: the run was taken off the bins and is not in use, so nobody else has it.
         let is_clean = unsafe { arena.decommit(start, end - start) };
         if is_clean {
             arena.left_out.leave_out(arena.arrays(), from, to);
         }
-        // It fails only in the child of a fork, where a thread that is not there had the arena's lock: nobody gets at the arena
-        // any more, nor at the piece that stays noted.
+        // This fails only in the child of a fork, where the arena's lock was held by a thread that
+        // does not exist in the child. Nobody can reach the arena then, nor the piece, which stays
+        // recorded.
         let mut units = arena.state.acquire(context)?;
         units.put_back(arena, leaving, if is_clean { RunState::Clean } else { RunState::Dirty });
         units.was_refused = !is_clean;
@@ -75,7 +80,7 @@ impl Purging {
         is_clean.then_some(end - start)
     }
 
-    /// Gives all that is dirty back to the system; how many bytes.
+    /// Decommits all dirty memory. Returns the bytes decommitted.
     fn purge_all(&mut self, context: Context) -> usize {
         arenas()
             .map(|arena| purge(arena.dirty(), |most| self.purge_piece(context, arena, most)))
@@ -84,7 +89,8 @@ impl Purging {
 }
 
 impl InHand {
-    /// In the child of a fork that did not wait for the lock: what a thread had in hand that is not there goes back to the bins.
+    /// Returns a recorded piece to the bins. There is one only in the child of a fork that did not
+    /// wait for the lock: the thread that took the piece does not exist in the child.
     fn give_back(&mut self, context: Context) {
         let Some(Piece { arena, leaving }) = self.0 else { return };
         if let Some(mut units) = arena.state.acquire(context) {
@@ -94,7 +100,8 @@ impl InHand {
     }
 }
 
-/// Has `purge_piece` give back `most` units, piece by piece, for as long as it gives back any; how many bytes.
+/// Decommits up to `most` units piece by piece, until `purge_piece` returns `None`. Returns the
+/// bytes decommitted.
 fn purge(most: u32, mut purge_piece: impl FnMut(u32) -> Option<u32>) -> usize {
     let mut left = most;
     while left > 0
@@ -105,23 +112,23 @@ fn purge(most: u32, mut purge_piece: impl FnMut(u32) -> Option<u32>) -> usize {
     (most - left) as usize * UNIT
 }
 
-/// As [`Purging::purge_piece`], for who purges nothing else meanwhile.
+/// As [`Purging::purge_piece`], for a caller that releases `PURGING` after each piece.
 fn purge_piece(context: Context, arena: &'static Arena, most: u32) -> Option<u32> {
     Purging::begin(context)?.purge_piece(context, arena, most)
 }
 
-/// Gives back all that is dirty; how many bytes. Nothing in a context that may not wait.
+/// Decommits all dirty memory, unless the context must not wait. Returns the bytes decommitted.
 ///
-/// Bytes are those of free ranges: some of them may never have been touched since the program got them.
+/// The result counts free ranges, of which the program may never have touched some.
 pub(crate) fn trim(context: Context) -> usize {
-    // What a fork left in hand is dirty from here on.
+    // This makes a piece that a fork left behind dirty again.
     if Purging::begin(context).is_none() {
         return 0;
     }
     arenas().map(|arena| purge(arena.dirty(), |most| purge_piece(context, arena, most))).sum()
 }
 
-/// Gives back what is dirty beyond `keep` bytes; how many bytes.
+/// Decommits the dirty memory beyond `keep` bytes. Returns the bytes decommitted.
 pub(crate) fn trim_to(context: Context, keep: usize) -> usize {
     let mut left = dirty().saturating_sub(keep).div_ceil(UNIT) as u32;
     let mut purged = 0;
@@ -133,7 +140,7 @@ pub(crate) fn trim_to(context: Context, keep: usize) -> usize {
     purged
 }
 
-/// Ends a window: what was dirty all through it is unneeded.
+/// Ends a window: memory that stayed dirty all through it is due to be decommitted.
 fn end_window(context: Context) {
     // As in `trim`.
     drop(Purging::begin(context));
@@ -145,14 +152,15 @@ fn end_window(context: Context) {
     }
 }
 
-/// Gives back what is unneeded, up to so many bytes; how many.
+/// Decommits units that are due, up to `most` bytes. Returns the bytes decommitted.
 fn purge_unneeded(context: Context, most: usize) -> usize {
     if !context.may_wait() {
         return 0;
     }
     let mut left = most;
     for arena in arenas() {
-        // Each piece anew: others may need what was unneeded, or purge it.
+        // Read the number before each piece: other threads may allocate units that were due, or
+        // purge them.
         while left >= UNIT
             && let Some(unneeded) = arena.state.acquire(context).map(|units| units.unneeded)
             && let some @ 1.. = unneeded.min(u32::try_from(left / UNIT).unwrap_or(u32::MAX))
@@ -164,13 +172,15 @@ fn purge_unneeded(context: Context, most: usize) -> usize {
     most - left
 }
 
-/// Ends a window, and gives back what was dirty all through it or a former one, up to so many bytes; how many.
+/// Ends a window and decommits the memory that stayed dirty all through it or an earlier one, up to
+/// `most` bytes. Returns the bytes decommitted.
 pub(crate) fn decay(context: Context, most: usize) -> usize {
     end_window(context);
     purge_unneeded(context, most)
 }
 
-/// As [`alloc`](super::alloc), where that has failed: gives back all that is free first, and tries when nobody has anything in hand.
+/// As [`alloc`](super::alloc), for a request that was refused. Decommits all free memory first, and
+/// then tries while no other thread has a piece.
 pub(crate) fn alloc_after_trim(
     context: Context,
     node: usize,
@@ -182,7 +192,8 @@ pub(crate) fn alloc_after_trim(
     alloc_without_trim(context, node, units, align)
 }
 
-/// In the child of a fork: what another thread was giving back to the system, if the fork did not wait for it, is free again.
+/// In the child of a fork: frees the piece that another thread was decommitting, if the fork did
+/// not wait for that thread.
 pub(crate) fn in_child() {
     if let Some(mut in_hand) = PURGING.acquire(Context::TRYING) {
         in_hand.give_back(Context::TRYING);
