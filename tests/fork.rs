@@ -19,7 +19,7 @@ use alloc_core::fault::{self, Place};
 use alloc_core::irq_work::IrqWork;
 use alloc_core::{cache, nolock, stats};
 use tests::everywhere::{
-    defer_a_run, defer_here, fail, go_everywhere, handle, pass_a_block_on, raise,
+    defer_a_run, defer_here, fail, go_everywhere, grow_the_heap, handle, pass_a_block_on, raise,
 };
 use tests::process::{this_thread, wait_until_asleep};
 use tests::routes::Hayloft;
@@ -120,6 +120,9 @@ fn go_to_all_places(is_over: fn() -> bool) {
     while !is_over() && left().contains(&Place::DeferredTaken) {
         defer_a_run();
         pass_a_block_on();
+    }
+    while !is_over() && left().contains(&Place::ArenaCommitting) {
+        grow_the_heap();
     }
     // One that was come to while the set was in use is come to again. On a busy machine that takes many rounds.
     for _ in 0..200 {

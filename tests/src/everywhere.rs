@@ -5,7 +5,7 @@
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 use alloc_core::cache;
 
@@ -147,6 +147,21 @@ pub fn fail(what: &str) -> ! {
     unsafe {
         libc::write(libc::STDERR_FILENO, what.as_ptr().cast(), what.len());
         libc::abort()
+    }
+}
+
+/// Allocates a run that is longer than all free memory, so that the heap grows, and frees it untouched.
+pub fn grow_the_heap() {
+    const STEP: usize = 128 << 20;
+    static LEN: AtomicUsize = AtomicUsize::new(0);
+    let layout = layout(LEN.fetch_add(STEP, Ordering::Relaxed) + STEP);
+    // SAFETY: the layout is not empty; the run is freed with the layout it was allocated with.
+    unsafe {
+        let run = Registered.alloc(layout);
+        if run.is_null() {
+            fail("out of memory");
+        }
+        Registered.dealloc(run, layout);
     }
 }
 
