@@ -1,21 +1,19 @@
-//! The road of an object of a class: joins sheaves, barns, slabs and pages.
+//! Slow paths of all classes, which move objects between sheaves, barns, slabs and pages.
 //!
-//! Each step is taken only when the one before fails:
+//! A slow path takes a step only when the one before it fails:
 //!
 //! ```text
 //! alloc: sheaf of this CPU -> barn of this node -> partial slabs of this node -> a new slab
-//! free:  sheaf of this CPU -> barn of this node -> slabs of the objects' nodes -> an empty slab back to pages
+//! free:  sheaf of this CPU -> barn of this node -> slabs of the objects' nodes -> pages, if empty
 //! ```
 //!
-//! What cannot take a lock without waiting, in a context that may not wait, makes do with the next step; at the end of the
-//! road are the reserve of `page` for memory that is wanted, and `deferred` for memory that comes back. Slow paths that may
-//! wait free what was deferred first.
+//! A context that must not wait skips a step whose lock is busy and tries the next one. Its last
+//! resort is the reserve of `page` for an allocation, and `deferred` for a free. Slow paths that
+//! may wait first free what was deferred.
 //!
-//! All classes take this road, those of `kmalloc` and those of object caches. The first step is its callers' to inline; the
-//! cold functions they call are `extern "C"`: they cannot unwind, so callers need no landing pads, and a panic in here ends
-//! the process.
-//!
-//! This file may touch all that is below it.
+//! The classes of `kmalloc` and those of object caches share these paths. Callers inline the first
+//! step. The cold functions that they call are `extern "C"`, so they cannot unwind: callers need no
+//! landing pads, and a panic in here aborts the process.
 
 #![expect(improper_ctypes_definitions, reason = "`extern \"C\"` for its unwinding rule, not for C")]
 
@@ -45,15 +43,16 @@ use crate::sync::{Context, Guard, Lock, LockClass, RawLock, do_what_was_left};
 use crate::thread::{self, MAX_CPUS};
 use crate::watch::{self, WATCHED};
 
-// A slab's descriptor is the metadata of its first unit; those of the others follow.
+// The metadata of a slab's first unit is its descriptor. The metadata of its other units follows
+// directly.
 const _: () = assert!(size_of::<Slab>() == page::META_SIZE);
 
-/// What a node keeps for a class.
+/// The state of a class on a node. (`kmem_cache_node` of `mm/slub.c`.)
 #[repr(align(64))]
 struct NodeClass {
     slabs: Slabs,
     barn: Barn,
-    /// Somebody asked for it in this window.
+    /// Whether objects were taken or put here in the current decay window.
     touched: AtomicBool,
 }
 
@@ -62,7 +61,8 @@ impl NodeClass {
         NodeClass { slabs: Slabs::new(), barn: Barn::new(), touched: AtomicBool::new(false) }
     }
 
-    /// Fills an empty batch from the barn, or else from partial slabs.
+    /// Fills an empty batch from the barn, or else from partial slabs, with up to `len` objects.
+    /// Leaves it empty if both have none, or their locks are busy and the context must not wait.
     fn take(&self, context: Context, class: Class, batch: &mut Batch, len: usize) {
         self.barn.take(context, batch, len);
         if batch.len() > 0 {
@@ -76,7 +76,8 @@ impl NodeClass {
     }
 }
 
-/// How many words the slots of the barns of all size classes take on a node, and before that of each class.
+/// The layout of the barns' slots on a node: for each size class the index of its first slot, and
+/// the number of slots of all size classes.
 const BARN_SLOTS: ([usize; CLASSES], usize) = {
     let (mut starts, mut words, mut index) = ([0; CLASSES], 0, 0);
     while let Some(class) = Class::from_index(index) {
@@ -87,40 +88,45 @@ const BARN_SLOTS: ([usize; CLASSES], usize) = {
     (starts, words)
 };
 
-/// Returns the most objects that a barn holds of a class.
+/// Returns the most objects that the barn of a class holds.
 fn room_of_barn(class: Class) -> usize {
     barn::room_for(percpu::batch_len(class), slab::shape(class).stride())
 }
 
-/// Pointers that belong to barns.
+/// The slots of the barns of all size classes on all nodes.
 struct Shelves(UnsafeCell<[*mut u8; BARN_SLOTS.1 * MAX_NODES]>);
 
-// SAFETY: each barn has a part of its own.
+// SAFETY: each barn uses a range of its own, under its lock.
 unsafe impl Sync for Shelves {}
 
 static OBJECTS: Shelves = Shelves(UnsafeCell::new([ptr::null_mut(); BARN_SLOTS.1 * MAX_NODES]));
 
-/// The node_classes of a node lie side by side, so that most pages are touched by that node only.
+/// The node classes of all size classes. Those of one node are adjacent, so that only that node
+/// touches most of their pages.
 static NODE_CLASSES: [NodeClass; CLASSES * MAX_NODES] =
     [const { NodeClass::new() }; CLASSES * MAX_NODES];
 
-/// Whether a node_class was ever asked for. Who forks takes the locks of these, and leaves the memory of others untouched.
+/// Whether each of [`NODE_CLASSES`] was ever used. A fork acquires the locks of the used ones only,
+/// so the memory of the others stays untouched.
 static USED: [AtomicBool; CLASSES * MAX_NODES] =
     [const { AtomicBool::new(false) }; CLASSES * MAX_NODES];
 
-/// What all nodes keep for a class of an object cache.
+/// The node classes of one object cache's class, with the slots of their barns.
 struct CacheDepots {
     node_classes: [NodeClass; MAX_NODES],
     slots: [[*mut u8; barn::room_for(percpu::MAX_CACHE_BATCH, 0)]; MAX_NODES],
 }
 
-/// The node_classes of each class of an object cache, in memory that a class keeps when its cache is destroyed.
+/// The memory of each cache class. A class keeps it when its cache is destroyed.
 static CACHE_DEPOTS: [AtomicPtr<CacheDepots>; MAX_CLASSES - CLASSES] =
     [const { AtomicPtr::new(ptr::null_mut()) }; MAX_CLASSES - CLASSES];
 
+/// Returns the state of a class on a node. Attaches the slots of its barn on the first use of a size
+/// class there.
 fn node_class(node: usize, class: Class) -> &'static NodeClass {
-    // SAFETY: a node is below `node::count` and a class below `MAX_CLASSES`; the class of a cache in use has its node_classes. By
-    // pointers, for Miri looks at all of what a reference is made to.
+    // SAFETY: `node` is below `node::count` and the class below `MAX_CLASSES`; the class of a live
+    // cache has its `CacheDepots`. Raw pointers, since Miri visits everything that a reference
+    // covers.
     unsafe {
         if let Some(number) = class.cache_index() {
             // Acquire: pairs with the Release in `define`.
@@ -129,7 +135,8 @@ fn node_class(node: usize, class: Class) -> &'static NodeClass {
         }
         let index = node * CLASSES + class.index();
         let node_class = &*(&raw const NODE_CLASSES).cast::<NodeClass>().add(index);
-        // Relaxed: who is between this and its lock when another thread forks has its lock abandoned in the child.
+        // Relaxed: a fork by another thread may miss a node class that this thread is about to lock
+        // for the first time. If this thread holds the lock at the fork, the child abandons it.
         let used = &*(&raw const USED).cast::<AtomicBool>().add(index);
         if !used.load(Ordering::Relaxed) {
             let start = BARN_SLOTS.1 * node + *BARN_SLOTS.0.get_unchecked(class.index());
@@ -144,10 +151,11 @@ fn node_class(node: usize, class: Class) -> &'static NodeClass {
     }
 }
 
-/// As [`node_class`], for an object that comes or goes.
+/// Returns the state of a class on a node like [`node_class`], and marks it as touched in this
+/// decay window. For refills and flushes.
 fn depot_in_use(node: usize, class: Class) -> &'static NodeClass {
     let node_class = node_class(node, class);
-    // Relaxed: whether it was asked for, roughly.
+    // Relaxed: a hint, which may miss the end of a window.
     if !node_class.touched.load(Ordering::Relaxed) {
         counters::wrote(Line::NodeClass, 1);
         node_class.touched.store(true, Ordering::Relaxed);
@@ -155,17 +163,18 @@ fn depot_in_use(node: usize, class: Class) -> &'static NodeClass {
     node_class
 }
 
-/// The node_classes of a class that were ever asked for.
+/// Returns the node classes of a class that are in use.
 fn node_classes(class: Class) -> impl Iterator<Item = &'static NodeClass> {
     (0..node::count())
         .filter(move |node| is_used(*node, class))
         .map(move |node| node_class(node, class))
 }
 
-/// Whether a node_class was ever asked for.
+/// Returns whether `node` has state of `class`: for a size class since its first use there, for the
+/// class of a cache since it was first defined.
 fn is_used(node: usize, class: Class) -> bool {
     match class.cache_index() {
-        // Acquire: as in `node_class`.
+        // Acquire: pairs with the Release in `define`, as in `node_class`.
         Some(number) => CACHE_DEPOTS
             .get(number)
             .is_some_and(|node_classes| !node_classes.load(Ordering::Acquire).is_null()),
@@ -173,13 +182,13 @@ fn is_used(node: usize, class: Class) -> bool {
     }
 }
 
-/// Why an object of a cache was not to be had.
+/// The reason why a cache could not allocate an object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum AllocError {
     /// There is no memory, or none without waiting.
     OutOfMemory,
-    /// The constructor of the cache panicked. The slab it was to make objects of is given back.
+    /// The constructor of the cache panicked. The slab whose objects it was constructing was freed.
     Constructor,
 }
 
@@ -194,10 +203,11 @@ impl fmt::Display for AllocError {
 
 impl core::error::Error for AllocError {}
 
-/// Allocates an object where the sheaf of this CPU had none.
+/// Allocates an object after this CPU's sheaf had none.
 ///
 /// # Errors
-/// If there is no memory, or none without waiting where that is not allowed, or the constructor panics.
+/// Fails if there is no memory, or none without waiting in a context that must not wait, or if the
+/// constructor panics.
 pub(crate) fn alloc_object(context: Context, class: Class) -> Result<NonNull<u8>, AllocError> {
     free_deferred(context);
     let backend = percpu::backend(context);
@@ -209,27 +219,27 @@ pub(crate) fn alloc_object(context: Context, class: Class) -> Result<NonNull<u8>
     Ok(checked_out(object?, class))
 }
 
-/// Allocations beyond sheaves in contexts that may not wait, and those of them that were in vain.
+/// Allocations beyond sheaves in contexts that must not wait, and those of them that failed.
 static NOLOCK: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
-/// Counts an allocation, if the context may not wait.
+/// Counts an allocation beyond sheaves, and its failure, if the context must not wait.
 pub(crate) fn note_nolock(context: Context, succeeded: bool) {
     if !context.may_wait() {
         let [tries, failures] = &NOLOCK;
-        // Relaxed: numbers that are looked at, and guard nothing.
+        // Relaxed: statistics, which order nothing.
         tries.fetch_add(1, Ordering::Relaxed);
         failures.fetch_add(u64::from(!succeeded), Ordering::Relaxed);
     }
 }
 
-/// What [`note_nolock`] counted: tries and failures. In any context.
+/// Returns the attempts and the failures that [`note_nolock`] counted. Any context.
 pub(crate) fn nolock_counts() -> (u64, u64) {
     let [tries, failures] = &NOLOCK;
     (tries.load(Ordering::Relaxed), failures.load(Ordering::Relaxed))
 }
 
-/// Takes a batch of objects from what is behind the sheaf of this CPU, which is empty: one for the caller, the others for the
-/// sheaf. Null where there are none.
+/// Refills this CPU's empty sheaf with a batch from behind it, and returns one object of that
+/// batch. Returns null if there are no objects.
 fn refill(context: Context, backend: Backend, class: Class) -> Result<*mut u8, AllocError> {
     let mut batch = Batch::new();
     let node = node::current();
@@ -237,7 +247,7 @@ fn refill(context: Context, backend: Backend, class: Class) -> Result<*mut u8, A
     take_batch(context, class, node, &mut batch, backend.widen(class))?;
     watch::refill(|| move_event(class, batch.len(), percpu::cpu()));
     let Some(object) = batch.pop_last() else { return Ok(ptr::null_mut()) };
-    // SAFETY: objects that have just left the barn or a slab, and nobody else's.
+    // SAFETY: the batch has just left the barn or a slab, so this thread alone holds its objects.
     unsafe { backend.fill(class, &mut batch) };
     put_away(context, backend, class, node, &mut batch);
     if class.is_middle() {
@@ -246,16 +256,19 @@ fn refill(context: Context, backend: Backend, class: Class) -> Result<*mut u8, A
     Ok(object)
 }
 
-/// Bytes of middle sizes that the sheaves of a CPU may hold in any case.
+/// Bytes of middle sizes that the sheaves of a CPU may always hold.
 const LEAST_MIDDLE: usize = 4 << 20;
-/// The sheaves of all CPUs may hold this part of the heap in middle sizes, in programs of one thread. Where each page of a block is
-/// touched, a miss costs little beside that, and memory that serves one size only is cold.
+/// The divisor of the heap in programs of one thread: the sheaves of all CPUs together may hold a
+/// quarter of the heap in middle sizes. If each page of a block is touched, a miss costs little
+/// beside that, and memory that serves one size only is cold.
 const MIDDLE_PART: usize = 4;
-/// As [`MIDDLE_PART`], in programs of several threads, for whom a miss is a lock. Two threads that replace blocks of 33 to 512 KiB at
-/// random, of which they touch a page, do 16 million operations a second with half of the heap, 4 with a quarter, 27 with all of it.
+/// The divisor in programs of several threads, where a miss takes a lock. Two threads that replace
+/// blocks of 33 to 512 KiB at random and touch one page of each do 16 million operations a second
+/// with half of the heap, 4 million with a quarter, and 27 million with all of it.
 const MIDDLE_PART_OF_THREADS: usize = 2;
 
-/// As [`bound_middle`], where an object came to its sheaf without a slow path, and the allowance was used up.
+/// Runs [`bound_middle`] after a fast path has pushed an object of a middle size and used up the
+/// allowance of its CPU.
 #[cold]
 #[inline(never)]
 pub(crate) extern "C" fn allowance_is_used_up() {
@@ -265,16 +278,19 @@ pub(crate) extern "C" fn allowance_is_used_up() {
     });
 }
 
-/// Takes objects of middle sizes off sheaves of this CPU where these hold too many bytes: first of the class that holds most, since
-/// memory is used least often there, but not of `spared`. They are looked at again when as many bytes came to them as there is room
-/// for, or a quarter of what they may hold.
+/// Bounds the bytes of middle sizes in this CPU's sheaves. Flushes the class that holds the most
+/// bytes first, since memory is used least often there, and never the class `spared`.
+///
+/// Also sets the allowance, which is the number of bytes that may be pushed before the next call.
+/// It is the room that is left, or a quarter of the bound if that is more.
 fn bound_middle(context: Context, backend: Backend, spared: Option<Class>) {
     let cpu = percpu::cpu();
     let part = if reclaim::has_several_threads() { MIDDLE_PART_OF_THREADS } else { MIDDLE_PART };
     let most = LEAST_MIDDLE.max(page::charged() / (part * percpu::regions().max(1)));
     let bytes_of = |class: &Class| percpu::held(cpu, *class) * class.size();
     let held = || Class::middle().map(|class| bytes_of(&class)).sum::<usize>();
-    // Another thread may run here meanwhile, or this one elsewhere: then the next one goes on.
+    // At most one flush per class: another thread may push on this CPU meanwhile, or this thread
+    // may migrate. The next call continues then.
     for _ in 0..MIDDLE_CLASSES {
         let Some(excess) = held().checked_sub(most + 1) else { break };
         let others = Class::middle().filter(|class| Some(*class) != spared);
@@ -289,12 +305,15 @@ fn bound_middle(context: Context, backend: Backend, spared: Option<Class>) {
     percpu::set_allowance(cpu, most.saturating_sub(held()).max(most / 4));
 }
 
-/// What is told of objects of a class that come to a CPU, or leave it.
+/// Returns the arguments of a probe that reports objects of a class entering or leaving the sheaf
+/// of `cpu`.
 fn move_event(class: Class, objects: usize, cpu: usize) -> watch::Move {
     watch::Move { size: size(class), objects, cpu }
 }
 
-/// Takes up to `len` objects from the barn, or the node's slabs, or a new one, into an empty batch.
+/// Fills an empty batch with up to `len` objects from the node's barn, or else from its partial
+/// slabs, or else from a new slab. Without memory for a slab, it takes them from any node; if no
+/// node has any, the batch stays empty.
 fn take_batch(
     context: Context,
     class: Class,
@@ -314,10 +333,11 @@ fn take_batch(
     };
     let Some(unit) = Unit::of(run.address.as_ptr()) else { return Ok(()) };
     let slab: *mut Slab = unit.meta().cast();
-    // SAFETY: the run and the metadata of its units are ours alone until the slab arrives.
+    // SAFETY: this thread alone holds the run and the metadata of its units until the slab arrives.
     unsafe {
-        // The slab is of the node that asked for it, though its run may be of another one that had memory left: there it would
-        // be partial where nobody looks, and this node would make another one for each batch.
+        // The slab belongs to the node that asked for it, although its run may come from another
+        // node that had memory left. On the lists of that other node nobody would look for it, and
+        // this node would make a new slab for each batch.
         Slab::init(slab, run.address.as_ptr(), class, node as u8, run.zeroed);
         watch::slab(run.address.as_ptr(), true, || units * UNIT);
         if class.cache_index().is_some()
@@ -339,7 +359,7 @@ fn take_batch(
     Ok(())
 }
 
-/// Fills an empty batch from what any node has, where there is no memory for a new slab.
+/// Fills an empty batch from any node. The last resort when there is no memory for a new slab.
 #[cold]
 fn take_from_any(context: Context, class: Class, batch: &mut Batch, len: usize) {
     for node_class in node_classes(class) {
@@ -350,22 +370,23 @@ fn take_from_any(context: Context, class: Class, batch: &mut Batch, len: usize) 
     }
 }
 
-/// Frees `object` where the sheaf of this CPU had no room for it.
+/// Frees `object` after this CPU's sheaf had no room for it.
 ///
 /// # Safety
-/// `object` is of that class, and nobody uses it.
+/// `object` is of `class`, and nobody uses it.
 #[cold]
 #[inline(never)]
 pub(crate) unsafe extern "C" fn free_slow(class: Class, object: *mut u8) {
     Context::enter(|context| {
         free_deferred(context);
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `object` is of `class` and not in use.
         unsafe { free_object(context, class, object) };
         may_reclaim(context);
     });
 }
 
-/// As [`free_slow`], for an object that the sheaf may also have refused because it is in there. Ends the process then.
+/// Frees an object that `push_once` or `push_by_address` refused. The sheaf may be full, or may
+/// hold the object already; in the second case, this aborts the process.
 ///
 /// # Safety
 /// As [`free_slow`].
@@ -378,35 +399,37 @@ pub(crate) unsafe extern "C" fn free_refused(class: Class, object: *mut u8) {
         if is_on_top(context, backend, class, object) {
             misused(object, class, Misuse::DoubleFree);
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `object` is of `class` and not in use.
         unsafe { free_object(context, class, object) };
         may_reclaim(context);
     });
 }
 
-/// Whether an object is one of the two topmost of the sheaf of this CPU.
+/// Returns whether `object` is one of the two topmost of this CPU's sheaf.
 #[inline(never)]
 fn is_on_top(context: Context, backend: Backend, class: Class, object: *mut u8) -> bool {
     if backend == Backend::Locked {
         return percpu::is_on_top(class, object);
     }
-    // Nobody but this CPU can look into its sheaf without being told of what was there before: so they are taken off for a moment.
+    // With rseq, plain loads may see what the sheaf held before: only a section on this CPU reads
+    // it reliably. So take the two topmost off for a moment.
     let mut batch = Batch::new();
     backend.drain(class, &mut batch, 2);
     let found = batch.objects().contains(&object);
-    // SAFETY: objects that have just left a sheaf, and nobody else's.
+    // SAFETY: the batch has just left a sheaf, so this thread alone holds its objects.
     unsafe { backend.fill(class, &mut batch) };
     put_away(context, backend, class, node::current(), &mut batch);
     found
 }
 
-/// Frees an object where the sheaf of this CPU had no room for it.
+/// Frees an object after this CPU's sheaf had no room for it. Retries, then widens the sheaf, then
+/// drains a part of it into the barn or the slabs.
 ///
 /// # Safety
-/// `object` is of that class, and nobody uses it.
+/// `object` is of `class`, and nobody uses it.
 pub(crate) unsafe fn free_object(context: Context, class: Class, object: *mut u8) {
     let backend = percpu::backend(context);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `object` is of `class` and not in use.
     if unsafe { backend.push(class, object) } {
         if class.is_middle() && percpu::spend(class.size()) {
             bound_middle(context, backend, None);
@@ -418,7 +441,8 @@ pub(crate) unsafe fn free_object(context: Context, class: Class, object: *mut u8
     if class.is_middle() {
         bound_middle(context, backend, Some(class));
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `object` is of `class` and not in use; the first push
+    // refused it.
     if unsafe { backend.push(class, object) } {
         return;
     }
@@ -429,12 +453,13 @@ pub(crate) unsafe fn free_object(context: Context, class: Class, object: *mut u8
     watch::flush(|| move_event(class, batch.len(), percpu::cpu()));
     put_away(context, backend, class, node, &mut batch);
     batch.push_first(object);
-    // SAFETY: the caller's promise.
+    // SAFETY: the batch holds the caller's object and objects that have just left a sheaf.
     unsafe { backend.fill(class, &mut batch) };
     put_away(context, backend, class, node, &mut batch);
 }
 
-/// Allocates up to `len` objects into `to`, where the sheaf of this CPU had not as many; how many.
+/// Allocates up to `len` objects into `to`, after this CPU's sheaf had fewer. Returns the number of
+/// objects allocated.
 ///
 /// # Safety
 /// `to` is writable for `len` pointers.
@@ -460,11 +485,12 @@ pub(crate) unsafe fn alloc_bulk(
         }
         watch::refill(|| move_event(class, batch.len(), percpu::cpu()));
         while let Some(object) = (count < len).then(|| batch.pop_last()).flatten() {
-            // SAFETY: `count` is below `len`.
+            // SAFETY: `count` is below `len`, for which `to` is writable.
             unsafe { to.add(count).write(object) };
             count += 1;
         }
-        // SAFETY: objects that have just left a sheaf, the barn or a slab, and nobody else's.
+        // SAFETY: the batch has just left a sheaf, the barn or a slab, so this thread alone holds
+        // its objects.
         unsafe { backend.fill(class, &mut batch) };
         put_away(context, backend, class, node, &mut batch);
     }
@@ -472,10 +498,10 @@ pub(crate) unsafe fn alloc_bulk(
     count
 }
 
-/// Frees objects for which the sheaf of this CPU had no room.
+/// Frees objects for which this CPU's sheaf had no room.
 ///
 /// # Safety
-/// The objects are of that class, and nobody uses them.
+/// The objects are of `class`, and nobody uses them.
 pub(crate) unsafe fn free_bulk(context: Context, class: Class, objects: &[*mut u8]) {
     free_deferred(context);
     let backend = percpu::backend(context);
@@ -489,8 +515,8 @@ pub(crate) unsafe fn free_bulk(context: Context, class: Class, objects: &[*mut u
     may_reclaim(context);
 }
 
-/// Empties the batch into the barn, or else into the slabs; where neither can be had without waiting, into the sheaf, or
-/// else by deferring it.
+/// Empties the batch into the barn, or else into the slabs. If both locks are busy and the context
+/// must not wait, pushes the objects to the sheaf, and defers those that do not fit.
 fn put_away(context: Context, backend: Backend, class: Class, node: usize, batch: &mut Batch) {
     if batch.len() > 0 && !depot_in_use(node, class).barn.put(context, batch) {
         percpu::count(class, Event::BarnFull, 1);
@@ -498,23 +524,24 @@ fn put_away(context: Context, backend: Backend, class: Class, node: usize, batch
     }
 }
 
-/// Empties the batch into the slabs that its objects were cut from; where these cannot be had without waiting, into the sheaf,
-/// or else by deferring it.
+/// Empties the batch into the slabs that its objects were cut from. If the lock of a node's slabs
+/// is busy and the context must not wait, pushes the remaining objects to the sheaf, and defers
+/// those that do not fit.
 fn flush_to_slabs(context: Context, backend: Backend, class: Class, batch: &mut Batch) {
     let slab_of = |object| {
         let unit = Unit::of(object).filter(|unit| unit.is_committed())?;
-        // SAFETY: it is committed.
+        // SAFETY: the unit is committed.
         Some(unsafe { slab_at(unit, class) })
     };
     let mut emptied = Emptied::new();
     let mut objects = batch.objects();
     while let Some(&first) = objects.first() {
         let Some(slab) = slab_of(first) else { misused(first, class, Misuse::Foreign) };
-        // SAFETY: metadata of the unit where the slab of an object of this class starts.
+        // SAFETY: `slab` is committed metadata of the first unit of the slab that holds `first`.
         let node = unsafe { Slab::node(slab) };
         let Some(mut partial) = node_class(node, class).slabs.lock(context) else {
             for &object in objects {
-                // SAFETY: an object of this class that nobody uses.
+                // SAFETY: an object of `class` from the batch, which nobody uses.
                 unsafe {
                     if !backend.push(class, object) {
                         defer_object(context, class, object);
@@ -524,7 +551,7 @@ fn flush_to_slabs(context: Context, backend: Backend, class: Class, batch: &mut 
             break;
         };
         fault::point(Place::SlabsPutting);
-        // SAFETY: as above.
+        // SAFETY: `slab_of` returns committed metadata of the first unit of an object's slab.
         let done = unsafe { partial.put(objects, class, node, slab_of, &mut emptied) };
         drop(partial);
         objects = done.unwrap_or_else(|(object, misuse)| misused(object, class, misuse));
@@ -533,10 +560,10 @@ fn flush_to_slabs(context: Context, backend: Backend, class: Class, batch: &mut 
     free_emptied(context, emptied);
 }
 
-/// Blocks that were freed where nothing could be waited for.
+/// Blocks freed in contexts that could not wait for a lock.
 static DEFERRED: Deferred<MAX_CPUS> = Deferred::new();
 
-/// Empties the deferred list of each CPU.
+/// The irq work of each CPU, which empties the deferred list of that CPU.
 static FLUSH: [IrqWork; MAX_CPUS] = [const { IrqWork::new(flush_by_irq_work) }; MAX_CPUS];
 
 fn flush_by_irq_work(work: &IrqWork) {
@@ -544,17 +571,17 @@ fn flush_by_irq_work(work: &IrqWork) {
     Context::enter(|context| DEFERRED.flush(context, Some(cpu), free_block(context)));
 }
 
-/// Puts a free off for which a lock could not be had. Where that would have been waited for, the lock was abandoned by a fork:
-/// then the block is given up, since nobody will ever get at what it belongs to.
+/// Defers a free whose lock is busy. If the context could have waited, the lock was abandoned by a
+/// fork. Then the block is leaked: its owner can never be locked again.
 ///
 /// # Safety
-/// The block is an object of a slab or a run, and nobody uses it.
+/// `block` is a run, or lies where an object of a slab has its link. Nobody uses the run or object.
 pub(crate) unsafe fn defer(context: Context, block: *mut u8) {
     if context.may_wait() {
         return;
     }
     watch::make_accessible(block, size_of::<*mut u8>(), false);
-    // SAFETY: the caller's promise; every block has room for a word.
+    // SAFETY: the caller guarantees that nobody uses the block; every block has room for a word.
     let cpu = unsafe { DEFERRED.add(percpu::cpu(), block) };
     fault::point(Place::BlockDeferred);
     if let Some(cpu) = cpu {
@@ -562,23 +589,26 @@ pub(crate) unsafe fn defer(context: Context, block: *mut u8) {
     }
 }
 
-/// As [`defer`], an object.
+/// Defers the free of an object, like [`defer`].
 ///
 /// # Safety
-/// The object is of that class, and nobody uses it.
+/// `object` is of `class`, and nobody uses it.
 unsafe fn defer_object(context: Context, class: Class, object: *mut u8) {
     if let (true, Some(unit)) = (class.is_middle(), Unit::of(object)) {
-        // SAFETY: the caller's promise. The link is written into it.
+        // SAFETY: the caller guarantees that `object` is of `class`, so its unit has metadata. The
+        // link is about to be written into the object.
         unsafe { Slab::middle_written(unit.meta().cast(), object) };
     }
-    // SAFETY: the link lies in the object.
+    // SAFETY: the link lies within the object, which nobody uses.
     unsafe { defer(context, object.add(slab::shape(class).link as usize)) };
 }
 
-/// What frees a block that was put off: given by its link, which is where a run starts, and somewhere in an object.
+/// Returns a function that frees a deferred block by the address of its link. The link of a run is
+/// its first word; that of an object may lie anywhere in the object.
 pub(crate) fn free_block(context: Context) -> impl Fn(*mut u8) {
     move |block| {
-        // SAFETY: blocks on deferred lists are objects or runs that nobody uses, and have their metadata.
+        // SAFETY: blocks on deferred lists are objects or runs that nobody uses, and have their
+        // metadata.
         unsafe {
             match class_of_object(block) {
                 Some(class) => {
@@ -595,16 +625,17 @@ pub(crate) fn free_block(context: Context) -> impl Fn(*mut u8) {
     }
 }
 
-/// The class of the object that an address lies in; `None` for one in a run that is no slab.
+/// Returns the class of the object that contains `address`, or `None` if `address` lies in a run
+/// that is no slab.
 ///
 /// # Safety
-/// A run or an object that is not given back yet is at that address.
+/// `address` lies in a run, or in an object that is not yet free in its slab.
 pub(crate) unsafe fn class_of_object(address: *mut u8) -> Option<Class> {
-    // SAFETY: the caller's promise: the unit is in use, and has its metadata.
+    // SAFETY: the caller guarantees that the unit is in use, so it has metadata.
     Unit::of(address).and_then(|unit| unsafe { Slab::class_of_unit(unit.meta().cast()) })
 }
 
-/// Bytes of an object of a class that the program may use.
+/// Returns the usable bytes of an object of a class.
 pub(crate) fn size(class: Class) -> usize {
     let shape = slab::shape(class);
     match class.cache_index() {
@@ -613,7 +644,7 @@ pub(crate) fn size(class: Class) -> usize {
     }
 }
 
-/// What a CPU that comes online needs of the allocator.
+/// Opens the sheaves and the deferred list of a CPU that comes online.
 pub(crate) fn online(cpu: usize) {
     Context::enter(|context| {
         percpu::open(context, cpu);
@@ -621,13 +652,16 @@ pub(crate) fn online(cpu: usize) {
     });
 }
 
-/// Has frees be put off as before there were CPUs, and does those that were.
+/// Closes the deferred lists of all CPUs and frees their blocks. From now on blocks are deferred to
+/// the list that serves a process without CPUs.
 pub(crate) fn end_cpus() {
     Context::enter(|context| DEFERRED.end(context, free_block(context)));
 }
 
-/// Leaves nothing behind on a CPU that goes: no deferred free, no object in a sheaf; those that wait for readers go to
-/// `waiting`. False where the kernel cannot help with sheaves.
+/// Empties a CPU that goes offline: frees its deferred blocks, closes its sheaves and moves their
+/// objects to the barn of its node, or else to the slabs. Objects that wait for readers go to
+/// `waiting`. Returns false if the kernel cannot help with closing sheaves; then the sheaves keep
+/// their objects.
 pub(crate) fn offline(cpu: usize, mut waiting: impl FnMut(&mut Batch)) -> bool {
     Context::enter(|context| {
         DEFERRED.offline(context, cpu, free_block(context));
@@ -643,7 +677,8 @@ pub(crate) fn offline(cpu: usize, mut waiting: impl FnMut(&mut Batch)) -> bool {
     })
 }
 
-/// Settles how objects of the class of a cache are cut, of `shape`; false where there is no memory for that.
+/// Configures the class of a cache for objects of `shape`. Returns false if there is no memory for
+/// its node classes.
 ///
 /// # Safety
 /// Nobody uses the class.
@@ -658,7 +693,7 @@ pub(crate) unsafe fn define(class: Class, shape: Shape) -> bool {
             return false;
         };
         let memory: *mut CacheDepots = run.address.as_ptr().cast();
-        // SAFETY: the run is that long, and ours.
+        // SAFETY: the run has at least the size of `CacheDepots`, and this thread alone holds it.
         unsafe {
             if !run.zeroed {
                 run.address.write_bytes(0, units * UNIT);
@@ -678,7 +713,8 @@ pub(crate) unsafe fn define(class: Class, shape: Shape) -> bool {
         percpu::define(class, shape.stride());
         let memory = node_classes.load(Ordering::Relaxed);
         for node in 0..node::count() {
-            // SAFETY: each barn, empty as long as nobody uses the class, has one of the slots, which is long enough.
+            // SAFETY: each barn gets slots of its own, which are long enough, and is empty as long
+            // as nobody uses the class.
             unsafe {
                 let slots: *mut *mut u8 = (&raw mut (*memory).slots[node]).cast();
                 let room = barn::room_for(percpu::batch_len(class), shape.stride());
@@ -686,17 +722,18 @@ pub(crate) unsafe fn define(class: Class, shape: Shape) -> bool {
                 watch::hide(slots.cast(), room * size_of::<*mut u8>());
             }
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that nobody uses the class; it is one of a cache.
         unsafe { slab::define(class, shape) };
     });
     true
 }
 
-/// Takes what sheaves and barns hold of a class to its slabs. False where the kernel cannot help with that; then objects stay
-/// in sheaves.
+/// Flushes the sheaves and barns of a class to its slabs. Returns false if the kernel cannot help
+/// with sheaves; then objects stay in those.
 pub(crate) fn flush(class: Class) -> bool {
     Context::enter(|context| {
-        // What others took from a sheaf or a barn is home then.
+        // Waits for other flushes: the objects that these took from a sheaf or a barn are in their
+        // slabs then.
         let _flushing = FLUSHING.acquire(context);
         let backend = percpu::backend(context);
         let mut done = true;
@@ -713,7 +750,8 @@ pub(crate) fn flush(class: Class) -> bool {
     })
 }
 
-/// Gives the empty slabs of a class back, when `wait` has returned; how many bytes they had.
+/// Unlinks the empty slabs of a class, calls `wait`, and frees their runs. Returns the bytes of
+/// these slabs.
 pub(crate) fn shed(class: Class, wait: impl FnOnce()) -> usize {
     let mut emptied = Emptied::new();
     Context::enter(|context| {
@@ -728,8 +766,9 @@ pub(crate) fn shed(class: Class, wait: impl FnOnce()) -> usize {
     slabs * slab::shape(class).units as usize * UNIT
 }
 
-/// Takes what sheaves and barns hold of all classes home, and gives back what is empty then, down to pages; how many bytes the
-/// system got. Objects that wait for readers go to `waiting`. Nobody makes or destroys caches meanwhile.
+/// Flushes the sheaves and barns of all classes, frees empty slabs, purges dirty runs and punches
+/// holes. Returns the bytes returned to the system. Objects that wait for readers go to `waiting`.
+/// No cache may be created or destroyed meanwhile.
 pub(crate) fn trim(mut waiting: impl FnMut(&mut Batch)) -> usize {
     Context::enter(|context| {
         let backend = percpu::backend(context);
@@ -745,7 +784,7 @@ pub(crate) fn trim(mut waiting: impl FnMut(&mut Batch)) -> usize {
     });
     for class in (0..MAX_CLASSES).filter_map(Class::any_from_index) {
         Context::enter(|context| {
-            // A fork waits for this, so that no slab is in hand then.
+            // A fork waits for this lock, so that no slab is between its lists and the pages then.
             let _flushing = FLUSHING.acquire(context);
             let backend = percpu::backend(context);
             for node_class in node_classes(class) {
@@ -758,7 +797,7 @@ pub(crate) fn trim(mut waiting: impl FnMut(&mut Batch)) -> usize {
     })
 }
 
-/// Takes what a barn holds to its slabs.
+/// Flushes a barn to slabs.
 fn empty_barn(context: Context, backend: Backend, class: Class, barn: &Barn) {
     let mut batch = Batch::new();
     loop {
@@ -770,7 +809,8 @@ fn empty_barn(context: Context, backend: Backend, class: Class, barn: &Barn) {
     }
 }
 
-/// Takes what a node_class's barn holds to its slabs, and gives back those that are empty then, unless readers may look at them.
+/// Flushes the barn of a node class, and frees the slabs that are empty then, unless readers may
+/// look at them.
 fn empty_node_class(context: Context, backend: Backend, class: Class, node_class: &NodeClass) {
     empty_barn(context, backend, class, &node_class.barn);
     if slab::shape(class).is_kept() {
@@ -783,45 +823,46 @@ fn empty_node_class(context: Context, backend: Backend, class: Class, node_class
     free_emptied(context, emptied);
 }
 
-/// Gives back the runs of slabs that left their lists; how many.
+/// Frees the runs of slabs that left their lists. Returns the number of slabs.
 fn free_emptied(context: Context, mut emptied: Emptied) -> usize {
     let mut slabs = 0;
     while let Some(base) = emptied.pop() {
         watch::slab(base, false, || {
             Unit::of(base).and_then(Unit::run_len).map_or(0, |units| units * UNIT)
         });
-        // SAFETY: the run of a slab that left its lists with all objects free.
+        // SAFETY: `base` is the run of a slab that left its lists with all objects free.
         unsafe { free_run(context, base) };
         slabs += 1;
     }
     slabs
 }
 
-/// What there is of a class; a guess while others allocate and free.
+/// The slabs and free objects of a class. An estimate while other threads allocate and free.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Census {
-    /// Of all nodes.
+    /// Those of all nodes.
     pub(crate) counts: Counts,
-    /// Free objects that CPUs keep.
+    /// Free objects in sheaves.
     pub(crate) in_sheaves: usize,
-    /// Free objects that nodes keep.
+    /// Free objects in barns.
     pub(crate) in_barns: usize,
 }
 
 impl Census {
-    /// Objects in use, where slabs of the class have so many.
+    /// Returns the number of objects in use. `objects` is the number of objects of a slab.
     pub(crate) fn in_use(&self, objects: usize) -> usize {
         let free = self.counts.free + self.in_sheaves + self.in_barns;
         (self.counts.slabs * objects).saturating_sub(free)
     }
 }
 
-/// Whether there may be anything of a class: what CPUs and nodes keep came through a node_class.
+/// Returns whether objects of a class may exist. Whatever sheaves and barns hold came through a
+/// node class.
 pub(crate) fn has_depots(class: Class) -> bool {
     node_classes(class).next().is_some()
 }
 
-/// Counts what there is of a class. In any context.
+/// Counts the slabs and free objects of a class. Any context.
 pub(crate) fn census(class: Class) -> Census {
     let mut census = Census::default();
     for node_class in node_classes(class) {
@@ -835,7 +876,8 @@ pub(crate) fn census(class: Class) -> Census {
     census
 }
 
-/// What a node has of a class, and the objects in its barn. In any context.
+/// Returns the counts of a class on a node, and the number of objects in its barn. Returns `None`
+/// if the node has no state of the class. Any context.
 pub(crate) fn counts_of_node(node: usize, class: Class) -> Option<(Counts, usize)> {
     is_used(node, class).then(|| {
         let node_class = node_class(node, class);
@@ -843,16 +885,18 @@ pub(crate) fn counts_of_node(node: usize, class: Class) -> Option<(Counts, usize
     })
 }
 
-/// Calls `visit` with each object of a class that is not in its slab: all that are in use, if nothing is in sheaves and barns.
-/// Nobody allocates or frees any meanwhile.
+/// Calls `visit` with each object of a class that is not free in its slab. Those are the objects in
+/// use, if sheaves and barns are empty. Nobody may allocate or free objects of the class meanwhile.
 pub(crate) fn for_each_out(class: Class, visit: &mut dyn FnMut(NonNull<u8>)) {
     page::for_each_unit(&mut |unit| {
-        // SAFETY: committed metadata. Slabs of the class do not come or go meanwhile.
+        // SAFETY: the metadata is committed, and slabs of the class neither come nor go meanwhile.
         unsafe { Slab::for_each_out(unit.meta().cast(), unit.address(), class, visit) };
     });
 }
 
-/// Frees all that was deferred on `cpu`, or before there was any, before this call, even if somebody else is at it.
+/// Ensures that every block deferred on `cpu` before this call is free, and waits for any other
+/// thread that is freeing some of them. `None` stands for the list that serves a process without
+/// CPUs.
 pub(crate) fn deferred_barrier(cpu: Option<usize>) {
     Context::enter(|context| DEFERRED.barrier(context, cpu, free_block(context)));
     if let Some(cpu) = cpu {
@@ -860,29 +904,31 @@ pub(crate) fn deferred_barrier(cpu: Option<usize>) {
     }
 }
 
-/// Whether something waits on the deferred list of a CPU, or on that for the time before the machine was started.
+/// Returns whether blocks wait on the deferred list of a CPU, or with `None`, on the list that
+/// serves a process without CPUs.
 pub(crate) fn is_deferred_on(cpu: Option<usize>) -> bool {
     !DEFERRED.is_empty(cpu)
 }
 
-/// Frees that could not be done where they were asked for.
+/// Counts of frees that could not be done where they were requested.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct DeferredFrees {
-    /// How many were put off so far.
+    /// Frees deferred so far.
     pub deferred: u64,
-    /// How many of these are done. Equal to the others after [`barrier`](fn@crate::cache::barrier), unless there are new ones.
+    /// Deferred frees done so far. Equal to `deferred` after [`barrier`](fn@crate::cache::barrier),
+    /// unless more frees were deferred since.
     pub flushed: u64,
 }
 
-/// Counts the frees that could not be done where they were asked for. May be called in any context.
+/// Counts the frees that could not be done where they were requested. Any context.
 #[must_use]
 pub fn deferred_frees() -> DeferredFrees {
     let (deferred, flushed) = DEFERRED.counts();
     DeferredFrees { deferred, flushed }
 }
 
-/// Every lock of the slow paths, in the order in which they may be taken.
+/// Calls `visit` with every lock of the slow paths, in the order in which they may be acquired.
 pub(crate) fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
     DEFERRED.for_each_lock(visit);
     visit(LockClass::Flushing, FLUSHING.raw());
@@ -895,7 +941,7 @@ pub(crate) fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
     let of_caches = CACHE_DEPOTS.iter().flat_map(|node_classes| {
         let node_classes = node_classes.load(Ordering::Acquire);
         let count = if node_classes.is_null() { 0 } else { node::count() };
-        // SAFETY: what `define` made has as many.
+        // SAFETY: `define` made as many node classes as there are nodes.
         (0..count).map(move |node| unsafe {
             &*(&raw const (*node_classes).node_classes).cast::<NodeClass>().add(node)
         })
@@ -907,12 +953,14 @@ pub(crate) fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
     page::for_each_lock(visit);
 }
 
-/// In the child of a fork, which has no CPUs: what they were to free is freed as before there were any.
+/// Moves the blocks deferred on CPUs to the list that serves a process without CPUs. Called in a
+/// fork child, which has none.
 pub(crate) fn without_cpus() {
     DEFERRED.without_cpus();
 }
 
-/// Allocates a run, as [`page::alloc`]. Where there is no memory for it, what CPUs and nodes keep is taken home first.
+/// Allocates a run like [`page::alloc`]. Without memory for it, flushes what CPUs and nodes hold
+/// and tries again.
 pub(crate) fn alloc_run(
     context: Context,
     node: usize,
@@ -923,7 +971,8 @@ pub(crate) fn alloc_run(
         .or_else(|| alloc_after_all(context, node, units, align))
 }
 
-/// Gives back all that nobody needs, and tries once more; `None` if that is in vain, or may have to be waited for.
+/// Frees and purges all idle memory, and retries the allocation. Returns `None` if the context must
+/// not wait, or if memory is still short.
 #[cold]
 fn alloc_after_all(
     context: Context,
@@ -934,7 +983,7 @@ fn alloc_after_all(
     if !context.may_wait() || !page::may_have(units) {
         return None;
     }
-    // What another thread takes home at this moment is wanted, too.
+    // Wait for another thread's flush: the objects that it is moving are needed, too.
     if let Some(flushing) = FLUSHING.acquire(context) {
         empty_sheaves(context, &flushing, true);
         empty_node_classes(context, &flushing, true);
@@ -942,13 +991,13 @@ fn alloc_after_all(
     page::alloc_after_trim(context, node, units, align)
 }
 
-/// Gives a run back, or puts that off.
+/// Frees a run, or defers the free.
 ///
 /// # Safety
 /// `base` is the address of a run that nobody uses.
 pub(crate) unsafe fn free_run(context: Context, base: *mut u8) {
     let Some(unit) = Unit::of(base) else { return };
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that nobody uses the run.
     unsafe {
         if !page::free(context, unit) {
             defer(context, base);
@@ -956,43 +1005,47 @@ pub(crate) unsafe fn free_run(context: Context, base: *mut u8) {
     }
 }
 
-/// To be called at the end of what frees something, without any lock.
+/// Lets `reclaim` act on what was freed. Call last in every freeing slow path, holding no lock.
 pub(crate) fn may_reclaim(context: Context) {
     reclaim::freed(context, end_window);
 }
 
-/// To be called at the end of what allocates beyond sheaves, without any lock: makes threads of ours that are due.
+/// Starts the threads of this allocator that a fork child has yet to start. Call last in every slow
+/// path that allocates beyond sheaves, holding no lock.
 pub(crate) fn have_threads(context: Context) {
     do_what_was_left(context);
 }
 
-/// Held by who takes objects of any class home, which for a moment are nowhere else, and relies on what the class is.
+/// Held by a thread that flushes objects of any class to slabs. Meanwhile these are in no sheaf,
+/// barn or slab, and their class must not change its shape.
 static FLUSHING: Lock<()> = Lock::new(LockClass::Flushing, ());
 
-/// Ends a window at once, whoever else ends them and however long they are: for tests, which must not depend on time.
+/// Ends a decay window at once, whatever thread usually ends windows and however long they are. For
+/// tests, which must not depend on time.
 #[cfg(feature = "fault-points")]
 pub(crate) fn end_window_now() -> bool {
     Context::enter(|context| end_window(context, Occasion::Window))
 }
 
-/// Moves what was not asked for in this window a step towards the system: from sheaves and barns to
-/// slabs, from these to pages, from there away; all of it, and all the way, if memory is short.
-/// Returns whether there is more to be moved.
+/// Ends a decay window: moves memory that was idle throughout it one step towards the system, from
+/// sheaves and barns to slabs, from slabs to pages, from pages to the system. If memory is short,
+/// moves all memory all the way. Returns whether there is more to move.
 ///
-/// A free does a part of it. It leaves the sheaves alone: those of other CPUs can only be emptied by
-/// a system call that a sandbox may forbid, and interrupts the CPU.
+/// A free does only a part of this. It leaves sheaves alone: those of other CPUs can only be
+/// emptied by a system call that a sandbox may forbid, and that interrupts the CPU.
 fn end_window(context: Context, occasion: Occasion) -> bool {
     if occasion == Occasion::Piece {
         return punch_holes(context, &Punch { is_end: false, ..Punch::OF_A_FREE }).is_cut_short;
     }
     let is_short = occasion == Occasion::Shortage;
-    // A handler may have freed it in a program that is idle since, and has started no CPUs.
+    // All lists, not only this CPU's: a signal handler may have deferred blocks in a program that
+    // has been idle since, and has started no CPU threads.
     let mut freed = DEFERRED.flush_all(free_block(context));
     if occasion != Occasion::Free {
         freed |= free_for_readers(context);
     }
     let mut moved = true;
-    // Whoever flushes a class or defines one is soon done.
+    // Only tries, since another thread that flushes or defines a class is soon done.
     if let Some(flushing) = FLUSHING.acquire(Context::TRYING) {
         moved = occasion != Occasion::Free && empty_sheaves(context, &flushing, is_short);
         moved |= empty_node_classes(context, &flushing, is_short);
@@ -1011,28 +1064,28 @@ fn end_window(context: Context, occasion: Occasion) -> bool {
     freed || moved || punched.has_more || page::is_dirty(context)
 }
 
-/// What frees objects that waited for readers: a `fn(Context) -> bool`, or null.
+/// The routine that frees objects that waited for readers: a `fn(Context) -> bool`, or null.
 static FOR_READERS: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
 
-/// Has the end of each window call `routine`, which frees what waited for readers, and returns
-/// whether anything waits still.
+/// Registers `routine` to be called at the end of each decay window. It frees objects that waited
+/// for readers, and returns whether any are still waiting.
 pub(crate) fn at_end_of_window(routine: fn(Context) -> bool) {
-    // Relaxed: a function needs nothing else to be seen.
+    // Relaxed: the function depends on no other data.
     FOR_READERS.store(routine as *mut (), Ordering::Relaxed);
 }
 
 fn free_for_readers(context: Context) -> bool {
     let routine = FOR_READERS.load(Ordering::Relaxed);
-    // SAFETY: where it is not null, it is what `at_end_of_window` stored.
+    // SAFETY: not null, so it is a function that `at_end_of_window` stored.
     !routine.is_null()
         && unsafe { mem::transmute::<*mut (), fn(Context) -> bool>(routine)(context) }
 }
 
-/// Most bytes of free runs that a free gives back, at the end of a window.
+/// Most bytes of free runs that a free purges at the end of a decay window.
 const BYTES_OF_A_FREE: usize = 32 << 20;
 
-/// Moves what the sheaves of all CPUs hold to its slabs, if it was not asked for in this window or
-/// that does not matter. Returns whether there is more to be moved.
+/// Flushes the sheaves of all CPUs to slabs: those that were idle for long enough, or with
+/// `even_busy`, all. Returns whether it flushed any, or left some that may be idle next time.
 fn empty_sheaves(context: Context, _flushing: &Guard<'_, ()>, even_busy: bool) -> bool {
     let backend = percpu::backend(context);
     let mut moved = false;
@@ -1045,7 +1098,9 @@ fn empty_sheaves(context: Context, _flushing: &Guard<'_, ()>, even_busy: bool) -
     moved
 }
 
-/// As [`empty_sheaves`], what barns hold; and gives slabs that are empty then back to pages.
+/// Flushes the barns of all node classes that were idle in this decay window, or with `even_busy`,
+/// of all. Frees their empty slabs. Returns whether it moved objects, or left a busy node class
+/// alone.
 fn empty_node_classes(context: Context, _flushing: &Guard<'_, ()>, even_busy: bool) -> bool {
     let backend = percpu::backend(context);
     let mut moved = false;
@@ -1066,36 +1121,37 @@ fn empty_node_classes(context: Context, _flushing: &Guard<'_, ()>, even_busy: bo
     moved
 }
 
-/// Of which slabs holes are given back.
+/// Which slabs [`punch_holes`] punches.
 struct Punch {
-    /// Of all, instead of those that nothing was cut from in this window.
+    /// Includes slabs that were not idle for a whole window.
     even_busy: bool,
-    /// At most of so many.
+    /// Most slabs to punch.
     slabs: usize,
-    /// A window ends, so what was cut from before is a window older.
+    /// A decay window ends, so each slab ages by one window.
     is_end: bool,
 }
 
 impl Punch {
     const ALL: Punch = Punch { even_busy: false, slabs: usize::MAX, is_end: true };
-    /// A slab takes some ten microseconds.
+    /// The work of a free at the end of a window. Punching a slab takes some ten microseconds.
     const OF_A_FREE: Punch = Punch { slabs: 16, ..Punch::ALL };
 }
 
-/// What came of [`punch_holes`].
+/// The result of [`punch_holes`].
 #[derive(Default)]
 struct Punched {
-    /// Bytes that were given back.
+    /// Bytes decommitted.
     bytes: usize,
-    /// There are slabs whose holes may be given back at the end of a later window.
+    /// Slabs remain whose holes may be punched at the end of a later window.
     has_more: bool,
-    /// There may be some whose holes may be given back now.
+    /// The limit of slabs was reached, so others may be due already.
     is_cut_short: bool,
 }
 
-/// Gives back pages of partial slabs on which no object is in use.
+/// Decommits pages of partial slabs that hold no live object. Does nothing in a context that must
+/// not wait.
 fn punch_holes(context: Context, punch: &Punch) -> Punched {
-    /// The class to begin with, for each to have its turn.
+    /// The class to begin with, so that each class gets its turn.
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let (mut punched, mut left) = (Punched::default(), punch.slabs);
     if !context.may_wait() {
@@ -1104,7 +1160,7 @@ fn punch_holes(context: Context, punch: &Punch) -> Punched {
     // Relaxed: any class will do.
     let first = NEXT.fetch_add(1, Ordering::Relaxed);
     let classes = (0..CLASSES).map(|index| (first.wrapping_add(index)) % CLASSES);
-    // Free objects of caches hold something.
+    // Size classes only: free objects of caches may have contents.
     for node_class in classes.filter_map(Class::from_index).flat_map(node_classes) {
         let slabs = node_class.slabs.lock(context).map_or(0, |mut partial| {
             if punch.is_end {
@@ -1127,32 +1183,35 @@ fn punch_holes(context: Context, punch: &Punch) -> Punched {
     punched
 }
 
-/// Gives back the holes of one slab, if there is one whose turn it is: how many bytes. Never in a context that may not wait.
+/// Punches the holes of one slab that is due, and returns the bytes decommitted. Returns `None` if
+/// no slab is due, or if the context must not wait.
 fn punch_slab(context: Context, node_class: &NodeClass, even_busy: bool) -> Option<usize> {
-    // A fork waits for this, so that no slab is in hand then.
+    // A fork waits for this guard, so that no slab is lent then.
     let _purging = page::Purging::begin(context)?;
     let lent = node_class.slabs.lock(context)?.lend(even_busy)?;
     fault::point(Place::SlabPunching);
     let mut bytes = 0;
     lent.for_each_hole(os::page_size(), |address, len| {
-        // SAFETY: free objects of a slab from which none leave while it is lent; nothing is kept in them.
+        // SAFETY: a hole has only free objects, which leave no slab while it is lent, and free
+        // objects of size classes have no contents.
         if unsafe { os::decommit(address, len) } {
             bytes += len;
         }
     });
     page::note_decommitted(bytes);
-    // It fails only in the child of a fork, where a thread that is not there had the lock: the slab is lost, like all of its class
-    // on this node.
+    // Fails only in a fork child, if a thread that does not exist there held the lock. The slab is
+    // lost then, like all slabs of its class on this node.
     let mut emptied = Emptied::new();
     let mut partial = node_class.slabs.lock(context)?;
-    // SAFETY: it is of these lists.
+    // SAFETY: these lists lent the slab.
     unsafe { partial.relist_lent(lent, &mut emptied) };
     drop(partial);
     free_emptied(context, emptied);
     Some(bytes)
 }
 
-/// Frees what was put off on this CPU, where that can be waited for and nobody else is at it.
+/// Frees the blocks deferred on this CPU, if the context may wait and no other thread is freeing
+/// them.
 #[inline]
 pub(crate) fn free_deferred(context: Context) {
     if context.may_wait() {
@@ -1161,17 +1220,18 @@ pub(crate) fn free_deferred(context: Context) {
     }
 }
 
-/// Returns the descriptor of the slab of `class` that holds a unit, or that of the unit, where it belongs to none.
+/// Returns the descriptor of the slab of `class` that contains a unit. If the unit is in no such
+/// slab, returns its own metadata.
 ///
 /// # Safety
 /// The unit is committed.
 unsafe fn slab_at(unit: Unit, class: Class) -> *mut Slab {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that the unit is committed.
     let base = unsafe { Slab::base_of(unit.meta().cast(), class) };
     base.map_or(unit, |base| unit.at(base)).meta().cast()
 }
 
-/// Notes in debug builds that the program gets an object.
+/// Records in debug builds that the program receives an object, and returns that object.
 #[inline(always)]
 pub(crate) fn checked_out(object: NonNull<u8>, class: Class) -> NonNull<u8> {
     #[cfg(debug_assertions)]
@@ -1181,8 +1241,8 @@ pub(crate) fn checked_out(object: NonNull<u8>, class: Class) -> NonNull<u8> {
     object
 }
 
-/// To be called when the program gives an object back. Ends the process, in debug builds, if that is not an object of `class` that
-/// the program holds.
+/// Reports a free to watchers. In debug builds, ends the process unless the program holds `object`
+/// and it is of `class`. Call for every object that the program frees.
 #[inline(always)]
 pub(crate) fn checked_in(object: *mut u8, class: Class) {
     watch::freed(object);
@@ -1199,7 +1259,8 @@ pub(crate) fn checked_in(object: *mut u8, class: Class) {
 fn note(object: *mut u8, class: Class, held: bool) {
     let unit = Unit::of(object).filter(|unit| unit.is_committed());
     let noted = unit.ok_or(Misuse::Foreign).and_then(|unit| {
-        // SAFETY: committed metadata of the unit where a slab of this class would start.
+        // SAFETY: committed metadata of the first unit of the object's slab, if it is in a slab of
+        // this class.
         unsafe { Slab::note(slab_at(unit, class), object, class, held) }
     });
     if let Err(misuse) = noted {
@@ -1207,23 +1268,25 @@ fn note(object: *mut u8, class: Class, held: bool) {
     }
 }
 
-/// Notes that the program gets an object of a middle size. Returns whether it reads as zero.
+/// Records that the program receives an object of a middle size. Returns whether the object reads
+/// as zero.
 #[inline(always)]
 pub(crate) fn middle_out(object: *mut u8) -> bool {
-    // SAFETY: the unit of an object that was allocated.
+    // SAFETY: the metadata belongs to the unit of an object that was just allocated.
     page::meta_at(object).is_some_and(|meta| unsafe { Slab::middle_out(meta.cast(), object) })
 }
 
-/// Notes that the program gives back what lies at an address, and returns its class, if that is an object of a middle size. Ends
-/// the process if the address lies in a slab of such, and is not the start of an object that the program has.
+/// Records that the program frees the block at `address`, and returns its class, if it is an object
+/// of a middle size. Ends the process if `address` lies in a slab of such objects but is not the
+/// start of one that the program holds.
 #[inline(always)]
 pub(crate) fn middle_in(address: *mut u8) -> Option<Class> {
     let meta = page::meta_at(address)?;
-    // SAFETY: committed metadata of its unit.
+    // SAFETY: `meta_at` returns committed metadata of the address's unit.
     unsafe { Slab::middle_in(meta.cast(), address) }.or_else(|| no_middle(address))
 }
 
-/// Ends the process if an address lies in a slab of objects of a middle size.
+/// Ends the process if `address` lies in a slab of objects of a middle size.
 #[cold]
 #[inline(never)]
 fn no_middle(address: *mut u8) -> Option<Class> {
@@ -1234,21 +1297,22 @@ fn no_middle(address: *mut u8) -> Option<Class> {
     }
 }
 
-/// The class of the slab that an address lies in, and whether an object starts there.
+/// Returns the class of the slab that contains `address`, and whether an object starts there.
+/// Returns `None` if no slab does.
 pub(crate) fn find(address: *mut u8) -> Option<(Class, bool)> {
     let unit = Unit::of(address).filter(|unit| unit.is_committed())?;
-    // SAFETY: committed metadata of that unit.
+    // SAFETY: the metadata of a committed unit, which contains `address`.
     unsafe { Slab::find(unit.meta().cast(), address) }
 }
 
-/// Ends the process if no object of `class` starts at `object`.
+/// Ends the process unless an object of `class` starts at `object`.
 fn check(object: *mut u8, class: Class) {
     if find(object) != Some((class, true)) {
         misused(object, class, Misuse::Foreign);
     }
 }
 
-/// What a class is called in messages.
+/// A class, displayed as messages name it.
 pub(crate) struct Kind(pub(crate) Class);
 
 impl fmt::Display for Kind {
@@ -1258,6 +1322,7 @@ impl fmt::Display for Kind {
     }
 }
 
+/// Ends the process with a message about a free of `object` as one of `class`.
 #[cold]
 #[inline(never)]
 pub(crate) fn misused(object: *mut u8, class: Class, misuse: Misuse) -> ! {
