@@ -1,31 +1,32 @@
-//! Where an arena keeps its free runs: bins by length, each a list that is linked through the descriptors.
+//! The free runs of an arena, in bins by length. Each bin is a list linked through the descriptors.
 //!
-//! This file knows lengths and heads; the links are its caller's.
+//! This file knows only the lengths and the heads of lists. Callers maintain the links.
 
 use super::NONE;
 
-/// Free runs of one kind, in bins by length: one for each length below 16, then eight to an octave.
+/// Free runs of one state, in bins by length: one bin for each length below 16, then eight to an
+/// octave.
 pub(super) struct Bins {
     heads: [u32; Bins::COUNT],
-    /// A bit per bin that is not empty.
+    /// A bit for each bin, set if the bin is not empty.
     filled: [u64; Bins::COUNT / 64],
 }
 
 impl Bins {
-    /// Enough for every length.
+    /// Number of bins, enough for every length.
     const COUNT: usize = 256;
 
     pub(super) const fn new() -> Bins {
         Bins { heads: [NONE; Bins::COUNT], filled: [0; Bins::COUNT / 64] }
     }
 
-    /// The bin that runs of `len` units are kept in.
+    /// Returns the bin for runs of `len` units.
     pub(super) fn holding(len: u32) -> usize {
         let octave = len.max(8).ilog2();
         ((octave - 3) * 8 + (len >> (octave - 3))) as usize
     }
 
-    /// The first bin in which every run has at least `len` units.
+    /// Returns the first bin in which every run has at least `len` units.
     pub(super) fn fitting(len: u32) -> usize {
         let octave = len.max(8).ilog2();
         let round = (1 << (octave - 3)) - 1;
@@ -44,7 +45,7 @@ impl Bins {
         }
     }
 
-    /// The first bin from `bin` on that is not empty.
+    /// Returns the first non-empty bin from `bin` on.
     pub(super) fn first_from(&self, bin: usize) -> Option<usize> {
         let mut mask = u64::MAX << (bin % 64);
         for (index, word) in self.filled.iter().enumerate().skip(bin / 64) {
@@ -56,7 +57,7 @@ impl Bins {
         None
     }
 
-    /// The last bin that is not empty.
+    /// Returns the last non-empty bin.
     pub(super) fn last(&self) -> Option<usize> {
         let (index, word) = self.filled.iter().enumerate().rfind(|(_, word)| **word != 0)?;
         Some(index * 64 + 63 - word.leading_zeros() as usize)
@@ -73,7 +74,7 @@ mod tests {
             let (holding, fitting) = (Bins::holding(len), Bins::fitting(len));
             assert!(holding <= fitting && fitting <= holding + 1, "{len}");
             assert!(Bins::holding(len + 1) >= holding && Bins::holding(len + 1) <= holding + 1);
-            // Nothing shorter than `len` is kept in the first bin said to fit it.
+            // No run shorter than `len` is kept in the first bin that fits `len`.
             assert!(len == 1 || Bins::holding(len - 1) < fitting, "{len}");
         }
         assert!(Bins::holding(u32::MAX) < Bins::COUNT);

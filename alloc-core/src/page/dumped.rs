@@ -1,22 +1,23 @@
-//! What is left out of core files: free memory that went back to the system reads as zero, and debuggers write all of it.
+//! Leaves decommitted free memory out of core files: it reads as zero, and debuggers write all of
+//! it.
 //!
-//! A mapping is left out as a whole, or not at all, so this is noted for *blocks* of 2 MiB, of which no part is in use. They are taken
-//! in again before anybody uses a part of them.
+//! The kernel leaves out a mapping as a whole or not at all. So memory is left out in *blocks* of 2
+//! MiB of which no part is in use. A block is included again before any part of it is used.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::{Arrays, UNIT, UNIT_SHIFT};
 use crate::os;
 
-/// FreeRuns of a block.
+/// Units of a block.
 pub(super) const BLOCK: u32 = (2 << 20) / UNIT as u32;
-/// Blocks that can be left out: those of 256 GiB.
+/// Words of the bitmap, with a bit for each block that can be left out: the blocks of 256 GiB.
 const WORDS: usize = if cfg!(miri) { 8 } else { 2048 };
-/// Most blocks that are left out at a time: each may be a mapping of its own, and the kernel grants a process some 65 000 of these
-/// (`vm.max_map_count`).
+/// Most blocks to leave out at a time. Each may be a mapping of its own, and the kernel grants a
+/// process some 65 000 mappings (`vm.max_map_count`).
 const MOST: u32 = 4096;
 
-/// A bit for each block that is left out.
+/// A bit for each block, set while the block is left out, and the number of bits set.
 pub(super) struct LeftOut {
     bits: [AtomicU64; WORDS],
     count: AtomicU32,
@@ -27,8 +28,8 @@ impl LeftOut {
         LeftOut { bits: [const { AtomicU64::new(0) }; WORDS], count: AtomicU32::new(0) }
     }
 
-    /// Calls `visit` with the first unit of each block of which there are any of these units, and the word and the bit that stand for
-    /// it.
+    /// Calls `visit` for each block that holds any of the units `start..end`: with the block's
+    /// first unit, and with the word and the bit that stand for the block.
     fn for_each(
         &self,
         arrays: &Arrays,
@@ -36,10 +37,10 @@ impl LeftOut {
         end: u32,
         visit: impl Fn(u32, &AtomicU64, u64),
     ) {
-        // Blocks start on a multiple of their size, by address.
+        // Blocks start at multiples of their size, by address.
         let past = arrays.base_unit() % BLOCK;
         for number in (start + past) / BLOCK..(end + past).div_ceil(BLOCK) {
-            // One that lies in front of the arena in part is none.
+            // A block that begins below the arena does not count.
             if let Some(first) = (number * BLOCK).checked_sub(past)
                 && let Some(word) = self.bits.get((number / u64::BITS) as usize)
             {
@@ -48,10 +49,12 @@ impl LeftOut {
         }
     }
 
-    /// Has the whole blocks among these units left out. They are the caller's, and clean.
+    /// Leaves out the whole blocks among the units `start..end`, which belong to the caller and are
+    /// clean.
     pub(super) fn leave_out(&self, arrays: &Arrays, start: u32, end: u32) {
         self.for_each(arrays, start, end, |first, word, bit| {
-            // Relaxed, here and below: who gets units of a block has the arena's lock after this.
+            // Relaxed, here and below: a thread that allocates units of a block has acquired the
+            // arena's lock after this.
             if first >= start && first + BLOCK <= end && self.count.load(Ordering::Relaxed) < MOST {
                 set_dumped(arrays, first, false);
                 if word.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
@@ -61,7 +64,8 @@ impl LeftOut {
         });
     }
 
-    /// Has the blocks of these units taken in again. They are the caller's.
+    /// Includes again the blocks that hold any of the units `start..end`, which belong to the
+    /// caller.
     pub(super) fn take_in(&self, arrays: &Arrays, start: u32, end: u32) {
         if self.count.load(Ordering::Relaxed) == 0 {
             return;
@@ -77,7 +81,8 @@ impl LeftOut {
     }
 }
 
-/// The first unit of the block that `start` lies in, if all of that lies in the arena, and the end of the one before `end`.
+/// Returns the first unit of the block that holds `start`, unless that block begins below the
+/// arena, and the end of the block that holds the last unit before `end`.
 pub(super) fn blocks_around(arrays: &Arrays, start: u32, end: u32) -> (Option<u32>, u32) {
     let past = arrays.base_unit() % BLOCK;
     let first = ((start + past) / BLOCK * BLOCK).checked_sub(past);
@@ -85,6 +90,7 @@ pub(super) fn blocks_around(arrays: &Arrays, start: u32, end: u32) -> (Option<u3
 }
 
 fn set_dumped(arrays: &Arrays, first: u32, dumped: bool) {
-    // SAFETY: committed units of the arena: some of them are in use, or all have just been.
+    // SAFETY: blocks lie in the arena, which is one reservation, and start on a page boundary. Only
+    // blocks of committed units get here.
     unsafe { os::set_dumped(arrays.address(first), (BLOCK as usize) << UNIT_SHIFT, dumped) };
 }

@@ -1,4 +1,5 @@
-//! Giving up address space: where a program limits its own after arenas were reserved, they would leave it none.
+//! Gives up address space when a program limits its own after arenas were reserved. Otherwise the
+//! arenas would leave the program none.
 
 use core::sync::atomic::Ordering;
 
@@ -8,13 +9,14 @@ use crate::os;
 use crate::size_class::{UNIT, UNIT_SHIFT};
 use crate::sync::Context;
 
-/// Blocks of a reserve that stay.
+/// Blocks of each reserve that are kept.
 const KEPT_BLOCKS: usize = 16;
 /// Bytes of address space for each unit.
 const PER_UNIT: usize = UNIT + META_SIZE + size_of::<Run>();
 
-/// Gives up what no arena has committed, if the process has more than `most` bytes of address space: half of what is left then stays,
-/// as when an arena is made under a limit. Nothing where the system does not say how much there is.
+/// Gives up address space that no arena has committed, if the process has more than `most` bytes of
+/// address space. Half of what the limit leaves stays reserved, as when an arena is made under a
+/// limit. Does nothing where the system does not report the size of the address space.
 pub(crate) fn limit_address_space(context: Context, most: usize) {
     for arena in arenas() {
         let Some(size) = os::address_space().filter(|size| *size > most) else { return };
@@ -26,7 +28,8 @@ pub(crate) fn limit_address_space(context: Context, most: usize) {
 }
 
 impl Arena {
-    /// To be called with the lock on committing.
+    /// Gives up this arena's part, in a process with `size` bytes of address space. Call with
+    /// `committing` held.
     fn give_up(&self, size: usize, most: usize) {
         let arrays = self.arrays();
         let (committed, end) = (self.committed(), self.end());
@@ -38,7 +41,9 @@ impl Arena {
         let left = most.saturating_sub(size.saturating_sub(all as usize * PER_UNIT)) / 2;
         let stays = u32::try_from(left / PER_UNIT).unwrap_or(u32::MAX).min(end - committed);
         let bytes = ((committed + stays) as usize) << UNIT_SHIFT;
-        // First this: another arena may come to lie there. Relaxed: who has a block of that got it after the system unmapped this.
+        // Store the bounds before unmapping, since another arena may be mapped there afterwards.
+        // Relaxed: a thread that has a block of that arena got it after the system unmapped this
+        // range.
         self.end.store(committed + stays, Ordering::Relaxed);
         self.behind.store(behind, Ordering::Relaxed);
         self.bytes.store(bytes, Ordering::Relaxed);
@@ -51,7 +56,8 @@ impl Arena {
 }
 
 impl Arrays {
-    /// Gives up the address space of units that were never committed, and of the whole pages of what belongs to them.
+    /// Unmaps the units `from..to`, which were never committed, and the whole pages of their
+    /// descriptors and metadata.
     fn unmap(&self, from: u32, to: u32) {
         let (from, to) = (from as usize, to as usize);
         let arrays =
@@ -59,7 +65,7 @@ impl Arrays {
         for (base, size) in arrays {
             let (from, to) = ((from * size).next_multiple_of(UNIT), (to * size) & !(UNIT - 1));
             if from < to {
-                // SAFETY: within the array that starts there, and nobody uses it.
+                // SAFETY: the range lies in the array at `base`, and nobody uses it.
                 unsafe {
                     os::unreserve(core::ptr::NonNull::new_unchecked(base.add(from)), to - from)
                 };

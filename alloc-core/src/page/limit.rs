@@ -1,24 +1,26 @@
-//! How much memory runs may have: `HAYLOFT_LIMIT=[SOFT:]HARD`, in bytes or with one of the letters K, M, G and T, each of which
-//! may be followed by B or iB and is 1024 times the one before.
+//! The limit on the memory of runs: `HAYLOFT_LIMIT=[SOFT:]HARD`, in bytes or with one of the
+//! letters K, M, G and T. Each letter stands for 1024 times the one before, and may be followed by
+//! B or iB.
 //!
-//! Whatever is not clean counts, in whole units: runs in use, touched or not, and dirty ones. Beyond the soft limit, 7/8 of the
-//! hard one unless it is given, free runs go back to the system at once. At the hard one there is no clean run for anybody.
+//! All units that are not clean count, in whole units: those of runs in use, touched or not, and
+//! those of dirty free runs. Beyond the soft limit, free runs are decommitted at once. The soft
+//! limit is 7/8 of the hard one unless it is set. At the hard limit, no clean run is allocated.
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::os;
 use crate::size_class::UNIT_SHIFT;
 
-/// The least that a limit can be, in units: what a program needs to say that it has no memory.
+/// Lowest hard limit, in units: the memory that a program needs to report that it has none.
 const LEAST: usize = (1 << 20) >> UNIT_SHIFT;
 
-/// FreeRuns that are not clean.
+/// Number of units that are not clean.
 static CHARGED: AtomicUsize = AtomicUsize::new(0);
 /// The limits, in units.
 static SOFT: AtomicUsize = AtomicUsize::new(usize::MAX);
 static HARD: AtomicUsize = AtomicUsize::new(usize::MAX);
 
-/// Reads the setting. To be called before there is memory; a second time changes nothing.
+/// Reads the setting. Call before any memory is allocated; a second call changes nothing.
 pub(super) fn read() {
     let Some(text) = os::env(c"HAYLOFT_LIMIT") else { return };
     match core::str::from_utf8(text).map_err(|_| NO_LIMIT).and_then(parse) {
@@ -33,7 +35,7 @@ pub(super) fn read() {
 
 const NO_LIMIT: &str = "no limit like 512M or 400M:512M";
 
-/// Limits in units, or what is wrong.
+/// Parses a setting. Returns the soft and the hard limit in units, or the reason why it is invalid.
 fn parse(text: &str) -> Result<(usize, usize), &'static str> {
     let limit = |text| units(text).ok_or(NO_LIMIT);
     let (soft, hard) = match text.split_once(':') {
@@ -66,7 +68,8 @@ fn units(text: &str) -> Option<usize> {
     Some(number.checked_mul(1 << shift)? >> UNIT_SHIFT)
 }
 
-/// Counts units that are clean no more; false, and nothing is counted, where that would exceed the hard limit.
+/// Counts `units` units that are no longer clean. Returns false, and counts nothing, if that would
+/// exceed the hard limit.
 #[must_use]
 pub(super) fn charge(units: u32) -> bool {
     let hard = HARD.load(Ordering::Relaxed);
@@ -74,27 +77,27 @@ pub(super) fn charge(units: u32) -> bool {
     CHARGED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok()
 }
 
-/// Counts units that are clean again.
+/// Counts `units` units as clean again.
 pub(super) fn uncharge(units: u32) {
     CHARGED.fetch_sub(units as usize, Ordering::Relaxed);
 }
 
-/// FreeRuns that there may be at most.
+/// Returns the hard limit, in units.
 pub(super) fn hard() -> usize {
     HARD.load(Ordering::Relaxed)
 }
 
-/// FreeRuns that are not clean.
+/// Returns the number of units that are not clean.
 pub(super) fn charged() -> usize {
     CHARGED.load(Ordering::Relaxed)
 }
 
-/// Whether so many more clean units would exceed the hard limit.
+/// Returns whether allocating `units` clean units would exceed the hard limit.
 pub(super) fn forbids(units: u32) -> bool {
     charged().saturating_add(units as usize) > HARD.load(Ordering::Relaxed)
 }
 
-/// Whether there is more than the soft limit allows.
+/// Returns whether the soft limit is exceeded.
 pub(super) fn is_soft_exceeded() -> bool {
     charged() > SOFT.load(Ordering::Relaxed)
 }

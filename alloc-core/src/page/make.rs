@@ -1,4 +1,5 @@
-//! Making arenas: address space is reserved, cut into the three arrays, and committed as far as the first run needs.
+//! Makes arenas: reserves address space, divides it into the three arrays, and commits what the
+//! first run needs.
 
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -12,28 +13,30 @@ use crate::os;
 use crate::size_class::{UNIT, UNIT_SHIFT};
 use crate::sync::{Context, Lock, LockClass, RawLock};
 
-/// What a first reservation asks for; half as much is tried as often as it takes.
+/// Bytes to ask for in the first attempt to reserve an arena. Each further attempt asks for half.
 const ARENA_BYTES: usize = if cfg!(miri) { 24 << 20 } else { 256 << 30 };
 
-/// The reserve is this part of an arena, or [`Reserve::BLOCKS`].
+/// The reserve has one in this many units of an arena, up to [`Reserve::BLOCKS`] blocks.
 const RESERVE_SHARE: u32 = 16;
 
-/// Serialises the making of arenas among those who can wait. Two that are made at once do no harm.
+/// Serialises the making of arenas among contexts that may wait. Two arenas made at once do no
+/// harm.
 static MAKING: Lock<()> = Lock::new(LockClass::ArenaMaking, ());
-/// The least need, in units, for which an arena could not be made last; such are made only when all else has failed, too.
+/// The smallest need, in units, for which making an arena has failed since one was last made. For
+/// such needs it is attempted only after everything else failed.
 static REFUSED: AtomicU32 = AtomicU32::new(u32::MAX);
 
 pub(super) fn lock() -> &'static RawLock {
     MAKING.raw()
 }
 
-/// Whether an arena for so many units was not refused lately.
+/// Returns whether no arena was refused for `need` units or fewer since one was last made.
 pub(super) fn may_succeed(need: u32) -> bool {
     need < REFUSED.load(Ordering::Relaxed)
 }
 
-/// Makes an arena of a node for a run of at least `need` units, unless there are more than `seen`: whether it did. `None` if it
-/// cannot be made.
+/// Makes an arena of `node` for a run of at least `need` units, unless the number of arenas is no
+/// longer `seen`. Returns whether it made one, or `None` if an arena cannot be made.
 #[cold]
 pub(super) fn make_arena(context: Context, node: usize, need: u32, seen: usize) -> Option<bool> {
     let _making = MAKING.acquire(context);
@@ -57,23 +60,24 @@ fn try_make_arena(node: usize, need: u32) -> Option<()> {
     let (reserved, bytes) = reserve(least_bytes(need)?)?;
     let made = fill(reserved, bytes, node, need);
     if made.is_none() {
-        // SAFETY: a reservation nobody uses.
+        // SAFETY: nobody uses the reservation, as no arena was made of it.
         unsafe { os::unreserve(reserved, bytes) };
     }
     made
 }
 
-/// Bytes of the smallest arena in which `need` units follow each other that are neither unit 0 nor of the reserve.
+/// Returns the bytes of the smallest arena with `need` consecutive units that are neither unit 0
+/// nor part of the reserve.
 fn least_bytes(need: u32) -> Option<usize> {
     let reserve = (need / (RESERVE_SHARE - 1)).min(Reserve::BLOCKS as u32 * BLOCK) + BLOCK;
-    // The reserve ends on a block, too.
+    // The reserve also ends on a block.
     let units = need.checked_add(1)?.checked_add(reserve)?.checked_add(BLOCK)?;
-    // Three are for the ends of arrays.
+    // Three units are for aligning the arrays.
     let bytes = (units as usize).checked_mul(UNIT + META_SIZE + size_of::<Run>())? + 3 * UNIT;
     bytes.checked_next_multiple_of(UNIT)
 }
 
-/// Reserves at least so many bytes.
+/// Reserves at least `least` bytes. Returns the address and the number of bytes reserved.
 fn reserve(least: usize) -> Option<(NonNull<u8>, usize)> {
     let mut bytes = ARENA_BYTES.max(least);
     let reserved = loop {
@@ -86,44 +90,48 @@ fn reserve(least: usize) -> Option<(NonNull<u8>, usize)> {
         bytes = (bytes / 2).max(least);
     };
     if bytes < ARENA_BYTES && bytes / 2 >= least && !cfg!(miri) {
-        // Address space is limited: leave half of what there was to the stacks and mappings of the program.
+        // Address space is limited: leave half of the available space to the stacks and mappings of
+        // the program.
         let keep = (bytes / 2).next_multiple_of(UNIT);
-        // SAFETY: the upper part of a reservation nobody has used.
+        // SAFETY: nobody has used the reservation, of which this is the upper part.
         unsafe { os::unreserve(reserved.add(keep), bytes - keep) };
         bytes = keep;
     }
     Some((reserved, bytes))
 }
 
-/// Has the kernel take the memory of pages of an arena from the arena's node, if there are several.
+/// Asks the kernel to take the memory of an arena's pages from the arena's node, if there are
+/// several nodes.
 pub(super) fn prefer_node(address: NonNull<u8>, bytes: usize, node: usize) {
     if node::count() > 1
         && let Some(number) = node::number(node)
     {
-        // SAFETY: pages of a reservation.
+        // SAFETY: callers pass whole pages of one reservation.
         unsafe { os::prefer_node(address, bytes, number) };
     }
 }
 
-/// Makes a reservation an arena; `None` if the system does not commit the memory that is needed, or there are too many.
+/// Turns a reservation into an arena and publishes it. Returns `None` if the system does not commit
+/// the memory that is needed, or if there are too many arenas.
 fn fill(reserved: NonNull<u8>, bytes: usize, node: usize, need: u32) -> Option<()> {
-    // Metadata lies there too, as who has a run uses its metadata.
+    // The metadata is taken from that node as well, since the owner of a run uses its metadata.
     prefer_node(reserved, bytes, node);
     if HugePages::wanted() != HugePages::Always {
-        // SAFETY: as above.
+        // SAFETY: all of one reservation.
         unsafe { os::prefer_huge_pages(reserved, bytes, false) };
     }
     let arrays = Arrays::within(reserved, bytes, node);
-    // Unit 0 is nobody's.
+    // Unit 0 is in no run.
     let more = arrays.commit_more(1, arrays.reserve, need)?;
     let claim = |claimed: usize| (claimed < MAX_ARENAS).then_some(claimed + 1);
-    // Relaxed: the number alone.
+    // Relaxed: only the number matters; `bytes` publishes the arena.
     let index = CLAIMED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim).ok()?;
     let arena = ARENAS.get(index)?;
     let (base, meta, bytes) = (arrays.base, arrays.meta, (arrays.units as usize) << UNIT_SHIFT);
     arena.end.store(arrays.reserve, Ordering::Relaxed);
     arena.behind.store(arrays.units, Ordering::Relaxed);
-    // SAFETY: the arena is claimed and not published, so the cell is ours.
+    // SAFETY: this thread has claimed the arena, which is not published yet, so nobody else uses
+    // the cell.
     unsafe { *arena.arrays.get() = arrays };
     if let Some(mut units) = arena.state.acquire(Context::TRYING) {
         units.add(arena, 1, more);
@@ -133,16 +141,16 @@ fn fill(reserved: NonNull<u8>, bytes: usize, node: usize, need: u32) -> Option<(
     if index == 0 {
         FIRST.base.store(base, Ordering::Relaxed);
         FIRST.meta.store(meta, Ordering::Relaxed);
-        // Release: pairs with the Acquire in `push_by_address`.
+        // Release: pairs with the Acquire in `push_by_address` and in `meta_at`.
         FIRST.bytes.store(bytes, Ordering::Release);
     }
     Some(())
 }
 
 impl Arrays {
-    /// Cuts a reservation into arrays.
+    /// Divides a reservation into the arrays.
     fn within(reserved: NonNull<u8>, bytes: usize, node: usize) -> Arrays {
-        // Each array starts on a unit, which is what three units are for.
+        // Each array starts on a unit; three units are set aside for that.
         let padding = reserved.as_ptr().align_offset(UNIT);
         let units = (bytes - 3 * UNIT) / (UNIT + META_SIZE + size_of::<Run>());
         let runs_bytes = (units * size_of::<Run>()).next_multiple_of(UNIT);
@@ -150,7 +158,7 @@ impl Arrays {
         let units = units
             .min((bytes - padding - runs_bytes - meta_bytes) / UNIT)
             .min(u32::MAX as usize / 2);
-        // SAFETY: offsets within the reservation.
+        // SAFETY: both offsets lie within the reservation, by the computation of `units`.
         let (runs, base) = unsafe {
             let runs = reserved.as_ptr().add(padding);
             (runs, runs.add(runs_bytes + meta_bytes))
@@ -174,7 +182,8 @@ impl Arrays {
 mod tests {
     use super::*;
 
-    /// The least arena has room for the run it is made for, wherever it lies, and is not much longer.
+    /// The smallest arena has room for the run it is made for, wherever it lies, and is not much
+    /// longer.
     #[test]
     #[cfg_attr(miri, ignore = "the arenas lie at addresses that are nobody's")]
     fn arenas_are_long_enough() {

@@ -1,9 +1,12 @@
-//! Which blocks of an arena's reserve are taken: a bitmap without a lock, for contexts that cannot wait for one.
+//! The blocks of an arena's reserve: a bitmap of the taken ones, without a lock, for contexts that
+//! must not wait for one.
 //!
-//! A block is taken before it is committed, and stays so when it is given back: a second bitmap says which can be read.
+//! A block is taken before it is committed, and stays committed when it is freed. So a second
+//! bitmap records which blocks can be read.
 //!
-//! Runs of blocks are taken from the bottom. Those within a word take one compare-exchange; longer ones are made of
-//! whole words, which are taken one after the other, and given back if one of them is gone.
+//! Blocks are taken from the bottom, in runs. A run within a word of the bitmap takes one
+//! compare-exchange. A longer run consists of whole words, which are taken one after the other; if
+//! one of them has blocks taken already, the words before it are freed again.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,7 +15,7 @@ use crate::sync::counters::{self, Line};
 const WORD: usize = u64::BITS as usize;
 const WORDS: usize = if cfg!(miri) { 8 } else { 1024 };
 
-/// A bit per block.
+/// A bit for each block.
 struct Bits([AtomicU64; WORDS]);
 
 impl Bits {
@@ -24,14 +27,16 @@ impl Bits {
         &self.0[block / WORD % WORDS]
     }
 
-    /// The word of a block, and the bits of as many of `count` blocks from it on as the word has.
+    /// Returns the word that holds `block`, and a mask of as many of the `count` blocks from it on
+    /// as are in that word.
     fn part(&self, block: usize, count: usize) -> (&AtomicU64, u64) {
         let bit = block % WORD;
         let len = count.min(WORD - bit);
         (self.word(block), (u64::MAX >> (WORD - len)) << bit)
     }
 
-    /// Does something to the bits of `count` blocks from `first` on.
+    /// Calls `change` for each word that holds any of the `count` blocks from `first` on, with the
+    /// word and a mask of these blocks.
     fn each_part(&self, first: usize, count: usize, change: impl Fn(&AtomicU64, u64)) {
         let mut done = 0;
         while done < count {
@@ -43,22 +48,23 @@ impl Bits {
     }
 }
 
-/// Blocks that are taken, and blocks that are committed.
+/// The blocks that are taken, and those that are committed.
 pub(super) struct Reserve {
     taken: Bits,
     committed: Bits,
 }
 
 impl Reserve {
-    /// Most blocks that there can be.
+    /// Most blocks of a reserve.
     pub(super) const BLOCKS: usize = WORDS * WORD;
 
     pub(super) const fn new() -> Reserve {
         Reserve { taken: Bits::new(), committed: Bits::new() }
     }
 
-    /// Takes `count` blocks of the first `room`, such that the number of the first plus `past` is a multiple of
-    /// `align`, a power of two; its number. Few long runs that are aligned too can be had.
+    /// Takes `count` consecutive blocks of the first `room` ones and returns the number of the
+    /// first. That number plus `past` is a multiple of `align`, a power of two. Rarely finds a run
+    /// that is both longer than a word and aligned.
     pub(super) fn take(
         &self,
         count: usize,
@@ -73,7 +79,7 @@ impl Reserve {
             if fits && self.take_at(first, count) {
                 return Some(first);
             }
-            // Long runs start on a word; short ones on the next block that is free.
+            // Long runs start on a word, short ones on the next free block.
             let taken = self.taken.word(first).load(Ordering::Relaxed) >> (first % WORD);
             let next = (taken.trailing_ones() as usize).clamp(1, WORD - first % WORD);
             first += if count > WORD { WORD } else { next };
@@ -85,7 +91,8 @@ impl Reserve {
         let mut done = 0;
         while done < count {
             let (word, mask) = self.taken.part(first + done, count - done);
-            // Acquire: pairs with the Release of `give`: the last owner is done with the blocks.
+            // Acquire: pairs with the Release of `give`, so that the last owner is done with the
+            // blocks.
             let taken = word.fetch_update(Ordering::Acquire, Ordering::Relaxed, |bits| {
                 (bits & mask == 0).then_some(bits | mask)
             });
@@ -99,7 +106,7 @@ impl Reserve {
         true
     }
 
-    /// Gives back `count` blocks from `first` on, which are the caller's.
+    /// Frees `count` blocks from `first` on, which belong to the caller.
     pub(super) fn give(&self, first: usize, count: usize) {
         // Release: pairs with the Acquire of `take_at`.
         self.taken.each_part(first, count, |word, mask| {
@@ -107,7 +114,8 @@ impl Reserve {
         });
     }
 
-    /// Takes for good what follows the last block that is taken, from `kept` on, of `all`: where that begins.
+    /// Takes permanently those of the blocks `kept..all` that lie behind the last taken one. Returns
+    /// the first of them.
     pub(super) fn give_up(&self, kept: usize, all: usize) -> usize {
         let mut end = all;
         while end > kept {
@@ -117,7 +125,7 @@ impl Reserve {
             let taken = word.fetch_or(mask, Ordering::Acquire) & mask;
             let behind = u64::BITS - taken.leading_zeros();
             if behind > 0 {
-                // Those in front of the last one that is taken are as they were.
+                // Restore the bits in front of the last taken block.
                 word.fetch_and(
                     taken | !mask | !(u64::MAX >> (WORD as u32 - behind)),
                     Ordering::Release,
@@ -132,22 +140,22 @@ impl Reserve {
         end
     }
 
-    /// Says that blocks can not be read any more.
+    /// Marks blocks as no longer readable.
     fn clear_bits(&self, first: usize, count: usize) {
         self.committed.each_part(first, count, |word, mask| {
             word.fetch_and(!mask, Ordering::Relaxed);
         });
     }
 
-    /// Says that `count` blocks from `first` on are committed.
+    /// Marks `count` blocks from `first` on as committed.
     pub(super) fn set_committed(&self, first: usize, count: usize) {
-        // Release: pairs with the Acquire of `is_committed`.
+        // Release: pairs with the Acquire of `has`.
         self.committed.each_part(first, count, |word, mask| {
             word.fetch_or(mask, Ordering::Release);
         });
     }
 
-    /// Whether somebody has this block, and it can be read.
+    /// Returns whether a block is taken and can be read.
     pub(super) fn has(&self, block: usize) -> bool {
         // Acquire: as in `take_at`, and pairs with the Release of `set_committed`.
         [&self.taken, &self.committed]
