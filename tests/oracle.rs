@@ -1,4 +1,5 @@
-//! Random traces against the naive model: no overlap, alignment, contents kept, zeroed means zero.
+//! Random traces against the naive model: blocks never overlap, are aligned and keep their
+//! contents, and zeroed memory is zero.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::thread;
@@ -12,7 +13,7 @@ use tests::scenario::{amid_decay, with_larger_pages};
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
 
-/// One step of a trace. `pick` chooses among the live blocks, whatever their number is.
+/// A step of a trace. `pick` selects a live block, whatever their number.
 #[derive(Clone, Debug)]
 enum Step {
     Alloc(Layout),
@@ -21,7 +22,7 @@ enum Step {
     Free { pick: prop::sample::Index },
 }
 
-/// Sizes, with a leaning to the borders of size classes.
+/// Generates sizes, biased towards the borders of size classes.
 fn size() -> impl Strategy<Value = usize> {
     let near = |border: usize| border - 1..=border + 1;
     prop_oneof![
@@ -33,7 +34,7 @@ fn size() -> impl Strategy<Value = usize> {
     ]
 }
 
-/// Alignments from 1 to 64 KiB, mostly those of types.
+/// Generates alignments from 1 to 64 KiB, mostly those of ordinary types.
 fn align() -> impl Strategy<Value = usize> {
     prop_oneof![6 => 0..=4_u32, 2 => 5..=12_u32, 1 => 13..=16_u32].prop_map(|power| 1 << power)
 }
@@ -57,14 +58,14 @@ fn trace() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step(), 1..300)
 }
 
-/// Plays a trace by one route; the model panics on a wrong answer.
+/// Plays a trace through one route. The model panics on a wrong result.
 fn play(allocator: impl GlobalAlloc, salt: u64, trace: &[Step]) {
     let mut model = Model::new(allocator, salt);
     for step in trace {
         match step {
             Step::Alloc(layout) => model.alloc(*layout),
             Step::AllocZeroed(layout) => model.alloc_zeroed(*layout),
-            // Nothing to pick from.
+            // No block is live.
             Step::Realloc { .. } | Step::Free { .. } if model.is_empty() => {}
             Step::Realloc { pick, size } => model.realloc(pick.index(model.len()), *size),
             Step::Free { pick } => model.free(pick.index(model.len())),
@@ -73,7 +74,7 @@ fn play(allocator: impl GlobalAlloc, salt: u64, trace: &[Step]) {
     model.check_all();
 }
 
-/// Runs `property` on random traces. A failing seed is kept beside this file and tried first.
+/// Runs `property` on random traces. Failing seeds are saved beside this file and tried first.
 fn for_all_traces(cases: u32, property: impl Fn(&[Step])) {
     let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/oracle.regressions");
     let config = ProptestConfig {
@@ -110,7 +111,8 @@ fn traces_on_larger_pages() {
     });
 }
 
-/// The same trace on four threads at once: their patterns differ, so a block handed out twice shows.
+/// Four threads play one trace at once. Their patterns differ, so a block handed out twice is
+/// detected.
 #[test]
 fn traces_on_threads() {
     amid_decay(|| {

@@ -1,4 +1,4 @@
-//! A shared library whose allocator is Hayloft, for `shared.rs` to load and to close.
+//! A shared library whose allocator is Hayloft, which `shared.rs` loads and closes.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -6,7 +6,7 @@ use std::thread;
 #[global_allocator]
 static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
 
-/// Whether the constructor of this library found a heap.
+/// Whether this library's constructor could use the heap.
 static CONSTRUCTED: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn construct() {
@@ -21,11 +21,11 @@ fn words(count: usize) -> Vec<String> {
     (0..count).map(|number| number.to_string()).collect()
 }
 
-/// Something on the heap of this library.
+/// An object on this library's heap.
 #[derive(Debug)]
 pub struct Words(Vec<String>);
 
-/// Allocates in several threads, and says how often it was called; 0 if anything is wrong.
+/// Allocates in several threads. Returns the number of calls so far, or 0 if anything is wrong.
 #[unsafe(no_mangle)]
 pub extern "C" fn shared_use() -> usize {
     static CALLS: AtomicUsize = AtomicUsize::new(0);
@@ -37,19 +37,19 @@ pub extern "C" fn shared_use() -> usize {
     if is_right && CONSTRUCTED.load(Ordering::Relaxed) { calls } else { 0 }
 }
 
-/// Makes something that outlives the call.
+/// Makes an object that outlives the call.
 #[unsafe(no_mangle)]
 pub extern "C" fn shared_make() -> Box<Words> {
     Box::new(Words(words(1000)))
 }
 
-/// Ends it; whether it was whole.
+/// Drops `made`. Returns whether it was intact.
 #[unsafe(no_mangle)]
 pub extern "C" fn shared_end(made: Box<Words>) -> bool {
     made.0.concat().len() == 2890
 }
 
-/// Allocates and frees in threads that go on as long as the process.
+/// Starts threads that allocate and free as long as the process lives.
 #[unsafe(no_mangle)]
 pub extern "C" fn shared_go_on() {
     for _ in 0..2 {

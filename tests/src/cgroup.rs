@@ -1,21 +1,23 @@
-//! Cgroups that keep a process to some CPUs, or to so much memory.
+//! Cgroups that confine a process to some CPUs or limit its memory.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process;
 
-/// A cgroup below that of this process; removed when dropped, if its processes have ended.
+/// A child of this process's cgroup. Dropping it removes the cgroup, provided that its processes
+/// have ended.
 #[derive(Debug)]
 pub struct Cgroup(PathBuf);
 
 impl Cgroup {
-    /// A cgroup in which a controller can be set by `file`, where version 1 mounts that controller at its usual place, or
-    /// version 2 has it. None where there is none, or this process may not make any.
+    /// Creates a child cgroup whose `controller` is configured through `file`. The hierarchy is
+    /// version 1's mount of that controller at its usual path, or version 2's. Returns `None` if
+    /// neither offers `file`, or if this process may not create cgroups.
     fn new(controller: &str, file: &str) -> Option<Self> {
         let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
         groups.lines().find_map(|line| {
-            // Version 2 has one hierarchy, without a name; version 1 one for each controller.
+            // Version 2 has a single unnamed hierarchy, version 1 one for each controller.
             let (root, path) = match line.split_once("::") {
                 Some((_, path)) => (PathBuf::from("/sys/fs/cgroup"), path),
                 None => {
@@ -30,11 +32,11 @@ impl Cgroup {
         })
     }
 
-    /// A cgroup with a cpuset, without processes. None as above.
+    /// Creates a cpuset without processes. Returns `None` if none can be created.
     #[must_use]
     pub fn of_cpus() -> Option<Self> {
         let cpuset = Self::new("cpuset", "cpuset.cpus")?;
-        // Version 1 wants both before there can be processes.
+        // Version 1 admits processes only after both files are set.
         for file in ["cpuset.cpus", "cpuset.mems"] {
             let inherited = fs::read(cpuset.0.parent()?.join(file)).ok()?;
             fs::write(cpuset.0.join(file), inherited).ok()?;
@@ -42,7 +44,8 @@ impl Cgroup {
         Some(cpuset)
     }
 
-    /// A cgroup whose processes have no more than so many bytes of memory, and are killed when they want more. None as above.
+    /// Creates a cgroup whose processes are killed when they use more than `most` bytes of memory.
+    /// Returns `None` if none can be created.
     #[must_use]
     pub fn of_memory(most: usize) -> Option<Self> {
         let (one, two) = ("memory.limit_in_bytes", "memory.max");
@@ -51,13 +54,13 @@ impl Cgroup {
             None => (Self::new("memory", one)?, one),
         };
         fs::write(group.0.join(file), most.to_string()).ok()?;
-        // Where there is swap, none of it.
+        // Allows no swap, where there is any.
         let _ = fs::write(group.0.join("memory.swap.max"), "0");
         let _ = fs::write(group.0.join("memory.memsw.limit_in_bytes"), most.to_string());
         Some(group)
     }
 
-    /// Where it is.
+    /// Returns the cgroup's directory.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.0
@@ -70,7 +73,7 @@ impl Drop for Cgroup {
     }
 }
 
-/// Moves this process to the cgroup at a path.
+/// Moves this process to the cgroup at `group`.
 ///
 /// # Errors
 ///
@@ -79,7 +82,7 @@ pub fn join(group: &Path) -> io::Result<()> {
     fs::write(group.join("cgroup.procs"), process::id().to_string())
 }
 
-/// Moves this process to the cpuset at a path, and lets that use one CPU only, or several.
+/// Restricts the cpuset at `cpuset` to `cpus`, and moves this process to it.
 ///
 /// # Errors
 ///

@@ -1,7 +1,8 @@
-//! Blocks that come to every slow path, in any context.
+//! Allocation patterns that reach every slow path, in any context.
 //!
-//! They are made, checked and freed without anything that a signal handler may not do: what is wrong ends the process with a
-//! few words. An *exchange* passes blocks between the code that a handler interrupted and the handler.
+//! Blocks are allocated, checked and freed with async-signal-safe calls only. A failed check writes
+//! a few words and aborts the process. An *exchange* passes blocks between signal handlers and the
+//! code that they interrupted.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::ptr::{self, NonNull};
@@ -15,13 +16,15 @@ use alloc_core::nolock;
 use crate::pattern;
 use crate::routes::Registered;
 
-/// What is allocated: objects of sheaves of all lengths, of slabs of several units, of middle sizes, and runs.
+/// Sizes of small classes with sheaves of all lengths, of classes with multi-unit slabs, of middle
+/// classes, and of a run.
 pub const SIZES: [usize; 8] = [16, 64, 700, 3000, 9000, 30_000, 100_000, 3 << 20];
 
-/// Blocks on their way from the program to handlers and back.
+/// Blocks on their way from the program to signal handlers and back.
 static EXCHANGE: [AtomicPtr<u8>; 64] = [const { AtomicPtr::new(ptr::null_mut()) }; 64];
 
-/// Allocates a block, grows it, leaves it on the exchange, and frees what was there.
+/// Allocates a block, grows it, and swaps it into a slot of the exchange. Frees the slot's previous
+/// block.
 pub fn pass_a_block_on() {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let id = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -31,10 +34,11 @@ pub fn pass_a_block_on() {
     free(EXCHANGE[slot as usize].swap(block, Ordering::AcqRel));
 }
 
-/// A block: its size, the number its contents follow from, its contents.
+/// Allocates and fills a block. Its header holds the size and the number from which the contents
+/// follow.
 fn allocated(size: usize, id: u64) -> *mut u8 {
     let size = size.max(16);
-    // SAFETY: the layout is not empty; the header fits.
+    // SAFETY: the size is at least 16, so the layout is not empty and the header fits.
     unsafe {
         let block = Registered.alloc(layout(size));
         if block.is_null() {
@@ -49,7 +53,7 @@ fn allocated(size: usize, id: u64) -> *mut u8 {
 fn grown(block: *mut u8, size: usize) -> *mut u8 {
     let (old, id) = checked(block);
     let size = size.max(old);
-    // SAFETY: a block of the old size.
+    // SAFETY: `checked` read `old` from the header of this live block. The new size is no smaller.
     unsafe {
         let block = Registered.realloc(block, layout(old), size);
         if block.is_null() {
@@ -65,14 +69,15 @@ fn grown(block: *mut u8, size: usize) -> *mut u8 {
 fn free(block: *mut u8) {
     if !block.is_null() {
         let (size, _) = checked(block);
-        // SAFETY: a block of that size, which its owner has given away.
+        // SAFETY: the block is live and of `size` bytes, and the exchange or the caller handed it
+        // over.
         unsafe { Registered.dealloc(block, layout(size)) };
     }
 }
 
-/// Size and number of a block, all of whose contents are as they should be.
+/// Checks the contents of `block`. Returns its size and its number.
 fn checked(block: *mut u8) -> (usize, u64) {
-    // SAFETY: a block as `allocated` makes them.
+    // SAFETY: `allocated` or `grown` wrote the header and filled the rest of `size` bytes.
     unsafe {
         let [size, id] = block.cast::<[u64; 2]>().read();
         if pattern::find_mismatch(block.add(16), size as usize - 16, id).is_some() {
@@ -83,20 +88,20 @@ fn checked(block: *mut u8) -> (usize, u64) {
 }
 
 fn layout(size: usize) -> Layout {
-    // SAFETY: a power of two, and small sizes.
+    // SAFETY: the alignment is a power of two, and all sizes here are far below `isize::MAX`.
     unsafe { Layout::from_size_align_unchecked(size, 8) }
 }
 
-/// A run that is to be freed where its arena is busy.
+/// A run for [`defer_here`] to free while its arena is locked.
 static TO_DEFER: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
 const DEFERRED: Layout = Layout::new::<[u64; 300_000]>();
 
-/// Frees a run such that it is deferred, if [`defer_here`] is called at each place.
+/// Frees a run in a way that defers the free, provided that the fault hook calls [`defer_here`].
 pub fn defer_a_run() {
     let allocated = || nolock::alloc(DEFERRED).unwrap_or_else(|| fail("out of memory"));
     let free = |run| {
         if let Some(run) = NonNull::new(run) {
-            // SAFETY: a run of this layout, which nobody else has.
+            // SAFETY: the run has this layout, and the swap made this thread its only owner.
             unsafe { nolock::free(run, DEFERRED) };
         }
     };
@@ -104,19 +109,20 @@ pub fn defer_a_run() {
     free(allocated().as_ptr());
 }
 
-/// Does its part of [`defer_a_run`].
+/// Does the fault hook's part of [`defer_a_run`]: frees the run at a point where this thread holds
+/// the arena's lock, so that the free is deferred.
 pub fn defer_here(place: Place) {
     if place == Place::ArenaAllocating
         && let Some(run) = NonNull::new(TO_DEFER.swap(ptr::null_mut(), Ordering::AcqRel))
     {
-        // SAFETY: as in `defer_a_run`.
+        // SAFETY: the run has this layout, and the swap made this thread its only owner.
         unsafe { nolock::free(run, DEFERRED) };
     }
 }
 
-/// Whether `SIGUSR1` can interrupt this thread: not that of a CPU.
+/// Returns whether `SIGUSR1` can interrupt this thread. CPU threads block it.
 pub fn is_interruptible() -> bool {
-    // SAFETY: a set that is ours to be written.
+    // SAFETY: `blocked` is local and valid for the write of a signal set.
     unsafe {
         let mut blocked: libc::sigset_t = std::mem::zeroed();
         libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), &raw mut blocked);
@@ -124,9 +130,9 @@ pub fn is_interruptible() -> bool {
     }
 }
 
-/// Has `handler` called when `SIGUSR1` is raised, in handlers too.
+/// Installs `handler` for `SIGUSR1`. The handler can interrupt itself.
 pub fn handle(handler: extern "C" fn(libc::c_int)) {
-    // SAFETY: a zeroed action with a handler and a flag is a valid one.
+    // SAFETY: a zeroed `sigaction` with a handler and a flag is valid.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler as *const () as usize;
@@ -135,27 +141,27 @@ pub fn handle(handler: extern "C" fn(libc::c_int)) {
     }
 }
 
-/// Raises `SIGUSR1`, for which there is a handler.
+/// Raises `SIGUSR1`, for which a handler must be installed.
 pub fn raise() {
-    // SAFETY: the handler does what handlers may do.
+    // SAFETY: the installed handler makes async-signal-safe calls only.
     unsafe { libc::raise(libc::SIGUSR1) };
 }
 
-/// Says what went wrong, from a handler, and ends the process.
+/// Writes `what` to standard error and aborts the process. Async-signal-safe.
 pub fn fail(what: &str) -> ! {
-    // SAFETY: the pointer and the length are those of a string; both calls may be made anywhere.
+    // SAFETY: the pointer and length are those of `what`. Both calls are async-signal-safe.
     unsafe {
         libc::write(libc::STDERR_FILENO, what.as_ptr().cast(), what.len());
         libc::abort()
     }
 }
 
-/// Allocates a run that is longer than all free memory, so that the heap grows, and frees it untouched.
+/// Allocates a run longer than all free memory, so that the heap grows, and frees it untouched.
 pub fn grow_the_heap() {
     const STEP: usize = 128 << 20;
     static LEN: AtomicUsize = AtomicUsize::new(0);
     let layout = layout(LEN.fetch_add(STEP, Ordering::Relaxed) + STEP);
-    // SAFETY: the layout is not empty; the run is freed with the layout it was allocated with.
+    // SAFETY: the layout is not empty, and the run is freed once, with the same layout.
     unsafe {
         let run = Registered.alloc(layout);
         if run.is_null() {
@@ -165,7 +171,7 @@ pub fn grow_the_heap() {
     }
 }
 
-/// Comes to every slow path, or to as many as it can before it is over.
+/// Reaches every slow path, or as many as it can before `is_over` returns true.
 pub fn go_everywhere(is_over: fn() -> bool) {
     for round in 0..3 {
         for size in SIZES {
@@ -181,7 +187,7 @@ pub fn go_everywhere(is_over: fn() -> bool) {
             blocks.into_iter().for_each(free);
         }
         let mut block = grown(allocated(2_000_000, 1), 9_000_000);
-        // SAFETY: a block of that size, and then of the other.
+        // SAFETY: the block is live with 9,000,000 bytes, then with 3,000,000, and the header fits.
         unsafe {
             block = Registered.realloc(block, layout(9_000_000), 3_000_000);
             block.cast::<u64>().write(3_000_000);
@@ -189,7 +195,8 @@ pub fn go_everywhere(is_over: fn() -> bool) {
         free(block);
     }
     EXCHANGE.iter().for_each(|slot| free(slot.swap(ptr::null_mut(), Ordering::AcqRel)));
-    // Or else nobody but the thread that reclaims memory would come to where it is given back: pages, and holes of a slab.
+    // Reaches the decommitting of free pages and the punching of a slab's holes. Otherwise only the
+    // reclaiming thread would.
     free(allocated(2_000_000, 2));
     let survivor = allocated(SIZES[0], 3);
     cache::trim();

@@ -1,4 +1,4 @@
-//! As many blocks as there may be: for tests that run out of memory.
+//! Stacks of as many blocks as memory allows, for tests that exhaust it.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::ptr;
@@ -7,7 +7,7 @@ use std::slice;
 use crate::pattern;
 use crate::routes::Hayloft;
 
-/// Blocks of one layout, filled, on a stack of addresses.
+/// A stack of the addresses of filled blocks, all of one layout.
 #[derive(Debug)]
 pub struct Hoard {
     table: &'static mut [*mut u8],
@@ -15,11 +15,12 @@ pub struct Hoard {
 }
 
 impl Hoard {
-    /// An empty one with room for so many addresses, in memory of its own, since the heap is about to be exhausted.
+    /// Returns an empty hoard with room for `capacity` addresses. The table is a mapping of its
+    /// own, since the test is about to exhaust the heap.
     ///
     /// # Panics
     ///
-    /// If there is no such memory.
+    /// If the mapping fails.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
         let bytes = capacity * size_of::<*mut u8>();
@@ -28,46 +29,47 @@ impl Hoard {
         // SAFETY: a fresh mapping touches no other memory.
         let table = unsafe { libc::mmap(ptr::null_mut(), bytes, protection, flags, -1, 0) };
         assert_ne!(table, libc::MAP_FAILED);
-        // SAFETY: the mapping is this long, zeroed, page-aligned and never unmapped; zeroed memory
-        // is a null pointer.
+        // SAFETY: the mapping is this long, zeroed, page-aligned and never unmapped. Zeroed memory
+        // is a valid array of null pointers.
         Self::on(unsafe { slice::from_raw_parts_mut(table.cast(), capacity) })
     }
 
-    /// An empty one with room for addresses where they are to be.
+    /// Returns an empty hoard that keeps its addresses in `table`.
     #[must_use]
     pub fn on(table: &'static mut [*mut u8]) -> Self {
         Self { table, len: 0 }
     }
 
-    /// How many blocks there are.
+    /// Returns the number of blocks.
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there is none.
+    /// Returns whether the hoard has no blocks.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Whether there is no room for another address.
+    /// Returns whether the table has no room for another address.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.len == self.table.len()
     }
 
-    /// The last block that came.
+    /// Returns the newest block.
     ///
     /// # Panics
     ///
-    /// If there is none.
+    /// If the hoard is empty.
     #[must_use]
     pub fn last(&self) -> *mut u8 {
         self.table[self.len - 1]
     }
 
-    /// Allocates and fills blocks, of a size that is not zero, until it is refused or there is no room for addresses.
+    /// Allocates and fills blocks of `layout`, whose size must not be zero, until an allocation
+    /// returns null or the table is full.
     pub fn fill_up(&mut self, layout: Layout) {
         while !self.is_full() {
             // SAFETY: the size is not zero.
@@ -75,7 +77,7 @@ impl Hoard {
             if address.is_null() {
                 break;
             }
-            // SAFETY: the block is this long.
+            // SAFETY: the block is `layout.size()` bytes long.
             unsafe { pattern::fill(address, 0, layout.size(), self.len as u64) };
             self.table[self.len] = address;
             self.len += 1;
@@ -86,12 +88,13 @@ impl Hoard {
     ///
     /// # Panics
     ///
-    /// If one is not as it was filled.
+    /// If the contents of a block changed.
     pub fn free_all(&mut self, layout: Layout) {
         while let Some(len) = self.len.checked_sub(1) {
             self.len = len;
             let (address, id) = (self.table[len], len as u64);
-            // SAFETY: the block is live, this long and filled; it is freed once.
+            // SAFETY: the block is live, filled and of this layout. It leaves the stack and is
+            // freed once.
             unsafe {
                 let mismatch = pattern::find_mismatch(address, layout.size(), id);
                 assert_eq!(mismatch, None, "block {id} of {layout:?} at {address:p}");

@@ -1,27 +1,28 @@
-//! What the whole-program tests share.
+//! Shared helpers of the whole-program tests.
 //!
-//! Each test file beside this folder is a program of its own with Hayloft as its global allocator.
-//! Hayloft settles once per process which backend it uses, and some scenarios end the process or
-//! starve it of memory, so most test bodies run in a child process: see [`scenario`].
+//! Each test file beside this folder is a program of its own, with Hayloft as its global allocator.
+//! Hayloft decides on a backend once per process, and some scenarios end the process or exhaust its
+//! memory. Most test bodies therefore run in a child process: see [`scenario`].
 //!
-//! | module       | what it is                                                        |
-//! |--------------|-------------------------------------------------------------------|
-//! | [`scenario`] | this test again, in a child process, on a chosen backend          |
-//! | [`model`]    | the naive model: every live block, in a table outside the heap    |
-//! | [`pattern`]  | contents that can be worked out again from a number               |
-//! | [`everywhere`] | blocks that come to every slow path, in any context                  |
-//! | [`hoard`]    | as many blocks as there may be                                    |
-//! | [`routes`]   | the two ways into the allocator                                   |
-//! | [`sizes`]    | the sizes where something changes                                 |
-//! | [`sysfs`]    | nodes that this machine does not have, CPUs that it has           |
-//! | [`cgroup`]   | cgroups that keep a process to some CPUs, or to so much memory    |
-//! | [`process`]  | what the kernel says about this process, and limits put on it     |
+//! | module         | contents                                                           |
+//! |----------------|--------------------------------------------------------------------|
+//! | [`scenario`]   | reruns the current test in a child process, on a chosen backend    |
+//! | [`model`]      | the naive model: every live block, in a table outside the heap     |
+//! | [`pattern`]    | block contents that are recomputed from a number                   |
+//! | [`everywhere`] | allocation patterns that reach every slow path, in any context     |
+//! | [`hoard`]      | stacks of as many blocks as memory allows                          |
+//! | [`routes`]     | the two routes into the allocator                                  |
+//! | [`sizes`]      | sizes around every border of size classes                          |
+//! | [`sysfs`]      | made-up NUMA nodes, and pinning to CPUs                            |
+//! | [`cgroup`]     | cgroups that confine a process to some CPUs or limit its memory    |
+//! | [`process`]    | the kernel's figures on this process, and limits on it             |
 
 use std::io::{self, Write as _};
 
-/// Says what is not tested here, and why: past what captures the output of a test, so that everybody sees it.
+/// Reports that `what` is not tested here, and `why`. Bypasses the capture of test output, so that
+/// the line always appears.
 pub fn skipped(what: &str, why: &str) {
-    // Who sees nothing of it misses nothing else.
+    // A closed standard error is no reason to fail the test.
     let _ = writeln!(io::stderr(), "skipped: {what}: {why}");
 }
 

@@ -1,9 +1,10 @@
-//! The naive model: a plain list of live blocks, against which every answer is checked.
+//! The naive model: a plain list of live blocks, against which every result of the allocator is
+//! checked.
 //!
-//! After each operation the model knows where every block lies and what it contains, and panics
-//! where the allocator disagrees: null, an address that is not aligned, a block that overlaps
-//! another, contents that changed, zeroed memory that is not zero. It is right whatever the
-//! allocator does, since its list is an array inside [`Model`] and contents follow from a number.
+//! After each operation the model knows the address and contents of every block. It panics if the
+//! allocator returns null, an address that is not aligned, a block that overlaps another, changed
+//! contents, or zeroed memory that is not zero. The allocator cannot corrupt the model: the list is
+//! an array inside [`Model`], and contents are recomputed from a number.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::thread;
@@ -12,7 +13,7 @@ use arrayvec::ArrayVec;
 
 use crate::pattern::{self, Mismatch};
 
-/// Most blocks a model holds at a time.
+/// Most blocks that a model holds at a time.
 pub const LIVE_MAX: usize = 1024;
 
 /// A live block.
@@ -23,7 +24,7 @@ struct Block {
     id: u64,
 }
 
-/// The model of the blocks one thread has allocated by the route `A`.
+/// A model of the blocks that one thread allocated through the route `A`.
 #[derive(Debug)]
 pub struct Model<A: GlobalAlloc> {
     allocator: A,
@@ -32,22 +33,22 @@ pub struct Model<A: GlobalAlloc> {
 }
 
 impl<A: GlobalAlloc> Model<A> {
-    /// A model without blocks. Models with different `salt` fill blocks with different patterns.
+    /// Returns an empty model. Models with different `salt` fill blocks with different patterns.
     pub fn new(allocator: A, salt: u64) -> Self {
         Self { allocator, live: ArrayVec::new(), next_id: pattern::mix(salt) }
     }
 
-    /// Live blocks.
+    /// Returns the number of live blocks.
     pub fn len(&self) -> usize {
         self.live.len()
     }
 
-    /// Whether no block is live.
+    /// Returns whether no block is live.
     pub fn is_empty(&self) -> bool {
         self.live.is_empty()
     }
 
-    /// Whether no further block can be held.
+    /// Returns whether the model has no room for another block.
     pub fn is_full(&self) -> bool {
         self.live.is_full()
     }
@@ -56,7 +57,7 @@ impl<A: GlobalAlloc> Model<A> {
     ///
     /// # Panics
     ///
-    /// Where the allocator's answer is wrong, or the size of `layout` is zero.
+    /// If the allocator's result is wrong, or the size of `layout` is zero.
     pub fn alloc(&mut self, layout: Layout) {
         assert_ne!(layout.size(), 0);
         // SAFETY: the size is not zero.
@@ -64,7 +65,7 @@ impl<A: GlobalAlloc> Model<A> {
         self.adopt(address, layout);
     }
 
-    /// Allocates a zeroed block, checks that it is, and fills it.
+    /// Allocates a zeroed block, checks that it is zero, and fills it.
     ///
     /// # Panics
     ///
@@ -81,17 +82,18 @@ impl<A: GlobalAlloc> Model<A> {
         self.adopt(address, layout);
     }
 
-    /// Resizes a block; its contents must come along.
+    /// Resizes a block and checks that its contents are preserved.
     ///
     /// # Panics
     ///
-    /// As for [`Model::alloc`]; and if `new_size` is zero or there is no block `index`.
+    /// As for [`Model::alloc`]; also if `new_size` is zero or there is no block `index`.
     pub fn realloc(&mut self, index: usize, new_size: usize) {
         assert_ne!(new_size, 0);
         let Block { address, layout, id } = self.live.swap_remove(index);
         check(address, layout, layout.size(), id, "before realloc");
         let new_layout = Layout::from_size_align(new_size, layout.align()).expect("a valid layout");
-        // SAFETY: the block is live with this layout; the new size is not zero and makes a layout.
+        // SAFETY: the block is live with this layout. The new size is not zero and makes a valid
+        // layout.
         let moved = unsafe { self.allocator.realloc(address, layout, new_size) };
         assert!(!moved.is_null(), "realloc({address:p}, {layout:?}, {new_size}) is null");
         let kept = layout.size().min(new_size);
@@ -125,12 +127,12 @@ impl<A: GlobalAlloc> Model<A> {
     ///
     /// # Panics
     ///
-    /// If the contents of one changed.
+    /// If the contents of a block changed.
     pub fn check_all(&self) {
         (0..self.live.len()).for_each(|index| self.check(index));
     }
 
-    /// Checks and frees every block, every other one first.
+    /// Checks and frees every block: first every second one, then the rest.
     ///
     /// # Panics
     ///
@@ -144,14 +146,15 @@ impl<A: GlobalAlloc> Model<A> {
         }
     }
 
-    /// Takes a fresh block into the list.
+    /// Gives a fresh block its number, then fills and lists it.
     fn adopt(&mut self, address: *mut u8, layout: Layout) {
         let id = self.next_id;
         self.next_id += 1;
         self.place(Block { address, layout, id }, 0);
     }
 
-    /// Checks where a block lies, fills it from offset `filled` on, and lists it.
+    /// Checks the alignment of a block and that it overlaps no other, fills it from offset `filled`
+    /// on, and lists it.
     fn place(&mut self, block: Block, filled: usize) {
         let Block { address, layout, id } = block;
         assert!(!address.is_null(), "the block for {layout:?} is null");
@@ -162,14 +165,15 @@ impl<A: GlobalAlloc> Model<A> {
             let apart = range.end <= taken.start || taken.end <= range.start;
             assert!(apart, "{block:?} overlaps {other:?}");
         }
-        // SAFETY: the block is this long, live, and overlaps no other of ours.
+        // SAFETY: the block is live, this long, and overlaps no other block of the model.
         unsafe { pattern::fill(address, filled, layout.size(), id) };
         self.live.push(block);
     }
 }
 
 impl<A: GlobalAlloc> Drop for Model<A> {
-    /// Frees what is left; after a failed check nothing more is asked of the allocator.
+    /// Frees the remaining blocks, unless a check failed: the allocator is not called again after
+    /// that.
     fn drop(&mut self) {
         if !thread::panicking() {
             self.free_all();

@@ -1,29 +1,29 @@
-//! Block contents that follow from a number, so that they need not be stored to be checked.
+//! Block contents that are recomputed from a number, so that checking them needs no copy.
 //!
-//! The pattern of a block is a window into one table of random bytes, repeated to the block's
-//! length. The period is a prime, so bytes that moved by a word, a page or a size class are found.
-//! Whole windows are copied and compared at once, which keeps unoptimised test builds fast.
+//! A block's pattern is a window into one table of random bytes, repeated to the block's length.
+//! The period is a prime, so a shift of bytes by a word, a page or a size class is detected. Whole
+//! windows are copied and compared at once, which keeps unoptimised test builds fast.
 
 use std::slice;
 
-/// Length of a window.
+/// Length of a window in bytes.
 const PERIOD: usize = 4093;
 
 /// Random bytes, enough for a window that starts anywhere below `PERIOD`.
 static TABLE: [u8; 2 * PERIOD] = table();
 
-/// A byte that is not what it should be.
+/// A byte that differs from the pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mismatch {
-    /// Where in the block.
+    /// Offset in the block.
     pub offset: usize,
-    /// The byte that should be there.
+    /// Byte of the pattern.
     pub expected: u8,
-    /// The byte that is.
+    /// Byte in the block.
     pub found: u8,
 }
 
-/// The finishing step of SplitMix64: every input bit reaches every output bit.
+/// Mixes `value` by SplitMix64's finishing step: every input bit affects every output bit.
 #[must_use]
 pub const fn mix(value: u64) -> u64 {
     let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -35,20 +35,21 @@ const fn table() -> [u8; 2 * PERIOD] {
     let mut table = [0; 2 * PERIOD];
     let mut index = 0;
     while index < table.len() {
-        // No zero byte: memory that was zeroed or never written must not pass for filled.
+        // No byte of the table is zero, so zeroed or untouched memory never passes for filled.
         table[index] = mix(index as u64 + 1) as u8 | 1;
         index += 1;
     }
     table
 }
 
-/// The repeated part of the pattern of `id`.
+/// Returns the window that the pattern of `id` repeats.
 fn window(id: u64) -> &'static [u8] {
     let start = (mix(id) % PERIOD as u64) as usize;
     &TABLE[start..start + PERIOD]
 }
 
-/// The stretches of `from..to` that a single window covers: offset in the block, and bytes expected.
+/// Splits `from..to` into stretches that a single window covers. Yields each stretch's offset in
+/// the block and its expected bytes.
 fn stretches(id: u64, from: usize, to: usize) -> impl Iterator<Item = (usize, &'static [u8])> {
     let window = window(id);
     let mut at = from;
@@ -68,36 +69,39 @@ fn stretches(id: u64, from: usize, to: usize) -> impl Iterator<Item = (usize, &'
 /// `block` must be valid for writes of `to` bytes.
 pub unsafe fn fill(block: *mut u8, from: usize, to: usize, id: u64) {
     for (offset, bytes) in stretches(id, from, to) {
-        // SAFETY: the stretch ends at or before `to`, and the table is not in the heap.
+        // SAFETY: the caller guarantees `to` writable bytes, the stretch ends at or before `to`,
+        // and the table is not in the heap.
         unsafe { block.add(offset).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
     }
 }
 
-/// Finds the first of `len` bytes that is not the pattern of `id`.
+/// Returns the first of `len` bytes that differs from the pattern of `id`, if any.
 ///
 /// # Safety
 ///
-/// `block` must be valid for reads of `len` initialised bytes which nobody writes meanwhile.
+/// `block` must be valid for reads of `len` initialised bytes that nobody writes meanwhile.
 #[must_use]
 pub unsafe fn find_mismatch(block: *const u8, len: usize, id: u64) -> Option<Mismatch> {
     stretches(id, 0, len).find_map(|(start, expected)| {
-        // SAFETY: the stretch ends at or before `len`.
+        // SAFETY: the caller guarantees `len` readable bytes, and the stretch ends at or before
+        // `len`.
         let found = unsafe { slice::from_raw_parts(block.add(start), expected.len()) };
         first_difference(start, expected, found)
     })
 }
 
-/// Finds the first of `len` bytes that is not zero.
+/// Returns the first of `len` bytes that is not zero, if any.
 ///
 /// # Safety
 ///
-/// As for [`find_mismatch`].
+/// `block` must be valid for reads of `len` initialised bytes that nobody writes meanwhile.
 #[must_use]
 pub unsafe fn find_nonzero(block: *const u8, len: usize) -> Option<Mismatch> {
     static ZEROS: [u8; PERIOD] = [0; PERIOD];
     (0..len).step_by(PERIOD).find_map(|start| {
         let expected = &ZEROS[..PERIOD.min(len - start)];
-        // SAFETY: the stretch ends at or before `len`.
+        // SAFETY: the caller guarantees `len` readable bytes, and the stretch ends at or before
+        // `len`.
         let found = unsafe { slice::from_raw_parts(block.add(start), expected.len()) };
         first_difference(start, expected, found)
     })
@@ -138,7 +142,7 @@ mod tests {
         unsafe { fill(block.as_mut_ptr(), 0, len, 5) };
         for offset in [0, 1, PERIOD - 1, PERIOD, len - 1] {
             block[offset] ^= 2;
-            // SAFETY: as above.
+            // SAFETY: the range is the whole vector.
             let mismatch = unsafe { find_mismatch(block.as_ptr(), len, 5) };
             assert_eq!(mismatch.map(|mismatch| mismatch.offset), Some(offset));
             block[offset] ^= 2;
@@ -151,7 +155,7 @@ mod tests {
         // SAFETY: the pointer and the length are those of a vector.
         assert_eq!(unsafe { find_nonzero(block.as_ptr(), block.len()) }, None);
         block[PERIOD + 4] = 1;
-        // SAFETY: as above.
+        // SAFETY: the pointer and the length are those of a vector.
         let mismatch = unsafe { find_nonzero(block.as_ptr(), block.len()) };
         assert_eq!(mismatch.map(|mismatch| mismatch.offset), Some(PERIOD + 4));
     }

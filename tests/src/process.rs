@@ -1,23 +1,23 @@
-//! What the kernel says about this process, and limits put on it.
+//! The kernel's figures on this process, and limits on it.
 
 use std::fs;
 use std::io;
 
-/// A figure of `/proc/self/status` in bytes, such as `VmRSS`.
+/// Returns a figure of `/proc/self/status`, such as `VmRSS`, in bytes.
 ///
 /// # Panics
 ///
-/// If there is no such figure.
+/// If the file has no such figure.
 #[must_use]
 pub fn status_bytes(name: &str) -> usize {
     bytes_in("/proc/self/status", name)
 }
 
-/// A figure of `/proc/meminfo` in bytes, such as `CommitLimit`.
+/// Returns a figure of `/proc/meminfo`, such as `CommitLimit`, in bytes.
 ///
 /// # Panics
 ///
-/// If there is no such figure.
+/// If the file has no such figure.
 #[must_use]
 pub fn machine_bytes(name: &str) -> usize {
     bytes_in("/proc/meminfo", name)
@@ -32,23 +32,23 @@ fn bytes_in(file: &str, name: &str) -> usize {
     kib.unwrap_or_else(|| panic!("no figure {name} in {file}")) << 10
 }
 
-/// The kernel's number of this thread.
+/// Returns the kernel's thread ID of the calling thread.
 #[must_use]
 pub fn this_thread() -> libc::pid_t {
-    // SAFETY: no arguments.
+    // SAFETY: `gettid` has no preconditions.
     unsafe { libc::gettid() }
 }
 
-/// Waits until a thread of this process sleeps in the kernel.
+/// Blocks until a thread of this process sleeps in the kernel.
 ///
 /// # Panics
 ///
-/// If there is no such thread.
+/// If the process has no such thread.
 pub fn wait_until_asleep(thread: libc::pid_t) {
     loop {
         let path = format!("/proc/self/task/{thread}/stat");
         let stat = fs::read_to_string(path).expect("the thread is there");
-        // The state is the first word after the name, which may have anything in it.
+        // The state is the first word after the parenthesised name, which may contain anything.
         if stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('S')) {
             return;
         }
@@ -56,7 +56,7 @@ pub fn wait_until_asleep(thread: libc::pid_t) {
     }
 }
 
-/// A limit of `setrlimit`.
+/// A resource of `setrlimit`.
 #[derive(Clone, Copy, Debug)]
 pub enum Limit {
     /// Bytes of address space.
@@ -65,18 +65,18 @@ pub enum Limit {
     Data,
     /// Bytes of a core file.
     Core,
-    /// Queued signals of the user.
+    /// Signals queued for the user.
     PendingSignals,
-    /// Threads of the user; root may have more.
+    /// Threads of the user. Does not bind root.
     Threads,
 }
 
 impl Limit {
-    /// Sets the soft limit of this process. Async-signal-safe.
+    /// Sets this process's soft limit to `most`. Async-signal-safe.
     ///
     /// # Errors
     ///
-    /// That of `setrlimit`.
+    /// Those of `getrlimit` and `setrlimit`.
     pub fn set(self, most: usize) -> io::Result<()> {
         let resource = match self {
             Self::AddressSpace => libc::RLIMIT_AS,
@@ -99,11 +99,12 @@ impl Limit {
     }
 }
 
-/// From now on a system call of this process and its children fails with `ENOSYS`. Async-signal-safe.
+/// Makes a system call fail with `ENOSYS` from now on, in this process and its children.
+/// Async-signal-safe.
 ///
 /// # Errors
 ///
-/// That of `prctl`.
+/// Those of `prctl`.
 pub fn refuse(number: libc::c_long) -> io::Result<()> {
     const NUMBER_OFFSET: u32 = 0;
     let step = |code: u32, skip: u8, value: u32| libc::sock_filter {
@@ -119,7 +120,7 @@ pub fn refuse(number: libc::c_long) -> io::Result<()> {
         step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
     ];
     let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-    // SAFETY: the program is readable during the calls.
+    // SAFETY: `filter` and `program` outlive both calls.
     let done = unsafe {
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
             && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) == 0

@@ -1,7 +1,7 @@
-//! The two ways into the allocator.
+//! The two routes into the allocator.
 //!
-//! A program reaches it through `std::alloc`, where the compiler has shims in between and may fold
-//! size and alignment; or by calling the methods of `GlobalAlloc`. Tests go both ways.
+//! A program calls it through `std::alloc`, where the compiler inserts shims and may fold size and
+//! alignment, or through the methods of `GlobalAlloc`. Tests use both routes.
 
 use std::alloc::{self, GlobalAlloc, Layout};
 use std::hint::black_box;
@@ -12,26 +12,27 @@ pub use alloc_global::Hayloft;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Registered;
 
-// SAFETY: every method is the global allocator's own. `black_box` keeps the compiler from removing
-// allocations, as it may with those it sees through.
+// SAFETY: every method forwards to the global allocator. `black_box` keeps the compiler from
+// removing allocations that it sees through.
 unsafe impl GlobalAlloc for Registered {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: passed on to the caller.
+        // SAFETY: the caller guarantees that the size is not zero.
         black_box(unsafe { alloc::alloc(layout) })
     }
 
     unsafe fn dealloc(&self, address: *mut u8, layout: Layout) {
-        // SAFETY: passed on to the caller.
+        // SAFETY: the caller guarantees that the block is live and was allocated with `layout`.
         unsafe { alloc::dealloc(black_box(address), layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: passed on to the caller.
+        // SAFETY: the caller guarantees that the size is not zero.
         black_box(unsafe { alloc::alloc_zeroed(layout) })
     }
 
     unsafe fn realloc(&self, address: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        // SAFETY: passed on to the caller.
+        // SAFETY: the caller guarantees that the block is live with `layout`, and that `new_size`
+        // is valid.
         black_box(unsafe { alloc::realloc(black_box(address), layout, new_size) })
     }
 }

@@ -1,11 +1,11 @@
-//! This test again, in a child process.
+//! Runs a test's body in a child process.
 //!
-//! A scenario is a part of a test that needs a process of its own: the backend is settled once per
-//! process, and some scenarios abort, exit or run out of memory. The parent runs its own executable
-//! with the filter of this one test and the name of the scenario in a variable; in the child the
-//! test comes to the same scenario, does it and exits.
+//! A *scenario* is a part of a test that needs a process of its own: the backend is decided once
+//! per process, and some scenarios abort, exit or run out of memory. The parent runs its own
+//! executable, filtered to the current test, and names the scenario in an environment variable. In
+//! the child the test reaches the same scenario, runs its body and exits.
 //!
-//! In a child no window of decay ends unless the scenario asks for that: by [`amid_decay`], by
+//! In a child no decay window ends unless the scenario asks for it: by [`amid_decay`], by
 //! `HAYLOFT_DECAY_MS`, or by `alloc_core::cache::end_window`, which ends one at once.
 //!
 //! ```no_run
@@ -25,41 +25,45 @@ use std::process::{self, Child, Command, Output, Stdio};
 
 use crate::process::{Limit, refuse, this_thread, wait_until_asleep};
 
-/// Names, in a child, the scenario it is to run: test and label.
+/// Environment variable that names, in a child, the scenario to run: test and label.
 const CHILD: &str = "TEST_SCENARIO";
 
-/// The variable that forces a backend, and its values.
+/// Environment variable that forces a backend, and its values.
 const BACKEND: &str = "HAYLOFT_BACKEND";
 const BACKENDS: [&str; 2] = ["rseq", "fallback"];
 
-/// The variable that says how long memory may stay unneeded. A test must not depend on how much of it a slow machine takes for
-/// what a fast one does at once, so in children that is an hour, unless the scenario says otherwise.
+/// Environment variable for how long memory may stay idle. A slow machine may take several decay
+/// windows for a step that takes a fast one no time, and no test may depend on that. In children
+/// the value is therefore an hour, unless the scenario sets it.
 const DECAY: &str = "HAYLOFT_DECAY_MS";
 const NO_DECAY: &str = "3600000";
-/// As it is for users.
+/// The users' default.
 const DEFAULT_DECAY: &str = "300";
 
-/// The variable that says which programs have a thread that gives memory back: with 1, those of one thread, too.
+/// Environment variable for which programs have the background thread that purges. With 1 even
+/// programs of one thread have it.
 const BACKGROUND: &str = "HAYLOFT_BACKGROUND";
 
-/// Has scenarios do without that thread, if it is 0: ThreadSanitizer cannot follow one that the C library does not know.
+/// Environment variable that disables that thread in scenarios, if it is 0. ThreadSanitizer cannot
+/// follow a thread that the C library did not start.
 const HAS_BACKGROUND: &str = "TEST_BACKGROUND";
 
-/// Names the backend to which scenarios are restricted: those on the other one are left out.
+/// Environment variable that restricts scenarios to one backend. Scenarios on the other one are
+/// skipped.
 const ONLY: &str = "TEST_BACKEND";
 
-/// The variable that says how irq work runs, and its values.
+/// Environment variable for how irq work runs, and its values.
 const IRQ: &str = "HAYLOFT_IRQ";
 const IRQ_MODES: [&str; 3] = ["hard", "threaded", "none"];
 
-/// The variable by which pages are larger than the system's, and its values.
+/// Environment variable that makes pages larger than the system's, and its values.
 const PAGE_SIZE: &str = "HAYLOFT_PAGE_SIZE";
 const PAGE_SIZES: [&str; 2] = ["16384", "65536"];
 
-/// A child that hangs is killed after this many seconds, so that a deadlock is a failure.
+/// Seconds after which a hung child is killed, so that a deadlock is a failure.
 pub const HANGS_AFTER: libc::c_uint = 600;
 
-/// A test body to be run in a child process.
+/// A test body to run in a child process.
 #[derive(Debug)]
 #[must_use]
 pub struct Scenario<F> {
@@ -71,9 +75,10 @@ pub struct Scenario<F> {
 }
 
 impl<F: FnOnce()> Scenario<F> {
-    /// A scenario. The label tells it from the other scenarios of the same test.
+    /// Returns a scenario whose label distinguishes it from other scenarios of the same test.
     ///
-    /// `body` must be a closure written in the test function: its type tells the name of the test.
+    /// `body` must be a closure written in the test function, since its type yields the test's
+    /// name.
     pub fn new(label: impl Into<String>, body: F) -> Self {
         Self { label: label.into(), body, env: Vec::new(), limits: Vec::new(), refused: Vec::new() }
     }
@@ -84,24 +89,24 @@ impl<F: FnOnce()> Scenario<F> {
         self
     }
 
-    /// Puts the child under a limit before it starts.
+    /// Sets a limit on the child before it starts.
     pub fn limit(mut self, limit: Limit, most: usize) -> Self {
         self.limits.push((limit, most));
         self
     }
 
-    /// Has the kernel refuse a system call to the child, as if it had none such.
+    /// Makes a system call fail in the child as if the kernel did not have it.
     pub fn refuse(mut self, number: libc::c_long) -> Self {
         self.refused.push(number);
         self
     }
 
-    /// In the parent: runs the child and gives `judge` what came of it. In the child: runs the body
-    /// and exits if this is the scenario asked for, otherwise does nothing.
+    /// In the parent, runs the child and passes its output to `judge`. In the child, runs the body
+    /// and exits if this is the requested scenario, and otherwise does nothing.
     ///
     /// # Panics
     ///
-    /// If the child cannot be started, or never comes to the scenario.
+    /// If the child cannot be started, or never reaches the scenario.
     pub fn run(self, judge: impl FnOnce(&Output)) {
         if let Some(running) = self.start() {
             judge(&running.output());
@@ -112,14 +117,15 @@ impl<F: FnOnce()> Scenario<F> {
     ///
     /// # Panics
     ///
-    /// If it does not.
+    /// If the exit code differs.
     pub fn succeeds(self) {
         if let Some(running) = self.start() {
             running.succeeds();
         }
     }
 
-    /// As [`Scenario::run`], but does not wait for the child. There is one in the parent only, and unless it is left out.
+    /// Starts the child without waiting for it. Returns `None` in a child, and for a scenario that
+    /// [`ONLY`] excludes.
     fn start(self) -> Option<Running> {
         let test = test_name::<F>();
         let scenario = format!("{test}/{}", self.label);
@@ -146,7 +152,7 @@ impl<F: FnOnce()> Scenario<F> {
         command.env(CHILD, scenario).env(DECAY, NO_DECAY);
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         let (limits, refused) = (self.limits.clone(), self.refused.clone());
-        // SAFETY: the closure only makes system calls that are safe between fork and exec.
+        // SAFETY: the closure makes only system calls that are safe between fork and exec.
         unsafe {
             command.pre_exec(move || {
                 Limit::Core.set(0)?;
@@ -159,7 +165,7 @@ impl<F: FnOnce()> Scenario<F> {
     }
 }
 
-/// A child on its way.
+/// A running child.
 #[derive(Debug)]
 struct Running {
     child: Child,
@@ -167,10 +173,10 @@ struct Running {
 }
 
 impl Running {
-    /// Waits for the child, which must have come to its scenario.
+    /// Waits for the child, which must have reached its scenario.
     fn output(self) -> Output {
         let output = self.child.wait_with_output().expect("the child can be waited for");
-        // A filter that selects no test would make a child that does nothing, and well.
+        // With a filter that selects no test, the child would do nothing and succeed.
         let entered = String::from_utf8_lossy(&output.stdout).contains(&entry(&self.scenario));
         assert!(entered, "never came to {}: {}", self.scenario, describe(&output));
         output
@@ -184,7 +190,7 @@ impl Running {
     }
 }
 
-/// Runs `body` in two child processes, one per backend; both must exit with code 0.
+/// Runs `body` in two child processes, one per backend. Both must exit with code 0.
 ///
 /// `body` must be a closure written in the test function.
 ///
@@ -197,7 +203,7 @@ pub fn on_both_backends<F: Fn()>(body: F) {
     }
 }
 
-/// As [`on_both_backends`], with some more variables in the environment of the children.
+/// Runs `body` as [`on_both_backends`] does, with `settings` added to the children's environment.
 ///
 /// # Panics
 ///
@@ -210,7 +216,7 @@ pub fn on_both_backends_with<F: Fn()>(settings: &[(&str, &str)], body: F) {
     }
 }
 
-/// As [`on_both_backends`], while memory that is unneeded goes back by itself.
+/// Runs `body` as [`on_both_backends`] does, while idle memory decays.
 ///
 /// # Panics
 ///
@@ -223,8 +229,8 @@ pub fn amid_decay<F: Fn()>(body: F) {
     }
 }
 
-/// Runs `body` in child processes, one for each backend and each way in which irq work can run, all at once, while memory that
-/// is unneeded goes back by itself; each must exit with code 0.
+/// Runs `body` in concurrent child processes, one for each pair of a backend and a mode of irq
+/// work, while idle memory decays. Each must exit with code 0.
 ///
 /// `body` must be a closure written in the test function.
 ///
@@ -245,7 +251,7 @@ pub fn in_every_mode<F: Fn()>(body: F) {
     running.into_iter().for_each(Running::succeeds);
 }
 
-/// As [`on_both_backends`], with the address space of the children limited to `bytes`.
+/// Runs `body` as [`on_both_backends`] does, with the children's address space limited to `bytes`.
 ///
 /// # Panics
 ///
@@ -256,8 +262,9 @@ pub fn on_both_backends_within<F: Fn()>(bytes: usize, body: F) {
     }
 }
 
-/// As [`amid_decay`], as on systems with pages of 16 KiB and of 64 KiB, with the address space of the children limited if
-/// `within` says so; all at once.
+/// Runs `body` in concurrent child processes on each backend, with pages of 16 KiB and of 64 KiB,
+/// while idle memory decays. If `within` is some number of bytes, it limits the children's address
+/// space.
 ///
 /// # Panics
 ///
@@ -274,7 +281,7 @@ pub fn with_larger_pages<F: Fn()>(within: Option<usize>, body: F) {
     running.into_iter().for_each(Running::succeeds);
 }
 
-/// The value of [`BACKGROUND`] in scenarios amid decay.
+/// Returns the value of [`BACKGROUND`] for scenarios amid decay.
 fn background() -> String {
     env::var(HAS_BACKGROUND).unwrap_or_else(|_| "1".into())
 }
@@ -287,7 +294,7 @@ fn on_backend<'a, F: Fn()>(
     equip(Scenario::new(backend, body).env(BACKEND, backend)).succeeds();
 }
 
-/// All there is to say about a child that did not do what it should.
+/// Formats everything known about a failed child: its status and output.
 #[must_use]
 pub fn describe(output: &Output) -> String {
     format!(
@@ -298,23 +305,24 @@ pub fn describe(output: &Output) -> String {
     )
 }
 
-/// Whether this is the child of a scenario, which leaves by [`process::exit`] what its test made before.
+/// Returns whether this is the child of a scenario. It leaves by [`process::exit`], so what its
+/// test created before the scenario is never dropped.
 #[must_use]
 pub fn is_child() -> bool {
     env::var_os(CHILD).is_some()
 }
 
-/// The line by which a child says that it has come to its scenario.
+/// Returns the line that a child prints when it reaches its scenario.
 fn entry(scenario: &str) -> String {
     format!("scenario {scenario}\n")
 }
 
-/// In the child: does the scenario, and exits as a program does, exit handlers included.
+/// In the child: runs the scenario's body and exits normally, exit handlers included.
 fn enter(scenario: &str, body: impl FnOnce()) -> ! {
     print!("\n{}", entry(scenario));
     let first = process::id() as libc::pid_t;
-    // The harness's own thread allocates until it waits for this one, and would finish deferred work
-    // that the scenario looks for.
+    // The harness's main thread allocates until it waits for this one. It would finish deferred
+    // work that the scenario expects to be pending.
     if first != this_thread() {
         wait_until_asleep(first);
     }
@@ -324,7 +332,7 @@ fn enter(scenario: &str, body: impl FnOnce()) -> ! {
     process::exit(0)
 }
 
-/// The name under which the test harness knows the function that closure `F` is written in.
+/// Returns the harness's name of the function in which closure `F` is written.
 fn test_name<F>() -> &'static str {
     let path = any::type_name::<F>().trim_start_matches('&');
     let function = path.split("::{{closure}}").next().unwrap_or(path);

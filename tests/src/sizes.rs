@@ -1,7 +1,7 @@
-//! The sizes where something may change: borders of size classes, of pages, and of powers of two.
+//! Sizes at which behaviour may change: borders of size classes, of pages, and of powers of two.
 
-/// Every multiple of 8 up to 1 KiB and every eighth of a power of two up to `max`, each with its
-/// neighbours: whatever the spacing of the size classes, their borders are among these.
+/// Yields every multiple of 8 up to 1 KiB and every eighth of a power of two up to `max`, each with
+/// its neighbours. Whatever the spacing of the size classes, their borders are among these.
 pub fn borders(max: usize) -> impl Iterator<Item = usize> {
     let fine = (8..1024).step_by(8);
     let coarse = (10..=max.ilog2())

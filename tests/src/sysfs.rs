@@ -1,4 +1,4 @@
-//! A tree such as sysfs, with nodes and the CPUs of each, for `HAYLOFT_SYSFS`.
+//! Made-up sysfs trees with nodes and their CPUs for `HAYLOFT_SYSFS`, and pinning to CPUs.
 
 use std::env;
 use std::fs;
@@ -8,19 +8,19 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The variable that names the tree.
+/// Environment variable that names the tree.
 pub const SYSFS: &str = "HAYLOFT_SYSFS";
 
-/// A tree, removed when dropped. In a child that has one already, nothing.
+/// A made-up sysfs tree, removed when dropped. Empty in a child process whose parent made the tree.
 #[derive(Debug)]
 pub struct Tree(Option<PathBuf>);
 
 impl Tree {
-    /// A tree of nodes, each with its number and the list of its CPUs.
+    /// Makes a tree of nodes, each given by its number and its CPU list.
     ///
     /// # Panics
     ///
-    /// If there can be no files.
+    /// If the files cannot be written.
     #[must_use]
     pub fn new<'a>(nodes: impl IntoIterator<Item = (usize, &'a str)>) -> Self {
         let nodes: Vec<_> = nodes.into_iter().collect();
@@ -36,11 +36,11 @@ impl Tree {
         tree
     }
 
-    /// A tree without nodes, with a list that names some.
+    /// Makes a tree whose `online` file is `list` but which has no nodes.
     ///
     /// # Panics
     ///
-    /// If there can be no files.
+    /// If the files cannot be written.
     #[must_use]
     pub fn with_online(list: &str) -> Self {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
@@ -55,7 +55,7 @@ impl Tree {
         Self(Some(root))
     }
 
-    /// Where it is.
+    /// Returns the tree's root directory.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.0.as_deref().unwrap_or(Path::new(""))
@@ -70,27 +70,27 @@ impl Drop for Tree {
     }
 }
 
-/// Two CPUs on which this process may run; `None` where there is one only.
+/// Returns two CPUs on which this process may run, or `None` if it may use only one.
 #[must_use]
 pub fn two_cpus() -> Option<[usize; 2]> {
-    // SAFETY: a set that is ours, and as long as the kernel is told; zeros are an empty one.
+    // SAFETY: the set is local and of the size passed to the kernel. All zeros are an empty set.
     let set = unsafe {
         let mut set: libc::cpu_set_t = mem::zeroed();
         (libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) == 0).then_some(set)
     }?;
-    // SAFETY: the number is below those that a set has.
+    // SAFETY: the CPU number is below `CPU_SETSIZE`.
     let mut cpus =
         (0..libc::CPU_SETSIZE as usize).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) });
     Some([cpus.next()?, cpus.next()?])
 }
 
-/// Has this thread run on one CPU only.
+/// Pins this thread to one CPU.
 ///
 /// # Panics
 ///
 /// If the kernel refuses.
 pub fn pin_to(cpu: usize) {
-    // SAFETY: a set that is ours, and as long as the kernel is told.
+    // SAFETY: the set is local and of the size passed to the kernel. All zeros are an empty set.
     let result = unsafe {
         let mut set: libc::cpu_set_t = mem::zeroed();
         libc::CPU_SET(cpu, &mut set);
@@ -99,12 +99,12 @@ pub fn pin_to(cpu: usize) {
     assert_eq!(result, 0, "{}", io::Error::last_os_error());
 }
 
-/// Has this thread stay on the CPU that it runs on.
+/// Pins this thread to its current CPU.
 ///
 /// # Panics
 ///
 /// If the kernel refuses.
 pub fn pin_here() {
-    // SAFETY: a number only.
+    // SAFETY: `sched_getcpu` has no preconditions.
     pin_to(usize::try_from(unsafe { libc::sched_getcpu() }).expect("a CPU"));
 }
