@@ -16,7 +16,7 @@ pub(super) fn run(run: &mut Run) {
     });
 }
 
-/// 32 to 8192 bytes at a multiple of 64, 128, and so on to 4096.
+/// Returns a block of 32 to 8192 bytes, aligned to a power of two from 64 to 4096.
 #[inline(always)]
 fn block(prng: &mut Prng) -> Block {
     let align = 64 << prng.below(7);

@@ -1,16 +1,16 @@
-//! Batches: many blocks at once, freed in one order or the other.
+//! Batches: many blocks allocated at once, then freed in one order or the other.
 
 use crate::blocks::Fixed;
 use crate::engine::Run;
 
 const BATCH: usize = 10_000;
 
-/// The last allocated is freed first: what a stack of free blocks likes.
+/// Frees the last allocated block first, which suits a stack of free blocks.
 pub(super) fn lifo(run: &mut Run) {
     batches(run, |blocks| while blocks.pop().is_some() {});
 }
 
-/// The first allocated is freed first.
+/// Frees the first allocated block first.
 pub(super) fn fifo(run: &mut Run) {
     batches(run, |blocks| blocks.drain(..).for_each(drop));
 }

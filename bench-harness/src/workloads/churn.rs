@@ -1,10 +1,11 @@
-//! Random churn: a set of live blocks, of which a random one is replaced by one of a random size.
+//! Random churn: a set of live blocks. Each operation replaces a random one by a block of a random
+//! size.
 
 use crate::blocks::Block;
 use crate::engine::Run;
 use crate::prng::Prng;
 
-/// A full set of slots, and what is needed to go on replacing.
+/// A full set of slots, and the state for further replacements.
 pub(super) struct Churn {
     slots: Vec<Block>,
     largest: usize,
@@ -19,7 +20,7 @@ impl Churn {
         Self { slots, largest, prng }
     }
 
-    /// Replaces `count` random blocks.
+    /// Replaces `count` blocks, chosen at random.
     #[inline(always)]
     pub(super) fn replace(&mut self, count: u64) {
         for _ in 0..count {
@@ -28,44 +29,45 @@ impl Churn {
         }
     }
 
-    /// Which slot comes next, and how large its new block is.
+    /// Returns the slot to replace next, and the size of its new block.
     #[inline(always)]
     pub(super) fn next(&mut self) -> (usize, usize) {
         (self.prng.below(self.slots.len()), 1 + self.prng.below(self.largest))
     }
 
-    /// Puts `block` into a slot, and returns the one that was there.
+    /// Puts `block` into `slot` and returns the block that it replaces.
     #[inline(always)]
     pub(super) fn swap(&mut self, slot: usize, block: Block) -> Block {
         std::mem::replace(&mut self.slots[slot], block)
     }
 }
 
-/// About 5 MB live: more than the first cache, less than the last.
+/// Keeps about 5 MB live: more than the first-level cache, less than the last-level cache.
 pub(super) fn ten_thousand(run: &mut Run) {
     let count = run.pick(5_000_000, 400_000, 1000);
     let mut churn = Churn::new(42, run.pick(10_000, 10_000, 100), 1000);
     run.time(count, || churn.replace(count));
 }
 
-/// About 130 MB live: more than any cache. A quarter of it when quick, since filling the slots takes longest.
+/// Keeps about 130 MB live: more than any cache. The quick scale keeps a quarter of that, since
+/// filling the slots takes longest.
 pub(super) fn million(run: &mut Run) {
     let count = run.pick(1_000_000, 200_000, 1000);
     let mut churn = Churn::new(42, run.pick(1_000_000, 250_000, 100), 256);
     run.time(count, || churn.replace(count));
 }
 
-/// One thread per core.
+/// Runs one thread per core.
 pub(super) fn two_threads(run: &mut Run) {
     threads(run, 2);
 }
 
-/// More threads than cores: they are preempted in the middle of things.
+/// Runs more threads than cores: they are preempted in the middle of operations.
 pub(super) fn sixteen_threads(run: &mut Run) {
     threads(run, 16);
 }
 
-/// Far more threads than cores: what a cache per thread costs.
+/// Runs far more threads than cores: shows the cost of a cache per thread.
 pub(super) fn sixty_four_threads(run: &mut Run) {
     threads(run, 64);
 }

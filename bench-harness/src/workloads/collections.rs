@@ -1,4 +1,4 @@
-//! The standard collections with keys and values that own memory themselves.
+//! The standard collections, with keys and values that own memory themselves.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, DefaultHasher};
@@ -7,10 +7,10 @@ use std::hint::black_box;
 use crate::engine::Run;
 use crate::prng::Prng;
 
-/// The standard hasher with a fixed seed, so that all runs do the same.
+/// The standard hasher with a fixed seed: all runs do the same work.
 type FixedSeed = BuildHasherDefault<DefaultHasher>;
 
-/// An index: words to the places where they occur.
+/// Maintains an index from words to the places where they occur.
 pub(super) fn hash_map(run: &mut Run) {
     let steps: u64 = run.pick(600_000, 60_000, 1000);
     let keys = run.pick(50_000, 50_000, 100);
@@ -30,7 +30,7 @@ pub(super) fn hash_map(run: &mut Run) {
     });
 }
 
-/// An ordered store: values of many sizes, read by range.
+/// Maintains an ordered store of values of many sizes, and reads it by range.
 pub(super) fn btree_map(run: &mut Run) {
     let steps: u64 = run.pick(400_000, 40_000, 1000);
     let keys = run.pick(50_000, 50_000, 100);
@@ -52,7 +52,7 @@ pub(super) fn btree_map(run: &mut Run) {
     });
 }
 
-/// A text is taken to pieces and put together again.
+/// Takes lines of text to pieces and puts them together again.
 pub(super) fn strings(run: &mut Run) {
     let lines: u64 = run.pick(150_000, 10_000, 100);
     let mut prng = Prng::new(37);

@@ -1,5 +1,5 @@
-//! All-to-all exchange: threads swap blocks through shared slots, so most blocks are freed by another thread than the
-//! one that allocated them.
+//! All-to-all exchange: threads swap blocks through shared slots. Most blocks are freed by another
+//! thread than the one that allocated them.
 
 use std::alloc::Layout;
 use std::ptr::NonNull;
@@ -11,7 +11,8 @@ use crate::prng::Prng;
 
 const THREADS: usize = 4;
 
-/// Slots that all threads share. The layout of a block follows from its slot, so nobody has to look into the block.
+/// Slots that all threads share. A slot's index determines the layout of its blocks, so no thread
+/// has to read a block to free it.
 struct Slots(Vec<AtomicPtr<u8>>);
 
 impl Slots {
@@ -20,21 +21,22 @@ impl Slots {
         Self((0..count).map(block).collect())
     }
 
-    /// From 16 to 1003 bytes, all sizes about equally often.
+    /// Returns a layout of 16 to 1003 bytes. All sizes are about equally frequent.
     fn layout(slot: usize) -> Layout {
         Layout::from_size_align(16 + slot * 37 % 988, 8).expect("a small size")
     }
 
-    /// Puts a new block into a slot and frees the one that was there.
+    /// Puts a new block into `slot` and frees the previous one.
     #[inline(always)]
     fn replace(&self, slot: usize) {
         let layout = Self::layout(slot);
         let new = alloc_raw(layout);
-        // SAFETY: the block is ours and has at least 16 bytes.
+        // SAFETY: the block was just allocated and has at least 16 bytes.
         unsafe { new.write(1) };
         let old = self.0[slot].swap(new.as_ptr(), Ordering::AcqRel);
         if let Some(old) = NonNull::new(old) {
-            // SAFETY: a block in this slot was allocated with this layout, and the swap made it ours alone.
+            // SAFETY: every block in this slot was allocated with this layout, and the swap removed
+            // it for this thread alone.
             unsafe { free_raw(old, layout) };
         }
     }
@@ -44,7 +46,8 @@ impl Drop for Slots {
     fn drop(&mut self) {
         for (slot, block) in self.0.iter_mut().enumerate() {
             if let Some(block) = NonNull::new(*block.get_mut()) {
-                // SAFETY: allocated with the layout of its slot; no thread uses the slots any more.
+                // SAFETY: the block was allocated with the layout of its slot, and `&mut self`
+                // excludes other threads.
                 unsafe { free_raw(block, Self::layout(slot)) };
             }
         }

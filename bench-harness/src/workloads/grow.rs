@@ -1,22 +1,22 @@
-//! Growth by `realloc`: vectors and buffers that do not know how large they will become.
+//! Growth by `realloc`: vectors and buffers whose final size is unknown.
 
 use std::hint::black_box;
 
 use crate::engine::Run;
 use crate::prng::Prng;
 
-/// Many vectors grow in turn, so none can grow in place for ever.
+/// Grows many vectors in turn. Sooner or later each one's neighbours prevent growth in place.
 pub(super) fn vectors(run: &mut Run) {
     let rounds: usize = run.pick(10, 2, 1);
     let vectors: usize = run.pick(1000, 1000, 10);
-    // Lengths from 16 to 4096 elements, known beforehand so that they are not part of the time.
+    // Lengths of 16 to 4096 elements, drawn beforehand so that drawing them is not timed.
     let mut prng = Prng::new(7);
     let lengths: Vec<usize> = (0..vectors).map(|_| prng.geometric(16, 4096)).collect();
     let pushes = rounds * lengths.iter().sum::<usize>();
     run.time(pushes as u64, || {
         for _ in 0..rounds {
             let mut grown: Vec<Vec<u64>> = vec![Vec::new(); vectors];
-            // Sixteen elements each per turn.
+            // Each vector grows by sixteen elements per turn.
             let mut unfinished = true;
             while std::mem::take(&mut unfinished) {
                 for (vector, &length) in grown.iter_mut().zip(&lengths) {
@@ -31,10 +31,10 @@ pub(super) fn vectors(run: &mut Run) {
     });
 }
 
-/// What [`bytes`] and [`extend_one`] append at once.
+/// The bytes that [`bytes`] and [`extend_one`] append at once.
 const PIECE: [u8; 4096] = [0x5a; 4096];
 
-/// A few buffers grow far: where `mremap` can save the copies.
+/// Grows a few buffers to a large size, where `mremap` can save the copies.
 pub(super) fn bytes(run: &mut Run) {
     let rounds: usize = run.pick(8, 1, 1);
     let pieces: usize = run.pick(2000, 2000, 10);
@@ -52,7 +52,7 @@ pub(super) fn bytes(run: &mut Run) {
     });
 }
 
-/// One vector grows as far as one does in a program with much memory, byte by byte.
+/// Grows one vector byte by byte, to the size of the largest vectors in programs with much memory.
 pub(super) fn push_one(run: &mut Run) {
     let length = far(run);
     run.time_once(length as u64, || {
@@ -64,7 +64,7 @@ pub(super) fn push_one(run: &mut Run) {
     });
 }
 
-/// The same, page by page.
+/// Grows the same vector page by page.
 pub(super) fn extend_one(run: &mut Run) {
     let pieces = far(run) / PIECE.len();
     run.time_once(pieces as u64, || {
@@ -75,7 +75,7 @@ pub(super) fn extend_one(run: &mut Run) {
     });
 }
 
-/// How far one vector grows.
+/// Returns the final size of the one vector, in bytes.
 fn far(run: &Run) -> usize {
     run.pick(1 << 30, 64 << 20, 64 << 10)
 }

@@ -7,15 +7,15 @@ use parking_lot::Mutex;
 use crate::blocks::Fixed;
 use crate::engine::Run;
 
-/// Blocks sent at once.
+/// Blocks in a batch.
 pub(super) const BATCH: usize = 1000;
-/// Batches that may be on their way.
+/// Batches that the channel can hold.
 const DEPTH: usize = 64;
 
-/// A batch on its way.
+/// The blocks that the producer sends at once.
 pub(super) type Batch = Vec<Fixed<64>>;
 
-/// Which end of the channel a thread holds.
+/// The end of the channel that a thread holds.
 pub(super) enum Role {
     /// Allocates and sends.
     Producer(SyncSender<Batch>),
@@ -23,27 +23,27 @@ pub(super) enum Role {
     Consumer(Receiver<Batch>),
 }
 
-/// Both roles, to be taken by two threads.
+/// Both roles, for two threads to take.
 pub(super) struct Roles(Mutex<Vec<Role>>);
 
 impl Roles {
-    /// The two ends of a new channel.
+    /// Creates a channel and holds both of its ends.
     pub(super) fn new() -> Self {
         let (sender, receiver) = sync_channel(DEPTH);
         Self(Mutex::new(vec![Role::Producer(sender), Role::Consumer(receiver)]))
     }
 
-    /// Takes one, and pins the calling thread to the core of that index.
+    /// Takes a role, and pins the calling thread to the core with index `index`.
     pub(super) fn take(&self, index: usize) -> Role {
         if let Some(core) = core_affinity::get_core_ids().and_then(|ids| ids.get(index).copied()) {
-            // A refusal leaves the thread where it is: slower, not wrong.
+            // If the system refuses, the thread stays where it is: slower, not wrong.
             core_affinity::set_for_current(core);
         }
         self.0.lock().pop().expect("two threads, two roles")
     }
 }
 
-/// Batches of a thousand blocks go from one core to the other.
+/// Sends batches of a thousand blocks from one core to the other.
 pub(super) fn run(run: &mut Run) {
     let batches = run.pick(4000, 400, 2);
     let roles = Roles::new();

@@ -24,7 +24,7 @@ pub(super) fn run(run: &mut Run) {
     });
 }
 
-/// An array of records such as a service would store, about 300 bytes of text each.
+/// Returns an array of records such as a service would store, of about 300 bytes of text each.
 fn document(records: usize) -> Value {
     let mut prng = Prng::new(23);
     (0..records).map(|index| record(index, &mut prng)).collect()
@@ -47,12 +47,12 @@ fn record(index: usize, prng: &mut Prng) -> Value {
     })
 }
 
-/// Three to fourteen letters.
+/// Returns a word of three to fourteen letters.
 fn word(prng: &mut Prng) -> String {
     (0..3 + prng.below(12)).map(|_| char::from(b'a' + prng.below(26) as u8)).collect()
 }
 
-/// Renames, adds and removes in every record.
+/// Renames, adds and removes fields in every record.
 fn change(document: &mut Value) {
     let records = document.as_array_mut().expect("the document is an array");
     for record in records {
@@ -65,7 +65,7 @@ fn change(document: &mut Value) {
     }
 }
 
-/// How many values a document has, itself included.
+/// Returns the number of values in a document, itself included.
 fn count(value: &Value) -> u64 {
     1 + match value {
         Value::Array(items) => items.iter().map(count).sum(),

@@ -1,4 +1,5 @@
-//! How long single operations take. Each is timed by itself, so the times include one reading of the clock.
+//! The duration of single operations. Each operation is timed by itself, so the times include one
+//! reading of the clock.
 
 use parking_lot::Mutex;
 
@@ -7,7 +8,7 @@ use super::handoff::{BATCH, Role, Roles};
 use crate::blocks::{Block, Fixed};
 use crate::engine::{LatencyRecorder, Run};
 
-/// The frees and allocations of `churn-10k`.
+/// Times the frees and allocations of `churn-10k`.
 pub(super) fn churn(run: &mut Run) {
     let count: u64 = run.pick(1_000_000, 100_000, 1000);
     let mut churn = Churn::new(42, run.pick(10_000, 10_000, 100), 1000);
@@ -24,7 +25,7 @@ pub(super) fn churn(run: &mut Run) {
     run.report_latency(&recorder);
 }
 
-/// The allocations of one thread and the frees of the other in `handoff`.
+/// Times the allocations of one thread and the frees of the other in `handoff`.
 pub(super) fn handoff(run: &mut Run) {
     let batches = run.pick(1000, 100, 2);
     let roles = Roles::new();

@@ -9,26 +9,26 @@ use crate::blocks::Block;
 use crate::engine::Run;
 use crate::prng::Prng;
 
-/// 33 to 512 KiB.
+/// Sizes of the churned blocks: 33 to 512 KiB.
 const MIDDLE: (usize, usize) = (33 << 10, 512 << 10);
-/// 64 KiB to 1 MiB.
+/// Sizes of the passed buffers: 64 KiB to 1 MiB.
 const BUFFERS: (usize, usize) = (64 << 10, 1 << 20);
-/// Live blocks of a thread.
+/// Live blocks per thread.
 const SLOTS: usize = 64;
-/// Bytes of a block that are written, where that is not all of it: a message in a buffer.
+/// Bytes written to a block that is not filled: a message in a buffer.
 const MESSAGE: usize = 4096;
 
-/// One thread per core.
+/// Runs one thread per core.
 pub(super) fn two_threads(run: &mut Run) {
     threads(run, 2);
 }
 
-/// More threads than cores.
+/// Runs more threads than cores.
 pub(super) fn sixteen_threads(run: &mut Run) {
     threads(run, 16);
 }
 
-/// Far more threads than cores.
+/// Runs far more threads than cores.
 pub(super) fn sixty_four_threads(run: &mut Run) {
     threads(run, 64);
 }
@@ -40,7 +40,7 @@ fn buffer(prng: &mut Prng, (smallest, largest): (usize, usize)) -> Block {
     block
 }
 
-/// Each thread replaces a random one of its blocks.
+/// Replaces a random one of each thread's blocks.
 fn threads(run: &mut Run, threads: usize) {
     let total: u64 = run.pick(1_600_000, 160_000, 640);
     run.time_threads(
@@ -60,15 +60,15 @@ fn threads(run: &mut Run, threads: usize) {
     );
 }
 
-/// Which end of the channel a thread holds.
+/// The end of the channel that a thread holds.
 enum Role {
     /// Allocates buffers, writes a message into each, and sends them.
     Producer(SyncSender<Block>, Prng),
-    /// Frees them, the last sixteen last.
+    /// Frees the buffers in order, holding back up to sixteen until the end of the repetition.
     Consumer(Receiver<Block>),
 }
 
-/// One thread allocates buffers, another frees them a little later.
+/// Allocates buffers in one thread and frees them in another a little later.
 pub(super) fn pass(run: &mut Run) {
     let count: u64 = run.pick(400_000, 40_000, 100);
     let (sender, receiver) = sync_channel(32);
@@ -96,7 +96,8 @@ pub(super) fn pass(run: &mut Run) {
     );
 }
 
-/// Images of 4 to 20 MiB, every page written: the one before is dropped when the next is there, as by a filter.
+/// Allocates images of 4 to 20 MiB and writes every page. Like a filter, drops each image once the
+/// next is allocated.
 pub(super) fn images(run: &mut Run) {
     let count: u64 = run.pick(400, 40, 2);
     let mut prng = Prng::new(29);
@@ -109,7 +110,7 @@ pub(super) fn images(run: &mut Run) {
     });
 }
 
-/// Blocks of 40 KiB, of which every twentieth survives each of eight rounds.
+/// Runs eight rounds of blocks of 40 KiB. In each round every twentieth block survives.
 pub(super) fn survivors(run: &mut Run) {
     let blocks: u64 = run.pick(4000, 500, 40);
     let rounds = 8;
@@ -128,7 +129,7 @@ pub(super) fn survivors(run: &mut Run) {
     });
 }
 
-/// Sparse tables of zeros, of 1 to 16 MiB: one page in sixteen is written.
+/// Allocates sparse zeroed tables of 1 to 16 MiB, and writes one page in sixteen.
 pub(super) fn sparse(run: &mut Run) {
     let count: u64 = run.pick(2000, 200, 4);
     let mut prng = Prng::new(31);

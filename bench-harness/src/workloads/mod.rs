@@ -1,7 +1,8 @@
 //! The workloads: a table, and one file per family.
 //!
-//! A workload says how much to do by scale, sets up what is not timed, and has [`Run`] time the rest. An operation is
-//! what its description says; in the first groups it is one allocation with its free, unless it says otherwise.
+//! A workload chooses its amount of work by scale, sets up its untimed state, and passes the rest
+//! to [`Run`] for timing. Its description defines the operation that is counted. In the first
+//! groups that is one allocation with its free, unless the description says otherwise.
 
 mod aligned;
 mod batches;
@@ -29,49 +30,50 @@ mod zeroed;
 
 use crate::engine::Run;
 
-/// What a workload tells about an allocator.
+/// The property of an allocator that a workload measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Allocation dominates: how fast the allocator is.
+    /// Speed of the allocator: allocation dominates.
     Allocation,
-    /// A gigabyte in one piece, or blocks of many megabytes: how growth goes, and what page faults cost. Apart from
-    /// `Allocation`, since the kernel does most of the work.
+    /// Growth to a gigabyte in one piece, or blocks of many megabytes: the cost of growth and of
+    /// page faults. Separate from `Allocation`, since the kernel does most of the work.
     Huge,
-    /// Real work, as Rust programs do it: how much of that speed a program gets.
+    /// Speed of real work, as Rust programs do it: the share of the allocator's speed that a
+    /// program notices.
     Program,
-    /// How long single operations take, in the worst case too.
+    /// Duration of single operations, in the worst case too.
     Latency,
-    /// Not timed: how much memory the process has resident.
+    /// Resident memory of the process. Not timed.
     Memory,
-    /// Watched for a while, when asked for: how memory follows what is live.
+    /// Memory over time beside the live bytes. Watched for a while, and run only on request.
     Curve,
 }
 
-/// Which number says how much memory a workload needs.
+/// The number that represents a workload's memory use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resident {
-    /// The most there ever was.
+    /// The peak of the whole run.
     Peak,
-    /// What was left when the workload was over.
+    /// The memory left at the end of the workload.
     Final,
 }
 
-/// Something to measure.
+/// A workload that can be measured.
 #[derive(Clone, Debug)]
 pub struct Workload {
-    /// Its name in arguments and tables.
+    /// Name in arguments and tables.
     pub name: &'static str,
-    /// One line about it.
+    /// Description of one line.
     pub about: &'static str,
-    /// What it tells.
+    /// Property that the workload measures.
     pub kind: Kind,
-    /// Which memory counts.
+    /// Number that represents its memory use.
     pub resident: Resident,
-    /// What to run.
+    /// Function that runs the workload.
     pub body: fn(&mut Run),
 }
 
-/// An entry of the table.
+/// Returns an entry of the table, with the peak as its memory use.
 const fn workload(
     name: &'static str,
     kind: Kind,
@@ -139,12 +141,16 @@ pub static ALL: &[Workload] = &[
     workload("pipelines", Curve, curves::pipelines, "two rows of three threads, each frees what the one before allocated"),
 ];
 
-/// The workload of that name.
+/// Returns the workload called `name`.
 pub fn find(name: &str) -> Option<&'static Workload> {
     ALL.iter().find(|workload| workload.name == name)
 }
 
-/// The workload of that name, or why there is none.
+/// Returns the workload called `name`.
+///
+/// # Errors
+///
+/// Lists the known names if `name` is not among them.
 pub fn parse(name: &str) -> Result<&'static Workload, String> {
     find(name).ok_or_else(|| {
         let names: Vec<&str> = ALL.iter().map(|workload| workload.name).collect();
@@ -160,7 +166,7 @@ mod tests {
     #[test]
     fn every_workload_runs() {
         for workload in ALL {
-            // Named on failure, since libtest shows what a failed test printed.
+            // Identifies the culprit of a failure: libtest shows the output of a failed test.
             println!("{}", workload.name);
             (workload.body)(&mut Run::new(Scale::Tiny));
         }

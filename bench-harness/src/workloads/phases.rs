@@ -1,11 +1,12 @@
-//! A program with phases: a burst of one size, most of it freed, then a burst of another. Can memory that was cut for one
-//! size serve the next? One block in a hundred survives its phase and keeps its surroundings from being given back.
+//! A program with phases: a burst of one size, most of it freed, then a burst of another size. Can
+//! memory that was cut for one size serve the next? One block in a hundred survives its phase and
+//! pins the memory around it, which then cannot return to the system.
 
 use crate::blocks::Block;
 use crate::engine::Run;
 
 const SIZES: [usize; 5] = [32, 192, 1024, 80, 4096];
-/// One block in this many survives its phase.
+/// Blocks per survivor of a phase.
 const SURVIVES: usize = 100;
 
 pub(super) fn run(run: &mut Run) {

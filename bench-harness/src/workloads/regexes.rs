@@ -1,4 +1,5 @@
-//! Compiling regular expressions, which allocates syntax trees, automata and caches, and matching with them once.
+//! Compiles regular expressions, which allocates syntax trees, automata and caches, and matches
+//! with each of them once.
 
 use std::hint::black_box;
 
@@ -6,7 +7,7 @@ use regex::Regex;
 
 use crate::engine::Run;
 
-/// What programs use regular expressions for; each is used with several names.
+/// Typical patterns of programs. Each is used with several names.
 const TEMPLATES: [&str; 10] = [
     r"^NAME:\s+(\d+)$",
     r"(?i)\bNAME\b.{0,20}\berror\b",

@@ -1,4 +1,5 @@
-//! A small key-value server on loopback: tokio with two workers, a line tuning, eight connections.
+//! A small key-value server on loopback: tokio with two workers, a line protocol, eight
+//! connections.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -12,7 +13,7 @@ use crate::engine::Run;
 use crate::prng::Prng;
 
 const CLIENTS: u64 = 8;
-/// Requests a client sends before it waits for the answers.
+/// Requests that a client sends before it waits for the answers.
 const PIPELINE: usize = 8;
 
 type Store = Arc<Mutex<HashMap<String, String>>>;
@@ -42,7 +43,7 @@ pub(super) fn run(run: &mut Run) {
     server.abort();
 }
 
-/// Accepts connections for ever.
+/// Accepts connections forever.
 async fn serve(listener: TcpListener) -> std::io::Result<()> {
     let store = Store::default();
     loop {
@@ -51,7 +52,7 @@ async fn serve(listener: TcpListener) -> std::io::Result<()> {
     }
 }
 
-/// Serves one connection until it is closed.
+/// Serves one connection until the client closes it.
 async fn answer(stream: TcpStream, store: Store) -> std::io::Result<()> {
     let (mut lines, mut output) = split(stream);
     while let Some(line) = lines.next_line().await? {
@@ -60,7 +61,7 @@ async fn answer(stream: TcpStream, store: Store) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Executes `SET key value` or `GET key`, and returns the line to send back.
+/// Executes `SET key value` or `GET key`, and returns the line to send as the answer.
 fn execute(request: &str, store: &Store) -> String {
     let mut words = request.splitn(3, ' ');
     let (verb, key, value) = (words.next(), words.next(), words.next());
@@ -78,7 +79,7 @@ fn execute(request: &str, store: &Store) -> String {
     }
 }
 
-/// Sends `rounds` times a few requests, and reads as many answers.
+/// Sends `PIPELINE` requests and reads as many answers, `rounds` times.
 async fn ask(stream: TcpStream, seed: u64, rounds: usize) -> std::io::Result<()> {
     let (mut lines, mut output) = split(stream);
     let mut prng = Prng::new(seed);
@@ -93,7 +94,7 @@ async fn ask(stream: TcpStream, seed: u64, rounds: usize) -> std::io::Result<()>
     Ok(())
 }
 
-/// One line of the tuning.
+/// Returns one line of the protocol.
 fn request(prng: &mut Prng) -> String {
     let key = prng.below(2000);
     match prng.below(2) {
@@ -102,9 +103,9 @@ fn request(prng: &mut Prng) -> String {
     }
 }
 
-/// A connection as lines to read and a place to write.
+/// Splits a connection into lines to read and a half to write to.
 fn split(stream: TcpStream) -> (Lines<BufReader<OwnedReadHalf>>, OwnedWriteHalf) {
-    // Without it the kernel would hold small answers back; an error costs only time.
+    // Without it the kernel would delay small answers. Failure costs only time.
     let _ = stream.set_nodelay(true);
     let (input, output) = stream.into_split();
     (BufReader::new(input).lines(), output)

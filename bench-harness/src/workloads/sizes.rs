@@ -1,4 +1,4 @@
-//! A sweep over sizes: every size class is used, none is hot.
+//! A sweep over sizes: uses every size class, and none more than the others.
 
 use crate::blocks::Block;
 use crate::engine::Run;
@@ -20,7 +20,8 @@ pub(super) fn run(run: &mut Run) {
     });
 }
 
-/// From 1 byte to 32 KiB, each a fifth larger than the one before, and one byte larger at least.
+/// Returns sizes from 1 byte to 32 KiB. Each is larger than the previous one by a fifth, and by at
+/// least one byte.
 fn sizes() -> Vec<usize> {
     let mut sizes: Vec<usize> =
         std::iter::successors(Some(1), |size| Some((size * 6 / 5).max(size + 1)))

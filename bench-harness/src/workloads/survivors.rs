@@ -1,4 +1,5 @@
-//! Threads that die and leave survivors: what happens to a thread's cache, and to blocks whose thread is no more.
+//! Threads that exit and leave live blocks behind. Shows the fate of a thread's cache, and of
+//! blocks whose thread no longer exists.
 
 use std::thread;
 
@@ -12,7 +13,7 @@ pub(super) fn run(run: &mut Run) {
     run.time(threads * blocks, || {
         let mut survivors = Vec::new();
         for seed in 0..threads {
-            // Moved into the thread, freed there.
+            // Moved into the new thread, which frees the blocks.
             let inherited = survivors;
             let life = thread::spawn(move || live(seed, blocks, inherited));
             survivors = life.join().expect("a thread panicked");
@@ -20,7 +21,8 @@ pub(super) fn run(run: &mut Run) {
     });
 }
 
-/// Allocates `count` blocks, frees what was inherited in between, frees every other block, and leaves the rest.
+/// Allocates `count` blocks and returns every other one; frees the rest, and meanwhile the
+/// `inherited` ones.
 fn live(seed: u64, count: u64, mut inherited: Vec<Block>) -> Vec<Block> {
     let mut prng = Prng::new(seed);
     let mut left = Vec::with_capacity(count as usize / 2);

@@ -1,30 +1,30 @@
-//! Binary trees of small nodes: whether neighbours in the tree are neighbours in memory.
+//! Binary trees of small nodes. Shows whether neighbours in the tree are neighbours in memory.
 
 use std::hint::black_box;
 
 use crate::engine::Run;
 
-/// Two pointers, 16 bytes.
+/// A node of two pointers: 16 bytes.
 struct Node {
     left: Option<Box<Node>>,
     right: Option<Box<Node>>,
 }
 
 impl Node {
-    /// A full tree with `depth` levels below its root.
+    /// Builds a full tree with `depth` levels below its root.
     fn build(depth: u32) -> Box<Self> {
         let child = || depth.checked_sub(1).map(Self::build);
         Box::new(Self { left: child(), right: child() })
     }
 
-    /// How many nodes the tree has.
+    /// Returns the number of nodes in the tree.
     fn count(&self) -> u64 {
         let below = |child: &Option<Box<Self>>| child.as_ref().map_or(0, |node| node.count());
         1 + below(&self.left) + below(&self.right)
     }
 }
 
-/// A tree that lives all the time, and others that come and go.
+/// Keeps one tree alive throughout, and builds and drops others.
 pub(super) fn run(run: &mut Run) {
     let depth = run.pick(17, 16, 4);
     let trees: u64 = run.pick(12, 3, 2);

@@ -1,4 +1,4 @@
-//! Zeroed memory: does an allocator know which of its memory is zero already?
+//! Zeroed memory. Does an allocator know which of its memory is already zero?
 
 use crate::blocks::Block;
 use crate::engine::Run;
@@ -12,13 +12,13 @@ pub(super) fn run(run: &mut Run) {
         for _ in 0..count {
             let slot = prng.below(slots.len());
             slots[slot] = block(&mut prng);
-            // A used block comes back dirty, else nothing would ever have to be zeroed.
+            // Dirties the block: otherwise the allocator would never have to zero a reused one.
             slots[slot].fill();
         }
     });
 }
 
-/// 16 bytes to 64 KiB.
+/// Returns a zeroed block of 16 bytes to 64 KiB.
 #[inline(always)]
 fn block(prng: &mut Prng) -> Block {
     Block::zeroed(prng.geometric(16, 64 * 1024))

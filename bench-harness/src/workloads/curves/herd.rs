@@ -1,4 +1,4 @@
-//! Blocks of a program that has many data structures.
+//! The blocks of a program with many data structures.
 
 use std::alloc::Layout;
 use std::ptr::NonNull;
@@ -8,10 +8,11 @@ use crate::blocks::{alloc_raw, free_raw};
 use crate::engine::Gauge;
 use crate::prng::Prng;
 
-/// Several data structures whose blocks were allocated in turn: each has blocks everywhere.
+/// Several data structures whose blocks were allocated in turn, so that each has blocks everywhere
+/// in memory.
 ///
-/// Nothing is allocated but the blocks themselves and one word or two for each structure, or what is resident would tell of
-/// the bookkeeping, too.
+/// Apart from the blocks themselves, a herd allocates only one or two words per structure. More
+/// would make the bookkeeping visible in the resident memory.
 pub(super) struct Herd<'a> {
     structures: Vec<Chain>,
     live: usize,
@@ -20,20 +21,20 @@ pub(super) struct Herd<'a> {
 }
 
 impl<'a> Herd<'a> {
-    /// One without blocks.
+    /// Creates a herd without blocks.
     pub(super) fn new(gauge: &'a Gauge, seed: u64, structures: usize) -> Self {
         let structures = (0..structures).map(|_| Chain::default()).collect();
         Self { structures, live: 0, prng: Prng::new(seed), gauge }
     }
 
-    /// Adds blocks, each to a random structure, until there are `bytes`.
+    /// Adds blocks, each to a random structure, until `bytes` are live.
     pub(super) fn grow(&mut self, mix: &Mix, bytes: usize) {
         while self.live < bytes {
             self.add(mix);
         }
     }
 
-    /// Frees the oldest block of a random structure and adds a new one to another, so many times.
+    /// Frees the oldest block of a random structure and adds a new block to another, `count` times.
     pub(super) fn churn(&mut self, mix: &Mix, count: usize) {
         for _ in 0..count {
             let structure = self.prng.below(self.structures.len());
@@ -44,14 +45,14 @@ impl<'a> Herd<'a> {
         }
     }
 
-    /// Frees a structure.
+    /// Frees all blocks of a structure.
     pub(super) fn clear(&mut self, structure: usize) {
         while let Some(link) = self.structures[structure].unlink() {
             self.free(link);
         }
     }
 
-    /// Keeps one block in `one_in`, at random.
+    /// Keeps one block in `one_in`, chosen at random, and frees the others.
     pub(super) fn thin(&mut self, one_in: usize) {
         for structure in 0..self.structures.len() {
             let mut all = std::mem::take(&mut self.structures[structure]);
@@ -74,7 +75,7 @@ impl<'a> Herd<'a> {
     }
 
     fn free(&mut self, link: NonNull<Link>) {
-        // SAFETY: only what was allocated is linked, and it was unlinked.
+        // SAFETY: only blocks from `Link::allocate` are linked, and this one was just unlinked.
         let size = unsafe { Link::free(link) };
         self.live -= size;
         self.gauge.shrank(size);
@@ -89,19 +90,20 @@ impl Drop for Herd<'_> {
     }
 }
 
-/// The first words of a block.
+/// The header at the start of each block.
 struct Link {
     next: Option<NonNull<Link>>,
     size: usize,
 }
 
 impl Link {
-    /// Allocates a block of that size and writes all of it.
+    /// Allocates a block of `size` bytes and writes all of it.
     fn allocate(size: usize) -> NonNull<Self> {
         debug_assert!(size >= size_of::<Self>());
         let block = alloc_raw(Self::layout(size));
         let link = block.cast();
-        // SAFETY: the block is ours, as long as that, and aligned for a link, for which there is room.
+        // SAFETY: the block was just allocated with `size` bytes. It is aligned for a link and has
+        // room for one.
         unsafe {
             block.write_bytes(0xa5, size);
             link.write(Self { next: None, size });
@@ -109,15 +111,17 @@ impl Link {
         link
     }
 
-    /// Frees a block, and tells how large it was.
+    /// Frees a block and returns its size.
     ///
     /// # Safety
     ///
-    /// `link` comes from [`allocate`](Self::allocate), and nobody uses it any more.
+    /// `link` comes from [`allocate`](Self::allocate), and nothing uses it afterwards.
     unsafe fn free(link: NonNull<Self>) -> usize {
-        // SAFETY: the block is there until the next line.
+        // SAFETY: the caller guarantees that `link` is a live block from `allocate`, which wrote
+        // its header.
         let size = unsafe { link.as_ref().size };
-        // SAFETY: allocated with this layout.
+        // SAFETY: `allocate` used this layout, and the caller guarantees that nothing uses the
+        // block afterwards.
         unsafe { free_raw(link.cast(), Self::layout(size)) };
         size
     }
@@ -134,13 +138,13 @@ struct Chain {
 }
 
 impl Chain {
-    /// Puts a block at the end. It must be in no other chain.
+    /// Appends a block, which must be in no other chain.
     fn link(&mut self, mut link: NonNull<Link>) {
-        // SAFETY: the block is in no chain, so it is ours.
+        // SAFETY: the block is in no chain, so nothing else refers to it.
         unsafe { link.as_mut().next = None };
         let first = match self.ends {
             Some((first, mut last)) => {
-                // SAFETY: a block that is linked is ours.
+                // SAFETY: this chain owns its blocks and nothing else refers to them.
                 unsafe { last.as_mut().next = Some(link) };
                 first
             }
@@ -149,10 +153,10 @@ impl Chain {
         self.ends = Some((first, link));
     }
 
-    /// Takes the block at the beginning.
+    /// Removes the first block and returns it.
     fn unlink(&mut self) -> Option<NonNull<Link>> {
         let (first, last) = self.ends?;
-        // SAFETY: a block that is linked is ours.
+        // SAFETY: this chain owns its blocks and nothing else refers to them.
         let next = unsafe { first.as_ref().next };
         self.ends = next.map(|next| (next, last));
         Some(first)

@@ -1,11 +1,13 @@
-//! Of which sizes the blocks of a program are.
+//! Distributions of the block sizes of programs.
 
 use crate::prng::Prng;
 
-/// Ranges of sizes, and how many blocks of a hundred lie in each. Within a range each power of two is as likely as another.
+/// Ranges of sizes, with the percentage of blocks in each: `(percentage, smallest, largest)`.
+/// Within a range every octave is equally likely.
 pub(super) struct Mix(&'static [(usize, usize, usize)]);
 
-/// What most programs are made of: nodes and strings, more of them the smaller they are. 230 B on average.
+/// The nodes and strings that most programs consist of: smaller blocks are more frequent. 230 B on
+/// average.
 pub(super) static SMALL: Mix = Mix(&[(60, 8, 64), (25, 64, 256), (10, 256, 1024), (5, 1024, 4096)]);
 /// Keys, names, small nodes. 60 B on average.
 pub(super) static STRINGS: Mix = Mix(&[(50, 8, 32), (40, 32, 128), (10, 128, 512)]);
@@ -15,7 +17,7 @@ pub(super) static RECORDS: Mix = Mix(&[(80, 128, 512), (20, 512, 2048)]);
 pub(super) static BUFFERS: Mix = Mix(&[(80, 4 << 10, 64 << 10), (20, 64 << 10, 512 << 10)]);
 
 impl Mix {
-    /// The size of the next block: a multiple of eight, from 16 on.
+    /// Returns the size of the next block: a multiple of eight, at least 16.
     #[inline]
     pub(super) fn size(&self, prng: &mut Prng) -> usize {
         let mut draw = prng.below(100);

@@ -1,7 +1,8 @@
-//! Workloads that are watched, not timed: how the memory of a process follows what its program has live.
+//! Workloads that are watched, not timed: they show how the memory of a process follows its live
+//! bytes.
 //!
-//! They begin with a short pause and have pauses in between, as what happens then is what they are about: a program that
-//! waits should not hold what it does not use.
+//! They begin with a short pause and have pauses in between. The pauses are the point: a program
+//! that waits should not hold memory that it does not use.
 
 mod herd;
 mod mix;
@@ -16,10 +17,11 @@ use self::herd::Herd;
 use self::mix::{BUFFERS, Mix, RECORDS, SMALL, STRINGS};
 use crate::engine::Run;
 
-/// In how many data structures a burst lies. Each is freed as a whole, and lies all over the memory of the others.
+/// Data structures of a burst. Each is freed as a whole, and its blocks lie among those of the
+/// others.
 const STRUCTURES: usize = 64;
 
-/// The program's memory before, then far more, then as before.
+/// Grows from a small heap to a very large one, frees the burst, and idles.
 pub(super) fn burst_idle(run: &mut Run) {
     let bytes = run.pick(1 << 30, 128 << 20, 64 << 10);
     let idle = run.pick(5000, 2500, 1);
@@ -34,7 +36,8 @@ pub(super) fn burst_idle(run: &mut Run) {
     });
 }
 
-/// One block in twenty stays, and keeps its surroundings. Then other sizes, until as much is live as before.
+/// Keeps one block in twenty, each of which pins the memory around it. Then allocates other sizes,
+/// until as much is live as before.
 pub(super) fn survivors(run: &mut Run) {
     let bytes = run.pick(1 << 30, 128 << 20, 64 << 10);
     let idle = run.pick(3000, 2500, 1);
@@ -52,15 +55,16 @@ pub(super) fn survivors(run: &mut Run) {
     });
 }
 
-/// Growth and shrinking in turn, each time with blocks of other sizes and after another pause.
+/// Grows and shrinks in turn, each time with blocks of other sizes and after another pause.
 pub(super) fn sawtooth(run: &mut Run) {
-    /// Milliseconds of rest when most has been freed: shorter and longer than allocators wait before they give back.
+    /// Milliseconds of rest after most blocks were freed: both shorter and longer than the delays
+    /// of allocators before they return memory.
     const RESTS: [u64; 4] = [250, 500, 1000, 2000];
     const MIXES: [&Mix; 4] = [&SMALL, &RECORDS, &STRINGS, &BUFFERS];
     let (bytes, teeth) = run.pick((256 << 20, 8), (64 << 20, 4), (1 << 20, 4));
     let slower = run.pick(1, 4, 1000);
     let idle = run.pick(3000, 2500, 1);
-    // One of them stays until the next tooth, another one each time.
+    // At each tooth, another one of them survives until the next tooth.
     let structures = 16;
     run.watch(|gauge| {
         let mut herd = Herd::new(gauge, 53, structures);
@@ -77,8 +81,8 @@ pub(super) fn sawtooth(run: &mut Run) {
     });
 }
 
-/// A server's life: it starts, warms its caches, serves, runs a batch job beside, and serves on. Its work is spread over
-/// time, so that it is the same under a slow allocator as under a fast one.
+/// Lives a server's life: starts, warms its caches, serves, runs a batch job meanwhile, and serves
+/// on. The work is spread over time, so that it is the same under slow and fast allocators.
 pub(super) fn phases(run: &mut Run) {
     let megabyte = run.pick(1 << 20, 1 << 18, 1 << 10);
     let second = Duration::from_millis(run.pick(1000, 250, 2));
@@ -91,7 +95,7 @@ pub(super) fn phases(run: &mut Run) {
             Herd::new(gauge, 67, 4096),
         );
 
-        // Configuration and code are read; little of what that took is needed later.
+        // Reads configuration and code; little of the memory for it stays in use.
         paced(second, steps, |step| start.grow(&STRINGS, 96 * megabyte * step / steps));
         start.thin(10);
 
@@ -119,12 +123,13 @@ pub(super) fn phases(run: &mut Run) {
     });
 }
 
-/// Does nothing for so many milliseconds.
+/// Sleeps for `milliseconds`.
 fn rest(milliseconds: u64) {
     thread::sleep(Duration::from_millis(milliseconds));
 }
 
-/// Calls `step` with 1 to `steps`, evenly spaced over `span`. Late steps are made up for.
+/// Calls `step` with 1 to `steps`, evenly spaced over `span`. After a late step, the next ones
+/// follow sooner.
 fn paced(span: Duration, steps: usize, mut step: impl FnMut(usize)) {
     let start = Instant::now();
     for index in 1..=steps {

@@ -1,4 +1,4 @@
-//! Threads in a row: what one allocates the next frees, for as long as a minute.
+//! Threads in a row: each frees the blocks that the previous one allocated, for up to a minute.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -10,13 +10,14 @@ use crate::blocks::Block;
 use crate::engine::{Gauge, Run};
 use crate::prng::Prng;
 
-/// How many rows of three threads there are.
+/// Rows of three threads.
 const PIPELINES: u64 = 2;
-/// Blocks sent at once.
+/// Blocks in a batch.
 const BATCH: usize = 200;
-/// Batches that may be on their way from a thread to the next.
+/// Batches that a channel between two threads can hold.
 const DEPTH: usize = 16;
-/// How many MiB a consumer holds, one after the other, for as long each: now it lags behind, now it has caught up.
+/// Bounds of a consumer's backlog in MiB, each in force for the same share of the time: the
+/// consumer falls behind and catches up.
 const BACKLOGS: [usize; 6] = [8, 48, 16, 96, 8, 32];
 
 /// Blocks that go through a pipeline together.
@@ -61,24 +62,24 @@ pub(in super::super) fn run(run: &mut Run) {
             }
         });
         gauge.mark_freed();
-        // Threads are gone, and nothing is live.
+        // All threads have exited, and nothing is live.
         thread::sleep(idle);
     });
 }
 
-/// Allocates, until the time is over.
+/// Allocates batches until `span` is over.
 fn produce(gauge: &Gauge, pipeline: u64, span: Duration, next: SyncSender<Batch>) {
     let mut prng = Prng::new(73 + pipeline);
     let start = Instant::now();
     while start.elapsed() < span {
-        // Now and then a few large messages.
+        // One batch in a hundred consists of a few large messages.
         let (mix, count) =
             if prng.below(100) == 0 { (&BUFFERS, BATCH / 20) } else { (&SMALL, BATCH) };
         next.send(Batch::new(gauge, &mut prng, mix, count)).expect("the transformer waits for it");
     }
 }
 
-/// Makes blocks of another size out of each batch, and frees those it got.
+/// Allocates a batch of other sizes for each batch received, and frees the received one.
 fn transform(gauge: &Gauge, pipeline: u64, from: Receiver<Batch>, next: SyncSender<Batch>) {
     let mut prng = Prng::new(79 + pipeline);
     for batch in from {
@@ -89,7 +90,7 @@ fn transform(gauge: &Gauge, pipeline: u64, from: Receiver<Batch>, next: SyncSend
     }
 }
 
-/// Holds what it got for a while, and frees it.
+/// Holds the received batches for a while, then frees them.
 fn consume(gauge: &Gauge, span: Duration, megabyte: usize, from: Receiver<Batch>) {
     let start = Instant::now();
     let mut backlog = VecDeque::new();

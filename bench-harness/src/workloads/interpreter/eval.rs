@@ -1,4 +1,4 @@
-//! Walks the syntax tree. Panics on a program that is wrong, since the programs are constants.
+//! Evaluates the syntax tree. Panics on a faulty program, since the programs are constants.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, DefaultHasher};
@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use super::{Expression, Function};
 
-/// What an expression yields.
+/// The value of an expression.
 #[derive(Clone)]
 pub(super) enum Value {
     Nil,
@@ -17,7 +17,7 @@ pub(super) enum Value {
 }
 
 impl Value {
-    /// The number that this is.
+    /// Returns the number in this value, and panics if it is none.
     pub(super) fn number(&self) -> i64 {
         match self {
             Self::Number(number) => *number,
@@ -40,14 +40,14 @@ impl Value {
     }
 }
 
-/// Variables of one call, and the ones around it.
+/// Variables of one call, and the environment around it.
 pub(super) struct Environment {
     variables: HashMap<Rc<str>, Value, BuildHasherDefault<DefaultHasher>>,
     outer: Option<Rc<Environment>>,
 }
 
 impl Environment {
-    /// The outermost one, with one variable.
+    /// Creates the outermost environment, with one variable.
     pub(super) fn global(name: &str, number: i64) -> Rc<Self> {
         Self::with([(Rc::from(name), Value::Number(number))], None)
     }
@@ -67,19 +67,19 @@ impl Environment {
     }
 }
 
-/// Evaluates, and counts calls.
+/// Evaluates expressions and counts calls.
 #[derive(Default)]
 pub(super) struct Interpreter {
     calls: u64,
 }
 
 impl Interpreter {
-    /// How many calls there were, those of built-in functions included.
+    /// Returns the number of calls, including those of built-in functions.
     pub(super) fn calls(&self) -> u64 {
         self.calls
     }
 
-    /// The value of `expression` where the variables of `scope` are visible.
+    /// Returns the value of `expression` in the environment `scope`.
     pub(super) fn evaluate(&mut self, expression: &Expression, scope: &Rc<Environment>) -> Value {
         match expression {
             Expression::Number(number) => Value::Number(*number),
@@ -129,7 +129,7 @@ impl Interpreter {
     }
 }
 
-/// Calls a built-in function, if `name` is one.
+/// Calls the built-in function `name`. Returns `None` if there is none for these arguments.
 fn built_in(name: &str, values: &[Value]) -> Option<Value> {
     let truth = |holds| if holds { Value::Number(1) } else { Value::Nil };
     Some(match (name, values) {

@@ -1,5 +1,6 @@
-//! A tree-walking interpreter of a small Lisp: boxed syntax trees, reference-counted values, and a hash map of variables
-//! for every call. This is how scripting languages inside Rust programs allocate.
+//! A tree-walking interpreter of a small Lisp: boxed syntax trees, reference-counted values, and a
+//! hash map of variables for every call. Scripting languages inside Rust programs allocate like
+//! this.
 
 mod eval;
 mod parse;
@@ -9,7 +10,7 @@ use std::rc::Rc;
 use self::eval::{Environment, Interpreter};
 use crate::engine::Run;
 
-/// A piece of program.
+/// A node of a program's syntax tree.
 enum Expression {
     Number(i64),
     Text(Rc<str>),
@@ -24,13 +25,13 @@ enum Expression {
     Call(Box<Expression>, Vec<Expression>),
 }
 
-/// What `fn` makes, without the environment that it closes over.
+/// A function as `fn` defines it, without the environment that it closes over.
 struct Function {
     parameters: Vec<Rc<str>>,
     body: Expression,
 }
 
-/// Recursion, lists, strings and closures. Each is called with a number.
+/// Programs that use recursion, lists, strings and closures. Each refers to a number `n`.
 const PROGRAMS: [&str; 4] = [
     "(let fib (fn (self n)
         (if (< n 2) n (+ (self self (- n 1)) (self self (- n 2)))))
@@ -50,7 +51,7 @@ const PROGRAMS: [&str; 4] = [
 
 pub(super) fn run(run: &mut Run) {
     let rounds: u64 = run.pick(100, 10, 1);
-    // Counted once, since every round calls as often.
+    // Counted once, since every round makes the same number of calls.
     let mut counter = Interpreter::default();
     execute_all(&mut counter);
     let calls = counter.calls();
@@ -75,7 +76,7 @@ fn execute_all(interpreter: &mut Interpreter) -> Vec<i64> {
 mod tests {
     use super::*;
 
-    /// What the programs yield for 15.
+    /// Results of the programs for `n` = 15.
     const RESULTS: [i64; 4] = [610, 10_467_050, 306, 300];
 
     #[test]

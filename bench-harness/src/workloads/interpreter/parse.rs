@@ -1,4 +1,4 @@
-//! Text to syntax tree. Panics on a program that is wrong, since the programs are constants.
+//! Parses text to a syntax tree. Panics on a faulty program, since the programs are constants.
 
 use std::iter::Peekable;
 use std::rc::Rc;
@@ -11,7 +11,7 @@ pub(super) fn parse(source: &str) -> Expression {
     expression(&mut tokens.into_iter().peekable())
 }
 
-/// Splits at spaces and parentheses. A string keeps its first quote.
+/// Splits at spaces and parentheses. A string token keeps only its opening quote.
 fn tokens(source: &str) -> Vec<String> {
     let mut tokens: Vec<String> = Vec::new();
     let mut characters = source.chars().peekable();
@@ -49,7 +49,7 @@ fn expression(tokens: &mut Tokens) -> Expression {
     }
 }
 
-/// What follows an opening parenthesis, up to the closing one.
+/// Parses the form after an opening parenthesis, including the closing one.
 fn form(tokens: &mut Tokens) -> Expression {
     let keyword = tokens.peek().map(String::as_str);
     let form = match keyword {
@@ -78,7 +78,7 @@ fn form(tokens: &mut Tokens) -> Expression {
     form
 }
 
-/// Repeats `item` up to and including the closing parenthesis.
+/// Parses items with `item` up to and including the closing parenthesis.
 fn until_closed<T>(tokens: &mut Tokens, item: impl Fn(&mut Tokens) -> T) -> Vec<T> {
     let mut items = Vec::new();
     while tokens.peek().is_some_and(|token| token != ")") {
