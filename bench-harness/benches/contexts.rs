@@ -1,5 +1,6 @@
-//! What any context and object caches cost: the nolock road beside the plain one, caches beside mimalloc, bulk beside single
-//! objects, readers, and how long a destruction and a deferred free take on a machine that is idle.
+//! Cost of any-context operations and of object caches: the nolock path beside the plain one,
+//! caches beside mimalloc, bulk beside single objects, RCU readers, and the latency of a cache's
+//! destruction and of a deferred free on an otherwise idle system.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::hint::black_box;
@@ -17,11 +18,11 @@ use mimalloc::MiMalloc;
 
 const LAYOUT: Layout = Layout::new::<[u64; 16]>();
 const BULK: usize = 64;
-/// How often something is timed that is too slow for criterion's loops.
+/// Samples of an operation that is too slow for criterion's loops.
 const TIMES: usize = 10_000;
 
 fn construct(object: NonNull<u8>) {
-    // SAFETY: an object of that layout.
+    // SAFETY: the cache passes its constructor an object of `LAYOUT`.
     unsafe { object.write_bytes(0x5a, LAYOUT.size()) };
 }
 
@@ -35,28 +36,28 @@ fn pairs(criterion: &mut Criterion) {
     group.bench_function("kmalloc", |bencher| {
         bencher.iter(|| {
             let block = black_box(kmalloc::alloc(LAYOUT));
-            // SAFETY: allocated just now.
+            // SAFETY: the line above allocated `block` with this layout, and nothing else frees it.
             unsafe { kmalloc::free(block, LAYOUT) };
         });
     });
     group.bench_function("nolock", |bencher| {
         bencher.iter(|| {
             let block = black_box(nolock::alloc(LAYOUT)).expect("nobody holds a lock");
-            // SAFETY: allocated just now.
+            // SAFETY: the line above allocated `block` with this layout, and nothing else frees it.
             unsafe { nolock::free(block, LAYOUT) };
         });
     });
     group.bench_function("cache", |bencher| {
         bencher.iter(|| {
             let object = black_box(cache.alloc()).expect("memory");
-            // SAFETY: allocated just now.
+            // SAFETY: the line above allocated `object` from this cache, and nothing else frees it.
             unsafe { cache.free(object) };
         });
     });
     group.bench_function("cache, free_rcu", |bencher| {
         bencher.iter(|| {
             let object = black_box(cache.alloc()).expect("memory");
-            // SAFETY: allocated just now.
+            // SAFETY: the line above allocated `object` from this cache, and nothing else frees it.
             unsafe { cache.free_rcu(object) };
         });
     });
@@ -80,16 +81,18 @@ fn bulk(criterion: &mut Criterion) {
     group.bench_function("bulk", |bencher| {
         bencher.iter(|| {
             assert_eq!(cache.alloc_bulk(black_box(&mut room)), BULK);
-            // SAFETY: all are written.
+            // SAFETY: `alloc_bulk` returned `BULK`, so it wrote every element of `room`.
             let objects = room.map(|object| unsafe { object.assume_init() });
-            // SAFETY: allocated just now.
+            // SAFETY: `alloc_bulk` just took all of them from this cache, and nothing else frees
+            // them.
             unsafe { cache.free_bulk(&objects) };
         });
     });
     group.bench_function("single", |bencher| {
         bencher.iter(|| {
             let objects = black_box([(); BULK].map(|()| cache.alloc().expect("memory")));
-            // SAFETY: allocated just now.
+            // SAFETY: the line above allocated every object from this cache, and nothing else frees
+            // one.
             objects.iter().for_each(|object| unsafe { cache.free(*object) });
         });
     });
@@ -97,7 +100,7 @@ fn bulk(criterion: &mut Criterion) {
     cache.destroy().expect("nothing is in use");
 }
 
-/// Prints the distribution of how long `body` says it took.
+/// Prints the distribution of the durations that `TIMES` calls of `body` return.
 fn distribution(name: &str, mut body: impl FnMut() -> Duration) {
     const LONGEST: u64 = 10_000_000_000;
     let histogram = Histogram::<u64>::new_with_bounds(1, LONGEST, 3);
@@ -120,13 +123,14 @@ fn waits(_: &mut Criterion) {
         let builder = Cache::builder("waits", LAYOUT).flags(CacheFlags::NO_MERGE);
         let cache = builder.build().expect("a cache");
         let object = cache.alloc().expect("memory");
-        // SAFETY: allocated just now.
+        // SAFETY: the line above allocated `object` from this cache, and nothing else frees it.
         unsafe { cache.free(object) };
         let start = Instant::now();
         cache.destroy().expect("nothing is in use");
         start.elapsed()
     });
-    // As a free that was put off: the CPU that runs this thread is told, and its thread frees the block.
+    // Follows the path of a deferred free: the item is queued on the CPU that runs this thread, and
+    // that CPU's own thread frees the block.
     distribution("irq work that frees a block", || {
         let block = kmalloc::alloc(LAYOUT);
         PUT_OFF.store(block, Ordering::Release);
@@ -144,7 +148,7 @@ fn waits(_: &mut Criterion) {
 static PUT_OFF: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
 static FREE: IrqWork = IrqWork::new(|_| {
     let block = PUT_OFF.load(Ordering::Acquire);
-    // SAFETY: a block of this layout that nobody else frees.
+    // SAFETY: `waits` stored a block of this layout, and only this function frees it.
     unsafe { kmalloc::free(block, LAYOUT) };
     PUT_OFF.store(ptr::null_mut(), Ordering::Release);
 });

@@ -1,7 +1,8 @@
-//! Single operations of the allocator, Hayloft beside mimalloc in one group per operation and size.
+//! Single operations of the allocator. Each operation and size has a group of its own, with Hayloft
+//! beside mimalloc.
 //!
-//! Both are called through `GlobalAlloc` directly and neither is the global allocator, so criterion's own allocations
-//! disturb neither.
+//! Both allocators are called directly through `GlobalAlloc`. Neither is the global allocator, so
+//! criterion's own allocations disturb neither.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::hint::black_box;
@@ -15,7 +16,7 @@ const SIZES: [usize; 5] = [16, 64, 512, 4096, 65_536];
 /// Blocks in a batch.
 const BATCH: usize = 1000;
 
-/// Allocates and frees.
+/// Allocates and frees one block.
 fn pair(allocator: &impl GlobalAlloc, layout: Layout) {
     // SAFETY: the size is not zero, and the block is freed once with its own layout.
     unsafe {
@@ -24,9 +25,10 @@ fn pair(allocator: &impl GlobalAlloc, layout: Layout) {
     }
 }
 
-/// Allocates and frees zeroed memory, and dirties it in between.
+/// Allocates zeroed memory, dirties it, and frees it.
 fn zeroed(allocator: &impl GlobalAlloc, layout: Layout) {
-    // SAFETY: the size is not zero, the write is within the block, which is freed once with its own layout.
+    // SAFETY: the size is not zero, the write stays within the block, and the block is freed once
+    // with its own layout.
     unsafe {
         let block = black_box(allocator.alloc_zeroed(black_box(layout)));
         block.write_bytes(0xa5, layout.size());
@@ -34,9 +36,9 @@ fn zeroed(allocator: &impl GlobalAlloc, layout: Layout) {
     }
 }
 
-/// Allocates, grows to twice the size, and frees.
+/// Allocates a block, grows it to twice its size, and frees it.
 fn realloc(allocator: &impl GlobalAlloc, layout: Layout) {
-    // SAFETY: no size is zero, and every block is used and freed with the layout it has then.
+    // SAFETY: no size is zero, and each use and free passes the block's current layout.
     unsafe {
         let block = black_box(allocator.alloc(black_box(layout)));
         block.write(1);
@@ -46,7 +48,7 @@ fn realloc(allocator: &impl GlobalAlloc, layout: Layout) {
     }
 }
 
-/// Allocates many, then frees the first first.
+/// Allocates `BATCH` blocks, then frees them in the order of their allocation.
 fn batch(allocator: &impl GlobalAlloc, layout: Layout, blocks: &mut Vec<*mut u8>) {
     // SAFETY: the size is not zero, and every block is freed once with its own layout.
     unsafe {
@@ -59,7 +61,7 @@ fn batch(allocator: &impl GlobalAlloc, layout: Layout, blocks: &mut Vec<*mut u8>
     }
 }
 
-/// An operation on an allocator, compiled for each of the two.
+/// Benchmarks one operation, compiled separately for each of the two allocators.
 macro_rules! group {
     ($criterion:expr, $name:literal, $elements:expr, $operation:expr) => {
         for size in SIZES {

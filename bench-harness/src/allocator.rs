@@ -1,24 +1,24 @@
-//! The allocators that can be measured, each by an engine of its own.
+//! The allocators that can be measured. Each has an engine of its own.
 
-/// An allocator, and where to find it.
+/// An allocator, and the crates and engine that it comes from.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Allocator {
-    /// Its name in arguments and tables; `run-<name>` is its engine.
+    /// Name in arguments and tables. The engine is called `run-<name>`.
     pub name: &'static str,
-    /// The crates whose build decides how fast it is, the innermost last: the first gives `GlobalAlloc`, the last is
-    /// the allocator itself.
+    /// Crates whose build decides the allocator's speed, from the outermost to the innermost. The
+    /// first implements `GlobalAlloc`; the last is the allocator itself.
     pub crates: &'static [&'static str],
-    /// Whether it is there only with the cargo feature `peers`.
+    /// Whether the allocator needs the cargo feature `peers`.
     pub needs_peers: bool,
 }
 
 impl Allocator {
-    /// The name of its engine's executable.
+    /// Returns the name of the engine's executable.
     pub fn engine(&self) -> String {
         format!("run-{}", self.name)
     }
 
-    /// Whether this build of the harness can measure it.
+    /// Returns whether this build of the harness can measure the allocator.
     pub fn is_built(&self) -> bool {
         cfg!(feature = "peers") || !self.needs_peers
     }
@@ -43,13 +43,17 @@ pub static ALL: [Allocator; 7] = [
     },
 ];
 
-/// The one that the others are compared with.
+/// Name of the allocator that the others are compared with.
 pub const BASELINE: &str = "mimalloc";
 
-/// The one that this project is about.
+/// Name of this project's allocator.
 pub const OURS: &str = "hayloft";
 
-/// The allocator of that name, or why there is none.
+/// Returns the allocator called `name`.
+///
+/// # Errors
+///
+/// Explains why `name` cannot be measured: it is unknown, or this build lacks its feature.
 pub fn parse(name: &str) -> Result<&'static Allocator, String> {
     let built: Vec<&str> =
         ALL.iter().filter(|allocator| allocator.is_built()).map(|found| found.name).collect();

@@ -1,17 +1,18 @@
-//! Owned raw blocks of memory: what the workloads allocate when they want the allocator and nothing else.
+//! Owned raw blocks of memory, for workloads that exercise the allocator and nothing else.
 //!
-//! All go through `std::alloc`, as a Rust program does. What differs is how much the compiler knows of the layout.
+//! All blocks come from `std::alloc`, as in any Rust program. The types differ in how much the
+//! compiler knows of the layout.
 
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 
-/// The alignment of blocks that say nothing else.
+/// Alignment of blocks that specify none.
 const ALIGN: usize = 8;
 
 /// A block whose size is known at compile time.
 pub(crate) struct Fixed<const SIZE: usize>(NonNull<u8>);
 
-// SAFETY: a `Fixed` owns its block, and any thread may write to or free a block.
+// SAFETY: a `Fixed` owns its block, and any thread may write to the block or free it.
 unsafe impl<const SIZE: usize> Send for Fixed<SIZE> {}
 
 impl<const SIZE: usize> Fixed<SIZE> {
@@ -31,7 +32,7 @@ impl<const SIZE: usize> Fixed<SIZE> {
     #[inline(always)]
     pub(crate) fn touched() -> Self {
         let block = Self::new();
-        // SAFETY: the block is ours and has at least one byte.
+        // SAFETY: `block` owns its memory, which has at least one byte.
         unsafe { block.0.write(1) };
         block
     }
@@ -40,7 +41,7 @@ impl<const SIZE: usize> Fixed<SIZE> {
 impl<const SIZE: usize> Drop for Fixed<SIZE> {
     #[inline(always)]
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout by `new`.
+        // SAFETY: `new` allocated the block with this layout, and `self` owns it.
         unsafe { dealloc(self.0.as_ptr(), Self::LAYOUT) }
     }
 }
@@ -51,7 +52,7 @@ pub(crate) struct Block {
     layout: Layout,
 }
 
-// SAFETY: a `Block` owns its memory, and any thread may write to or free it.
+// SAFETY: a `Block` owns its memory, and any thread may write to the memory or free it.
 unsafe impl Send for Block {}
 
 impl Block {
@@ -65,9 +66,9 @@ impl Block {
     #[inline(always)]
     pub(crate) fn aligned(size: usize, align: usize) -> Self {
         let layout = layout(size, align);
-        // SAFETY: the size is not zero.
+        // SAFETY: `layout` checked that the size is not zero.
         let start = checked(unsafe { alloc(layout) }, layout);
-        // SAFETY: the block is ours and has at least one byte.
+        // SAFETY: the block was just allocated and has at least one byte.
         unsafe { start.write(1) };
         Self { start, layout }
     }
@@ -76,46 +77,48 @@ impl Block {
     #[inline(always)]
     pub(crate) fn zeroed(size: usize) -> Self {
         let layout = layout(size, ALIGN);
-        // SAFETY: the size is not zero.
+        // SAFETY: `layout` checked that the size is not zero.
         let start = checked(unsafe { alloc_zeroed(layout) }, layout);
-        // SAFETY: both bytes lie in the block, which is initialised. Volatile, so that the reads happen.
+        // SAFETY: both bytes lie in the block, which is initialised. Volatile, so that the compiler
+        // keeps the reads.
         let (first, last) = unsafe { (start.read_volatile(), start.add(size - 1).read_volatile()) };
         assert!(first == 0 && last == 0, "alloc_zeroed returned memory that is not zero");
         Self { start, layout }
     }
 
-    /// How many bytes were asked for.
+    /// Returns the requested size in bytes.
     #[inline(always)]
     pub(crate) fn size(&self) -> usize {
         self.layout.size()
     }
 
-    /// Writes one byte on each page, so that the kernel has to back all of them.
+    /// Writes one byte on each page, which makes the kernel back the whole block.
     #[inline(always)]
     pub(crate) fn touch_pages(&mut self) {
         self.touch_every(4096);
     }
 
-    /// Writes one byte in `step` bytes.
+    /// Writes one byte in every `step` bytes.
     #[inline(always)]
     pub(crate) fn touch_every(&mut self, step: usize) {
         for offset in (0..self.layout.size()).step_by(step) {
-            // SAFETY: `offset` lies within the block, which is ours. Volatile, so that the writes happen.
+            // SAFETY: `offset` lies within the block, which `self` owns. Volatile, so that the
+            // compiler keeps the writes.
             unsafe { self.start.add(offset).write_volatile(1) };
         }
     }
 
-    /// Writes the first `len` bytes, or all where there are fewer.
+    /// Writes the first `len` bytes, or all of them if the block is smaller.
     #[inline(always)]
     pub(crate) fn fill_first(&mut self, len: usize) {
-        // SAFETY: the block is ours and has that many bytes.
+        // SAFETY: `self` owns the block, and `min` keeps the write within it.
         unsafe { self.start.write_bytes(0xa5, len.min(self.layout.size())) };
     }
 
     /// Writes every byte.
     #[inline(always)]
     pub(crate) fn fill(&mut self) {
-        // SAFETY: the block is ours and has that many bytes.
+        // SAFETY: `self` owns the block, which has `layout.size()` bytes.
         unsafe { self.start.write_bytes(0xa5, self.layout.size()) };
     }
 }
@@ -123,40 +126,40 @@ impl Block {
 impl Drop for Block {
     #[inline(always)]
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout by one of the constructors.
+        // SAFETY: a constructor allocated the block with this layout, and `self` owns it.
         unsafe { dealloc(self.start.as_ptr(), self.layout) }
     }
 }
 
-/// Allocates for `layout`, whose size must not be zero, and gives the memory up to the caller.
+/// Allocates a block of `layout` and hands its ownership to the caller. The size must not be zero.
 ///
-/// With [`free_raw`], for the places where a block has no single owner.
+/// Pairs with [`free_raw`], for blocks that have no single owner.
 #[inline(always)]
 pub(crate) fn alloc_raw(layout: Layout) -> NonNull<u8> {
     debug_assert_ne!(layout.size(), 0);
-    // SAFETY: the size is not zero.
+    // SAFETY: the caller passes a layout whose size is not zero.
     checked(unsafe { alloc(layout) }, layout)
 }
 
-/// Frees what [`alloc_raw`] gave.
+/// Frees a block from [`alloc_raw`].
 ///
 /// # Safety
 ///
-/// `block` comes from `alloc_raw` with the same `layout`, and nobody uses it any more.
+/// `block` comes from `alloc_raw` with the same `layout`, and nothing uses it afterwards.
 #[inline(always)]
 pub(crate) unsafe fn free_raw(block: NonNull<u8>, layout: Layout) {
-    // SAFETY: passed on to the caller.
+    // SAFETY: the caller guarantees that `block` has this layout and is not used afterwards.
     unsafe { dealloc(block.as_ptr(), layout) }
 }
 
-/// The layout of a block, checked at the cost of two predictable branches.
+/// Returns the layout of a block. The checks cost two predictable branches.
 #[inline(always)]
 fn layout(size: usize, align: usize) -> Layout {
     assert!(size != 0);
     Layout::from_size_align(size, align).expect("a size and alignment that make a layout")
 }
 
-/// A pointer that is not null, or the end of the process.
+/// Returns `start` if it is not null, and ends the process otherwise.
 #[inline(always)]
 fn checked(start: *mut u8, layout: Layout) -> NonNull<u8> {
     NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout))

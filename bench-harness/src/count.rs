@@ -1,7 +1,9 @@
-//! `count`: how often each workload makes CPUs agree on something, per 1000 operations.
+//! `count`: counts per 1000 operations how often each workload makes CPUs synchronise with each
+//! other.
 //!
-//! It runs workloads as `compare` does, each in a process of its own, which is this executable again. It needs the cargo feature
-//! `counters`. How fast a machine is does not matter for what is counted; how many CPUs it has does, a little.
+//! Workloads run as under `compare`, each in a process of its own. That process is this executable
+//! again. The tool needs the cargo feature `counters`. The counts do not depend on the speed of the
+//! machine, and only slightly on its number of CPUs.
 
 use std::process::{Command, ExitCode};
 
@@ -14,7 +16,8 @@ use crate::measurement::{Measurement, Sharing};
 use crate::rows;
 use crate::workloads::{self, Kind, Workload};
 
-/// Count acquisitions of shared locks, and writes to shared cache lines, per 1000 operations of each workload.
+/// Count acquisitions of shared locks, and writes to shared cache lines, per 1000 operations of
+/// each workload.
 #[derive(Parser, Debug)]
 #[command(version, max_term_width = 100)]
 struct Args {
@@ -30,18 +33,18 @@ struct Args {
     #[arg(long)]
     markdown: bool,
 
-    /// Print what was counted as lines of JSON.
+    /// Print the counts as lines of JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// Less than this is left out.
+/// Smallest rate that the tables show.
 const SHOWN: f64 = 0.005;
 
-/// The first argument of a process that is to run one workload.
+/// First argument of a process that runs one workload.
 const ENGINE: &str = "engine";
 
-/// The body of `main`.
+/// Runs `count`: the body of its `main`.
 pub fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     if arguments.next().as_deref() == Some(ENGINE) {
@@ -106,7 +109,8 @@ fn writes(counted: &[(&str, Sharing)], markdown: bool) -> Table {
     table(counted, markdown, names, total, cell)
 }
 
-/// A row for each workload, a column for each kind that any of them has, and one for their sum.
+/// Returns a table with one row per workload. It has a column for each kind that any workload
+/// counted, and one for the sum of all kinds.
 fn table(
     counted: &[(&str, Sharing)],
     markdown: bool,
@@ -128,7 +132,7 @@ fn table(
     rows::table(markdown, header, rows)
 }
 
-/// Per 1000 operations.
+/// Returns `count` per 1000 operations.
 fn rate(count: u64, sharing: &Sharing) -> f64 {
     count as f64 * 1000.0 / sharing.operations.max(1) as f64
 }

@@ -1,17 +1,19 @@
 //! The benchmark harness of Hayloft.
 //!
-//! `compare` measures allocators against each other. Every (allocator, workload) pair runs in a process of its own, an
-//! *engine*: one small executable per allocator, which installs that allocator as its `#[global_allocator]`, runs one
-//! workload, and prints one line of JSON. `compare` builds the engines, runs them interleaved over rounds, and reports.
+//! `compare` measures allocators against each other. Every (allocator, workload) pair runs in a
+//! process of its own, an *engine*. There is one small executable per allocator: it installs that
+//! allocator as its `#[global_allocator]`, runs one workload, and prints one line of JSON.
+//! `compare` builds the engines, interleaves their runs over several rounds, and reports the
+//! results.
 //!
-//! | module | what it holds |
+//! | module | contents |
 //! |---|---|
 //! | [`allocator`] | the table of allocators that can be measured |
 //! | [`workloads`] | the table of workloads, one file per family |
-//! | [`engine`] | what an engine does: time one workload and print a [`measurement::Measurement`] |
-//! | `count` | how often workloads make CPUs agree on something |
-//! | [`measurement`] | the line of JSON that an engine hands to `compare` |
-//! | [`simulate`] | the tuning between CPUs on machines that are not there |
+//! | [`engine`] | the engine: times one workload and prints a [`measurement::Measurement`] |
+//! | `count` | counts how often workloads make CPUs synchronise with each other |
+//! | [`measurement`] | the line of JSON that an engine prints for `compare` |
+//! | [`simulate`] | a simulation of the traffic between CPUs, for machines that are not at hand |
 //! | [`compare`] | arguments, building, running, statistics, tables, the page |
 
 pub mod allocator;
@@ -29,7 +31,8 @@ mod rows;
 
 use std::process::ExitCode;
 
-/// What a `main` exits with: 1 if not all is well, or there was an error, which is told.
+/// Converts the outcome of a `main` to its exit code. Prints an error. The code is 1 for an error
+/// and for `Ok(false)`.
 fn exit(outcome: Result<bool, String>) -> ExitCode {
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -41,7 +44,7 @@ fn exit(outcome: Result<bool, String>) -> ExitCode {
     }
 }
 
-/// Tells an error.
+/// Prints an error to standard error.
 fn complain(error: &str) {
     eprintln!("{} {error}", console::style("error:").for_stderr().red().bold());
 }

@@ -1,4 +1,4 @@
-//! The line of JSON in which an engine tells what it measured.
+//! The line of JSON in which an engine reports its measurement.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,42 +7,45 @@ use serde::{Deserialize, Serialize};
 pub struct Measurement {
     /// Name of the allocator, as the engine knows it.
     pub allocator: String,
-    /// The version that the allocator reports of itself, if it does.
+    /// Version that the allocator reports about itself, if it reports one.
     pub version: Option<String>,
     /// Name of the workload.
     pub workload: String,
-    /// How many operations one repetition has.
+    /// Operations in one repetition.
     pub operations: u64,
-    /// Nanoseconds per operation, one value per timed repetition. Empty if the workload is not timed.
+    /// Nanoseconds per operation, one value per timed repetition. Empty if the workload is not
+    /// timed.
     pub nanoseconds: Vec<f64>,
-    /// The most memory the process ever had resident, in KiB.
+    /// Peak resident memory of the process, in KiB.
     pub peak_rss_kib: u64,
-    /// What it had resident when the workload was over, in KiB.
+    /// Resident memory at the end of the workload, in KiB.
     pub final_rss_kib: u64,
-    /// How the time of single operations was distributed, if the workload records it.
+    /// Distribution of the duration of single operations, if the workload records it.
     pub latency: Option<Latency>,
-    /// How memory went over time, if the workload is watched.
+    /// Memory over time, if the workload is watched.
     pub curve: Option<Curve>,
-    /// What CPUs had to agree on in all timed repetitions, in a build that counts it.
+    /// Synchronisation between CPUs in all timed repetitions, in a build that counts it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sharing: Option<Sharing>,
 }
 
-/// How often an allocator took locks that CPUs share, and wrote to cache lines that others write.
+/// Counts of the allocator's acquisitions of locks that CPUs share, and of its writes to cache
+/// lines that other CPUs write.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Sharing {
-    /// In how many operations.
+    /// Operations during which the events were counted.
     pub operations: u64,
-    /// What locks protect, how often one was acquired, and how often somebody else had it.
+    /// For each kind of lock: what it protects, its acquisitions, and the acquisitions that found
+    /// it held.
     pub locks: Vec<(String, u64, u64)>,
-    /// What is in a line, and how often one was written.
+    /// For each kind of cache line: its contents, and the writes to it.
     pub writes: Vec<(String, u64)>,
 }
 
-/// The distribution of the time that single operations took, in nanoseconds, reading the clock included.
+/// Distribution of the duration of single operations, in nanoseconds. Includes reading the clock.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Latency {
-    /// How many operations were timed.
+    /// Operations that were timed.
     pub count: u64,
     /// Median.
     pub p50: u64,
@@ -52,61 +55,65 @@ pub struct Latency {
     pub p99: u64,
     /// 99.9th percentile.
     pub p999: u64,
-    /// The longest one.
+    /// Maximum.
     pub max: u64,
-    /// What reading the clock costs by itself: the median of two readings in a row. Not subtracted from the others.
+    /// Cost of reading the clock: the median time between two consecutive readings. Not subtracted
+    /// from the other values.
     pub clock: u64,
 }
 
-/// How memory went over time.
+/// Memory over time.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Curve {
-    /// When the workload had freed what should go back to the system, if there is such a moment.
+    /// Milliseconds from the start to the moment when the workload had freed the memory that should
+    /// return to the system, if it has such a moment.
     pub freed_ms: Option<u64>,
-    /// From before the workload to its end, in the order of time.
+    /// Samples in order of time, from before the workload to its end.
     pub points: Vec<Point>,
 }
 
-/// One look at the memory of a process.
+/// One sample of a process's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Point {
     /// Milliseconds since the workload began.
     pub ms: u64,
-    /// What the kernel had given it, in KiB.
+    /// Resident memory, in KiB.
     pub resident_kib: u64,
-    /// What the workload had allocated and not freed, in KiB.
+    /// Memory that the workload had allocated and not freed, in KiB.
     pub live_kib: u64,
 }
 
 impl Point {
-    /// How many bytes are resident for each that is live. `None` if none is.
+    /// Returns the resident bytes per live byte, or `None` if nothing is live.
     pub fn resident_per_live(&self) -> Option<f64> {
         (self.live_kib > 0).then(|| self.resident_kib as f64 / self.live_kib as f64)
     }
 }
 
 impl Curve {
-    /// How long after the free memory is looked at: long enough for an allocator that gives back after a while.
+    /// Milliseconds from the free to the sample that judges it: long enough for an allocator that
+    /// returns memory with a delay.
     pub const PATIENCE_MS: u64 = 2000;
 
-    /// Before the workload allocated anything.
+    /// Returns the sample from before the workload allocated anything.
     pub fn before(&self) -> Option<Point> {
         self.points.first().copied()
     }
 
-    /// When the workload was over.
+    /// Returns the sample from the end of the workload.
     pub fn end(&self) -> Option<Point> {
         self.points.last().copied()
     }
 
-    /// Two seconds after the free, or at the end if that comes before. `None` if there is no such free.
+    /// Returns the sample two seconds after the free, or the last sample if the workload ended
+    /// sooner. Returns `None` if the workload marked no free.
     pub fn after_free(&self) -> Option<Point> {
         let moment = self.freed_ms? + Self::PATIENCE_MS;
         self.points.iter().find(|point| point.ms >= moment).copied().or_else(|| self.end())
     }
 
-    /// How many bytes were resident for each that was live, over all the time. Not a mean of ratios, in which the moments
-    /// at which hardly anything is live would outweigh all others.
+    /// Returns the resident bytes per live byte over the whole run: the ratio of the two sums. In a
+    /// mean of ratios, the moments when hardly anything is live would outweigh all others.
     pub fn resident_per_live(&self) -> Option<f64> {
         let resident: u64 = self.points.iter().map(|point| point.resident_kib).sum();
         let live: u64 = self.points.iter().map(|point| point.live_kib).sum();
@@ -128,7 +135,7 @@ mod tests {
     fn a_free_is_judged_two_seconds_later() {
         let after = |freed_ms| curve(freed_ms).after_free().map(|point| point.ms);
         assert_eq!(after(Some(500)), Some(3000));
-        // Less than two seconds were watched.
+        // The samples end less than two seconds after this free.
         assert_eq!(after(Some(2000)), Some(3000));
         assert_eq!(after(None), None);
     }

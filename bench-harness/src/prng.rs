@@ -1,16 +1,16 @@
-//! A small deterministic random number generator, so that every allocator sees the same requests.
+//! A small deterministic random number generator. All allocators see the same requests.
 
-/// Xorshift with 64 bits of state: fast enough that it does not show beside an allocation.
+/// Xorshift with 64 bits of state. Its cost is negligible beside an allocation.
 pub(crate) struct Prng(u64);
 
 impl Prng {
-    /// Starts the sequence that belongs to `seed`.
+    /// Creates the generator for `seed`.
     pub(crate) fn new(seed: u64) -> Self {
-        // The state must not be zero, and neighbouring seeds should not start alike.
+        // The state must not be zero, and neighbouring seeds should not start with similar numbers.
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    /// The next 64 bits.
+    /// Returns the next 64 bits.
     #[inline(always)]
     pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
@@ -19,14 +19,16 @@ impl Prng {
         self.0
     }
 
-    /// A number below `bound`, which must be at most 2³².
+    /// Returns a number below `bound`, which must be at most 2³².
     #[inline(always)]
     pub(crate) fn below(&mut self, bound: usize) -> usize {
-        // Multiply and shift instead of a division, which would cost more than some of the operations timed.
+        // Multiplies and shifts, since a division would cost more than some of the operations
+        // timed.
         (((self.next() >> 32) * bound as u64) >> 32) as usize
     }
 
-    /// A number from `low` to `high`, both included, each power of two between them equally likely.
+    /// Returns a number above `low` and up to `high`, whose quotient is a power of two. Every
+    /// octave between them is equally likely.
     #[inline(always)]
     pub(crate) fn geometric(&mut self, low: usize, high: usize) -> usize {
         let octaves = (high / low).ilog2() as usize;

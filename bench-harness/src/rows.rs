@@ -1,8 +1,8 @@
-//! Tables: a name, and numbers to its right.
+//! Tables whose rows are a name followed by numbers.
 
 use comfy_table::{CellAlignment, Row, Table, presets};
 
-/// A table with these rows, whose first column is a name.
+/// Returns a table of `rows`. The first column is a name; the others are aligned to the right.
 pub(crate) fn table<R: Into<Row>>(
     markdown: bool,
     header: impl Into<Row>,

@@ -1,4 +1,4 @@
-//! Counts how often each workload makes CPUs agree on something, under Hayloft.
+//! Counts how often each workload makes CPUs synchronise with each other, under Hayloft.
 
 use std::process::ExitCode;
 

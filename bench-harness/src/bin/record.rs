@@ -1,4 +1,4 @@
-//! Records what a workload asks of its allocator.
+//! Records the requests that a workload makes to its allocator.
 
 use std::process::ExitCode;
 

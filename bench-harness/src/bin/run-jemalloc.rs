@@ -9,7 +9,8 @@ fn main() -> ExitCode {
     bench_harness::engine::main("jemalloc", version)
 }
 
-/// What the allocator says of itself, without the commit: "5.3.1-0-g81034ce" is 5.3.1.
+/// Returns the version that the allocator reports, without the commit: "5.3.1-0-g81034ce" becomes
+/// 5.3.1.
 fn version() -> Option<String> {
     let version = tikv_jemalloc_ctl::version::read().ok()?;
     version.split('-').next().map(str::to_owned)

@@ -9,7 +9,7 @@ fn main() -> ExitCode {
     bench_harness::engine::main("mimalloc", || Some(version()))
 }
 
-/// What the allocator says of itself: 30302 is 3.3.2.
+/// Returns the version that the allocator reports: 30302 becomes 3.3.2.
 fn version() -> String {
     let version = GLOBAL.version();
     format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)

@@ -1,4 +1,5 @@
-//! Counts what CPUs have to agree on while a workload is timed: nothing, unless the feature `counters` is on.
+//! Counts how often CPUs synchronise with each other while a workload is timed. Counts nothing
+//! unless the feature `counters` is on.
 
 use crate::measurement::Sharing;
 
@@ -10,7 +11,7 @@ mod imp {
 
     use super::Sharing;
 
-    /// What was counted so far.
+    /// The counters at the end of the warm-up, and later their increase.
     #[derive(Default)]
     pub(in crate::engine) struct Counting(Mutex<State>);
 
@@ -25,12 +26,12 @@ mod imp {
             Self::default()
         }
 
-        /// The warm-up is over.
+        /// Starts counting. Called at the end of the warm-up.
         pub(in crate::engine) fn begin(&self) {
             self.0.lock().before = Some(snapshot());
         }
 
-        /// So many operations were done since then.
+        /// Ends counting. `operations` were done since [`begin`](Self::begin).
         pub(in crate::engine) fn end(&self, operations: u64) {
             let after = snapshot();
             let mut state = self.0.lock();
@@ -60,7 +61,7 @@ mod imp {
 mod imp {
     use super::Sharing;
 
-    /// Nothing.
+    /// Counts nothing.
     pub(in crate::engine) struct Counting;
 
     impl Counting {

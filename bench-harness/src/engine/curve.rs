@@ -1,4 +1,4 @@
-//! Watches how much memory is resident while a workload runs.
+//! Samples the resident memory while a workload runs.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use super::memory::Status;
 use crate::measurement::{Curve, Point};
 
-/// The time between two looks.
+/// Time between two samples.
 const INTERVAL: Duration = Duration::from_millis(20);
-/// The most points of a curve, for which there is room before the workload begins: 160 seconds. What comes later, but for
-/// the end, is not seen.
+/// Capacity of a curve, allocated before the workload begins: 160 seconds of samples. Of later
+/// samples, only the one at the end is kept.
 const MOST: usize = 8000;
 
-/// What a workload tells about itself while it is watched.
+/// Receives a workload's reports about itself while it is watched.
 pub struct Gauge {
     start: Instant,
     status: Status,
@@ -34,25 +34,27 @@ impl Gauge {
         }
     }
 
-    /// That many bytes more are live.
+    /// Records that `bytes` more bytes are live.
     #[inline(always)]
     pub fn grew(&self, bytes: usize) {
-        // Only ever a number to look at: nothing is published by it, here and below.
+        // Relaxed here and below: the number is only sampled, and publishes nothing.
         self.live.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// That many bytes fewer are live.
+    /// Records that `bytes` fewer bytes are live.
     #[inline(always)]
     pub fn shrank(&self, bytes: usize) {
         self.live.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Now the free is over after which memory should go back to the system. Only the first such moment counts.
+    /// Marks the end of the free after which memory should return to the system. Only the first
+    /// call counts.
     pub fn mark_freed(&self) {
         self.freed_ms.get_or_init(|| self.now_ms());
     }
 
-    /// This is the end of what is watched: what follows only tidies up. Without it, the end is when the workload returns.
+    /// Marks the end of the watched part, which only clean-up follows. Without this call, the end
+    /// is the workload's return.
     pub fn mark_end(&self) {
         self.end.get_or_init(|| self.point());
     }
@@ -70,14 +72,14 @@ impl Gauge {
     }
 }
 
-/// Runs `body`, and looks again and again at what is resident meanwhile. The first point is before it, the last at its
-/// end.
+/// Runs `body` and samples the resident memory meanwhile. The first point precedes `body`; the last
+/// is at its end.
 pub(super) fn watch(body: impl FnOnce(&Gauge)) -> Curve {
     let gauge = Gauge::new();
     let over = AtomicBool::new(false);
     let mut points = Vec::with_capacity(MOST);
     points.push(gauge.point());
-    // The workload stays in the main thread, as some allocators serve that one in another way.
+    // The workload stays in the main thread, since some allocators treat that thread differently.
     let mut points = thread::scope(|scope| {
         let watcher = scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
@@ -101,7 +103,8 @@ pub(super) fn watch(body: impl FnOnce(&Gauge)) -> Curve {
     Curve { freed_ms: gauge.freed_ms.into_inner(), points }
 }
 
-/// Tells the watcher that the workload is over, even if it panicked: the scope waits for the watcher.
+/// Signals the end of the workload to the watcher when dropped, even by a panic: the scope waits
+/// for the watcher.
 struct End<'a> {
     over: &'a AtomicBool,
     watcher: &'a Thread,

@@ -1,4 +1,4 @@
-//! Times single operations, and keeps their distribution.
+//! Times single operations and keeps the distribution of their durations.
 
 use std::time::Instant;
 
@@ -6,20 +6,21 @@ use hdrhistogram::Histogram;
 
 use crate::measurement::Latency;
 
-/// The longest operation that is told apart from longer ones: ten seconds.
+/// Longest duration that the histogram can distinguish, in nanoseconds: ten seconds.
 const LONGEST: u64 = 10_000_000_000;
 
-/// A histogram of the time that single operations took.
+/// A histogram of the durations of single operations.
 pub struct LatencyRecorder(Histogram<u64>);
 
 impl LatencyRecorder {
-    /// An empty one. It takes all the memory it needs now, so that recording does not allocate.
+    /// Creates an empty recorder. It allocates all its memory now, so that recording does not
+    /// allocate.
     #[expect(clippy::new_without_default, reason = "a recorder of nothing is no useful default")]
     pub fn new() -> Self {
         Self(Histogram::new_with_bounds(1, LONGEST, 3).expect("valid bounds"))
     }
 
-    /// Runs `operation` and records how long it took.
+    /// Runs `operation`, records its duration, and returns its result.
     #[inline(always)]
     pub fn time<R>(&mut self, operation: impl FnOnce() -> R) -> R {
         let start = Instant::now();
@@ -28,17 +29,17 @@ impl LatencyRecorder {
         result
     }
 
-    /// Adds what another thread recorded.
+    /// Adds the durations that another thread recorded.
     pub fn merge(&mut self, other: &Self) {
         self.0.add(&other.0).expect("all recorders have the same bounds");
     }
 
-    /// Forgets what was recorded so far.
+    /// Discards all recorded durations.
     pub fn clear(&mut self) {
         self.0.reset();
     }
 
-    /// The percentiles.
+    /// Returns the percentiles.
     pub(super) fn summary(&self) -> Latency {
         Latency {
             count: self.0.len(),
@@ -52,7 +53,7 @@ impl LatencyRecorder {
     }
 }
 
-/// The median time between two readings of the clock in a row, in nanoseconds.
+/// Returns the median time between two consecutive readings of the clock, in nanoseconds.
 fn clock_cost() -> u64 {
     let mut recorder = LatencyRecorder::new();
     for _ in 0..10_000 {

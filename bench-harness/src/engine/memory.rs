@@ -1,32 +1,35 @@
-//! How much memory this process has resident, as the kernel counts it.
+//! Resident memory of this process, as the kernel counts it.
 //!
-//! Not `getrusage`: its `ru_maxrss` starts at the peak of the process that called `exec`, which is `compare`.
+//! This module does not use `getrusage`: its `ru_maxrss` starts at the peak of the process that
+//! called `exec`, which is `compare`.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-/// The file in `/proc` that tells. Reading it does not allocate, so that it can be done beside a workload.
+/// The file in `/proc` with the memory counts of this process. Reading it does not allocate, so it
+/// can be read beside a workload.
 pub(super) struct Status(Option<File>);
 
 impl Status {
-    /// That of this process.
+    /// Opens the file of this process.
     pub(super) fn open() -> Self {
         Self(File::open("/proc/self/status").ok())
     }
 
-    /// The most this process ever had resident since it was executed, in KiB.
+    /// Returns the peak of resident memory since `exec`, in KiB.
     pub(super) fn peak_resident_kib(&self) -> u64 {
         self.size_kib("VmHWM:")
     }
 
-    /// What this process has resident now, in KiB.
+    /// Returns the memory that is resident now, in KiB.
     pub(super) fn resident_kib(&self) -> u64 {
         self.size_kib("VmRSS:")
     }
 
-    /// A field that is a size. Zero where there is no such file.
+    /// Returns the size in the line that starts with `field`, in KiB. Returns zero if there is no
+    /// such file or line.
     fn size_kib(&self, field: &str) -> u64 {
-        // The file has about 1500 bytes.
+        // The file is about 1500 bytes long.
         let mut text = [0; 4096];
         let length = self.0.as_ref().and_then(|file| file.read_at(&mut text, 0).ok());
         let text = str::from_utf8(&text[..length.unwrap_or(0)]).unwrap_or_default();

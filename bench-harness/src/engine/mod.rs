@@ -1,4 +1,5 @@
-//! What an engine does: run one workload under the allocator its executable installed, and print what it measured.
+//! The engine: runs one workload under the allocator that its executable installed, and prints the
+//! measurement.
 
 mod counting;
 mod curve;
@@ -16,15 +17,16 @@ use self::memory::Status;
 use crate::measurement::Measurement;
 use crate::workloads;
 
-/// The body of an engine's `main`.
+/// Runs an engine: the body of its `main`.
 ///
-/// Called as `run-<allocator> <workload> <scale>`, it prints a [`Measurement`] as one line of JSON. `version` asks the
-/// allocator which version it is.
+/// The command line is `run-<allocator> <workload> <scale>`. Prints a [`Measurement`] as one line
+/// of JSON. `version` returns the version of the allocator, if the allocator reports one.
 pub fn main(allocator: &str, version: impl FnOnce() -> Option<String>) -> ExitCode {
     run_one(allocator, std::env::args().skip(1), version)
 }
 
-/// As [`main`], with arguments that are not all of the command line.
+/// Does the same as [`main`], with only the workload and the scale as `arguments`. Its caller may
+/// have taken others from the command line before.
 pub(crate) fn run_one(
     allocator: &str,
     arguments: impl Iterator<Item = String>,
@@ -66,11 +68,11 @@ pub(crate) fn run_one(
     ExitCode::SUCCESS
 }
 
-/// The version of the C library, for the engine that measures its allocator.
+/// Returns the version of the C library, for the engine that measures its allocator.
 pub fn libc_version() -> Option<String> {
     #[cfg(target_env = "gnu")]
     {
-        // SAFETY: returns a pointer to a constant string that ends in zero.
+        // SAFETY: the function returns a pointer to a constant, NUL-terminated string.
         let version = unsafe { std::ffi::CStr::from_ptr(libc::gnu_get_libc_version()) };
         Some(format!("glibc {}", version.to_string_lossy()))
     }

@@ -1,4 +1,4 @@
-//! Runs the body of a workload several times, and keeps the times.
+//! Runs the body of a workload several times and records the times.
 
 use std::sync::Barrier;
 use std::time::Instant;
@@ -10,22 +10,22 @@ use super::curve::{self, Gauge};
 use super::latency::LatencyRecorder;
 use crate::measurement::{Curve, Latency};
 
-/// How much work a workload does.
+/// Amount of work that a workload does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scale {
     /// For numbers worth quoting: a process lasts about a second.
     Full,
-    /// As much, and timed once: a process lasts about a third of a second.
+    /// The work of `Full`, timed only once: a process lasts about a third of a second.
     Short,
     /// For a first look: a process lasts about a tenth of a second.
     Quick,
-    /// For tests: enough to execute every line once.
+    /// For tests: just enough to execute every line once.
     Tiny,
 }
 
 impl Scale {
-    /// The name on an engine's command line.
+    /// Returns the name on an engine's command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Full => "full",
@@ -35,13 +35,13 @@ impl Scale {
         }
     }
 
-    /// The opposite of [`name`](Self::name).
+    /// Returns the scale with that [`name`](Self::name).
     pub fn from_name(name: &str) -> Option<Self> {
         let all = [Self::Full, Self::Short, Self::Quick, Self::Tiny];
         all.into_iter().find(|scale| scale.name() == name)
     }
 
-    /// How often the body is timed, after one run that is not.
+    /// Returns the number of timed repetitions, which follow one untimed run.
     fn repetitions(self) -> usize {
         match self {
             Self::Full => 5,
@@ -51,7 +51,7 @@ impl Scale {
     }
 }
 
-/// One run of one workload: tells the workload how much to do, and takes what it measured.
+/// One run of one workload: passes the workload its scale, and records the measurements.
 pub struct Run {
     scale: Scale,
     pub(super) operations: u64,
@@ -62,7 +62,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// A run in which nothing has been measured yet.
+    /// Creates a run without any measurements.
     pub fn new(scale: Scale) -> Self {
         Self {
             scale,
@@ -74,7 +74,7 @@ impl Run {
         }
     }
 
-    /// Chooses by scale.
+    /// Returns the argument for the current scale.
     pub fn pick<T>(&self, full: T, quick: T, tiny: T) -> T {
         match self.scale {
             Scale::Full | Scale::Short => full,
@@ -83,7 +83,8 @@ impl Run {
         }
     }
 
-    /// Runs `body` once to warm up, and then times it again and again. Each time it does `operations` operations.
+    /// Runs `body` once to warm up, then times its repetitions. Each call of `body` does
+    /// `operations` operations.
     pub fn time(&mut self, operations: u64, mut body: impl FnMut()) {
         body();
         self.counting.begin();
@@ -95,18 +96,20 @@ impl Run {
         self.counting.end(operations * self.scale.repetitions() as u64);
     }
 
-    /// Times `body` once and without a warm-up: for what takes long, and what a program does only once.
+    /// Times a single call of `body` without a warm-up. For long operations, and for those that a
+    /// program does only once.
     pub fn time_once(&mut self, operations: u64, body: impl FnOnce()) {
         let start = Instant::now();
         body();
         self.record(operations, start.elapsed().as_nanos());
     }
 
-    /// Does the same as [`time`](Self::time) in `count` threads at once, each with a state of its own that
-    /// `setup` makes and nobody times.
+    /// Does the same as [`time`](Self::time) in `count` threads at once. `setup` makes the state of
+    /// each thread and is not timed.
     ///
-    /// `body` runs as often as there; all threads begin together, and a repetition lasts from the
-    /// start of the first to the end of the last. `operations` counts those of all threads.
+    /// Each thread calls `body` as often as `time` does. All threads begin a repetition together;
+    /// it lasts from the start of the first thread to the end of the last. `operations` is the
+    /// total of all threads.
     pub fn time_threads<S>(
         &mut self,
         count: usize,
@@ -128,7 +131,7 @@ impl Run {
                 body(&mut state);
                 laps.push((start, Instant::now()));
             }
-            // No thread tears its state down while another is still being timed, or counted.
+            // No thread drops its state while another is still being timed or counted.
             if barrier.wait().is_leader() {
                 counting.end(operations * (repetitions - 1) as u64);
             }
@@ -151,12 +154,12 @@ impl Run {
         }
     }
 
-    /// Runs `body` once, not to time it but to watch how much memory is resident meanwhile.
+    /// Runs `body` once, untimed, and samples the resident memory meanwhile.
     pub fn watch(&mut self, body: impl FnOnce(&Gauge)) {
         self.curve = Some(curve::watch(body));
     }
 
-    /// Keeps the distribution that `recorder` holds as the result of this run.
+    /// Stores the distribution in `recorder` as a result of this run.
     pub fn report_latency(&mut self, recorder: &LatencyRecorder) {
         self.latency = Some(recorder.summary());
     }
