@@ -1,21 +1,23 @@
 //! Restartable sequences on AArch64.
 //!
-//! Registers of a critical section: `rs` the address of `struct rseq`, `at` scratch and then the region of this CPU,
-//! `slot` the address of the sheaf's header, `top` its index.
+//! Registers of a critical section: `rs` is the address of `struct rseq`; `at` is scratch, then
+//! this CPU's region; `slot` is the address of the sheaf's header; `top` is the index of the
+//! topmost word.
 
 use super::{HEADERS, Locals, MOST_ABORTS, OPEN, REGION_SHIFT, RseqArea, STATE};
 use core::arch::{asm, global_asm};
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// This build has restartable sequences; whether the kernel grants them is seen at run time.
+/// This build has restartable sequences. Whether the kernel grants them is found out at run time.
 pub(crate) const HAVE_RSEQ: bool = true;
 
-/// What the kernel wants to see in front of an abort handler, and at registration.
+/// Signature that the kernel requires in front of an abort handler, and at registration.
 pub(crate) const SIGNATURE: u32 = 0xd428_bc00;
 
-// There is no data relocation for the offset of a thread-local here, so the first word starts at 0, which no
-// thread-local can have (the thread control block is there), and `begin!` leaves on it.
+// AArch64 has no data relocation for the offset of a thread-local. So the first word starts at 0,
+// which no thread-local has as its offset (the thread control block is there), and `begin!` leaves
+// on 0.
 global_asm!(
     ".pushsection .tdata.hayloft_rseq, \"awT\", @progbits",
     ".balign {align}",
@@ -51,8 +53,9 @@ global_asm!(
     aborts = const offset_of!(Locals, aborts),
 );
 
-/// Opens a critical section: from here to `44:` the code restarts at `66:` when interrupted, or leaves with what the argument
-/// does as if there were no sheaf (see [`super`]). Leaves this CPU's region in `at`; goes to `88:` where nothing is set up yet.
+/// Opens a critical section. If the code from here to `44:` is interrupted, it restarts at `66:`,
+/// or, after too many interruptions, leaves by executing the argument, as if there were no sheaf
+/// (see [`super`]). Puts this CPU's region into `at`. Goes to `88:` as long as nothing is set up.
 macro_rules! begin {
     ($miss:literal) => {
         concat!(
@@ -80,7 +83,8 @@ macro_rules! begin {
             ".popsection\n",
             "adrp {at}, hayloft_rseq_offset\n",
             "add {at}, {at}, :lo12:hayloft_rseq_offset\n",
-            // Acquire: pairs with the release in `publish_rseq_offset`, so the region read below is set.
+            // Acquire: pairs with the release in `publish_rseq_offset`, so that the region read
+            // below is set.
             "ldar {rs}, [{at}]\n",
             "cbz {rs}, 88f\n",
             "mrs {at}, tpidr_el0\n",
@@ -99,15 +103,15 @@ macro_rules! begin {
     };
 }
 
-/// Takes the topmost object of this CPU's sheaf; null if it is empty or closed.
+/// Pops the topmost object of this CPU's sheaf. Returns null if the sheaf is empty or closed.
 ///
 /// # Safety
 /// `class` is the number of a sheaf.
 #[inline(always)]
 pub(crate) unsafe fn pop(class: usize) -> *mut u8 {
     let object: *mut u8;
-    // SAFETY: the words named by an open header belong to its sheaf, those named by a closed one are word 0, null;
-    // the one store of the section commits it.
+    // SAFETY: the words that an open header names belong to its sheaf; a closed header names word
+    // 0, which is null. The section's only store is its commit.
     unsafe {
         asm!(
             "mov {object}, xzr",
@@ -133,15 +137,15 @@ pub(crate) unsafe fn pop(class: usize) -> *mut u8 {
     object
 }
 
-/// Puts `object` on this CPU's sheaf; false if it is full or closed.
+/// Pushes `object` onto this CPU's sheaf. Returns false if the sheaf is full or closed.
 ///
 /// # Safety
-/// `class` is the number of a sheaf.
+/// `class` is the number of a sheaf, and `object` an object for it that nobody uses.
 #[inline(always)]
 pub(crate) unsafe fn push(class: usize, object: *mut u8) -> bool {
     let pushed: u64;
-    // SAFETY: the word above `top` is inside the sheaf as long as `top` is not `last`; nobody reads it before the
-    // commit.
+    // SAFETY: the word above `top` is inside the sheaf as long as `top` is below `last`. Nobody
+    // reads that word before the commit.
     unsafe {
         asm!(
             "mov {pushed}, xzr",
@@ -167,19 +171,22 @@ pub(crate) unsafe fn push(class: usize, object: *mut u8) -> bool {
             options(nostack),
         );
     }
-    // How far `last` is above `top`; what is not above it is at it, or zero in a sheaf that is being closed.
+    // `last - top`: zero in a full sheaf, negative in one that is being closed, whose `last` is
+    // zero.
     (pushed as i32) > 0
 }
 
-/// As [`push`]; false also if `object` is one of the two topmost already. In a sheaf of less than two objects the words compared
-/// with may be others, of the same region: then perhaps false for nothing.
+/// As [`push`], but also returns false if `object` is one of the topmost two already. In a sheaf of
+/// fewer than two objects, `object` may be compared with other words of the region, and be refused
+/// without need.
 ///
 /// # Safety
 /// As [`push`].
 #[inline(always)]
 pub(crate) unsafe fn push_once(class: usize, object: *mut u8) -> bool {
     let pushed: u64;
-    // SAFETY: as in `push`; the two words at and below `top` are in the region, as `top` is not zero where it is below `last`.
+    // SAFETY: as in `push`. The two words at and below `top` lie in the region, as `top` is not
+    // zero when it is below `last`.
     unsafe {
         asm!(
             "mov {pushed}, xzr",
@@ -217,14 +224,17 @@ pub(crate) unsafe fn push_once(class: usize, object: *mut u8) -> bool {
     (pushed as i32) > 0
 }
 
-/// Puts the first objects of `from[..len]` on this CPU's sheaf, as many as fit, the later above the earlier; how many.
+/// Pushes the first objects of `from[..len]` onto this CPU's sheaf, as many as fit, later ones
+/// above earlier ones. Returns their number.
 ///
 /// # Safety
-/// `class` is the number of a sheaf; `from` is readable for `len` pointers.
+/// `class` is the number of a sheaf, `from` is readable for `len` pointers, and these are objects
+/// for the sheaf that nobody uses.
 #[inline]
 pub(crate) unsafe fn push_bulk(class: usize, from: *const *mut u8, len: usize) -> usize {
     let moved: usize;
-    // SAFETY: at most `last - top` words above `top` are written, all inside the sheaf and unread before the commit.
+    // SAFETY: at most `last - top` words above `top` are written. All of them are inside the sheaf,
+    // and nobody reads them before the commit.
     unsafe {
         asm!(
             "mov {moved}, xzr",
@@ -267,14 +277,17 @@ pub(crate) unsafe fn push_bulk(class: usize, from: *const *mut u8, len: usize) -
     moved
 }
 
-/// Takes up to `len` topmost objects of this CPU's sheaf into `to`, in the order in which they lie; how many.
+/// Pops up to `len` topmost objects of this CPU's sheaf into `to`, in the order in which they lie.
+/// Returns their number.
 ///
 /// # Safety
-/// `class` is the number of a sheaf, `floor` the word below the sheaf; `to` is writable for `len` pointers.
+/// `class` is the number of a sheaf, `floor` the word below it, and `to` is writable for `len`
+/// pointers.
 #[inline]
 pub(crate) unsafe fn pop_bulk(class: usize, floor: usize, to: *mut *mut u8, len: usize) -> usize {
     let moved: usize;
-    // SAFETY: at most `top - floor` words are read, all inside the sheaf; `to` is the caller's.
+    // SAFETY: at most `top - floor` words are read, all inside the sheaf; the caller guarantees
+    // that `to` is writable.
     unsafe {
         asm!(
             "mov {moved}, xzr",
@@ -317,13 +330,14 @@ pub(crate) unsafe fn pop_bulk(class: usize, floor: usize, to: *mut *mut u8, len:
     moved
 }
 
-/// Writes `header` where this CPU's sheaf is still closed; does nothing on one that is open, or in a region that is not.
+/// Stores `header` if this CPU's sheaf is closed and its region is open; does nothing otherwise.
 ///
 /// # Safety
-/// `class` is the number of a sheaf, `header` the empty state of that sheaf, and the thread has a CPU.
+/// `class` is the number of a sheaf, `header` that sheaf's header when empty, and the thread has a
+/// CPU number.
 #[inline]
 pub(crate) unsafe fn open(class: usize, header: u64) {
-    // SAFETY: one store, of a value that describes words nobody else uses.
+    // SAFETY: the only store writes a header of words that nobody else uses.
     unsafe {
         asm!(
             begin!(""),
@@ -350,13 +364,16 @@ pub(crate) unsafe fn open(class: usize, header: u64) {
     }
 }
 
-/// Has this CPU's sheaf end at the word `last`, where it is open and ends below; does nothing in a region that is not open.
+/// Moves the end of this CPU's sheaf up to the word `last`, if the sheaf is open and ends below it.
+/// Does nothing in a region that is not open.
 ///
 /// # Safety
-/// `class` is the number of a sheaf, whose words go on to `last` at least, and the thread has a CPU.
+/// `class` is the number of a sheaf that has words up to `last` at least, and the thread has a CPU
+/// number.
 #[inline]
 pub(crate) unsafe fn widen(class: usize, last: u32) {
-    // SAFETY: one store, of a value that describes words of the sheaf.
+    // SAFETY: the only store writes an end up to which the caller guarantees that the sheaf has
+    // words.
     unsafe {
         asm!(
             begin!(""),
@@ -385,12 +402,13 @@ pub(crate) unsafe fn widen(class: usize, last: u32) {
     }
 }
 
-/// Tells all threads where CPU 0's region is.
+/// Publishes the address of CPU 0's region to all threads.
 ///
 /// # Safety
-/// Two closed regions lie below it; all CPUs' regions lie from it on, for the rest of the process's life.
+/// Two closed regions lie below it; the regions of all CPUs start at it, for the rest of the life
+/// of the process.
 pub(crate) unsafe fn publish_region(region: *mut u8) {
-    // SAFETY: a word store; ordered before the offset by the release there.
+    // SAFETY: a store of a word, ordered before the offset by the release in `publish_rseq_offset`.
     unsafe {
         asm!(
             "adrp {at}, hayloft_region",
@@ -402,13 +420,13 @@ pub(crate) unsafe fn publish_region(region: *mut u8) {
     }
 }
 
-/// Tells all threads where their `struct rseq` is. To be called after [`publish_region`].
+/// Publishes the offset of `struct rseq` to all threads. Call after [`publish_region`].
 ///
 /// # Safety
-/// Every thread, present and future, has one at this offset from its thread pointer, registered or with a negative
-/// CPU number.
+/// Every thread, present and future, has a `struct rseq` at this offset from its thread pointer. It
+/// is registered or has a negative CPU number.
 pub(crate) unsafe fn publish_rseq_offset(offset: isize) {
-    // SAFETY: a word store. Release: pairs with the acquire in `begin!`.
+    // SAFETY: a store of a word. Release: pairs with the acquire in `begin!`.
     unsafe {
         asm!(
             "adrp {at}, hayloft_rseq_offset",
@@ -421,14 +439,16 @@ pub(crate) unsafe fn publish_rseq_offset(offset: isize) {
     }
 }
 
-/// The offset at which the C library has registered every thread's `struct rseq`, if it did.
+/// Returns the offset from the thread pointer at which the C library has registered every thread's
+/// `struct rseq`, if it has.
 pub(crate) fn libc_rseq() -> Option<isize> {
     let offset: *const isize;
     let size: *const u32;
-    // SAFETY: loads of two addresses from the offset table; zero where a weak symbol is undefined.
+    // SAFETY: loads two addresses from the offset table, which are zero if a weak symbol is
+    // undefined.
     unsafe {
         asm!(
-            // Weak: a C library that registers rseq defines these two (glibc since 2.35).
+            // Weak: C libraries that register rseq define these two (glibc since 2.35).
             ".weak __rseq_offset",
             ".weak __rseq_size",
             "adrp {0}, :got:__rseq_offset",
@@ -443,15 +463,16 @@ pub(crate) fn libc_rseq() -> Option<isize> {
     }
 }
 
-/// Adds to a word that mostly this CPU writes, such that nobody on it comes in between.
+/// Adds to a word that is mostly written by this CPU. Nothing else on this CPU comes between its
+/// load and its store.
 pub(crate) fn add(word: &AtomicU64, more: u64) {
     word.fetch_add(more, Ordering::Relaxed);
 }
 
-/// The number of the CPU this thread runs on, if the thread is registered.
+/// Returns the number of the CPU that this thread runs on, if the thread is registered.
 pub(crate) fn cpu() -> Option<usize> {
     let cpu: u64;
-    // SAFETY: reads the thread's `struct rseq`, once its place is known.
+    // SAFETY: reads the thread's `struct rseq`, if its offset is known.
     unsafe {
         asm!(
             "mov {cpu:w}, #-1",
@@ -470,22 +491,23 @@ pub(crate) fn cpu() -> Option<usize> {
     usize::try_from(cpu as i32).ok()
 }
 
-/// The thread pointer of this thread.
+/// Returns this thread's thread pointer.
 pub(crate) fn thread_pointer() -> *mut u8 {
     let pointer: *mut u8;
-    // SAFETY: reads a register.
+    // SAFETY: only reads a register.
     unsafe {
         asm!("mrs {}, tpidr_el0", out(reg) pointer, options(pure, readonly, nostack, preserves_flags));
     }
     pointer
 }
 
-/// The address of a thread-local of ours, in the initial-exec model: by an offset that the loader has filled in. What the
-/// compiler has in a shared library asks the C library, which may allocate.
+/// Computes the address of a thread-local of ours in the initial-exec model, by an offset that the
+/// loader has filled in. In a shared library, the compiler's own thread-locals call the C library,
+/// which may allocate.
 macro_rules! thread_local {
     ($symbol:literal) => {{
         let address: *mut u8;
-        // SAFETY: computes an address.
+        // SAFETY: only computes an address.
         unsafe {
             asm!(
                 "mrs {0}, tpidr_el0",
@@ -501,28 +523,30 @@ macro_rules! thread_local {
     }};
 }
 
-/// This thread's own `struct rseq`, for use where the C library registers none.
+/// Returns this thread's own `struct rseq`, for use if the C library registers none.
 pub(crate) fn own_rseq() -> *mut RseqArea {
     thread_local!("hayloft_rseq_area")
 }
 
-/// What the allocator keeps for this thread. The reference is not for others.
+/// Returns the allocator's state for this thread. The reference must not leave the thread.
 #[inline]
 pub(crate) fn locals() -> &'static Locals {
     let locals: *mut Locals = thread_local!("hayloft_locals");
-    // SAFETY: a block of this thread, as large and aligned as that, zero at first, and only used as atomics.
+    // SAFETY: the symbol is a thread-local block with the size and alignment of `Locals`. It starts
+    // as zeros and is only accessed as atomics.
     unsafe { &*locals }
 }
 
-/// Makes a system call; returns its result, or the negated error number.
+/// Makes a system call. Returns its result, or the negated error number.
 ///
 /// # Safety
-/// What the call does with these arguments is sound.
+/// The effect of the call with these arguments is sound.
 #[inline]
 pub(crate) unsafe fn system_call(number: usize, arguments: [usize; 6]) -> isize {
     let [first, second, third, fourth, fifth, sixth] = arguments;
     let result: isize;
-    // SAFETY: the caller's promise; the kernel's calling convention.
+    // SAFETY: the caller guarantees that the call is sound; the registers follow the kernel's
+    // calling convention.
     unsafe {
         asm!(
             "svc #0",
@@ -539,11 +563,11 @@ pub(crate) unsafe fn system_call(number: usize, arguments: [usize; 6]) -> isize 
     result
 }
 
-/// Returns the addresses of the functions by which glibc takes, releases and renews the lock of the
-/// list of all streams; null where the C library has none such.
+/// Returns the addresses of glibc's functions that take, release and reset the lock of the list of
+/// all streams; null where the C library has no such function.
 pub(crate) fn stream_locks() -> [*const (); 3] {
     let (lock, unlock, renew): (*const (), *const (), *const ());
-    // SAFETY: loads of addresses from the offset table; zero where a weak symbol is undefined.
+    // SAFETY: loads addresses from the offset table, which are zero if a weak symbol is undefined.
     unsafe {
         asm!(
             ".weak _IO_list_lock",
@@ -564,13 +588,14 @@ pub(crate) fn stream_locks() -> [*const (); 3] {
     [lock, unlock, renew]
 }
 
-/// Starts a thread that runs `body` and ends, by a bare `clone` with these flags; returns its number,
-/// or the negated error number. The kernel stores the number at `number`, and clears it there when the
-/// thread has left its stack. The C libraries' `clone` does not start threads everywhere (musl).
+/// Starts a thread by a bare `clone` with these flags; it runs `body` and ends. Returns its number,
+/// or the negated error number. The kernel stores the number at `number`, and clears it there when
+/// the thread has left its stack. The `clone` of the C library does not start threads everywhere
+/// (musl).
 ///
 /// # Safety
-/// `stack` is the end of memory for a stack, aligned to 16 bytes, and `pointer` a thread pointer, both
-/// of which nobody else uses; `body` needs no more of the C library than these give it.
+/// `stack` is the end of memory for a stack, aligned to 16 bytes, and `pointer` a thread pointer.
+/// Nobody else uses either. `body` needs nothing of the C library beyond these.
 pub(crate) unsafe fn start_thread(
     flags: i32,
     stack: *mut u8,
@@ -579,8 +604,9 @@ pub(crate) unsafe fn start_thread(
     body: extern "C" fn(),
 ) -> isize {
     let result: isize;
-    // SAFETY: the caller's promise; the kernel's calling convention. The new thread has the registers
-    // of this one, but for its stack, and does not leave the block.
+    // SAFETY: the caller guarantees that nobody else uses the stack and the thread pointer; the
+    // registers follow the kernel's calling convention. The new thread has the registers of this
+    // one, except for its stack, and does not leave the block.
     unsafe {
         asm!(
             "svc #0",

@@ -1,22 +1,31 @@
-//! Restartable sequences, what leads from a block to one, and bare system calls: the only assembly of the allocator.
+//! Restartable sequences, the lookup from a block to its sheaf, and bare system calls: the only
+//! assembly of the allocator.
 //!
-//! A sheaf is a stack of object pointers inside a *region* that belongs to one CPU. The region starts with one 8-byte
-//! header per sheaf, of two 32-bit numbers that count 8-byte words from the start of the region:
+//! A sheaf is a stack of object pointers inside a *region*, which belongs to one CPU. A region
+//! starts with one 8-byte header per sheaf. A header is two 32-bit numbers that count 8-byte words
+//! from the start of the region:
 //!
 //! ```text
-//! byte 0  top    the word of the topmost object; the word below the sheaf, its floor, when the sheaf is empty
+//! byte 0  top    the word of the topmost object; in an empty sheaf the word below it, its floor
 //! byte 4  last   the word at which the sheaf ends for now; `top == last` when it is full
 //! ```
 //!
-//! The floor always holds null. The first two words of a region are null, and its state: sheaves are opened in an open one only.
-//! A region is memory from its first use on; before that it can be read, and all of it is zero. That goes for as many
-//! CPU numbers as any kernel has, so one that nobody told of misses, too. (16-bit numbers would do, but forwarding a 16-bit store to the next load costs a pair
-//! of operations 4.3 ns instead of 1.9 on Zen 4.)
+//! The floor always holds null. The first word of a region is null and the second its state:
+//! sheaves are opened in open regions only. (16-bit numbers would do, but forwarding a 16-bit store
+//! to the next load costs a pair of operations 4.3 ns instead of 1.9 on Zen 4.)
 //!
-//! A header of zero is a *closed* sheaf, empty and full at once: word 0 of a region is the null that `pop` reads, and
-//! `top >= last` refuses `push`. So neither needs a test for "is there a region yet". Another CPU closes a sheaf by halves:
-//! sections store `last` in open regions only, so once the region is closed, then `last` is zero, and the sections that were
-//! running have restarted each time, nothing is pushed any more; and once `top` is zero after the same, nothing is popped.
+//! A region takes memory from its first use on. Before that it is readable, and all zero. That
+//! holds for every CPU number a kernel may have, so operations on a CPU that was never announced
+//! miss, too.
+//!
+//! A header of zero is a *closed* sheaf, empty and full at once: `pop` reads word 0 of the region,
+//! which is null, and `push` is refused by `top >= last`. So neither needs a test for "is there a
+//! region yet". Another CPU closes a sheaf by halves, and restarts the running sections each time:
+//!
+//! 1. It closes the region. After the restart no section stores `last`, which sections do in open
+//!    regions only.
+//! 2. It sets `last` to zero. After the restart no section pushes.
+//! 3. It sets `top` to zero. After the restart no section pops.
 //!
 //! Every operation is one critical section in the sense of Linux's `rseq(2)`:
 //!
@@ -25,42 +34,47 @@
 //! start:    load the CPU number, find its region, read, write words nobody reads yet
 //!           store `top`                                              <- the commit
 //! end:
-//! abort:    count; jump to prepare, or leave (in a cold section, behind the signature the kernel demands)
+//! abort:    count; jump to prepare, or leave (in a cold section, behind the kernel's signature)
 //! ```
 //!
-//! If the thread is preempted, migrated or handles a signal between start and end, the kernel resumes it at `abort`.
-//! That makes the section atomic towards everything that can run on this CPU, a handler on this very thread included,
-//! without an atomic instruction. Nothing may be *called* between start and end.
+//! If the thread is preempted, migrated or handles a signal between start and end, the kernel
+//! resumes it at `abort`. So the section is atomic, without an atomic instruction, towards
+//! everything that can run on this CPU, including a handler on this very thread. Nothing may be
+//! *called* between start and end.
 //!
-//! A thread that a debugger steps, or a timer interrupts all the time, never gets from start to end. So after
-//! [`MOST_ABORTS`] restarts a section leaves as if there were no sheaf, and each one that is interrupted in the slow path
-//! that follows does so at once. The end of that slow path counts from zero again.
+//! A thread that is single-stepped by a debugger, or interrupted all the time by a timer, never
+//! gets from start to end. So after [`MOST_ABORTS`] restarts a section leaves as if there were no
+//! sheaf. In the slow path that follows, every section that is interrupted leaves at once. The end
+//! of that slow path resets the count.
 //!
-//! The CPU number is -1 in a thread not registered yet and -2 in one that cannot be. Two closed regions lie in front
-//! of CPU 0's, so such a thread misses and takes the slow path, again without a test.
+//! The CPU number is -1 in a thread that is not registered yet and -2 in one that cannot be. Two
+//! closed regions lie in front of CPU 0's, so such a thread misses and takes the slow path, again
+//! without a test.
 //!
-//! Two words say where things are: the offset of the thread's `struct rseq` from the thread pointer, and the address
-//! of CPU 0's region. They start at a thread-local of ours, with the CPU number -1, and behind two static closed
-//! regions; the region is published before the offset, and before any thread is registered by us, and read after the
-//! offset, so a thread never pairs a real CPU number with the static regions.
+//! Two words lead a section to its region: the offset of the thread's `struct rseq` from the thread
+//! pointer, and the address of CPU 0's region. On x86-64 they initially name a thread-local of ours
+//! with the CPU number -1, and the end of two static closed regions. On AArch64 both are initially
+//! zero, and a section leaves on a zero offset. The region's address is published before the
+//! offset, and before this allocator registers any thread; sections read it after the offset. So no
+//! thread pairs a real CPU number with the static regions.
 //!
-//! Sources: `kernel/rseq.c`, `Documentation/userspace-api/rseq.rst`; the layout of headers follows TCMalloc's
-//! *Per-CPU Mode* design note.
+//! Sources: `kernel/rseq.c`, `Documentation/userspace-api/rseq.rst`; the layout of headers follows
+//! TCMalloc's *Per-CPU Mode* design note.
 
 use core::ptr;
 #[cfg(not(all(target_arch = "x86_64", not(any(miri, loom)))))]
 use core::sync::atomic::Ordering;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize};
 
-/// Byte offset in a region of the word that is [`OPEN`] while sheaves may be opened in it.
+/// Byte offset in a region of its state: [`OPEN`] while sheaves may be opened in it.
 pub(crate) const STATE: usize = 8;
-/// The state of an open region. It is 0 where nothing may be written.
+/// State of an open region. A region that must not be written to reads as 0.
 pub(crate) const OPEN: usize = 1;
 
-/// Byte offset in a region of the header of sheaf 0; those of others follow.
+/// Byte offset in a region of sheaf 0's header; the other headers follow.
 pub(crate) const HEADERS: usize = 16;
 
-/// How many times sections of a thread are interrupted, between two slow paths, before one gives up.
+/// Interruptions of a thread's sections, between two slow paths, after which a section gives up.
 pub(crate) const MOST_ABORTS: u32 = 16;
 
 /// Log2 of the bytes between the regions of neighbouring CPUs.
@@ -88,41 +102,45 @@ pub(crate) use imp::SIGNATURE;
 #[cfg(not(any(miri, loom)))]
 pub(crate) use imp::{start_thread, stream_locks, system_call};
 
-/// All that the allocator keeps for a thread, zero at its start. It has a place from the start of the
-/// thread, which no code of the C library has to find or to allocate, so any context may use it.
+/// The allocator's per-thread state, all zero when a thread starts. Its memory exists from the
+/// start of the thread, and the C library has nothing to find or allocate for it, so any context
+/// may use it.
 ///
-/// Only its own thread uses it, and handlers on that: the atomics are for these. No locked
-/// instruction is needed, as a handler leaves each word as it found it.
+/// Only the thread itself uses it, and signal handlers on that thread; the atomics are for these.
+/// No locked instruction is needed, as a handler leaves each word as it found it.
 #[repr(C)]
 pub(crate) struct Locals {
-    /// Readers on this thread, by side: those that survive when it forks.
+    /// Numbers of RCU readers on this thread, by side: the readers that survive when it forks.
     pub(crate) readers: [AtomicUsize; 2],
-    /// The address of the lock that this thread takes or releases.
+    /// Address of the lock that this thread is acquiring or releasing.
     pub(crate) changing: AtomicUsize,
-    /// The CPU that this thread acts as, plus one.
+    /// Number of the CPU that this thread acts as, plus one.
     pub(crate) acts_as: AtomicUsize,
-    /// Slow paths that this thread is in.
+    /// Number of slow paths that this thread is in.
     pub(crate) depth: AtomicU32,
-    /// Not 0 once somebody tried to register this thread for restartable sequences.
+    /// Not 0 once registration of this thread for restartable sequences was tried.
     pub(crate) registration: AtomicU32,
-    /// Sections that were interrupted since a slow path last saw [`MOST_ABORTS`] of them. Counted by the sections themselves,
-    /// those of handlers too, so these do not leave it as they found it.
+    /// Number of interrupted sections since a slow path last saw [`MOST_ABORTS`] of them. The
+    /// sections themselves count, also in handlers, which therefore do not leave this word as they
+    /// found it.
     pub(crate) aborts: AtomicU32,
-    /// The item of irq work that this thread is queueing, and what that interrupted.
+    /// List of the irq work items that this thread is queueing, innermost first.
     pub(crate) queueing: AtomicPtr<()>,
-    /// What the lock witness knows of this thread.
+    /// State of the lock witness.
     #[cfg(debug_assertions)]
     pub(crate) witness: [AtomicUsize; WITNESS_WORDS],
 }
 
-/// Words of the lock witness.
+/// Number of words of the lock witness.
 #[cfg(debug_assertions)]
 pub(crate) const WITNESS_WORDS: usize = 34;
 
-/// Where the units of the first arena are, and their metadata: on a line that is not written any more, unlike those of the arena.
+/// Address and length of the first arena's units, and the address of their metadata. They lie on a
+/// cache line that is never written again once they are set, unlike the lines of the arena.
 #[repr(C, align(64))]
 pub(crate) struct First {
-    /// 0 before the others are known. Release then, pairs with the Acquire of whoever looks.
+    /// Length in bytes; 0 before the other fields are set. Stored with Release, which pairs with
+    /// the Acquire of readers.
     pub(crate) bytes: AtomicUsize,
     pub(crate) base: AtomicPtr<u8>,
     pub(crate) meta: AtomicPtr<u8>,
@@ -130,16 +148,17 @@ pub(crate) struct First {
 
 pub(crate) static FIRST: First = First {
     bytes: AtomicUsize::new(0),
-    // No address is near: whoever still reads this, and the length already, finds it foreign.
+    // No address is near this one: a reader that still sees it with the final length finds every
+    // address foreign.
     base: AtomicPtr::new(ptr::without_provenance_mut(1 << (usize::BITS - 1))),
     meta: AtomicPtr::new(ptr::null_mut()),
 };
 
-/// What became of an object that was to be found by its address, and put on its sheaf.
+/// Outcome of pushing an object that is found by its address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Push {
     Done,
-    /// As [`push_once`] refuses one.
+    /// Refused, as by [`push_once`].
     Refused,
     /// No object starts there in the first arena.
     Elsewhere,
@@ -148,24 +167,29 @@ pub(crate) enum Push {
 /// Log2 of the bytes of a unit.
 const UNIT_SHIFT: u32 = 16;
 
-/// Puts the object at `address` on this CPU's sheaf, as [`push_once`], if it is one of the first arena. The metadata of a unit has
-/// `SIZE` bytes. At byte `CLASS` it has the number of its objects' class, in 16 bits, and at `TEST` a word: an object starts at an
-/// address whose last 16 bits, times that word, are less than the word, in 32 bits.
+/// Pushes the object at `address` onto this CPU's sheaf, as [`push_once`], if it is one of the
+/// first arena.
+///
+/// The metadata of a unit has `SIZE` bytes. At byte `CLASS` it has the class number of the unit's
+/// objects, in 16 bits; at byte `TEST` it has a 32-bit word. An object starts at every address
+/// whose low 16 bits times that word, modulo 2^32, are less than the word.
 ///
 /// # Safety
-/// If the address lies in the first arena, its metadata is committed, and an object that starts there is the caller's to give.
+/// If the address lies in the first arena, its metadata is committed. An object that starts there
+/// is of its unit's class, and nobody uses it.
 #[cfg(not(all(target_arch = "x86_64", not(any(miri, loom)))))]
 #[inline(always)]
 pub(crate) unsafe fn push_by_address<const SIZE: usize, const TEST: usize, const CLASS: usize>(
     address: *mut u8,
 ) -> Push {
-    // Acquire: pairs with the Release of who makes the arena.
+    // Acquire: pairs with the Release of the thread that makes the arena.
     let bytes = FIRST.bytes.load(Ordering::Acquire);
     let offset = address.addr().wrapping_sub(FIRST.base.load(Ordering::Relaxed).addr());
     if offset >= bytes {
         return Push::Elsewhere;
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the address lies in the first arena, so the caller guarantees that its metadata is
+    // committed and that an object there is unused.
     unsafe {
         let meta = FIRST.meta.load(Ordering::Relaxed).add((offset >> UNIT_SHIFT) * SIZE);
         let word = meta.add(TEST).cast::<u32>().read();
@@ -178,8 +202,9 @@ pub(crate) unsafe fn push_by_address<const SIZE: usize, const TEST: usize, const
     }
 }
 
-/// The kernel's `struct rseq` of this thread, as far as this allocator uses it, and room for what newer kernels add. All but
-/// `rseq_cs` is the kernel's to write while the thread is registered.
+/// The kernel's `struct rseq` of this thread, as far as this allocator uses it, and room for the
+/// additions of newer kernels. While the thread is registered, the kernel may write all fields but
+/// `rseq_cs`.
 #[repr(C, align(64))]
 pub(crate) struct RseqArea {
     pub(crate) cpu_id_start: u32,

@@ -1,5 +1,5 @@
-//! No restartable sequences: another architecture, Miri, or loom. Every operation misses, so the slow path is the
-//! road, and the fallback backend the one behind it.
+//! No restartable sequences: another architecture, Miri, or loom. Every operation misses, so
+//! allocations take the slow path, and the fallback backend there.
 
 extern crate std;
 
@@ -68,7 +68,7 @@ pub(crate) fn own_rseq() -> *mut RseqArea {
     ptr::null_mut()
 }
 
-/// What the allocator keeps for this thread. The reference is not for others.
+/// Returns the allocator's state for this thread. The reference must not leave the thread.
 pub(crate) fn locals() -> &'static Locals {
     std::thread_local! {
         static LOCALS: Locals = const {
@@ -85,18 +85,19 @@ pub(crate) fn locals() -> &'static Locals {
             }
         };
     }
-    // SAFETY: it needs no destructor, so it lives as long as its thread.
+    // SAFETY: the value needs no destructor, so it lives as long as its thread.
     LOCALS.with(|locals| unsafe { &*ptr::from_ref(locals) })
 }
 
-/// Makes a system call; returns its result, or the negated error number. Keeps `errno`.
+/// Makes a system call. Returns its result, or the negated error number. Keeps `errno`.
 ///
 /// # Safety
-/// What the call does with these arguments is sound.
+/// The effect of the call with these arguments is sound.
 #[cfg(not(any(miri, loom)))]
 pub(crate) unsafe fn system_call(number: usize, arguments: [usize; 6]) -> isize {
     let [first, second, third, fourth, fifth, sixth] = arguments;
-    // SAFETY: the caller's promise; the address of this thread's `errno` is always valid.
+    // SAFETY: the caller guarantees that the call is sound; the address of this thread's `errno` is
+    // always valid.
     unsafe {
         let errno = libc::__errno_location();
         let before = *errno;
@@ -114,10 +115,10 @@ pub(crate) fn stream_locks() -> [*const (); 3] {
     [ptr::null(); 3]
 }
 
-/// Starts no thread: nothing is known of the architecture.
+/// Starts no thread and returns an error: nothing is known of the architecture.
 ///
 /// # Safety
-/// None is needed.
+/// No requirements.
 #[cfg(not(any(miri, loom)))]
 pub(crate) unsafe fn start_thread(
     _flags: i32,

@@ -1,12 +1,14 @@
 //! Restartable sequences on x86-64.
 //!
-//! Registers of a critical section: `rs` offset of `struct rseq` from the thread pointer, `at` scratch and then the
-//! region of this CPU, `class` the number of the sheaf's header in it, `top` its index.
+//! Registers of a critical section: `rs` is the offset of `struct rseq` from the thread pointer;
+//! `at` is scratch, then this CPU's region; `class` is the number of the sheaf's header in it;
+//! `top` is the index of the topmost word.
 //!
-//! A load whose address is a register alone, as that of the store before it, is given the stored word by Intel's processors before
-//! either address is known; one with an index waits for both. So `pop` and `push`, of which each reads what the one before wrote,
-//! compute addresses by an instruction of their own: on Sapphire Rapids a pair takes 1.9 ns instead of 4, and through `free`,
-//! where the class hangs on the block, 3 ns instead of 8.
+//! Intel cores forward a store to a load before either address is known (memory renaming), but only
+//! if both addresses are a bare register; an address with an index waits. `pop` and `push` read
+//! what the operation before wrote, so they compute addresses by an instruction of its own. On
+//! Sapphire Rapids a pair then takes 1.9 ns instead of 4, and through `free`, where the class
+//! depends on the block, 3 ns instead of 8.
 
 use super::{
     FIRST, First, HEADERS, Locals, MOST_ABORTS, OPEN, Push, REGION_SHIFT, RseqArea, STATE,
@@ -16,14 +18,16 @@ use core::arch::{asm, global_asm};
 use core::mem::offset_of;
 use core::sync::atomic::AtomicU64;
 
-/// This build has restartable sequences; whether the kernel grants them is seen at run time.
+/// This build has restartable sequences. Whether the kernel grants them is found out at run time.
 pub(crate) const HAVE_RSEQ: bool = true;
 
-/// What the kernel wants to see in front of an abort handler, and at registration.
+/// Signature that the kernel requires in front of an abort handler, and at registration.
 pub(crate) const SIGNATURE: u32 = 0x5305_3053;
 
-/// Who fills in where our own thread-local lies: the linker, which does so in executables only; or, where the C library's
-/// loader knows indirect functions, the resolver of one, whose address is kept beside the hot words.
+/// Initial values by which the offset of our own thread-local gets into the hot words. Without
+/// glibc the linker fills the offset in, which it does in executables only. With glibc, whose
+/// loader knows indirect functions, the resolver of such a function stores the offset; its address
+/// is kept beside the hot words.
 #[cfg(not(target_env = "gnu"))]
 macro_rules! initial {
     (offset) => {
@@ -43,11 +47,13 @@ macro_rules! initial {
     };
 }
 
-// Linkers refuse `@tpoff` in data of a shared library, though the loader could fill it in: they only have it filled into the
-// offset table, which is read-only from then on. But a word that refers to an indirect function makes the loader call the
-// function's resolver, after all else of the library is relocated and before any of its code runs. This one has the side
-// effect that is wanted; what it returns nobody uses. (Some linkers would store that in the word, others have it refer to a
-// stub.) It runs before thread-locals exist in a static program, so it must not touch any.
+// Linkers refuse `@tpoff` in the data of a shared library, although the loader could fill it in.
+// They let the loader fill it only into the offset table, which is read-only from then on. But a
+// word that refers to an indirect function makes the loader call the function's resolver, after all
+// else of the library is relocated and before any of its code runs. This resolver is there for its
+// side effect; nobody uses its return value. (Some linkers would store that value in the word,
+// others let the word refer to a stub.) In a static program the resolver runs before thread-locals
+// exist, so it must not touch any.
 #[cfg(target_env = "gnu")]
 global_asm!(
     ".pushsection .text.hayloft_place_rseq_area, \"ax\", @progbits",
@@ -62,8 +68,8 @@ global_asm!(
     ".popsection",
 );
 
-// The two hot words share a cache line. The first operation of a process must find a valid, unregistered area in them: our
-// own thread-local.
+// The two hot words share a cache line. The first operation of a process must find a valid,
+// unregistered area through them: our own thread-local.
 global_asm!(
     ".pushsection .tdata.hayloft_rseq, \"awT\", @progbits",
     ".balign {align}",
@@ -85,7 +91,7 @@ global_asm!(
     ".popsection",
     ".pushsection .bss.hayloft_closed_region, \"aw\", @nobits",
     ".balign 64",
-    // That of CPU -2, a thread that was refused, and of CPU -1.
+    // The regions of CPU -2, for threads that were refused, and of CPU -1.
     "hayloft_closed_region: .zero (1 << {shift}) + 4096",
     ".popsection",
     ".pushsection .data.hayloft_hot, \"aw\", @progbits",
@@ -106,13 +112,16 @@ global_asm!(
     aborts = const offset_of!(Locals, aborts),
 );
 
-/// Opens a critical section: from here to `44:` the code restarts at `66:` when interrupted, or leaves with what the argument
-/// does as if there were no sheaf (see [`super`]). Leaves this CPU's region in `at`.
+/// Opens a critical section. If the code from here to `44:` is interrupted, it restarts at `66:`,
+/// or, after too many interruptions, leaves by executing the argument, as if there were no sheaf
+/// (see [`super`]). Puts this CPU's region into `at`.
 ///
-/// A signal that interrupts the section finds the thread at the abort handler, so whoever walks the stack from a signal handler
-/// starts there. The handler's unwind table says that it was called from `66:`, with all registers as they are: the table of the
-/// function around that goes on from there. Where `66:` is, is read from the start of the handler, which is aligned to 64 bytes and
-/// not longer, so the rule is the same for each instruction of each handler.
+/// A signal that interrupts the section finds the thread at the abort handler, so a stack walk from
+/// a signal handler starts there. The abort handler's unwind table says that it was called from
+/// `66:`, with all registers unchanged; from there the walk continues by the table of the
+/// surrounding function. The address of `66:` is read from the start of the abort handler. The
+/// handler is aligned to 64 bytes and no longer than that, so one rule serves every instruction of
+/// every handler.
 macro_rules! begin {
     ($miss:literal) => {
         concat!(
@@ -125,11 +134,12 @@ macro_rules! begin {
             ".balign 64\n",
             ".cfi_startproc\n",
             ".cfi_def_cfa 7, 0\n",
-            // The instruction pointer, 16, by DW_CFA_val_expression: that with its last 6 bits zero (DW_OP_breg16 0,
-            // DW_OP_const1s -64, DW_OP_and), plus the word there (DW_OP_dup, DW_OP_deref, DW_OP_plus).
+            // Register 16, the instruction pointer, by DW_CFA_val_expression: its value with the
+            // last 6 bits zero (DW_OP_breg16 0, DW_OP_const1s -64, DW_OP_and), plus the word at
+            // that address (DW_OP_dup, DW_OP_deref, DW_OP_plus).
             ".cfi_escape 0x16, 16, 8, 0x80, 0, 0x09, 0xc0, 0x1a, 0x12, 0x06, 0x22\n",
             ".quad 66f - .\n",
-            // RSEQ_SIG, dressed as the displacement of an undefined instruction.
+            // RSEQ_SIG, encoded as the displacement of an undefined instruction.
             ".byte 0x0f, 0xb9, 0x3d\n",
             ".long 0x53053053\n",
             "55: mov {at}, qword ptr [rip + hayloft_aborts@GOTTPOFF]\n",
@@ -174,15 +184,15 @@ macro_rules! copy {
     };
 }
 
-/// Takes the topmost object of this CPU's sheaf; null if it is empty or closed.
+/// Pops the topmost object of this CPU's sheaf. Returns null if the sheaf is empty or closed.
 ///
 /// # Safety
 /// `class` is the number of a sheaf.
 #[inline(always)]
 pub(crate) unsafe fn pop(class: usize) -> *mut u8 {
     let object: *mut u8;
-    // SAFETY: the words named by an open header belong to its sheaf, those named by a closed one are word 0, null;
-    // the one store of the section commits it.
+    // SAFETY: the words that an open header names belong to its sheaf; a closed header names word
+    // 0, which is null. The section's only store is its commit.
     unsafe {
         asm!(
             begin!("xor {object:e}, {object:e}\njmp 44f"),
@@ -210,15 +220,15 @@ pub(crate) unsafe fn pop(class: usize) -> *mut u8 {
     object
 }
 
-/// Puts `object` on this CPU's sheaf; false if it is full or closed.
+/// Pushes `object` onto this CPU's sheaf. Returns false if the sheaf is full or closed.
 ///
 /// # Safety
-/// `class` is the number of a sheaf.
+/// `class` is the number of a sheaf, and `object` an object for it that nobody uses.
 #[inline(always)]
 pub(crate) unsafe fn push(class: usize, object: *mut u8) -> bool {
     let mut pushed = true;
-    // SAFETY: the word above `top` is inside the sheaf as long as `top` is not `last`; nobody reads it before the
-    // commit.
+    // SAFETY: the word above `top` is inside the sheaf as long as `top` is below `last`. Nobody
+    // reads that word before the commit.
     unsafe {
         asm!(
             begin!("jmp {refused}"),
@@ -247,16 +257,18 @@ pub(crate) unsafe fn push(class: usize, object: *mut u8) -> bool {
     pushed
 }
 
-/// As [`push`]; false also if `object` is one of the two topmost already. In a sheaf of less than two objects the words compared
-/// with may be others, of the same region: then perhaps false for nothing.
+/// As [`push`], but also returns false if `object` is one of the topmost two already. In a sheaf of
+/// fewer than two objects, `object` may be compared with other words of the region, and be refused
+/// without need.
 ///
 /// # Safety
 /// As [`push`].
 #[inline(always)]
 pub(crate) unsafe fn push_once(class: usize, object: *mut u8) -> bool {
     let mut pushed = true;
-    // SAFETY: as in `push`; the two words at and below `top` are in the region, as `top` is not zero where it is below `last`.
-    // The commit is one instruction that reads `top` again, which nobody changes in a sheaf that can be pushed to.
+    // SAFETY: as in `push`. The two words at and below `top` lie in the region, as `top` is not
+    // zero when it is below `last`. The commit is one instruction that reads `top` again; nobody
+    // else changes `top` of a sheaf that can be pushed to.
     unsafe {
         asm!(
             begin!("jmp {refused}"),
@@ -288,20 +300,24 @@ pub(crate) unsafe fn push_once(class: usize, object: *mut u8) -> bool {
     pushed
 }
 
-/// Puts the object at `address` on this CPU's sheaf, as [`push_once`], if it is one of the first arena. The metadata of a unit has
-/// `SIZE` bytes. At byte `CLASS` it has the number of its objects' class, in 16 bits, and at `TEST` a word: an object starts at an
-/// address whose last 16 bits, times that word, are less than the word, in 32 bits.
+/// Pushes the object at `address` onto this CPU's sheaf, as [`push_once`], if it is one of the
+/// first arena.
 ///
-/// This is all of a hit in C's `free`. A compiler makes five instructions more of it, as it loads on its own what is atomic.
+/// The metadata of a unit has `SIZE` bytes. At byte `CLASS` it has the class number of the unit's
+/// objects, in 16 bits; at byte `TEST` it has a 32-bit word. An object starts at every address
+/// whose low 16 bits times that word, modulo 2^32, are less than the word.
 ///
 /// # Safety
-/// If the address lies in the first arena, its metadata is committed, and an object that starts there is the caller's to give.
+/// If the address lies in the first arena, its metadata is committed. An object that starts there
+/// is of its unit's class, and nobody uses it.
 #[inline(always)]
 pub(crate) unsafe fn push_by_address<const SIZE: usize, const TEST: usize, const CLASS: usize>(
     address: *mut u8,
 ) -> Push {
     let mut push = Push::Done;
-    // SAFETY: loads that the caller allows, in the order in which they are; then as in `push_once`.
+    // SAFETY: `base` is loaded before `bytes` and `meta` after it, and x86-64 keeps that order. So
+    // metadata is read for addresses of the first arena only, for which the caller guarantees that
+    // it is committed. Then as in `push_once`.
     unsafe {
         asm!(
             "sub {unit}, qword ptr [rip + {first} + {base}]",
@@ -354,14 +370,17 @@ pub(crate) unsafe fn push_by_address<const SIZE: usize, const TEST: usize, const
     push
 }
 
-/// Puts the first objects of `from[..len]` on this CPU's sheaf, as many as fit, the later above the earlier; how many.
+/// Pushes the first objects of `from[..len]` onto this CPU's sheaf, as many as fit, later ones
+/// above earlier ones. Returns their number.
 ///
 /// # Safety
-/// `class` is the number of a sheaf; `from` is readable for `len` pointers.
+/// `class` is the number of a sheaf, `from` is readable for `len` pointers, and these are objects
+/// for the sheaf that nobody uses.
 #[inline]
 pub(crate) unsafe fn push_bulk(class: usize, from: *const *mut u8, len: usize) -> usize {
     let moved: usize;
-    // SAFETY: at most `last - top` words above `top` are written, all inside the sheaf and unread before the commit.
+    // SAFETY: at most `last - top` words above `top` are written. All of them are inside the sheaf,
+    // and nobody reads them before the commit.
     unsafe {
         asm!(
             begin!("xor {moved:e}, {moved:e}\njmp 44f"),
@@ -399,14 +418,17 @@ pub(crate) unsafe fn push_bulk(class: usize, from: *const *mut u8, len: usize) -
     moved
 }
 
-/// Takes up to `len` topmost objects of this CPU's sheaf into `to`, in the order in which they lie; how many.
+/// Pops up to `len` topmost objects of this CPU's sheaf into `to`, in the order in which they lie.
+/// Returns their number.
 ///
 /// # Safety
-/// `class` is the number of a sheaf, `floor` the word below the sheaf; `to` is writable for `len` pointers.
+/// `class` is the number of a sheaf, `floor` the word below it, and `to` is writable for `len`
+/// pointers.
 #[inline]
 pub(crate) unsafe fn pop_bulk(class: usize, floor: usize, to: *mut *mut u8, len: usize) -> usize {
     let moved: usize;
-    // SAFETY: at most `top - floor` words are read, all inside the sheaf; `to` is the caller's.
+    // SAFETY: at most `top - floor` words are read, all inside the sheaf; the caller guarantees
+    // that `to` is writable.
     unsafe {
         asm!(
             begin!("xor {moved:e}, {moved:e}\njmp 44f"),
@@ -445,13 +467,14 @@ pub(crate) unsafe fn pop_bulk(class: usize, floor: usize, to: *mut *mut u8, len:
     moved
 }
 
-/// Writes `header` where this CPU's sheaf is still closed; does nothing on one that is open, or in a region that is not.
+/// Stores `header` if this CPU's sheaf is closed and its region is open; does nothing otherwise.
 ///
 /// # Safety
-/// `class` is the number of a sheaf, `header` the empty state of that sheaf, and the thread has a CPU.
+/// `class` is the number of a sheaf, `header` that sheaf's header when empty, and the thread has a
+/// CPU number.
 #[inline]
 pub(crate) unsafe fn open(class: usize, header: u64) {
-    // SAFETY: one store, of a value that describes words nobody else uses.
+    // SAFETY: the only store writes a header of words that nobody else uses.
     unsafe {
         asm!(
             begin!("jmp 44f"),
@@ -475,13 +498,16 @@ pub(crate) unsafe fn open(class: usize, header: u64) {
     }
 }
 
-/// Has this CPU's sheaf end at the word `last`, where it is open and ends below; does nothing in a region that is not open.
+/// Moves the end of this CPU's sheaf up to the word `last`, if the sheaf is open and ends below it.
+/// Does nothing in a region that is not open.
 ///
 /// # Safety
-/// `class` is the number of a sheaf, whose words go on to `last` at least, and the thread has a CPU.
+/// `class` is the number of a sheaf that has words up to `last` at least, and the thread has a CPU
+/// number.
 #[inline]
 pub(crate) unsafe fn widen(class: usize, last: u32) {
-    // SAFETY: one store, of a value that describes words of the sheaf.
+    // SAFETY: the only store writes an end up to which the caller guarantees that the sheaf has
+    // words.
     unsafe {
         asm!(
             begin!("jmp 44f"),
@@ -509,20 +535,22 @@ pub(crate) unsafe fn widen(class: usize, last: u32) {
     }
 }
 
-/// Tells all threads where CPU 0's region is.
+/// Publishes the address of CPU 0's region to all threads.
 ///
 /// # Safety
-/// Two closed regions lie below it; all CPUs' regions lie from it on, for the rest of the process's life.
+/// Two closed regions lie below it; the regions of all CPUs start at it, for the rest of the life
+/// of the process.
 pub(crate) unsafe fn publish_region(region: *mut u8) {
-    // SAFETY: an aligned store of a word is a release on x86-64; the readers are the loads of `begin!`.
+    // SAFETY: an aligned store of a word is a release on x86-64; the readers are the loads in
+    // `begin!`.
     unsafe { asm!("mov qword ptr [rip + hayloft_region], {}", in(reg) region, options(nostack)) };
 }
 
-/// Tells all threads where their `struct rseq` is. To be called after [`publish_region`].
+/// Publishes the offset of `struct rseq` to all threads. Call after [`publish_region`].
 ///
 /// # Safety
-/// Every thread, present and future, has one at this offset from its thread pointer, registered or with a negative
-/// CPU number.
+/// Every thread, present and future, has a `struct rseq` at this offset from its thread pointer. It
+/// is registered or has a negative CPU number.
 pub(crate) unsafe fn publish_rseq_offset(offset: isize) {
     // SAFETY: as in `publish_region`.
     unsafe {
@@ -530,14 +558,16 @@ pub(crate) unsafe fn publish_rseq_offset(offset: isize) {
     }
 }
 
-/// The offset at which the C library has registered every thread's `struct rseq`, if it did.
+/// Returns the offset from the thread pointer at which the C library has registered every thread's
+/// `struct rseq`, if it has.
 pub(crate) fn libc_rseq() -> Option<isize> {
     let offset: *const isize;
     let size: *const u32;
-    // SAFETY: loads of two addresses from the offset table; zero where a weak symbol is undefined.
+    // SAFETY: loads two addresses from the offset table, which are zero if a weak symbol is
+    // undefined.
     unsafe {
         asm!(
-            // Weak: a C library that registers rseq defines these two (glibc since 2.35).
+            // Weak: C libraries that register rseq define these two (glibc since 2.35).
             ".weak __rseq_offset",
             ".weak __rseq_size",
             "mov {}, qword ptr [rip + __rseq_offset@GOTPCREL]",
@@ -550,17 +580,18 @@ pub(crate) fn libc_rseq() -> Option<isize> {
     }
 }
 
-/// Adds to a word that mostly this CPU writes, such that nobody on it comes in between.
+/// Adds to a word that is mostly written by this CPU. Nothing else on this CPU comes between its
+/// load and its store.
 #[inline(always)]
 pub(crate) fn add(word: &AtomicU64, more: u64) {
-    // SAFETY: a word that is only used as an atomic. One instruction is done or not, when the thread is interrupted; without a lock
-    // it costs what a store does.
+    // SAFETY: the word is only accessed as an atomic. An interrupted thread has executed a single
+    // instruction completely or not at all. Without a lock prefix it costs what a store does.
     unsafe {
         asm!("add qword ptr [{}], {}", in(reg) word.as_ptr(), in(reg) more, options(nostack))
     };
 }
 
-/// The number of the CPU this thread runs on, if the thread is registered.
+/// Returns the number of the CPU that this thread runs on, if the thread is registered.
 pub(crate) fn cpu() -> Option<usize> {
     let cpu: u64;
     // SAFETY: reads the thread's `struct rseq`.
@@ -575,7 +606,7 @@ pub(crate) fn cpu() -> Option<usize> {
     usize::try_from(cpu as i64).ok()
 }
 
-/// The thread pointer of this thread.
+/// Returns this thread's thread pointer.
 pub(crate) fn thread_pointer() -> *mut u8 {
     let pointer: *mut u8;
     // SAFETY: the ABI keeps the thread pointer in the first word it points to.
@@ -585,12 +616,13 @@ pub(crate) fn thread_pointer() -> *mut u8 {
     pointer
 }
 
-/// The address of a thread-local of ours, in the initial-exec model: by an offset that the loader has filled in. What the
-/// compiler has in a shared library asks the C library, which may allocate.
+/// Computes the address of a thread-local of ours in the initial-exec model, by an offset that the
+/// loader has filled in. In a shared library, the compiler's own thread-locals call the C library,
+/// which may allocate.
 macro_rules! thread_local {
     ($symbol:literal) => {{
         let address: *mut u8;
-        // SAFETY: computes an address.
+        // SAFETY: only computes an address.
         unsafe {
             asm!(
                 concat!("mov {0}, qword ptr [rip + ", $symbol, "@GOTTPOFF]"),
@@ -603,28 +635,30 @@ macro_rules! thread_local {
     }};
 }
 
-/// This thread's own `struct rseq`, for use where the C library registers none.
+/// Returns this thread's own `struct rseq`, for use if the C library registers none.
 pub(crate) fn own_rseq() -> *mut RseqArea {
     thread_local!("hayloft_rseq_area")
 }
 
-/// What the allocator keeps for this thread. The reference is not for others.
+/// Returns the allocator's state for this thread. The reference must not leave the thread.
 #[inline]
 pub(crate) fn locals() -> &'static Locals {
     let locals: *mut Locals = thread_local!("hayloft_locals");
-    // SAFETY: a block of this thread, as large and aligned as that, zero at first, and only used as atomics.
+    // SAFETY: the symbol is a thread-local block with the size and alignment of `Locals`. It starts
+    // as zeros and is only accessed as atomics.
     unsafe { &*locals }
 }
 
-/// Makes a system call; returns its result, or the negated error number.
+/// Makes a system call. Returns its result, or the negated error number.
 ///
 /// # Safety
-/// What the call does with these arguments is sound.
+/// The effect of the call with these arguments is sound.
 #[inline]
 pub(crate) unsafe fn system_call(number: usize, arguments: [usize; 6]) -> isize {
     let [first, second, third, fourth, fifth, sixth] = arguments;
     let result: isize;
-    // SAFETY: the caller's promise; the kernel's calling convention.
+    // SAFETY: the caller guarantees that the call is sound; the registers follow the kernel's
+    // calling convention.
     unsafe {
         asm!(
             "syscall",
@@ -643,11 +677,11 @@ pub(crate) unsafe fn system_call(number: usize, arguments: [usize; 6]) -> isize 
     result
 }
 
-/// Returns the addresses of the functions by which glibc takes, releases and renews the lock of the
-/// list of all streams; null where the C library has none such.
+/// Returns the addresses of glibc's functions that take, release and reset the lock of the list of
+/// all streams; null where the C library has no such function.
 pub(crate) fn stream_locks() -> [*const (); 3] {
     let (lock, unlock, renew): (*const (), *const (), *const ());
-    // SAFETY: loads of addresses from the offset table; zero where a weak symbol is undefined.
+    // SAFETY: loads addresses from the offset table, which are zero if a weak symbol is undefined.
     unsafe {
         asm!(
             ".weak _IO_list_lock",
@@ -665,13 +699,14 @@ pub(crate) fn stream_locks() -> [*const (); 3] {
     [lock, unlock, renew]
 }
 
-/// Starts a thread that runs `body` and ends, by a bare `clone` with these flags; returns its number,
-/// or the negated error number. The kernel stores the number at `number`, and clears it there when the
-/// thread has left its stack. The C libraries' `clone` does not start threads everywhere (musl).
+/// Starts a thread by a bare `clone` with these flags; it runs `body` and ends. Returns its number,
+/// or the negated error number. The kernel stores the number at `number`, and clears it there when
+/// the thread has left its stack. The `clone` of the C library does not start threads everywhere
+/// (musl).
 ///
 /// # Safety
-/// `stack` is the end of memory for a stack, aligned to 16 bytes, and `pointer` a thread pointer, both
-/// of which nobody else uses; `body` needs no more of the C library than these give it.
+/// `stack` is the end of memory for a stack, aligned to 16 bytes, and `pointer` a thread pointer.
+/// Nobody else uses either. `body` needs nothing of the C library beyond these.
 pub(crate) unsafe fn start_thread(
     flags: i32,
     stack: *mut u8,
@@ -680,8 +715,9 @@ pub(crate) unsafe fn start_thread(
     body: extern "C" fn(),
 ) -> isize {
     let result: isize;
-    // SAFETY: the caller's promise; the kernel's calling convention. The new thread has the registers
-    // of this one, but for its stack, and does not leave the block.
+    // SAFETY: the caller guarantees that nobody else uses the stack and the thread pointer; the
+    // registers follow the kernel's calling convention. The new thread has the registers of this
+    // one, except for its stack, and does not leave the block.
     unsafe {
         asm!(
             "syscall",
