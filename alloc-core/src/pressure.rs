@@ -1,52 +1,52 @@
-//! Memory pressure: whether this process waits for memory, so that what is kept for speed had better
-//! go back.
+//! Memory pressure: detects that this process waits for memory, so that memory kept for speed had
+//! better return to the system.
 //!
 //! The kernel counts the time in which a task of a cgroup stalled for memory (PSI,
-//! `Documentation/accounting/psi.rst` of Linux), whichever limit above it the reason was. There is
-//! pressure if that was a tenth of the time since the last look, in this process's own cgroup. Other
-//! cgroups do not count; the machine does only where there is no cgroup with such a file.
+//! `Documentation/accounting/psi.rst` of Linux), no matter at which level of the hierarchy the
+//! limit was reached. There is pressure if stalls in this process's own cgroup took a tenth of the
+//! time since the last look. Other cgroups do not count. The system as a whole counts only where no
+//! cgroup has such a file.
 //!
 //! A cgroup that reads many files is at its limit all the time, and stalls a little, for page cache
-//! alone. That is no pressure: half of the memory must be that of programs (`anon`).
+//! alone. That is no pressure: at least half of the memory must be that of programs (`anon`).
 //!
-//! Giving everything back has its price, so it is done once a second at most, and less often while it
+//! Purging everything has its price. So it is done at most once a second, and less often while it
 //! yields nothing.
 //!
-//! No file is kept open, and only a thread with a table of descriptors of its own looks.
+//! No file is kept open, and only a thread with a descriptor table of its own looks.
 //!
-//! `HAYLOFT_PRESSURE=0` looks at nothing; a path, at that file in the format of PSI only.
-//!
-//! This file may touch `os`.
+//! `HAYLOFT_PRESSURE=0` disables the look. A path makes it look at that file only, in the format of
+//! PSI.
 
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use crate::os;
 
-/// There is pressure where somebody stalled for this part of the time.
+/// There is pressure if tasks stalled for one in this many parts of the time.
 const SHARE: u64 = 10;
 
-/// Milliseconds from one time at which there is pressure to the next, at least and at most.
+/// Shortest and longest pause from one report of pressure to the next, in milliseconds.
 const LEAST_PAUSE: u64 = 1000;
 const MOST_PAUSE: u64 = 64_000;
-/// Bytes that a time of pressure has to yield.
+/// Bytes that must be decommitted because of pressure for the pause to be the shortest.
 const YIELD: u64 = 1 << 20;
 
-/// What is looked at: a setting, below.
+/// What to look at: one of the settings below.
 static WATCHED: AtomicU8 = AtomicU8::new(NOTHING);
 const NOTHING: u8 = 0;
 const SYSTEM: u8 = 1;
 const FILE: u8 = 2;
 
-/// The path of the file, up to a zero.
+/// Path of the file of the setting, ended by a zero.
 static PATH: [AtomicU8; 256] = [const { AtomicU8::new(0) }; 256];
 
-/// What was seen so far; relaxed everywhere, as only one thread looks.
+/// The observations so far. Relaxed everywhere, as only one thread looks.
 struct Seen {
-    /// When it was last looked, in milliseconds.
+    /// Time of the last look, in milliseconds.
     looked: AtomicU64,
-    /// Microseconds of stalls that were counted then, plus one.
+    /// Microseconds of stalls counted at that time, plus one.
     stalled: AtomicU64,
-    /// When there may be pressure next, and the pause before that, in milliseconds.
+    /// Earliest time of the next report of pressure, and the pause before it, in milliseconds.
     next: AtomicU64,
     pause: AtomicU64,
 }
@@ -63,8 +63,8 @@ impl Seen {
         }
     }
 
-    /// Returns whether `stalls`, a count of microseconds, has grown by a tenth of the time since the
-    /// last look. The first look sees nothing.
+    /// Returns whether `stalls`, a count of microseconds, has grown by a tenth of the time since
+    /// the last look. The first look reports no pressure.
     fn is_new(&self, stalls: u64, now: u64) -> bool {
         let elapsed = now.saturating_sub(self.looked.swap(now, Ordering::Relaxed));
         let before = self.stalled.swap(stalls.saturating_add(1), Ordering::Relaxed);
@@ -74,7 +74,7 @@ impl Seen {
             && now >= self.next.load(Ordering::Relaxed)
     }
 
-    /// Notes how many bytes went back in a time of pressure.
+    /// Records that `bytes` bytes were decommitted because of pressure, and sets the next pause.
     fn note(&self, bytes: u64, now: u64) {
         let before = self.pause.load(Ordering::Relaxed);
         let pause = if bytes >= YIELD { LEAST_PAUSE } else { (2 * before).min(MOST_PAUSE) };
@@ -83,14 +83,15 @@ impl Seen {
     }
 }
 
-/// Reads the setting. To be called once, before the first look.
+/// Reads the setting. Call once, before the first look.
 pub(crate) fn read() {
     let watched = match os::env(c"HAYLOFT_PRESSURE") {
         None | Some(b"1") => SYSTEM,
         Some(b"0") => NOTHING,
         Some(path) if path.starts_with(b"/") && path.len() < PATH.len() => {
             for (to, from) in PATH.iter().zip(path) {
-                // Relaxed, here and below: whoever looks was made by who read this, or is that.
+                // Relaxed, here and below: the thread that looks was started by the thread that
+                // runs this, or is the same thread.
                 to.store(*from, Ordering::Relaxed);
             }
             FILE
@@ -103,7 +104,7 @@ pub(crate) fn read() {
     WATCHED.store(watched, Ordering::Relaxed);
 }
 
-/// Returns whether there was pressure since the last look. To be called by a thread with descriptors
+/// Returns whether there was pressure since the last look. Call on a thread with a descriptor table
 /// of its own.
 pub(crate) fn is_high() -> bool {
     let stalls = match WATCHED.load(Ordering::Relaxed) {
@@ -114,14 +115,14 @@ pub(crate) fn is_high() -> bool {
     stalls.is_some_and(|stalls| SEEN.is_new(stalls, os::milliseconds()))
 }
 
-/// Notes how many bytes went back because of [`is_high`].
+/// Records how many bytes were decommitted because [`is_high`] returned true.
 pub(crate) fn note_yield(bytes: u64) {
     SEEN.note(bytes, os::milliseconds());
 }
 
-/// Reads the stalls that the file of the setting counts.
+/// Returns the microseconds of stalls that the file of the setting counts.
 fn stalls_of_file() -> Option<u64> {
-    /// A warning was written.
+    /// 1 after a warning was written.
     static WARNED: AtomicU8 = AtomicU8::new(0);
     let path: [u8; PATH.len()] = core::array::from_fn(|at| PATH[at].load(Ordering::Relaxed));
     let path = path.split(|byte| *byte == 0).next().unwrap_or_default();
@@ -133,8 +134,8 @@ fn stalls_of_file() -> Option<u64> {
     stalls
 }
 
-/// Reads the stalls of this process's cgroup, or of the machine where no cgroup counts any; `None`
-/// also if most memory there is page cache.
+/// Returns the microseconds of stalls of this process's cgroup, or of the whole system if no cgroup
+/// counts any. Returns `None` also if most memory there is page cache.
 fn stalls_of_system() -> Option<u64> {
     let root = os::env(c"HAYLOFT_SYSFS").and_then(|root| core::str::from_utf8(root).ok());
     let root = root.unwrap_or("/sys");
@@ -142,7 +143,8 @@ fn stalls_of_system() -> Option<u64> {
     let mut cgroups = [0; 4096];
     let cgroup =
         os::read(format_args!("/proc/self/cgroup"), &mut cgroups).and_then(cgroup).unwrap_or("/");
-    // A container may see its own cgroup as the root, and its name by another path.
+    // A container may see its own cgroup as the root, while `/proc/self/cgroup` has another path
+    // for it.
     let places = [("", cgroup), ("", "/"), ("/unified", cgroup)];
     for (mount, cgroup) in places {
         let file =
@@ -159,14 +161,14 @@ fn stalls_of_system() -> Option<u64> {
     stalls.filter(|_| is_of_programs)
 }
 
-/// Returns the microseconds in which some task stalled, by a file in the format of PSI.
+/// Returns the microseconds in which some task stalled, from a file in the format of PSI.
 fn stalls(text: &str) -> Option<u64> {
     let line = text.lines().find(|line| line.starts_with("some "))?;
     line.split(' ').find_map(|part| part.strip_prefix("total=")?.parse().ok())
 }
 
-/// Returns whether at least half of the memory is that of programs, by a table that has it and page
-/// cache under these names; also if it has neither.
+/// Returns whether at least half of the memory is that of programs. `table` lists it and page cache
+/// under the given names. If one of them is missing, the answer is yes.
 fn is_of_programs(table: &str, programs: &str, cache: &str) -> bool {
     let number = |name: &str| -> Option<u64> {
         let line = table.lines().find_map(|line| line.strip_prefix(name))?;
@@ -175,7 +177,8 @@ fn is_of_programs(table: &str, programs: &str, cache: &str) -> bool {
     number(programs).zip(number(cache)).is_none_or(|(programs, cache)| programs >= cache)
 }
 
-/// Returns the path of this process's cgroup in the unified hierarchy, by its `/proc/self/cgroup`.
+/// Returns the path of this process's cgroup in the unified hierarchy, from its
+/// `/proc/self/cgroup`.
 fn cgroup(text: &str) -> Option<&str> {
     text.lines().find_map(|line| line.strip_prefix("0::"))
 }
@@ -219,7 +222,7 @@ mod tests {
         let seen = Seen::new();
         let mut stalls = 0;
         seen.is_new(stalls, 0);
-        // Somebody stalls all the time.
+        // Some task stalls all the time.
         let times = |yields: u64, from: u64, stalls: &mut u64| {
             let pressed = (from..from + 100).filter(|second| {
                 *stalls += 1_000_000;

@@ -1,28 +1,27 @@
-//! Reclaim: memory that nobody needs goes back to the system.
+//! Reclaim: returns idle memory to the system.
 //!
-//! Time is cut into *windows*; memory that was not needed all through one goes a step further: from
-//! sheaves and barns to slabs, from these to pages, from there to the system.
-//! `HAYLOFT_DECAY_MS` is how long pages may stay unneeded: two windows of a third each, and some
-//! time to purge them. Sheaves and barns take a window or two more.
+//! Time is divided into *windows*. Memory that stayed idle all through a window moves one step
+//! further: from sheaves and barns to slabs, from slabs to pages, from pages to the system.
+//! `HAYLOFT_DECAY_MS` is how long pages may stay idle: two windows of a third of it each, and some
+//! time to purge them. Memory in sheaves and barns takes a window or two more.
 //!
-//! *Who ends windows.* In a program of several threads, a thread of ours (`hayloft/reclaim`). It is
-//! made by the free that finds [`SPAWN_FROM`] bytes unneeded, or [`SPAWN_FROM_ALL`] held, and ends
-//! when there is nothing left to give back, so an idle program has none. The C library does not
-//! know it (`os::bare`), so it can be made in any context, and keeps no program from ending. It ends
-//! after [`LIFE`] windows as well, to be made again: it has the credentials and filters of its
-//! maker, which the program may have given up since.
+//! *Who ends windows.* In a program with several threads, a thread of ours does
+//! (`hayloft/reclaim`). A free starts it when [`SPAWN_FROM`] bytes are idle or the heap has
+//! [`SPAWN_FROM_ALL`] bytes. The thread ends when nothing is left to purge, so an idle program has
+//! none. The C library does not know the thread (`os::bare`), so it can be started in any context
+//! and keeps no program from ending. It also ends after [`LIFE`] windows, to be started anew: it
+//! has the credentials and filters of the thread that started it, and the program may have dropped
+//! those since.
 //!
-//! A program of one thread stays that, unless it holds [`MUCH`]: it may enter a namespace, or a
-//! sandbox that kills for `clone`, as small programs do. There frees end windows by the clock. An idle
-//! one makes no frees, so besides that no more than an *allowance* of free pages stays when a free is
-//! over. The allowance grows where memory that was purged is needed again soon after. What frees
-//! cannot do is to give back holes of slabs that were in use a moment ago.
+//! A single-threaded program stays single-threaded, unless its heap has [`MUCH`] bytes. It may
+//! enter a namespace, or a sandbox that kills for `clone`, as small programs do. In such a program,
+//! frees end windows by the clock. Since an idle program makes no frees, each free also purges the
+//! free pages beyond an *allowance*. The allowance grows if purged memory is needed again soon
+//! afterwards. Frees cannot punch holes in slabs that were in use a moment ago.
 //!
-//! `HAYLOFT_BACKGROUND=1` makes the thread in all programs, `0` in none.
+//! `HAYLOFT_BACKGROUND=1` starts the thread in all programs, `0` in none.
 //!
-//! The thread also looks whether memory is short (`pressure`); then all goes back.
-//!
-//! This file may touch `page`, `pressure`, `sync` and `os`.
+//! The thread also checks whether memory is short (`pressure`), and then purges all idle memory.
 
 use core::mem;
 use core::ptr;
@@ -35,46 +34,47 @@ use crate::page;
 use crate::pressure;
 use crate::sync::Context;
 
-/// Bytes that are unneeded for which a thread is worth it.
+/// Idle bytes that justify the thread.
 const SPAWN_FROM: usize = 2 << 20;
-/// Bytes of a heap among which as much may be unneeded, in slabs.
+/// Heap size in bytes from which idle memory in slabs alone may justify the thread.
 const SPAWN_FROM_ALL: usize = 16 << 20;
-/// Bytes of a heap for which a program of one thread gets another.
+/// Heap size in bytes from which a single-threaded program gets the thread, too.
 const MUCH: usize = 256 << 20;
-/// Windows that a thread lives, where frees go on.
+/// Number of windows after which the thread ends even though frees go on.
 const LIFE: u32 = 100;
-/// Milliseconds after which a thread is tried again that could not be made.
+/// Milliseconds until starting the thread is tried again after it failed.
 const RETRY: u64 = 1000;
 
-/// Bytes that may stay unneeded in a program of one thread for each millisecond of decay, at first: in
-/// all as much as glibc keeps at most. With less, programs with phases of some megabytes take half as
-/// long again, for page faults.
+/// Bytes that may initially stay idle in a single-threaded program, for each millisecond of decay.
+/// With the default decay that is as much as glibc keeps at most. With a smaller allowance,
+/// programs with phases of some megabytes take 1.5 times as long, because of page faults.
 const ALLOWANCE_PER_MS: usize = (64 << 20) / DEFAULT_DECAY_MS as usize;
-/// Most bytes that may, where memory was missed.
+/// Upper bound on the allowance in bytes, where purged memory was missed.
 const MOST_ALLOWANCE: usize = 1 << 30;
-/// Milliseconds within which memory that was purged is missed, if it is needed again.
+/// Milliseconds within which purged memory counts as missed if it is needed again.
 const SOON: u64 = 10_000;
 
-/// Milliseconds at most between looks at whether memory is short.
+/// Most milliseconds between checks for memory pressure.
 const LOOK_EVERY: u32 = 333;
 
-/// No workload measured takes more time than with a second; `git gc` needs a tenth less memory.
+/// Default of `HAYLOFT_DECAY_MS`. No measured workload takes more time than with 1000, and `git gc`
+/// needs a tenth less memory.
 const DEFAULT_DECAY_MS: u32 = 300;
 const MAX_DECAY_MS: u32 = 60 * 60 * 1000;
-/// Milliseconds of the shortest window.
+/// Length of the shortest window, in milliseconds.
 const SHORTEST: u32 = 10;
 
-/// Whether there is a thread.
+/// State of the thread.
 static STATE: AtomicU8 = AtomicU8::new(UNKNOWN);
-/// The settings were not read.
+/// The settings have not been read.
 const UNKNOWN: u8 = 0;
-/// There is none.
+/// There is no thread.
 const NOBODY: u8 = 1;
-/// Somebody makes it.
+/// A thread is being started.
 const SPAWNING: u8 = 2;
-/// It is there, and nothing was freed since it last began to look for what to give back.
+/// The thread exists, and nothing was freed since it last began to look for idle memory.
 const QUIET: u8 = 3;
-/// It is there, and something was freed since.
+/// The thread exists, and something was freed since it last began to look for idle memory.
 const NOTED: u8 = 4;
 
 /// Which programs have the thread.
@@ -83,36 +83,37 @@ const NONE: u8 = 0;
 const OF_SEVERAL_THREADS: u8 = 1;
 const ALL: u8 = 2;
 
-/// Milliseconds of a window.
+/// Length of a window, in milliseconds.
 static WINDOW: AtomicU32 = AtomicU32::new(DEFAULT_DECAY_MS / 3);
 
-/// Why a window ends.
+/// The reason for which a window ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Occasion {
-    /// Its time is over, as a free finds, which is not to do all of the work. The answer is whether
-    /// some of it is left.
+    /// A free finds that the time is over. It does only a part of the work; the routine returns
+    /// whether some is left.
     Free,
-    /// A free does another piece of what is left.
+    /// A free does another piece of the work that is left.
     Piece,
-    /// Its time is over.
+    /// The thread finds that the time is over.
     Window,
     /// Memory is short.
     Shortage,
 }
 
-/// Ends a window; returns whether there may be more to do at the end of the next.
+/// Ends a window. Returns whether there may be more to do at the end of the next one.
 pub(crate) type Window = fn(Context, Occasion) -> bool;
 
-/// What the thread does; written before it is made.
+/// The [`Window`] that the thread calls. Written before the thread is started.
 static ROUTINE: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
 
-/// Gives back what is due, or has the thread do it. To be called when something was freed, without
-/// any lock. `end_window` is always the same.
+/// Purges memory that is due, or leaves that to the thread. Call after a free, holding no lock.
+/// `end_window` must be the same function in all calls.
 #[inline]
 pub(crate) fn freed(context: Context, end_window: Window) {
     page::keep_limit(context);
-    // Relaxed: the free took a lock under which the thread looks. If it did not see what was freed,
-    // its store of QUIET came before that lock, and is seen here.
+    // Relaxed: the free took a lock that the thread also takes to look for idle memory. If the
+    // thread's last look missed the freed memory, the thread held that lock earlier than the free
+    // did, and had stored QUIET before. So this load sees QUIET.
     if STATE.load(Ordering::Relaxed) != NOTED || !os::bare::is_alive() {
         freed_slow(context, end_window);
     }
@@ -121,13 +122,13 @@ pub(crate) fn freed(context: Context, end_window: Window) {
 #[cold]
 #[inline(never)]
 fn freed_slow(context: Context, end_window: Window) {
-    // What may not wait leaves it to the next.
+    // A context that must not wait leaves the work to the next free.
     if !context.may_wait() {
         return;
     }
     match STATE.load(Ordering::Relaxed) {
         UNKNOWN => read_settings(),
-        // It was made by a child that shared this memory, and ended with it.
+        // The thread was started by a child process that shared this memory, and ended with it.
         state @ (QUIET | NOTED) if !os::bare::is_alive() => _ = swap(state, NOBODY),
         QUIET => _ = swap(QUIET, NOTED),
         NOBODY if wants_thread() => spawn(end_window),
@@ -140,13 +141,15 @@ fn freed_slow(context: Context, end_window: Window) {
 }
 
 fn swap(from: u8, to: u8) -> bool {
-    // Release: pairs with the Acquire in `live`: what was freed before is seen by the next look.
+    // Release: pairs with the Acquire in `thread_main`, so that its next look sees all memory freed
+    // before.
     STATE.compare_exchange(from, to, Ordering::Release, Ordering::Relaxed).is_ok()
 }
 
-/// Ends the window if its time is over, or does a piece of what the last end left.
+/// Ends the window if its time is over, and otherwise does a piece of the work that the last end
+/// left.
 fn work_by_clock(context: Context, end_window: Window) {
-    /// When the last window ended, in milliseconds; 0 before the first has begun.
+    /// When the last window ended, in milliseconds. 0 before the first window began.
     static LAST: AtomicU64 = AtomicU64::new(0);
     static IS_LEFT: AtomicBool = AtomicBool::new(false);
     let (now, last) = (os::milliseconds(), LAST.load(Ordering::Relaxed));
@@ -160,16 +163,16 @@ fn work_by_clock(context: Context, end_window: Window) {
     }
 }
 
-/// How much may stay unneeded where no thread gives it back; relaxed everywhere, as numbers that
-/// guard nothing.
+/// The bytes that may stay idle where no thread purges. Relaxed everywhere, as numbers that guard
+/// nothing.
 struct Allowance {
     bytes: AtomicUsize,
-    /// What it is at first, and when nothing was missed for a time.
+    /// The allowance at first, and after no memory was missed for some time.
     least: AtomicUsize,
-    /// When memory was purged last, and when purged memory was missed last, in milliseconds.
+    /// When memory was last purged, and when purged memory was last missed, in milliseconds.
     purged: AtomicU64,
     missed: AtomicU64,
-    /// The bytes that were held then.
+    /// Bytes of the heap at that time.
     held_then: AtomicUsize,
 }
 
@@ -186,8 +189,9 @@ impl Allowance {
         }
     }
 
-    /// Learns from what is unneeded now, at a time in milliseconds: returns the bytes that may stay
-    /// of it. A heap that has grown again soon after it was purged missed that memory.
+    /// Adapts the allowance to the idle and the held bytes of the heap, at `now` in milliseconds.
+    /// Returns the idle bytes that may stay. A heap that has grown again soon after a purge missed
+    /// the purged memory, so its allowance grows.
     fn learn(&self, unneeded: usize, held: usize, now: u64) -> usize {
         let mut bytes = self.bytes.load(Ordering::Relaxed);
         if now.wrapping_sub(self.missed.load(Ordering::Relaxed)) >= SOON {
@@ -205,21 +209,21 @@ impl Allowance {
             self.missed.store(now, Ordering::Relaxed);
             self.held_then.store(held, Ordering::Relaxed);
         }
-        // A heap that is in use for the most part is about to use the rest.
+        // A heap that is mostly in use is about to use the rest.
         let in_use = if bytes > 0 { held.saturating_sub(unneeded) } else { 0 };
         let bytes = bytes.max(in_use);
-        // Half of it, for the next free not to purge again.
+        // Purge down to half of the allowance, so that the next free need not purge again.
         if unneeded <= bytes { unneeded } else { bytes / 2 }
     }
 
-    /// Notes that memory was purged.
+    /// Records that memory was purged.
     fn note_purge(&self, held: usize, now: u64) {
         self.purged.store(now.max(1), Ordering::Relaxed);
         self.held_then.store(held, Ordering::Relaxed);
     }
 }
 
-/// Purges what is unneeded beyond the allowance.
+/// Purges idle memory beyond the allowance.
 fn keep_allowance(context: Context) {
     let unneeded = page::dirty();
     if unneeded <= ALLOWANCE.least.load(Ordering::Relaxed) {
@@ -233,7 +237,7 @@ fn keep_allowance(context: Context) {
     }
 }
 
-/// Whether the thread is for this program.
+/// Returns whether this program is one that has the thread.
 fn wants_thread() -> bool {
     match BACKGROUND.load(Ordering::Relaxed) {
         ALL => true,
@@ -242,13 +246,14 @@ fn wants_thread() -> bool {
     }
 }
 
-/// The first thread that asked whether there are others, and whether another asked since.
+/// The first thread that called [`has_several_threads`], and whether another has called it since.
 static FIRST_THREAD: AtomicUsize = AtomicUsize::new(0);
 static HAS_OTHERS: AtomicBool = AtomicBool::new(false);
 
-/// Whether slow paths were seen on several threads. No C library is asked, as not all of them tell.
+/// Returns whether slow paths ran on several threads. Does not ask the C library, as not every one
+/// can answer.
 pub(crate) fn has_several_threads() -> bool {
-    // Relaxed: who finds an old answer does what would have been right a moment ago.
+    // Relaxed: a thread that sees an old value acts as would have been right a moment ago.
     if HAS_OTHERS.load(Ordering::Relaxed) {
         return true;
     }
@@ -263,7 +268,7 @@ fn is_worth_a_thread() -> bool {
     page::dirty() >= SPAWN_FROM || page::charged() >= SPAWN_FROM_ALL
 }
 
-/// Reads the settings. A second time changes nothing.
+/// Reads the settings. A second call changes nothing.
 fn read_settings() {
     let decay = match os::env(c"HAYLOFT_DECAY_MS") {
         None => DEFAULT_DECAY_MS,
@@ -296,9 +301,9 @@ fn read_settings() {
     _ = swap(UNKNOWN, NOBODY);
 }
 
-/// Makes the thread, if that is worth it.
+/// Starts the thread if it is worthwhile.
 fn spawn(end_window: Window) {
-    /// When a thread could not be made last, in milliseconds.
+    /// When starting a thread last failed, in milliseconds.
     static FAILED: AtomicU64 = AtomicU64::new(0);
     if !is_worth_a_thread() {
         return;
@@ -307,7 +312,7 @@ fn spawn(end_window: Window) {
     if failed != 0 && os::milliseconds().wrapping_sub(failed) < RETRY || !swap(NOBODY, SPAWNING) {
         return;
     }
-    // Relaxed: making the thread orders this before its life.
+    // Relaxed: starting the thread orders this store before all that the thread does.
     ROUTINE.store(end_window as *mut (), Ordering::Relaxed);
     if !os::bare::spawn(thread_main) {
         FAILED.store(os::milliseconds().max(1), Ordering::Relaxed);
@@ -315,19 +320,19 @@ fn spawn(end_window: Window) {
     }
 }
 
-/// The life of the thread.
+/// Body of the thread.
 extern "C" fn thread_main() {
-    // Whoever frees something from now on finds the thread.
+    // Every free from now on finds the thread.
     STATE.store(NOTED, Ordering::Relaxed);
     os::name_thread(c"hayloft/reclaim");
     let looks_at_pressure = os::bare::own_descriptors();
-    // SAFETY: what `spawn` stored.
+    // SAFETY: `spawn` stored a `Window` there before it started this thread.
     let end_window: Window = unsafe { mem::transmute(ROUTINE.load(Ordering::Relaxed)) };
     let mut windows = 0;
     loop {
         let occasion = wait(looks_at_pressure);
-        // Acquire: pairs with the Release in `swap`. A free that is not seen by this look finds
-        // QUIET, or what comes after it.
+        // Acquire: pairs with the Release in `swap`. A free that this look misses finds QUIET, or a
+        // later state.
         let was_noted = STATE.swap(QUIET, Ordering::Acquire) == NOTED;
         let before = page::decommitted();
         let has_more = Context::enter(|context| end_window(context, occasion));
@@ -335,7 +340,7 @@ extern "C" fn thread_main() {
             pressure::note_yield(page::decommitted() - before);
         }
         windows += 1;
-        // In a program that goes on, the next free makes another.
+        // If the program goes on freeing, the next free starts another thread.
         let is_old = windows >= LIFE && was_noted;
         if (!has_more || is_old) && (swap(QUIET, NOBODY) || is_old && swap(NOTED, NOBODY)) {
             break;
@@ -343,7 +348,7 @@ extern "C" fn thread_main() {
     }
 }
 
-/// Waits for the end of a window, or until memory is short.
+/// Waits until the window ends or memory is short. Returns which of them happened.
 fn wait(looks_at_pressure: bool) -> Occasion {
     let mut left = WINDOW.load(Ordering::Relaxed);
     while left > 0 {
@@ -357,7 +362,7 @@ fn wait(looks_at_pressure: bool) -> Occasion {
     Occasion::Window
 }
 
-/// In the child of a fork, which has one thread, and not this one.
+/// In the child of a fork, which has one thread and no reclaim thread.
 pub(crate) fn in_child() {
     os::bare::in_child();
     FIRST_THREAD.store(0, Ordering::Relaxed);
@@ -375,8 +380,8 @@ mod tests {
 
     const LEAST: usize = 4 * MIB;
 
-    /// Frees a heap of so many MiB, one after the other; returns the bytes that stay, and how often
-    /// some were purged.
+    /// Frees a heap of `mib` MiB, one MiB after the other. Returns the bytes that stay, and the
+    /// number of purges.
     fn free_all(allowance: &Allowance, mib: usize, now: u64) -> (usize, usize) {
         let (mut unneeded, mut held, mut purges) = (0, mib * MIB, 0);
         for _ in 0..mib {

@@ -114,8 +114,8 @@ impl Reserve {
         });
     }
 
-    /// Takes permanently those of the blocks `kept..all` that lie behind the last taken one. Returns
-    /// the first of them.
+    /// Takes permanently those of the blocks `kept..all` that lie behind the last taken one.
+    /// Returns the first of them.
     pub(super) fn give_up(&self, kept: usize, all: usize) -> usize {
         let mut end = all;
         while end > kept {
