@@ -1,6 +1,4 @@
-//! Caches as allocators of collections, by the trait of `allocator-api2`.
-//!
-//! This file may touch `cache`.
+//! Caches as allocators of collections, through the `Allocator` trait of `allocator-api2`.
 
 use core::alloc::Layout;
 use core::ptr::{self, NonNull};
@@ -9,11 +7,14 @@ use allocator_api2::alloc::{AllocError, Allocator};
 
 use crate::cache::Cache;
 
-/// With the feature `allocator-api2`. A cache serves layouts that fit its own, each with an object, all bytes of which may be used;
-/// a layout of size 0 with none. Whatever is larger or more aligned is refused: a collection that outgrows an object says so, or
-/// ends the process, as where there is no memory. So is everything by a cache with a constructor, and by one with
-/// [`TYPESAFE_BY_RCU`](crate::cache::CacheFlags::TYPESAFE_BY_RCU), whose free objects have to be left in a state of which
-/// collections know nothing.
+/// Available with the feature `allocator-api2`. A cache serves every layout that fits its own with
+/// one object, all bytes of which may be used. It serves a layout of size 0 without an object. A
+/// larger or more strictly aligned layout is refused: a collection that outgrows its object returns
+/// an error, or ends the process, as when memory runs out.
+///
+/// Two kinds of cache refuse every layout but the empty one: caches with a constructor, and caches
+/// with [`TYPESAFE_BY_RCU`](crate::cache::CacheFlags::TYPESAFE_BY_RCU). Their free objects must be
+/// left in a state that collections know nothing of.
 ///
 /// ```
 /// use allocator_api2::vec::Vec;
@@ -28,8 +29,9 @@ use crate::cache::Cache;
 /// lines.destroy()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-// SAFETY: an object stays where it is until it is freed, also when the cache is moved, or dropped before it; it is at least as
-// large and as aligned as the layout. A layout that fits a block is empty if and only if the block is no object.
+// SAFETY: an object stays in place until it is freed, even if the cache is moved, or dropped first.
+// The object is at least as large and as aligned as the layout. A layout that fits a block has size
+// 0 if and only if the block is not an object.
 unsafe impl Allocator for Cache {
     #[inline]
     fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
@@ -45,7 +47,8 @@ unsafe impl Allocator for Cache {
     #[inline]
     unsafe fn deallocate(&self, block: NonNull<u8>, layout: Layout) {
         if layout.size() > 0 {
-            // SAFETY: the caller's promise: an object of this cache.
+            // SAFETY: the caller guarantees that `block` is a live block of this allocator; a block
+            // of a non-empty layout is an object of this cache.
             unsafe { self.free(block) };
         }
     }
@@ -58,7 +61,7 @@ unsafe impl Allocator for Cache {
         new: Layout,
     ) -> Result<NonNull<[u8]>, AllocError> {
         if old.size() == 0 || !self.serves(new) {
-            // What an object has no room for is refused here as well.
+            // If `new` does not fit an object, `allocate` refuses it as well.
             return self.allocate(new);
         }
         Ok(self.whole(block))
@@ -71,9 +74,9 @@ unsafe impl Allocator for Cache {
         old: Layout,
         new: Layout,
     ) -> Result<NonNull<[u8]>, AllocError> {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees what `grow` requires: `block` is live, and `old` fits it.
         let block = unsafe { self.grow(block, old, new)? };
-        // SAFETY: bytes of the block, which is at least as long as it was.
+        // SAFETY: the range lies in the returned block, which is at least `old.size()` bytes long.
         unsafe { block.cast::<u8>().add(old.size()).write_bytes(0, block.len() - old.size()) };
         Ok(block)
     }
@@ -86,7 +89,7 @@ unsafe impl Allocator for Cache {
         new: Layout,
     ) -> Result<NonNull<[u8]>, AllocError> {
         if new.size() == 0 {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller guarantees that `block` is live and that `old` fits it.
             unsafe { self.deallocate(block, old) };
             return Ok(empty(new));
         }
@@ -98,7 +101,7 @@ unsafe impl Allocator for Cache {
 }
 
 impl Cache {
-    /// Whether an object will do for a layout that is not empty.
+    /// Returns whether an object can serve a non-empty `layout`.
     #[inline]
     fn serves(&self, layout: Layout) -> bool {
         layout.size() <= self.layout().size()
@@ -106,16 +109,16 @@ impl Cache {
             && !self.keeps_contents()
     }
 
-    /// All bytes of an object.
+    /// Returns all bytes of an object.
     #[inline]
     fn whole(&self, object: NonNull<u8>) -> NonNull<[u8]> {
         NonNull::slice_from_raw_parts(object, self.layout().size())
     }
 }
 
-/// What a layout of size 0 is served with.
+/// Returns the block that serves a layout of size 0: an aligned address without memory.
 fn empty(layout: Layout) -> NonNull<[u8]> {
-    // SAFETY: an alignment is not 0.
+    // SAFETY: an alignment is never 0.
     let nothing = unsafe { NonNull::new_unchecked(ptr::without_provenance_mut(layout.align())) };
     NonNull::slice_from_raw_parts(nothing, 0)
 }
@@ -166,7 +169,7 @@ mod tests {
         let nothing = cache.allocate(Layout::new::<[u16; 0]>()).unwrap();
         assert!(nothing.is_empty() && nothing.cast::<u16>().is_aligned());
         let (old, new) = (Layout::new::<[u16; 0]>(), Layout::new::<[u16; 4]>());
-        // SAFETY: blocks of these layouts, in turn.
+        // SAFETY: each call passes a live block together with the layout that fits it.
         unsafe {
             let block = cache.grow_zeroed(nothing.cast(), old, new).unwrap();
             assert!(block.len() == 64 && (*block.as_ptr()).iter().all(|byte| *byte == 0));
@@ -198,7 +201,7 @@ mod tests {
         }
     }
 
-    /// A cache may belong to the collection.
+    /// A collection may own its cache.
     #[test]
     fn caches_move() {
         let mut words = Vec::<u8, _>::new_in(cache("moving", 64));

@@ -1,9 +1,8 @@
-//! The state of the machine in words, for whoever finds that something is stuck.
+//! A dump of the allocator's state as text, for diagnosing a hang.
 //!
-//! Everything is read without a lock and without the heap, in any context: what is stuck may have either. So what is told
-//! was so at some time, one thing after the other.
-//!
-//! This file may touch everything in the crate.
+//! Everything is read without a lock and without the heap, in any context: a stuck thread may hold
+//! a lock or be inside the heap. The dump is not a consistent snapshot, since each item is read
+//! separately.
 
 use core::fmt;
 
@@ -11,10 +10,11 @@ use crate::sync::{LockClass, RawLock};
 use crate::thread::{self, MAX_CPUS};
 use crate::{cache, cpu, irq_work, objects, rcu};
 
-/// Has `line` called with each line of a report: CPUs that are online or have something left to do, with the thread that acts
-/// as each, its queues of irq work, the item being run, and whether frees are put off there; then the locks that are held.
+/// Calls `line` with each line of a report. Reported are the CPUs that are online or have pending
+/// work: the CPU thread, the queues of irq work, the item being run, and whether frees are deferred
+/// there. The state of the control plane's locks follows, then every lock that is not free.
 ///
-/// Owners of locks are told apart by a token, an address in the thread-local storage of the thread.
+/// Owners of locks are identified by a token: an address in the thread-local storage of the thread.
 ///
 /// ```
 /// alloc_core::dump::machine(&|line| eprintln!("{line}"));

@@ -1,41 +1,42 @@
-//! Fault points: labelled places in the slow paths at which a test makes something happen, such as a signal.
+//! Fault points: labelled places in the slow paths at which a test can interfere, such as by a
+//! signal.
 //!
-//! With the feature `fault-points` the function given to `set_hook` is called at every place on the way; without it
-//! nothing of this is there. A test that lists [`Place::ALL`] knows which places it has not been to.
-//!
-//! This file may touch nothing.
+//! With the feature `fault-points`, the function passed to `set_hook` is called at every fault
+//! point that is reached. Without the feature, fault points compile to nothing. A test can compare
+//! the places it reached with [`Place::ALL`].
 
-/// A place in a slow path where something is half done: a lock is held, or objects are in nobody's hands but ours.
+/// A place in a slow path where an operation is half done: a lock is held, or objects are held by
+/// this thread alone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Place {
-    /// The backend is being decided.
+    /// The backend is being selected.
     BackendDeciding,
-    /// This thread has just been registered for restartable sequences, by us.
+    /// Hayloft has just registered this thread for restartable sequences.
     ThreadRegistered,
-    /// The nodes are read, and nobody told how many there are.
+    /// The nodes are read, and their number is not published yet.
     NodesReading,
-    /// An arena is being made.
+    /// An arena is being created.
     ArenaMaking,
     /// A run is being cut from an arena.
     ArenaAllocating,
     /// An arena commits more of its units.
     ArenaCommitting,
-    /// A run is being given back to an arena.
+    /// A run is being freed to its arena.
     ArenaFreeing,
-    /// A run that was given back leaves for the system.
+    /// A free run is being decommitted.
     ArenaPurging,
-    /// A run is being made longer.
+    /// A run is being extended.
     ArenaGrowing,
-    /// A run is being made shorter.
+    /// A run is being shortened.
     ArenaShrinking,
     /// Objects are being cut from slabs.
     SlabsCutting,
-    /// Objects are being given back to slabs.
+    /// Objects are being freed to their slabs.
     SlabsPutting,
-    /// A new slab has given objects and is in no list yet.
+    /// A new slab has handed out objects and is on no list yet.
     SlabArriving,
-    /// Holes of a slab that is in no list leave for the system.
+    /// Holes of a slab that is on no list are being decommitted.
     SlabPunching,
     /// A batch is being taken from a barn.
     BarnTaking,
@@ -45,21 +46,21 @@ pub enum Place {
     SheafFilling,
     /// A batch has just left a sheaf.
     SheafDrained,
-    /// Sheaves of some CPU are closed, and a batch of what they held is in hand.
+    /// The sheaves of some CPU are closed, and this thread holds a batch of their objects.
     SheavesClosed,
     /// The sheaves of a CPU are locked, on the fallback backend.
     SheavesLocked,
-    /// A block is on a deferred list, and the CPU's work not queued yet.
+    /// A block is on a deferred list, and the irq work of its CPU is not queued yet.
     BlockDeferred,
     /// Deferred frees have left their list.
     DeferredTaken,
-    /// An irq work is claimed, and on no list yet.
+    /// An irq work is claimed and on no list yet.
     WorkClaimed,
-    /// An irq work is on a list, and the CPU's thread not told yet.
+    /// An irq work is on a list, and the CPU thread is not notified yet.
     WorkQueued,
-    /// A reader is counted on its thread, and not for others yet.
+    /// A reader is counted on its own thread, and not in the shared count yet.
     ReaderEntering,
-    /// A reader is not counted for others any more, and on its thread still.
+    /// A reader is no longer in the shared count, and still counted on its own thread.
     ReaderLeaving,
 }
 
@@ -104,16 +105,16 @@ mod hook {
 
     static HOOK: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
 
-    /// Has `hook` called at every place, on every thread.
+    /// Installs `hook` to be called at every fault point, on every thread.
     pub fn set_hook(hook: fn(Place)) {
-        // Relaxed: a function needs nothing else to be seen.
+        // Relaxed: calling a function depends on no other memory.
         HOOK.store(hook as *mut (), Ordering::Relaxed);
     }
 
     pub(crate) fn point(place: Place) {
         let hook = HOOK.load(Ordering::Relaxed);
         if !hook.is_null() {
-            // SAFETY: not null, so it is what `set_hook` stored.
+            // SAFETY: a pointer that is not null was stored by `set_hook`, from a `fn(Place)`.
             let hook: fn(Place) = unsafe { mem::transmute(hook) };
             hook(place);
         }
@@ -126,7 +127,7 @@ pub use hook::set_hook;
 #[cfg(feature = "fault-points")]
 pub(crate) use hook::point;
 
-/// A fault point.
+/// Does nothing: the feature `fault-points` is off.
 #[cfg(not(feature = "fault-points"))]
 #[inline(always)]
 pub(crate) fn point(_place: Place) {}

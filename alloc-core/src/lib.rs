@@ -1,46 +1,47 @@
 //! The engine of the Hayloft allocator.
 //!
-//! Objects up to 1 MiB are cut from *slabs* and pass through *sheaves*, per-CPU stacks of pointers that are operated by
-//! restartable sequences, and a *barn* of batches per node; everything else is a run of *pages*. The names and the
-//! division of labour are those of `mm/slub.c` in Linux. `docs/design.md` tells the whole story; each module says in
-//! its first lines what it is for and what it may touch. In order, a module knows only of those in lower rows (the test
-//! `layers` holds this table against the imports):
+//! Objects up to 1 MiB are cut from *slabs*. They pass through *sheaves*, per-CPU stacks of
+//! pointers operated by restartable sequences, and through a *barn* of batches per node. Every
+//! other block is a run of *pages*. Names and division of labour are those of `mm/slub.c` in Linux.
+//! `docs/design.md` describes the whole; each module's first lines say what the module is for. The
+//! table lists the modules from top to bottom. A module imports only from lower rows (the test
+//! `layers` checks the imports against this table):
 //!
 //! | module | holds |
 //! |---|---|
-//! | `fork` [`dump`] `tuning` | what is done around a fork; the state of the machine, for a report; numbers, for a model |
-//! | [`report`] | statistics for who runs the program |
+//! | `fork` [`dump`] `tuning` | work around a fork; a dump of the state; numbers for a model |
+//! | [`report`] | statistics for the program's operator |
 //! | `allocator` | caches as allocators of collections |
-//! | [`cache`] | what is done to all caches at once |
-//! | [`by_address`] | blocks whose layout nobody tells, as C's |
-//! | [`stats`] | what there is, and what happened |
-//! | [`nolock`] [`cpu`] | allocating and freeing without ever waiting; CPUs that come and go |
-//! | [`kmalloc`] [`rcu`] | the general-purpose allocator: size classes, large objects, realloc; readers without locks |
-//! | `objects` | the road of an object of a class: joins all that is below |
-//! | `deferred` | blocks freed where nothing could be waited for |
+//! | [`cache`] | object caches, and operations on all caches at once |
+//! | [`by_address`] | blocks freed by address alone, as in C |
+//! | [`stats`] | current state and event counts |
+//! | [`nolock`] [`cpu`] | allocating and freeing without ever waiting; CPU hotplug |
+//! | [`kmalloc`] [`rcu`] | size classes, large objects, realloc; readers without locks |
+//! | `objects` | the path of an object of a class, across all layers below |
+//! | `deferred` | blocks freed in contexts that must not wait |
 //! | [`irq_work`] | work for a CPU, queued from any context |
 //! | `percpu` `barn` `slab` | sheaves; batches between CPUs; objects cut from runs |
-//! | `thread` `reclaim` | the threads that act as CPUs; the one that gives memory back |
-//! | `page` `pressure` | arenas, runs, descriptors, giving memory back; whether memory is short |
+//! | `thread` `reclaim` | the CPU threads; the thread that returns memory to the system |
+//! | `page` `pressure` | arenas, runs, descriptors, decommitting; memory pressure |
 //! | `node` | NUMA nodes |
-//! | `batch` `idle` `watch` | object pointers on the move; how long sheaves are idle; probes for tracers, requests to Valgrind |
-//! | [`size_class`] | which class serves a layout |
+//! | `batch` `idle` `watch` | object pointers in transit; idle sheaves; tracer probes, Valgrind |
+//! | [`size_class`] | the class that serves a layout |
 //! | `sync` | atomics and locks |
 //! | `os` | system calls |
 //! | `arch` | restartable sequences |
-//! | [`fault`] | places at which tests interfere |
+//! | [`fault`] | fault points for tests |
 //!
 //! # Features
-//! None is on unless it is asked for.
+//! None is on by default.
 //!
 //! | feature | adds |
 //! |---|---|
 //! | `allocator-api2` | `Allocator` of that crate for [`cache::Cache`] |
-//! | `counters` | `counters`: how often locks are taken and shared cache lines written; hits in [`stats`]. It costs time |
+//! | `counters` | `counters`: lock acquisitions and shared-line writes; hits in [`stats`]. Slower |
 //! | `fault-points` | [`fault`]: labelled places in the slow paths call a hook. For tests |
-//! | `serde` | [`stats`] can be serialised, and reports be JSON |
-//! | `usdt` | probes for tracers (`bpftrace`, `perf`, `gdb`): a `nop` each until one is used. `docs/tracing.md` |
-//! | `valgrind` | memcheck is told of blocks, which are 16 bytes longer then. `docs/valgrind.md` |
+//! | `serde` | serialisation of [`stats`], and reports as JSON |
+//! | `usdt` | probes for `bpftrace`, `perf`, `gdb`: a `nop` each until used. `docs/tracing.md` |
+//! | `valgrind` | requests to memcheck; blocks are 16 bytes longer. `docs/valgrind.md` |
 
 #![no_std]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -48,7 +49,7 @@
 #[cfg(test)]
 extern crate std;
 
-// Its example is one of the tests.
+// Runs the example in the README as a doctest.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
@@ -133,7 +134,8 @@ pub mod tuning;
 #[cfg(all(target_os = "linux", not(loom)))]
 mod watch;
 
-/// Counters of what CPUs have to agree on, with the feature `counters`.
+/// Counts of lock acquisitions and of writes to cache lines that CPUs share. Needs the feature
+/// `counters`.
 ///
 /// ```
 /// let before = alloc_core::counters::snapshot();

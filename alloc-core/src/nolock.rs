@@ -1,11 +1,10 @@
 //! Allocating and freeing without ever waiting, in any context.
 //!
-//! [`kmalloc`] notices by itself that it runs in a signal handler that interrupted it, and then does what
-//! these functions do. They are for code that must not wait though it interrupted nothing: with a spinlock held, say, or
-//! on a thread that has a deadline. What they allocate may be freed by either road, and the other way round.
-//! (`kmalloc_nolock` and `kfree_nolock` of `mm/slub.c`, which serve fewer sizes.)
-//!
-//! This file may touch `kmalloc` and what that may touch.
+//! [`kmalloc`] detects by itself when it runs in a signal handler that interrupted an allocation or
+//! a free, and then behaves like these functions. Use these functions in code that must not wait
+//! although it interrupted nothing: with a spinlock held, or on a thread with a deadline. Blocks
+//! may be allocated by either module and freed by the other. (`kmalloc_nolock` and `kfree_nolock`
+//! of `mm/slub.c`, which serve fewer sizes.)
 
 #![expect(improper_ctypes_definitions, reason = "`extern \"C\"` for its unwinding rule, not for C")]
 
@@ -18,8 +17,8 @@ use crate::percpu;
 use crate::size_class::{Class, small_class_of};
 use crate::sync::Context;
 
-/// Allocates memory for `layout`; `None` when it could only be had by waiting, or not at all. A size of 0 is served like a
-/// size of 1.
+/// Allocates memory for `layout`. Returns `None` when only waiting could provide the memory, or
+/// when there is none. Size 0 is served like size 1.
 #[inline(always)]
 #[must_use]
 pub fn alloc(layout: Layout) -> Option<NonNull<u8>> {
@@ -32,8 +31,8 @@ pub fn alloc(layout: Layout) -> Option<NonNull<u8>> {
     NonNull::new(alloc_slow(layout))
 }
 
-/// Frees what [`alloc`] or the functions of [`kmalloc`] returned. Never fails: what cannot be freed now is
-/// freed by the next slow path that may wait.
+/// Frees a block that [`alloc`] or the functions of [`kmalloc`] returned. Never fails: a free that
+/// is impossible now is deferred to the next slow path that may wait.
 ///
 /// # Safety
 /// As [`kmalloc::free`].
@@ -41,11 +40,12 @@ pub fn alloc(layout: Layout) -> Option<NonNull<u8>> {
 pub unsafe fn free(object: NonNull<u8>, layout: Layout) {
     let object = object.as_ptr();
     let Some(class) = small_class_of(layout) else {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `object` is live and of `layout`, which has no small
+        // class.
         return unsafe { free_large(object, layout) };
     };
     objects::checked_in(object, class);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `object` is live and of `layout`, and thus of `class`.
     unsafe {
         if !percpu::push(class, object) {
             free_slow(class, object);
@@ -60,20 +60,21 @@ extern "C" fn alloc_slow(layout: Layout) -> *mut u8 {
 }
 
 /// # Safety
-/// As [`dealloc`], for an object of `class`.
+/// As [`free`], for an object of `class`.
 #[cold]
 #[inline(never)]
 unsafe extern "C" fn free_slow(class: Class, object: *mut u8) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `object` is live and of `class`.
     Context::without_waiting(|| unsafe { objects::free_slow(class, object) });
 }
 
 /// # Safety
-/// As [`dealloc`], for a layout that is not of a small size.
+/// As [`free`], for a layout that has no small class.
 #[cold]
 #[inline(never)]
 unsafe extern "C" fn free_large(object: *mut u8, layout: Layout) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `object` is live and of `layout`, which has no small
+    // class.
     Context::without_waiting(|| unsafe { kmalloc::free_large(object, layout) });
 }
 
@@ -88,7 +89,7 @@ mod tests {
             for _ in 0..if cfg!(miri) { 2 } else { 300 } {
                 let first = alloc(layout).unwrap();
                 let second = NonNull::new(kmalloc::alloc(layout)).unwrap();
-                // SAFETY: two blocks of this layout.
+                // SAFETY: both blocks are live and of `layout`, and each is freed once.
                 unsafe {
                     first.write_bytes(1, size);
                     second.write_bytes(2, size);

@@ -1,15 +1,16 @@
-//! A thread that the C library does not know.
+//! A thread unknown to the C library.
 //!
-//! It is made by a bare `clone`, which takes no lock and allocates nothing. So it can be made in a
-//! `free` that the C library makes under its own locks, in a signal handler, and in the child of a
-//! fork. The C library does not count it: a program whose threads have all ended ends, though this
-//! one is there, and `fork` treats a program with one thread of its own as that.
+//! It is created by a bare `clone`, which takes no lock and allocates nothing. So it can be created
+//! in a `free` that the C library calls under its own locks, in a signal handler, and in a fork
+//! child. The C library does not count it: the process exits when the program's own threads have
+//! ended, even while this thread runs, and `fork` treats a program with one thread of its own as
+//! single-threaded.
 //!
-//! The price is that it may use nothing of the C library that needs a thread it knows: no
-//! thread-locals but this allocator's, no locks, no panics. It gets a block for thread-locals that
-//! is zero where the C library and this allocator look.
+//! The price is that this thread must not use any part of the C library that needs a thread known
+//! to it: no thread-locals except this allocator's, no locks, no panics. Its block of thread-locals
+//! is zero wherever the C library and this allocator read it.
 //!
-//! There is one at a time. Its stack and its block are reserved once and used again.
+//! At most one such thread exists. Its stack and its block are reserved once and reused.
 
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
@@ -18,37 +19,38 @@ use super::inject::{Call, fails};
 use super::linux::{self, call};
 use crate::arch;
 
-/// Bytes of its stack.
+/// Bytes of the thread's stack.
 const STACK: usize = 256 << 10;
-/// Bytes that the ABIs align a stack to.
+/// Stack alignment in bytes that the ABIs require.
 const STACK_ALIGNMENT: usize = 16;
-/// Bytes beyond the thread-locals that are known, on both sides: the C library's descriptor of a
-/// thread is there.
+/// Bytes on both sides of the known thread-locals, where the C library keeps its thread descriptor.
 const MARGIN: usize = 16 << 10;
 
-/// The CPU number of a thread that the kernel refused to register.
+/// The `cpu_id` of a thread that the kernel refused to register.
 const REFUSED: i32 = -2;
 
-/// The kernel's number of the thread; 0 while there is none. The kernel clears it, and wakes, when
-/// the thread has left its stack.
+/// The kernel's number of the thread; 0 while there is none. The kernel clears it, and wakes its
+/// waiters, when the thread has left its stack.
 static NUMBER: AtomicU32 = AtomicU32::new(0);
-/// What it runs; written before it is started.
+/// The function that the thread runs. Written before the thread starts.
 static BODY: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
-/// The lowest address of its memory: a guard page, the stack, the block. Null before the first.
+/// The lowest address of the thread's memory: a guard page, the stack, the block of thread-locals.
+/// Null before the first thread.
 static MEMORY: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
 
-/// Where things are in the memory of the thread.
+/// Layout of the thread's memory, in bytes.
 struct Layout {
-    /// Bytes in all, and up to the end of the stack.
+    /// Bytes in total.
     len: usize,
+    /// Offset of the end of the stack.
     stack_end: usize,
-    /// Offset of what the thread pointer points to.
+    /// Offset of the address in the thread pointer.
     thread_pointer: usize,
 }
 
 impl Layout {
-    /// Returns the layout that the thread-locals of this process call for, or `None` where nobody
-    /// knows where these are.
+    /// Returns the layout that fits the thread-locals of this process, or `None` if their location
+    /// is unknown.
     fn of_this_process() -> Option<Layout> {
         let pointer = arch::thread_pointer();
         if pointer.is_null() {
@@ -73,31 +75,32 @@ impl Layout {
     }
 }
 
-/// Returns whether the thread is there. It may be about to end.
+/// Returns whether the thread exists. It may be about to end.
 pub(crate) fn is_alive() -> bool {
     NUMBER.load(Ordering::Relaxed) != 0
 }
 
-/// In the child of a fork, which does not have the thread.
+/// Notes, in a fork child, that the thread does not exist there.
 pub(crate) fn in_child() {
     NUMBER.store(0, Ordering::Relaxed);
 }
 
 /// Starts the thread, which runs `body` with all signals blocked, ordinary scheduling, the CPUs
-/// that the process may use, and a table of descriptors of its own that is empty; false where there
-/// can be none. Waits for the last one to leave its stack. May be called in any context, by one
-/// caller at a time.
+/// that the process may use, and an empty descriptor table of its own. Returns false if no thread
+/// can be created. Waits for the previous thread to leave its stack. May be called in any context,
+/// by one caller at a time.
 pub(crate) fn spawn(body: extern "C" fn()) -> bool {
     if fails(Call::Clone) {
         return false;
     }
     let Some(layout) = Layout::of_this_process() else { return false };
     let Some(memory) = memory(&layout) else { return false };
-    // Acquire: the last thread is done with the memory; the kernel's store orders that.
+    // Acquire: pairs with the kernel's store when the previous thread is done with the memory.
     while let number @ 1.. = NUMBER.load(Ordering::Acquire) {
         linux::futex_wait_shared(&NUMBER, number);
     }
-    // SAFETY: offsets within memory that is ours alone, as no such thread exists.
+    // SAFETY: the offsets lie in the thread's memory, which no one else uses: the previous thread
+    // has ended, and there is one caller at a time.
     unsafe {
         let pointer = memory.add(layout.thread_pointer).as_ptr();
         prepare(memory.add(layout.stack_end).as_ptr(), &layout, pointer);
@@ -113,10 +116,10 @@ pub(crate) fn spawn(body: extern "C" fn()) -> bool {
             | libc::CLONE_PARENT_SETTID
             | libc::CLONE_CHILD_CLEARTID;
         BODY.store(body as *mut (), Ordering::Relaxed);
-        // The new thread inherits the mask.
+        // The new thread inherits the signal mask.
         linux::change_bare_mask(&all, Some(&mut before));
-        // Not at the very end: Valgrind takes the page that the stack pointer lies in for the
-        // last one of the stack.
+        // Not at the very end: Valgrind takes the page of the stack pointer for the last page of
+        // the stack.
         let stack = memory.add(layout.stack_end - STACK_ALIGNMENT).as_ptr();
         let made = arch::start_thread(flags, stack, NUMBER.as_ptr(), pointer, thread_main);
         linux::change_bare_mask(&before, None);
@@ -124,41 +127,44 @@ pub(crate) fn spawn(body: extern "C" fn()) -> bool {
     }
 }
 
-/// Returns the memory of the thread, reserved by the first call.
+/// Returns the memory of the thread. The first call reserves it.
 fn memory(layout: &Layout) -> Option<NonNull<u8>> {
-    // Acquire: pairs with the Release below.
+    // Acquire: pairs with the Release store at the end of this function.
     if let Some(memory) = NonNull::new(MEMORY.load(Ordering::Acquire)) {
         return Some(memory);
     }
     let memory = linux::reserve(layout.len)?;
     let page = linux::page_size();
-    // SAFETY: a reservation of that length, of which the first page stays inaccessible.
+    // SAFETY: the range lies in the reservation just made; its first page stays inaccessible.
     if !unsafe { linux::commit(memory.add(page), layout.len - page) } {
-        // SAFETY: nobody has it.
+        // SAFETY: the reservation was just made and never published.
         unsafe { linux::unreserve(memory, layout.len) };
         return None;
     }
-    // Release: pairs with the Acquire above.
+    // Release: pairs with the Acquire load at the start of this function.
     MEMORY.store(memory.as_ptr(), Ordering::Release);
     Some(memory)
 }
 
-/// Makes a block that is zero, but for what tells where it is and that the thread has no CPU.
+/// Initialises the block of thread-locals: zeros, except the words that hold the thread pointer and
+/// the fields that mark the thread as one without a CPU.
 ///
 /// # Safety
-/// `block` is where the stack ends, and `pointer` the thread pointer; nobody uses that memory.
+/// `block` is the end of the stack in memory of this `layout`, and `pointer` the thread pointer in
+/// it. Nobody uses that memory.
 unsafe fn prepare(block: *mut u8, layout: &Layout, pointer: *mut u8) {
-    // SAFETY: the caller's promise; the offsets are those that the layout was made for.
+    // SAFETY: the caller guarantees unused memory of this layout, and the layout was computed from
+    // the offsets used here.
     unsafe {
         block.write_bytes(0, layout.len - layout.stack_end);
         if cfg!(target_arch = "x86_64") {
-            // The ABI has the thread pointer there, and C libraries in the third word as well.
+            // The ABI keeps the thread pointer in the first word, C libraries also in the third.
             pointer.cast::<*mut u8>().write(pointer);
             pointer.cast::<*mut u8>().add(2).write(pointer);
         }
         let here = arch::thread_pointer().addr();
         let own = arch::own_rseq().addr().wrapping_sub(here) as isize;
-        // Registering it would take a hook at its end, of the C library.
+        // Counts as registered: a registration would need the C library's hook at thread exit.
         let locals = ptr::from_ref(arch::locals()).addr().wrapping_sub(here) as isize;
         (*pointer.offset(locals).cast::<arch::Locals>()).registration.store(1, Ordering::Relaxed);
         for area in [Some(own), arch::libc_rseq()].into_iter().flatten() {
@@ -168,17 +174,17 @@ unsafe fn prepare(block: *mut u8, layout: &Layout, pointer: *mut u8) {
     }
 }
 
-/// The life of the thread.
+/// Entry point of the thread.
 extern "C" fn thread_main() {
     linux::schedule_as_the_process();
-    // SAFETY: what `spawn` stored.
+    // SAFETY: `spawn` stored a function of this type before it started the thread.
     unsafe { core::mem::transmute::<*mut (), extern "C" fn()>(BODY.load(Ordering::Relaxed))() }
 }
 
-/// Gives this thread a table of descriptors of its own, without any: the program neither sees what
-/// is opened here, nor closes it. False where the kernel cannot (before 5.9).
+/// Gives this thread an empty descriptor table of its own. The program neither sees nor closes
+/// descriptors opened here. Returns false if the kernel cannot do this (before 5.9).
 pub(crate) fn own_descriptors() -> bool {
     const UNSHARE: usize = 2;
-    // SAFETY: this thread has no descriptors open that are its own.
+    // SAFETY: `UNSHARE` limits the closing to this thread's own table; it uses none of its entries.
     unsafe { call(libc::SYS_close_range, [0, u32::MAX as usize, UNSHARE]).is_ok() }
 }

@@ -1,4 +1,5 @@
-//! Files that are written for others to read: anew as a whole, or as they were open at the start.
+//! Files written for other programs to read: replaced as a whole, or written through a descriptor
+//! that was open at the start.
 
 use core::ffi::c_int;
 use core::fmt;
@@ -8,7 +9,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use super::linux::{File, SavedErrno, process_id};
 use super::text::CPath;
 
-/// What tells a file from all others that there are.
+/// The identity of a file: its device and inode number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Identity {
     device: libc::dev_t,
@@ -17,12 +18,12 @@ pub(crate) struct Identity {
 
 fn status(ask: impl FnOnce(*mut libc::stat) -> c_int) -> Option<libc::stat> {
     let mut status = MaybeUninit::zeroed();
-    // SAFETY: zeroed, and filled where there was no error.
+    // SAFETY: the struct was zeroed, and on success the call has filled it.
     (ask(status.as_mut_ptr()) == 0).then(|| unsafe { status.assume_init() })
 }
 
 fn status_of(file: c_int) -> Option<libc::stat> {
-    // SAFETY: the status is ours to be written.
+    // SAFETY: `to` points to a `stat` of the caller's that the call may write.
     status(|to| unsafe { libc::fstat(file, to) })
 }
 
@@ -30,67 +31,70 @@ fn is_regular(status: &libc::stat) -> bool {
     status.st_mode & libc::S_IFMT == libc::S_IFREG
 }
 
-/// Which file is open by a number; `None` if none is.
+/// Returns the identity of the file behind a descriptor; `None` if the descriptor is not open.
 pub(crate) fn identity(file: c_int) -> Option<Identity> {
     let _errno = SavedErrno::new();
     let status = status_of(file)?;
     Some(Identity { device: status.st_dev, number: status.st_ino })
 }
 
-/// Opens a file a second time, by a number of at least `least` that programs started from here do not have.
+/// Duplicates a descriptor. The copy has a number of at least `least` and is closed on `exec`.
 pub(crate) fn duplicate(file: c_int, least: c_int) -> Option<c_int> {
     let _errno = SavedErrno::new();
-    // SAFETY: numbers only.
+    // SAFETY: `fcntl` is passed only numbers.
     let copy = unsafe { libc::fcntl(file, libc::F_DUPFD_CLOEXEC, least) };
     (copy >= 0).then_some(copy)
 }
 
-/// Closes what [`duplicate`] opened.
+/// Closes a descriptor that [`duplicate`] returned.
 pub(crate) fn close(file: c_int) {
     drop(File(file));
 }
 
-/// The number of this process's PID namespace; 0 where the kernel does not say.
+/// Returns the number of this process's PID namespace; 0 if the kernel does not report it.
 pub(crate) fn pid_namespace() -> u64 {
     let _errno = SavedErrno::new();
-    // SAFETY: the path ends in a null byte; the status is ours to be written.
+    // SAFETY: the path ends in a null byte, and `to` points to a `stat` that the call may write.
     let found = status(|to| unsafe { libc::stat(c"/proc/self/ns/pid".as_ptr(), to) });
     found.map_or(0, |status| status.st_ino)
 }
 
-/// Opens a file to be written.
+/// Opens a file for writing.
 fn open(path: &CPath, flags: c_int) -> Result<File, c_int> {
     File::open(path, flags | libc::O_WRONLY | libc::O_NOCTTY, 0o644)
 }
 
-/// Opens what is there and is no regular file: a pipe that somebody reads, a terminal.
+/// Opens an existing file that is not a regular file: a pipe with a reader, or a terminal.
 fn open_device(path: &CPath) -> Option<File> {
-    // Nobody is to wait for who opens the other end of a pipe, but for who reads from it.
+    // `O_NONBLOCK` for the open only: do not block until a pipe has a reader, but do block while
+    // writing to it.
     let file = open(path, libc::O_NONBLOCK).ok()?;
-    // Another may be there by now.
+    // Another file may have taken its place since the caller looked.
     let is_device = status_of(file.0).is_some_and(|status| !is_regular(&status));
-    // SAFETY: numbers only.
+    // SAFETY: `fcntl` is passed only numbers.
     (is_device && unsafe { libc::fcntl(file.0, libc::F_SETFL, 0) } == 0).then_some(file)
 }
 
-/// Has `write` write a file, which is then put where another may be: who reads it finds all of the one or of the other. A link is
-/// replaced, not followed; what is no regular file is written to as it is. False where that cannot be done.
+/// Replaces the file at `path` with one that `write` writes. A concurrent reader finds either the
+/// old or the new file, whole. A symbolic link is replaced, not followed, unless it leads to
+/// something other than a regular file, which is written to in place. Returns false on failure.
 pub(crate) fn replace(path: fmt::Arguments<'_>, write: impl FnOnce(c_int) -> bool) -> bool {
-    /// Part of a name that no other writer in this process has, be it one that this one interrupted.
+    /// Makes the temporary name unique in this process, also against a writer that this one
+    /// interrupted.
     static WRITERS: AtomicU32 = AtomicU32::new(0);
-    /// Names to be tried: a process of the same number may have been killed while it wrote.
+    /// Temporary names to try: a process with the same PID may have been killed while it wrote.
     const ATTEMPTS: usize = 8;
     let Some(place) = CPath::new(path) else { return false };
     let _errno = SavedErrno::new();
     let to = place.0.as_ptr().cast();
-    // SAFETY: the path ends in a null byte; the status is ours to be written.
+    // SAFETY: the path ends in a null byte, and `found` points to a `stat` that the call may write.
     let (there, behind_links) =
         unsafe { (status(|found| libc::lstat(to, found)), status(|found| libc::stat(to, found))) };
     if behind_links.is_some_and(|status| !is_regular(&status)) {
         return open_device(&place).is_some_and(|file| write(file.0));
     }
     for _ in 0..ATTEMPTS {
-        // Relaxed: a number that guards nothing.
+        // Relaxed: only uniqueness matters; the number guards no other memory.
         let writer = WRITERS.fetch_add(1, Ordering::Relaxed);
         let name = CPath::new(format_args!("{path}.{}-{writer}.tmp", process_id()));
         let Some(temporary) = name else { return false };
@@ -100,9 +104,9 @@ pub(crate) fn replace(path: fmt::Arguments<'_>, write: impl FnOnce(c_int) -> boo
             Err(_) => return false,
         };
         let from = temporary.0.as_ptr().cast();
-        // Who may read the old one may read the new one.
+        // The new file keeps the permissions of the old one.
         if let Some(old) = there.filter(is_regular) {
-            // SAFETY: numbers only.
+            // SAFETY: `fchmod` is passed only numbers.
             unsafe { libc::fchmod(file.0, old.st_mode & 0o777) };
         }
         // SAFETY: both paths end in a null byte.
@@ -125,7 +129,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt as _, symlink};
     use std::path::PathBuf;
 
-    /// A folder that goes away with it.
+    /// A directory that is removed when this is dropped.
     struct Folder(PathBuf);
 
     impl Folder {

@@ -1,4 +1,5 @@
-//! A stand-in for Linux under Miri: memory from the standard allocator, committed from the start.
+//! A stand-in for Linux under Miri. Memory comes from the standard allocator and is committed from
+//! the start.
 
 extern crate std;
 
@@ -15,17 +16,17 @@ use crate::arch::RseqArea;
 const ALIGN: usize = 64 * 1024;
 
 fn layout(len: usize) -> Option<Layout> {
-    // Miri keeps a shadow of every byte, so what Linux grants without a thought is refused here.
+    // Miri keeps a shadow of every byte, so reservations that Linux grants easily are refused here.
     Layout::from_size_align(len, ALIGN).ok().filter(|layout| layout.size() <= 64 << 20)
 }
 
 pub(crate) fn reserve(len: usize) -> Option<NonNull<u8>> {
-    // SAFETY: the layout is not empty.
+    // SAFETY: the layout has a size other than 0.
     NonNull::new(unsafe { System.alloc_zeroed(layout(len)?) })
 }
 
 pub(crate) unsafe fn unreserve(_address: NonNull<u8>, _len: usize) {
-    // A part of an allocation cannot be given back; the process is about to end anyway.
+    // The standard allocator cannot free part of an allocation, and the process is about to end.
 }
 
 pub(crate) unsafe fn commit(_address: NonNull<u8>, _len: usize) -> bool {
@@ -45,7 +46,7 @@ pub(crate) fn has_little_address_space() -> bool {
 }
 
 pub(crate) unsafe fn decommit(address: NonNull<u8>, len: usize) -> bool {
-    // SAFETY: the caller's promise: committed memory with dead contents.
+    // SAFETY: the caller guarantees that the range is committed and its contents are dead.
     unsafe { address.write_bytes(0, len) };
     true
 }
@@ -92,7 +93,7 @@ pub(crate) fn futex_wake_all(word: &AtomicU32) {
 
 fn wake(word: &AtomicU32, count: c_int) {
     let operation = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
-    // SAFETY: as above.
+    // SAFETY: the address only names a queue; Miri models this system call.
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, count) };
 }
 
@@ -113,7 +114,7 @@ pub(crate) fn current_cpu_and_node() -> (usize, usize) {
 }
 
 pub(crate) fn list(path: fmt::Arguments<'_>, mut each: impl FnMut(usize, usize)) -> Option<()> {
-    // One CPU, one node.
+    // There is one CPU, on one node.
     let _ = path;
     each(0, 0);
     Some(())
@@ -203,7 +204,7 @@ pub(crate) fn schedule_as_the_process() {}
 
 pub(crate) fn name_thread(_name: &CStr) {}
 
-/// There are no threads but those of the standard library.
+/// Every thread under Miri is one of the standard library.
 pub(crate) mod bare {
     pub(crate) fn is_alive() -> bool {
         false
@@ -305,7 +306,7 @@ pub(crate) fn env(_name: &CStr) -> Option<&'static [u8]> {
     None
 }
 
-/// There are no files but standard error.
+/// The only file under Miri is standard error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Identity;
 

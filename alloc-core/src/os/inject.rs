@@ -1,11 +1,11 @@
-//! System calls that fail because somebody wants to see what happens: `HAYLOFT_FAULT=mmap:1/100,madvise:1/3,42`.
+//! Injected failures of system calls: `HAYLOFT_FAULT=mmap:1/100,madvise:1/3,42`.
 //!
-//! A list of calls, each with how many of how many fail, and maybe a seed. Which ones fail is drawn by chance, the same each
-//! time for the same seed and order of calls.
+//! The setting lists calls, each with the fraction of them that fails, and optionally a seed.
+//! Failing calls are chosen at random. The same seed and order of calls give the same failures.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// What can be made to fail.
+/// System calls that can be made to fail.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Call {
     Mmap,
@@ -33,7 +33,7 @@ const NAMES: [(&str, Call); 10] = [
     ("clone", Call::Clone),
 ];
 
-/// Of 2^32 calls of each kind so many fail.
+/// Failing calls of each kind, out of 2^32.
 static RATES: [AtomicU32; NAMES.len()] = [const { AtomicU32::new(0) }; NAMES.len()];
 static RANDOM: AtomicU64 = AtomicU64::new(0);
 
@@ -42,7 +42,7 @@ const UNREAD: u32 = 0;
 const OFF: u32 = 1;
 const ON: u32 = 2;
 
-/// Whether a system call is to fail.
+/// Returns whether this system call must fail.
 #[inline]
 pub(super) fn fails(call: Call) -> bool {
     // Acquire: pairs with the Release in `read`.
@@ -87,7 +87,7 @@ fn parse(text: &str) -> Option<()> {
             let (some, all) = share.split_once('/')?;
             let (some, all): (u32, u32) = (some.parse().ok()?, all.parse().ok()?);
             let rate = (u64::from(some) << 32).checked_div(all.into())?;
-            // All of them is a little less than that.
+            // A fraction of 1 or more saturates just below 1.
             let rate = u32::try_from(rate).unwrap_or(u32::MAX);
             RATES[*call as usize].store(rate, Ordering::Relaxed);
         } else {

@@ -1,9 +1,8 @@
-//! Linux: bare system calls, and the C library where it has more to say than the kernel.
+//! Linux: bare system calls, and the C library where it knows more than the kernel.
 //!
-//! The calls that slow paths make are made directly. The C library's functions for them may be
-//! wrapped by somebody who allocates in the wrapper, or holds a lock there, and they are where a
-//! thread can be cancelled; neither may happen in the midst of a slow path. Nor do bare calls touch
-//! `errno`.
+//! Slow paths make their system calls directly. The C library's functions for these calls may be
+//! wrapped by a library that allocates in the wrapper or holds a lock there, and they are
+//! cancellation points. Neither may occur within a slow path. Nor do bare calls touch `errno`.
 
 use core::cell::UnsafeCell;
 use core::ffi::{CStr, c_int, c_long, c_uint, c_ulong, c_void};
@@ -17,10 +16,11 @@ use super::text::CPath;
 use super::{Remapped, env, ignored, vdso};
 use crate::arch::{self, RseqArea, SIGNATURE};
 
-/// The largest pages of any Linux that this is for, and a unit of the layer above.
+/// The largest page size in bytes of any supported Linux, and the unit of the page layer.
 const MAX_PAGE_SIZE: usize = 64 << 10;
 
-/// Restores `errno` when dropped: a caller of `malloc` does not expect it to change, a signal handler even less.
+/// Restores `errno` when dropped: a caller of `malloc` does not expect it to change, a signal
+/// handler even less.
 pub(super) struct SavedErrno(c_int);
 
 impl SavedErrno {
@@ -32,7 +32,7 @@ impl SavedErrno {
 
 impl Drop for SavedErrno {
     fn drop(&mut self) {
-        // SAFETY: as in `new`.
+        // SAFETY: the address of this thread's `errno` is always valid.
         unsafe { *libc::__errno_location() = self.0 };
     }
 }
@@ -43,7 +43,7 @@ impl Drop for SavedErrno {
 /// The kernel's error number.
 ///
 /// # Safety
-/// What the call does with these arguments is sound.
+/// The effect of the call with these arguments is sound.
 #[inline]
 pub(super) unsafe fn call<const COUNT: usize>(
     number: c_long,
@@ -53,13 +53,13 @@ pub(super) unsafe fn call<const COUNT: usize>(
     for (to, from) in all.iter_mut().zip(arguments) {
         *to = from;
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that the call is sound.
     let result = unsafe { arch::system_call(number as usize, all) };
-    // The kernel has the last page of numbers for errors.
+    // The kernel reserves the last page of numbers for errors.
     if (-4095..0).contains(&result) { Err(-result as c_int) } else { Ok(result as usize) }
 }
 
-/// A number as the kernel takes it: negative ones extended to a word.
+/// Converts a number to the kernel's form: a negative one is sign-extended to a word.
 fn word(number: c_int) -> usize {
     number as isize as usize
 }
@@ -70,7 +70,7 @@ fn word(number: c_int) -> usize {
 /// As `mmap(2)`.
 unsafe fn map(address: usize, len: usize, rights: c_int, flags: c_int) -> Result<*mut u8, c_int> {
     let flags = flags | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that the mapping is sound.
     let mapped =
         unsafe { call(libc::SYS_mmap, [address, len, word(rights), word(flags), word(-1), 0])? };
     Ok(ptr::with_exposed_provenance_mut(mapped))
@@ -81,25 +81,28 @@ unsafe fn map(address: usize, len: usize, rights: c_int, flags: c_int) -> Result
 /// # Safety
 /// As `munmap(2)`.
 unsafe fn unmap(address: usize, len: usize) {
-    // SAFETY: the caller's promise. It fails for want of mappings only; then the memory stays.
+    // SAFETY: the caller guarantees that nobody uses the range. The call can fail only for lack of
+    // mappings; then the memory stays mapped.
     let _ = unsafe { call(libc::SYS_munmap, [address, len]) };
 }
 
-/// Reserves `len` bytes of address space, whole pages, on a page boundary and inaccessible. Without `MAP_NORESERVE`: the kernel
-/// does not account for what is inaccessible, and shall refuse to commit more than the machine has. Not for core files, where some
-/// debuggers write all of it as zeros.
+/// Reserves `len` bytes of inaccessible address space on a page boundary. `len` is in whole pages.
+/// The mapping is made without `MAP_NORESERVE`: the kernel does not account for inaccessible
+/// memory, and must be able to refuse a commit beyond the memory of the system. Reserved memory is
+/// left out of core files, where some debuggers write all of it as zeros.
 pub(crate) fn reserve(len: usize) -> Option<NonNull<u8>> {
     if fails(Call::Mmap) {
         return None;
     }
-    // The kernel aligns to its own pages, which may be smaller than those we were told to assume.
+    // The kernel aligns to its own pages, which may be smaller than those that a setting asks for.
     let page = page_size();
     let excess = page - system_page_size();
     let mapped_len = len.checked_add(excess)?;
-    // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
+    // SAFETY: a new mapping at an address of the kernel's choice affects no existing memory.
     let mapped = unsafe { map(0, mapped_len, libc::PROT_NONE, 0).ok()? };
     let before = mapped.addr().wrapping_neg() & (page - 1);
-    // SAFETY: both ends of a mapping that was made longer by as much; nobody has it yet.
+    // SAFETY: both ends lie in the mapping, which is `excess` bytes longer than needed; nobody uses
+    // it yet.
     unsafe {
         for (from, len) in [(0, before), (before + len, excess - before)] {
             if len > 0 {
@@ -112,18 +115,19 @@ pub(crate) fn reserve(len: usize) -> Option<NonNull<u8>> {
     }
 }
 
-/// Says whether memory is for core files.
+/// Includes memory in core files, or excludes it.
 ///
 /// # Safety
 /// `address..address + len` lies in one reservation, on page boundaries.
 pub(crate) unsafe fn set_dumped(address: NonNull<u8>, len: usize, dumped: bool) {
     debug_assert_pages(address, len);
     let advice = if dumped { libc::MADV_DODUMP } else { libc::MADV_DONTDUMP };
-    // SAFETY: the caller's promise; contents do not change.
+    // SAFETY: the caller guarantees a range of one reservation; the advice does not change
+    // contents.
     let _ = unsafe { call(libc::SYS_madvise, [address.addr().get(), len, word(advice)]) };
 }
 
-/// In debug builds: that there are only whole pages in a range.
+/// Asserts, in debug builds, that a range consists of whole pages.
 #[track_caller]
 fn debug_assert_pages(address: NonNull<u8>, len: usize) {
     let page = page_size();
@@ -133,20 +137,21 @@ fn debug_assert_pages(address: NonNull<u8>, len: usize) {
     );
 }
 
-/// Gives back address space from [`reserve`].
+/// Unmaps address space from [`reserve`].
 ///
 /// # Safety
-/// `address..address + len` lies in one reservation and nobody uses it any more.
+/// `address..address + len` lies in one reservation and nobody uses it any longer.
 pub(crate) unsafe fn unreserve(address: NonNull<u8>, len: usize) {
     debug_assert_pages(address, len);
     if fails(Call::Munmap) {
         return;
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that the range is of a reservation and unused.
     unsafe { unmap(address.addr().get(), len) };
 }
 
-/// Makes reserved pages readable and writable; they read as zero. False if the machine has no memory for them.
+/// Makes reserved pages readable and writable; they read as zero. Returns false if the system has
+/// no memory for them.
 ///
 /// # Safety
 /// `address..address + len` lies in one reservation, on page boundaries.
@@ -154,39 +159,41 @@ pub(crate) unsafe fn commit(address: NonNull<u8>, len: usize) -> bool {
     debug_assert_pages(address, len);
     let rights = libc::PROT_READ | libc::PROT_WRITE;
     let arguments = [address.addr().get(), len, word(rights)];
-    // SAFETY: the caller's promise; rights are only added.
+    // SAFETY: the caller guarantees a range of one reservation; the call only adds rights.
     let done = !fails(Call::Mprotect) && unsafe { call(libc::SYS_mprotect, arguments).is_ok() };
     if done {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees a range of one reservation.
         unsafe { set_dumped(address, len, true) };
     }
     done
 }
 
-/// Makes reserved pages readable; they read as zero, and take no memory. False where the kernel refused.
+/// Makes reserved pages readable; they read as zero and take no memory. Returns false if the kernel
+/// refuses.
 ///
 /// # Safety
 /// `address..address + len` lies in one reservation, on page boundaries.
 pub(crate) unsafe fn let_read(address: NonNull<u8>, len: usize) -> bool {
     debug_assert_pages(address, len);
     let arguments = [address.addr().get(), len, word(libc::PROT_READ)];
-    // SAFETY: the caller's promise; rights are only added.
+    // SAFETY: the caller guarantees a range of one reservation; the call only adds rights.
     !fails(Call::Mprotect) && unsafe { call(libc::SYS_mprotect, arguments).is_ok() }
 }
 
-/// Gives the memory of committed pages back; they read as zero from now on. False where the kernel refused.
+/// Decommits pages: returns their memory to the system. They stay accessible and read as zero.
+/// Returns false if the kernel refuses.
 ///
 /// # Safety
 /// `address..address + len` is committed, on page boundaries, and its contents are dead.
 pub(crate) unsafe fn decommit(address: NonNull<u8>, len: usize) -> bool {
-    /// As `MADV_DONTNEED`, of memory that is locked, too. Since Linux 5.18.
+    /// Like `MADV_DONTNEED`, but also for locked memory. Since Linux 5.18.
     const MADV_DONTNEED_LOCKED: c_int = 24;
     debug_assert_pages(address, len);
     let advise = |advice| {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that the contents of the range are dead.
         unsafe { call(libc::SYS_madvise, [address.addr().get(), len, word(advice)]) }
     };
-    // What is locked (`mlockall`) is an invalid argument.
+    // The kernel rejects locked memory (`mlockall`) as an invalid argument.
     !fails(Call::Madvise)
         && match advise(libc::MADV_DONTNEED) {
             Err(libc::EINVAL) => advise(MADV_DONTNEED_LOCKED).is_ok(),
@@ -194,20 +201,23 @@ pub(crate) unsafe fn decommit(address: NonNull<u8>, len: usize) -> bool {
         }
 }
 
-/// Asks for transparent huge pages, or for none; in vain where the system has them switched off.
+/// Advises the kernel for or against transparent huge pages. Has no effect where the system
+/// disables them.
 ///
 /// # Safety
 /// `address..address + len` lies in one reservation, on page boundaries.
 pub(crate) unsafe fn prefer_huge_pages(address: NonNull<u8>, len: usize, huge: bool) {
     debug_assert_pages(address, len);
     let advice = if huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
-    // SAFETY: the caller's promise; contents do not change.
+    // SAFETY: the caller guarantees a range of one reservation; the advice does not change
+    // contents.
     let _ = unsafe { call(libc::SYS_madvise, [address.addr().get(), len, word(advice)]) };
 }
 
-/// Has the kernel take the memory of reserved pages from one of its nodes, as long as that has some, whichever CPU touches them
-/// first. In vain where there is no such node, or the process may not; and not where it runs under a policy of its user's
-/// (`numactl --interleave`), which this one would override.
+/// Makes the kernel take the memory of reserved pages from one of its nodes while that node has
+/// memory, whichever CPU touches the pages first. Has no effect if the node does not exist or the
+/// process lacks the right. Nor does it override a memory policy of the user's (`numactl
+/// --interleave`).
 ///
 /// # Safety
 /// `address..address + len` lies in one reservation, on page boundaries.
@@ -219,8 +229,8 @@ pub(crate) unsafe fn prefer_node(address: NonNull<u8>, len: usize, node: usize) 
     let mut nodes = NodeMask::default();
     let Some(bits) = nodes.get_mut(node / c_ulong::BITS as usize) else { return };
     *bits = 1 << (node % c_ulong::BITS as usize);
-    // SAFETY: the mode is ours to be written. The kernel looks at one bit less than it is told of, and the mask has all of
-    // these. Contents do not change.
+    // SAFETY: the kernel writes `mode`, and reads `MAX_NUMNODES - 1` bits of the mask, which has
+    // `MAX_NUMNODES`. A policy does not change contents.
     unsafe {
         let of_thread = [(&raw mut mode).expose_provenance(), 0, 0, 0, 0];
         if call(libc::SYS_get_mempolicy, of_thread).is_ok() && mode == libc::MPOL_DEFAULT {
@@ -232,27 +242,29 @@ pub(crate) unsafe fn prefer_node(address: NonNull<u8>, len: usize, node: usize) 
     }
 }
 
-/// Nodes that a kernel tells apart at most. (`CONFIG_NODES_SHIFT` is 10 or less.)
+/// Maximum number of nodes of a kernel. (`CONFIG_NODES_SHIFT` is 10 or less.)
 const MAX_NUMNODES: usize = 1024;
-/// Nodes of the kernel, a bit each.
+/// A set of the kernel's nodes, one bit each.
 type NodeMask = [c_ulong; MAX_NUMNODES / c_ulong::BITS as usize];
 
-/// Maps committed pages anew, so that they are of one mapping with those around them again, whatever was moved there; they read as
-/// zero. False where the kernel cannot, and then they must not be touched any more.
+/// Maps committed pages anew, so that they form one mapping with their neighbours again, even if
+/// other pages were moved there. They read as zero. Returns false if the kernel cannot do this;
+/// then the pages must not be touched any longer.
 ///
 /// # Safety
 /// `address..address + len` is committed, on page boundaries, and its contents are dead.
 pub(crate) unsafe fn renew(address: NonNull<u8>, len: usize) -> bool {
     debug_assert_pages(address, len);
     let rights = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that the range is committed and its contents are dead.
     !fails(Call::Mmap) && unsafe { map(address.addr().get(), len, rights, libc::MAP_FIXED).is_ok() }
 }
 
-/// Moves the pages at `from` to `to` without copying them; `from` stays committed and reads as zero.
+/// Moves the pages at `from` to `to` without copying. `from` stays committed and reads as zero.
 ///
 /// # Safety
-/// Both ranges are committed, on page boundaries, and do not overlap; the contents at `to` are dead.
+/// Both ranges are committed, on page boundaries, and do not overlap; the contents at `to` are
+/// dead.
 pub(crate) unsafe fn remap(from: NonNull<u8>, to: NonNull<u8>, len: usize) -> Remapped {
     debug_assert_pages(from, len);
     debug_assert_pages(to, len);
@@ -261,18 +273,21 @@ pub(crate) unsafe fn remap(from: NonNull<u8>, to: NonNull<u8>, len: usize) -> Re
     }
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
     let (from, to) = (from.addr().get(), to.addr().get());
-    // SAFETY: the caller's promise; DONTUNMAP keeps the hole at `from` ours.
+    // SAFETY: the caller guarantees two committed ranges and dead contents at `to`;
+    // `MREMAP_DONTUNMAP` keeps `from` mapped.
     match unsafe { call(libc::SYS_mremap, [from, len, len, word(flags), to]) } {
         Ok(_) => return Remapped::Moved,
-        // It knows no such call, or nobody may make it: nothing has changed.
+        // The kernel lacks this call or forbids it; nothing has changed.
         Err(libc::EINVAL | libc::ENOSYS | libc::EPERM) => return Remapped::Refused,
         Err(_) => {}
     }
-    // The kernel unmaps `to` before it looks whether it can do the rest: whether it may commit as much once more, and before
-    // 6.17, whether `from` is one mapping. Then another thread may map something there at any moment. So what is mapped there
-    // counts as another's, unless it is mapped here.
+    // The kernel unmaps `to` before it checks the other conditions: that as much memory can be
+    // committed once more, and before 6.17, that `from` is one mapping. From then on another thread
+    // may map something at `to` at any moment. So whatever is mapped there belongs to another,
+    // unless the call below maps it.
     let rights = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: nothing that is mapped is replaced; what kernels before 4.17 map elsewhere, nobody has yet.
+    // SAFETY: `MAP_FIXED_NOREPLACE` replaces no mapping. Kernels before 4.17 may map elsewhere;
+    // nobody uses such a mapping yet.
     unsafe {
         match map(to, len, rights, libc::MAP_FIXED_NOREPLACE) {
             Ok(mapped) if mapped.addr() == to => Remapped::Refused,
@@ -285,13 +300,13 @@ pub(crate) unsafe fn remap(from: NonNull<u8>, to: NonNull<u8>, len: usize) -> Re
     }
 }
 
-/// Sleeps while `word` holds `expected`; may return at any time.
+/// Sleeps while the futex holds `expected`. May return at any time.
 #[cfg(not(loom))]
 pub(crate) fn futex_wait(futex: &AtomicU32, expected: u32) {
     wait(futex, expected, ptr::null());
 }
 
-/// As [`futex_wait`], for so many milliseconds at most.
+/// As [`futex_wait`], for at most `milliseconds`.
 #[cfg(not(loom))]
 pub(crate) fn futex_wait_for(futex: &AtomicU32, expected: u32, milliseconds: u64) {
     let time = libc::timespec {
@@ -305,7 +320,7 @@ pub(crate) fn futex_wait_for(futex: &AtomicU32, expected: u32, milliseconds: u64
 fn wait(futex: &AtomicU32, expected: u32, time: *const libc::timespec) {
     let operation = word(libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG);
     let (address, time) = (futex.as_ptr().expose_provenance(), time.expose_provenance());
-    // SAFETY: the word outlives the call, and the kernel only reads it and the time.
+    // SAFETY: the futex outlives the call, and the kernel only reads it and the time.
     let _ = unsafe { call(libc::SYS_futex, [address, operation, expected as usize, time]) };
 }
 
@@ -314,7 +329,7 @@ fn wait(futex: &AtomicU32, expected: u32, time: *const libc::timespec) {
 pub(super) fn futex_wait_shared(futex: &AtomicU32, expected: u32) {
     let address = futex.as_ptr().expose_provenance();
     let arguments = [address, word(libc::FUTEX_WAIT), expected as usize, 0];
-    // SAFETY: the word outlives the call, and the kernel only reads it.
+    // SAFETY: the futex outlives the call, and the kernel only reads it.
     let _ = unsafe { call(libc::SYS_futex, arguments) };
 }
 
@@ -338,41 +353,43 @@ fn wake(futex: &AtomicU32, count: c_int) {
     let _ = unsafe { call(libc::SYS_futex, arguments) };
 }
 
-/// Lets other threads run.
+/// Yields the CPU to other threads.
 pub(crate) fn yield_now() {
-    // SAFETY: no arguments.
+    // SAFETY: `sched_yield` takes no arguments.
     let _ = unsafe { call(libc::SYS_sched_yield, []) };
 }
 
-/// Lets other threads run for so long; a signal handler ends it early.
+/// Sleeps for `count` microseconds; a signal handler ends the sleep early.
 pub(crate) fn sleep_microseconds(count: u32) {
     let time = libc::timespec {
         tv_sec: (count / 1_000_000).into(),
         tv_nsec: (count % 1_000_000 * 1000).into(),
     };
-    // SAFETY: the time is only read.
+    // SAFETY: the kernel only reads the time.
     let _ = unsafe { call(libc::SYS_nanosleep, [(&raw const time).expose_provenance(), 0]) };
 }
 
-/// The CPU this thread runs on, at the time of asking. No system call, where the kernel has a page to read it from.
+/// Returns the CPU that this thread runs on at the moment of the call. Takes no system call if the
+/// vDSO has `getcpu`.
 pub(crate) fn current_cpu() -> usize {
     current_cpu_and_node().0
 }
 
-/// The CPU this thread runs on, and its node, at the time of asking.
+/// Returns the CPU that this thread runs on at the moment of the call, and the CPU's node.
 pub(crate) fn current_cpu_and_node() -> (usize, usize) {
     let (mut cpu, mut node) = (0u32, 0u32);
     if !vdso::current_cpu(&mut cpu, &mut node) {
         let (cpu, node) = (&raw mut cpu, &raw mut node);
         let arguments = [cpu.expose_provenance(), node.expose_provenance(), 0];
-        // SAFETY: both words are ours to be written.
+        // SAFETY: both pointers are to local words that the kernel may write.
         let _ = unsafe { call(libc::SYS_getcpu, arguments) };
     }
     (cpu as usize, node as usize)
 }
 
-/// An open file. It is opened, read, written and closed by bare system calls: those of the C library are where a thread may be
-/// cancelled (`pthread_cancel`), which must not be in the midst of a slow path.
+/// An open file. It is opened, read, written and closed by bare system calls. The C library's
+/// functions are cancellation points (`pthread_cancel`), and no thread may be cancelled within a
+/// slow path.
 pub(crate) struct File(pub(super) c_int);
 
 impl File {
@@ -380,7 +397,7 @@ impl File {
         File::open(&CPath::new(path)?, libc::O_RDONLY, 0).ok()
     }
 
-    /// Opens a file; a new one with these rights.
+    /// Opens a file. If that creates the file, it gets the permissions `rights`.
     ///
     /// # Errors
     /// The kernel's error number.
@@ -391,10 +408,11 @@ impl File {
         unsafe { call(libc::SYS_openat, arguments) }.map(|file| File(file as c_int))
     }
 
-    /// What comes next, as far as there is room for it; nothing at the end.
+    /// Reads the next bytes into `room`. Returns the part of `room` that was filled, empty at the
+    /// end of the file.
     fn read<'a>(&self, room: &'a mut [u8]) -> Option<&'a [u8]> {
         let arguments = [word(self.0), room.as_mut_ptr().expose_provenance(), room.len()];
-        // SAFETY: the room is ours and its length is given.
+        // SAFETY: `room` is writable for its length.
         let len = unsafe { call(libc::SYS_read, arguments) };
         len.ok().and_then(|len| room.get(..len))
     }
@@ -402,23 +420,25 @@ impl File {
 
 impl Drop for File {
     fn drop(&mut self) {
-        // SAFETY: the file is ours.
+        // SAFETY: this owns the descriptor.
         let _ = unsafe { call(libc::SYS_close, [word(self.0)]) };
     }
 }
 
-/// The text of a file, as far as there is room for it. `None` where it cannot be read, or is no text.
+/// Returns the text of a file, as far as `room` has space for it. `None` if the file cannot be read
+/// or is not text.
 pub(crate) fn read<'a>(path: fmt::Arguments<'_>, room: &'a mut [u8]) -> Option<&'a str> {
     core::str::from_utf8(read_bytes(path, room)?).ok()
 }
 
-/// As [`read`], of a file that need not be text.
+/// As [`read`], for a file that need not be text.
 pub(crate) fn read_bytes<'a>(path: fmt::Arguments<'_>, room: &'a mut [u8]) -> Option<&'a [u8]> {
     File::to_read(path)?.read(room)
 }
 
-/// Has `each` called with each range of the list of numbers in a file, such as `/sys/devices/system/cpu/possible`, by its first
-/// and last number. `None` where there is no such file, or something else in it; some ranges may have been passed on then.
+/// Calls `each` with the first and last number of every range in a file that holds a list of
+/// numbers, such as `/sys/devices/system/cpu/possible`. Returns `None` if the file cannot be read
+/// or does not hold a list; `each` may have been called for some ranges by then.
 pub(crate) fn list(path: fmt::Arguments<'_>, mut each: impl FnMut(usize, usize)) -> Option<()> {
     let file = File::to_read(path)?;
     let mut list = List::default();
@@ -432,43 +452,47 @@ pub(crate) fn list(path: fmt::Arguments<'_>, mut each: impl FnMut(usize, usize))
     }
 }
 
-/// Registers this thread's `struct rseq`; false where the kernel refuses. One that a handler has registered meanwhile is.
+/// Registers this thread's `struct rseq`. Returns false if the kernel refuses. If a signal handler
+/// has registered it in the meantime, that counts as success.
 ///
 /// # Safety
 /// The area stays valid until [`unregister_rseq`] or the end of the thread.
 pub(crate) unsafe fn register_rseq(area: *mut RseqArea) -> bool {
     const REGISTER: usize = 0;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that the area stays valid.
     !fails(Call::Rseq) && matches!(unsafe { rseq(area, REGISTER) }, Ok(_) | Err(libc::EBUSY))
 }
 
-/// Takes back what [`register_rseq`] did.
+/// Reverts [`register_rseq`].
 ///
 /// # Safety
-/// The same area, on the same thread.
+/// The area is the registered one, and this is the thread that registered it.
 pub(crate) unsafe fn unregister_rseq(area: *mut RseqArea) {
     const UNREGISTER: usize = 1;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that this thread registered the area.
     let _ = unsafe { rseq(area, UNREGISTER) };
 }
 
 /// # Safety
 /// As [`register_rseq`].
 unsafe fn rseq(area: *mut RseqArea, flags: usize) -> Result<usize, c_int> {
-    // SAFETY: numbers only.
+    // SAFETY: `getauxval` takes and returns only numbers.
     let [size, align] = [AT_RSEQ_FEATURE_SIZE, AT_RSEQ_ALIGN]
         .map(|which| unsafe { libc::getauxval(which) } as usize);
     let arguments = [area.expose_provenance(), rseq_len(size, align), flags, SIGNATURE as usize];
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that the area stays valid while it is registered.
     unsafe { call(libc::SYS_rseq, arguments) }
 }
 
-/// Bytes of what the kernel knows of `struct rseq`, and its alignment: of the auxiliary vector since Linux 6.3.
+/// Keys of the auxiliary vector, since Linux 6.3: the bytes of `struct rseq` that the kernel knows,
+/// and its alignment.
 const AT_RSEQ_FEATURE_SIZE: c_ulong = 27;
 const AT_RSEQ_ALIGN: c_ulong = 28;
 
-/// Returns as how long an area is to be registered, by what the kernel says it knows: all of that where there is room, so that
-/// the kernel takes it for one of the second version of the interface; else as long as areas were at first.
+/// Returns the length in bytes to register an area with, for the feature size and alignment that
+/// the kernel reports. If the area has room for every feature, that is the kernel's size, and the
+/// kernel takes the area for one of the interface's second version. Otherwise it is the length of
+/// the first version.
 fn rseq_len(size: usize, align: usize) -> usize {
     const FIRST: usize = 32;
     let len = size.next_multiple_of(align.max(1));
@@ -476,12 +500,12 @@ fn rseq_len(size: usize, align: usize) -> usize {
     if fits { len.max(FIRST) } else { FIRST }
 }
 
-/// The version of the kernel, such as `6.18.5-generic`, as far as there is room for it.
+/// Returns the kernel's version, such as `6.18.5-generic`, cut to the length of `room`.
 #[cfg(target_arch = "aarch64")]
 pub(crate) fn release(room: &mut [u8; 65]) -> &[u8] {
-    // SAFETY: zeros are a valid value.
+    // SAFETY: zeros are a valid `utsname`.
     let mut names: libc::utsname = unsafe { core::mem::zeroed() };
-    // SAFETY: the names are ours to be written.
+    // SAFETY: the pointer is to a local struct that the kernel may write.
     let _ = unsafe { call(libc::SYS_uname, [(&raw mut names).expose_provenance()]) };
     for (to, from) in room.iter_mut().zip(names.release) {
         *to = from as u8;
@@ -489,24 +513,24 @@ pub(crate) fn release(room: &mut [u8; 65]) -> &[u8] {
     CStr::from_bytes_until_nul(room).unwrap_or_default().to_bytes()
 }
 
-/// A hook for the ends of threads.
+/// A hook that runs when a thread ends.
 pub(crate) struct ThreadExit {
-    /// The C library's key plus one; 0 before it was made.
+    /// The C library's key plus one; 0 before the key exists.
     key: AtomicU32,
     hook: unsafe extern "C" fn(*mut c_void),
 }
 
 impl ThreadExit {
-    /// The argument of the hook means nothing.
+    /// Creates a hook that is not installed yet. Its argument has no meaning.
     pub(crate) const fn new(hook: unsafe extern "C" fn(*mut c_void)) -> ThreadExit {
         ThreadExit { key: AtomicU32::new(0), hook }
     }
 
-    /// Has the hook called when this thread ends: the main one by `pthread_exit` only. False where
-    /// the C library has no key left. May allocate.
+    /// Installs the hook on this thread. It runs when the thread ends; on the main thread only at
+    /// `pthread_exit`. Returns false if the C library has no key left. May allocate.
     pub(crate) fn expect(&self) -> bool {
         let _errno = SavedErrno::new();
-        // SAFETY: creating and setting a key of ours; a second key made in a race is only wasted.
+        // SAFETY: the key is this hook's own; a second key from a race is merely wasted.
         unsafe {
             let mut key = self.key.load(Ordering::Relaxed);
             if key == 0 {
@@ -523,18 +547,21 @@ impl ThreadExit {
     }
 }
 
-/// Whether this is the main thread of the process.
+/// Returns whether this is the main thread of the process.
 pub(crate) fn is_main_thread() -> bool {
     thread_id() == process_id()
 }
 
-/// Has these functions called at each fork: before it, and after it in the parent and in the child.
+/// Registers functions to call at each fork: before it, and after it in the parent and in the
+/// child.
 pub(crate) fn at_fork(prepare: extern "C" fn(), parent: extern "C" fn(), child: extern "C" fn()) {
-    // SAFETY: functions that may be called there. Without memory to note them they are not.
+    // SAFETY: the functions may be called at a fork. If the C library has no memory to record them,
+    // they are never called.
     unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
 }
 
-/// Takes the lock of the list of all streams, if the C library has one: it is held across forks.
+/// Acquires the lock of the C library's list of all streams, if it has one. It is held across
+/// forks.
 pub(crate) fn lock_streams() {
     call_streams(0);
 }
@@ -544,7 +571,7 @@ pub(crate) fn unlock_streams() {
     call_streams(1);
 }
 
-/// Makes the lock of [`lock_streams`] a free one, in the child of a fork.
+/// Resets the lock of [`lock_streams`] to free, in a fork child.
 pub(crate) fn renew_streams() {
     call_streams(2);
 }
@@ -552,33 +579,34 @@ pub(crate) fn renew_streams() {
 fn call_streams(which: usize) {
     let function = arch::stream_locks()[which];
     if !function.is_null() {
-        // SAFETY: glibc's `_IO_list_lock`, `_IO_list_unlock` or `_IO_list_resetlock`, which take and return nothing.
+        // SAFETY: the function is glibc's `_IO_list_lock`, `_IO_list_unlock` or
+        // `_IO_list_resetlock`, which take and return nothing.
         unsafe { core::mem::transmute::<*const (), unsafe extern "C" fn()>(function)() };
     }
 }
 
-/// Whether this thread has any signal blocked, as it has in most handlers.
+/// Returns whether this thread blocks any signal, as it does in most handlers.
 pub(crate) fn has_signals_blocked() -> bool {
     let mut mask = 0u64;
     let (to, len) = ((&raw mut mask).expose_provenance(), size_of_val(&mask));
-    // SAFETY: the mask is ours to be written, and as long as the kernel is told.
+    // SAFETY: the pointer is to a local mask of the length that is passed.
     let asked = unsafe { call(libc::SYS_rt_sigprocmask, [word(libc::SIG_BLOCK), 0, to, len]) };
     asked.is_err() || mask != 0
 }
 
-/// A thread that [`spawn`] made.
+/// A thread created by [`spawn`].
 pub(crate) struct Thread(libc::pthread_t);
 
-/// Starts a thread that runs `body` with `argument`, on a stack of so many bytes and what
-/// thread-locals take; `None` where there can be no more. May allocate.
+/// Starts a thread that runs `body` with `argument`. Its stack has `stack` bytes beside the
+/// thread-locals. Returns `None` if no further thread can be created. May allocate.
 pub(crate) fn spawn(
     stack: usize,
     body: extern "C" fn(*mut c_void) -> *mut c_void,
     argument: *mut c_void,
 ) -> Option<Thread> {
-    /// Bytes of thread-locals, which glibc takes from the stack, that there is room for at first, and
-    /// at most. The loader could say how many there are, by its lock, which the child of a fork may
-    /// find held by a thread that it does not have. A stack takes memory where it is used only.
+    /// Bytes reserved on the stack for thread-locals, which glibc places there: at first, and at
+    /// most. The loader knows their size, but only under its lock, which in a fork child may be
+    /// held by a thread that does not exist there. Unused parts of a stack take no memory.
     const LOCALS: usize = 1 << 20;
     const MOST_LOCALS: usize = 64 << 20;
 
@@ -588,7 +616,7 @@ pub(crate) fn spawn(
     let _errno = SavedErrno::new();
     let mut locals = LOCALS;
     loop {
-        // SAFETY: attributes and a thread that are ours to be written.
+        // SAFETY: the attributes and the thread are locals that the calls may write.
         unsafe {
             let (mut attributes, mut thread) = (core::mem::zeroed(), core::mem::zeroed());
             libc::pthread_attr_init(&raw mut attributes);
@@ -598,7 +626,7 @@ pub(crate) fn spawn(
             libc::pthread_attr_destroy(&raw mut attributes);
             match result {
                 0 => return Some(Thread(thread)),
-                // They do not fit.
+                // The thread-locals do not fit.
                 libc::EINVAL if locals < MOST_LOCALS => locals *= 4,
                 _ => return None,
             }
@@ -606,10 +634,10 @@ pub(crate) fn spawn(
     }
 }
 
-/// A place for a thread that [`spawn`] made, or none. Its users take turns.
+/// A place for a thread created by [`spawn`], or for none. Its users take turns.
 pub(crate) struct ThreadSlot(UnsafeCell<Option<Thread>>);
 
-// SAFETY: its users take turns; any thread may use the name of another.
+// SAFETY: the users of a slot take turns, and any thread may use another's `pthread_t`.
 unsafe impl Sync for ThreadSlot {}
 
 impl ThreadSlot {
@@ -618,13 +646,14 @@ impl ThreadSlot {
     }
 
     pub(crate) fn set(&self, thread: Option<Thread>) {
-        // SAFETY: it is the caller's turn.
+        // SAFETY: the users of a slot take turns, and it is the caller's turn.
         unsafe { *self.0.get() = thread };
     }
 
-    /// Has the thread run on some CPUs only; false where it may not run there, or there is none.
+    /// Restricts the thread to some CPUs. Returns false if there is no thread or it may not run
+    /// there.
     pub(crate) fn pin(&self, cpus: &CpuMask) -> bool {
-        // Of glibc and musl, not named by the crate for both.
+        // Exists in glibc and musl; the `libc` crate does not declare it for both.
         unsafe extern "C" {
             fn pthread_setaffinity_np(
                 thread: libc::pthread_t,
@@ -632,8 +661,8 @@ impl ThreadSlot {
                 cpus: *const CpuMask,
             ) -> c_int;
         }
-        // SAFETY: it is the caller's turn; a thread that nobody has joined, and a mask of that
-        // length.
+        // SAFETY: it is the caller's turn to use the slot, the thread has not been joined, and the
+        // mask has the length that is passed.
         unsafe {
             (*self.0.get()).as_ref().is_some_and(|thread| {
                 pthread_setaffinity_np(thread.0, size_of::<CpuMask>(), cpus) == 0
@@ -643,7 +672,7 @@ impl ThreadSlot {
 
     /// Waits until the thread has ended, if there is one.
     pub(crate) fn join(&self) {
-        // SAFETY: it is the caller's turn; a thread that nobody else joins.
+        // SAFETY: it is the caller's turn to use the slot, and nobody else joins the thread.
         unsafe {
             if let Some(thread) = (*self.0.get()).take() {
                 libc::pthread_join(thread.0, ptr::null_mut());
@@ -652,10 +681,11 @@ impl ThreadSlot {
     }
 }
 
-/// How many threads this process may have, with others of its user and its cgroup.
+/// Returns the number of threads that this process may have, shared with other processes of its
+/// user and its cgroup. Returns `usize::MAX` if there is no limit.
 pub(crate) fn most_threads() -> usize {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the limit is ours to be written.
+    // SAFETY: the pointer is to a local limit that the call may write.
     let known = unsafe { libc::getrlimit(libc::RLIMIT_NPROC, &raw mut limit) } == 0;
     let mut most =
         if known { usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX) } else { usize::MAX };
@@ -665,7 +695,8 @@ pub(crate) fn most_threads() -> usize {
         most = most.min(number.unwrap_or(usize::MAX));
     };
     let mut room = [0; 512];
-    // As a container sees its own, with the unified hierarchy and the old one; and of a service.
+    // A container sees its own cgroup there, in the unified hierarchy or in the old one. The paths
+    // below are for a service.
     at(format_args!("/sys/fs/cgroup/pids.max"));
     at(format_args!("/sys/fs/cgroup/pids/pids.max"));
     if let Some(text) = read(format_args!("/proc/self/cgroup"), &mut room) {
@@ -680,45 +711,45 @@ pub(crate) fn most_threads() -> usize {
     most
 }
 
-/// Names this thread; what the kernel has no room for is cut off.
+/// Names this thread. The kernel cuts off a name that is too long.
 pub(crate) fn name_thread(name: &CStr) {
     let arguments = [word(libc::PR_SET_NAME), name.as_ptr().expose_provenance()];
     // SAFETY: the name ends in a null byte.
     let _ = unsafe { call(libc::SYS_prctl, arguments) };
 }
 
-/// This thread's number for the kernel.
+/// Returns the kernel's number of this thread.
 pub(crate) fn thread_id() -> i32 {
-    // SAFETY: no arguments; it cannot fail.
+    // SAFETY: `gettid` takes no arguments; it cannot fail.
     unsafe { call(libc::SYS_gettid, []) }.unwrap_or(0) as i32
 }
 
-/// Sends a signal to a thread of this process; false where there is no such thread, or the kernel refuses: it does so when
-/// the user has too many signals queued (`RLIMIT_SIGPENDING`).
+/// Sends a signal to a thread of this process. Returns false if the thread does not exist or the
+/// kernel refuses, as it does when the user has too many signals queued (`RLIMIT_SIGPENDING`).
 pub(crate) fn signal_thread(id: i32, signal: c_int) -> bool {
     let arguments = [word(process_id()), word(id), word(signal)];
-    // SAFETY: numbers only; the thread is of this process or gone.
+    // SAFETY: the call takes only numbers; the thread is of this process or gone.
     !fails(Call::Tgkill) && unsafe { call(libc::SYS_tgkill, arguments).is_ok() }
 }
 
-/// Whether `signal` is one that the C library leaves to programs for their own use.
+/// Returns whether `signal` is one that the C library leaves for programs to use.
 pub(crate) fn is_realtime_signal(signal: c_int) -> bool {
     (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&signal)
 }
 
-/// What a handler is told of a signal.
+/// The arguments of a signal handler.
 pub(crate) struct Signal {
     number: c_int,
     info: *mut libc::siginfo_t,
     context: *mut c_void,
 }
 
-/// A handler of signals, as the kernel calls it.
+/// A signal handler, as the kernel calls it.
 pub(crate) type Handler = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
 
 impl Signal {
     /// # Safety
-    /// These are the arguments that the kernel called a handler with, which has not returned yet.
+    /// The kernel called a handler with these arguments, and the handler has not returned yet.
     pub(crate) unsafe fn new(
         number: c_int,
         info: *mut libc::siginfo_t,
@@ -727,18 +758,19 @@ impl Signal {
         Signal { number, info, context }
     }
 
-    /// Whether [`signal_thread`] sent it, in this process.
+    /// Returns whether [`signal_thread`] sent the signal in this process.
     pub(crate) fn is_own(&self) -> bool {
-        // SAFETY: the promise of `new`; a signal of that code has a sender.
+        // SAFETY: by the contract of `new`, `info` is valid; a signal with this code has a sender.
         unsafe { (*self.info).si_code == libc::SI_TKILL && (*self.info).si_pid() == process_id() }
     }
 
-    /// Blocks the signal on this thread from when the handler returns, and sends it to the process
-    /// once more, as it was, as far as the kernel allows that: so another thread gets it that waits
-    /// for it.
+    /// Passes the signal on to the program. Blocks it on this thread as soon as the handler
+    /// returns, and sends it to the process again, with its information unchanged where the kernel
+    /// permits that. So a thread of the program that waits for the signal receives it.
     pub(crate) fn pass_on(&self) {
         let _errno = SavedErrno::new();
-        // SAFETY: the promise of `new`: the kernel restores the mask from there.
+        // SAFETY: by the contract of `new`, `context` is the handler's, and the kernel restores the
+        // mask from it.
         unsafe {
             libc::sigaddset(
                 &raw mut (*self.context.cast::<libc::ucontext_t>()).uc_sigmask,
@@ -747,24 +779,26 @@ impl Signal {
         };
         let send = || {
             let arguments = [word(process_id()), word(self.number), self.info.expose_provenance()];
-            // SAFETY: the information is read.
+            // SAFETY: the kernel only reads the information.
             unsafe { call(libc::SYS_rt_sigqueueinfo, arguments).is_ok() }
         };
-        // What only the kernel, or a process itself, may say, becomes what anybody may say.
+        // A code reserved to the kernel or to a sender's own process becomes one that any process
+        // may send.
         let send_as_queued = || {
-            // SAFETY: the promise of `new`. The fields of both codes are the same, but for the
-            // value.
+            // SAFETY: by the contract of `new`, `info` is valid. The fields of both codes are the
+            // same except for the value.
             unsafe { (*self.info).si_code = libc::SI_QUEUE };
             send()
         };
         if !send() && !send_as_queued() {
-            // There are too many queued. What there is to know of it is lost, and not the signal.
-            // SAFETY: numbers only.
+            // The user has too many signals queued. The information is lost, but not the signal.
+            // SAFETY: `kill` takes only numbers.
             let _ = unsafe { call(libc::SYS_kill, [word(process_id()), word(self.number)]) };
         }
     }
 
-    /// Does what would have been done if there was no handler, when this one returns.
+    /// Resets the signal to its default action and sends it to this thread again, so that the
+    /// default action occurs when the handler returns.
     pub(crate) fn do_the_default(&self) {
         let _errno = SavedErrno::new();
         // SAFETY: a zeroed action is the default one.
@@ -773,12 +807,14 @@ impl Signal {
     }
 }
 
-/// Installs `handler` for a signal: the one wanted, or the highest real-time signal that nobody handles. `None` where that is taken,
-/// or the kernel refuses. It runs on the stack of the thread, as those for handlers are too small for a report: Rust's have 8 KiB.
+/// Installs `handler` for the signal `wanted`, or without one for the highest real-time signal that
+/// has no handler. Returns the signal, or `None` if it has a handler already or the kernel refuses.
+/// The handler runs on the thread's stack: alternate signal stacks are too small for a report, and
+/// Rust's have 8 KiB.
 pub(crate) fn take_signal(wanted: Option<c_int>, handler: Handler) -> Option<c_int> {
     let _errno = SavedErrno::new();
     let take = |signal: &c_int| {
-        // SAFETY: zeroed actions are valid ones; the handler is a function that keeps to what handlers may do.
+        // SAFETY: zeroed actions are valid, and the handler does only what signal handlers may do.
         unsafe {
             let mut action: libc::sigaction = core::mem::zeroed();
             let got = libc::sigaction(*signal, ptr::null(), &raw mut action);
@@ -796,12 +832,12 @@ pub(crate) fn take_signal(wanted: Option<c_int>, handler: Handler) -> Option<c_i
     }
 }
 
-/// The signal mask that this thread had before, to be restored when dropped.
+/// A thread's previous signal mask, which is restored when this is dropped.
 pub(crate) struct OldMask(libc::sigset_t);
 
 /// Blocks all signals on this thread.
 pub(crate) fn block_signals() -> OldMask {
-    // SAFETY: a set that is ours.
+    // SAFETY: the calls write only a local set.
     unsafe {
         let mut all = core::mem::zeroed();
         libc::sigfillset(&raw mut all);
@@ -809,9 +845,9 @@ pub(crate) fn block_signals() -> OldMask {
     }
 }
 
-/// Admits `signal`, which is blocked, on this thread.
+/// Unblocks `signal` on this thread.
 pub(crate) fn admit_signal(signal: c_int) -> OldMask {
-    // SAFETY: a set that is ours.
+    // SAFETY: the calls write only a local set.
     unsafe {
         let mut one = core::mem::zeroed();
         libc::sigemptyset(&raw mut one);
@@ -821,7 +857,7 @@ pub(crate) fn admit_signal(signal: c_int) -> OldMask {
 }
 
 fn change_mask(how: c_int, set: &libc::sigset_t) -> OldMask {
-    // SAFETY: two sets that can be read and written; it cannot fail.
+    // SAFETY: one set may be read and the other written; the call cannot fail.
     unsafe {
         let mut old = core::mem::zeroed();
         libc::pthread_sigmask(how, set, &raw mut old);
@@ -831,30 +867,30 @@ fn change_mask(how: c_int, set: &libc::sigset_t) -> OldMask {
 
 impl Drop for OldMask {
     fn drop(&mut self) {
-        // SAFETY: a set that the kernel filled.
+        // SAFETY: the kernel filled the set.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut()) };
     }
 }
 
-/// Sets the signals that this thread has blocked, those of the C library included; stores the ones
-/// of before.
+/// Sets this thread's signal mask, including the signals that the C library reserves. Stores the
+/// previous mask in `before`.
 pub(super) fn change_bare_mask(mask: &u64, before: Option<&mut u64>) {
     let to = before.map_or(ptr::null_mut(), ptr::from_mut).expose_provenance();
     let from = ptr::from_ref(mask).expose_provenance();
     let arguments = [word(libc::SIG_SETMASK), from, to, size_of::<u64>()];
-    // SAFETY: two masks that are as long as the kernel is told.
+    // SAFETY: both masks have the length that is passed.
     let _ = unsafe { call(libc::SYS_rt_sigprocmask, arguments) };
 }
 
-/// Has this thread scheduled as an ordinary one, on the CPUs that the main thread may use: whoever
-/// made it may be pinned, or a real-time thread.
+/// Resets this thread to ordinary scheduling and to the CPUs of the main thread: its creator may be
+/// pinned, or a real-time thread.
 pub(crate) fn schedule_as_the_process() {
     const THIS_THREAD: usize = 0;
     let parameter = 0 as c_int;
     let mut mask = affinity();
     let (parameter, to) =
         ((&raw const parameter).expose_provenance(), (&raw mut mask).expose_provenance());
-    // SAFETY: a number and a mask that are only read. In vain where the kernel refuses.
+    // SAFETY: the kernel only reads the number and the mask. Its refusal is ignored.
     unsafe {
         let ordinary = [THIS_THREAD, word(libc::SCHED_OTHER), parameter];
         let _ = call(libc::SYS_sched_setscheduler, ordinary);
@@ -862,16 +898,17 @@ pub(crate) fn schedule_as_the_process() {
     }
 }
 
-/// CPUs, a bit each: as many as any kernel has, since one that has more refuses a shorter mask.
+/// A set of CPUs, one bit each. It has as many bits as the mask of any kernel, since a kernel
+/// refuses a shorter mask than its own.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub(crate) struct CpuMask([u64; 128]);
 
 impl CpuMask {
-    /// No CPU.
+    /// The empty set.
     pub(crate) const NONE: CpuMask = CpuMask([0; 128]);
 
-    /// One CPU; none if there is no such.
+    /// Returns the set of one CPU; the empty set if the number is too high.
     pub(crate) fn one(cpu: usize) -> CpuMask {
         let mut mask = CpuMask::NONE;
         if let Some(word) = mask.0.get_mut(cpu / 64) {
@@ -880,13 +917,14 @@ impl CpuMask {
         mask
     }
 
-    /// Whether a CPU is among them.
+    /// Returns whether the set contains a CPU.
     pub(crate) fn contains(&self, cpu: usize) -> bool {
         self.0.get(cpu / 64).is_some_and(|word| word >> (cpu % 64) & 1 == 1)
     }
 }
 
-/// Returns how many CPU numbers the kernel tells apart, as it has a mask of them; 0 where it does not say.
+/// Returns the number of CPUs that the kernel's CPU masks have bits for; 0 if the kernel does not
+/// report it.
 #[cold]
 #[inline(never)]
 pub(crate) fn cpu_numbers() -> usize {
@@ -894,42 +932,44 @@ pub(crate) fn cpu_numbers() -> usize {
     let mut mask = CpuMask::NONE;
     let to = (&raw mut mask).expose_provenance();
     let arguments = [THIS_THREAD, size_of::<CpuMask>(), to];
-    // SAFETY: the mask is ours and its length is given. What is returned is the length of the kernel's own.
+    // SAFETY: the mask is writable for its length. The call returns the length of the kernel's mask
+    // in bytes.
     unsafe { call(libc::SYS_sched_getaffinity, arguments) }.map_or(0, |bytes| bytes * 8)
 }
 
-/// Whether the address space of the process is limited.
+/// Returns whether the address space of the process is limited.
 pub(crate) fn has_little_address_space() -> bool {
     const THIS_PROCESS: usize = 0;
     let mut limit = [u64::MAX; 2];
     let to = (&raw mut limit).expose_provenance();
     let arguments = [THIS_PROCESS, libc::RLIMIT_AS as usize, 0, to];
-    // SAFETY: the limits are ours to be written, two numbers of 64 bits.
+    // SAFETY: the kernel writes two 64-bit numbers to the local array.
     unsafe { call(libc::SYS_prlimit64, arguments).is_ok() && limit[0] != u64::MAX }
 }
 
-/// CPUs that the main thread may run on.
+/// Returns the CPUs that the main thread may run on.
 pub(crate) fn affinity() -> CpuMask {
     let mut mask = CpuMask::NONE;
     let to = (&raw mut mask).expose_provenance();
     let arguments = [word(process_id()), size_of::<CpuMask>(), to];
-    // SAFETY: the mask is ours and its length is given.
+    // SAFETY: the mask is writable for its length.
     let _ = unsafe { call(libc::SYS_sched_getaffinity, arguments) };
     mask
 }
 
-/// Restarts the critical section that is running on `cpu`, if one is; what was stored before this call is seen by the
-/// sections that start after. False where this thread may not even run there.
+/// Restarts the critical section that is running on `cpu`, if there is one. Sections that start
+/// later see all stores made before this call. Returns false if the kernel cannot do it and this
+/// thread may not run on `cpu` either.
 pub(crate) fn restart_sections_on(cpu: usize) -> bool {
     restart_by_membarrier(cpu) || restart_by_visit(cpu)
 }
 
-/// Since Linux 5.10.
+/// Restarts the section by a system call of Linux 5.10 and later.
 fn restart_by_membarrier(cpu: usize) -> bool {
     const FLAG_CPU: usize = 1;
     const EXPEDITED_RSEQ: usize = 1 << 7;
     const REGISTER_EXPEDITED_RSEQ: usize = 1 << 8;
-    // SAFETY: numbers only. Registering a second time changes nothing.
+    // SAFETY: the call takes only numbers. Registering again changes nothing.
     !fails(Call::Membarrier)
         && unsafe {
             call(libc::SYS_membarrier, [REGISTER_EXPEDITED_RSEQ, 0, 0]).is_ok()
@@ -937,19 +977,25 @@ fn restart_by_membarrier(cpu: usize) -> bool {
         }
 }
 
-/// While this thread runs on a CPU, no other does, and whose section was preempted by that starts again. For kernels before 5.10,
-/// and filters that refuse `membarrier`. This thread's affinity is changed for that, and then what it was, unless somebody else
-/// has changed it meanwhile. (One who does so between the look and the change is overridden; the kernel has no call for both.)
-/// What it was is what its cpuset allowed of it: from then on, the kernel (since 6.2) takes that for the thread's wish, and a
-/// cpuset that grows later does not add CPUs to it.
+/// Restarts the section by running this thread on `cpu`. Meanwhile no other thread runs there, and
+/// a section preempted by this one restarts. For kernels before 5.10, and filters that refuse
+/// `membarrier`.
+///
+/// The thread's affinity is changed for this and then restored, unless another thread has changed
+/// it in the meantime. (A change between the check and the restoring call is overwritten; the
+/// kernel has no call that does both.) The restored affinity is what the thread's cpuset allowed.
+/// Since 6.2 the kernel treats it as the thread's own wish from then on, so a cpuset that grows
+/// later adds no CPUs to it.
 #[cold]
 #[inline(never)]
 fn restart_by_visit(cpu: usize) -> bool {
-    // Long masks are for machines that the short ones are refused on: this may be a small stack.
+    // Long masks are for kernels that refuse short ones. The short ones come first, since this may
+    // run on a small stack.
     visit::<16>(cpu) || visit::<128>(cpu)
 }
 
-/// Has this thread run on a CPU for a moment; false where it may not, or masks of so many words are too short.
+/// Runs this thread on a CPU for a moment. Returns false if the thread may not run there, or if the
+/// kernel's masks are longer than `WORDS` words.
 #[inline(never)]
 fn visit<const WORDS: usize>(cpu: usize) -> bool {
     const THIS_THREAD: usize = 0;
@@ -959,7 +1005,7 @@ fn visit<const WORDS: usize>(cpu: usize) -> bool {
     let arguments = |mask: *mut [u64; WORDS]| {
         [THIS_THREAD, size_of::<[u64; WORDS]>(), mask.expose_provenance()]
     };
-    // SAFETY: both masks are ours, and as long as the kernel is told.
+    // SAFETY: both masks are local and have the length that is passed.
     unsafe {
         let visited = call(libc::SYS_sched_getaffinity, arguments(&raw mut before)).is_ok()
             && call(libc::SYS_sched_setaffinity, arguments(&raw mut there)).is_ok();
@@ -968,18 +1014,19 @@ fn visit<const WORDS: usize>(cpu: usize) -> bool {
             && there.iter().map(|word| word.count_ones()).sum::<u32>() == 1
             && there.get(cpu / 64).is_some_and(|word| word >> (cpu % 64) & 1 == 1);
         if is_mine {
-            // If this fails the thread stays there, which is no harm but to speed.
+            // If this fails, the thread stays on that CPU, which costs only speed.
             let _ = call(libc::SYS_sched_setaffinity, arguments(&raw mut before));
         }
         visited
     }
 }
 
-/// Bytes of a page: what the kernel says, or more, where a test wants to see larger pages (`HAYLOFT_PAGE_SIZE`).
+/// Returns the bytes of a page: the kernel's page size, or a larger one that a test asks for
+/// (`HAYLOFT_PAGE_SIZE`).
 pub(crate) fn page_size() -> usize {
-    /// 0 before it was looked up.
+    /// 0 before the first call.
     static SIZE: AtomicUsize = AtomicUsize::new(0);
-    // Relaxed: a number that never changes once it is not 0, and guards nothing.
+    // Relaxed: the number never changes once it is not 0, and guards no other memory.
     match SIZE.load(Ordering::Relaxed) {
         0 => {
             let size = wanted_page_size().unwrap_or_else(system_page_size);
@@ -990,9 +1037,9 @@ pub(crate) fn page_size() -> usize {
     }
 }
 
-/// Bytes of a page, as the kernel says.
+/// Returns the bytes of a page of the kernel.
 pub(crate) fn system_page_size() -> usize {
-    // SAFETY: a number only; the kernel tells each process.
+    // SAFETY: `getauxval` returns only a number, which the kernel passes to each process.
     unsafe { libc::getauxval(libc::AT_PAGESZ) as usize }
 }
 
@@ -1009,24 +1056,26 @@ fn wanted_page_size() -> Option<usize> {
     size
 }
 
-/// The number in `text`, if pages can be as large where those of the system have `least` bytes.
+/// Parses a page size. Returns `None` unless it is a power of two from `least`, the system's page
+/// size, to [`MAX_PAGE_SIZE`].
 fn larger_pages(text: &[u8], least: usize) -> Option<usize> {
     let size: usize = core::str::from_utf8(text).ok()?.parse().ok()?;
     (size.is_power_of_two() && (least..=MAX_PAGE_SIZE).contains(&size)).then_some(size)
 }
 
-/// A clock for decay, in milliseconds; coarse, and no system call where the kernel has a page to read it from.
+/// Returns the time of a coarse monotonic clock in milliseconds, for decay. Takes no system call if
+/// the vDSO has `clock_gettime`.
 pub(crate) fn milliseconds() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     if !vdso::clock(libc::CLOCK_MONOTONIC_COARSE, &mut now) {
         let to = (&raw mut now).expose_provenance();
-        // SAFETY: the struct is ours to be written; the clock exists since Linux 2.6.32.
+        // SAFETY: the kernel writes only the local struct; the clock exists since Linux 2.6.32.
         let _ = unsafe { call(libc::SYS_clock_gettime, [word(libc::CLOCK_MONOTONIC_COARSE), to]) };
     }
     now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
 }
 
-/// Writes to an open file; false where it takes no more.
+/// Writes all of `bytes` to an open file. Returns false if a write fails.
 pub(crate) fn write_all(file: c_int, mut bytes: &[u8]) -> bool {
     while !bytes.is_empty() {
         let arguments = [word(file), bytes.as_ptr().expose_provenance(), bytes.len()];
@@ -1040,15 +1089,16 @@ pub(crate) fn write_all(file: c_int, mut bytes: &[u8]) -> bool {
     true
 }
 
-/// Maps a new file of so many zero bytes, which the user may read and this process write, its children not; `None` where that
-/// cannot be done. Nothing unmaps it.
+/// Creates a file of `len` zero bytes and maps it. Its user may read it, this process may write it,
+/// and fork children do not have it mapped. Returns `None` on failure. The mapping is never
+/// removed.
 pub(crate) fn share(path: fmt::Arguments<'_>, len: usize) -> Option<NonNull<u8>> {
     let path = CPath::new(path)?;
     let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW;
     let _errno = SavedErrno::new();
     // SAFETY: the path ends in a null byte.
     let unlink = || unsafe { libc::unlink(path.0.as_ptr().cast()) };
-    // One that a process of the same number left behind.
+    // A process with the same PID may have left a file behind.
     unlink();
     let memory = map_all(&File::open(&path, flags, 0o600).ok()?, len);
     if memory.is_none() {
@@ -1057,11 +1107,12 @@ pub(crate) fn share(path: fmt::Arguments<'_>, len: usize) -> Option<NonNull<u8>>
     memory
 }
 
-/// Makes a new file so long and maps it.
+/// Extends a new file to `len` bytes and maps it.
 fn map_all(file: &File, len: usize) -> Option<NonNull<u8>> {
     let bytes = libc::off_t::try_from(len).ok()?;
-    // With memory behind all of it: where the file system is full, writing would end the process by SIGBUS.
-    // SAFETY: numbers only.
+    // Allocates all of the file's memory: if the file system were full, a store would end the
+    // process by SIGBUS.
+    // SAFETY: `posix_fallocate` takes only numbers.
     let reserve = || unsafe { libc::posix_fallocate(file.0, 0, bytes) };
     while let error @ 1.. = reserve() {
         if error != libc::EINTR {
@@ -1069,19 +1120,19 @@ fn map_all(file: &File, len: usize) -> Option<NonNull<u8>> {
         }
     }
     let protection = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: a mapping of our file, at an address of the kernel's choice.
+    // SAFETY: the file is the caller's, and the kernel chooses an address that is free.
     unsafe {
         let address = libc::mmap(ptr::null_mut(), len, protection, libc::MAP_SHARED, file.0, 0);
         if address == libc::MAP_FAILED {
             return None;
         }
-        // In vain where the kernel refuses: a child leaves it alone.
+        // If the kernel refuses, a fork child has the mapping too, and leaves it alone.
         libc::madvise(address, len, libc::MADV_DONTFORK);
         NonNull::new(address.cast())
     }
 }
 
-/// Takes a file away, if it is there.
+/// Removes a file, if it exists.
 pub(crate) fn remove(path: fmt::Arguments<'_>) {
     let Some(path) = CPath::new(path) else { return };
     let _errno = SavedErrno::new();
@@ -1089,15 +1140,15 @@ pub(crate) fn remove(path: fmt::Arguments<'_>) {
     unsafe { libc::unlink(path.0.as_ptr().cast()) };
 }
 
-/// This process's number.
+/// Returns the number of this process.
 pub(crate) fn process_id() -> i32 {
-    // SAFETY: no arguments; it cannot fail.
+    // SAFETY: `getpid` takes no arguments; it cannot fail.
     unsafe { call(libc::SYS_getpid, []) }.unwrap_or(0) as i32
 }
 
-/// Has `hook` called when the program ends by `exit` or by returning from `main`.
+/// Registers `hook` to run when the program ends by `exit` or by returning from `main`.
 pub(crate) fn at_exit(hook: extern "C" fn()) {
-    // SAFETY: a function that lives as long as the program.
+    // SAFETY: the hook lives as long as the program.
     unsafe { libc::atexit(hook) };
 }
 
@@ -1113,7 +1164,8 @@ mod tests {
 
     #[test]
     fn lengths_of_rseq_areas() {
-        // Before 6.3, with what 6.3 knows, with what 7.0 knows, and with what there is no room for.
+        // Kernels before 6.3, one that reports only the first fields, 6.3, 7.0, and one that knows
+        // more than the area has room for.
         for ((size, align), len) in
             [((0, 0), 32), ((20, 32), 32), ((28, 32), 32), ((33, 64), 64), ((80, 128), 32)]
         {

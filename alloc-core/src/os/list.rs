@@ -1,16 +1,16 @@
-//! Lists of numbers as the kernel writes them: `0-3,8-11`.
+//! Parser for lists of numbers in the kernel's format: `0-3,8-11`.
 
-/// Reads a list byte by byte, for it may be longer than any buffer.
+/// State of a list that is read byte by byte, since it may be longer than any buffer.
 #[derive(Default)]
 pub(super) struct List {
-    /// The start of a range of which the end is being read.
+    /// The first number of a range whose last number is being read.
     first: Option<usize>,
     number: Option<usize>,
 }
 
 impl List {
-    /// Takes the next byte; each range that is complete goes to `each`, by its first and last number. `None` where this is no
-    /// list.
+    /// Consumes the next byte. Passes the first and last number of each completed range to `each`.
+    /// Returns `None` if the input is not a list.
     pub(super) fn push(&mut self, byte: u8, each: &mut dyn FnMut(usize, usize)) -> Option<()> {
         match byte {
             b'0'..=b'9' => {
@@ -24,7 +24,7 @@ impl List {
         Some(())
     }
 
-    /// Ends the list, or a range of it. There may be nothing in it: so is the list of the CPUs of a node that has none.
+    /// Ends a range or the whole list. An empty list is valid: a node without CPUs has one.
     pub(super) fn end(&mut self, each: &mut dyn FnMut(usize, usize)) -> Option<()> {
         match (self.first.take(), self.number.take()) {
             (None, None) => Some(()),

@@ -1,10 +1,14 @@
-//! The operating system: memory, futex, CPU numbers, environment, and the last words before an abort.
+//! The operating system: memory, futexes, CPU numbers, environment, and messages before an abort.
 //!
-//! Every function here may be called anywhere in the allocator: none allocates, none changes `errno`. `linux` is the
-//! real one; `hosted` serves Miri, which has neither `mprotect` nor page tables, from the standard allocator. `inject` has
-//! calls fail on demand. `settings` are those of the environment. `bare` makes a thread without the
-//! C library. `files` writes for others. `pin` keeps a shared library with this allocator loaded.
-//! `vdso` finds the functions that the kernel maps into each process.
+//! Every function here may be called anywhere in the allocator. None changes `errno`, and none
+//! allocates unless its doc says so.
+//!
+//! `linux` is the real implementation. `hosted` replaces it under Miri, which has neither
+//! `mprotect` nor page tables, and takes memory from the standard allocator. `inject` makes calls
+//! fail on demand. `settings` holds the settings from the environment. `bare` creates a thread
+//! unknown to the C library. `files` writes files that other programs read. `pin` keeps a shared
+//! library with this allocator loaded. `vdso` finds the functions that the kernel maps into each
+//! process.
 
 #[cfg(not(miri))]
 mod linux;
@@ -33,15 +37,17 @@ mod text;
 #[cfg(not(miri))]
 mod vdso;
 
-/// What came of [`remap`].
+/// Outcome of [`remap`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(miri, allow(dead_code, reason = "the stand-in refuses"))]
 pub(crate) enum Remapped {
-    /// It was done.
+    /// The pages were moved.
     Moved,
-    /// The kernel cannot (before 5.7, or for want of mappings or memory); both ranges are committed.
+    /// The kernel cannot move the pages: it is older than 5.7, or short of mappings or memory. Both
+    /// ranges are committed.
     Refused,
-    /// As above, but what was at `to` is ours no more, and must not be touched.
+    /// As [`Remapped::Refused`], but the range at `to` no longer belongs to the allocator and must
+    /// not be touched.
     Lost,
 }
 
@@ -70,14 +76,16 @@ pub(crate) use imp::{lock_streams, renew_streams, unlock_streams};
 pub(crate) use settings::env;
 pub(crate) use text::{Line, abort, ignored, warn};
 
-/// Bytes of address space that the process has. `None` where the system does not say.
+/// Returns the bytes of address space in use by the process. `None` if the system does not report
+/// them.
 pub(crate) fn address_space() -> Option<usize> {
     let mut text = [0; 128];
     let pages = read(format_args!("/proc/self/statm"), &mut text)?.split(' ').next()?;
     pages.parse::<usize>().ok()?.checked_mul(system_page_size())
 }
 
-/// How many CPUs the kernel may ever have: one more than the highest number. `None` where it does not say.
+/// Returns the number of CPUs that the kernel may ever have: one more than the highest CPU number.
+/// `None` if the kernel does not report it.
 pub(crate) fn possible_cpus() -> Option<usize> {
     let mut count = 0;
     list(format_args!("/sys/devices/system/cpu/possible"), |_, last| {

@@ -1,8 +1,10 @@
-//! Settings: the variables of the environment whose names begin with `HAYLOFT_`, as they were at the start.
+//! Settings: the environment variables whose names begin with `HAYLOFT_`, with their values at
+//! program start.
 //!
-//! They are copied once, before `main`, or by what allocates before that. Later a program may change its environment while other
-//! threads run, or write over where it was, as those do that change what `ps` shows. It is read without `getenv`, which programs
-//! may have replaced.
+//! They are copied once: before `main`, or by an earlier allocation. Later a program may change its
+//! environment while other threads run, or overwrite the memory that held it, as programs do that
+//! change their line in `ps`. The environment is read without `getenv`, which a program may have
+//! replaced.
 
 use core::cell::UnsafeCell;
 use core::ffi::{CStr, c_char, c_int};
@@ -12,7 +14,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, Ordering};
 use super::text::Shown;
 use super::warn;
 
-/// All settings.
+/// The names of all settings.
 const NAMES: [&CStr; 13] = [
     c"HAYLOFT_BACKEND",
     c"HAYLOFT_BACKGROUND",
@@ -29,31 +31,33 @@ const NAMES: [&CStr; 13] = [
     c"HAYLOFT_THP",
 ];
 
-/// What the names of settings begin with.
+/// The prefix of every setting's name.
 const PREFIX: &[u8] = b"HAYLOFT_";
 
-/// Bytes that all values may have together: more than twice the longest path.
+/// Bytes for all values together: more than twice the longest path.
 const ROOM: usize = 8192;
 
 /// The values, one after the other.
 struct Values(UnsafeCell<[u8; ROOM]>);
 
-// SAFETY: written by the one who took `STATE` from `UNREAD` only, and read after it was stored as `READ`.
+// SAFETY: only the thread that moves `STATE` from `UNREAD` to `READING` writes the values; they are
+// read only after `STATE` is `READ`.
 unsafe impl Sync for Values {}
 
 static VALUES: Values = Values(UnsafeCell::new([0; ROOM]));
 
-/// Where the value of each setting begins, and how long it is: `start << 16 | len`, plus one; 0 for those that are not set.
+/// Position and length of each setting's value, as `(start << 16 | len) + 1`; 0 for settings that
+/// are not set.
 static SPANS: [AtomicU32; NAMES.len()] = [const { AtomicU32::new(0) }; NAMES.len()];
 
 static STATE: AtomicU8 = AtomicU8::new(UNREAD);
 const UNREAD: u8 = 0;
-/// Somebody copies; others, such as a handler, look for themselves.
+/// One thread copies. Others, such as a signal handler, search the environment themselves.
 const READING: u8 = 1;
 const READ: u8 = 2;
 
 unsafe extern "C" {
-    /// The C library's.
+    /// The C library's environment.
     static environ: *const *const c_char;
 }
 
@@ -61,7 +65,8 @@ unsafe extern "C" {
 #[unsafe(link_section = ".init_array")]
 static CONSTRUCTOR: extern "C" fn(c_int, *const *const c_char, *const *const c_char) = start;
 
-/// The environment, as glibc tells constructors; null before. One that runs before the C library's has no other.
+/// The environment that glibc passes to constructors; null before that. A constructor that runs
+/// before the C library's own has no other source.
 static ENVIRONMENT: AtomicPtr<*const c_char> = AtomicPtr::new(ptr::null_mut());
 
 extern "C" fn start(
@@ -69,7 +74,7 @@ extern "C" fn start(
     _values: *const *const c_char,
     environment: *const *const c_char,
 ) {
-    // Other C libraries tell nothing: whatever is in the register.
+    // Other C libraries pass no arguments; the register holds an arbitrary value.
     if cfg!(target_env = "gnu") {
         ENVIRONMENT.store(environment.cast_mut(), Ordering::Relaxed);
     }
@@ -79,24 +84,27 @@ extern "C" fn start(
     }
 }
 
-/// Whether the program has rights that who started it does not have, who must not have it open files then, or run out of memory.
+/// Returns whether the program runs with more rights than its invoker (`AT_SECURE`). The invoker
+/// must not make such a program open files or run out of memory.
 fn is_privileged() -> bool {
-    // SAFETY: a number only.
+    // SAFETY: `getauxval` takes and returns only numbers.
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
-/// Where the environment is now; null where nobody has come to it yet, or somebody has set it to null.
+/// Returns the current environment: `environ`, or where that is null, the environment that was
+/// passed to constructors. Null if that is null as well.
 fn environment() -> *const *const c_char {
-    // SAFETY: the C library's.
+    // SAFETY: the C library defines `environ`, and a volatile read of a pointer is sound at any
+    // time.
     let environment = unsafe { ptr::read_volatile(&raw const environ) };
     if environment.is_null() { ENVIRONMENT.load(Ordering::Relaxed) } else { environment }
 }
 
-/// Variables of the environment as it is now, each as `NAME=VALUE`.
+/// Returns the variables of the current environment, each as `NAME=VALUE`.
 fn variables() -> impl Iterator<Item = &'static [u8]> {
     let mut next = environment();
     core::iter::from_fn(move || {
-        // SAFETY: it ends in a null pointer; each of the others is a text that ends in a null byte.
+        // SAFETY: the environment is an array of C strings that ends in a null pointer.
         unsafe {
             if next.is_null() || (*next).is_null() {
                 return None;
@@ -108,7 +116,7 @@ fn variables() -> impl Iterator<Item = &'static [u8]> {
     })
 }
 
-/// Name and value of a variable that may be a setting.
+/// Splits a variable into name and value. Returns `None` if its name lacks the prefix of settings.
 fn parts(variable: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = variable.iter().position(|byte| *byte == b'=')?;
     let (name, rest) = variable.split_at_checked(end)?;
@@ -119,7 +127,8 @@ fn index(name: &[u8]) -> Option<usize> {
     NAMES.iter().position(|known| known.to_bytes() == name)
 }
 
-/// Copies the settings, unless somebody has done so, does so, or it is too early.
+/// Copies the settings. Does nothing if another thread has copied them or is copying them, or if
+/// there is no environment yet.
 #[cold]
 fn read() {
     if environment().is_null()
@@ -127,13 +136,14 @@ fn read() {
     {
         return;
     }
-    // SAFETY: nobody else does until `READ` is stored.
+    // SAFETY: this thread moved `STATE` to `READING`; nobody else touches the values until it
+    // stores `READ`.
     let values = unsafe { &mut *VALUES.0.get() };
     let mut used = 0;
     let settings = variables().take_while(|_| !is_privileged()).filter_map(parts);
     for (name, value) in settings {
         let Some(span) = index(name).and_then(|index| SPANS.get(index)) else { continue };
-        // As for `getenv`, the first counts.
+        // The first of several equal names counts, as with `getenv`.
         if span.load(Ordering::Relaxed) != 0 {
             continue;
         }
@@ -149,8 +159,8 @@ fn read() {
     STATE.store(READ, Ordering::Release);
 }
 
-/// The value of a setting, as it was at the start; `None` if it is not set, or to nothing, or the program is one whose user must
-/// not choose.
+/// Returns the value of a setting at program start. `None` if the setting is unset or empty, or if
+/// the program is privileged and its invoker must not control it.
 pub(crate) fn env(name: &CStr) -> Option<&'static [u8]> {
     // Acquire: pairs with the Release in `read`.
     if STATE.load(Ordering::Acquire) == UNREAD {
@@ -160,7 +170,7 @@ pub(crate) fn env(name: &CStr) -> Option<&'static [u8]> {
     let value = if STATE.load(Ordering::Acquire) == READ {
         let span = SPANS.get(index(name)?)?.load(Ordering::Relaxed).checked_sub(1)? as usize;
         let (start, len) = (span >> 16, span & 0xffff);
-        // SAFETY: nobody writes it any more.
+        // SAFETY: `STATE` is `READ`, so nobody writes the values any longer.
         unsafe { &*VALUES.0.get() }.get(start..start + len)
     } else {
         let mut settings = variables().take_while(|_| !is_privileged()).filter_map(parts);
@@ -169,7 +179,8 @@ pub(crate) fn env(name: &CStr) -> Option<&'static [u8]> {
     value.filter(|value| !value.is_empty())
 }
 
-/// Warns of a variable that is none of the settings, though its name begins like one.
+/// Warns about a variable that has the prefix but is not a setting, and suggests a setting of
+/// similar name.
 fn warn_of_unknown(variable: &[u8]) {
     let Some((name, _)) = parts(variable).filter(|(name, _)| index(name).is_none()) else { return };
     let names = NAMES.iter().map(|known| known.to_bytes());
@@ -184,12 +195,13 @@ fn warn_of_unknown(variable: &[u8]) {
     }
 }
 
-/// Edits that a slip of a finger or two makes.
+/// The largest edit distance at which a name counts as a misspelt setting.
 const NEAR: usize = 2;
-/// Bytes of a name that count.
+/// Bytes of a name that are compared.
 const LONGEST: usize = 24;
 
-/// How many bytes must be inserted, taken out or changed to make one name the other (Levenshtein).
+/// Returns the number of bytes to insert, delete or change to turn one name into the other
+/// (Levenshtein distance).
 fn distance(one: &[u8], other: &[u8]) -> usize {
     let [one, other] = [one, other].map(|name| name.get(..LONGEST).unwrap_or(name));
     let mut row: [usize; LONGEST + 1] = core::array::from_fn(|column| column);

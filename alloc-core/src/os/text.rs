@@ -1,12 +1,13 @@
-//! Messages and paths without a heap: parts are gathered in a buffer on the stack, messages written to standard error at once.
+//! Messages and paths without a heap: text is assembled in a buffer on the stack. A message goes to
+//! standard error in one write.
 
 use core::ffi::CStr;
 use core::fmt::{self, Write};
 
-/// The file of standard error.
+/// The descriptor of standard error.
 const STDERR: core::ffi::c_int = 2;
 
-/// One line; what does not fit is cut off.
+/// A line of at most `ROOM` bytes; longer text is cut off.
 pub(crate) struct Line<const ROOM: usize> {
     bytes: [u8; ROOM],
     len: usize,
@@ -17,7 +18,7 @@ impl<const ROOM: usize> Line<ROOM> {
         Line { bytes: [0; ROOM], len: 0 }
     }
 
-    /// What was written, and zeros.
+    /// Returns the text, padded with zeros.
     pub(crate) fn into_bytes(self) -> [u8; ROOM] {
         self.bytes
     }
@@ -33,11 +34,11 @@ impl<const ROOM: usize> Write for Line<ROOM> {
     }
 }
 
-/// A path for the kernel; the null byte at its end included.
+/// A path for the kernel, with its terminating null byte.
 pub(super) struct CPath(pub(super) [u8; 512]);
 
 impl CPath {
-    /// `None` for one that is too long, or has a null byte in it.
+    /// Formats a path. Returns `None` if it is too long or contains a null byte.
     pub(super) fn new(path: fmt::Arguments<'_>) -> Option<CPath> {
         let mut line = Line::<512>::new();
         line.write_fmt(path).ok()?;
@@ -51,20 +52,20 @@ impl CPath {
 #[cold]
 pub(crate) fn warn(message: fmt::Arguments<'_>) {
     let mut line = Line::<512>::new();
-    // Writing to a `Line` cannot fail; a `Display` that does is not worth dying for.
+    // Writing to a `Line` cannot fail; a failing `Display` is no reason to abort.
     let _ = writeln!(line, "hayloft[{}]: {message}", super::process_id());
     line.bytes[line.len - 1] = b'\n';
     super::imp::write_all(STDERR, &line.bytes[..line.len]);
 }
 
-/// Warns that a setting is ignored, as its value is not what it should be.
+/// Warns that the setting `name` is ignored because its value is invalid.
 #[cold]
 pub(crate) fn ignored(name: &CStr, why: fmt::Arguments<'_>) {
     let (name, value) = (name.to_bytes(), super::env(name).unwrap_or_default());
     warn(format_args!("{}={}: {why}; ignored", Shown(name), Shown(value)));
 }
 
-/// Text from outside, or as much of it as a line should have.
+/// Text from outside, cut to the length that suits a message.
 pub(super) struct Shown<'a>(pub(super) &'a [u8]);
 
 impl fmt::Display for Shown<'_> {
@@ -73,7 +74,7 @@ impl fmt::Display for Shown<'_> {
         let (shown, is_cut) = self.0.get(..MOST).map_or((self.0, false), |start| (start, true));
         for chunk in shown.utf8_chunks() {
             for letter in chunk.valid().chars() {
-                // Whatever would end the line, or do more to a terminal.
+                // A control character could end the line or control a terminal.
                 to.write_char(if letter.is_control() { '?' } else { letter })?;
             }
             if !chunk.invalid().is_empty() {
