@@ -1,7 +1,8 @@
-//! Has the loader run this library's constructors before those of all others.
+//! Makes the loader run this library's constructors before those of all other libraries.
 //!
-//! Handlers of forks run in the reverse order of their registration before a fork. Hayloft's own take
-//! its locks, so they must run last: those of another library may wait for a thread that allocates.
+//! Before a fork, `pthread_atfork` handlers run in the reverse order of their registration.
+//! Hayloft's handlers take its locks, so they must run last and be registered first: a handler of
+//! another library may wait for a thread that allocates.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

@@ -1,4 +1,5 @@
-//! The allocator of collections that name theirs, by the trait of `allocator-api2`.
+//! The `Allocator` trait of `allocator-api2` for `Hayloft`, for collections with an allocator
+//! parameter.
 
 use core::alloc::Layout;
 use core::ptr::{self, NonNull};
@@ -8,9 +9,11 @@ use allocator_api2::alloc::{AllocError, Allocator};
 
 use crate::Hayloft;
 
-/// With the feature `allocator-api2`. A block may be used as far as its class or its pages reach, which is what its length says;
-/// only what was asked to be zeroed is as long as that. A layout of size 0 takes no memory. A block is resized where it is if its
-/// class or the neighbouring pages allow it.
+/// Requires the feature `allocator-api2`.
+///
+/// The length of a returned block is the number of usable bytes: the size of its class, or what its
+/// pages hold. A zeroed block is only as long as requested. A layout of size 0 takes no memory. A
+/// block is resized in place if its class or the neighbouring pages allow it.
 ///
 /// ```
 /// use alloc_global::Hayloft;
@@ -20,8 +23,9 @@ use crate::Hayloft;
 /// map.insert("some", "hay");
 /// assert_eq!(map["some"], "hay");
 /// ```
-// SAFETY: blocks are disjoint, and stay where they are until they are freed; all instances are one allocator. A layout that fits a
-// block has the class that the block was allocated by, and is empty if and only if the block is.
+// SAFETY: live blocks are disjoint and do not move until they are freed. All instances are one
+// allocator. Every layout that fits a block has the class the block was allocated from, and has
+// size 0 if and only if the block has.
 unsafe impl Allocator for Hayloft {
     #[inline]
     fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
@@ -42,7 +46,7 @@ unsafe impl Allocator for Hayloft {
     #[inline]
     unsafe fn deallocate(&self, block: NonNull<u8>, layout: Layout) {
         if layout.size() > 0 {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller guarantees that `block` is live and that `layout` fits it.
             unsafe { kmalloc::free(block.as_ptr(), layout) };
         }
     }
@@ -54,7 +58,7 @@ unsafe impl Allocator for Hayloft {
         old: Layout,
         new: Layout,
     ) -> Result<NonNull<[u8]>, AllocError> {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `block` is live and that `old` fits it.
         unsafe { self.resize(block, old, new) }
     }
 
@@ -65,7 +69,8 @@ unsafe impl Allocator for Hayloft {
         old: Layout,
         new: Layout,
     ) -> Result<NonNull<[u8]>, AllocError> {
-        // SAFETY: the caller's promise; the bytes are of the block, which is as long as the new layout at least.
+        // SAFETY: the caller guarantees that `block` is live and that `old` fits it. The cleared
+        // bytes lie in the new block, which has at least `new.size()` bytes.
         unsafe {
             let block = self.resize(block, old, new)?.cast::<u8>();
             block.add(old.size()).write_bytes(0, new.size() - old.size());
@@ -80,16 +85,20 @@ unsafe impl Allocator for Hayloft {
         old: Layout,
         new: Layout,
     ) -> Result<NonNull<[u8]>, AllocError> {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `block` is live and that `old` fits it.
         unsafe { self.resize(block, old, new) }
     }
 }
 
 impl Hayloft {
-    /// Makes a block one of another layout, keeping its contents up to the lesser size.
+    /// Changes a block's layout from `old` to `new`, keeping its contents up to the lesser size.
+    /// Returns the new block, which may be at another address.
+    ///
+    /// # Errors
+    /// If there is no memory. The old block is then unchanged.
     ///
     /// # Safety
-    /// The block was allocated with a layout that `old` fits, and not freed. Unless this fails it is not used any more.
+    /// `old_block` is live and `old` fits it. On success, `old_block` is not used afterwards.
     #[inline]
     unsafe fn resize(
         self,
@@ -97,7 +106,8 @@ impl Hayloft {
         old: Layout,
         new: Layout,
     ) -> Result<NonNull<[u8]>, AllocError> {
-        // SAFETY: the caller's promise. What is copied is within both blocks.
+        // SAFETY: the caller guarantees that `old_block` is live and that `old` fits it. The copied
+        // bytes lie within both blocks.
         unsafe {
             if old.size() > 0 && new.size() > 0 && old.align() == new.align() {
                 let resized = kmalloc::realloc(old_block.as_ptr(), old, new.size());
@@ -111,16 +121,16 @@ impl Hayloft {
     }
 }
 
-/// A block of so many bytes, unless it is null.
+/// Returns the block of `size` bytes at `address`, or an error if `address` is null.
 #[inline]
 fn block(address: *mut u8, size: usize) -> Result<NonNull<[u8]>, AllocError> {
     let address = NonNull::new(address).ok_or(AllocError)?;
     Ok(NonNull::slice_from_raw_parts(address, size))
 }
 
-/// What a layout of size 0 is served with.
+/// Returns a dangling, aligned block of 0 bytes.
 fn empty(layout: Layout) -> NonNull<[u8]> {
-    // SAFETY: an alignment is not 0.
+    // SAFETY: an alignment is never 0.
     let nothing = unsafe { NonNull::new_unchecked(ptr::without_provenance_mut(layout.align())) };
     NonNull::slice_from_raw_parts(nothing, 0)
 }
@@ -166,7 +176,8 @@ mod tests {
     fn length_is_what_may_be_used() {
         let block = Hayloft.allocate(layout(100, 1)).unwrap();
         assert_eq!(block.len(), kmalloc::good_size(layout(100, 1)));
-        // SAFETY: a block that may be freed by any size from that asked for to that told.
+        // SAFETY: the block is live. It may be freed with any size from the requested one up to the
+        // returned length.
         unsafe {
             block.cast::<u8>().write_bytes(1, block.len());
             Hayloft.deallocate(block.cast(), layout(block.len(), 1));
@@ -176,7 +187,7 @@ mod tests {
     #[test]
     #[cfg_attr(feature = "valgrind", ignore = "blocks move then")]
     fn blocks_stay_where_they_are() {
-        // SAFETY: a block of these layouts, in turn.
+        // SAFETY: each block is live, and has the layout it is resized or freed with.
         unsafe {
             let block = Hayloft.allocate(layout(100, 8)).unwrap();
             let len = block.len();
@@ -209,7 +220,7 @@ mod tests {
         ];
         let mut block = Hayloft.allocate(layouts[0]).unwrap();
         for (old, new) in layouts.into_iter().zip(layouts.into_iter().skip(1)) {
-            // SAFETY: a block of the one layout, and then of the other, filled up to its size.
+            // SAFETY: `block` is live, has the layout `old`, and is initialised up to its size.
             unsafe {
                 let (grows, kept) = (new.size() >= old.size(), old.size().min(new.size()));
                 block = match grows {
@@ -229,7 +240,7 @@ mod tests {
     #[test]
     fn zeroed_to_the_end() {
         for size in [0, 1, 100, 40_000] {
-            // SAFETY: blocks of this layout.
+            // SAFETY: both blocks are live and have this layout.
             unsafe {
                 let dirty = Hayloft.allocate(layout(size, 8)).unwrap();
                 dirty.cast::<u8>().write_bytes(1, dirty.len());

@@ -1,4 +1,4 @@
-//! Hayloft as a Rust global allocator.
+//! The Hayloft memory allocator as a Rust `#[global_allocator]`.
 //!
 //! ```
 //! #[global_allocator]
@@ -9,33 +9,34 @@
 //! ```
 //!
 //! # Environment
-//! Read once, at the start; a value that makes no sense is named in a line on stderr and ignored, and so is a name that is none of
-//! these. An empty value means that the variable is not set. In programs that run with rights that their user
-//! does not have (set-uid), all are ignored. The README of the repository has their ranges.
+//! The variables are read once, at the start. An invalid value is ignored and reported in a line on
+//! stderr, and so is an unknown name that begins with `HAYLOFT_`. An empty value means that the
+//! variable is not set. Set-uid programs, and others with rights that their user lacks, ignore all
+//! of them. The README of the repository has the ranges.
 //!
-//! | variable | says |
+//! | variable | meaning |
 //! |---|---|
-//! | `HAYLOFT_BACKEND` | how per-CPU caches are operated: `rseq` (the default where the kernel has restartable sequences) or `fallback` (a try-lock per CPU) |
-//! | `HAYLOFT_LIMIT` | the most that there may be, as `512M`: beyond 7/8 of it, or the first part of `400M:512M`, free memory goes back at once |
-//! | `HAYLOFT_DECAY_MS` | how long memory may stay unneeded before it goes back to the system: 300 by default, 0 for as little as can be |
-//! | `HAYLOFT_BACKGROUND` | which programs have a thread for that: those that have several threads or hold 256 MiB (the default), all (`1`) or none (`0`, frees do it) |
-//! | `HAYLOFT_PRESSURE` | whether all of it goes back where the kernel says that memory is short: `1` (the default), `0`, or the path of a file that says so |
-//! | `HAYLOFT_THP` | when huge pages are asked for: `auto` (the default, from a heap of 1 GiB on, and for blocks of 8 MiB), `always` or `never` |
-//! | `HAYLOFT_STATS` | where statistics are written, how and when: see [`report`] |
-//! | `HAYLOFT_STATS_SHM` | `1`: they are shown to `hayloft-top` |
-//! | `HAYLOFT_IRQ` | how work that was queued for a CPU is run: `hard` (the default, in a signal handler), `threaded` or `none` |
-//! | `HAYLOFT_IRQ_SIGNAL` | the real-time signal for it |
-//! | `HAYLOFT_SYSFS`, `HAYLOFT_FAULT`, `HAYLOFT_PAGE_SIZE` | for tests: where nodes are read from, system calls that are to fail, larger pages |
+//! | `HAYLOFT_BACKEND` | how per-CPU sheaves are operated: `rseq` (the default where the kernel has restartable sequences) or `fallback` (a try-lock per CPU) |
+//! | `HAYLOFT_LIMIT` | the most memory to hold, as `512M`: beyond 7/8 of it, or the first part of `400M:512M`, free memory returns to the system at once |
+//! | `HAYLOFT_DECAY_MS` | milliseconds that memory may stay idle before it returns to the system: 300 by default, 0 for the shortest possible time |
+//! | `HAYLOFT_BACKGROUND` | which programs have a thread that returns memory: those with several threads or 256 MiB held (the default), all (`1`) or none (`0`, frees do it) |
+//! | `HAYLOFT_PRESSURE` | whether all idle memory returns when the kernel reports that memory is short: `1` (the default), `0`, or the path of a file with such reports |
+//! | `HAYLOFT_THP` | when to request huge pages: `auto` (the default: from a heap of 1 GiB on, and for blocks of 8 MiB), `always` or `never` |
+//! | `HAYLOFT_STATS` | where, how and when to write statistics: see [`report`] |
+//! | `HAYLOFT_STATS_SHM` | `1` shows statistics to `hayloft-top` |
+//! | `HAYLOFT_IRQ` | how the work queued for a CPU runs: `hard` (the default, in a signal handler), `threaded` or `none` |
+//! | `HAYLOFT_IRQ_SIGNAL` | the real-time signal for that work |
+//! | `HAYLOFT_SYSFS`, `HAYLOFT_FAULT`, `HAYLOFT_PAGE_SIZE` | for tests: the directory that nodes are read from, system calls to fail, larger pages |
 //!
 //! # Features
-//! None is on unless it is asked for.
+//! None is enabled by default.
 //!
 //! | feature | adds |
 //! |---|---|
-//! | `allocator-api2` | `Allocator` of that crate for [`Hayloft`], and for caches, so that `hashbrown`'s collections and others take them |
-//! | `serde` | statistics can be serialised, and be had as JSON |
-//! | `usdt` | probes for tracers, a `nop` each until one is used: `docs/tracing.md` |
-//! | `valgrind` | memcheck is told of blocks, which are 16 bytes longer then: `docs/valgrind.md` |
+//! | `allocator-api2` | that crate's `Allocator` for [`Hayloft`] and for caches, as used by `hashbrown`'s collections and others |
+//! | `serde` | statistics can be serialised, and written as JSON |
+//! | `usdt` | probes for tracers, each a `nop` until it is used: `docs/tracing.md` |
+//! | `valgrind` | reports blocks to memcheck, and makes each 16 bytes longer: `docs/valgrind.md` |
 
 #![no_std]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -43,7 +44,7 @@
 #[cfg(feature = "allocator-api2")]
 mod allocator;
 
-// Its example is one of the tests.
+// Runs the example of the README as a test.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
@@ -53,13 +54,14 @@ use alloc_core::{cache, kmalloc};
 pub use alloc_core::{report, stats};
 use core::alloc::{GlobalAlloc, Layout};
 
-/// Gives all memory back to the system that no block in use needs, at once; how many bytes it got. Without it the same happens
-/// after a while. Not for signal handlers.
+/// Releases all idle memory to the system at once. Returns the number of bytes. Without this call
+/// idle memory goes after a while (`HAYLOFT_DECAY_MS`). Must not be called in signal handlers.
 pub fn trim() -> usize {
     cache::trim()
 }
 
-/// Numbers of the whole allocator, and by them those of its caches, CPUs and nodes. In any context, a signal handler included.
+/// Returns the statistics of the whole allocator, whose methods give those of its caches, CPUs and
+/// nodes. May be called in any context, signal handlers included.
 ///
 /// ```
 /// #[global_allocator]
@@ -75,17 +77,18 @@ pub fn stats() -> stats::Stats {
     stats::gather()
 }
 
-/// The allocator: a unit, to be named in a `#[global_allocator]`.
+/// The allocator, a unit struct for `#[global_allocator]`.
 ///
-/// All instances are one allocator. Out of memory is a null pointer, never an abort or a panic. A layout of size 0 is
-/// served with memory of its own. Resizing happens in place where the size class or the neighbouring pages allow it,
-/// and large blocks are moved by remapping their pages.
+/// All instances are one allocator. Allocations that fail return a null pointer; they never abort
+/// or panic. A layout of size 0 gets memory of its own. Blocks are resized in place where the size
+/// class or the neighbouring pages allow it. Large blocks move by remapping their pages.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Hayloft;
 
 impl Hayloft {
-    /// Allocates for `layout`, and says how many bytes there are: those beyond the layout's size may be used, too. The block is
-    /// freed or resized by a layout of any size from the one asked for to that.
+    /// Allocates memory for `layout`. Returns the block and the number of its usable bytes, which
+    /// may exceed the layout's size. The block may be freed or resized with a layout of any size
+    /// from the requested one up to the returned one.
     ///
     /// ```
     /// use alloc_global::Hayloft;
@@ -95,7 +98,7 @@ impl Hayloft {
     /// let (block, size) = Hayloft.alloc_excess(layout);
     /// assert!(!block.is_null() && size >= 100);
     /// let layout = Layout::from_size_align(size, 8).unwrap();
-    /// // SAFETY: allocated just now, and not used any more.
+    /// // SAFETY: the block was just allocated and is not used again; `size` is its usable size.
     /// unsafe { Hayloft.dealloc(block, layout) };
     /// ```
     #[inline]
@@ -104,29 +107,29 @@ impl Hayloft {
         (kmalloc::alloc(layout), kmalloc::good_size(layout))
     }
 
-    /// Bytes that a block may use.
+    /// Returns the number of usable bytes of a block.
     ///
     /// # Safety
-    /// `block` was allocated by this allocator, and not freed.
+    /// `block` was allocated by this allocator and is live.
     #[must_use]
     pub unsafe fn usable_size(&self, block: *mut u8) -> usize {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `block` is a live block of this allocator.
         unsafe { kmalloc::usable_size(block) }
     }
 
-    /// Makes a block at least `new_size` bytes large without moving it, or leaves it as it is and returns false. Then `layout`
-    /// with that size is its layout.
+    /// Grows a block to at least `new_size` bytes without moving it. Returns whether it could. On
+    /// success the block's layout is `layout` with `new_size`; otherwise the block is unchanged.
     ///
     /// # Safety
-    /// As [`GlobalAlloc::realloc`].
+    /// As for [`GlobalAlloc::realloc`].
     pub unsafe fn grow_in_place(&self, block: *mut u8, layout: Layout, new_size: usize) -> bool {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `block` is live and has `layout`.
         unsafe { kmalloc::grow_in_place(block, layout, new_size) }
     }
 }
 
-// SAFETY: `kmalloc` hands out disjoint blocks that fit their layouts, keeps what `realloc` must keep, and does not
-// unwind.
+// SAFETY: `kmalloc` hands out disjoint blocks that fit their layouts, preserves contents in
+// `realloc`, and does not unwind.
 unsafe impl GlobalAlloc for Hayloft {
     #[inline(always)]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -135,7 +138,7 @@ unsafe impl GlobalAlloc for Hayloft {
 
     #[inline(always)]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `block` is live and has `layout`.
         unsafe { kmalloc::free(block, layout) }
     }
 
@@ -146,7 +149,8 @@ unsafe impl GlobalAlloc for Hayloft {
 
     #[inline(always)]
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `block` is live and has `layout`, and that `new_size`
+        // is valid for its alignment.
         unsafe { kmalloc::realloc(block, layout, new_size) }
     }
 }

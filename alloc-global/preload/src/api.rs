@@ -1,4 +1,4 @@
-//! What is Hayloft's own, as `include/hayloft.h` declares it. The header says what each function does.
+//! The functions of `include/hayloft.h`, which documents them.
 
 use core::alloc::Layout;
 use core::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -12,11 +12,11 @@ use alloc_core::stats::{self, CacheStats, Stats};
 
 use crate::{fail, or_no_memory};
 
-/// The flags of the header, in the order of their bits.
+/// The `HAYLOFT_CACHE_*` flags of the header, in the order of their bits.
 const FLAGS: [CacheFlags; 4] =
     [CacheFlags::NO_MERGE, CacheFlags::ZERO, CacheFlags::HWCACHE_ALIGN, CacheFlags::PANIC_ON_LEAK];
 
-/// How `hayloft_stats_write` writes, in the order of the header's numbers.
+/// The formats of `hayloft_stats_write`, in the order of the header's numbers.
 const FORMATS: [Format; 4] = [Format::Slabinfo, Format::OpenMetrics, Format::Json, Format::Table];
 
 #[unsafe(no_mangle)]
@@ -25,10 +25,10 @@ extern "C" fn hayloft_alloc_nolock(size: usize) -> *mut c_void {
 }
 
 /// # Safety
-/// As `free`.
+/// As for `free`.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn hayloft_free_nolock(block: *mut c_void) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `block` is null or a live block of this allocator.
     unsafe { by_address::free_nolock(block.cast()) }
 }
 
@@ -43,10 +43,10 @@ extern "C" fn hayloft_barrier() {
 }
 
 /// # Safety
-/// `to` can be written.
+/// `to` is valid for writes.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn hayloft_stats(to: *mut Stats) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `to` is valid for writes.
     unsafe { to.write(stats::gather()) };
 }
 
@@ -65,7 +65,7 @@ extern "C" fn hayloft_stats_write(file: c_int, format: c_uint) -> c_int {
 }
 
 /// # Safety
-/// The name ends in a null byte.
+/// `name` is a null-terminated string.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn hayloft_cache_create(
     name: *const c_char,
@@ -77,7 +77,8 @@ unsafe extern "C" fn hayloft_cache_create(
     if room.is_null() {
         return room;
     }
-    // SAFETY: the caller's promise; room for a cache, which nobody uses.
+    // SAFETY: the caller guarantees that `name` is null-terminated. `room` is a fresh block as
+    // large as a cache, and is freed at most once.
     unsafe {
         match create(name, size, align, flags) {
             Ok(cache) => {
@@ -94,14 +95,14 @@ unsafe extern "C" fn hayloft_cache_create(
 }
 
 /// # Safety
-/// As [`hayloft_cache_create`].
+/// As for [`hayloft_cache_create`].
 unsafe fn create(
     name: *const c_char,
     size: usize,
     align: usize,
     flags: c_uint,
 ) -> Result<Cache, c_int> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `name` is null-terminated.
     let name = unsafe { CStr::from_ptr(name) }.to_str().map_err(|_| libc::EINVAL)?;
     let align = if align == 0 { align_of::<usize>() } else { align };
     let layout = Layout::from_size_align(size, align).map_err(|_| libc::EINVAL)?;
@@ -119,10 +120,12 @@ unsafe fn create(
 }
 
 /// # Safety
-/// The cache was made by [`hayloft_cache_create`] and not destroyed; nobody uses it meanwhile.
+/// `cache` was created by [`hayloft_cache_create`] and not destroyed. No other thread uses it
+/// during the call.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn hayloft_cache_destroy(cache: *mut Cache) -> c_int {
-    // SAFETY: the caller's promise. What is read is either written back, or the memory of a cache no more.
+    // SAFETY: the caller guarantees that `cache` is live and used by no other thread. The value
+    // moved out of it is either moved back, or destroyed before its memory is freed.
     unsafe {
         match cache.read().destroy() {
             Ok(()) => {
@@ -139,43 +142,46 @@ unsafe extern "C" fn hayloft_cache_destroy(cache: *mut Cache) -> c_int {
 }
 
 /// # Safety
-/// The cache was made by [`hayloft_cache_create`] and not destroyed.
+/// `cache` was created by [`hayloft_cache_create`] and not destroyed.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn hayloft_cache_alloc(cache: *const Cache) -> *mut c_void {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `cache` is live.
     or_no_memory(unsafe { (*cache).alloc() }.map_or(ptr::null_mut(), NonNull::as_ptr))
 }
 
 /// # Safety
-/// As [`hayloft_cache_alloc`].
+/// As for [`hayloft_cache_alloc`].
 #[unsafe(no_mangle)]
 unsafe extern "C" fn hayloft_cache_alloc_nolock(cache: *const Cache) -> *mut c_void {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `cache` is live.
     or_no_memory(unsafe { (*cache).alloc_nolock() }.map_or(ptr::null_mut(), NonNull::as_ptr))
 }
 
 /// # Safety
-/// As [`hayloft_cache_alloc`]; the object is null, or of that cache, in use, and not used any more.
+/// As for [`hayloft_cache_alloc`]. `object` is null, or a live object of that cache which is not
+/// used afterwards.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn hayloft_cache_free(cache: *const Cache, object: *mut c_void) {
     if let Some(object) = NonNull::new(object.cast()) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `cache` is live, and that `object` is a live object of
+        // it.
         unsafe { (*cache).free(object) };
     }
 }
 
 /// # Safety
-/// As [`hayloft_cache_free`].
+/// As for [`hayloft_cache_free`].
 #[unsafe(no_mangle)]
 unsafe extern "C" fn hayloft_cache_free_nolock(cache: *const Cache, object: *mut c_void) {
     if let Some(object) = NonNull::new(object.cast()) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `cache` is live, and that `object` is a live object of
+        // it.
         unsafe { (*cache).free_nolock(object) };
     }
 }
 
 /// # Safety
-/// As [`hayloft_cache_alloc`]; so many pointers can be stored at `to`.
+/// As for [`hayloft_cache_alloc`]. `to` is valid for writes of `count` pointers.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn hayloft_cache_alloc_bulk(
     cache: *const Cache,
@@ -185,12 +191,13 @@ unsafe extern "C" fn hayloft_cache_alloc_bulk(
     if count == 0 {
         return 0;
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `cache` is live, and that `to` has room for `count`
+    // pointers.
     unsafe { (*cache).alloc_bulk(core::slice::from_raw_parts_mut(to, count)) }
 }
 
 /// # Safety
-/// As [`hayloft_cache_free`], for each of so many objects, of which none is null.
+/// As for [`hayloft_cache_free`]. `objects` points to `count` objects, none of them null.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn hayloft_cache_free_bulk(
     cache: *const Cache,
@@ -198,23 +205,24 @@ unsafe extern "C" fn hayloft_cache_free_bulk(
     count: usize,
 ) {
     if count > 0 {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `cache` is live, and that `objects` points to `count`
+        // live objects of it.
         unsafe { (*cache).free_bulk(core::slice::from_raw_parts(objects, count)) };
     }
 }
 
 /// # Safety
-/// As [`hayloft_cache_alloc`].
+/// As for [`hayloft_cache_alloc`].
 #[unsafe(no_mangle)]
 unsafe extern "C" fn hayloft_cache_shrink(cache: *const Cache) -> usize {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `cache` is live.
     unsafe { (*cache).shrink() }
 }
 
 /// # Safety
-/// As [`hayloft_cache_alloc`]; `to` can be written.
+/// As for [`hayloft_cache_alloc`]. `to` is valid for writes.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn hayloft_cache_stats(cache: *const Cache, to: *mut CacheStats) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `cache` is live and that `to` is valid for writes.
     unsafe { to.write((*cache).stats()) };
 }

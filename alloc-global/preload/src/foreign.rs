@@ -1,8 +1,9 @@
-//! Blocks that lie in none of our arenas.
+//! Foreign blocks: blocks outside all arenas of Hayloft.
 //!
-//! They may be of the C library's own heap, where a program came to this library late, say with a plugin: then the function of the
-//! same name that is next in the order of libraries knows them. Where that heap was never used, no block can be of it, and a
-//! foreign address is a mistake, which ends the process with a message.
+//! If a program loads this library late, with a plugin say, foreign blocks may come from the C
+//! library's own heap. They are passed to the function of the same name that is next in the order
+//! of libraries. If that heap was never used, no block can come from it. A foreign address is then
+//! a mistake, and ends the process with a message.
 
 use core::ffi::{CStr, c_void};
 use core::mem;
@@ -10,18 +11,19 @@ use core::ptr::NonNull;
 
 use alloc_core::by_address;
 
-/// The function of this name that is next in the order of libraries.
+/// Returns the function `name` of the next library that has one, if there is any.
 fn next(name: &CStr) -> Option<NonNull<c_void>> {
-    // SAFETY: a name that ends in a null byte.
+    // SAFETY: `name` is null-terminated.
     NonNull::new(unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) })
 }
 
-/// As [`next`], if the heap of the C library was ever used.
+/// Returns the same as [`next`] if the heap of the C library was ever used, and `None` otherwise.
 fn next_if_used(name: &CStr) -> Option<NonNull<c_void>> {
-    /// `struct mallinfo2`: ten words, of which the first says what came by `brk`, and the fifth what by `mmap`.
+    /// `struct mallinfo2`: ten words. The first (`arena`) counts bytes from `brk`, the fifth
+    /// (`hblkhd`) bytes from `mmap`.
     type Info = [usize; 10];
     let info = next(c"mallinfo2")?;
-    // SAFETY: a function of this type.
+    // SAFETY: `mallinfo2` has this type, with a result of ten words.
     let info = unsafe { mem::transmute::<NonNull<c_void>, extern "C" fn() -> Info>(info)() };
     if info[0] + info[4] > 0 { next(name) } else { None }
 }
@@ -29,11 +31,11 @@ fn next_if_used(name: &CStr) -> Option<NonNull<c_void>> {
 /// Frees a foreign block, or ends the process.
 ///
 /// # Safety
-/// As `free`.
+/// As for `free`.
 #[cold]
 pub(crate) unsafe extern "C" fn free(block: *mut u8) {
     match next_if_used(c"free") {
-        // SAFETY: a function of this type; the rest is the caller's promise.
+        // SAFETY: `free` has this type. The caller guarantees that `block` is live.
         Some(free) => unsafe {
             mem::transmute::<NonNull<c_void>, unsafe extern "C" fn(*mut u8)>(free)(block);
         },
@@ -41,15 +43,15 @@ pub(crate) unsafe extern "C" fn free(block: *mut u8) {
     }
 }
 
-/// Changes the size of a foreign block, which stays one, or ends the process.
+/// Resizes a foreign block in the heap it came from and returns it, or ends the process.
 ///
 /// # Safety
-/// As `realloc`.
+/// As for `realloc`.
 #[cold]
 pub(crate) unsafe fn realloc(block: *mut c_void, size: usize) -> *mut c_void {
     type Realloc = unsafe extern "C" fn(*mut c_void, usize) -> *mut c_void;
     match next_if_used(c"realloc") {
-        // SAFETY: as in `free`.
+        // SAFETY: `realloc` has this type. The caller guarantees that `block` is live.
         Some(realloc) => unsafe {
             mem::transmute::<NonNull<c_void>, Realloc>(realloc)(block, size)
         },
@@ -57,15 +59,16 @@ pub(crate) unsafe fn realloc(block: *mut c_void, size: usize) -> *mut c_void {
     }
 }
 
-/// Bytes of a foreign block that the program may use; 0 for what is none.
+/// Returns the usable bytes of a foreign block. Returns 0 for every address if the heap of the C
+/// library was never used.
 ///
 /// # Safety
-/// As `malloc_usable_size`.
+/// As for `malloc_usable_size`.
 #[cold]
 pub(crate) unsafe fn usable_size(block: *mut c_void) -> usize {
     type UsableSize = unsafe extern "C" fn(*mut c_void) -> usize;
     next_if_used(c"malloc_usable_size").map_or(0, |usable_size| {
-        // SAFETY: as in `free`.
+        // SAFETY: `malloc_usable_size` has this type. The caller guarantees that `block` is live.
         unsafe { mem::transmute::<NonNull<c_void>, UsableSize>(usable_size)(block) }
     })
 }

@@ -1,20 +1,24 @@
-//! Hayloft as the `malloc` of programs in C and C++: `libhayloft.so`, to be preloaded or linked, and `libhayloft.a`.
+//! Hayloft as the `malloc` of programs in C and C++: `libhayloft.so`, to preload or link, and
+//! `libhayloft.a`.
 //!
-//! | module | has |
+//! | module | contents |
 //! |---|---|
 //! | `malloc` | the functions of the C standard, POSIX and glibc |
 //! | `foreign` | blocks of the C library's own heap |
 //! | `children` | `vfork` |
 //! | `limits` | `setrlimit` and `prlimit` |
 //! | `operators` | `operator new` and `operator delete` of C++ |
-//! | `report` | what glibc tells of its heap |
-//! | `api` | what is Hayloft's own: caches, allocating without waiting; declared in `include/hayloft.h` |
+//! | `report` | glibc's reports about its heap (`mallinfo` and others) |
+//! | `api` | Hayloft's own functions: caches, allocation without waiting; declared in `include/hayloft.h` |
 //!
-//! The library needs no special care while the process starts: it calls nothing of the C library that allocates, its thread-locals
-//! have their place from a thread's start, and what the loader allocated before it bound symbols to us it does not free. Nothing is undone at exit, so what is freed late is freed as ever. Around a fork, whoever runs a handler before or
-//! after Hayloft's may allocate: such a thread is in a slow path, and does not wait.
+//! The library needs no special care while the process starts. It calls no function of the C
+//! library that allocates. Its thread-locals exist from the start of a thread. The loader never
+//! frees blocks that it allocated before it bound symbols to this library. Nothing is torn down at
+//! exit, so late frees work as all others do. Fork handlers that run before or after Hayloft's may
+//! allocate: the forking thread counts as being in a slow path, so it does not wait for locks.
 //!
-//! Nothing unwinds out of these functions but what a new-handler throws, and `std::bad_alloc`: a panic ends the process.
+//! Only `std::bad_alloc` and exceptions of a new-handler unwind out of these functions. A panic
+//! ends the process.
 
 #![no_std]
 
@@ -28,23 +32,24 @@ mod report;
 
 use core::ffi::{c_int, c_void};
 
-/// What the standard library in here allocates comes from the same heap.
+/// The allocator of the Rust standard library in this library, which uses the same heap.
 #[global_allocator]
 static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
 
-// What the standard library unwinds with, from the compiler's archive: with the shared one, `libgcc_s`, each program would load
-// another library at its start, for what only happens where a panic ends it.
+// The standard library's unwinder, from the compiler's archive. With the shared one, `libgcc_s`,
+// each program would load another library at its start, only to use it when a panic ends the
+// process.
 #[link(name = "gcc_eh", kind = "static", modifiers = "-bundle")]
 unsafe extern "C" {}
 
 /// Sets `errno`.
 #[cold]
 fn fail(error: c_int) {
-    // SAFETY: the address of this thread's `errno` is always valid.
+    // SAFETY: the address of the calling thread's `errno` is always valid.
     unsafe { *libc::__errno_location() = error };
 }
 
-/// A block, or null with `errno` set.
+/// Returns `block`. If it is null, sets `errno` to `ENOMEM`.
 #[inline]
 fn or_no_memory(block: *mut u8) -> *mut c_void {
     if block.is_null() {

@@ -1,33 +1,36 @@
-//! `setrlimit` and `prlimit`, after which address space that is reserved for what may come goes back: else it would count for
-//! `RLIMIT_AS`, and leave the program none.
+//! `setrlimit` and `prlimit`, which also release reserved address space.
+//!
+//! The address space that Hayloft reserves in advance counts for `RLIMIT_AS`. Unless it is released
+//! when the program sets that limit, it may leave the program none.
 
 use core::ffi::{c_int, c_long};
 
 use alloc_core::kmalloc;
 use libc::{pid_t, rlimit};
 
-/// Sets a limit of this process.
+/// Sets a resource limit of this process.
 ///
 /// # Safety
-/// As the C library's.
+/// As for `setrlimit` of the C library.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn setrlimit(resource: c_int, new: *const rlimit) -> c_int {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `new` is valid; `prlimit` accepts a null `old`.
     unsafe { prlimit(0, resource, new, core::ptr::null_mut()) }
 }
 
 /// # Safety
-/// As [`setrlimit`].
+/// As for [`setrlimit`].
 #[unsafe(no_mangle)]
 unsafe extern "C" fn setrlimit64(resource: c_int, new: *const rlimit) -> c_int {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `new` is valid.
     unsafe { setrlimit(resource, new) }
 }
 
-/// Sets a limit of a process, or tells it.
+/// Reads and sets a resource limit of a process. If the process limits its own address space,
+/// releases reserved address space.
 ///
 /// # Safety
-/// As the C library's.
+/// As for `prlimit` of the C library.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn prlimit(
     process: pid_t,
@@ -35,7 +38,7 @@ unsafe extern "C" fn prlimit(
     new: *const rlimit,
     old: *mut rlimit,
 ) -> c_int {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `new` and `old` are each null or valid.
     unsafe {
         let arguments = (c_long::from(process), c_long::from(resource));
         let result = libc::syscall(libc::SYS_prlimit64, arguments.0, arguments.1, new, old);
@@ -51,7 +54,7 @@ unsafe extern "C" fn prlimit(
 }
 
 /// # Safety
-/// As [`prlimit`].
+/// As for [`prlimit`].
 #[unsafe(no_mangle)]
 unsafe extern "C" fn prlimit64(
     process: pid_t,
@@ -59,6 +62,6 @@ unsafe extern "C" fn prlimit64(
     new: *const rlimit,
     old: *mut rlimit,
 ) -> c_int {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `new` and `old` are each null or valid.
     unsafe { prlimit(process, resource, new, old) }
 }

@@ -1,10 +1,12 @@
-//! The functions of the C standard, POSIX and glibc, with glibc's answers where these leave a choice.
+//! The allocation functions of the C standard, POSIX and glibc, with glibc's behaviour where the
+//! standards leave a choice.
 //!
-//! `malloc` and `free` are what a program spends its time in: only the sheaf of this CPU is inlined into them, and what follows a
-//! miss is a jump.
+//! Programs spend their time in `malloc` and `free`. Only the access to this CPU's sheaf is inlined
+//! into these two; a miss is one jump.
 //!
-//! The C library's own names for these, `__libc_malloc` and so on, are public, and programs and libraries that wrap `malloc` call
-//! them. So they are here, too: what they return may be freed by any of the others.
+//! The C library's own names of these functions, `__libc_malloc` and so on, are public, and
+//! programs and libraries that wrap `malloc` call them. So this library exports them, too. Any of
+//! the functions may free or resize the blocks of any other.
 
 use core::ffi::{c_int, c_void};
 use core::ptr;
@@ -13,7 +15,7 @@ use alloc_core::by_address;
 
 use crate::{fail, foreign, or_no_memory};
 
-/// Allocates `size` bytes, aligned to 16; a block of its own for 0.
+/// Allocates `size` bytes, aligned to 16. A size of 0 gets a unique block.
 #[unsafe(no_mangle)]
 extern "C" fn malloc(size: usize) -> *mut c_void {
     match by_address::pop(size) {
@@ -28,7 +30,7 @@ extern "C" fn malloc_slow(size: usize) -> *mut c_void {
     or_no_memory(by_address::alloc(size))
 }
 
-/// Allocates `count` times `size` bytes that are zero.
+/// Allocates `count` times `size` bytes and sets them to zero.
 #[unsafe(no_mangle)]
 extern "C" fn calloc(count: usize, size: usize) -> *mut c_void {
     let Some(size) = count.checked_mul(size) else {
@@ -37,7 +39,7 @@ extern "C" fn calloc(count: usize, size: usize) -> *mut c_void {
     };
     match by_address::pop(size) {
         Some(block) => {
-            // SAFETY: a fresh block of that size.
+            // SAFETY: `block` is fresh and has at least `size` bytes.
             unsafe { block.write_bytes(0, size) };
             block.as_ptr().cast()
         }
@@ -51,57 +53,58 @@ extern "C" fn calloc_slow(size: usize) -> *mut c_void {
     or_no_memory(by_address::alloc_zeroed(size))
 }
 
-/// Frees a block; nothing if it is null. Keeps `errno`.
+/// Frees a block, or does nothing if it is null. Preserves `errno`.
 ///
 /// # Safety
-/// The block is null, foreign, or was allocated here, not freed, and is not used any more.
+/// `block` is null, foreign, or a live block of this allocator. It is not used afterwards.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn free(block: *mut c_void) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `block` is null, foreign or live.
     unsafe { by_address::free_or(block.cast(), foreign::free) }
 }
 
-/// As [`free`]. (Gone from glibc's headers since 2.26, not from programs.)
+/// Does the same as [`free`]. Gone from glibc's headers since 2.26, but not from programs.
 ///
 /// # Safety
-/// As [`free`].
+/// As for [`free`].
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cfree(block: *mut c_void) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `block` is null, foreign or live.
     unsafe { by_address::free_or(block.cast(), foreign::free) }
 }
 
-/// As [`free`], by a caller who knows the size. (C23.) What leads from the address to the class is as short as what would lead
-/// there from the size, and cannot be wrong.
+/// Frees a block whose size the caller knows (C23). The size is ignored: the path from the address
+/// to the class is as short as the path from the size, and cannot be wrong.
 ///
 /// # Safety
-/// As [`free`].
+/// As for [`free`].
 #[unsafe(no_mangle)]
 unsafe extern "C" fn free_sized(block: *mut c_void, _size: usize) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `block` is null, foreign or live.
     unsafe { by_address::free_or(block.cast(), foreign::free) }
 }
 
-/// As [`free_sized`], for a block of [`aligned_alloc`].
+/// Does the same as [`free_sized`] for a block of [`aligned_alloc`].
 ///
 /// # Safety
-/// As [`free`].
+/// As for [`free`].
 #[unsafe(no_mangle)]
 unsafe extern "C" fn free_aligned_sized(block: *mut c_void, _align: usize, _size: usize) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `block` is null, foreign or live.
     unsafe { by_address::free_or(block.cast(), foreign::free) }
 }
 
-/// Changes the size of a block. As with glibc, a size of 0 frees it, and the answer is null.
+/// Changes the size of a block, and returns the block, which may have moved. As in glibc, a size of
+/// 0 frees the block and returns null.
 ///
 /// # Safety
-/// As [`free`].
+/// As for [`free`].
 #[unsafe(no_mangle)]
 unsafe extern "C" fn realloc(block: *mut c_void, size: usize) -> *mut c_void {
     if block.is_null() {
         return malloc(size);
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `block` is foreign or live; it is not null.
     unsafe {
         if size == 0 {
             free(block);
@@ -115,14 +118,14 @@ unsafe extern "C" fn realloc(block: *mut c_void, size: usize) -> *mut c_void {
     }
 }
 
-/// As [`realloc`], to `count` times `size` bytes.
+/// Does the same as [`realloc`] with a size of `count` times `size` bytes.
 ///
 /// # Safety
-/// As [`free`].
+/// As for [`free`].
 #[unsafe(no_mangle)]
 unsafe extern "C" fn reallocarray(block: *mut c_void, count: usize, size: usize) -> *mut c_void {
     match count.checked_mul(size) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `block` is null, foreign or live.
         Some(size) => unsafe { realloc(block, size) },
         None => {
             fail(libc::ENOMEM);
@@ -131,7 +134,8 @@ unsafe extern "C" fn reallocarray(block: *mut c_void, count: usize, size: usize)
     }
 }
 
-/// Allocates `size` bytes at a multiple of `align`, a power of two.
+/// Allocates `size` bytes at a multiple of `align`. If `align` is not a power of two, returns null
+/// and sets `errno` to `EINVAL`.
 #[unsafe(no_mangle)]
 extern "C" fn aligned_alloc(align: usize, size: usize) -> *mut c_void {
     if !align.is_power_of_two() {
@@ -141,17 +145,18 @@ extern "C" fn aligned_alloc(align: usize, size: usize) -> *mut c_void {
     or_no_memory(by_address::alloc_aligned(size, align))
 }
 
-/// As [`aligned_alloc`]; an alignment that is no power of two counts as the next one.
+/// Does the same as [`aligned_alloc`], with `align` rounded up to a power of two.
 #[unsafe(no_mangle)]
 extern "C" fn memalign(align: usize, size: usize) -> *mut c_void {
     aligned_alloc(align.checked_next_power_of_two().unwrap_or(0), size)
 }
 
-/// As [`aligned_alloc`], for a multiple of a pointer's size; the answer is the error, and the block is stored at `to`. Keeps
-/// `errno`, and what is at `to` if there is an error.
+/// Allocates as [`aligned_alloc`] does and stores the block at `to`. `align` must also be a
+/// multiple of the size of a pointer. Returns 0 or an error number. Preserves `errno`, and on an
+/// error also the value at `to`.
 ///
 /// # Safety
-/// A pointer can be stored at `to`.
+/// `to` is valid for the write of a pointer.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn posix_memalign(to: *mut *mut c_void, align: usize, size: usize) -> c_int {
     if !align.is_power_of_two() || align < size_of::<*mut c_void>() {
@@ -161,13 +166,14 @@ unsafe extern "C" fn posix_memalign(to: *mut *mut c_void, align: usize, size: us
     if block.is_null() {
         return libc::ENOMEM;
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `to` is valid for writes.
     unsafe { to.write(block.cast()) };
     0
 }
 
+/// Returns the page size in bytes.
 fn page_size() -> usize {
-    // SAFETY: a number only; it cannot fail.
+    // SAFETY: `sysconf` takes a number only, and this one cannot fail.
     unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
 }
 
@@ -177,37 +183,37 @@ extern "C" fn valloc(size: usize) -> *mut c_void {
     aligned_alloc(page_size(), size)
 }
 
-/// As [`valloc`], whole pages, one at least.
+/// Does the same as [`valloc`], with `size` rounded up to whole pages, at least one.
 #[unsafe(no_mangle)]
 extern "C" fn pvalloc(size: usize) -> *mut c_void {
     let page = page_size();
     aligned_alloc(page, size.max(1).checked_next_multiple_of(page).unwrap_or(usize::MAX))
 }
 
-/// Bytes of a block that the program may use; 0 for null.
+/// Returns the number of usable bytes of a block, or 0 for null.
 ///
 /// # Safety
-/// As [`free`], but the block is still in use.
+/// As for [`free`], except that the block stays live.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn malloc_usable_size(block: *mut c_void) -> usize {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `block` is null, foreign or live.
     match unsafe { by_address::usable_size(block.cast()) } {
-        // SAFETY: the caller's promise.
+        // SAFETY: `block` is foreign, as every other live block has bytes.
         0 if !block.is_null() => unsafe { foreign::usable_size(block) },
         size => size,
     }
 }
 
-/// Names of the C library for functions above.
+/// Exports functions of this module by the C library's own names.
 macro_rules! of_the_c_library {
     ($($name:literal $other:ident ($($argument:ident: $kind:ty),*) $(-> $result:ty)? = $function:ident;)*) => {
         $(
             /// # Safety
-            /// As the function without a prefix.
+            /// As for the function without the prefix.
             #[unsafe(export_name = $name)]
             unsafe extern "C" fn $other($($argument: $kind),*) $(-> $result)? {
                 #[allow(unused_unsafe, reason = "some of them are safe")]
-                // SAFETY: the caller's promise.
+                // SAFETY: the caller keeps the contract of the function without the prefix.
                 unsafe { $function($($argument),*) }
             }
         )*

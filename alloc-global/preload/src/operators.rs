@@ -1,15 +1,23 @@
-//! `operator new` and `operator delete` of C++, by their names in the Itanium ABI, where `m` is `std::size_t`: the two that programs
-//! call most, and those that the standard has call these. The others are left to the C++ library, whose `nothrow` forms call the
-//! ones here and catch what they throw, and whose aligned forms call `aligned_alloc` and `free`.
+//! `operator new` and `operator delete` of C++, under their names in the Itanium ABI, where `m`
+//! stands for `std::size_t`.
 //!
-//! A program may replace the basic two alone, by `new` that writes a header in front of a block, say. So what is defined in terms
-//! of them calls whatever has their names ([new.delete] of the standard); a block of ours would lack the header.
+//! The library exports the two basic operators, which programs call most, and those that the
+//! standard defines in terms of the basic two. The others are left to the C++ library. Its
+//! `nothrow` forms call the operators here and catch what they throw; its aligned forms call
+//! `aligned_alloc` and `free`.
 //!
-//! A `new` that finds no memory has to call the program's new-handler until there is some, and to throw `std::bad_alloc` if
-//! there is no handler. Only the C++ library knows the one and can do the other, and a program in C has none: so both
-//! functions are weak references, bound where the program or a library of it had them at its start (or is linked with them), and
-//! looked up otherwise, for the library may have come with a plugin. Where there is none, the program is not told of any failure
-//! that it could deal with, and ends.
+//! A program may replace the basic two alone, for example with a `new` that writes a header in
+//! front of each block. The operators that are defined in terms of the basic two therefore call
+//! whichever functions have these names ([new.delete] of the standard). If they allocated here
+//! instead, their blocks would lack the header.
+//!
+//! A `new` that finds no memory must call the program's new-handler until there is memory, and
+//! throw `std::bad_alloc` if there is no handler. Only the C++ library knows the handler and can
+//! throw, and programs in C do not have that library. So both of its functions are weak references:
+//! the linker binds them if they are linked in, and the loader if the program or one of its
+//! libraries has them at the start. Otherwise they are looked up by name, as the C++ library may
+//! have come with a plugin. If the lookup fails, there is no way to report the failure to the
+//! program, and the process ends.
 
 use core::arch::global_asm;
 use core::ffi::{CStr, c_void};
@@ -21,14 +29,15 @@ use alloc_core::by_address;
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("std::size_t has another letter");
 
-/// A word that the linker or the loader fills in with the address of a function.
+/// Defines a word that the linker or the loader fills with the address of a function.
 macro_rules! word {
     ($name:literal, $function:literal) => {
         concat!(".hidden ", $name, "\n.globl ", $name, "\n", $name, ": .quad ", $function)
     };
 }
 
-// The compiler has no weak references, and binds what this library defines to itself. So each of these functions has a word.
+// The compiler has no weak references, and binds calls of symbols that this library defines to this
+// library. So each of these functions has a word with its address.
 global_asm!(
     ".weak _ZSt15get_new_handlerv",
     ".weak _ZSt17__throw_bad_allocv",
@@ -52,14 +61,16 @@ unsafe extern "C" {
 
 type Handler = unsafe extern "C-unwind" fn();
 
-/// A function of the C++ library, if there is one: what the weak reference was bound to, or else what goes by that name now.
+/// Returns a function of the C++ library, if there is one: `bound`, the target of the weak
+/// reference, or else the current definition of `name`.
 fn find(bound: *mut c_void, name: &CStr) -> Option<NonNull<c_void>> {
-    // SAFETY: a name that ends in a null byte.
+    // SAFETY: `name` is null-terminated.
     let by_name = |library| NonNull::new(unsafe { libc::dlsym(library, name.as_ptr()) });
     let libraries = [c"libstdc++.so.6", c"libc++abi.so.1", c"libc++.so.1"];
     NonNull::new(bound).or_else(|| by_name(libc::RTLD_DEFAULT)).or_else(|| {
         libraries.into_iter().find_map(|library| {
-            // SAFETY: as above. Only a library that is loaded already is found, and it stays as long as who loaded it wants.
+            // SAFETY: the names are null-terminated. `RTLD_NOLOAD` finds loaded libraries only, and
+            // those stay loaded after `dlclose` for as long as their loaders want.
             unsafe {
                 let flags = libc::RTLD_LAZY | libc::RTLD_NOLOAD;
                 let library = NonNull::new(libc::dlopen(library.as_ptr(), flags))?;
@@ -71,10 +82,12 @@ fn find(bound: *mut c_void, name: &CStr) -> Option<NonNull<c_void>> {
     })
 }
 
-/// Asks the new-handler for memory, or throws.
+/// Calls the new-handler, which may free memory or throw. Throws `std::bad_alloc` if there is no
+/// handler, and ends the process if there is no C++ library.
 fn handle_failure() {
-    // SAFETY: words that the linker or the loader filled in; functions of these types: `std::new_handler get_new_handler()`, and
-    // `void __throw_bad_alloc()`. What they throw passes through functions that may be unwound.
+    // SAFETY: the linker or the loader filled the words. The functions have these types:
+    // `std::new_handler get_new_handler()` and `void __throw_bad_alloc()`. Their exceptions pass
+    // only through functions that may unwind.
     unsafe {
         let handler =
             find(hayloft_get_new_handler, c"_ZSt15get_new_handlerv").and_then(|get_handler| {
@@ -94,7 +107,7 @@ fn handle_failure() {
     }
 }
 
-/// What follows a miss.
+/// Allocates after a miss of the sheaf, and calls the new-handler until that succeeds.
 #[cold]
 #[inline(never)]
 extern "C-unwind" fn new_slow(size: usize) -> *mut c_void {
@@ -119,46 +132,46 @@ extern "C-unwind" fn _Znwm(size: usize) -> *mut c_void {
 /// `operator delete(void *)`
 ///
 /// # Safety
-/// As `free`.
+/// As for `free`.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn _ZdlPv(block: *mut c_void) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `block` is null, foreign or live.
     unsafe { by_address::free_or(block.cast(), crate::foreign::free) }
 }
 
 /// `operator new[](std::size_t)`
 #[unsafe(no_mangle)]
 extern "C-unwind" fn _Znam(size: usize) -> *mut c_void {
-    // SAFETY: a word that the linker or the loader filled in; so below.
+    // SAFETY: the linker or the loader filled this word with the address of an `operator new`.
     unsafe { hayloft_new(size) }
 }
 
-/// `operator delete(void *, std::size_t)`. A block is known by its address.
+/// `operator delete(void *, std::size_t)`. The size is ignored: the address identifies the block.
 ///
 /// # Safety
-/// As `free`.
+/// As for `free`.
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn _ZdlPvm(block: *mut c_void, _: usize) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the loader filled the word; the caller guarantees that `block` is null or live.
     unsafe { hayloft_delete(block) }
 }
 
 /// `operator delete[](void *)`
 ///
 /// # Safety
-/// As `free`.
+/// As for `free`.
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn _ZdaPv(block: *mut c_void) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the loader filled the word; the caller guarantees that `block` is null or live.
     unsafe { hayloft_delete(block) }
 }
 
 /// `operator delete[](void *, std::size_t)`
 ///
 /// # Safety
-/// As `free`.
+/// As for `free`.
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn _ZdaPvm(block: *mut c_void, _: usize) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the loader filled the word; the caller guarantees that `block` is null or live.
     unsafe { hayloft_delete_array(block) }
 }

@@ -1,4 +1,5 @@
-//! What glibc tells of its heap, as far as it means something here: bytes held, used and free.
+//! glibc's reports about the heap, with the numbers that apply to Hayloft: bytes held, in use and
+//! free.
 
 use core::ffi::{c_char, c_int};
 
@@ -9,7 +10,7 @@ unsafe extern "C" {
     fn dprintf(file: c_int, format: *const c_char, ...) -> c_int;
 }
 
-/// `struct mallinfo2`, and `struct mallinfo` with its narrower numbers.
+/// `struct mallinfo2`, or, with narrower numbers, `struct mallinfo`.
 #[repr(C)]
 struct Info<T> {
     arena: T,
@@ -24,7 +25,7 @@ struct Info<T> {
     keepcost: T,
 }
 
-/// What there is, each number as `number` has it.
+/// Returns the current numbers, each converted by `number`.
 fn info<T: Copy>(number: impl Fn(usize) -> T) -> Info<T> {
     let Stats { held, free, unneeded, .. } = stats::gather_own();
     let none = number(0);
@@ -42,22 +43,25 @@ fn info<T: Copy>(number: impl Fn(usize) -> T) -> Info<T> {
     }
 }
 
-/// Bytes held (`arena`), in use (`uordblks`), free (`fordblks`) and unneeded (`keepcost`).
+/// Returns the bytes held (`arena`), in use (`uordblks`), free (`fordblks`), and free in idle pages
+/// (`keepcost`).
 #[unsafe(no_mangle)]
 extern "C" fn mallinfo2() -> Info<usize> {
     info(|number| number)
 }
 
-/// As [`mallinfo2`]; a number that is too large is the largest there is.
+/// Returns the same as [`mallinfo2`], with numbers that are too large replaced by the largest
+/// `int`.
 #[unsafe(no_mangle)]
 extern "C" fn mallinfo() -> Info<c_int> {
     info(|number| c_int::try_from(number).unwrap_or(c_int::MAX))
 }
 
-/// Writes what [`mallinfo2`] says as XML. The options must be 0.
+/// Writes the numbers of [`mallinfo2`] to `stream` as XML. Returns 0, `EINVAL` if `options` is not
+/// 0, or -1 if writing fails.
 ///
 /// # Safety
-/// The stream is one of the C library's.
+/// `stream` is an open stream of the C library.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn malloc_info(options: c_int, stream: *mut libc::FILE) -> c_int {
     if options != 0 {
@@ -66,29 +70,31 @@ unsafe extern "C" fn malloc_info(options: c_int, stream: *mut libc::FILE) -> c_i
     let Stats { held, free, unneeded, .. } = stats::gather_own();
     let format = c"<malloc version=\"hayloft\">\n<total type=\"held\" size=\"%zu\"/>\n<total type=\"free\" size=\"%zu\"/>\n\
         <total type=\"unneeded\" size=\"%zu\"/>\n</malloc>\n";
-    // SAFETY: as many numbers as the format has; the rest is the caller's promise.
+    // SAFETY: the arguments match the format. The caller guarantees that `stream` is open.
     let written = unsafe { libc::fprintf(stream, format.as_ptr(), held, free, unneeded) };
     if written < 0 { -1 } else { 0 }
 }
 
-/// Writes what [`mallinfo2`] says to standard error.
+/// Writes the numbers of [`mallinfo2`] to standard error.
 #[unsafe(no_mangle)]
 extern "C" fn malloc_stats() {
     let Stats { held, free, unneeded, .. } = stats::gather_own();
     let format = c"hayloft: %zu bytes held, %zu of them in use, %zu free, %zu unneeded\n";
-    // SAFETY: as many numbers as the format has.
+    // SAFETY: the arguments match the format.
     unsafe { dprintf(libc::STDERR_FILENO, format.as_ptr(), held, held - free, free, unneeded) };
 }
 
-/// Gives all memory back that no block in use needs; 1 if there was any. There is no top of the heap to leave `_pad` bytes at.
+/// Releases all idle memory to the system. Returns 1 if there was any, and 0 otherwise. There is no
+/// top of the heap at which to leave `_pad` bytes.
 #[unsafe(no_mangle)]
 extern "C" fn malloc_trim(_pad: usize) -> c_int {
     c_int::from(cache::trim() > 0)
 }
 
-/// Takes the settings of glibc, for programs that insist on it, and does nothing with them; 0 for what is no setting.
+/// Accepts the settings of glibc and ignores them, for programs that insist on success. Returns 1,
+/// or 0 for an unknown setting.
 #[unsafe(no_mangle)]
 extern "C" fn mallopt(setting: c_int, _value: c_int) -> c_int {
-    // From `M_ARENA_MAX` to `M_TRIM_THRESHOLD`, and `M_MXFAST`.
+    // `M_ARENA_MAX` (-8) to `M_TRIM_THRESHOLD` (-1), and `M_MXFAST` (1).
     c_int::from(matches!(setting, -8..=-1 | 1))
 }
