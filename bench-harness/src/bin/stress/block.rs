@@ -1,4 +1,4 @@
-//! A block of memory that knows what it should contain.
+//! A block of memory that can check its own contents.
 
 use std::alloc::{self, Layout};
 use std::hint::black_box;
@@ -9,8 +9,8 @@ use alloc_core::nolock;
 use crate::failure::{self, Actor, Fault};
 use crate::pattern;
 
-/// An allocated block, filled with the pattern of its key. Dropping it without [`Block::free`]
-/// leaks it, which the totals show.
+/// An allocated block, filled with the pattern of its key. A block that is dropped without
+/// [`Block::free`] leaks, and the totals show it.
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct Block {
@@ -20,11 +20,11 @@ pub(crate) struct Block {
     born: Actor,
 }
 
-// SAFETY: a block owns its memory, and any thread may free what another allocated.
+// SAFETY: a block owns its memory, and any thread may free memory that another allocated.
 unsafe impl Send for Block {}
 
 impl Block {
-    /// Allocates and fills a block; `None` if the allocator has no memory.
+    /// Allocates and fills a block. Returns `None` if the allocator has no memory.
     pub(crate) fn alloc(layout: Layout, key: u64, born: Actor) -> Option<Self> {
         assert_ne!(layout.size(), 0);
         // SAFETY: the size is not zero.
@@ -33,7 +33,8 @@ impl Block {
         Some(block)
     }
 
-    /// As [`Block::alloc`], by the road that never waits, which may be less lucky.
+    /// Does the same as [`Block::alloc`] by the entry point that never waits, which may fail more
+    /// often.
     pub(crate) fn alloc_nolock(layout: Layout, key: u64, born: Actor) -> Option<Self> {
         let address = nolock::alloc(layout).map_or(ptr::null_mut(), NonNull::as_ptr);
         let block = Self::adopt(address, layout, key, born)?;
@@ -41,12 +42,12 @@ impl Block {
         Some(block)
     }
 
-    /// Allocates a zeroed block, checks that it is, and fills it.
+    /// Allocates a zeroed block, checks that it is zero, and fills it.
     pub(crate) fn alloc_zeroed(layout: Layout, key: u64, born: Actor) -> Option<Self> {
         assert_ne!(layout.size(), 0);
         // SAFETY: the size is not zero.
         let block = Self::adopt(unsafe { alloc::alloc_zeroed(layout) }, layout, key, born)?;
-        // SAFETY: the block is this long, and `alloc_zeroed` initialised it.
+        // SAFETY: the block has `layout.size()` bytes, and `alloc_zeroed` initialised them.
         let nonzero = unsafe { pattern::find_nonzero(block.address.as_ptr(), layout.size()) };
         if let Some(mismatch) = nonzero {
             block.fail(Fault::NotZeroed(mismatch), "after alloc_zeroed", born);
@@ -55,26 +56,28 @@ impl Block {
         Some(block)
     }
 
-    /// Takes a fresh address into a block and checks its alignment.
+    /// Wraps a newly allocated address in a block and checks its alignment. Returns `None` for
+    /// null.
     fn adopt(address: *mut u8, layout: Layout, key: u64, born: Actor) -> Option<Self> {
-        // The compiler may remove an allocation it sees through; it cannot see through this.
+        // The compiler may remove an allocation whose uses it can follow; the black box prevents
+        // that.
         let address = NonNull::new(black_box(address))?;
         let block = Self { address, layout, key, born };
         block.check_alignment("after an allocation", born);
         Some(block)
     }
 
-    /// Bytes in the block.
+    /// Returns the size in bytes.
     pub(crate) fn size(&self) -> usize {
         self.layout.size()
     }
 
-    /// The number its contents follow from.
+    /// Returns the number that determines the contents.
     pub(crate) fn key(&self) -> u64 {
         self.key
     }
 
-    /// Whether this very thread allocated it, in the same role.
+    /// Returns whether the thread of `actor` allocated the block, in the same generation and role.
     pub(crate) fn is_of(&self, actor: Actor) -> bool {
         let of = |actor: Actor| (actor.role, actor.thread, actor.generation);
         of(self.born) == of(actor)
@@ -85,15 +88,15 @@ impl Block {
         self.check_prefix(self.layout.size(), when, actor);
     }
 
-    /// Resizes the block, its contents checked before and after. On refusal (`false`) the block is
-    /// checked to be what it was.
+    /// Resizes the block, and checks its contents before and after. If the allocator refuses,
+    /// checks that the block is unchanged and returns `false`.
     pub(crate) fn realloc(&mut self, new_size: usize, actor: Actor) -> bool {
         assert_ne!(new_size, 0);
         self.check("before realloc", actor);
         let old_size = self.layout.size();
         let new_layout = Layout::from_size_align(new_size, self.layout.align())
             .expect("a size far below isize::MAX");
-        // SAFETY: the block came from this allocator with this layout; the new size is not zero and
+        // SAFETY: the block came from this allocator with this layout. The new size is not zero and
         // makes a valid layout.
         let moved = unsafe { alloc::realloc(self.address.as_ptr(), self.layout, new_size) };
         let Some(moved) = NonNull::new(black_box(moved)) else {
@@ -116,16 +119,17 @@ impl Block {
         unsafe { alloc::dealloc(self.address.as_ptr(), self.layout) };
     }
 
-    /// Checks and frees the block by the road that never waits, wherever it came from.
+    /// Checks the block and frees it by the entry point that never waits, whichever one allocated
+    /// it.
     pub(crate) fn free_nolock(self, actor: Actor) {
         self.check("before dealloc", actor);
         // SAFETY: the block came from this allocator with this layout and is not used again.
         unsafe { nolock::free(self.address, self.layout) };
     }
 
-    /// Writes the pattern from offset `from` on.
+    /// Writes the pattern from offset `from` to the end.
     fn fill_from(&self, from: usize) {
-        // SAFETY: the block is this long and owned.
+        // SAFETY: `self` owns the block, which has `layout.size()` bytes.
         unsafe { pattern::fill(self.address.as_ptr(), from, self.layout.size(), self.key) };
     }
 

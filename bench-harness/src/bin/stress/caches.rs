@@ -1,10 +1,10 @@
-//! Object caches that are made, used, shared and destroyed, all the time.
+//! Object caches that are constantly created, used, shared and destroyed.
 //!
-//! A cycle is the life of one cache, of random flags and one of a few sizes, so that those alive at
-//! the same time often share a class. Its objects come and go by all roads. A second thread may use
-//! it, too, and handlers use the cache of the thread that they interrupt. Some objects are
-//! [published](crate::published) to readers meanwhile. Now and then a cache is to be destroyed that
-//! has objects still, and must refuse.
+//! A cycle is the life of one cache. Its flags are random, and its size is one of a few, so that
+//! caches alive at the same time often share a class. Its objects are allocated and freed by every
+//! entry point. Sometimes a second thread uses the cache as well, and signal handlers use the cache
+//! of the thread that they interrupt. Meanwhile some objects are [published](crate::published) to
+//! readers. Some caches still have live objects when their owner destroys them; that must fail.
 
 use std::alloc::Layout;
 use std::array;
@@ -25,14 +25,14 @@ use crate::published::{self, Publisher};
 /// Sizes of objects.
 const SIZES: [usize; 7] = [32, 100, 104, 500, 1000, 6000, 30_000];
 
-/// Most bytes in the objects that a user has.
+/// Bound on the bytes in the objects that a user holds.
 const BYTES: usize = 1 << 20;
 
-/// Most objects that come or go at once.
+/// Bound on the objects allocated or freed by one bulk operation.
 const BULK: usize = 64;
 
 thread_local! {
-    /// The cache that this thread uses, for handlers.
+    /// The cache that this thread uses, for its signal handlers.
     static CURRENT: AtomicPtr<Subject> = const { AtomicPtr::new(ptr::null_mut()) };
 }
 
@@ -44,7 +44,7 @@ struct Subject {
 }
 
 impl Subject {
-    /// Makes a cache; one in two is special in no way, so that it can share a class.
+    /// Creates a cache. Half of the caches have nothing special, so that they can share a class.
     fn new(rng: &mut Rng) -> Self {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let name = format!("stress {}", COUNT.fetch_add(1, Ordering::Relaxed));
@@ -66,12 +66,12 @@ impl Subject {
         Self { cache: builder.build().expect("there are few caches"), flags, constructed }
     }
 
-    /// Whether it shares its class with no other cache.
+    /// Returns whether the cache shares its class with no other cache.
     fn is_special(&self) -> bool {
         self.constructed || self.flags.contains(CacheFlags::NO_MERGE)
     }
 
-    /// Whether an object may be used again while somebody reads it.
+    /// Returns whether an object may be reused while a reader still reads it.
     fn is_typesafe(&self) -> bool {
         self.flags.contains(CacheFlags::TYPESAFE_BY_RCU)
     }
@@ -81,7 +81,7 @@ impl Subject {
         Object::new(address, self.cache.layout(), key, state, actor)
     }
 
-    /// Allocates an object; in any context.
+    /// Allocates an object. Callable in any context.
     fn alloc(&self, rng: &mut Rng, actor: Actor) -> Option<Object> {
         let address = match rng.below(3) {
             0 => self.cache.alloc_nolock(),
@@ -90,9 +90,9 @@ impl Subject {
         address.map(|address| self.filled(address, rng.next(), actor))
     }
 
-    /// Frees an object that nobody uses; in any context.
+    /// Frees an object that nothing else uses. Callable in any context.
     fn free(&self, rng: &mut Rng, object: Object, actor: Actor) {
-        // SAFETY: an object of this cache, and the caller's alone.
+        // SAFETY: `object` belongs to this cache, and the caller passes its only owner.
         unsafe {
             match rng.below(4) {
                 0 | 1 => self.cache.free(object.into_checked(actor)),
@@ -113,7 +113,8 @@ impl Subject {
 
     fn free_after_readers(&self, rng: &mut Rng, object: Object, actor: Actor) {
         let address = object.into_checked(actor);
-        // SAFETY: an object of this cache that nobody uses but readers, who cannot find it any more.
+        // SAFETY: `object` belongs to this cache and is no longer published: only readers that
+        // found it earlier still use it.
         unsafe {
             match rng.below(2) {
                 0 => self.cache.free_rcu(address),
@@ -123,17 +124,20 @@ impl Subject {
     }
 }
 
-/// What a handler does with the cache of the thread that it interrupted, if that uses one.
+/// Allocates and frees objects in the cache that the interrupted thread uses, if it uses one.
+/// Called by signal handlers.
 pub(crate) fn interrupt(rng: &mut Rng, actor: Actor) {
     let current = CURRENT.with(|current| current.load(Ordering::Relaxed));
-    // SAFETY: the cache is there as long as it is current, and the thread waits for its handler.
+    // SAFETY: the cache outlives its time in `CURRENT`, since the thread that clears `CURRENT`
+    // cannot continue before its handler returns.
     let Some(subject) = (unsafe { current.as_ref() }) else { return };
     let objects: [_; 3] = array::from_fn(|_| subject.alloc(rng, actor));
     objects.into_iter().flatten().for_each(|object| subject.free(rng, object, actor));
 }
 
-/// The life of a cache; how many were destroyed. In the child of a fork, which can have no other threads of
-/// the standard library, its user is `alone`.
+/// Runs the life of one cache and returns the number of caches destroyed, which is one. `alone`
+/// prevents a second user: it is set in a fork child, which must not start threads of the standard
+/// library.
 pub(crate) fn cycle(rng: &mut Rng, actor: Actor, alone: bool) -> u64 {
     let subject = Subject::new(rng);
     let shared = Mutex::default();
@@ -162,7 +166,8 @@ pub(crate) fn cycle(rng: &mut Rng, actor: Actor, alone: bool) -> u64 {
     1
 }
 
-/// Destroys a cache. With objects in use it refuses first, and tells which.
+/// Destroys a cache. If `kept` is not empty, checks first that the destruction fails and reports
+/// exactly these objects.
 fn destroy(mut subject: Subject, rng: &mut Rng, kept: Vec<Object>, actor: Actor) {
     if !kept.is_empty() {
         let refusal = subject.cache.destroy().expect_err("objects are in use");
@@ -175,7 +180,7 @@ fn destroy(mut subject: Subject, rng: &mut Rng, kept: Vec<Object>, actor: Actor)
     subject.cache.destroy().expect("all objects are free");
 }
 
-/// Who uses a cache.
+/// A thread's use of a cache.
 struct User<'a> {
     subject: &'a Subject,
     /// Where users of the same cache leave all their objects for each other.
@@ -183,12 +188,12 @@ struct User<'a> {
     rng: Rng,
     actor: Actor,
     objects: Vec<Object>,
-    /// Of the first user of a cache.
+    /// Present only in the first user of a cache.
     publisher: Option<Publisher>,
 }
 
 impl User<'_> {
-    /// Uses the cache for a while.
+    /// Performs 1 to 1000 random operations on the cache.
     fn run(&mut self) {
         let set = |subject| CURRENT.with(|current| current.store(subject, Ordering::Relaxed));
         set(ptr::from_ref(self.subject).cast_mut());
@@ -196,7 +201,7 @@ impl User<'_> {
             self.step();
         }
         set(ptr::null_mut());
-        // Towards handlers: from here on they leave the cache alone.
+        // A barrier towards this thread's handlers: from here on they leave the cache alone.
         compiler_fence(Ordering::SeqCst);
     }
 
@@ -225,7 +230,7 @@ impl User<'_> {
         }
     }
 
-    /// Takes some object out of those in use.
+    /// Removes a random object from those held.
     fn take(&mut self) -> Option<Object> {
         let index = self.rng.below(self.objects.len().max(1));
         (index < self.objects.len()).then(|| self.objects.swap_remove(index))
@@ -242,7 +247,7 @@ impl User<'_> {
         let len = self.rng.log_uniform(1, BULK);
         let count = self.subject.cache.alloc_bulk(&mut room[..len]);
         for address in &room[..count] {
-            // SAFETY: so many were allocated.
+            // SAFETY: `alloc_bulk` wrote the first `count` elements.
             let address = unsafe { address.assume_init() };
             self.objects.push(self.subject.filled(address, self.rng.next(), self.actor));
         }
@@ -252,11 +257,12 @@ impl User<'_> {
         let len = self.rng.log_uniform(1, BULK).min(self.objects.len());
         let last = self.objects.drain(self.objects.len() - len..);
         let addresses: Vec<_> = last.map(|object| object.into_checked(self.actor)).collect();
-        // SAFETY: objects of this cache that nobody uses any more.
+        // SAFETY: the objects belong to this cache, and `into_checked` ended their use.
         unsafe { self.subject.cache.free_bulk(&addresses) };
     }
 
-    /// Publishes an object, or nothing, and frees the one before.
+    /// Publishes `object`, or nothing, and frees the object published before. Without a publisher,
+    /// frees `object` instead.
     fn publish(&mut self, object: Option<Object>) {
         let before = match &mut self.publisher {
             Some(publisher) => publisher.publish(object),
@@ -272,7 +278,8 @@ impl User<'_> {
         mem::swap(&mut *shared, &mut self.objects);
     }
 
-    /// Frees what is in use, but for so many objects: those.
+    /// Frees the objects held by this user and left in `shared`, except `kept` of them, which it
+    /// returns.
     fn free_all_but(mut self, kept: usize) -> Vec<Object> {
         self.exchange();
         let others = mem::take(&mut self.objects);

@@ -1,4 +1,4 @@
-//! Threads beside the workers: each does one thing over and over until the run ends.
+//! Threads beside the workers. Each repeats one task until the run ends.
 
 use std::fmt;
 use std::iter;
@@ -15,13 +15,13 @@ use crate::{caches, forks, hotplug};
 #[derive(Debug)]
 pub(crate) struct Companion {
     pub(crate) task: Task,
-    /// Counted on from the workers' numbers.
+    /// Thread number. These numbers follow the workers' numbers.
     thread: u32,
     pub(crate) pulse: Pulse,
     done: AtomicU64,
 }
 
-/// What a companion does.
+/// The task of a companion.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Task {
     Hotplug,
@@ -40,7 +40,7 @@ impl fmt::Display for Task {
 }
 
 impl Companion {
-    /// The companions that a plan asks for.
+    /// Returns the companions that a plan asks for.
     pub(crate) fn all(plan: &Plan) -> Box<[Companion]> {
         let Modes { hotplug, fork, caches, .. } = plan.modes;
         let tasks = [(hotplug, Task::Hotplug, 1), (fork, Task::Fork, 1), (caches, Task::Caches, 3)];
@@ -55,13 +55,13 @@ impl Companion {
         (plan.threads..).zip(wanted).map(companion).collect()
     }
 
-    /// What a task has done so far: cycles, forks, or caches destroyed.
+    /// Returns the work that a task has done so far: hotplug cycles, forks, or caches destroyed.
     pub(crate) fn done(companions: &[Companion], task: Task) -> u64 {
         let of_task = companions.iter().filter(|companion| companion.task == task);
         of_task.map(|companion| companion.done.load(Ordering::Relaxed)).sum()
     }
 
-    /// Does it until the run ends.
+    /// Repeats the task until the run ends.
     pub(crate) fn run(&self, plan: &Plan, stop: &AtomicBool) {
         let _enlisted = plan.modes.signals.then(|| Enlisted::new(self.thread, 0));
         let mut rng = Rng::of_worker(plan.seed, self.thread, 0);

@@ -1,4 +1,4 @@
-//! The supervisor: keeps one worker running per lane, and tells how it goes each second.
+//! The supervisor: keeps one worker running per lane, and prints the progress each second.
 
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -16,24 +16,24 @@ use crate::watchdog::{self, Watched};
 use crate::worker::{Lane, Shared, Worker};
 use crate::{irq, relay, signals, visit};
 
-/// Workers are shallow, and many of them start and end.
+/// Stack size of a thread. Workers nest only shallow calls, and many of them start and end.
 const STACK: usize = 256 << 10;
 
-/// How often progress is printed.
+/// Interval between two lines of progress.
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The last words of a worker.
+/// A worker's report at its end.
 struct Finished {
     thread: u32,
     totals: Totals,
 }
 
-/// The worker now on a lane.
+/// The current worker of a lane.
 struct Post<'scope> {
     handle: Option<ScopedJoinHandle<'scope, ()>>,
     /// Generations begun.
     generations: u32,
-    /// Operations still to be done; [`u64::MAX`] when time decides.
+    /// Operations still to do; [`u64::MAX`] when the run is limited by time.
     remaining: u64,
 }
 
@@ -44,7 +44,7 @@ pub(crate) fn run(plan: &Plan) -> Outcome {
     visit::SEED.get_or_init(|| plan.seed);
     if plan.modes.signals {
         signals::install();
-        // Handlers queue irq work from the first on.
+        // Handlers queue irq work from the first signal on, so the CPU threads must exist.
         cpu::start();
     }
     let start = Instant::now();
@@ -82,7 +82,7 @@ pub(crate) fn run(plan: &Plan) -> Outcome {
     })
 }
 
-/// What has to go on.
+/// Returns everything whose progress the watchdog checks.
 fn watched<'a>(shared: &'a Shared, supervisor: &'a Pulse) -> Vec<Watched<'a>> {
     let mut watched = vec![Watched::new("the supervisor", supervisor)];
     for (thread, lane) in shared.lanes.iter().enumerate() {
@@ -98,7 +98,8 @@ fn watched<'a>(shared: &'a Shared, supervisor: &'a Pulse) -> Vec<Watched<'a>> {
     watched
 }
 
-/// Frees the blocks that are under way when all threads have ended; what that was, and what all visits did.
+/// Frees the blocks left in the exchange and the relay after all threads have ended. Returns the
+/// counts of these frees and of all visits.
 fn clear(shared: &Shared) -> Totals {
     let Plan { seed, threads, .. } = shared.plan;
     let last = Actor { seed, role: Role::Worker, thread: threads, generation: 0, operation: 0 };
@@ -148,7 +149,7 @@ impl<'scope, 'env> Crew<'scope, 'env> {
         }
     }
 
-    /// Returns the totals and how many threads there have been.
+    /// Runs all workers to their end. Returns the totals and the number of threads started.
     fn run(mut self, start: Instant) -> (Totals, u64) {
         for thread in 0..self.shared.plan.threads {
             self.spawn(thread);
@@ -174,7 +175,7 @@ impl<'scope, 'env> Crew<'scope, 'env> {
                 Err(RecvTimeoutError::Disconnected) => unreachable!("a sender is kept"),
             }
         }
-        // For the companions, where operations decide.
+        // Stops the companions when the number of operations ended the run.
         self.shared.stop.store(true, Ordering::Relaxed);
         (self.totals, self.spawned)
     }
@@ -200,7 +201,7 @@ impl<'scope, 'env> Crew<'scope, 'env> {
         let (generation, limit) = (post.generations, post.remaining);
         post.handle = Some(spawn(self.scope, move || {
             let totals = Worker::new(shared, thread, generation).run(limit);
-            // The supervisor outlives every worker, so there is always someone to hear it.
+            // The supervisor outlives every worker, so the receiver still exists.
             let _ = finished.send(Finished { thread, totals });
         }));
         post.generations += 1;

@@ -1,11 +1,11 @@
 //! Random numbers, and the layouts drawn from them.
 //!
-//! The generator is SplitMix64, written out here because a replay by seed must not depend on the
-//! version of a library.
+//! The generator is SplitMix64. It is written out here because a replay by seed must not depend on
+//! the version of a library.
 
 use std::alloc::Layout;
 
-/// One output step of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number
+/// Computes one output step of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number
 /// generators", 2014): a bijection that spreads every input bit over all output bits.
 pub(crate) const fn mix(value: u64) -> u64 {
     let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -21,34 +21,34 @@ pub(crate) const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 pub(crate) struct Rng(u64);
 
 impl Rng {
-    /// The stream of one worker thread.
+    /// Creates the stream of one worker thread.
     pub(crate) fn of_worker(seed: u64, thread: u32, generation: u32) -> Self {
         let worker = u64::from(thread) << 32 | u64::from(generation);
         Self(mix(mix(seed.wrapping_add(GOLDEN)) ^ worker.wrapping_mul(GOLDEN)))
     }
 
-    /// The stream of something that is done beside the workers' own sequences.
+    /// Creates the stream of a visit, which is independent of the workers' own sequences.
     pub(crate) fn of_visit(seed: u64, number: u64) -> Self {
         Self(mix(mix(seed ^ GOLDEN).wrapping_add(number.wrapping_mul(GOLDEN))))
     }
 
-    /// A stream derived from a number that is itself random, such as a block's key.
+    /// Creates a stream from a number that is itself random, such as a block's key.
     pub(crate) fn of_key(key: u64) -> Self {
         Self(key)
     }
 
-    /// The next number.
+    /// Returns the next number.
     pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(GOLDEN);
         mix(self.0)
     }
 
-    /// A number in `0..bound`.
+    /// Returns a number in `0..bound`.
     pub(crate) fn below(&mut self, bound: usize) -> usize {
         ((u128::from(self.next()) * bound as u128) >> 64) as usize
     }
 
-    /// A number in `low..=high`, each power of two in between about as likely as the next.
+    /// Returns a number in `low..=high`. Every octave is about equally likely.
     pub(crate) fn log_uniform(&mut self, low: usize, high: usize) -> usize {
         let high = high.max(low);
         let steps = (high / low).ilog2() as usize + 1;
@@ -57,7 +57,8 @@ impl Rng {
     }
 }
 
-/// A size from 1 to `max`: mostly small, often at the border of a size class, rarely megabytes.
+/// Returns a size from 1 to `max`: mostly small, often at the border of a size class, rarely
+/// megabytes.
 pub(crate) fn size(rng: &mut Rng, max: usize) -> usize {
     let size = match rng.below(1000) {
         0..600 => rng.log_uniform(1, 1 << 10),
@@ -69,14 +70,15 @@ pub(crate) fn size(rng: &mut Rng, max: usize) -> usize {
     size.clamp(1, max)
 }
 
-/// A size at, one below or one above a quarter step between powers of two, where classes end.
+/// Returns a size at, one below or one above a quarter step between powers of two. Size classes end
+/// there.
 fn border(rng: &mut Rng) -> usize {
     let power = 8 << rng.below(14);
     let step = power + power / 4 * rng.below(4);
     step + rng.below(3) - 1
 }
 
-/// An alignment: mostly what types ask for, sometimes up to a page, rarely up to 2 MiB.
+/// Returns an alignment: mostly that of a common type, sometimes up to a page, rarely up to 2 MiB.
 fn align(rng: &mut Rng) -> usize {
     match rng.below(2000) {
         0..1500 => 1 << rng.below(5),
@@ -85,13 +87,13 @@ fn align(rng: &mut Rng) -> usize {
     }
 }
 
-/// A layout of at most `max` bytes.
+/// Returns a layout of at most `max` bytes.
 pub(crate) fn layout(rng: &mut Rng, max: usize) -> Layout {
     let size = size(rng, max);
     Layout::from_size_align(size, align(rng)).expect("a size far below isize::MAX")
 }
 
-/// The size a block of `old` bytes is reallocated to: a small step, half, double, or anything.
+/// Returns the new size for a block of `old` bytes: a small step away, half, double, or any size.
 pub(crate) fn new_size(rng: &mut Rng, old: usize, max: usize) -> usize {
     let new = match rng.below(8) {
         0 => old + 1,

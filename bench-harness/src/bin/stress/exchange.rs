@@ -1,7 +1,8 @@
-//! Where threads hand blocks to each other.
+//! Slots through which threads pass blocks to each other.
 //!
-//! A fixed set of slots, each with one bundle of blocks. To hand a bundle over is to swap it for
-//! what is in a slot: the bundle of another thread, possibly one that ended long ago.
+//! Each of a fixed set of slots holds one bundle of blocks. A thread hands a bundle over by
+//! swapping it for the bundle in a slot. That one comes from another thread, which may have ended
+//! long ago.
 
 use parking_lot::Mutex;
 
@@ -17,18 +18,18 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
-    /// An exchange of empty slots.
+    /// Creates an exchange of empty slots.
     pub(crate) fn new(slots: usize) -> Self {
         Self { slots: (0..slots).map(|_| Mutex::default()).collect() }
     }
 
-    /// Leaves `bundle` in a slot and returns what was there.
+    /// Leaves `bundle` in a slot and returns the previous bundle.
     pub(crate) fn swap(&self, slot: usize, bundle: Bundle) -> Bundle {
         let mut place = self.slots[slot].lock();
         std::mem::replace(&mut *place, bundle)
     }
 
-    /// Empties every slot.
+    /// Empties every slot and returns the blocks.
     pub(crate) fn drain(&self) -> impl Iterator<Item = Block> + '_ {
         (0..self.slots.len()).flat_map(|slot| self.swap(slot, Bundle::new()))
     }

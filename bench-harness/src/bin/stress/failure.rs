@@ -1,4 +1,4 @@
-//! The end of a run that found something wrong.
+//! The end of a run that found a fault.
 
 use std::alloc::Layout;
 use std::fmt;
@@ -9,28 +9,28 @@ use std::thread;
 
 use crate::pattern::Mismatch;
 
-/// In what capacity something is done.
+/// The context in which an operation is done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Role {
-    /// As the next step of the thread's own sequence.
+    /// The next step of the thread's own sequence.
     Worker,
-    /// In a signal handler that interrupted the thread.
+    /// A signal handler that interrupted the thread.
     Handler,
-    /// In irq work, on the thread of a CPU.
+    /// Irq work on the thread of a CPU.
     IrqWork,
-    /// In the child of a fork.
+    /// The child of a fork.
     Child,
 }
 
-/// Who does something, and when: enough to find the place again in a replay.
+/// The thread that does an operation, and the operation: enough to find it again in a replay.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Actor {
     pub(crate) seed: u64,
     pub(crate) role: Role,
     pub(crate) thread: u32,
     pub(crate) generation: u32,
-    /// Number of the operation in this thread and generation; in other roles than a worker's, of the
-    /// visit in the whole run.
+    /// For a worker, the number of the operation in this thread and generation. For other roles,
+    /// the number of the visit in the whole run.
     pub(crate) operation: u64,
 }
 
@@ -47,22 +47,23 @@ impl fmt::Display for Actor {
     }
 }
 
-/// What is wrong with a block.
+/// The fault found in a block.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fault {
-    /// The block is not aligned as its layout asks.
+    /// The block is not aligned as its layout requires.
     Misaligned,
     /// A byte of a zeroed block is not zero.
     NotZeroed(Mismatch),
-    /// A byte of the block is not what was written to it.
+    /// A byte of the block differs from the byte written there.
     Contents(Mismatch),
-    /// What a constructor left is gone, for this.
+    /// The constructor's mark was replaced by this value.
     NotConstructed(u64),
 }
 
 /// Prints the fault and ends the process with exit code 1. Only the first fault is printed.
 ///
-/// `when` says what was being done with the block, `born` who allocated it, if that is known.
+/// `when` describes the operation on the block. `born` is the thread and operation that allocated
+/// it, if known.
 pub(crate) fn report(
     fault: Fault,
     when: &str,
@@ -102,19 +103,19 @@ pub(crate) fn report(
     exit_at_once()
 }
 
-/// Writes a line to standard error, without the heap and without a lock: for any context, and for
-/// when one of these may be what is stuck.
+/// Writes a line to standard error without the heap and without locks. That works in any context,
+/// and also when the heap or a lock is stuck.
 pub(crate) fn say(line: fmt::Arguments<'_>) {
     let mut text = Cursor::new([0; 512]);
-    // What does not fit is cut off.
+    // A line that does not fit is truncated.
     let _ = writeln!(text, "{line}");
     let len = text.position() as usize;
-    // SAFETY: the pointer and the length are those of a part of the array.
+    // SAFETY: the pointer and the length describe an initialised part of the array.
     unsafe { libc::write(libc::STDERR_FILENO, text.get_ref().as_ptr().cast(), len) };
 }
 
-/// Says what is wrong and in which state the allocator is, and ends the process with exit code 1. For
-/// any context.
+/// Prints the error and the state of the allocator, then ends the process with exit code 1.
+/// Callable in any context.
 pub(crate) fn give_up(what: fmt::Arguments<'_>) -> ! {
     say(format_args!("stress: {what}"));
     alloc_core::dump::machine(&|line| say(format_args!("  {line}")));
@@ -130,8 +131,7 @@ pub(crate) fn exit_on_panic() {
     }));
 }
 
-/// Ends the process with exit code 1, without running exit handlers, which need a heap that is still
-/// whole.
+/// Ends the process with exit code 1. Skips the exit handlers, which need an intact heap.
 pub(crate) fn exit_at_once() -> ! {
     // SAFETY: `_exit` has no preconditions.
     unsafe { libc::_exit(1) }

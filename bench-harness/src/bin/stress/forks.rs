@@ -1,4 +1,4 @@
-//! Forks, all the time: whatever the other threads are doing, the child has an allocator that works.
+//! Constant forks. Whatever the other threads are doing, the allocator must work in the child.
 
 use std::thread;
 use std::time::Duration;
@@ -11,14 +11,14 @@ use crate::visit::Visit;
 use crate::watchdog;
 use crate::{caches, irq};
 
-/// Between two forks, for the others to get their pages back.
+/// Pause between two forks, in which the other threads fault their copy-on-write pages back in.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Forks once, and waits for the child.
+/// Forks once and waits for the child.
 pub(crate) fn cycle(rng: &mut Rng, actor: Actor) -> u64 {
     let visits = rng.log_uniform(1, 1000);
-    // SAFETY: the child does what it may after a fork with threads around: it allocates by Hayloft, has
-    // it start threads, and ends.
+    // SAFETY: the child does only what is allowed after a fork of a threaded process: it allocates
+    // from Hayloft, which starts its own threads, and exits.
     match unsafe { libc::fork() } {
         0 => live(rng, Actor { role: Role::Child, ..actor }, visits),
         child => wait_for(child),
@@ -27,21 +27,21 @@ pub(crate) fn cycle(rng: &mut Rng, actor: Actor) -> u64 {
     1
 }
 
-/// The life of a child.
+/// Runs the life of a child.
 fn live(rng: &mut Rng, actor: Actor, visits: usize) -> ! {
     extern "C" fn out_of_time(_: libc::c_int) {
         failure::give_up(format_args!("STUCK: the child of a fork"));
     }
-    // SAFETY: the handler may do what it does in any context.
+    // SAFETY: the handler only calls `give_up`, which works in any context.
     unsafe {
         libc::signal(libc::SIGALRM, out_of_time as *const () as usize);
-        // Before the parent's watchdog finds that there are no forks.
+        // Expires before the parent's watchdog reports that forks have stopped.
         libc::alarm(watchdog::PATIENCE - 5);
     }
     for _ in 0..visits {
         Visit::new(Role::Child, 0, 0).run();
     }
-    // From here on it has CPUs.
+    // From here on the child has CPU threads.
     cache::barrier();
     for _ in 0..visits {
         let mut visit = Visit::new(Role::Child, 0, 0);
@@ -51,14 +51,15 @@ fn live(rng: &mut Rng, actor: Actor, visits: usize) -> ! {
     caches::cycle(rng, actor, true);
     irq::settle();
     cache::barrier();
-    // SAFETY: ends the process; exit handlers are the parent's.
+    // SAFETY: `_exit` has no preconditions. Exit handlers are left to the parent.
     unsafe { libc::_exit(0) }
 }
 
-/// Waits for a child, which must end well.
+/// Waits for a child, and gives up unless it exits with status 0.
 fn wait_for(child: libc::pid_t) {
     let mut status = 0;
-    // SAFETY: the status is ours to be written. Signals do not end the call.
+    // SAFETY: `status` is valid for the write. The signals' `SA_RESTART` keeps the call from ending
+    // early.
     let ended = unsafe { libc::waitpid(child, &raw mut status, 0) };
     if ended != child || status != 0 {
         failure::give_up(format_args!("the child of a fork failed: {ended}, status {status:#x}"));

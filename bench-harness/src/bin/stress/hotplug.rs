@@ -1,4 +1,4 @@
-//! CPUs that go and come back, all the time.
+//! CPUs that constantly go offline and come back.
 
 use std::mem;
 use std::thread;
@@ -8,11 +8,12 @@ use alloc_core::{cache, cpu};
 
 use crate::draw::Rng;
 
-/// Takes one CPU away and brings it back; how many CPUs that was.
+/// Takes one CPU offline and brings it back. Returns the number of CPUs cycled, which is zero or
+/// one.
 pub(crate) fn cycle(rng: &mut Rng) -> u64 {
     let online: Vec<_> = cpu::read_lock().online().collect();
     if online.len() < 2 {
-        // The last one cannot go.
+        // The last CPU cannot go offline.
         thread::sleep(Duration::from_millis(10));
         return 0;
     }
@@ -21,7 +22,7 @@ pub(crate) fn cycle(rng: &mut Rng) -> u64 {
     if by_affinity {
         let before = affinity();
         let mut without = before;
-        // SAFETY: the set is whole, and the number of a CPU lies in it.
+        // SAFETY: the set is initialised, and the number of a CPU lies within it.
         unsafe { libc::CPU_CLR(cpu, &mut without) };
         set_affinity(&without);
         cpu::refresh().expect("the CPU can go");
@@ -42,9 +43,9 @@ pub(crate) fn cycle(rng: &mut Rng) -> u64 {
     1
 }
 
-/// The CPUs that the main thread may run on, which are those of the process.
+/// Returns the affinity of the main thread, which Hayloft uses as that of the process.
 fn affinity() -> libc::cpu_set_t {
-    // SAFETY: a zeroed set is a valid one; the set is ours to be written, and its size is given.
+    // SAFETY: a zeroed set is valid. The call writes at most the size passed to it.
     unsafe {
         let mut set = mem::zeroed();
         let result = libc::sched_getaffinity(libc::getpid(), size_of_val(&set), &raw mut set);
@@ -54,7 +55,7 @@ fn affinity() -> libc::cpu_set_t {
 }
 
 fn set_affinity(set: &libc::cpu_set_t) {
-    // SAFETY: the set is whole, and its size is given.
+    // SAFETY: the set is initialised, and the call reads at most the size passed to it.
     let result = unsafe { libc::sched_setaffinity(libc::getpid(), size_of_val(set), set) };
     assert_eq!(result, 0, "the set has a CPU");
 }

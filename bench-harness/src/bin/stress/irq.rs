@@ -1,4 +1,4 @@
-//! Irq work, queued by handlers, and by irq work itself.
+//! Irq work, queued by signal handlers and by irq work itself.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,28 +9,30 @@ use crate::failure::Role;
 use crate::pulse::Pulse;
 use crate::visit::Visit;
 
-/// Items that run where `--irq` says, and items that run in the handler wherever there is one.
+/// Items that run where `--irq` selects, and items that always run in the handler where there is
+/// one.
 static ITEMS: [IrqWork; 8] = [const { IrqWork::new(work) }; 8];
 static HARD_ITEMS: [IrqWork; 8] = [const { IrqWork::new(work).hard() }; 8];
 
-/// CPUs that items are queued on: more than most machines have, as others take over.
+/// CPU numbers that items are queued on. Most machines have fewer CPUs; other CPUs take over the
+/// items of the missing ones.
 const CPUS: usize = 16;
 
-/// Items run.
+/// Items that have run.
 pub(crate) static RUN: Pulse = Pulse::new();
 static QUEUED: AtomicU64 = AtomicU64::new(0);
 static COALESCED: AtomicU64 = AtomicU64::new(0);
 
-/// What became of items so far.
+/// Counts of items so far.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) queued: u64,
     pub(crate) run: u64,
-    /// Asked to be queued while they were queued already.
+    /// Requests to queue an item that was queued already.
     pub(crate) coalesced: u64,
 }
 
-/// Queues some item on some CPU.
+/// Queues a random item on a random CPU.
 pub(crate) fn queue(rng: &mut Rng) {
     let items = if rng.below(2) == 0 { &ITEMS } else { &HARD_ITEMS };
     let item = &items[rng.below(items.len())];
@@ -51,10 +53,11 @@ fn work(_: &IrqWork) {
     RUN.beat();
 }
 
-/// Waits until nothing is queued, while nobody else queues anything. For one thread at a time.
+/// Waits until no item is queued. Nothing else may queue items meanwhile, and only one thread may
+/// wait.
 pub(crate) fn settle() {
     let all = || ITEMS.iter().chain(&HARD_ITEMS);
-    // An item may queue another that was waited for already.
+    // An item may queue another one that this loop has already waited for.
     loop {
         all().for_each(IrqWork::sync);
         if !all().any(IrqWork::is_busy) {
@@ -63,7 +66,7 @@ pub(crate) fn settle() {
     }
 }
 
-/// What became of all items so far.
+/// Returns the counts of items so far.
 pub(crate) fn counts() -> Counts {
     Counts {
         queued: QUEUED.load(Ordering::Relaxed),

@@ -2,31 +2,31 @@
 //!
 //! Each worker thread allocates, reallocates and frees blocks of random size and alignment. Every
 //! block is filled with a pattern of its own ([`pattern`]), which is checked in full whenever the
-//! block is reallocated or freed, so two blocks that overlap, a copy that lost bytes or memory
-//! handed out twice shows as a mismatch. Blocks pass between threads ([`exchange`]), and the threads
-//! themselves come and go: a worker lives for one *generation*, leaves its blocks to the others and
-//! is replaced by a fresh thread ([`crew`]).
+//! block is reallocated or freed. Two blocks that overlap, a copy that lost bytes, or memory handed
+//! out twice therefore shows as a mismatch. Blocks pass between threads ([`exchange`]), and the
+//! threads themselves come and go ([`crew`]): a worker lives for one *generation*, leaves its
+//! blocks to the others and is replaced by a new thread.
 //!
-//! On request much else goes on at the same time: signal handlers that allocate and queue irq work
-//! ([`signals`]), CPUs that come and go ([`hotplug`]), children ([`forks`]), object caches that are made
-//! and destroyed ([`caches`]). A [`watchdog`] ends a run in which something is stuck, and says in which
-//! state the allocator is.
+//! On request, other activities run at the same time: signal handlers that allocate and queue irq
+//! work ([`signals`]), CPUs that go offline and online ([`hotplug`]), fork children ([`forks`]),
+//! and object caches that are created and destroyed ([`caches`]). A [`watchdog`] ends a run in
+//! which something is stuck, and prints the state of the allocator.
 //!
-//! The first mismatch is printed with all that is needed to find it again, and ends the process with
-//! exit code 1. A request refused with null is counted and is no fault, as long as a refused `realloc`
-//! left the block as it was; but the program's own tables are on the same heap, and it gives up when
-//! they find no memory.
+//! The program prints the first mismatch, with everything needed to find it again, and exits with
+//! code 1. A request that the allocator refuses with null is counted. It is not a fault, as long as
+//! a refused `realloc` left the block unchanged. But the program's own tables are on the same heap,
+//! and it gives up when the allocator refuses memory for them.
 //!
 //! # Replay
 //!
-//! What a worker does depends on the seed, its thread number and its generation alone: same seed,
-//! same `--threads`, `--max-size` and `--live-mb`, same sequence of operations, sizes, alignments
-//! and choices in every thread. Blocks that come in from other threads are checked and freed on the
-//! spot with choices drawn from the block, never from the worker, so that timing cannot leak into
-//! the sequence. What goes on beside the workers draws from generators of its own, so it leaves their
-//! sequences alone. How threads interleave, hence which addresses they see, is up to the machine. With
-//! `--operations` the length of the run is fixed too, and the digest printed at the end must come
-//! out the same each time.
+//! The operations of a worker depend only on the seed, its thread number and its generation. The
+//! same seed, `--threads`, `--max-size` and `--live-mb` give the same sequence of operations,
+//! sizes, alignments and choices in every thread. Blocks that arrive from other threads are checked
+//! and freed immediately. The choices for them are drawn from the block, never from the worker, so
+//! that timing cannot leak into the sequence. Activities beside the workers draw from generators of
+//! their own, so they do not change the sequences either. The interleaving of the threads, and with
+//! it the addresses that they see, is up to the machine. With `--operations` the length of the run
+//! is fixed too, and the digest printed at the end must be the same each time.
 
 mod block;
 mod caches;
@@ -59,10 +59,10 @@ use clap::Parser as _;
 #[global_allocator]
 static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
 
-/// The setting that says how irq work runs. It is read before `main`.
+/// Environment variable that selects how irq work runs. The allocator reads it before `main`.
 const IRQ: &str = "HAYLOFT_IRQ";
 
-/// Starts this program again, with irq work run in that way; returns where that fails.
+/// Starts this program again with the value `irq` for [`IRQ`]. Returns only if that fails.
 fn start_again(irq: &str) -> ExitCode {
     let program = env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
     let error = Command::new(program).args(env::args_os().skip(1)).env(IRQ, irq).exec();

@@ -1,4 +1,4 @@
-//! An object of a cache that knows what it should contain.
+//! An object of a cache that can check its own contents.
 
 use std::alloc::Layout;
 use std::ptr::NonNull;
@@ -6,13 +6,14 @@ use std::ptr::NonNull;
 use crate::failure::{self, Actor, Fault};
 use crate::pattern;
 
-/// What the constructor of a cache leaves in an object, for as long as there is one.
+/// Mark that the constructor of a cache leaves in each object. It stays for as long as the object's
+/// memory does.
 const CONSTRUCTED: u64 = 0x6861_796c_6f66_7421;
 
-/// What an object begins with; the pattern of its key follows.
+/// The start of an object. The pattern of the object's key follows.
 #[repr(C)]
 struct Header {
-    /// The constructor's, if there is one.
+    /// Written by the constructor, if the cache has one.
     mark: u64,
     key: u64,
     size: usize,
@@ -20,10 +21,10 @@ struct Header {
 
 const HEADER: usize = size_of::<Header>();
 
-/// The constructor.
+/// Constructs an object: writes the mark.
 pub(crate) fn construct(address: NonNull<u8>) {
     let header: *mut Header = address.as_ptr().cast();
-    // SAFETY: objects have room for a header.
+    // SAFETY: the cache passes memory of one of its objects, which have room for a header.
     unsafe { (&raw mut (*header).mark).write(CONSTRUCTED) };
 }
 
@@ -38,11 +39,12 @@ pub(crate) struct Object {
     born: Actor,
 }
 
-// SAFETY: an object in use is its owner's, on whatever thread.
+// SAFETY: an object in use belongs to its owner alone, on any thread.
 unsafe impl Send for Object {}
 
 impl Object {
-    /// Takes a fresh object, zeroed or constructed, and fills it.
+    /// Wraps a newly allocated object, checks that it is zeroed or constructed as its cache
+    /// promises, and fills it.
     pub(crate) fn new(
         address: NonNull<u8>,
         layout: Layout,
@@ -54,21 +56,21 @@ impl Object {
         if !address.addr().get().is_multiple_of(layout.align()) {
             object.fail(Fault::Misaligned, born);
         }
-        // SAFETY: a zeroed object is initialised, and this long.
+        // SAFETY: a zeroed object has `layout.size()` initialised bytes.
         let nonzero =
             zeroed.then(|| unsafe { pattern::find_nonzero(object.start(), layout.size()) });
         if let Some(mismatch) = nonzero.flatten() {
             object.fail(Fault::NotZeroed(mismatch), born);
         }
         if constructed {
-            // SAFETY: an object that the constructor has made.
+            // SAFETY: the cache has `construct` as its constructor, which has run on this object.
             unsafe { check_constructed(address, born) };
         }
         object.fill();
         object
     }
 
-    /// Where it is.
+    /// Returns the address.
     pub(crate) fn address(&self) -> NonNull<u8> {
         self.address
     }
@@ -80,7 +82,7 @@ impl Object {
     fn fill(&self) {
         let header: *mut Header = self.start().cast();
         let size = self.layout.size();
-        // SAFETY: the object is owned, and this long; it has room for a header.
+        // SAFETY: `self` owns the object, which has `size` bytes and room for a header.
         unsafe {
             (&raw mut (*header).key).write(self.key);
             (&raw mut (*header).size).write(size);
@@ -88,13 +90,14 @@ impl Object {
         }
     }
 
-    /// Checks every byte, and gives the object up.
+    /// Checks every byte of the object, ends its use and returns its address.
     pub(crate) fn into_checked(self, actor: Actor) -> NonNull<u8> {
         if self.constructed {
-            // SAFETY: an object that the constructor has made.
+            // SAFETY: the cache has `construct` as its constructor, which has run on this object.
             unsafe { check_constructed(self.address, actor) };
         }
-        // SAFETY: the object is this long, and filled.
+        // SAFETY: the object has `layout.size()` bytes, and `fill` wrote all those after the
+        // header.
         let mismatch = unsafe {
             pattern::find_mismatch(self.start().add(HEADER), self.layout.size() - HEADER, self.key)
         };
@@ -111,12 +114,14 @@ impl Object {
     }
 }
 
-/// Checks every byte of an object that only readers use.
+/// Checks every byte of an object on behalf of a reader.
 ///
 /// # Safety
-/// The object was filled, and nobody writes it.
+///
+/// The object is filled, and nothing writes to it meanwhile.
 pub(crate) unsafe fn check_whole(address: NonNull<u8>, actor: Actor) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that the object is filled, header included, and that nothing
+    // writes to it.
     unsafe {
         let header: *const Header = address.as_ptr().cast();
         let (key, size) = ((*header).key, (*header).size);
@@ -127,12 +132,15 @@ pub(crate) unsafe fn check_whole(address: NonNull<u8>, actor: Actor) {
     }
 }
 
-/// Checks that an object is still what the constructor made.
+/// Checks that the object still has the constructor's mark.
 ///
 /// # Safety
-/// The memory is that of an object of a cache with [`construct`], in use or free.
+///
+/// The memory is that of an object, in use or free, of a cache with [`construct`] as its
+/// constructor.
 pub(crate) unsafe fn check_constructed(address: NonNull<u8>, actor: Actor) {
-    // SAFETY: the caller's promise; once constructed, nobody writes the mark.
+    // SAFETY: the caller guarantees that `construct` made the object; nothing writes the mark after
+    // that.
     let mark = unsafe { (&raw const (*address.cast::<Header>().as_ptr()).mark).read() };
     if mark != CONSTRUCTED {
         fail_reading(Fault::NotConstructed(mark), address, actor);

@@ -13,7 +13,8 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 30, conflicts_with = "operations")]
     seconds: u64,
 
-    /// Run this many operations per thread instead of for a time: a run that can be repeated exactly.
+    /// Run this many operations per thread instead of for a time: a run that can be repeated
+    /// exactly.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     operations: Option<u64>,
 
@@ -21,7 +22,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=4096))]
     threads: u32,
 
-    /// Where all randomness comes from.
+    /// Seed of all randomness.
     #[arg(long, default_value_t = 1)]
     seed: u64,
 
@@ -35,14 +36,14 @@ pub(crate) struct Options {
           value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     live_mb: u64,
 
-    /// A run of three seconds, for continuous integration; of ten with any of what follows.
+    /// A run of three seconds, for continuous integration; of ten with any of the following.
     #[arg(long, conflicts_with_all = ["seconds", "operations"])]
     quick: bool,
 
     #[command(flatten)]
     modes: Modes,
 
-    /// All of this at once.
+    /// All of the above at once.
     #[arg(long)]
     all: bool,
 
@@ -51,7 +52,7 @@ pub(crate) struct Options {
     irq: Option<Irq>,
 }
 
-/// What goes on beside the workers' own sequences.
+/// Activities beside the workers' own sequences.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Args)]
 pub(crate) struct Modes {
     /// Interrupt all threads by signals, whose handlers allocate, free, and queue irq work.
@@ -91,16 +92,16 @@ impl fmt::Display for Modes {
 /// Where irq work runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(crate) enum Irq {
-    /// In the signal handlers of the threads that act as CPUs.
+    /// In the signal handlers of the CPU threads.
     Hard,
-    /// In the loops of these threads, but for what insists on the handler.
+    /// In the loops of the CPU threads, except items that require the handler.
     Threaded,
-    /// In their loops; there is no signal.
+    /// In the loops of the CPU threads, without any signal.
     None,
 }
 
 impl Irq {
-    /// The value of `HAYLOFT_IRQ`.
+    /// Returns the value of `HAYLOFT_IRQ`.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Irq::Hard => "hard",
@@ -110,7 +111,7 @@ impl Irq {
     }
 }
 
-/// When a run ends.
+/// The end of a run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Length {
     /// After a time.
@@ -119,17 +120,17 @@ pub(crate) enum Length {
     Operations(u64),
 }
 
-/// Everything a run is determined by.
+/// Everything that determines a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) threads: u32,
     pub(crate) length: Length,
-    /// Largest block.
+    /// Size of the largest block, in bytes.
     pub(crate) max_size: usize,
-    /// Bound on the bytes one worker keeps to itself.
+    /// Bound on the bytes that one worker keeps.
     pub(crate) worker_bytes: usize,
-    /// Exchange slots.
+    /// Number of exchange slots.
     pub(crate) slots: usize,
     /// Bound on the bytes in one exchange slot.
     pub(crate) slot_bytes: usize,
@@ -138,8 +139,9 @@ pub(crate) struct Plan {
 }
 
 impl Options {
-    /// Splits the bound on live data: half to the workers, a quarter to the exchange slots, and the
-    /// rest as room for what is between a slot and the thread that frees it.
+    /// Returns the plan of the run. Splits the bound on live data: half goes to the workers and a
+    /// quarter to the exchange slots. The rest is for blocks on their way from a slot to the thread
+    /// that frees them.
     pub(crate) fn plan(&self) -> Plan {
         let threads = self.threads as usize;
         let slots = 2 * threads;

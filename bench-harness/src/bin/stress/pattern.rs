@@ -1,18 +1,18 @@
 //! The contents of a block: a function of its key and the offset.
 //!
-//! Word `i` of a block is `key + i * STEP`. Keys are random 64-bit numbers, so no two blocks share a
-//! word but by rare chance; and since the offset is part of it, bytes that moved are found as well
-//! as bytes that changed.
+//! Word `i` of a block is `key + i * STEP`. Keys are random 64-bit numbers, so two blocks share a
+//! word only by a rare coincidence. The word depends on the offset, so the check finds bytes that
+//! moved as well as bytes that changed.
 
 use crate::draw::GOLDEN;
 
-/// The difference between one word and the next.
+/// Difference between two consecutive words.
 const STEP: u64 = GOLDEN;
 
-/// Bytes to a word.
+/// Bytes in a word.
 const WORD: usize = size_of::<u64>();
 
-/// A byte that is not what it should be.
+/// A byte that differs from the expected one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mismatch {
     pub(crate) offset: usize,
@@ -20,12 +20,12 @@ pub(crate) struct Mismatch {
     pub(crate) found: u8,
 }
 
-/// The word at word index `index` of the block `key`.
+/// Returns the word with index `index` of the block `key`.
 fn word(key: u64, index: usize) -> u64 {
     key.wrapping_add((index as u64).wrapping_mul(STEP))
 }
 
-/// The byte at `offset` of the block `key`.
+/// Returns the byte at `offset` of the block `key`.
 fn byte(key: u64, offset: usize) -> u8 {
     word(key, offset / WORD).to_ne_bytes()[offset % WORD]
 }
@@ -38,16 +38,16 @@ fn byte(key: u64, offset: usize) -> u8 {
 pub(crate) unsafe fn fill(block: *mut u8, from: usize, len: usize, key: u64) {
     let words = from.div_ceil(WORD)..len / WORD;
     if words.is_empty() {
-        // SAFETY: the same range as the caller's.
+        // SAFETY: the caller guarantees that `block` is valid for writes of `len` bytes.
         return unsafe { fill_bytes(block, from, len, key) };
     }
-    // SAFETY: the range is a part of the caller's.
+    // SAFETY: `block` is valid for `len` bytes, and this range ends before `len`.
     unsafe { fill_bytes(block, from, words.start * WORD, key) };
     for index in words.clone() {
         // SAFETY: word `index` ends at or before `len`.
         unsafe { block.add(index * WORD).cast::<u64>().write_unaligned(word(key, index)) };
     }
-    // SAFETY: the range is a part of the caller's.
+    // SAFETY: `block` is valid for `len` bytes, where this range ends.
     unsafe { fill_bytes(block, words.end * WORD, len, key) };
 }
 
@@ -58,18 +58,14 @@ pub(crate) unsafe fn fill(block: *mut u8, from: usize, len: usize, key: u64) {
 /// `block` must be valid for writes of `to` bytes.
 unsafe fn fill_bytes(block: *mut u8, from: usize, to: usize, key: u64) {
     for offset in from..to {
-        // SAFETY: `offset` is below `to`.
+        // SAFETY: `offset` is below `to`, and the caller guarantees `to` bytes.
         unsafe { block.add(offset).write(byte(key, offset)) };
     }
 }
 
-/// Finds the first of `len` bytes that is not the block `key`'s.
-///
-/// # Safety
-///
-/// `block` must be valid for reads of `len` bytes, all of them initialised.
+/// Finds the first of `len` bytes that differs from the block `key`.
 pub(crate) unsafe fn find_mismatch(block: *const u8, len: usize, key: u64) -> Option<Mismatch> {
-    // SAFETY: passed on to the caller.
+    // SAFETY: the caller guarantees `len` readable, initialised bytes.
     unsafe { find_other(block, len, |index| word(key, index)) }
 }
 
@@ -77,24 +73,24 @@ pub(crate) unsafe fn find_mismatch(block: *const u8, len: usize, key: u64) -> Op
 ///
 /// # Safety
 ///
-/// As for [`find_mismatch`].
+/// `block` must be valid for reads of `len` bytes, all of them initialised.
 pub(crate) unsafe fn find_nonzero(block: *const u8, len: usize) -> Option<Mismatch> {
-    // SAFETY: passed on to the caller.
+    // SAFETY: the caller guarantees `len` readable, initialised bytes.
     unsafe { find_other(block, len, |_| 0) }
 }
 
-/// Finds the first of `len` bytes that differs from the words `expected` gives.
+/// Finds the first of `len` bytes that differs from the words that `expected` returns.
 ///
 /// # Safety
 ///
-/// As for [`find_mismatch`].
+/// `block` must be valid for reads of `len` bytes, all of them initialised.
 unsafe fn find_other(
     block: *const u8,
     len: usize,
     expected: impl Fn(usize) -> u64,
 ) -> Option<Mismatch> {
-    // One pass without a branch per word, which the compiler vectorises; the place is looked for
-    // only once something is known to be wrong.
+    // The first pass has no branch per word, so the compiler vectorises it. The offset is searched
+    // for only after this pass found a difference.
     let mut difference = 0;
     for index in 0..len / WORD {
         // SAFETY: word `index` ends at or before `len`.
@@ -156,7 +152,7 @@ mod tests {
         // SAFETY: the pointer and the length are those of an array.
         assert_eq!(unsafe { find_nonzero(block.as_ptr(), 33) }, None);
         block[32] = 5;
-        // SAFETY: as above.
+        // SAFETY: the pointer and the length are those of an array.
         let found = unsafe { find_nonzero(block.as_ptr(), 33) };
         assert_eq!(found, Some(Mismatch { offset: 32, expected: 0, found: 5 }));
     }

@@ -1,8 +1,8 @@
-//! Signs of life.
+//! Signs of progress.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// A count of what was done, by which the [`watchdog`](crate::watchdog) sees that it goes on.
+/// A count of work done, by which the [`watchdog`](crate::watchdog) detects progress.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct Pulse {
@@ -11,27 +11,27 @@ pub(crate) struct Pulse {
 }
 
 impl Pulse {
-    /// The pulse of something that has done nothing yet.
+    /// Creates the pulse of an activity that has done nothing yet.
     pub(crate) const fn new() -> Self {
         Self { beats: AtomicU64::new(0), over: AtomicBool::new(false) }
     }
 
-    /// Something was done.
+    /// Counts one unit of work.
     pub(crate) fn beat(&self) {
         self.beats.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Nothing more is to be done.
+    /// Marks the work as complete.
     pub(crate) fn end(&self) {
         self.over.store(true, Ordering::Relaxed);
     }
 
-    /// How often something was done.
+    /// Returns the units of work counted.
     pub(crate) fn beats(&self) -> u64 {
         self.beats.load(Ordering::Relaxed)
     }
 
-    /// Whether nothing more is to be done.
+    /// Returns whether the work is complete.
     pub(crate) fn is_over(&self) -> bool {
         self.over.load(Ordering::Relaxed)
     }

@@ -1,8 +1,9 @@
-//! Where code in any context hands blocks over: signal handlers, irq work, and what they interrupt.
+//! Slots through which code in any context passes blocks on: signal handlers, irq work, and the
+//! code that they interrupt.
 //!
-//! Nobody ever waits here: a slot in which somebody is busy is passed over, be it on another CPU or in
-//! the very code that a handler interrupted. A queue of a library would not do: one that orders its
-//! entries makes a handler wait for the interrupted thread to finish its own.
+//! No access ever waits. A slot that is busy is skipped, whether its user runs on another CPU or is
+//! the very code that a handler interrupted. The queue of a library would not do: if it orders its
+//! entries, a handler has to wait until the interrupted thread has finished its own.
 
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,10 +11,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::block::Block;
 use crate::draw::Rng;
 
-/// Longest block that is handed over: each handler that gets one reads and writes all of it.
+/// Size of the largest block passed on, in bytes: each handler that receives a block reads and
+/// writes all of it.
 pub(crate) const MAX_SIZE: usize = 256 << 10;
 
-/// Blocks that can be under way.
+/// Blocks that the relay can hold.
 const SLOTS: usize = 64;
 
 static RELAY: [Slot; SLOTS] = [const { Slot::new() }; SLOTS];
@@ -24,7 +26,7 @@ struct Slot {
     block: UnsafeCell<Option<Block>>,
 }
 
-// SAFETY: the block is touched only by who made the slot busy.
+// SAFETY: only the context that made the slot busy touches the block.
 unsafe impl Sync for Slot {}
 
 impl Slot {
@@ -32,26 +34,26 @@ impl Slot {
         Slot { busy: AtomicBool::new(false), block: UnsafeCell::new(None) }
     }
 
-    /// Leaves `block` and takes what was there; takes `block` itself where somebody is busy.
+    /// Leaves `block` and returns the previous content. Returns `block` itself if the slot is busy.
     fn swap(&self, block: Option<Block>) -> Option<Block> {
-        // Acquire: pairs with the Release below, so that the block is seen.
+        // Acquire: pairs with the Release below, which makes the block visible.
         if self.busy.swap(true, Ordering::Acquire) {
             return block;
         }
-        // SAFETY: the slot was not busy, and now is by us.
+        // SAFETY: the slot was free, and the swap made it busy for this context alone.
         let before = unsafe { self.block.get().replace(block) };
         self.busy.store(false, Ordering::Release);
         before
     }
 }
 
-/// Leaves a block, or nothing, in some slot, and takes what was there.
+/// Leaves a block, or nothing, in a random slot, and returns the slot's previous content.
 pub(crate) fn swap(rng: &mut Rng, block: Option<Block>) -> Option<Block> {
     debug_assert!(block.as_ref().is_none_or(|block| block.size() <= MAX_SIZE));
     RELAY[rng.below(SLOTS)].swap(block)
 }
 
-/// Empties every slot.
+/// Empties every slot and returns the blocks.
 pub(crate) fn drain() -> impl Iterator<Item = Block> {
     RELAY.iter().filter_map(|slot| slot.swap(None))
 }

@@ -1,8 +1,8 @@
-//! The storm: signals that interrupt threads wherever they are, and whose handlers allocate and free.
+//! The storm: signals that interrupt threads wherever they are. Their handlers allocate and free.
 //!
 //! Each thread that takes part has a timer of its own, which sends it a signal after a random time,
-//! and then again after another. A handler is itself interrupted now and then. It makes a [`Visit`],
-//! queues [`irq`] work, and finds `errno` as it left it.
+//! again and again. Sometimes a handler is itself interrupted. A handler makes a [`Visit`], queues
+//! [`irq`] work, and checks that `errno` still has the value that it set.
 
 use std::cell::Cell;
 use std::mem;
@@ -21,13 +21,13 @@ const SIGNAL: libc::c_int = libc::SIGUSR1;
 /// Nanoseconds from one signal of a thread to the next.
 const PAUSE: Range<usize> = 20_000..180_000;
 
-/// Handlers on one thread at a time.
+/// Nesting depth up to which handlers do their work.
 const MAX_LEVEL: u32 = 2;
 
-/// Value of `errno` that a handler must find as it left it.
+/// Value of `errno` that a handler sets and must find unchanged.
 const ERRNO: libc::c_int = 12345;
 
-/// Handlers that came to their end.
+/// Handlers that have returned.
 pub(crate) static HANDLERS: Pulse = Pulse::new();
 
 /// Operations that handlers have done.
@@ -36,21 +36,21 @@ static OPERATIONS: AtomicU64 = AtomicU64::new(0);
 thread_local! {
     /// The timer of this thread, if it takes part.
     static TIMER: Cell<Option<libc::timer_t>> = const { Cell::new(None) };
-    /// Handlers that this thread is in.
+    /// Handlers that this thread is currently in.
     static LEVEL: Cell<u32> = const { Cell::new(0) };
     /// Thread number and generation, for reports.
     static PLACE: Cell<(u32, u32)> = const { Cell::new((0, 0)) };
 }
 
-/// Operations that handlers have done so far.
+/// Returns the operations that handlers have done so far.
 pub(crate) fn operations() -> u64 {
     OPERATIONS.load(Ordering::Relaxed)
 }
 
 /// Installs the handler.
 pub(crate) fn install() {
-    // SAFETY: a zeroed action with a handler and flags is a valid one; the handler keeps to what may be
-    // done in one.
+    // SAFETY: a zeroed action with a handler and flags is valid. The handler does only what any
+    // context may do.
     let result = unsafe {
         let mut action: libc::sigaction = mem::zeroed();
         action.sa_sigaction = handler as *const () as usize;
@@ -60,7 +60,7 @@ pub(crate) fn install() {
     assert_eq!(result, 0, "the signal can be handled");
 }
 
-/// As long as this exists, its thread gets signals.
+/// Keeps signals coming to its thread for as long as it exists.
 #[derive(Debug)]
 pub(crate) struct Enlisted(libc::timer_t);
 
@@ -68,7 +68,7 @@ impl Enlisted {
     /// Starts the timer of this thread.
     pub(crate) fn new(thread: u32, generation: u32) -> Self {
         let mut timer = ptr::null_mut();
-        // SAFETY: a zeroed event with these fields is a valid one; the timer is ours to be written.
+        // SAFETY: a zeroed event with these fields is valid, and `timer` is valid for the write.
         let result = unsafe {
             let mut event: libc::sigevent = mem::zeroed();
             event.sigev_notify = libc::SIGEV_THREAD_ID;
@@ -86,17 +86,17 @@ impl Enlisted {
 
 impl Drop for Enlisted {
     fn drop(&mut self) {
-        // A signal that is under way comes still, and finds no timer.
+        // A signal already on its way is still delivered, and finds no timer.
         TIMER.set(None);
-        // SAFETY: a timer that was made by `new` and that nobody uses any more.
+        // SAFETY: `new` created the timer, and nothing uses it any longer.
         unsafe { libc::timer_delete(self.0) };
     }
 }
 
-/// Has the next signal come after so many nanoseconds.
+/// Arms the timer to send the next signal after `pause` nanoseconds.
 fn arm(pause: usize) {
     let Some(timer) = TIMER.get() else { return };
-    // SAFETY: a timer of this thread; zeroed specifications are valid ones.
+    // SAFETY: `timer` belongs to this thread and exists. A zeroed specification is valid.
     unsafe {
         let mut time: libc::itimerspec = mem::zeroed();
         time.it_value.tv_nsec = pause as libc::c_long;
@@ -110,7 +110,7 @@ extern "C" fn handler(_: libc::c_int) {
     let (thread, generation) = PLACE.get();
     let mut visit = Visit::new(Role::Handler, thread, generation);
     let pause = PAUSE.start + visit.rng.below(PAUSE.len());
-    // The outermost handler is to be interrupted, those in it are not.
+    // Lets the outermost handler be interrupted, but not those nested in it.
     if level == 0 {
         arm(pause);
     }
@@ -129,7 +129,7 @@ extern "C" fn handler(_: libc::c_int) {
     }
 }
 
-/// Sets `errno` of this thread; what it was.
+/// Sets `errno` of this thread and returns its previous value.
 fn replace_errno(value: libc::c_int) -> libc::c_int {
     // SAFETY: the address of this thread's `errno` is valid.
     unsafe { libc::__errno_location().replace(value) }

@@ -1,4 +1,4 @@
-//! What was done, counted.
+//! Counts of the work done.
 
 use std::fmt;
 use std::ops::AddAssign;
@@ -27,7 +27,7 @@ pub(crate) struct Totals {
     pub(crate) refused: u64,
     /// Bytes requested.
     pub(crate) bytes: u64,
-    /// A sum over what each worker decided: the same for the same decisions.
+    /// Sum over the decisions of each worker. Equal decisions give an equal sum.
     pub(crate) digest: u64,
 }
 
@@ -37,7 +37,7 @@ impl Totals {
         self.digest = draw::mix(self.digest.wrapping_add(draw::GOLDEN) ^ decision);
     }
 
-    /// Blocks allocated and not freed, modulo 2⁶⁴.
+    /// Returns the number of blocks allocated and not freed, modulo 2⁶⁴.
     pub(crate) fn live_blocks(&self) -> u64 {
         (self.allocs + self.zeroed).wrapping_sub(self.frees)
     }
@@ -57,12 +57,12 @@ impl AddAssign for Totals {
         self.foreign_frees += other.foreign_frees;
         self.refused += other.refused;
         self.bytes += other.bytes;
-        // Workers end in any order, so the sum must not depend on it.
+        // Workers end in any order, and the sum must not depend on it.
         self.digest = self.digest.wrapping_add(other.digest);
     }
 }
 
-/// What went on beside the workers.
+/// Counts of the activities beside the workers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Events {
     /// Operations done by signal handlers.
@@ -87,7 +87,7 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// What did not come out as it should.
+    /// Returns the consistency checks that failed.
     pub(crate) fn faults(&self) -> impl Iterator<Item = &'static str> {
         let Events { irq, deferred, .. } = self.events;
         let faults = [
@@ -142,12 +142,12 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// The largest resident set of this process so far, in KiB.
+/// Returns the peak resident memory of this process so far, in KiB.
 fn peak_rss_kib() -> u64 {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
     // SAFETY: the pointer is valid for a write of one `rusage`.
     let result = unsafe { libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr()) };
     assert_eq!(result, 0, "getrusage knows RUSAGE_SELF");
-    // SAFETY: zeroed is a valid `rusage`, and the call has filled it in.
+    // SAFETY: a zeroed `rusage` is valid, and the call has filled it in.
     unsafe { usage.assume_init() }.ru_maxrss as u64
 }

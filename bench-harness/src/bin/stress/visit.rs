@@ -1,8 +1,8 @@
-//! What is done in any context: in signal handlers, in irq work, in the children of forks.
+//! Operations for any context: signal handlers, irq work, fork children.
 //!
-//! A *visit* is a few operations on blocks that come and go by the [`relay`]. It touches nothing but
-//! statics, takes no lock and never waits. Its choices are drawn from the seed and the number of the
-//! visit, so that those of the workers stay what they are.
+//! A *visit* is a few operations on blocks that arrive and leave by the [`relay`]. It touches only
+//! statics, takes no lock and never waits. Its choices are drawn from the seed and the number of
+//! the visit, so they do not change the choices of the workers.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,13 +14,13 @@ use crate::published;
 use crate::relay;
 use crate::totals::Totals;
 
-/// Where the randomness of visits comes from.
+/// Seed of the randomness of visits.
 pub(crate) static SEED: OnceLock<u64> = OnceLock::new();
 
 /// Visits begun.
 static VISITS: AtomicU64 = AtomicU64::new(0);
 
-/// Counts of what all visits did, as in [`Totals`].
+/// Counts of the work of all visits, as in [`Totals`].
 static ALLOCS: AtomicU64 = AtomicU64::new(0);
 static ZEROED: AtomicU64 = AtomicU64::new(0);
 static GROWN: AtomicU64 = AtomicU64::new(0);
@@ -35,7 +35,7 @@ fn count(counter: &AtomicU64, more: u64) {
     counter.fetch_add(more, Ordering::Relaxed);
 }
 
-/// What all visits did so far, but for the number of operations.
+/// Returns the counts of all visits so far, without the number of operations.
 pub(crate) fn totals() -> Totals {
     let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     Totals {
@@ -55,12 +55,13 @@ pub(crate) fn totals() -> Totals {
 /// A few operations.
 pub(crate) struct Visit {
     pub(crate) actor: Actor,
-    /// For what else the visitor does.
+    /// Also for the visitor's other choices.
     pub(crate) rng: Rng,
 }
 
 impl Visit {
-    /// The next visit; `thread` and `generation` say where a handler is.
+    /// Creates the next visit. `thread` and `generation` identify the thread that a handler
+    /// interrupted.
     pub(crate) fn new(role: Role, thread: u32, generation: u32) -> Self {
         let seed = SEED.get().copied().unwrap_or_default();
         let operation = VISITS.fetch_add(1, Ordering::Relaxed);
@@ -68,7 +69,7 @@ impl Visit {
         Self { actor, rng: Rng::of_visit(seed, operation) }
     }
 
-    /// Does it; returns the number of operations.
+    /// Does the operations and returns their number.
     pub(crate) fn run(&mut self) -> u64 {
         let operations = 1 + self.rng.below(6);
         for _ in 0..operations {
@@ -83,7 +84,7 @@ impl Visit {
         operations as u64
     }
 
-    /// Allocates a block, passes it on, and frees what comes back.
+    /// Allocates a block, passes it on, and frees the block received in exchange.
     fn alloc_one(&mut self) {
         let layout = draw::layout(&mut self.rng, relay::MAX_SIZE);
         let key = self.rng.next();
@@ -125,7 +126,7 @@ impl Visit {
         self.pass_on(Some(block));
     }
 
-    /// Leaves a block, or nothing, for somebody else, and frees what was there.
+    /// Leaves `block`, or nothing, in the relay, and frees the block received in exchange.
     fn pass_on(&mut self, block: Option<Block>) {
         let Some(block) = relay::swap(&mut self.rng, block) else { return };
         count(&FREES, 1);

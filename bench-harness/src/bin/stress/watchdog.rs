@@ -1,7 +1,7 @@
-//! The watchdog: ends a run in which something does not go on, and tells what.
+//! The watchdog: ends a run in which something is stuck, and prints what is stuck.
 //!
-//! It counts its own rounds instead of looking at a clock, so a machine that stands still altogether
-//! is not taken for a run that does. Once it watches it needs neither the heap nor a lock.
+//! It counts its own rounds instead of reading a clock. So it does not mistake a machine that is
+//! itself suspended for a run that is stuck. Once it watches, it needs neither the heap nor a lock.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -10,14 +10,14 @@ use std::time::Duration;
 use crate::failure;
 use crate::pulse::Pulse;
 
-/// A round.
+/// Length of a round.
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Rounds without a sign of life after which something is stuck. On a machine that has much else to
-/// do, seconds may pass before a thread runs; what is stuck is so for ever.
+/// Rounds without progress after which an activity counts as stuck. On a busy machine seconds may
+/// pass before a thread runs; a stuck thread never continues.
 pub(crate) const PATIENCE: u32 = 30;
 
-/// Something to be watched.
+/// An activity under watch.
 #[derive(Debug)]
 pub(crate) struct Watched<'a> {
     name: String,
@@ -31,7 +31,7 @@ impl<'a> Watched<'a> {
         Self { name: name.into(), pulse, beats: 0, silent: 0 }
     }
 
-    /// Looks once; whether it is stuck.
+    /// Looks at the activity once, and returns whether it is stuck.
     fn look(&mut self) -> bool {
         let beats = self.pulse.beats();
         let goes_on = beats != self.beats || self.pulse.is_over();
@@ -41,7 +41,7 @@ impl<'a> Watched<'a> {
     }
 }
 
-/// Runs `body`, and has an eye on things meanwhile.
+/// Runs `body` and watches the activities meanwhile.
 pub(crate) fn watch<R>(mut watched: Vec<Watched<'_>>, body: impl FnOnce() -> R) -> R {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -58,7 +58,7 @@ pub(crate) fn watch<R>(mut watched: Vec<Watched<'_>>, body: impl FnOnce() -> R) 
     })
 }
 
-/// Looks at all once; does not return if something is stuck.
+/// Looks at all activities once, and ends the process if one is stuck.
 fn look(watched: &mut [Watched<'_>]) {
     let stuck = watched.iter_mut().map(Watched::look).fold(false, |any, stuck| any | stuck);
     if stuck {

@@ -14,33 +14,33 @@ use crate::relay;
 use crate::signals::Enlisted;
 use crate::totals::Totals;
 
-/// Most blocks a worker keeps: more would only slow the start of a shrinking phase.
+/// Bound on the blocks that a worker keeps. More would only delay the effect of a shrinking phase.
 const LIVE_BLOCKS: usize = 16 << 10;
 
-/// What one lane of workers shows to the supervisor while it runs. A lane is one thread number; the
-/// threads of its generations follow each other on it.
+/// The progress of one lane, visible to the supervisor while it runs. A lane is one thread number:
+/// its generations of threads succeed each other there.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct Lane {
     /// Beats with each operation, in all generations.
     pub(crate) operations: Pulse,
-    /// Bytes the present worker keeps.
+    /// Bytes that the current worker keeps.
     pub(crate) live_bytes: AtomicU64,
 }
 
-/// What all workers share.
+/// State that all workers share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) plan: Plan,
     pub(crate) exchange: Exchange,
     pub(crate) lanes: Box<[Lane]>,
     pub(crate) companions: Box<[Companion]>,
-    /// Set when the time is up.
+    /// Set when the run is over.
     pub(crate) stop: AtomicBool,
 }
 
 impl Shared {
-    /// The shared state of a run that has not begun.
+    /// Creates the shared state of a run that has not begun.
     pub(crate) fn new(plan: Plan) -> Self {
         Self {
             exchange: Exchange::new(plan.slots),
@@ -59,18 +59,18 @@ pub(crate) struct Worker<'a> {
     lane: &'a Lane,
     actor: Actor,
     rng: Rng,
-    /// Random number every block key of this worker is derived from.
+    /// Generator of the keys of this worker's blocks.
     keys: Rng,
     live: Vec<Block>,
     live_bytes: usize,
-    /// Whether allocations outnumber frees at present. Phases change at random, so that slabs and
+    /// Whether allocations currently outnumber frees. Phases change at random, so that slabs and
     /// caches are both filled and emptied.
     growing: bool,
     totals: Totals,
 }
 
 impl<'a> Worker<'a> {
-    /// The worker of a thread number and generation.
+    /// Creates the worker of a thread number and generation.
     pub(crate) fn new(shared: &'a Shared, thread: u32, generation: u32) -> Self {
         let seed = shared.plan.seed;
         let mut rng = Rng::of_worker(seed, thread, generation);
@@ -91,7 +91,7 @@ impl<'a> Worker<'a> {
     pub(crate) fn run(mut self, limit: u64) -> Totals {
         let Actor { thread, generation, .. } = self.actor;
         let _enlisted = self.shared.plan.modes.signals.then(|| Enlisted::new(thread, generation));
-        // Long lives and very short ones alike.
+        // Long lives are as likely as very short ones.
         let life = (self.rng.log_uniform(1, 1 << 15) as u64).min(limit);
         while self.actor.operation < life && !self.shared.stop.load(Ordering::Relaxed) {
             self.step();
@@ -105,7 +105,7 @@ impl<'a> Worker<'a> {
         self.totals
     }
 
-    /// One random operation.
+    /// Does one random operation.
     fn step(&mut self) {
         if self.rng.below(4000) == 0 {
             self.growing = !self.growing;
@@ -123,7 +123,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Allocates a block to keep, one in four of them zeroed.
+    /// Allocates a block to keep. One in four is zeroed.
     fn alloc_one(&mut self) {
         let layout = draw::layout(&mut self.rng, self.shared.plan.max_size);
         let zeroed = self.rng.below(4) == 0;
@@ -158,8 +158,8 @@ impl<'a> Worker<'a> {
         self.totals.checks += 1;
     }
 
-    /// Allocates many blocks of one layout at once, then hands them over or frees them: in the order
-    /// they came, in reverse, or shuffled.
+    /// Allocates many blocks of one layout, then hands all of them over or frees them: in the order
+    /// of allocation, in reverse, or shuffled.
     fn batch(&mut self) {
         let layout = draw::layout(&mut self.rng, self.shared.plan.slot_bytes.min(64 << 10));
         let fits = (self.shared.plan.slot_bytes / layout.size()).max(1);
@@ -181,14 +181,15 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Hands a few of the kept blocks to whoever comes by the slot next.
+    /// Hands a few of the kept blocks to the thread that uses the slot next.
     fn hand_over_some(&mut self) {
         let count = self.rng.log_uniform(1, 16);
         let bundle = self.gather(count);
         self.hand_over(bundle);
     }
 
-    /// Takes up to `count` random blocks out of those kept, no more than a slot may hold.
+    /// Removes up to `count` random blocks from those kept, at most as many bytes as a slot may
+    /// hold.
     fn gather(&mut self, count: usize) -> Bundle {
         let mut bundle = Bundle::new();
         let mut room = self.shared.plan.slot_bytes;
@@ -199,17 +200,17 @@ impl<'a> Worker<'a> {
                     room = rest;
                     bundle.push(block);
                 }
-                // Too large for what is left of this slot.
+                // The block is too large for the rest of this slot.
                 None => self.free(block),
             }
         }
         bundle
     }
 
-    /// Swaps a bundle into a slot and frees what was there.
+    /// Swaps a bundle into a slot and frees the blocks received in exchange.
     ///
-    /// What comes back depends on timing, so it must touch neither the worker's random numbers nor
-    /// the blocks it keeps.
+    /// The received blocks depend on timing. So handling them must touch neither the worker's
+    /// random numbers nor the blocks that it keeps.
     fn hand_over(&mut self, bundle: Bundle) {
         self.totals.note(bundle.len() as u64);
         let slot = self.rng.below(self.shared.plan.slots);
@@ -223,7 +224,7 @@ impl<'a> Worker<'a> {
             let goes_on = self.shared.plan.modes.signals
                 && block.size() <= relay::MAX_SIZE
                 && choice.below(4) == 0;
-            // Handlers have blocks of workers to free then, and workers those of handlers.
+            // Gives handlers blocks of workers to free, and workers blocks of handlers.
             let block = if goes_on { relay::swap(&mut choice, Some(block)) } else { Some(block) };
             if let Some(block) = block {
                 self.free(block);
@@ -231,7 +232,8 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// The end of this thread: survivors go to the slots, in bundles, for others to free.
+    /// Ends this thread's part: passes the surviving blocks to the slots, in bundles, for others to
+    /// free.
     fn leave(&mut self) {
         for _ in 0..self.shared.plan.slots {
             if self.live.is_empty() {
