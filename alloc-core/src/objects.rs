@@ -121,8 +121,8 @@ struct CacheDepots {
 static CACHE_DEPOTS: [AtomicPtr<CacheDepots>; MAX_CLASSES - CLASSES] =
     [const { AtomicPtr::new(ptr::null_mut()) }; MAX_CLASSES - CLASSES];
 
-/// Returns the state of a class on a node. Attaches the slots of its barn on the first use of a size
-/// class there.
+/// Returns the state of a class on a node. Attaches the slots of its barn on the first use of a
+/// size class there.
 fn node_class(node: usize, class: Class) -> &'static NodeClass {
     // SAFETY: `node` is below `node::count` and the class below `MAX_CLASSES`; the class of a live
     // cache has its `CacheDepots`. Raw pointers, since Miri visits everything that a reference

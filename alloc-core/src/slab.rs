@@ -1,20 +1,25 @@
-//! Slabs: runs cut into objects of one class, with a bit per object.
+//! Slabs: runs cut into objects of one class, with a free bit per object.
 //!
-//! A slab's descriptor lies outside it, in the metadata that `page` keeps per unit, and holds a bitmap of the objects
-//! that are free. So giving an object back does not touch the object, objects leave in ascending order of address
-//! however they came, and an object that comes back find_double_free is found in passing.
+//! *Descriptor.* A slab's descriptor lies outside the slab, in the metadata that `page` keeps per
+//! unit. It holds a bitmap of the free objects. So a free does not touch the object, objects are
+//! cut in ascending order of address whatever the order of the frees, and a double free is detected
+//! in passing.
 //!
-//! A slab is *partial* if some of its objects are free; partial slabs are in lists by how free they are, and the
-//! fullest are used first, so that the emptiest get a chance to become empty. A full slab is on no list: whoever gives
-//! an object back finds it by the object's address. Pages of a partial slab on which no object lies that is in use are *holes*:
-//! they go back to the system when nothing was cut from the slab for a while, and then it is *settled*, and used after all
-//! others. A descriptor is read and written under the lock of the [`Slabs`]
-//! that it belongs to, except for `identity`, which does not change while objects of the slab are out.
+//! *Lists.* A slab is *partial* if some of its objects are free. Partial slabs are listed by how
+//! free they are, and the fullest are used first, so that the emptiest may become empty. A full
+//! slab is on no list: a free finds it by the address of the object.
 //!
-//! A new slab is its maker's alone until objects of it are out; then it *arrives*: it is listed by whoever has the
-//! lock next, which is its maker unless that could not wait. Until then it is not given back, though it be empty.
+//! *Holes.* Pages of a partial slab that hold no live object are *holes*. They are decommitted when
+//! nothing was cut from the slab for a while. Then the slab is *punched*, and used after all
+//! others.
 //!
-//! This file may touch `batch`, `size_class` and `sync`.
+//! *Arrival.* A new slab is private to its maker until it *arrives* at the lists, after its maker
+//! has cut objects from it. The maker lists it at once. If the lock is busy and the maker must not
+//! wait, it queues the slab as an arrival, and the next holder of the lock lists it. Until then the
+//! slab is not freed, even if it is empty.
+//!
+//! *Locking.* A descriptor is read and written under the lock of its [`Slabs`]. The exception is
+//! `identity`, which does not change while objects of the slab are out.
 
 use core::cell::UnsafeCell;
 use core::mem::{self, MaybeUninit};
@@ -31,33 +36,35 @@ use crate::sync::{Context, Guard, Link, Llist, Lock, LockClass};
 
 /// Bits of a word of the bitmap.
 const WORD: usize = u64::BITS as usize;
-/// Objects of a slab at most: a summary bit per word has to fit a word.
+/// Most objects of a slab. The summary has a bit per word of the bitmap, and must fit one word.
 const MAX_OBJECTS: usize = WORD * WORD;
 /// Lists of partial slabs, by eighths of free objects.
 pub(crate) const LISTS: usize = 8;
-/// Empty slabs of a size class that stay.
+/// Empty slabs of a class that a node keeps, except for middle sizes.
 pub(crate) const MIN_EMPTY: u32 = 1;
-/// In no list.
+/// The `list` of a slab that is on no list.
 const UNLISTED: u8 = u8::MAX;
-/// In no list yet.
+/// The `list` of a slab that has yet to arrive.
 const ARRIVING: u8 = u8::MAX - 1;
-/// In no list, while somebody gives its holes back.
+/// The `list` of a slab that is on no list while its holes are decommitted.
 const LENT: u8 = u8::MAX - 2;
-/// The list of slabs with no object in use.
+/// The list of slabs whose objects are all free.
 const EMPTY: u8 = LISTS as u8;
-/// Lists from this on are those of settled slabs, as many again.
+/// The first list of punched slabs. There is one for each list before it.
 const PUNCHED: u8 = EMPTY + 1;
-/// Lists of all slabs.
+/// The number of lists, those of punched slabs included.
 const ALL_LISTS: usize = 2 * PUNCHED as usize;
-/// From so many slabs at most objects are cut at once, if they had any: each is a descriptor, and others wait for the lock.
+/// Most slabs that are cut from under one acquisition of the lock. Each of them has a descriptor to
+/// read while others wait for the lock.
 const MAX_CUT: u32 = 32;
 
-/// How slabs of a class are cut.
+/// The layout and the policy of the slabs of a class.
 #[derive(Clone, Copy)]
 pub(crate) struct Shape {
     /// Bytes from one object to the next.
     size: u32,
-    /// 2^32 / size, rounded up: multiplies an offset in the slab into the object's index, exactly.
+    /// 2^32 / size, rounded up. Multiplied by an offset in the slab, it yields the exact index of
+    /// the object, in the upper 32 bits.
     reciprocal: u32,
     /// Objects of a slab.
     objects: u32,
@@ -65,21 +72,23 @@ pub(crate) struct Shape {
     span: u32,
     /// Units of a slab.
     pub(crate) units: u32,
-    /// 2^16 · LISTS / (objects + 1): multiplies a number of free objects into a list.
+    /// 2^16 * LISTS / (objects + 1). Multiplied by a number of free objects, it yields the list, in
+    /// the bits from 16 up.
     list_scale: u32,
     /// Byte offset in an object of the word that links it while it is free and on a list.
     pub(crate) link: u32,
-    /// Empty slabs that stay, against giving back and fetching the same one in turns.
+    /// Empty slabs that a node keeps, so that it does not free and allocate the same one in turns.
     min_empty: u32,
-    /// Makes each object of a new slab what the program gets; what it made is kept while objects are free.
+    /// Initialises each object of a new slab. What it wrote stays in an object while that is free.
     constructor: Option<fn(NonNull<u8>)>,
 }
 
-/// The shapes of all classes. Those of size classes never change; those of object caches are written when one is made, while
-/// there are no objects of that class.
+/// The shapes of all classes. Those of size classes never change. That of a cache class is written
+/// when a cache is created, while the class has no objects.
 struct Shapes(UnsafeCell<[Shape; MAX_CLASSES]>);
 
-// SAFETY: written only where nobody has an object of that class, and objects are passed on by their owners.
+// SAFETY: a shape is written only while its class has no objects. A thread that gets an object from
+// another synchronises with it.
 unsafe impl Sync for Shapes {}
 
 static SHAPES: Shapes = {
@@ -92,20 +101,20 @@ static SHAPES: Shapes = {
     Shapes(UnsafeCell::new(shapes))
 };
 
-/// The shape of a class.
+/// Returns the shape of a class.
 #[inline(always)]
 pub(crate) fn shape(class: Class) -> Shape {
-    // SAFETY: a class's number is below `MAX_CLASSES`, and its shape is not written as long as it is in use; those of others may be,
-    // so there is no reference to all.
+    // SAFETY: a class's index is below `MAX_CLASSES`, and its shape is not written while it is in
+    // use. There is no reference to the whole array, as shapes of other classes may be written.
     unsafe { SHAPES.0.get().cast::<Shape>().add(class.index()).read() }
 }
 
-/// Settles how slabs of a class of an object cache are cut.
+/// Sets the shape of a cache class.
 ///
 /// # Safety
 /// The class is one of an object cache, and nobody uses it.
 pub(crate) unsafe fn define(class: Class, shape: Shape) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that nobody uses the class.
     unsafe { (&raw mut (*SHAPES.0.get())[class.index()]).write(shape) };
 }
 
@@ -127,8 +136,9 @@ impl Shape {
         }
     }
 
-    /// The shape of an object cache: `stride` bytes from one object to the next, at most [`MAX_SMALL`], of which the program
-    /// gets those below `link`. Empty slabs stay if they are `kept`.
+    /// Returns the shape of an object cache. There are `stride` bytes from one object to the next,
+    /// at most [`MAX_SMALL`]; the program gets those below `link`. With `kept`, empty slabs stay
+    /// until [`Partial::shed`].
     ///
     /// [`MAX_SMALL`]: crate::size_class::MAX_SMALL
     pub(crate) fn for_cache(
@@ -141,29 +151,34 @@ impl Shape {
         Shape { link: link as u32, min_empty, constructor, ..Shape::new(stride) }
     }
 
-    /// Whether empty slabs stay, for readers may look at them.
+    /// Returns whether empty slabs are kept, as readers may look at them.
     pub(crate) fn is_kept(&self) -> bool {
         self.min_empty == u32::MAX
     }
 
-    /// Whether what is in free objects matters: to a constructor's work, or to readers.
+    /// Returns whether free objects have contents: the work of a constructor, or what readers may
+    /// look at.
     pub(crate) fn keeps_contents(&self) -> bool {
         self.is_kept() || self.constructor.is_some()
     }
 
-    /// Bytes from one object to the next.
+    /// Returns the bytes from one object to the next.
     pub(crate) const fn stride(&self) -> usize {
         self.size as usize
     }
 
-    /// Objects of a slab.
+    /// Returns the number of objects of a slab.
     pub(crate) fn objects(&self) -> usize {
         self.objects as usize
     }
 
-    /// 2^32 / `size`, rounded up: an offset in a unit is a multiple of `size` if the product of both, in 32 bits, is below this.
-    /// Where a slab is more than one unit, objects are taken to start at each multiple of the power of two in their size. 0 for
-    /// middle sizes, where an address that is freed is looked at more closely.
+    /// Returns a word that decides whether an object starts at an offset in a unit: it does if the
+    /// product of word and offset, in 32 bits, is below the word.
+    ///
+    /// With slabs of one unit this is 2^32 / `size`, rounded up, and the test is exact. With larger
+    /// slabs, objects are taken to start at each multiple of the largest power of two that divides
+    /// their size. For middle sizes the word is 0, so the test always fails, and a free examines
+    /// the address more closely.
     const fn in_unit(&self) -> u32 {
         if self.stride() > MAX_SMALL {
             0
@@ -174,7 +189,7 @@ impl Shape {
         }
     }
 
-    /// The list of a slab with so many free objects.
+    /// Returns the list of a slab with `free` free objects.
     #[inline(always)]
     fn list(&self, free: u32) -> u8 {
         match free {
@@ -184,7 +199,7 @@ impl Shape {
         }
     }
 
-    /// The index of the object that starts at `offset` bytes in a slab.
+    /// Returns the index of the object that starts at `offset` bytes in a slab.
     #[inline(always)]
     fn index_at(&self, offset: usize) -> Option<usize> {
         if offset >= self.span as usize {
@@ -194,13 +209,14 @@ impl Shape {
         (index * self.size as usize == offset).then_some(index)
     }
 
-    /// The index of the object that `offset`, less than 2^32, lies in.
+    /// Returns the index of the object that contains `offset`, which is less than 2^32.
     #[inline(always)]
     fn index(&self, offset: usize) -> usize {
         ((offset as u64 * u64::from(self.reciprocal)) >> 32) as usize
     }
 
-    /// What word `at` of the bitmap stands for: an offset in the slab, and a length, both in bytes.
+    /// Returns the part of the slab that word `at` of the bitmap stands for: its offset and its
+    /// length in bytes.
     #[inline(always)]
     fn word(&self, at: usize) -> (usize, usize) {
         let len = WORD * self.size as usize;
@@ -208,9 +224,10 @@ impl Shape {
     }
 }
 
-/// Returns the units of a slab of objects of `size` bytes: the fewest of which a twelfth at most is left behind the last object, and
-/// in which four objects have room, or one of a middle size. A program that has one object of those has the whole slab, though it
-/// need not touch it.
+/// Returns the units of a slab of objects of `size` bytes. It is the fewest units that hold four
+/// objects and leave at most a twelfth of themselves behind the last object. One object is enough
+/// for a middle size: a program that holds one such object occupies the whole slab, though it need
+/// not touch all of it.
 const fn units_for(size: usize) -> usize {
     let least = if size > MAX_SMALL { size } else { 4 * size };
     let mut units = least.div_ceil(UNIT);
@@ -220,78 +237,88 @@ const fn units_for(size: usize) -> usize {
     units
 }
 
-/// Which slab the objects of a unit belong to. Every unit of a slab has a copy.
+/// The slab that the objects of a unit belong to. Every unit of a slab has a copy.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Identity {
     base: *mut u8,
     tag: Tag,
-    /// What tells whether an object starts at an address, as [`Shape::in_unit`]; 0 where the unit belongs to no slab.
+    /// The word that decides whether an object starts at an address, see [`Shape::in_unit`]. 0 if
+    /// the unit belongs to no slab.
     in_unit: u32,
 }
 
-/// Byte offset in a descriptor of the word that tells where objects start in its unit: at an address whose last 16 bits, times
-/// that word, are below it, in 32 bits. It is 0 in a unit that belongs to no slab.
+/// Byte offset in a descriptor of the word that decides where objects start in its unit: at each
+/// address whose last 16 bits, times that word, are below the word, in 32 bits. The word is 0 in a
+/// unit that belongs to no slab.
 pub(crate) const IN_UNIT: usize = mem::offset_of!(Slab, identity.in_unit);
-/// Byte offset in a descriptor of the number of the class of the objects in its unit.
+/// Byte offset in a descriptor of the index of the class of the objects in its unit.
 pub(crate) const CLASS: usize = mem::offset_of!(Slab, identity.tag.class);
 const _: () = assert!(UNIT == 1 << 16);
 
-/// What kind of slab a unit belongs to: a word that is written at once, as [`Slab::for_each_out`] reads it of all units there are.
+/// The kind of slab that a unit belongs to. It is a word that is written at once, since
+/// [`Slab::for_each_out`] reads the tags of all units.
 #[derive(Clone, Copy)]
 #[repr(C, align(4))]
 struct Tag {
     class: u16,
     node: u8,
-    /// The unit belongs to a slab, now.
+    /// Whether the unit belongs to a slab at present.
     live: bool,
 }
 
 impl Tag {
-    /// Whether this is a slab of `class`. Zeroed metadata is not.
+    /// Returns whether this is the tag of a slab of `class`. Zeroed metadata is not.
     #[inline(always)]
     fn is_of(&self, class: Class) -> bool {
         self.live && usize::from(self.class) == class.index()
     }
 
+    /// Stores a tag.
+    ///
     /// # Safety
     /// `this` is the tag of a descriptor that nobody else writes.
     unsafe fn store(this: *mut Tag, tag: Tag) {
-        // SAFETY: the caller's promise; as large and aligned as a word, and every byte of it is initialised. Relaxed: who may
-        // look at more of the slab than this is ordered by what made it so.
+        // SAFETY: the caller guarantees that `this` is valid. A tag has the size and alignment of a
+        // word, and all its bytes are initialised. Relaxed: a thread that may read more of a slab
+        // than its tag is ordered by whatever gave it that right.
         unsafe {
             AtomicU32::from_ptr(this.cast())
                 .store(mem::transmute::<Tag, u32>(tag), Ordering::Relaxed);
         }
     }
 
+    /// Loads a tag.
+    ///
     /// # Safety
     /// `this` is the tag of a descriptor that is committed.
     unsafe fn load(this: *mut Tag) -> Tag {
-        // SAFETY: the caller's promise; zero, or what was stored. Relaxed: as in `store`.
+        // SAFETY: the caller guarantees that `this` is committed. It is zero, or was stored.
+        // Relaxed: as in `store`.
         unsafe {
             mem::transmute::<u32, Tag>(AtomicU32::from_ptr(this.cast()).load(Ordering::Relaxed))
         }
     }
 }
 
-/// State of an object of a middle size.
+/// The state of an object of a middle size.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 enum Middle {
-    /// Free, and may hold anything.
+    /// Free, with arbitrary contents.
     Dirty,
     /// Free, and reads as zero.
     Clean,
-    /// The program has it. Above this is where it starts: see [`Middle::held_at`].
+    /// Held by the program. The bits above hold the start of the object: see [`Middle::held_at`].
     Held,
 }
 
 impl Middle {
-    /// Objects of middle sizes start at multiples of this.
+    /// The alignment of objects of middle sizes.
     const ALIGN: usize = 4096;
 
-    /// Returns the state of an object that starts at an address, which is a multiple of [`Middle::ALIGN`], when the program has it.
+    /// Returns the state of an object that the program holds, and that starts at `address`, a
+    /// multiple of [`Middle::ALIGN`].
     #[inline(always)]
     fn held_at(address: *mut u8) -> u8 {
         const { assert!(UNIT / Middle::ALIGN <= 1 << 6) };
@@ -299,51 +326,53 @@ impl Middle {
     }
 }
 
-/// Descriptor of a slab.
+/// The descriptor of a slab.
 #[repr(C, align(64))]
 pub(crate) struct Slab {
     identity: Identity,
     next: *mut Slab,
     previous: *mut Slab,
-    /// Objects that are free.
+    /// Number of free objects.
     free_count: u32,
-    /// The list this slab is in, or [`UNLISTED`], [`ARRIVING`] or [`LENT`].
+    /// The list that holds this slab, or [`UNLISTED`], [`ARRIVING`] or [`LENT`].
     list: u8,
-    /// The states of the objects of a middle size that start in the first and in the second half of this unit: no two start in the
-    /// same.
+    /// The states of the objects of a middle size that start in the first and in the second half of
+    /// this unit. No two objects start in the same half.
     middle: [AtomicU8; 2],
-    /// The window in which it came to its list, or was last cut from.
+    /// The decay window in which the slab was listed or last cut from, whichever is later.
     window: u32,
     bitmap: Bitmap,
-    /// A bit per object that the program holds; for finding those it gives back find_double_free.
+    /// A bit per object that the program holds, to detect double frees.
     #[cfg(debug_assertions)]
     held: [core::sync::atomic::AtomicU64; WORD],
 }
 
-/// Which objects of a slab are free. Apart from the rest of the descriptor, so that borrowing it under the lock leaves
-/// `identity` to those who read that without.
+/// The free objects of a slab. A struct of its own, so that a mutable borrow under the lock does
+/// not cover `identity`, which is read without the lock.
 #[repr(C)]
 struct Bitmap {
     /// A bit per word of `free` that is not zero.
     summary: u64,
-    /// A bit per object that is free.
+    /// A bit per free object.
     free: [u64; WORD],
 }
 
-/// What was wrong about an object that came back.
+/// What is wrong with a free.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Misuse {
-    /// No slab is there, or none of this class, or no object of it starts there.
+    /// There is no slab at the address, or one of another class, or no object starts there.
     Foreign,
-    /// It is free already.
+    /// The object is free already.
     DoubleFree,
 }
 
 impl Slab {
-    /// Makes the memory of a descriptor a slab with all objects free, which is still to arrive. They read as zero if they are `zeroed`.
+    /// Initialises a descriptor as that of a slab that has yet to arrive, with all objects free.
+    /// `zeroed` states that the objects read as zero.
     ///
     /// # Safety
-    /// `this` is the first of as many descriptors nobody else uses as the slab has units; `base` is a run of these.
+    /// `this` is the first of as many descriptors as the slab has units, and nobody else uses
+    /// these. `base` is the run of their units.
     pub(crate) unsafe fn init(
         this: *mut Slab,
         base: *mut u8,
@@ -353,7 +382,8 @@ impl Slab {
     ) {
         let objects = shape(class).objects as usize;
         let state = if zeroed { Middle::Clean } else { Middle::Dirty } as u8;
-        // SAFETY: the caller's promise; every value of the fields' types is written before it is read.
+        // SAFETY: the caller guarantees that nobody else uses the descriptors. Fields are written
+        // here, not read.
         unsafe {
             let tag = Tag { class: class.index() as u16, node, live: true };
             for unit in 0..shape(class).units as usize {
@@ -376,27 +406,28 @@ impl Slab {
         }
     }
 
-    /// Has the constructor of the class, if there is one, make all objects of a new slab.
+    /// Runs the constructor of the class, if there is one, on all objects of a new slab.
     ///
     /// # Safety
-    /// `this` was made by [`Slab::init`], and no object of it is out yet.
+    /// [`Slab::init`] made `this`, and no object of it is out yet.
     pub(crate) unsafe fn construct(this: *mut Slab) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `this` is a slab, and that this thread alone has it.
         let (base, shape) = unsafe { ((*this).identity.base, shape_of(this)) };
         if let Some(constructor) = shape.constructor {
             for index in 0..shape.objects as usize {
-                // SAFETY: an object of the slab.
+                // SAFETY: the address of an object of the slab.
                 constructor(unsafe { NonNull::new_unchecked(base.add(index * shape.stride())) });
             }
         }
     }
 
-    /// Makes the memory of a descriptor one of no slab again, for a run whose slab never arrived.
+    /// Marks the units of a slab as belonging to no slab. For a slab that never arrived, or left
+    /// its lists when it was empty.
     ///
     /// # Safety
-    /// `this` was made by [`Slab::init`], and no object of it is out.
+    /// [`Slab::init`] made `this`, and no object of it is out.
     pub(crate) unsafe fn abandon(this: *mut Slab) {
-        // SAFETY: the caller's promise: the slab is ours alone.
+        // SAFETY: the caller guarantees that no object is out, so this thread alone has the slab.
         unsafe {
             let tag = Tag { live: false, ..(*this).identity.tag };
             for unit in 0..shape_of(this).units as usize {
@@ -406,80 +437,85 @@ impl Slab {
         }
     }
 
-    /// Cuts the first objects of a new slab.
+    /// Cuts the first objects of a new slab into a batch, until that holds `len`.
     ///
     /// # Safety
-    /// `this` was made by [`Slab::init`], and no object of it is out yet.
+    /// [`Slab::init`] made `this`, and no object of it is out yet.
     pub(crate) unsafe fn cut_new(this: *mut Slab, batch: &mut Batch, len: usize) {
-        // SAFETY: the slab is the caller's alone.
+        // SAFETY: the caller guarantees that no object is out, so this thread alone has the slab.
         unsafe {
             let count = (*this).bitmap.cut((*this).identity.base, &shape_of(this), batch, len);
             (*this).free_count -= count;
         }
     }
 
-    /// The class of the objects of a unit, or `None` where it belongs to no slab.
+    /// Returns the class of the objects of a unit, or `None` if it belongs to no slab.
     ///
     /// # Safety
     /// `this` is metadata of a unit that holds an object or a run in use.
     #[inline(always)]
     pub(crate) unsafe fn class_of_unit(this: *mut Slab) -> Option<Class> {
-        // SAFETY: the caller's promise; zeroed metadata is a valid identity, and what is in use keeps it. The class is one: that
-        // is where it came from.
+        // SAFETY: the caller guarantees that the unit is in use, so its identity does not change.
+        // Zeroed metadata is a valid identity. A live tag has the index of a class.
         unsafe {
             let tag = &raw const (*this).identity.tag;
             (*tag).live.then(|| Class::any_from_index((*tag).class.into()).unwrap_unchecked())
         }
     }
 
-    /// The class of the objects of a unit, and whether one of them starts at `address`; `None` where the unit belongs to no slab.
+    /// Returns the class of the objects of a unit, and whether one of them starts at `address`.
+    /// Returns `None` if the unit belongs to no slab.
     ///
     /// # Safety
-    /// `this` is committed metadata of the unit that holds `address`.
+    /// `this` is committed metadata of the unit that contains `address`.
     pub(crate) unsafe fn find(this: *mut Slab, address: *mut u8) -> Option<(Class, bool)> {
-        // SAFETY: the caller's promise; zeroed metadata is a valid tag.
+        // SAFETY: the caller guarantees that `this` is committed; zeroed metadata is a valid tag.
         let tag = unsafe { Tag::load(&raw mut (*this).identity.tag) };
         let class = Class::any_from_index(tag.class.into()).filter(|_| tag.live)?;
-        // SAFETY: as above; a unit whose tag is live has its base.
+        // SAFETY: `this` is committed, and a unit whose tag is live has its base.
         let base = unsafe { (*this).identity.base };
         let offset = address.addr().wrapping_sub(base.addr());
         Some((class, shape(class).index_at(offset).is_some()))
     }
 
-    /// Returns the address at which the slab of a unit starts, if that is one of `class`.
+    /// Returns the address at which the slab of a unit starts, if it is a slab of `class`.
     ///
     /// # Safety
     /// `this` is committed metadata of a unit.
     pub(crate) unsafe fn base_of(this: *mut Slab, class: Class) -> Option<*mut u8> {
-        // SAFETY: the caller's promise; zeroed metadata is a valid tag, and a unit whose tag is live has its base.
+        // SAFETY: the caller guarantees that `this` is committed. Zeroed metadata is a valid tag,
+        // and a unit whose tag is live has its base.
         unsafe {
             let is_of_class = Tag::load(&raw mut (*this).identity.tag).is_of(class);
             is_of_class.then(|| (*this).identity.base)
         }
     }
 
-    /// Notes that the program gets the object of a middle size that starts at `object`. Returns whether it reads as zero.
+    /// Records that the program receives the object of a middle size that starts at `object`.
+    /// Returns whether the object reads as zero.
     ///
     /// # Safety
-    /// `this` is metadata of the unit that holds `object`, an object of a middle size that nobody else has.
+    /// `this` is metadata of the unit that contains `object`, which is an object of a middle size
+    /// that nobody else has.
     #[inline(always)]
     pub(crate) unsafe fn middle_out(this: *mut Slab, object: *mut u8) -> bool {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `this` is metadata of the unit of `object`.
         let word = unsafe { Slab::middle_at(this, object) };
-        // Relaxed, as below: whoever passes the object on orders that itself.
+        // Relaxed, here and in `middle_in`: a thread that passes the object on orders that itself.
         let is_clean = word.load(Ordering::Relaxed) == Middle::Clean as u8;
         word.store(Middle::held_at(object), Ordering::Relaxed);
         is_clean
     }
 
-    /// Notes that the program gives back what it has at an address, if that is an object of a middle size, whose class is returned. Of
-    /// two threads that free an object at the same moment, which they may not, both may get it.
+    /// Records that the program frees the object at `address`, and returns its class, if it is an
+    /// object of a middle size that the program holds. If two threads free an object at the same
+    /// moment, which is an error, both may succeed.
     ///
     /// # Safety
-    /// `this` is committed metadata of the unit that holds `address`.
+    /// `this` is committed metadata of the unit that contains `address`.
     #[inline(always)]
     pub(crate) unsafe fn middle_in(this: *mut Slab, address: *mut u8) -> Option<Class> {
-        // SAFETY: the caller's promise; zeroed metadata is a valid tag.
+        // SAFETY: the caller guarantees that `this` is committed; zeroed metadata is a valid tag.
         let (tag, word) =
             unsafe { (Tag::load(&raw mut (*this).identity.tag), Slab::middle_at(this, address)) };
         let class = Class::any_from_index(tag.class.into())?;
@@ -492,48 +528,51 @@ impl Slab {
         Some(class)
     }
 
-    /// Notes that a free object of a middle size does not read as zero any more.
+    /// Records that a free object of a middle size no longer reads as zero.
     ///
     /// # Safety
     /// As [`Slab::middle_out`].
     pub(crate) unsafe fn middle_written(this: *mut Slab, object: *mut u8) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `this` is metadata of the unit of `object`.
         unsafe { Slab::middle_at(this, object) }.store(Middle::Dirty as u8, Ordering::Relaxed);
     }
 
-    /// Returns the state of the object of a middle size that starts in the same half of a unit as `address`.
+    /// Returns the state of the object of a middle size that starts in the same half of a unit as
+    /// `address`.
     ///
     /// # Safety
-    /// `this` is committed metadata of the unit that holds `address`.
+    /// `this` is committed metadata of the unit that contains `address`.
     #[inline(always)]
     unsafe fn middle_at<'a>(this: *mut Slab, address: *mut u8) -> &'a AtomicU8 {
         let half = address.addr() / (UNIT / 2) % 2;
-        // SAFETY: the caller's promise; one of two.
+        // SAFETY: the caller guarantees that `this` is committed; `half` is 0 or 1.
         unsafe { &*(&raw const (*this).middle).cast::<AtomicU8>().add(half) }
     }
 
-    /// The node whose lists the slab belongs to.
+    /// Returns the node whose lists the slab belongs to.
     ///
     /// # Safety
-    /// `this` is the descriptor of a slab some objects of which are out.
+    /// `this` is the descriptor of a slab that has objects out.
     #[inline]
     pub(crate) unsafe fn node(this: *mut Slab) -> usize {
-        // SAFETY: the caller's promise; the identity does not change meanwhile.
+        // SAFETY: the caller guarantees that objects are out, so the identity does not change.
         unsafe { (*this).identity.tag.node.into() }
     }
 
-    /// Calls `visit` with each object that is not free, if this is the first unit of a slab of `class`.
+    /// Calls `visit` with each object that is not free, if this is the first unit of a slab of
+    /// `class`.
     ///
     /// # Safety
-    /// `this` is metadata of the unit at `address`, and slabs of this class are left alone meanwhile.
+    /// `this` is metadata of the unit at `address`, and nobody changes slabs of this class
+    /// meanwhile.
     pub(crate) unsafe fn for_each_out(
         this: *mut Slab,
         address: *mut u8,
         class: Class,
         visit: &mut dyn FnMut(NonNull<u8>),
     ) {
-        // SAFETY: the caller's promise; zeroed metadata is a valid tag. That of another's slab may be written at this moment;
-        // what is of this class is not.
+        // SAFETY: the caller guarantees that no slab of `class` changes. Zeroed metadata is a valid
+        // tag; that of another class may be written at this moment, so it is loaded as a whole.
         unsafe {
             if !Tag::load(&raw mut (*this).identity.tag).is_of(class)
                 || (*this).identity.base != address
@@ -549,13 +588,13 @@ impl Slab {
         }
     }
 
-    /// The index of `object` in a slab of `class`.
+    /// Returns the index of `object` in a slab of `class`.
     ///
     /// # Safety
-    /// `this` is metadata of the unit that would hold the slab of `object`.
+    /// `this` is metadata of the first unit of the slab of `object`, if it is in a slab of `class`.
     #[cfg(debug_assertions)]
     unsafe fn index_of(this: *mut Slab, object: *mut u8, class: Class) -> Option<usize> {
-        // SAFETY: the caller's promise; zeroed metadata is a valid identity.
+        // SAFETY: the caller guarantees that this is metadata; zeroed metadata is a valid identity.
         let identity = unsafe { &(*this).identity };
         if !identity.tag.is_of(class) {
             return None;
@@ -565,8 +604,12 @@ impl Slab {
 }
 
 impl Bitmap {
-    /// Marks the first objects as free, as long as they are objects of the slab at `base`; how many that were. Or the one
-    /// of them that was free already; then those of its word are not marked.
+    /// Marks `objects` as free, up to the first one that is no object of the slab at `base`.
+    /// Returns the number of objects marked.
+    ///
+    /// # Errors
+    /// Returns an object that is free already, or occurs twice. Then the objects of its word of the
+    /// bitmap are not marked.
     #[inline]
     fn set_free(
         &mut self,
@@ -579,7 +622,7 @@ impl Bitmap {
             let Some(index) = shape.index_at(first.addr().wrapping_sub(base.addr())) else {
                 break;
             };
-            // Neighbours often come back together: gather the bits of a word.
+            // Neighbours are often freed together: gather the bits of a word.
             let (at, bit) = (index / WORD, index % WORD);
             let size = shape.size as usize;
             let step = others.first().map(|second| second.addr().wrapping_sub(first.addr()));
@@ -599,7 +642,7 @@ impl Bitmap {
                         break;
                     }
                     let index = shape.index(offset);
-                    // The next round reports an address at which no object starts.
+                    // No object starts at this address. The next round reports it.
                     if index * size != offset {
                         break;
                     }
@@ -608,7 +651,7 @@ impl Bitmap {
                 }
                 (bits, count)
             };
-            // SAFETY: an index below the objects of a slab, so the word is one of the bitmap.
+            // SAFETY: `index` is below the objects of a slab, so `at` is a word of the bitmap.
             let word = unsafe { self.free.get_unchecked_mut(at) };
             if *word & bits != 0 || (count > 1 && bits.count_ones() as usize != count) {
                 return Err(find_double_free(rest, *word, base, shape));
@@ -621,7 +664,8 @@ impl Bitmap {
         Ok(objects.len() - rest.len())
     }
 
-    /// Cuts free objects from the slab at `base`, from the lowest address on, until the batch holds `len`; how many.
+    /// Cuts free objects from the slab at `base`, from the lowest address up, until the batch holds
+    /// `len`. Returns the number of objects cut.
     #[inline]
     fn cut(&mut self, base: *mut u8, shape: &Shape, batch: &mut Batch, len: usize) -> u32 {
         let before = batch.len();
@@ -633,11 +677,12 @@ impl Bitmap {
                 // SAFETY: `at` is below 64.
                 let free = unsafe { self.free.get_unchecked_mut(at) };
                 let mut word = *free;
-                // SAFETY: `at` is below 64, so the first object of the word lies in the slab.
+                // SAFETY: a word with a free bit has a first object, which lies in the slab.
                 let first = unsafe { base.add(at * WORD * shape.size as usize) };
                 if word == u64::MAX && left >= WORD {
                     left -= WORD;
-                    // SAFETY: `WORD` slots from the new `left` on, and as many objects of the slab.
+                    // SAFETY: `room` has `WORD` slots from the new `left` on, and a full word
+                    // stands for as many objects of the slab.
                     unsafe {
                         let slots = room.as_mut_ptr().add(left);
                         for index in 0..WORD {
@@ -650,7 +695,8 @@ impl Bitmap {
                 while word != 0 && left > 0 {
                     left -= 1;
                     let offset = word.trailing_zeros() as usize * shape.size as usize;
-                    // SAFETY: a free bit stands for an object within the slab; `left` is below the length of the room.
+                    // SAFETY: a free bit stands for an object within the slab; `left` is below the
+                    // length of the room.
                     unsafe { room.get_unchecked_mut(left).write(first.add(offset)) };
                     word &= word - 1;
                 }
@@ -662,14 +708,15 @@ impl Bitmap {
             }
             left
         };
-        // SAFETY: what is before the last slot that was written is `left` slots.
+        // SAFETY: `fill` writes all slots from `left` on, and returns `left`.
         unsafe { batch.fill_in_front(len, fill) };
         self.summary = summary;
         (batch.len() - before) as u32
     }
 }
 
-/// Whether the first `count` objects, at least one, are each `step` bytes from the one before. It looks at all of them, which
+/// Returns whether the addresses of the first `count` objects ascend by `step`, which may be a
+/// wrapped negative. `count` is at least one. Compares all of them instead of stopping early, which
 /// takes no branches.
 #[inline(always)]
 fn is_row(objects: &[*mut u8], count: usize, step: usize) -> bool {
@@ -681,13 +728,15 @@ fn is_row(objects: &[*mut u8], count: usize, step: usize) -> bool {
     low_bits.iter().zip(others).map(strays).fold(0, |all, strays| all | strays) == 0
 }
 
-/// A word with its lowest `count` bits set, at least one.
+/// Returns a word with its lowest `count` bits set, at least one.
 #[inline(always)]
 fn low_bits(count: usize) -> u64 {
     u64::MAX >> (WORD - count)
 }
 
-/// The first of `objects` whose bit is set in `word`, or that came before, of those that share a word with the first.
+/// Finds the offender in a rejected group: the first of `objects` that is already free in `word`,
+/// or that appears a second time. The group shares a word of the bitmap and comes first in
+/// `objects`; those behind it are never reached.
 #[cold]
 #[inline(never)]
 fn find_double_free(objects: &[*mut u8], mut word: u64, base: *mut u8, shape: &Shape) -> *mut u8 {
@@ -700,7 +749,7 @@ fn find_double_free(objects: &[*mut u8], mut word: u64, base: *mut u8, shape: &S
     found.copied().unwrap_or(ptr::null_mut())
 }
 
-/// Slabs that became empty and left the lists: their runs are to be given back, without the lock.
+/// Empty slabs that left their lists. Their runs must be freed, after the lock is released.
 pub(crate) struct Emptied(*mut Slab);
 
 impl Emptied {
@@ -708,10 +757,12 @@ impl Emptied {
         Emptied(ptr::null_mut())
     }
 
+    /// Adds a slab.
+    ///
     /// # Safety
-    /// The slab is the caller's alone.
+    /// The caller alone has the slab.
     unsafe fn push(&mut self, slab: *mut Slab) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that it alone has the slab.
         unsafe {
             Slab::abandon(slab);
             (*slab).next = self.0;
@@ -719,12 +770,12 @@ impl Emptied {
         self.0 = slab;
     }
 
-    /// Takes a slab out: the base address of its run.
+    /// Removes a slab and returns the base address of its run.
     pub(crate) fn pop(&mut self) -> Option<*mut u8> {
         if self.0.is_null() {
             return None;
         }
-        // SAFETY: slabs in here are ours alone.
+        // SAFETY: the slabs in here are on no list, and have no objects out.
         unsafe {
             let slab = self.0;
             self.0 = (*slab).next;
@@ -733,25 +784,25 @@ impl Emptied {
     }
 }
 
-// SAFETY: `next` is for lists, and a slab that arrives is on no other.
+// SAFETY: only lists use `next`, and a slab that arrives is on no other list.
 unsafe impl Link for Slab {
     unsafe fn link(slab: *mut Slab) -> *mut *mut Slab {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `slab` is valid.
         unsafe { &raw mut (*slab).next }
     }
 }
 
-/// The slabs of a class on a node. (`kmem_cache_node` of `mm/slub.c`.)
+/// The slabs of a class on a node. (`kmem_cache_node` of `mm/slub.c`, without its barn.)
 pub(crate) struct Slabs {
     partial: Lock<Partial>,
     arrivals: Llist<Slab>,
     counts: PublicCounts,
 }
 
-/// How many slabs there are, and what of them is free.
+/// The number of slabs and of their free objects.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Counts {
-    /// Slabs, full low_bits included.
+    /// Slabs, full ones included.
     pub(crate) slabs: usize,
     /// Slabs with free objects.
     pub(crate) partial: usize,
@@ -759,8 +810,8 @@ pub(crate) struct Counts {
     pub(crate) free: usize,
 }
 
-/// The [`Counts`] as they were when the lock was last let go of, for all to read. Nothing relies on these, so they are not for
-/// loom to know of.
+/// A copy of the [`Counts`], as of the last release of the lock, for reading without the lock.
+/// Nothing relies on it, so loom need not know its atomics.
 struct PublicCounts {
     slabs: AtomicUsize,
     partial: AtomicUsize,
@@ -777,7 +828,7 @@ impl PublicCounts {
     }
 }
 
-/// The partial slabs, locked.
+/// The partial slabs under their lock. Publishes the counts when it is dropped.
 pub(crate) struct Held<'a> {
     partial: Guard<'a, Partial>,
     counts: &'a PublicCounts,
@@ -800,7 +851,7 @@ impl DerefMut for Held<'_> {
 impl Drop for Held<'_> {
     fn drop(&mut self) {
         let Counts { slabs, partial, free } = self.partial.counts();
-        // Relaxed: see `PublicCounts`. Under the lock.
+        // Relaxed: see `PublicCounts`. The lock is still held.
         self.counts.slabs.store(slabs, Ordering::Relaxed);
         self.counts.partial.store(partial, Ordering::Relaxed);
         self.counts.free.store(free, Ordering::Relaxed);
@@ -826,7 +877,7 @@ impl Slabs {
         }
     }
 
-    /// What there was when the lock was last let go of. In any context.
+    /// Returns the counts as of the last release of the lock. Any context.
     #[cfg(not(loom))]
     pub(crate) fn counts(&self) -> Counts {
         Counts {
@@ -836,7 +887,8 @@ impl Slabs {
         }
     }
 
-    /// The partial slabs, those that arrived meanwhile included; `None` where that had to be waited for.
+    /// Locks the partial slabs, and lists the slabs that arrived meanwhile. Returns `None` if the
+    /// lock is busy and the context must not wait, or if a fork abandoned the lock.
     pub(crate) fn lock(&self, context: Context) -> Option<Held<'_>> {
         let mut partial = Held { partial: self.partial.acquire(context)?, counts: &self.counts };
         for slab in self.arrivals.take() {
@@ -852,13 +904,14 @@ impl Slabs {
         self.partial.raw()
     }
 
-    /// Lists a new slab, now or later.
+    /// Lists a new slab at once, or if the lock is busy and the context must not wait, when the
+    /// lock is acquired next.
     ///
     /// # Safety
-    /// The slab is new, of this class and node, and the caller is done with it.
+    /// The slab is new, of this class and node, and the caller no longer uses it.
     pub(crate) unsafe fn arrive(&self, context: Context, slab: *mut Slab) {
         let listed = self.lock(context);
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that the slab is new, and of this class and node.
         unsafe {
             match listed {
                 Some(mut partial) => partial.add(slab),
@@ -871,26 +924,26 @@ impl Slabs {
     }
 }
 
-/// The slabs of a class on a node of which some objects are free.
+/// The partial slabs of a class on a node.
 pub(crate) struct Partial {
-    /// The slabs that came to each list last, and first.
+    /// The newest slab of each list, and the oldest.
     heads: [*mut Slab; ALL_LISTS],
     tails: [*mut Slab; ALL_LISTS],
     /// A bit per list that is not empty.
     filled: u32,
-    /// Counts windows of time.
+    /// The number of the current decay window.
     window: u32,
-    /// Slabs in the lists of which all objects are free.
+    /// Listed slabs whose objects are all free.
     empty: u32,
-    /// Slabs in the lists.
+    /// Listed slabs.
     listed: u32,
-    /// Slabs that arrived, full low_bits included.
+    /// Slabs that arrived, full ones included.
     slabs: usize,
-    /// Objects of all slabs that are free.
+    /// Free objects of all slabs.
     free: usize,
 }
 
-// SAFETY: the slabs listed belong to the lock that this is kept under, not to a thread.
+// SAFETY: the listed slabs are protected by the lock that holds this, and bound to no thread.
 unsafe impl Send for Partial {}
 
 impl Partial {
@@ -910,9 +963,9 @@ impl Partial {
     /// Lists a slab that arrives.
     ///
     /// # Safety
-    /// The slab is of the class and node of these lists, and in none of them.
+    /// The slab is of the class and node of these lists, and on none of them.
     unsafe fn add(&mut self, slab: *mut Slab) {
-        // SAFETY: the caller's promise; the slab is ours under the lock.
+        // SAFETY: the caller guarantees that the slab is of these lists, whose lock is held.
         unsafe {
             let shape = shape_of(slab);
             self.empty += u32::from((*slab).free_count == shape.objects);
@@ -925,15 +978,17 @@ impl Partial {
         }
     }
 
-    /// Cuts objects from partial slabs until the batch holds `len`, no more are free, or [`MAX_CUT`] slabs gave theirs. The
-    /// lowest addresses of a slab are cut first and lie last in the batch.
+    /// Cuts objects from partial slabs until the batch holds `len`, no object is free, or
+    /// [`MAX_CUT`] slabs were cut from. The lowest addresses of a slab are cut first and lie last
+    /// in the batch.
     pub(crate) fn cut(&mut self, batch: &mut Batch, len: usize) {
         for _ in 0..MAX_CUT {
             if batch.len() >= len || self.filled == 0 {
                 return;
             }
             let list = self.filled.trailing_zeros() as usize;
-            // SAFETY: the list has a bit, so it exists and has a head; listed slabs are ours under the lock.
+            // SAFETY: the list has a bit, so it exists and has a head. The lock is held, which
+            // protects listed slabs.
             unsafe {
                 let slab = *self.heads.get_unchecked(list);
                 let shape = shape_of(slab);
@@ -952,14 +1007,16 @@ impl Partial {
         }
     }
 
-    /// Takes back the first of `objects`, as long as they belong to slabs of this node; the rest. Slabs that became
-    /// empty and are not kept move to `emptied`.
+    /// Takes back `objects`, up to the first one of another node's slab, and returns the rest.
+    /// Slabs that became empty and are not kept move to `emptied`.
     ///
     /// # Errors
-    /// The object that is not one of `class`, or is free already; what came before it was taken.
+    /// Returns an object that is not one of `class`, or is free already. Objects before it may have
+    /// been taken back.
     ///
     /// # Safety
-    /// `slab_of` returns committed metadata of the unit where the slab of an object of `class` starts.
+    /// For an object of `class`, `slab_of` returns the descriptor of its slab. For any other
+    /// address it returns committed metadata of a unit, or `None`.
     pub(crate) unsafe fn put<'a>(
         &mut self,
         mut objects: &'a [*mut u8],
@@ -971,23 +1028,23 @@ impl Partial {
         let shape = shape(class);
         while let Some(&first) = objects.first() {
             let slab = slab_of(first).ok_or((first, Misuse::Foreign))?;
-            // SAFETY: the caller's promise about `slab_of`.
+            // SAFETY: the caller guarantees that `slab_of` returns committed metadata.
             if unsafe { Slab::node(slab) } != node {
                 return Ok(objects);
             }
-            // SAFETY: as above.
+            // SAFETY: `slab` is committed metadata, which starts with an identity.
             let identity = unsafe { (*slab).identity };
             if !identity.tag.is_of(class) {
                 return Err((first, Misuse::Foreign));
             }
-            // SAFETY: a slab of this class and node, so its bitmap is ours under the lock.
+            // SAFETY: a slab of this class and node, so the lock protects its bitmap.
             let count = unsafe { (*slab).bitmap.set_free(objects, identity.base, &shape) }
                 .map_err(|object| (object, Misuse::DoubleFree))?;
             if count == 0 {
                 return Err((first, Misuse::Foreign));
             }
             objects = objects.get(count..).unwrap_or(&[]);
-            // SAFETY: a slab of this class, ours under the lock.
+            // SAFETY: a slab of this class and node, so the lock protects it.
             unsafe {
                 (*slab).free_count += count as u32;
                 counters::wrote(Line::Partial, 1);
@@ -1004,12 +1061,15 @@ impl Partial {
         Ok(objects)
     }
 
-    /// Lists a slab anew that has more free objects than before, or lets go of it if it is empty and there are enough of these.
+    /// Relists a slab that has more free objects than before, or unlinks it if it is empty and
+    /// enough empty slabs are listed.
     ///
     /// # Safety
-    /// The slab is ours under the lock, of this shape, and was not empty when it was listed last.
+    /// The lock protects the slab, which is of this shape, and was not empty when it was last
+    /// listed.
     unsafe fn keep_or_unlink(&mut self, slab: *mut Slab, shape: &Shape, emptied: &mut Emptied) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that the lock protects the slab, and that it is of this
+        // shape.
         unsafe {
             if self.keeps(slab, shape, emptied) {
                 self.relist(slab, shape);
@@ -1017,13 +1077,14 @@ impl Partial {
         }
     }
 
-    /// Whether a slab is to be listed, and not one that is empty where there are enough of these: that is let go of. One that is
-    /// empty counts as listed then.
+    /// Returns whether to list `slab`. An empty slab beyond `min_empty` moves to `emptied` instead.
+    /// Any other empty slab is counted in `self.empty`.
     ///
     /// # Safety
     /// As [`Partial::keep_or_unlink`].
     unsafe fn keeps(&mut self, slab: *mut Slab, shape: &Shape, emptied: &mut Emptied) -> bool {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that the lock protects the slab, and that it is of this
+        // shape.
         unsafe {
             if (*slab).free_count == shape.objects {
                 if self.empty >= shape.min_empty {
@@ -1036,23 +1097,24 @@ impl Partial {
         true
     }
 
-    /// Ends a window of time: what was cut from before it is a window older.
+    /// Starts a new decay window, which ages every slab by one window.
     pub(crate) fn end_window(&mut self) {
         self.window = self.window.wrapping_add(1);
     }
 
-    /// Whether there are slabs whose holes were not given back yet.
+    /// Returns whether there are slabs that are not punched.
     pub(crate) fn has_unpunched(&self) -> bool {
         self.filled & ((1 << PUNCHED) - 1) != 0
     }
 
-    /// Lends a slab of size class objects for its holes to be given back without the lock: one that nothing was cut from all
-    /// through a window, or that does not matter. To be brought back by [`Partial::relist_lent`].
+    /// Unlinks a slab of a size class so that its holes can be decommitted without the lock: one
+    /// idle for a whole window, or any if `even_busy`. Return it with [`Partial::relist_lent`].
     pub(crate) fn lend(&mut self, even_busy: bool) -> Option<Lent> {
-        // The emptiest have most to give, and the last of a list are there for the longest time.
+        // The emptiest slabs have the most holes, and the last one of a list has been there
+        // longest.
         for list in (0..usize::from(PUNCHED)).rev() {
             let slab = self.tails[list];
-            // SAFETY: listed slabs are ours under the lock.
+            // SAFETY: the lock is held, which protects listed slabs.
             unsafe {
                 if slab.is_null() || !(even_busy || self.window.wrapping_sub((*slab).window) >= 2) {
                     continue;
@@ -1073,13 +1135,15 @@ impl Partial {
         None
     }
 
-    /// Takes a slab back whose holes are given back. It is settled unless it has more holes by now.
+    /// Lists a slab again that was lent and whose holes were decommitted. It counts as punched,
+    /// unless objects were freed meanwhile: these may have left new holes.
     ///
     /// # Safety
-    /// The slab was lent by these lists.
+    /// These lists lent the slab.
     pub(crate) unsafe fn relist_lent(&mut self, lent: Lent, emptied: &mut Emptied) {
         let (slab, shape) = (lent.slab, &lent.shape);
-        // SAFETY: the caller's promise; a slab that was lent stays one until it is back, and comes back once, as `lent` does.
+        // SAFETY: the caller guarantees that these lists lent the slab. It stays a slab until it is
+        // relisted, which happens once, as `lent` is consumed.
         unsafe {
             (*slab).list = UNLISTED;
             if self.keeps(slab, shape, emptied) {
@@ -1090,26 +1154,28 @@ impl Partial {
         }
     }
 
-    /// Lets go of an empty slab.
+    /// Unlinks an empty slab and moves it to `emptied`.
     ///
     /// # Safety
-    /// The slab is ours under the lock, of this shape, and all its objects are free.
+    /// The lock protects the slab, which is of this shape, and all its objects are free.
     unsafe fn unlink_empty(&mut self, slab: *mut Slab, shape: &Shape, emptied: &mut Emptied) {
         self.slabs -= 1;
         self.free -= shape.objects as usize;
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that the lock protects the slab, and that all its objects
+        // are free.
         unsafe {
             self.unlist(slab);
             emptied.push(slab);
         }
     }
 
-    /// Moves the empty slabs that are kept to `emptied`.
+    /// Moves the empty slabs that were kept to `emptied`.
     pub(crate) fn shed(&mut self, class: Class, emptied: &mut Emptied) {
         let shape = shape(class);
         for list in [EMPTY, EMPTY + PUNCHED] {
             while let Some(slab) = NonNull::new(self.heads[usize::from(list)]) {
-                // SAFETY: listed slabs are of this class, and ours under the lock; those of this list have all objects free.
+                // SAFETY: the lock is held, which protects listed slabs. They are of this class,
+                // and all objects of those on this list are free.
                 unsafe {
                     self.empty -= 1;
                     self.unlink_empty(slab.as_ptr(), &shape, emptied);
@@ -1118,27 +1184,28 @@ impl Partial {
         }
     }
 
-    /// How many there are.
+    /// Returns the number of slabs and free objects.
     pub(crate) fn counts(&self) -> Counts {
         Counts { slabs: self.slabs, partial: self.listed as usize, free: self.free }
     }
 
-    /// Moves a slab to the list that it belongs to now.
+    /// Moves a slab to the list for its number of free objects.
     ///
     /// # Safety
-    /// The slab is ours under the lock, and of this shape.
+    /// The lock protects the slab, which is of this shape.
     #[inline]
     unsafe fn relist(&mut self, slab: *mut Slab, shape: &Shape) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that the lock protects the slab, and that it is of this
+        // shape.
         unsafe {
             let list = shape.list((*slab).free_count);
-            // A settled slab stays so until it is much emptier.
             if list == (*slab).list {
                 return;
             }
             if list == UNLISTED {
                 return self.unlist(slab);
             }
+            // A punched slab stays punched until it belongs to another eighth.
             if list + PUNCHED != (*slab).list {
                 self.unlist(slab);
                 self.push(slab, list);
@@ -1146,12 +1213,13 @@ impl Partial {
         }
     }
 
-    /// Puts a slab on a list.
+    /// Adds a slab to a list.
     ///
     /// # Safety
-    /// The slab is ours under the lock, and in no list.
+    /// The lock protects the slab, which is on no list.
     unsafe fn push(&mut self, slab: *mut Slab, list: u8) {
-        // SAFETY: the caller's promise, and lists hold slabs of ours only.
+        // SAFETY: the caller guarantees that the lock protects the slab, as it does all listed
+        // slabs.
         unsafe {
             let head = self.heads.get_unchecked_mut(usize::from(list));
             (*slab).list = list;
@@ -1169,12 +1237,13 @@ impl Partial {
         }
     }
 
-    /// Takes a slab off its list, if it is in one.
+    /// Removes a slab from its list, if it is on one.
     ///
     /// # Safety
-    /// The slab is ours under the lock.
+    /// The lock protects the slab.
     unsafe fn unlist(&mut self, slab: *mut Slab) {
-        // SAFETY: the caller's promise, and lists hold slabs of ours only.
+        // SAFETY: the caller guarantees that the lock protects the slab, as it does all listed
+        // slabs.
         unsafe {
             let list = (*slab).list;
             if list == UNLISTED {
@@ -1200,31 +1269,32 @@ impl Partial {
     }
 }
 
-/// A slab that is in no list while its holes are given back, as it was when it was lent. Objects may come back to it meanwhile,
-/// and none leave.
+/// A slab that is on no list while its holes are decommitted, as it was when it was lent. Objects
+/// may be freed to it meanwhile, but none are cut from it.
 #[must_use = "a slab that is not brought back by `relist_lent` is lost"]
 pub(crate) struct Lent {
     slab: *mut Slab,
     base: *mut u8,
     shape: Shape,
     free_count: u32,
-    /// As in its bitmap.
+    /// A copy of the bitmap.
     free: [u64; WORD],
 }
 
 impl Lent {
-    /// Calls `visit` with the address and length in bytes of each hole: whole pages of `page` bytes on which no object is in use.
+    /// Calls `visit` with the address and the length in bytes of each hole: whole pages of `page`
+    /// bytes that hold no live object.
     pub(crate) fn for_each_hole(&self, page: usize, mut visit: impl FnMut(NonNull<u8>, usize)) {
         let (size, objects) = (self.shape.size as usize, self.shape.objects as usize);
         let mut hole_to = |from: usize, to: usize| {
-            // Slabs start on a page.
+            // Slabs start on a page, so rounding offsets rounds addresses.
             let (from, to) = (from.next_multiple_of(page), to & !(page - 1));
             if from < to {
                 // SAFETY: offsets within the slab.
                 visit(unsafe { NonNull::new_unchecked(self.base.add(from)) }, to - from);
             }
         };
-        // Where the object ends that was in use last.
+        // The end of the last live object so far.
         let mut end = 0;
         for (at, free) in self.free.iter().enumerate().take(objects.div_ceil(WORD)) {
             let mut used = !free & (u64::MAX >> (WORD - WORD.min(objects - at * WORD)));
@@ -1239,24 +1309,31 @@ impl Lent {
     }
 }
 
+/// Returns the shape of a slab.
+///
 /// # Safety
 /// The slab is live.
 #[inline]
 unsafe fn shape_of(slab: *mut Slab) -> Shape {
-    // SAFETY: the caller's promise; a live slab's class is below `MAX_CLASSES`, and its shape stays as it is.
+    // SAFETY: the caller guarantees that the slab is live, so its class is below `MAX_CLASSES`, and
+    // the shape of that does not change.
     unsafe {
         let class = usize::from((*slab).identity.tag.class);
         SHAPES.0.get().cast::<Shape>().add(class).read()
     }
 }
 
-/// Debug builds know of every object whether the program holds it.
+/// Debug builds track for each object whether the program holds it.
 #[cfg(debug_assertions)]
 impl Slab {
-    /// Notes that the program gets `object`, or gives it back; what is wrong about that.
+    /// Records that the program receives `object`, if `held`, or frees it.
+    ///
+    /// # Errors
+    /// Returns the misuse, if this is no object of `class`, or the program held or freed it
+    /// already.
     ///
     /// # Safety
-    /// `this` is metadata of the unit that would hold the slab of `object`.
+    /// `this` is metadata of the first unit of the slab of `object`, if it is in a slab of `class`.
     pub(crate) unsafe fn note(
         this: *mut Slab,
         object: *mut u8,
@@ -1264,18 +1341,20 @@ impl Slab {
         held: bool,
     ) -> Result<(), Misuse> {
         use core::sync::atomic::Ordering::Relaxed;
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `this` is metadata of the slab that `object` would be
+        // in.
         let index = unsafe { Slab::index_of(this, object, class) }.ok_or(Misuse::Foreign)?;
         // SAFETY: the index is below the objects of a slab; the words are atomics.
         let word = unsafe { (*this).held.get_unchecked(index / WORD) };
         let bit = 1 << (index % WORD);
-        // Relaxed: only the bit itself counts, and whoever passes an object on orders that itself.
+        // Relaxed: only the bit itself counts, and a thread that passes an object on orders that
+        // itself.
         let old = if held { word.fetch_or(bit, Relaxed) } else { word.fetch_and(!bit, Relaxed) };
         if (old & bit != 0) == held { Err(Misuse::DoubleFree) } else { Ok(()) }
     }
 }
 
-// Addresses here are of no memory, which Miri does not allow arithmetic on.
+// These tests use addresses without memory behind them, on which Miri allows no arithmetic.
 #[cfg(all(test, not(loom), not(miri)))]
 mod tests {
     use super::*;
@@ -1288,7 +1367,7 @@ mod tests {
         found.expect("there is such a class")
     }
 
-    /// Addresses that are only compared.
+    /// Returns an address that is only compared.
     fn address(at: usize) -> *mut u8 {
         ptr::without_provenance_mut(at)
     }
@@ -1296,7 +1375,7 @@ mod tests {
     const BASE: usize = 16 << 20;
     const DESCRIPTOR: Layout = Layout::new::<Slab>();
 
-    /// The bitmap of a new slab, and what is cut of it.
+    /// Returns the bitmap of a slab after all objects were cut from it, and these objects.
     fn full(class: Class) -> (Bitmap, Vec<*mut u8>) {
         let shape = shape(class);
         let mut bitmap = Bitmap { summary: 0, free: [0; WORD] };
@@ -1334,7 +1413,7 @@ mod tests {
         }
     }
 
-    /// In rows up and down, in pieces, and in no order.
+    /// In ascending and descending rows, in pieces, and in no order.
     #[test]
     fn what_was_cut_comes_back_in_any_order() {
         for class in [of_size(8), of_size(48), of_size(1024), of_size(20480)] {
@@ -1390,7 +1469,7 @@ mod tests {
             let beyond = address(last.addr() + size);
             for wrong in [address(BASE + size + 1), address(last.addr() + size / 2), beyond] {
                 assert_eq!(bitmap.set_free(&[wrong], base, &shape), Ok(0));
-                // Behind others, of the same word, a row or not.
+                // Behind other objects of the same word, which are a row or not.
                 for before in [&objects[..1], &objects[..2], &[objects[2], objects[0]]] {
                     let all: Vec<_> = before.iter().copied().chain([wrong]).collect();
                     let (mut bitmap, _) = full(class);
@@ -1404,7 +1483,7 @@ mod tests {
 
     #[test]
     fn slabs_waste_little() {
-        // A bitmap has room for half of the smallest objects.
+        // Not the smallest class: a bitmap has room for only half of the objects in a unit.
         for class in (1..).map_while(Class::from_index) {
             let (shape, size) = (shape(class), class.size());
             let (bytes, used) = (shape.units as usize * UNIT, shape.span as usize);
@@ -1416,7 +1495,7 @@ mod tests {
         }
     }
 
-    /// The word by which `free` knows where objects start agrees with division.
+    /// The word by which `free` decides where objects start agrees with division.
     #[test]
     fn objects_are_known_by_where_they_start() {
         for class in (0..).map_while(Class::from_index).filter(|class| !class.is_middle()) {
@@ -1429,7 +1508,7 @@ mod tests {
                 assert_eq!(starts, offset % step == 0, "{} {offset}", class.size());
             }
         }
-        // Those of caches may have any size.
+        // Objects of caches may have any size.
         for stride in (8..=crate::size_class::MAX_SMALL).step_by(8) {
             let shape = Shape::for_cache(stride, 0, false, None);
             let word = shape.in_unit();
@@ -1477,7 +1556,7 @@ mod tests {
             let slabs = Slabs::new();
             let descriptors: Vec<*mut Slab> = (0..count)
                 .map(|index| {
-                    // SAFETY: a new descriptor of our own, whose objects nobody touches.
+                    // SAFETY: a new descriptor of this test, whose objects nobody touches.
                     unsafe {
                         let slab = std::alloc::alloc_zeroed(DESCRIPTOR).cast();
                         Slab::init(slab, address(BASE + index * UNIT), class, 0, true);
@@ -1495,7 +1574,7 @@ mod tests {
 
         fn lend_and_relist(&self) -> bool {
             let lent = self.lock().lend(true);
-            // SAFETY: it is of these lists.
+            // SAFETY: these lists lent the slab.
             lent.map(|lent| unsafe { self.lock().relist_lent(lent, &mut Emptied::new()) }).is_some()
         }
 
@@ -1503,7 +1582,7 @@ mod tests {
             let slab_of =
                 |object: *mut u8| self.descriptors.get((object.addr() - BASE) / UNIT).copied();
             let mut emptied = Emptied::new();
-            // SAFETY: descriptors of slabs of the class.
+            // SAFETY: `slab_of` returns descriptors of slabs of the class.
             let rest = unsafe { self.lock().put(objects, self.class, 0, slab_of, &mut emptied) };
             assert!(rest.is_ok_and(<[_]>::is_empty));
         }
@@ -1522,7 +1601,8 @@ mod tests {
         Context::enter(|context| context)
     }
 
-    /// However many there are that are nearly empty, settled or not: the lists of empty low_bits hold no others.
+    /// The lists of empty slabs hold no others, however many slabs are nearly empty, punched or
+    /// not.
     #[test]
     fn empty_slabs_are_found_without_looking_at_others() {
         let some = Fixture::of(1);
@@ -1540,7 +1620,7 @@ mod tests {
             all.extend_from_slice(batch.objects());
         }
         assert_eq!(all.len(), 400);
-        // Three of four objects of each slab, and the fourth of every tenth.
+        // Free three of the four objects of each slab.
         let (kept, freed): (Vec<_>, Vec<_>) =
             all.iter().partition(|object| object.addr() % UNIT == 0);
         some.put(&freed);
@@ -1571,7 +1651,8 @@ mod tests {
         assert_eq!((counts.slabs, counts.partial, counts.free), (99, 99, 3 * 99));
     }
 
-    /// Who cuts has the lock for no longer than some slabs take, though each has little.
+    /// A cut holds the lock for no longer than [`MAX_CUT`] slabs take, even if each has few free
+    /// objects.
     #[test]
     fn few_slabs_are_cut_at_once() {
         let some = Fixture::of(100);
