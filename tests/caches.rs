@@ -1,4 +1,5 @@
-//! Object caches: what they promise of objects, how they share, and that they can be destroyed, or say why not.
+//! Object caches: their promises about objects, the merging of similar caches, and that `destroy`
+//! either succeeds or names the objects in use.
 
 use std::alloc::Layout;
 use std::cell::Cell;
@@ -31,23 +32,23 @@ fn plain(name: &str, size: usize) -> Cache {
     Cache::builder(name, layout(size, 8)).flags(CacheFlags::NO_MERGE).build().expect("a cache")
 }
 
-/// Allocates `count` objects, each filled with a number of its own.
+/// Allocates `count` objects, each filled with its own number.
 fn filled(cache: &Cache, count: usize) -> Vec<NonNull<u8>> {
     let size = cache.layout().size();
     let fill = |number: usize| {
         let object = cache.alloc().expect("memory");
-        // SAFETY: an object of that size.
+        // SAFETY: the object was just allocated and is `size` bytes long.
         unsafe { object.write_bytes(number as u8, size) };
         object
     };
     (0..count).map(fill).collect()
 }
 
-/// Checks what [`filled`] wrote, and frees the objects by `free`.
+/// Checks the contents written by [`filled`], and frees each object with `free`.
 fn check_and_free(cache: &Cache, objects: &[NonNull<u8>], free: impl Fn(NonNull<u8>)) {
     let size = cache.layout().size();
     for (number, object) in objects.iter().enumerate() {
-        // SAFETY: an object of that size, filled.
+        // SAFETY: the object is live, `size` bytes long and filled.
         let bytes = unsafe { std::slice::from_raw_parts(object.as_ptr(), size) };
         assert!(bytes.iter().all(|byte| *byte == number as u8), "object {number} was overwritten");
         free(*object);
@@ -71,7 +72,7 @@ fn objects_are_disjoint_and_aligned() {
             for _ in 0..2 {
                 let objects = filled(&cache, 300);
                 assert!(objects.iter().all(|object| object.addr().get().is_multiple_of(expected)));
-                // SAFETY: an object of this cache, not used any more.
+                // SAFETY: the object belongs to this cache, and its last use was the check.
                 check_and_free(&cache, &objects, |object| unsafe { cache.free(object) });
             }
             cache.destroy().expect("nothing is in use");
@@ -86,7 +87,7 @@ fn every_road_serves_every_cache() {
         for _ in 0..3 {
             let mut room = [MaybeUninit::uninit(); 500];
             assert_eq!(cache.alloc_bulk(&mut room), 500);
-            // SAFETY: all are written.
+            // SAFETY: `alloc_bulk` wrote all 500.
             let bulk: Vec<NonNull<u8>> =
                 room.iter().map(|object| unsafe { object.assume_init() }).collect();
             let distinct: BTreeSet<_> = bulk.iter().map(|object| object.addr()).collect();
@@ -96,7 +97,7 @@ fn every_road_serves_every_cache() {
             assert!(nolock.iter().all(|object| !distinct.contains(&object.addr())));
             let stats = cache.stats();
             assert_eq!((stats.in_use, stats.object_size, stats.sharers), (700, 128, 1));
-            // SAFETY: objects of this cache, each freed once.
+            // SAFETY: the objects belong to this cache, and each is freed once.
             unsafe {
                 cache.free_bulk(&nolock);
                 bulk.iter().for_each(|object| cache.free_nolock(*object));
@@ -109,7 +110,7 @@ fn every_road_serves_every_cache() {
     });
 }
 
-/// A CPU keeps few objects of a cache that is hardly used, and many of one that is busy.
+/// A CPU keeps few objects of a cache that is hardly used, and many of a busy one.
 #[test]
 fn sheaves_grow_with_use() {
     on_both_backends(|| {
@@ -118,14 +119,14 @@ fn sheaves_grow_with_use() {
         let capacity = cache.stats().sheaf_capacity;
         let use_and_count = |objects: usize| {
             check_and_free(&cache, &filled(&cache, objects), |object| {
-                // SAFETY: an object of this cache, which nobody uses.
+                // SAFETY: the object belongs to this cache and is freed once, after its last use.
                 unsafe { cache.free(object) };
             });
             cache.stats().in_sheaves
         };
         assert!((1..=capacity / 8).contains(&use_and_count(1)), "one object was used");
         assert!(use_and_count(10 * capacity) >= capacity / 2, "many were used");
-        // What it is not asked for any more it gives back.
+        // `shrink` flushes the sheaf, which starts small again.
         cache.shrink();
         assert_eq!(cache.stats().in_sheaves, 0);
         assert!((1..=capacity / 8).contains(&use_and_count(1)), "one object was used again");
@@ -133,7 +134,8 @@ fn sheaves_grow_with_use() {
     });
 }
 
-/// A sheaf that is refilled in each window is in use, even if it holds as many objects at the end of each.
+/// A sheaf that is refilled in each decay window is in use, even if it holds the same number of
+/// objects at the end of each.
 #[test]
 fn busy_sheaves_are_left_alone() {
     on_both_backends(|| {
@@ -143,7 +145,7 @@ fn busy_sheaves_are_left_alone() {
         let mut levels = BTreeSet::new();
         for round in 0..12 {
             check_and_free(&cache, &filled(&cache, 10 * capacity), |object| {
-                // SAFETY: an object of this cache, which nobody uses.
+                // SAFETY: the object belongs to this cache and is freed once, after its last use.
                 unsafe { cache.free(object) };
             });
             let level = cache.stats().in_sheaves;
@@ -152,14 +154,15 @@ fn busy_sheaves_are_left_alone() {
             assert_eq!(cache.stats().in_sheaves, level, "round {round}");
         }
         assert!(levels.len() < 12, "no level came twice: {levels:?}");
-        // Now it is idle.
+        // Now the cache is idle.
         let _ = cache::end_window();
         assert_eq!(cache.stats().in_sheaves, 0);
         cache.destroy().expect("no object is in use");
     });
 }
 
-/// Pairs of an allocation and a free leave no trace in a sheaf. It is emptied ever less often.
+/// Pairs of an allocation and a free leave no trace in the level of a sheaf. The sheaf therefore
+/// looks idle and is flushed, but ever less often.
 #[test]
 fn sheaves_of_pairs_are_left_alone_in_the_end() {
     on_both_backends(|| {
@@ -169,7 +172,8 @@ fn sheaves_of_pairs_are_left_alone_in_the_end() {
             let before = cache.stats().events.refills;
             for _ in 0..windows {
                 check_and_free(&cache, &filled(&cache, 1), |object| {
-                    // SAFETY: an object of this cache, which nobody uses.
+                    // SAFETY: the object belongs to this cache and is freed once, after its last
+                    // use.
                     unsafe { cache.free(object) };
                 });
                 let _ = cache::end_window();
@@ -192,7 +196,7 @@ fn zero_means_zero() {
         for _ in 0..2 {
             let objects: Vec<_> = (0..300).map(|_| cache.alloc().expect("memory")).collect();
             for object in objects {
-                // SAFETY: an object of 200 bytes, freed once.
+                // SAFETY: the object is 200 bytes long, and freed once.
                 unsafe {
                     assert!((0..200).all(|index| *object.as_ptr().add(index) == 0));
                     object.write_bytes(0xff, 200);
@@ -208,7 +212,7 @@ fn what_a_constructor_made_is_kept() {
     static MADE: AtomicUsize = AtomicUsize::new(0);
     fn make(object: NonNull<u8>) {
         MADE.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: an object of two words.
+        // SAFETY: the cache's objects have the layout of `[u64; 2]`.
         unsafe { object.cast::<[u64; 2]>().write([0xfeed, 0xbeef]) };
     }
     on_both_backends(|| {
@@ -220,7 +224,8 @@ fn what_a_constructor_made_is_kept() {
             let objects: Vec<_> = (0..10_000).map(|_| cache.alloc().expect("memory")).collect();
             slabs = slabs.max(cache.stats().slabs);
             for object in objects {
-                // SAFETY: an object of this cache, freed once, by a road that links it.
+                // SAFETY: the object is live, has the layout of `[u64; 2]`, and is freed once.
+                // `free_rcu` links objects, which must not overwrite them.
                 unsafe {
                     assert_eq!(object.cast::<[u64; 2]>().read(), [0xfeed, 0xbeef]);
                     cache.free_rcu(object);
@@ -249,7 +254,7 @@ fn a_constructor_may_panic() {
         }
         FAILS.store(false, Ordering::Relaxed);
         let object = cache.alloc().expect("it does not panic any more");
-        // SAFETY: an object of this cache.
+        // SAFETY: the object belongs to this cache and is freed once.
         unsafe { cache.free(object) };
         cache.destroy().expect("nothing is in use, and nothing of the failed slabs is left");
     });
@@ -302,7 +307,7 @@ fn there_are_so_many_caches() {
         assert_eq!((error, caches.len()), (CacheError::TooMany, 255));
         for cache in &caches {
             let object = cache.alloc().expect("memory");
-            // SAFETY: an object of this cache.
+            // SAFETY: the object belongs to this cache and is freed once.
             unsafe { cache.free(object) };
         }
         caches.drain(..).for_each(|cache| cache.destroy().expect("nothing is in use"));
@@ -327,11 +332,12 @@ fn like_caches_share() {
             assert_eq!(alone.stats().sharers, 1, "{alone:?}");
         }
         let object = first.alloc().expect("memory");
-        // Who shares is done as soon as it is not the last; the object is the other's.
+        // Of two merged caches, the first to be destroyed need not be empty: the objects count as
+        // the other's.
         like.destroy().expect("it is shared");
         let error = first.destroy().expect_err("an object is in use");
         assert_eq!(error.objects(), [object]);
-        // SAFETY: an object of this cache.
+        // SAFETY: the object belongs to this cache and is freed once.
         unsafe { error.into_cache().free(object) };
     });
 }
@@ -343,7 +349,7 @@ fn a_cache_with_objects_in_use_is_handed_back() {
         let mut objects = filled(&cache, 100);
         let kept = objects.split_off(93);
         check_and_free(&cache, &objects, |object| {
-            // SAFETY: an object of this cache.
+            // SAFETY: the object belongs to this cache and is freed once, after its last use.
             unsafe { cache.free(object) }
         });
         let error = cache.destroy().expect_err("seven objects are in use");
@@ -354,11 +360,12 @@ fn a_cache_with_objects_in_use_is_handed_back() {
         let cache = error.into_cache();
         let more = filled(&cache, 93);
         check_and_free(&cache, &more, |object| {
-            // SAFETY: an object of this cache.
+            // SAFETY: the object belongs to this cache and is freed once, after its last use.
             unsafe { cache.free(object) }
         });
         for (number, object) in kept.iter().enumerate() {
-            // SAFETY: an object of this cache that was filled with its number.
+            // SAFETY: the object belongs to this cache, was filled with its number, and is freed
+            // once.
             unsafe {
                 assert_eq!(object.read(), 93 + number as u8);
                 cache.free(*object);
@@ -380,7 +387,7 @@ fn a_leak_panics_where_that_was_asked_for() {
     });
 }
 
-/// What was freed by other threads, on whatever CPU, by whatever road, is no hindrance.
+/// `destroy` finds objects that other threads freed, on whatever CPU and by whatever path.
 #[test]
 fn frees_of_other_threads_are_found() {
     on_both_backends(|| {
@@ -396,7 +403,7 @@ fn frees_of_other_threads_are_found() {
                     scope.spawn(move || {
                         for object in objects {
                             let object = NonNull::new(object.into_inner()).expect("an object");
-                            // SAFETY: an object of this cache, freed once.
+                            // SAFETY: the object belongs to this cache and is freed once.
                             unsafe {
                                 match number % 4 {
                                     0 => cache.free(object),
@@ -414,7 +421,8 @@ fn frees_of_other_threads_are_found() {
     });
 }
 
-/// Destroys a cache while another thread has its free objects in hand: that thread does `body` until it comes to `place`.
+/// Destroys `cache` while another thread holds its free objects. That thread repeats `body` until
+/// it stops at `place`.
 fn destroy_while_at(place: Place, cache: Cache, body: impl Fn() + Sync) {
     static PLACE: OnceLock<Place> = OnceLock::new();
     static STOPPED: AtomicBool = AtomicBool::new(false);
@@ -429,7 +437,8 @@ fn destroy_while_at(place: Place, cache: Cache, body: impl Fn() + Sync) {
             while !DESTROYS.load(Ordering::Relaxed) {
                 thread::yield_now();
             }
-            // For as long as it takes to miss objects. On a slow machine it may be done before it looks, and finds them.
+            // Long enough for `destroy` to miss the objects, were it wrong. On a slow machine this
+            // thread may go on before `destroy` looks, and the objects are found.
             thread::sleep(Duration::from_millis(200));
         }
     });
@@ -448,31 +457,32 @@ fn destroy_while_at(place: Place, cache: Cache, body: impl Fn() + Sync) {
     });
 }
 
-/// Objects that wait for readers leave a full sheaf, which other caches' are on as well.
+/// Objects that wait for readers leave a full RCU sheaf together with the objects of other caches.
 #[test]
 fn what_others_set_aside_is_found() {
     on_both_backends(|| {
         cpu::start();
-        // All on one core, to have one sheaf.
+        // On one CPU, both caches share one RCU sheaf.
         pin_here();
         let (cache, other) = (plain("aside", 64), plain("other", 64));
-        // SAFETY: objects of this cache, which nobody uses.
+        // SAFETY: the objects belong to this cache, have no readers, and are freed once.
         filled(&cache, 20).into_iter().for_each(|object| unsafe { cache.free_rcu(object) });
         destroy_while_at(Place::SheafDrained, cache, || {
-            // SAFETY: as above, of the other.
+            // SAFETY: the object belongs to `other`, has no readers, and is freed once.
             unsafe { other.free_rcu(other.alloc().expect("memory")) };
         });
     });
 }
 
-/// What was not needed for a while is taken home, from sheaves of all classes at once.
+/// The end of a decay window flushes idle objects to the slabs, from the sheaves of all classes at
+/// once.
 #[test]
 fn what_others_take_home_is_found() {
     on_both_backends(|| {
         let cache = plain("home", 64);
         let objects = filled(&cache, 20);
         check_and_free(&cache, &objects, |object| {
-            // SAFETY: an object of this cache, which nobody uses.
+            // SAFETY: the object belongs to this cache and is freed once, after its last use.
             unsafe { cache.free(object) };
         });
         destroy_while_at(Place::SheavesClosed, cache, || {
@@ -481,7 +491,8 @@ fn what_others_take_home_is_found() {
     });
 }
 
-/// Several destroy at once: with the barrier unserialised, one of them would hang.
+/// Several threads destroy caches at once. If the barrier were not serialised, one of them would
+/// hang.
 #[test]
 fn caches_are_destroyed_at_once() {
     on_both_backends(|| {
@@ -492,7 +503,8 @@ fn caches_are_destroyed_at_once() {
                         let cache = plain(&format!("{number}-{round}"), 32 + number * 16);
                         let objects = filled(&cache, 100);
                         check_and_free(&cache, &objects, |object| {
-                            // SAFETY: an object of this cache.
+                            // SAFETY: the object belongs to this cache and is freed once, after its
+                            // last use.
                             unsafe { cache.free_nolock(object) }
                         });
                         cache.destroy().expect("nothing is in use");
@@ -503,7 +515,7 @@ fn caches_are_destroyed_at_once() {
     });
 }
 
-/// CPUs come and go while caches live on them.
+/// CPUs go offline and come online while caches have objects in their sheaves.
 #[test]
 fn caches_outlive_cpus() {
     on_both_backends(|| {
@@ -527,7 +539,8 @@ fn caches_outlive_cpus() {
                         let cache = plain(&format!("{number}-{round}"), 48);
                         let objects = filled(&cache, 200);
                         check_and_free(&cache, &objects, |object| {
-                            // SAFETY: an object of this cache.
+                            // SAFETY: the object belongs to this cache, has no readers, and is
+                            // freed once.
                             unsafe { cache.free_rcu(object) }
                         });
                         cache.destroy().expect("nothing is in use");
@@ -546,7 +559,7 @@ fn readers_keep_what_they_found() {
         let (found, is_found) = mpsc::channel();
         let (go_on, may_go_on) = mpsc::channel::<()>();
         let object = cache.alloc().expect("memory");
-        // SAFETY: an object of 64 bytes.
+        // SAFETY: the object was just allocated and is 64 bytes long.
         unsafe { object.write_bytes(7, 64) };
         let shared = &AtomicPtr::new(object.as_ptr());
         thread::scope(|scope| {
@@ -555,7 +568,8 @@ fn readers_keep_what_they_found() {
                 let object = shared.load(Ordering::Acquire);
                 found.send(()).expect("the writer waits");
                 may_go_on.recv().expect("the writer goes on");
-                // SAFETY: found by a reader that still reads.
+                // SAFETY: a reader found the object and has not left its critical section, so the
+                // object is intact.
                 let bytes = unsafe { std::slice::from_raw_parts(object, 64) };
                 assert!(
                     bytes.iter().all(|byte| *byte == 7),
@@ -565,14 +579,16 @@ fn readers_keep_what_they_found() {
             });
             is_found.recv().expect("the reader tells");
             shared.store(std::ptr::null_mut(), Ordering::Release);
-            // SAFETY: no reader that comes now finds the object.
+            // SAFETY: the object belongs to this cache and is freed once. Later readers cannot find
+            // it.
             unsafe { cache.free_rcu(object) };
-            // Whatever is allocated meanwhile, by the thousand, is not the one that is read.
+            // None of the thousands of objects allocated meanwhile is the one that the reader
+            // holds.
             for _ in 0..20 {
                 let others = filled(&cache, 500);
                 assert!(!others.contains(&object));
                 check_and_free(&cache, &others, |object| {
-                    // SAFETY: an object of this cache.
+                    // SAFETY: the object belongs to this cache, has no readers, and is freed once.
                     unsafe { cache.free_rcu(object) }
                 });
             }
@@ -584,17 +600,17 @@ fn readers_keep_what_they_found() {
     });
 }
 
-/// What a handler frees is found by whoever destroys the cache.
+/// `destroy` finds the objects that a signal handler freed.
 #[test]
 fn handlers_use_caches() {
     static SHARED: AtomicPtr<Cache> = AtomicPtr::new(std::ptr::null_mut());
     static TURNS: AtomicUsize = AtomicUsize::new(0);
     extern "C" fn handler(_: libc::c_int) {
-        // SAFETY: set before the first signal, and valid until after the last.
+        // SAFETY: the pointer is set before the first signal, and the cache outlives the last.
         let cache = unsafe { &*SHARED.load(Ordering::Acquire) };
         let _reading = rcu::read_lock();
         if let Ok(object) = cache.alloc() {
-            // SAFETY: an object of 72 bytes that nobody else has.
+            // SAFETY: the object was just allocated, is 72 bytes long, and is freed once.
             unsafe {
                 object.write_bytes(1, 72);
                 match TURNS.fetch_add(1, Ordering::Relaxed) % 3 {
@@ -608,7 +624,7 @@ fn handlers_use_caches() {
     on_both_backends(|| {
         let cache = plain("handled", 72);
         SHARED.store((&raw const cache).cast_mut(), Ordering::Release);
-        // SAFETY: a handler that keeps to what handlers may do.
+        // SAFETY: the handler calls only what a signal handler may call.
         unsafe { libc::signal(libc::SIGUSR1, handler as *const () as usize) };
         let over = AtomicBool::new(false);
         thread::scope(|scope| {
@@ -617,12 +633,13 @@ fn handlers_use_caches() {
                     let (cache, over) = (&cache, &over);
                     let (tell, told) = mpsc::channel();
                     scope.spawn(move || {
-                        // SAFETY: no arguments.
+                        // SAFETY: `gettid` has no preconditions.
                         tell.send(unsafe { libc::gettid() }).expect("the sender waits");
                         while !over.load(Ordering::Relaxed) {
                             let objects = filled(cache, 150);
                             check_and_free(cache, &objects, |object| {
-                                // SAFETY: an object of this cache.
+                                // SAFETY: the object belongs to this cache, has no readers, and is
+                                // freed once.
                                 unsafe { cache.free_rcu(object) }
                             });
                         }
@@ -630,12 +647,13 @@ fn handlers_use_caches() {
                     told.recv().expect("the worker tells")
                 })
                 .collect();
-            // One that comes while another waits to be taken is lost.
+            // A signal that arrives while another is pending is lost, hence the count of handled
+            // ones.
             for worker in workers.iter().cycle() {
                 if TURNS.load(Ordering::Relaxed) >= 5000 {
                     break;
                 }
-                // SAFETY: numbers only; the workers run until `over`.
+                // SAFETY: the call touches no memory, and the workers run until `over` is set.
                 unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), *worker, libc::SIGUSR1) };
             }
             over.store(true, Ordering::Relaxed);
@@ -664,7 +682,8 @@ fn values_are_dropped_once() {
     });
 }
 
-/// A child that is forked while others make, use and destroy caches makes, uses and destroys some itself.
+/// The child of a fork can create, use and destroy caches, although the parent forked while other
+/// threads did so.
 #[test]
 fn the_child_of_a_fork_has_caches() {
     on_both_backends(|| {
@@ -680,7 +699,8 @@ fn the_child_of_a_fork_has_caches() {
                         let _reading = (round % 3 == 0).then(rcu::read_lock);
                         let objects = filled(&cache, 50);
                         check_and_free(&cache, &objects, |object| {
-                            // SAFETY: an object of this cache.
+                            // SAFETY: the object belongs to this cache, has no readers, and is
+                            // freed once.
                             unsafe { cache.free_rcu(object) }
                         });
                         drop(_reading);
@@ -691,28 +711,30 @@ fn the_child_of_a_fork_has_caches() {
             }
             for round in 0..60 {
                 let reading = (round % 2 == 0).then(rcu::read_lock);
-                // SAFETY: the child does what this allocator promises, and leaves.
+                // SAFETY: the child relies only on what this allocator promises for it, and leaves
+                // by `_exit`.
                 let child = unsafe { libc::fork() };
                 if child == 0 {
                     drop(reading);
-                    // A child that hangs is ended.
-                    // SAFETY: numbers only.
+                    // The alarm kills a child that hangs.
+                    // SAFETY: `alarm` has no preconditions.
                     unsafe { libc::alarm(HANGS_AFTER / 2) };
                     let cache = plain("in the child", 64);
                     for cache in [&before, &cache] {
                         let objects = filled(cache, 100);
                         check_and_free(cache, &objects, |object| {
-                            // SAFETY: an object of this cache.
+                            // SAFETY: the object belongs to this cache, has no readers, and is
+                            // freed once.
                             unsafe { cache.free_rcu(object) }
                         });
                     }
                     let done = cache.destroy().is_ok();
-                    // SAFETY: no destructors of the parent's.
+                    // SAFETY: `_exit` runs none of the parent's destructors and exit handlers.
                     unsafe { libc::_exit(if done { 0 } else { 1 }) };
                 }
                 drop(reading);
                 let mut status = 0;
-                // SAFETY: a child of ours.
+                // SAFETY: `status` is valid for the write.
                 assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
                 assert_eq!(status, 0, "the child of round {round}");
             }
@@ -722,8 +744,9 @@ fn the_child_of_a_fork_has_caches() {
     });
 }
 
-/// What a handler freed, or readers were waited for, in a program that does nothing more, comes to
-/// the end at the end of a window or two: there are no CPUs, and nobody waits.
+/// In a program that does nothing more, one or two window ends complete the frees that a signal
+/// handler deferred and those that wait for readers. It has no CPU threads, and no
+/// thread waits.
 #[test]
 fn idle_programs_free_what_was_deferred() {
     on_both_backends(|| {
@@ -741,12 +764,13 @@ fn idle_programs_free_what_was_deferred() {
         for _ in 0..3 {
             let objects = [(); 20].map(|()| cache.alloc().expect("memory"));
             let reader = rcu::read_lock();
-            // SAFETY: objects of this cache, which nobody uses.
+            // SAFETY: the objects belong to this cache and are freed once. The reader does not use
+            // them.
             objects.into_iter().for_each(|object| unsafe { cache.free_rcu(object) });
             (0..5).for_each(|_| assert!(cache::end_window()));
             assert_eq!(cache.stats().in_use, 20);
             drop(reader);
-            // One sees that the sheaf is not in use, one ends the grace period.
+            // One window end finds that the sheaf is idle, another one ends the grace period.
             for _ in 0..5 {
                 let _ = cache::end_window();
             }
@@ -756,11 +780,11 @@ fn idle_programs_free_what_was_deferred() {
     });
 }
 
-/// A thread that is cancelled while it waits for readers goes on to the end, as it may hold locks.
+/// A thread that is cancelled while it waits for readers runs on, since it may hold locks.
 #[test]
 fn who_waits_for_readers_is_not_cancelled() {
     unsafe extern "C" {
-        // As the standard library has it: libc's is a pointer with musl.
+        // `RawPthread` is the standard library's type. With musl, libc's is a pointer.
         fn pthread_cancel(thread: RawPthread) -> libc::c_int;
         fn pthread_setcancelstate(state: libc::c_int, old: *mut libc::c_int) -> libc::c_int;
     }
@@ -770,10 +794,10 @@ fn who_waits_for_readers_is_not_cancelled() {
         static DONE: AtomicBool = AtomicBool::new(false);
         let reader = rcu::read_lock();
         let waiter = thread::spawn(|| {
-            // SAFETY: no arguments.
+            // SAFETY: `gettid` has no preconditions.
             WAITER.store(unsafe { libc::gettid() } as usize, Ordering::Relaxed);
             rcu::synchronize();
-            // SAFETY: a number, and nothing to be written.
+            // SAFETY: the state is valid, and null means that the old one is not stored.
             unsafe { pthread_setcancelstate(DISABLE, std::ptr::null_mut()) };
             DONE.store(true, Ordering::Relaxed);
         });
@@ -781,7 +805,7 @@ fn who_waits_for_readers_is_not_cancelled() {
             thread::yield_now();
         }
         wait_until_asleep(WAITER.load(Ordering::Relaxed) as libc::pid_t);
-        // SAFETY: the thread is there, as it waits for this one.
+        // SAFETY: the thread exists, since it waits for this thread's reader.
         unsafe { pthread_cancel(waiter.as_pthread_t()) };
         drop(reader);
         waiter.join().expect("the thread ends well");
@@ -789,7 +813,7 @@ fn who_waits_for_readers_is_not_cancelled() {
     });
 }
 
-/// None at once: nothing is written, and nothing changes hands.
+/// Bulk calls with zero objects write nothing and move no objects.
 #[test]
 fn no_objects_at_once() {
     on_both_backends(|| {
@@ -799,15 +823,16 @@ fn no_objects_at_once() {
             let mut room = [MaybeUninit::new(NonNull::<u8>::dangling()); 64];
             assert_eq!(cache.alloc_bulk(&mut room[..0]), 0);
             assert_eq!(cache.alloc_bulk(&mut []), 0);
-            // SAFETY: all are initialised; none is freed.
+            // SAFETY: all words are initialised, and `free_bulk` gets no object.
             unsafe {
                 assert!(room.iter().all(|word| word.assume_init() == NonNull::dangling()));
                 cache.free_bulk(&[]);
             }
             assert_eq!(cache.stats().in_use, if round == 0 { 3 } else { 0 });
             if round == 0 {
-                // The sheaf has objects in the second round.
-                // SAFETY: objects of this cache, not used any more.
+                // In the second round the sheaf holds these objects.
+                // SAFETY: the objects belong to this cache and are freed once, after their last
+                // use.
                 check_and_free(&cache, &held, |object| unsafe { cache.free(object) });
             }
         }
@@ -815,13 +840,14 @@ fn no_objects_at_once() {
     });
 }
 
-/// A cache of large objects takes over the sheaves of one of small objects, which are wider, open and empty.
+/// A cache of large objects takes over a class whose sheaves are wide, open and empty, since they
+/// served a cache of small ones.
 #[test]
 fn sheaves_of_another_cache_overflow_into_none() {
     on_both_backends(|| {
         pin_here();
         let (small, other) = (plain("small", 64), plain("other", 64));
-        // SAFETY: objects of that cache, each freed once.
+        // SAFETY: the objects belong to `cache`, and each is freed once.
         let free = |cache: &Cache, objects: &[NonNull<u8>]| unsafe {
             objects.iter().for_each(|object| cache.free(*object));
         };
@@ -830,14 +856,15 @@ fn sheaves_of_another_cache_overflow_into_none() {
         while small.stats().in_sheaves > 0 {
             all.extend(small.alloc());
         }
-        // SAFETY: as above. On the fallback this leaves the sheaf alone.
+        // SAFETY: the objects belong to `small`, and each is freed once. On the fallback this call
+        // bypasses the sheaf.
         unsafe { small.free_bulk(&all) };
         small.destroy().expect("nothing is in use");
         free(&other, &filled(&other, 12));
         let large = plain("large", 8000);
         let mut room = [MaybeUninit::uninit(); 400];
         assert_eq!(large.alloc_bulk(&mut room), 400);
-        // SAFETY: all are written.
+        // SAFETY: `alloc_bulk` wrote all 400.
         let objects = room.map(|object| unsafe { object.assume_init() });
         let of_large: BTreeSet<_> = objects.iter().map(|object| object.addr()).collect();
         free(&large, &objects);

@@ -1,6 +1,7 @@
-//! What is counted of what CPUs have to agree on: a known sequence of operations gives known numbers.
+//! Counts of lock acquisitions and sheaf events: a known sequence of operations yields known
+//! numbers.
 //!
-//! With the feature `counters` of this package. Nothing in this process but the test uses the allocator.
+//! Needs this package's feature `counters`. No other code in this process uses the allocator.
 
 use std::alloc::Layout;
 
@@ -9,11 +10,12 @@ use alloc_core::kmalloc;
 use alloc_core::stats::{self, Events};
 use tests::sysfs::pin_here;
 
-/// Most objects of a sheaf of this layout's class.
+/// Capacity of a sheaf of `LAYOUT`'s class.
 const SHEAF: usize = 256;
 const LAYOUT: Layout = Layout::new::<[u64; 8]>();
 
-/// Acquisitions of the locks of barns, slabs and arenas during `body`.
+/// Returns the acquisitions of the barn, slabs and arena locks during `body`. None may be
+/// contended.
 fn acquired(body: impl FnOnce()) -> [u64; 3] {
     let before = snapshot();
     body();
@@ -34,31 +36,33 @@ fn take(objects: &mut Vec<*mut u8>, count: usize) {
 /// Frees `count` objects.
 fn give(objects: &mut Vec<*mut u8>, count: usize) {
     for object in objects.drain(..count) {
-        // SAFETY: allocated with this layout.
+        // SAFETY: the object was allocated with `LAYOUT`, and leaves the list.
         unsafe { kmalloc::free(object, LAYOUT) };
     }
 }
 
 #[test]
 fn locks_are_taken_once_in_half_a_sheaf() {
-    // Each CPU has sheaves of its own.
+    // Each CPU has its own sheaves.
     pin_here();
     let mut objects = Vec::with_capacity(8 * SHEAF);
 
-    // A look for partial slabs, a run, and the slab arrives. The arena commits its first memory without the lock, and is asked
-    // again.
+    // Slabs lock: once to search the partial slabs, once to list the new slab. Arena lock: once to
+    // ask for a run, and again after the arena committed its first memory without the lock.
     assert_eq!(acquired(|| take(&mut objects, 1)), [0, 2, 2]);
-    // A sheaf begins with an eighth of its capacity, so that batch was half of this; with each miss it has twice as much: the
-    // next two are an eighth and a quarter. An empty barn is passed by.
+    // A sheaf starts at an eighth of its capacity, and the first batch was half of that. Each miss
+    // doubles it, so the next two batches are an eighth and a quarter of the capacity. An empty
+    // barn is skipped without its lock.
     assert_eq!(acquired(|| take(&mut objects, SHEAF / 16 - 1)), [0, 0, 0]);
     assert_eq!(acquired(|| take(&mut objects, SHEAF / 8 + SHEAF / 4)), [0, 2, 0]);
-    // The next one is of half a sheaf, as are all from then on.
+    // From here on, every batch is half a sheaf.
     assert_eq!(acquired(|| take(&mut objects, 1)), [0, 1, 0]);
     assert_eq!(acquired(|| take(&mut objects, SHEAF / 2 - 1)), [0, 0, 0]);
     assert_eq!(acquired(|| take(&mut objects, 1)), [0, 1, 0]);
-    // The sheaf holds all but one of these, and is full with these.
+    // The sheaf still holds all of the last batch except one object, so these frees fill it
+    // exactly.
     assert_eq!(acquired(|| give(&mut objects, SHEAF / 2 + 1)), [0, 0, 0]);
-    // Pairs stay in it.
+    // Pairs stay within the sheaf.
     let pairs = acquired(|| {
         for _ in 0..1000 {
             take(&mut objects, 1);
@@ -66,14 +70,15 @@ fn locks_are_taken_once_in_half_a_sheaf() {
         }
     });
     assert_eq!(pairs, [0, 0, 0]);
-    // One more than the sheaf has; and one more than there is room for, which the barn takes.
+    // One allocation more than the sheaf holds. Then one free more than it has room for, so that a
+    // batch goes to the barn.
     assert_eq!(acquired(|| take(&mut objects, SHEAF + 1)), [0, 1, 0]);
     assert_eq!(acquired(|| give(&mut objects, SHEAF / 2 + 1)), [0, 0, 0]);
     assert_eq!(acquired(|| give(&mut objects, SHEAF / 2)), [1, 0, 0]);
-    // Which has it for who wants it next.
+    // The barn serves the next miss.
     assert_eq!(acquired(|| take(&mut objects, SHEAF + 1)), [1, 0, 0]);
 
-    // Each of these allocations found an object in the sheaf, or had it filled.
+    // Each of these allocations is either a hit or a refill.
     let before = events();
     take(&mut objects, 1000);
     let during = events().since(&before);
@@ -82,7 +87,7 @@ fn locks_are_taken_once_in_half_a_sheaf() {
     assert!(during.hit_rate().is_some_and(|rate| rate > 0.9), "{during:?}");
 }
 
-/// What happened to the sheaves of this layout's class.
+/// Returns the sheaf events of `LAYOUT`'s class.
 fn events() -> Events {
     let stats = stats::gather();
     let ours = stats.caches().find(|cache| cache.object_size == LAYOUT.size());

@@ -1,7 +1,8 @@
-//! CPUs that come and go: on request, by the affinity of the process, by its cgroup. What they had goes elsewhere.
+//! CPUs that go offline and come online: on request, by the affinity of the process, by its cgroup.
+//! Their objects and their work move elsewhere.
 //!
-//! A core that is unplugged is not tried, since everybody on the machine would lose it. What the process sees of it is what it
-//! sees of a cpuset that shrinks: a core less in its affinity, and threads that the kernel moved.
+//! No core is unplugged here, since the whole system would lose it. To a process it would look like
+//! a cpuset that shrinks: its affinity loses a core, and the kernel moves its threads.
 
 use std::alloc::Layout;
 use std::env;
@@ -26,13 +27,13 @@ fn online() -> Vec<usize> {
     cpu::online().collect()
 }
 
-/// The core that work found itself on.
+/// Core on which the last work ran.
 static SEEN: AtomicUsize = AtomicUsize::new(usize::MAX);
 
-/// Queues work on a CPU; the core on which it ran.
+/// Queues work on `cpu` and waits for it. Returns the core on which it ran.
 fn work_on(cpu: usize) -> usize {
     static WORK: IrqWork = IrqWork::new(|_| {
-        // SAFETY: no arguments.
+        // SAFETY: `sched_getcpu` has no preconditions.
         let core = unsafe { libc::sched_getcpu() };
         SEEN.store(core as usize, Ordering::Relaxed);
     });
@@ -42,7 +43,8 @@ fn work_on(cpu: usize) -> usize {
     SEEN.load(Ordering::Relaxed)
 }
 
-/// What is queued on a CPU runs there, or on another if it is offline; what is deferred is freed.
+/// Checks that work queued on a CPU runs there, or on an online CPU if that one is offline, and
+/// that deferred frees complete.
 fn work_on_each_cpu() {
     for cpu in 0..cpu::possible() {
         let core = work_on(cpu);
@@ -52,13 +54,14 @@ fn work_on_each_cpu() {
     cache::barrier();
 }
 
-/// Some CPUs after others, and in the end all: each first CPU that is left was not left before.
+/// Returns the sets of CPUs that a test keeps in turn: the first half, the second half, and all. If
+/// there are several CPUs, the first CPU of each set differs from that of the set before.
 fn subsets(all: &[usize]) -> [&[usize]; 3] {
     let (some, others) = all.split_at(all.len() / 2);
     [if some.is_empty() { all } else { some }, others, all]
 }
 
-/// The affinity of the process is that of its first thread.
+/// The allocator takes the affinity of the first thread for that of the process.
 #[test]
 fn affinities_change() {
     in_every_mode(|| {
@@ -66,7 +69,7 @@ fn affinities_change() {
         fault::set_hook(defer_here);
         let all = online();
         for kept in subsets(&all) {
-            // SAFETY: a zeroed set is an empty one; the set is readable for its size.
+            // SAFETY: a zeroed set is empty, and the set is as long as the call says.
             unsafe {
                 let mut set: libc::cpu_set_t = std::mem::zeroed();
                 kept.iter().for_each(|cpu| libc::CPU_SET(*cpu, &mut set));
@@ -85,7 +88,7 @@ fn affinities_change() {
 #[test]
 fn cpusets_change() {
     const PATH: &str = "TEST_CPUSET";
-    // Made by the parent, and used by its children.
+    // The parent makes the cpuset, its children use it.
     let cpuset = env::var_os(PATH).is_none().then(Cgroup::of_cpus).flatten();
     let path = cpuset.as_ref().map(|cpuset| cpuset.path().into()).or_else(|| env::var_os(PATH));
     let Some(path) = path else {
@@ -102,7 +105,7 @@ fn cpusets_change() {
         for kept in subsets(&all) {
             keep_to(kept);
             assert_eq!(cpu::present().collect::<Vec<_>>(), kept);
-            // Until somebody says so the CPUs stay; their threads are where the kernel has moved them.
+            // The CPUs stay online until `refresh`. Their threads run where the kernel moved them.
             for cpu in 0..cpu::possible() {
                 assert!(kept.contains(&work_on(cpu)));
             }
@@ -144,7 +147,7 @@ fn cpus_that_cannot_come_or_go() {
     });
 }
 
-/// CPUs come and go while threads allocate, free, free without waiting, and queue work.
+/// CPUs go offline and come online while threads allocate, free without waiting, and queue work.
 #[test]
 fn cpus_come_and_go() {
     in_every_mode(|| {
@@ -160,7 +163,7 @@ fn cpus_come_and_go() {
                         for layout in layouts {
                             let blocks = [(); 50].map(|()| nolock::alloc(layout).expect("memory"));
                             for (index, block) in blocks.into_iter().enumerate() {
-                                // SAFETY: a block of this layout.
+                                // SAFETY: the block has this layout and is freed once.
                                 unsafe {
                                     block.as_ptr().write_bytes(index as u8, layout.size());
                                     nolock::free(block, layout);

@@ -1,7 +1,7 @@
-//! Out of memory: null, never an abort or a panic, and nothing lost.
+//! Out of memory: an allocation returns null, never aborts or panics, and no block is lost.
 //!
 //! A child process under `RLIMIT_AS` allocates blocks of one size until it is refused, finds all of
-//! them whole, frees them, and gets memory again.
+//! them intact, frees them, and can allocate again.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -20,23 +20,23 @@ static GLOBAL: Hayloft = Hayloft;
 
 const MIB: usize = 1 << 20;
 
-/// Exhausts memory twice with blocks of `size` bytes. A table of `within` bytes' worth of blocks can
-/// never be full.
+/// Exhausts memory twice with blocks of `size` bytes. The table has room for `within` bytes of
+/// blocks and can therefore never be full.
 fn exhaust(size: usize, within: usize) {
     exhaust_into(Hoard::new(within / size), size, within);
 }
 
-/// As [`exhaust`], with a table that was made before.
+/// Exhausts memory as [`exhaust`] does, with a table made in advance.
 fn exhaust_into(mut hoard: Hoard, size: usize, within: usize) {
     let layout = Layout::from_size_align(size, 16).expect("a valid layout");
     hoard.fill_up(layout);
     let first = hoard.len();
     assert!(!hoard.is_full(), "never refused");
     assert_ne!(first, 0, "no block of {size} bytes in {within} bytes of address space");
-    // Refused again, in all three ways to ask, with every block still whole.
+    // Allocations by all three functions are refused as well, and every block is still intact.
     let last = hoard.last();
     let large = Layout::from_size_align(within, 16).expect("a valid layout");
-    // SAFETY: the sizes are not zero; the last block is live with this layout.
+    // SAFETY: the sizes are not zero, and the last block is live with this layout.
     unsafe {
         assert!(Hayloft.realloc(last, layout, large.size()).is_null());
         assert!(Hayloft.alloc(large).is_null());
@@ -79,13 +79,14 @@ fn larger_pages() {
     });
 }
 
-/// Where the kernel has address space but no memory, more address space is no help, and is not asked for.
+/// Where the kernel limits memory but not address space, reserving more address space does not help
+/// and is not attempted.
 #[test]
 fn no_memory_is_no_want_of_address_space() {
     for backend in ["rseq", "fallback"] {
         Scenario::new(backend, || {
             let reserved = status_bytes("VmSize");
-            // No table can be had once there is no memory.
+            // Both tables are mapped before memory is exhausted.
             for (size, hoard) in [64, MIB].map(|size| (size, Hoard::new(320 * MIB / size))) {
                 exhaust_into(hoard, size, 320 * MIB);
             }
@@ -98,7 +99,7 @@ fn no_memory_is_no_want_of_address_space() {
     }
 }
 
-/// A block of C's doors that shrinks has room for what it holds, so it needs no memory.
+/// Shrinking a block by C's `realloc` needs no memory, since the block has room for its contents.
 #[test]
 fn a_block_that_shrinks() {
     on_both_backends(|| {
@@ -115,7 +116,7 @@ fn a_block_that_shrinks() {
         second.fill_up(middle);
         third.fill_up(small);
         for (block, size) in [(first.last(), 100_000), (of_middle, 20_000)] {
-            // SAFETY: a block of that size, which is as well one of the size that it shrinks to.
+            // SAFETY: the block is live and has at least `size` bytes.
             unsafe {
                 block.write_bytes(7, size);
                 let shrunk = alloc_core::by_address::realloc(block, 100);
@@ -126,8 +127,8 @@ fn a_block_that_shrinks() {
     });
 }
 
-/// The limit comes when the heap is in use, address space possibly reserved: memory may then last
-/// beyond the limit, but whatever is refused is refused with null.
+/// The limit is set while the heap is in use and may have reserved address space. Memory may then
+/// last beyond the limit, but every refusal is null.
 #[test]
 fn a_limit_set_late() {
     on_both_backends(|| {
@@ -145,7 +146,7 @@ fn a_limit_set_late() {
     });
 }
 
-/// A vector that cannot grow says so and keeps its elements.
+/// A vector that cannot grow reports that and keeps its elements.
 #[test]
 fn a_vector_that_cannot_grow() {
     on_both_backends_within(320 * MIB, || {
@@ -161,7 +162,8 @@ fn a_vector_that_cannot_grow() {
     });
 }
 
-/// A request that the system does not grant is null, and costs neither address space nor what CPUs keep.
+/// A request beyond what the system grants returns null, reserves no address space and flushes no
+/// sheaves.
 #[test]
 fn much_too_large() {
     const GIB: usize = 1 << 30;
@@ -191,12 +193,12 @@ fn much_too_large() {
     }
 }
 
-/// What there is address space for is not refused because of how an arena is cut.
+/// A block for which there is address space is not refused because of how arenas divide it.
 #[test]
 fn a_large_block_within_a_limit() {
     on_both_backends_within(840 * MIB, || {
         let layout = Layout::from_size_align(400 * MIB, 16).expect("a valid layout");
-        // SAFETY: the size is not zero; the block is freed once.
+        // SAFETY: the size is not zero, and the block is freed once.
         unsafe {
             let block = GLOBAL.alloc(layout);
             assert!(!block.is_null());
@@ -205,7 +207,8 @@ fn a_large_block_within_a_limit() {
     });
 }
 
-/// What a program may still have after it has limited itself is for blocks and mappings alike, and it gets no more.
+/// After a program lowers its own limit, the remaining address space serves blocks and mappings
+/// alike, and the limit holds.
 #[test]
 fn address_space_that_was_reserved_goes_back() {
     on_both_backends(|| {
@@ -223,7 +226,7 @@ fn address_space_that_was_reserved_goes_back() {
             assert!(hoard.len() > 100 && !hoard.is_full(), "{} MiB", hoard.len());
             hoard.free_all(layout);
         }
-        // Objects, whose metadata is near what was given up.
+        // Objects need metadata, which lies near the released address space.
         objects.fill_up(small);
         assert!(!objects.is_full() && objects.len() > 500_000, "{} objects", objects.len());
         objects.free_all(small);
@@ -231,7 +234,8 @@ fn address_space_that_was_reserved_goes_back() {
     });
 }
 
-/// While one thread waits for the system to commit memory, others allocate what there is.
+/// While one thread waits for the system to commit memory, others allocate what is committed
+/// already.
 #[test]
 fn committing_keeps_nobody_waiting() {
     static IS_COMMITTING: AtomicBool = AtomicBool::new(false);

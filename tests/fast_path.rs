@@ -1,7 +1,9 @@
-//! The golden test of the fast path: what `alloc` and `dealloc` of a layout known at compile time compile to.
+//! Golden test of the fast path: the instructions of `alloc` and `dealloc` for a layout known at
+//! compile time.
 //!
-//! Builds `fast_path_probe` with release settings, disassembles it with `objdump`, and walks each function the way a
-//! hit takes: straight on past conditional branches. Nobody makes it longer by accident.
+//! Builds `fast_path_probe` with release settings, disassembles it with `objdump`, and walks each
+//! function as a hit executes it: straight on past conditional branches. No change can lengthen the
+//! path unnoticed.
 #![cfg(target_arch = "x86_64")]
 
 use std::process::Command;
@@ -18,7 +20,7 @@ fn output_of(command: &mut Command) -> String {
     String::from_utf8(output.stdout).expect("the output is text")
 }
 
-/// The instructions of each function of the probe, one a line.
+/// Returns the disassembled probe, one instruction a line.
 fn disassembly() -> String {
     let target = concat!(env!("CARGO_TARGET_TMPDIR"), "/fast_path");
     output_of(
@@ -43,7 +45,8 @@ fn disassembly() -> String {
     )
 }
 
-/// The instructions of `function` on the way from its first to its `ret`, past conditional branches.
+/// Returns the instructions from the start of `function` to its first `ret`, past conditional
+/// branches.
 fn hit_path<'a>(disassembly: &'a str, function: &str) -> Vec<&'a str> {
     let head = format!("<{function}>:");
     let mut lines = disassembly.lines().skip_while(|line| !line.ends_with(&head)).skip(1);
@@ -67,7 +70,7 @@ fn the_hit_path_is_short() {
         let starting = |prefix| path.iter().filter(|line| line.starts_with(prefix)).count();
         println!("{function}: {} instructions", path.len());
         assert!(path.len() <= MOST_INSTRUCTIONS, "{function}: {path:#?}");
-        // `j` but for `jmp`, which must not be there at all.
+        // Counts every jump. `jmp` must not occur at all.
         assert!(starting("j") <= MOST_BRANCHES, "{function}: {path:#?}");
         assert_eq!(starting("jmp") + starting("call") + starting("lock"), 0, "{path:#?}");
     }

@@ -1,4 +1,5 @@
-//! Two functions for `fast_path.rs` to disassemble: the operations with a layout known at compile time.
+//! Two functions for `fast_path.rs` to disassemble: `alloc` and `dealloc` of a layout known at
+//! compile time.
 
 use alloc_global::Hayloft;
 use std::alloc::{GlobalAlloc, Layout};
@@ -16,16 +17,17 @@ pub extern "C" fn golden_alloc() -> *mut u8 {
 /// Frees 64 bytes.
 ///
 /// # Safety
-/// The block comes from [`golden_alloc`].
+///
+/// `block` must be live and come from [`golden_alloc`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub unsafe extern "C" fn golden_dealloc(block: *mut u8) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `block` is live and of `LAYOUT`.
     unsafe { Hayloft.dealloc(block, LAYOUT) }
 }
 
 fn main() {
     let block = golden_alloc();
-    // SAFETY: allocated above.
+    // SAFETY: `golden_alloc` returned the block, and it is freed once.
     unsafe { golden_dealloc(block) };
 }

@@ -1,6 +1,7 @@
-//! System calls that fail, by `HAYLOFT_FAULT`: then memory may be refused, but nothing that was given out is lost or damaged.
+//! System calls that fail, injected by `HAYLOFT_FAULT`: allocations may be refused, but no
+//! allocated block is lost or damaged.
 //!
-//! The tests themselves have the system's allocator, which does not fail.
+//! The test code itself uses the system's allocator, which does not fail.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::path::Path;
@@ -13,7 +14,7 @@ use tests::routes::Hayloft;
 use tests::scenario::{Scenario, describe};
 use tests::sysfs::{SYSFS, Tree};
 
-/// A generator of numbers (xorshift64*), the same each time.
+/// A random number generator (xorshift64*) with a fixed seed.
 struct Random(u64);
 
 impl Random {
@@ -24,7 +25,7 @@ impl Random {
         (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as usize % bound
     }
 
-    /// Sizes of all kinds, small ones more often.
+    /// Returns sizes of all orders of magnitude, small ones more often.
     fn size(&mut self) -> usize {
         let largest = [100, 1000, 30_000, 300_000, 10_000_000][self.below(30).saturating_sub(25)];
         1 + self.below(largest)
@@ -41,7 +42,7 @@ impl Block {
     fn new(random: &mut Random, id: u64) -> Option<Block> {
         let layout =
             Layout::from_size_align(random.size(), 1 << random.below(8)).expect("a layout");
-        // SAFETY: the size is not zero; the block is as long as the layout says.
+        // SAFETY: the size is not zero, and the block is as long as the layout.
         unsafe {
             let zeroed = random.below(4) == 0;
             let address = if zeroed { Hayloft.alloc_zeroed(layout) } else { Hayloft.alloc(layout) };
@@ -56,14 +57,14 @@ impl Block {
     }
 
     fn check(&self, len: usize) {
-        // SAFETY: the block is that long.
+        // SAFETY: the block is filled and at least `len` bytes long.
         assert_eq!(unsafe { pattern::find_mismatch(self.address, len, self.id) }, None);
     }
 
-    /// Whether there was memory for it.
+    /// Resizes the block. Returns whether there was memory for it.
     fn resize(&mut self, size: usize) -> bool {
         self.check(self.layout.size());
-        // SAFETY: a block of this layout.
+        // SAFETY: the block is live with this layout, and the new size is valid.
         let address = unsafe { Hayloft.realloc(self.address, self.layout, size) };
         if address.is_null() {
             self.check(self.layout.size());
@@ -72,7 +73,7 @@ impl Block {
         self.address = address;
         self.check(size.min(self.layout.size()));
         self.layout = Layout::from_size_align(size, self.layout.align()).expect("a layout");
-        // SAFETY: the block is that long.
+        // SAFETY: the block is `size` bytes long.
         unsafe { pattern::fill(address, 0, size, self.id) };
         true
     }
@@ -81,12 +82,12 @@ impl Block {
 impl Drop for Block {
     fn drop(&mut self) {
         self.check(self.layout.size());
-        // SAFETY: a block of this layout, not used any more.
+        // SAFETY: the block is live with this layout, and dropping it is its last use.
         unsafe { Hayloft.dealloc(self.address, self.layout) };
     }
 }
 
-/// Allocates, resizes and frees at random; how often there was no memory.
+/// Allocates, resizes and frees at random. Returns the number of refusals.
 fn use_memory(random: &mut Random) -> usize {
     let mut blocks: Vec<Block> = Vec::new();
     let mut refused = 0;
@@ -110,7 +111,8 @@ fn use_memory(random: &mut Random) -> usize {
     refused
 }
 
-/// Makes, uses and destroys caches while CPUs come and go, as far as that can be had.
+/// Creates, uses and destroys caches while CPUs go offline and come online, as far as the faults
+/// permit.
 fn use_caches(random: &mut Random) {
     cpu::start();
     for number in 0..40 {
@@ -124,10 +126,10 @@ fn use_caches(random: &mut Random) {
             let _ = cpu::up(last);
         }
         for (index, object) in objects.into_iter().enumerate() {
-            // SAFETY: an object of this cache.
+            // SAFETY: the object belongs to this cache, has no readers, and is freed once.
             unsafe { if index % 2 == 0 { cache.free(object) } else { cache.free_rcu(object) } };
         }
-        // Where sheaves of other CPUs cannot be emptied, it takes a while.
+        // Where other CPUs' sheaves cannot be flushed, `destroy` may need several attempts.
         let mut result = cache.destroy();
         for _ in 0..200 {
             let Err(error) = result else { break };
@@ -139,7 +141,7 @@ fn use_caches(random: &mut Random) {
 
 #[test]
 fn nothing_is_lost() {
-    // Nobody asks for memory of a node where there is one only.
+    // `mbind` is called only where there are several nodes.
     let tree = Tree::new([(0, "0"), (1, "1-1000")]);
     for backend in ["rseq", "fallback"] {
         for call in [
@@ -169,7 +171,8 @@ fn nothing_is_lost() {
                     .run(|output| {
                         let all = describe(output);
                         assert!(output.status.success(), "{all}");
-                        // Where no memory could be committed, some was refused; nothing else refuses any.
+                        // Allocations are refused if nine in ten commits fail. No other fault
+                        // refuses any.
                         let said = String::from_utf8_lossy(&output.stdout);
                         assert_eq!(
                             said.contains("\n0 refused"),
@@ -182,7 +185,7 @@ fn nothing_is_lost() {
     }
 }
 
-/// Where there is no memory for sheaves that is said, once.
+/// Lack of memory for sheaves is reported once.
 #[test]
 fn no_memory_for_sheaves() {
     let scenario = || {

@@ -1,6 +1,8 @@
-//! Forks in the midst of slow paths: of the forking thread's own, and of another's; and while others are in the control plane.
-//! The child allocates, starts CPUs of its own, waits for what was deferred, makes a cache and destroys it; so does the parent,
-//! afterwards.
+//! Forks in the middle of slow paths, both the forking thread's and other threads', and while
+//! others are in the control plane.
+//!
+//! Afterwards the child allocates, starts CPUs of its own, waits for deferred frees, and creates
+//! and destroys a cache. So does the parent.
 
 use std::alloc::Layout;
 use std::cell::Cell;
@@ -28,7 +30,7 @@ use tests::scenario::{HANGS_AFTER, amid_decay, in_every_mode, on_both_backends};
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
 
-/// What the parent and the child of a fork do afterwards.
+/// Exercises the allocator after a fork, in the parent and in the child.
 fn live() {
     static WORK: IrqWork = IrqWork::new(|_| RAN.store(true, Ordering::Relaxed));
     static RAN: AtomicBool = AtomicBool::new(false);
@@ -46,7 +48,7 @@ fn live() {
     assert!(RAN.load(Ordering::Relaxed));
     let cache = Cache::builder("live", Layout::new::<[u64; 25]>()).build().expect("a cache");
     let objects = [(); 100].map(|()| cache.alloc().expect("memory"));
-    // SAFETY: objects of this cache, which nobody uses.
+    // SAFETY: the objects belong to this cache and are freed once.
     objects.into_iter().for_each(|object| unsafe { cache.free(object) });
     cache.destroy().expect("no object is in use");
     if let [cpu, _, ..] = online[..] {
@@ -55,52 +57,54 @@ fn live() {
     }
 }
 
-/// The rest of a child's life. Nothing of the parent's test harness is to be run in it.
+/// Exercises the allocator in a child and exits. Nothing of the parent's test harness may run
+/// there.
 fn live_as_a_child() -> ! {
     assert!(cpu::online().next().is_none());
     live();
-    // SAFETY: ends the process at once.
+    // SAFETY: `_exit` runs none of the parent's destructors and exit handlers.
     unsafe { libc::_exit(0) }
 }
 
 fn fork() -> libc::pid_t {
-    // SAFETY: the child does what the allocator promises, and not much more.
+    // SAFETY: the child relies on what the allocator promises for it, and on little else.
     let child = unsafe { libc::fork() };
     if child < 0 {
         fail("fork\n");
     }
     if child == 0 {
-        // Its only thread would end, and the process well.
+        // A panic would end only the child's single thread, and the process would exit with status
+        // 0.
         panic::set_hook(Box::new(|info| {
             eprintln!("{info}");
             fail("in the child of a fork\n");
         }));
-        // A child that hangs is a failure, too.
-        // SAFETY: a number of seconds.
+        // The alarm makes a child that hangs a failure.
+        // SAFETY: `alarm` has no preconditions.
         unsafe { libc::alarm(HANGS_AFTER / 2) };
     }
     child
 }
 
-/// Waits for a child, which must end well.
+/// Waits for a child, which must exit with status 0.
 fn wait_for(child: libc::pid_t) {
     let mut status = 0;
-    // SAFETY: the status is ours to be written.
+    // SAFETY: `status` is valid for the write.
     if unsafe { libc::waitpid(child, &raw mut status, 0) } != child || status != 0 {
         fail("the child failed\n");
     }
 }
 
-/// Places that were not come to yet.
+/// Fault points that were not reached yet.
 static LEFT: Mutex<BTreeSet<usize>> = Mutex::new(BTreeSet::new());
 
 fn index(place: Place) -> usize {
     Place::ALL.iter().position(|listed| *listed == place).expect("a listed place")
 }
 
-/// Whether it is the first time that a place is come to.
+/// Returns whether `place` is reached for the first time.
 fn is_new(place: Place) -> bool {
-    // One that is come to while the set is in use is none for this time.
+    // A fault point reached while the set is locked does not count this time.
     LEFT.try_lock().is_ok_and(|mut left| left.remove(&index(place)))
 }
 
@@ -108,15 +112,15 @@ fn left() -> Vec<Place> {
     LEFT.lock().expect("nobody panics with it").iter().map(|index| Place::ALL[*index]).collect()
 }
 
-/// Has `come_to` called at each place.
+/// Installs `come_to` as the hook of all fault points, and marks them all as not reached.
 fn at_each_place(come_to: fn(Place)) {
     *LEFT.lock().expect("nobody panics with it") = (0..Place::ALL.len()).collect();
     fault::set_hook(come_to);
 }
 
-/// Comes to all places, or to as many as it can before it is over.
+/// Reaches all fault points, or as many as it can before `is_over` returns true.
 fn go_to_all_places(is_over: fn() -> bool) {
-    // A deferred block is freed by this thread, or by that of a CPU.
+    // Either this thread or a CPU thread completes a deferred free.
     while !is_over() && left().contains(&Place::DeferredTaken) {
         defer_a_run();
         pass_a_block_on();
@@ -124,7 +128,8 @@ fn go_to_all_places(is_over: fn() -> bool) {
     while !is_over() && left().contains(&Place::ArenaCommitting) {
         grow_the_heap();
     }
-    // One that was come to while the set was in use is come to again. On a busy machine that takes many rounds.
+    // Fault points that did not count because the set was locked have to be reached again. On a
+    // busy machine that takes many rounds.
     for _ in 0..200 {
         go_everywhere(is_over);
         if is_over() || missing().is_empty() {
@@ -133,13 +138,13 @@ fn go_to_all_places(is_over: fn() -> bool) {
     }
 }
 
-/// Places that are still to be come to.
+/// Returns the fault points that still have to be reached.
 fn missing() -> Vec<Place> {
     let fallback = env::var("HAYLOFT_BACKEND").is_ok_and(|backend| backend == "fallback");
     let has_cpus = cpu::online().next().is_some();
     let mut left = left();
     left.retain(|place| match place {
-        // These came before.
+        // These were reached before the hook was installed.
         Place::BackendDeciding
         | Place::ThreadRegistered
         | Place::NodesReading
@@ -157,19 +162,19 @@ fn assert_all_seen() {
     assert!(missing.is_empty(), "not come to: {missing:?}");
 }
 
-/// Another thread is stopped at a place: its own, or that of a CPU.
+/// Whether another thread is stopped at a fault point. It may be a CPU thread.
 static STOPPED: AtomicBool = AtomicBool::new(false);
-/// A fork is over, in the parent.
+/// Whether a fork is over, in the parent.
 static FORKED: AtomicBool = AtomicBool::new(false);
-/// The other thread has been to all places.
+/// Whether the other thread has been at all fault points.
 static DONE: AtomicBool = AtomicBool::new(false);
-/// This is the child of a handler that forked.
+/// Whether this is the child of a signal handler that forked.
 static IS_CHILD: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
-    /// This thread forks, and is not to be stopped.
+    /// Whether this thread forks, and therefore must not be stopped.
     static FORKS: Cell<bool> = const { Cell::new(false) };
-    /// This thread is in a handler.
+    /// Whether this thread is in a signal handler.
     static IS_INTERRUPTED: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -177,7 +182,7 @@ fn is_child() -> bool {
     IS_CHILD.load(Ordering::Relaxed)
 }
 
-/// Stops this thread until another has forked, or for so many milliseconds.
+/// Stops this thread until another has forked, or for `milliseconds`.
 fn stop_for(milliseconds: u32) {
     FORKED.store(false, Ordering::Relaxed);
     STOPPED.store(true, Ordering::Release);
@@ -189,7 +194,8 @@ fn stop_for(milliseconds: u32) {
     }
 }
 
-/// Forks at the word of another thread that goes to all places.
+/// Calls `when_it_stops`, which forks, whenever another thread stops at a fault point. That thread
+/// reaches all of them.
 fn fork_while_another_goes(when_it_stops: fn()) {
     FORKS.set(true);
     thread::scope(|scope| {
@@ -208,12 +214,14 @@ fn fork_while_another_goes(when_it_stops: fn()) {
     live();
 }
 
-/// Other threads are stopped at each place in turn, while this one forks. It waits for their locks.
+/// Stops other threads at each fault point in turn while this one forks. The fork waits for their
+/// locks.
 fn stop_others() {
     fn come_to(place: Place) {
         defer_here(place);
         if !FORKS.get() && is_new(place) {
-            // Who forks waits for this thread, and this one does not wait for the fork: a while is all it gets.
+            // The forking thread may wait for this one's locks, so this one must not wait for the
+            // fork: it stops only for a while.
             stop_for(20);
         }
     }
@@ -240,11 +248,12 @@ fn while_others_are_in_slow_paths() {
     });
 }
 
-/// A CPU runs one item and has another in hand. The child, which does not have that CPU, can queue both and wait for them.
+/// A CPU thread runs one item and holds another. The child, which lacks that thread, can queue both
+/// and wait for them.
 #[test]
 fn while_a_cpu_runs_irq_work() {
     static FIRST: IrqWork = IrqWork::new(|_| {
-        // Both are taken at once, and the last one that came is run first.
+        // Both are taken from the list at once, and the one queued last runs first.
         IN_HAND.queue_on(0);
         RUNNING.queue_on(0);
     });
@@ -292,11 +301,11 @@ extern "C" fn fork_in_a_handler(_: libc::c_int) {
     IS_INTERRUPTED.set(false);
 }
 
-/// A handler that interrupted a slow path forks. The child ends that slow path, too.
+/// Forks in a signal handler that interrupted a slow path. The child completes that slow path, too.
 fn interrupt_this() {
     fn come_to(place: Place) {
         defer_here(place);
-        // Not that of the test harness, which would wait in the child for the tests to end.
+        // Never interrupts the harness's thread. In the child it would wait for the tests to end.
         if FORKS.get() && !IS_INTERRUPTED.get() && !is_child() && is_new(place) {
             raise();
         }
@@ -323,8 +332,8 @@ fn in_handlers() {
     });
 }
 
-/// A handler that interrupted a slow path forks while other threads are stopped at each place in turn. It does not wait for
-/// their locks, and the child does without.
+/// Forks in a signal handler that interrupted a slow path, while other threads are stopped at each
+/// fault point in turn. The fork does not wait for their locks, and the child does without them.
 fn stop_others_and_interrupt_this() {
     fn come_to(place: Place) {
         defer_here(place);
@@ -342,10 +351,10 @@ fn stop_others_and_interrupt_this() {
     handle(fork_in_a_handler);
     at_each_place(come_to);
     fork_while_another_goes(|| {
-        // Comes to a place soon, and does not wait on the way there.
+        // Reaches a fault point soon, without waiting for a lock on the way.
         let layout = Layout::new::<[u64; 400]>();
         let blocks = [(); 20].map(|()| nolock::alloc(layout).expect("memory"));
-        // SAFETY: blocks of this layout.
+        // SAFETY: the blocks have this layout, and each is freed once.
         blocks.into_iter().for_each(|block| unsafe { nolock::free(block, layout) });
         if is_child() {
             live_as_a_child();
@@ -364,8 +373,9 @@ fn in_handlers_while_others_are_in_slow_paths() {
     });
 }
 
-/// An item is claimed by another thread, which is stopped on the way to a list, when a handler forks that interrupted the queueing
-/// of an item. The child does not have that thread: there the item is idle, or queued by who wants it queued.
+/// Another thread has claimed an item and is stopped before it lists it. Meanwhile a signal handler
+/// that interrupted this thread's queueing of an item forks. In the child, which lacks the other
+/// thread, the claimed item is idle, or is queued by the thread that asked for that.
 #[test]
 fn in_handlers_while_others_queue_irq_work() {
     static THEIRS: IrqWork = IrqWork::new(|_| RUNS.set(RUNS.get() | 1));
@@ -407,7 +417,7 @@ fn in_handlers_while_others_queue_irq_work() {
                     assert!(ptr::eq(*item, &raw const THEIRS) || !THEIRS.is_busy());
                     item.sync();
                     assert!(!item.is_busy());
-                    // By this thread, as there is no other.
+                    // This thread ran it, as there is no other.
                     assert_eq!(RUNS.get(), if ptr::eq(*item, &raw const MINE) { 2 } else { 1 });
                     live_as_a_child();
                 }
@@ -426,8 +436,9 @@ fn in_handlers_while_others_queue_irq_work() {
     });
 }
 
-/// Others take CPUs offline and bring them back, hold them where they are, wait for deferred frees, and defer some, while this
-/// thread forks, with a lock of its own on the CPUs or without.
+/// Other threads take CPUs offline and online, hold the hotplug lock as readers, wait for deferred
+/// frees, and defer frees, while this thread forks with or without the hotplug lock held as a
+/// reader.
 #[test]
 fn while_others_are_in_the_control_plane() {
     in_every_mode(|| {
@@ -466,7 +477,8 @@ fn while_others_are_in_the_control_plane() {
     });
 }
 
-/// Threads of the parent sleep in the hotplug lock. The child's own are woken, and not these in their place.
+/// Threads of the parent sleep on the hotplug lock. In the child its own sleepers are woken, not
+/// the parent's.
 #[test]
 fn while_others_sleep() {
     amid_decay(|| {
@@ -487,12 +499,13 @@ fn while_others_sleep() {
             let _waits = wait_and_change(1 << 20);
             let child = fork();
             if child == 0 {
-                // Not on the stack of the sleeper, so what that left in the lock stays as it is.
+                // A stack other than the parent's sleeper's, so that the state that the sleeper
+                // left in the lock stays intact.
                 let waits = wait_and_change(16 << 20);
                 drop(cpus);
                 waits.join().expect("the thread ends well");
                 live();
-                // SAFETY: ends the process at once.
+                // SAFETY: `_exit` runs none of the parent's destructors and exit handlers.
                 unsafe { libc::_exit(0) }
             }
             wait_for(child);
@@ -501,8 +514,8 @@ fn while_others_sleep() {
     });
 }
 
-/// Another thread gives 64 MiB back to the system and stops in the midst of that, while this one forks in `fork`. The child has all
-/// of it to use, or to give back in its turn.
+/// Another thread decommits 64 MiB and stops in the middle of that, while this one forks in `fork`.
+/// The child can use all of the memory, or decommit it itself.
 fn fork_while_another_purges(fork: fn()) {
     const BYTES: usize = 64 << 20;
     fn come_to(place: Place) {
@@ -534,7 +547,7 @@ fn fork_while_another_purges(fork: fn()) {
     live();
 }
 
-/// Forks and waits for the child, which returns as well.
+/// Forks, and waits for the child in the parent. Returns in both.
 fn fork_and_note() {
     let child = fork();
     IS_CHILD.store(child == 0, Ordering::Relaxed);
@@ -549,7 +562,7 @@ fn while_another_gives_memory_back() {
     on_both_backends(|| fork_while_another_purges(fork_and_note));
 }
 
-/// The fork does not wait for the other thread, and this one has an arena's lock.
+/// Here the fork does not wait for the other thread, since this one holds an arena's lock.
 #[test]
 fn in_a_slow_path_while_another_gives_memory_back() {
     on_both_backends(|| {
@@ -560,8 +573,8 @@ fn in_a_slow_path_while_another_gives_memory_back() {
     });
 }
 
-/// Threads of the parent make and destroy caches, and wait for each other. Those of the child do so as
-/// well: nothing in its locks is left of the parent's.
+/// The parent's threads contend for locks by creating and destroying caches, and so do the child's.
+/// Nothing of the parent's threads is left in the child's locks.
 #[test]
 fn while_others_contend_for_locks() {
     fn make_caches(prefix: &str, rounds: usize) {
@@ -569,7 +582,7 @@ fn while_others_contend_for_locks() {
             let name = format!("{prefix} {round}");
             let cache = Cache::builder(&name, Layout::new::<[u64; 9]>()).build().expect("a cache");
             let object = cache.alloc().expect("memory");
-            // SAFETY: an object of this cache, which nobody uses.
+            // SAFETY: the object belongs to this cache and is freed once.
             unsafe { cache.free(object) };
             cache.destroy().expect("no object is in use");
         }
@@ -592,7 +605,7 @@ fn while_others_contend_for_locks() {
                         }
                     });
                     live();
-                    // SAFETY: ends the process at once.
+                    // SAFETY: `_exit` runs none of the parent's destructors and exit handlers.
                     unsafe { libc::_exit(0) }
                 }
                 wait_for(child);
