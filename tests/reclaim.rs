@@ -155,6 +155,31 @@ fn what_windows_find_unneeded_goes_back() {
     });
 }
 
+/// Memory that is due falls by equal parts in the course of a window, not at once.
+#[test]
+fn memory_goes_back_in_slices() {
+    const SLICES: usize = 10;
+    on_both_backends(|| {
+        let unneeded = || alloc_core::stats::gather_own().unneeded;
+        let rest = unneeded();
+        drop((0..50).map(|_| vec![1_u8; 8 * MB]).collect::<Vec<_>>());
+        let freed = unneeded() - rest;
+        assert!(freed >= 400 * MB, "{freed}");
+        // It is not due before the end of a whole window.
+        cache::end_window_in_slices(SLICES as u32, || assert!(unneeded() >= freed));
+        let mut left = Vec::new();
+        cache::end_window_in_slices(SLICES as u32, || left.push(unneeded()));
+        let mut before = freed + rest;
+        for (slice, left) in left.iter().enumerate() {
+            let share = (before - left).abs_diff(freed / SLICES);
+            // A run is taken in pieces of some megabytes.
+            assert!(share < 16 * MB, "slice {slice}: from {before} to {left}");
+            before = *left;
+        }
+        assert!(before < 8 * MB, "{before}");
+    });
+}
+
 /// The thread that does it ends when nothing is left to be given back, and is made again.
 #[test]
 fn an_idle_program_gives_back() {

@@ -114,6 +114,13 @@ pub fn end_window() -> bool {
     objects::end_window_now()
 }
 
+/// As [`end_window`], but returns what is due to the system in `slices` parts, one after the other,
+/// as the thread does in the course of a window. Calls `between` after each. For tests.
+#[cfg(feature = "fault-points")]
+pub fn end_window_in_slices(slices: u32, between: impl FnMut()) {
+    objects::end_window_in_slices(slices, between);
+}
+
 /// In the child of a fork: nobody has the cache mutex but this thread.
 pub(crate) fn in_child() {
     SLAB_MUTEX.reset_in_child();

@@ -1007,7 +1007,7 @@ pub(crate) unsafe fn free_run(context: Context, base: *mut u8) {
 
 /// Lets `reclaim` act on what was freed. Call last in every freeing slow path, holding no lock.
 pub(crate) fn may_reclaim(context: Context) {
-    reclaim::freed(context, end_window);
+    reclaim::freed(context, reclaim_on);
 }
 
 /// Starts the threads of this allocator that a fork child has yet to start. Call last in every slow
@@ -1020,23 +1020,72 @@ pub(crate) fn have_threads(context: Context) {
 /// barn or slab, and their class must not change its shape.
 static FLUSHING: Lock<()> = Lock::new(LockClass::Flushing, ());
 
-/// Ends a decay window at once, whatever thread usually ends windows and however long they are. For
-/// tests, which must not depend on time.
+/// Ends a decay window and decommits what is due at once, whatever thread usually does so and
+/// however long windows are. Returns whether there is more to move. For tests, which must not
+/// depend on time.
 #[cfg(feature = "fault-points")]
 pub(crate) fn end_window_now() -> bool {
-    Context::enter(|context| end_window(context, Occasion::Window))
+    Context::enter(|context| {
+        let moved = age(context, Occasion::Window);
+        let punched = punch_holes(context, &Punch { is_end: true, ..Punch::ALL });
+        page::purge_due(context, usize::MAX);
+        moved || punched.has_more || page::is_dirty(context)
+    })
 }
 
-/// Ends a decay window: moves memory that was idle throughout it one step towards the system, from
-/// sheaves and barns to slabs, from slabs to pages, from pages to the system. If memory is short,
-/// moves all memory all the way. Returns whether there is more to move.
-///
-/// A free does only a part of this. It leaves sheaves alone: those of other CPUs can only be
-/// emptied by a system call that a sandbox may forbid, and that interrupts the CPU.
-fn end_window(context: Context, occasion: Occasion) -> bool {
-    if occasion == Occasion::Piece {
-        return punch_holes(context, &Punch { is_end: false, ..Punch::OF_A_FREE }).is_cut_short;
+/// Ends a decay window and decommits what is due in `slices` parts, as the thread does. Calls
+/// `between` after each. For tests.
+#[cfg(feature = "fault-points")]
+pub(crate) fn end_window_in_slices(slices: u32, mut between: impl FnMut()) {
+    Context::enter(|context| reclaim_on(context, Occasion::Window));
+    for left in (1..=slices).rev() {
+        Context::enter(|context| reclaim_on(context, Occasion::Slice { left }));
+        between();
     }
+}
+
+/// Does the work of a decay window, or a part of it: moves memory that was idle throughout a window
+/// one step towards the system, from sheaves and barns to slabs, from slabs to pages, from pages to
+/// the system. If memory is short, moves all memory all the way. Returns whether there is more to
+/// move on the next occasion of this kind; a free, whether there is more to do now.
+fn reclaim_on(context: Context, occasion: Occasion) -> bool {
+    match occasion {
+        Occasion::Free => {
+            age(context, occasion);
+            let punched = punch_holes(context, &Punch { is_end: true, ..Punch::OF_A_FREE });
+            page::purge_due(context, BYTES_OF_A_FREE);
+            punched.is_cut_short
+        }
+        Occasion::Piece => punch_holes(context, &Punch::OF_A_FREE).is_cut_short,
+        Occasion::Window => {
+            let moved = age(context, occasion);
+            let punched = punch_holes(context, &Punch { slabs: 0, ..Punch::ALL });
+            moved || punched.has_more || page::is_dirty(context)
+        }
+        Occasion::Slice { left } => {
+            let punched = punch_holes(context, &Punch::OF_A_SLICE);
+            let due = page::due(context);
+            if due > 0 {
+                page::purge_due(context, (due / left as usize).max(LEAST_OF_A_SLICE));
+            }
+            punched.is_cut_short || page::due(context) > 0
+        }
+        Occasion::Shortage => {
+            let moved = age(context, occasion);
+            let punched = punch_holes(context, &Punch { even_busy: true, ..Punch::ALL });
+            page::trim(context);
+            moved || punched.has_more || page::is_dirty(context)
+        }
+    }
+}
+
+/// Ends a decay window for sheaves, barns and pages: flushes sheaves and barns that were idle
+/// throughout it, or if memory is short, all; makes pages due. Returns whether there may be more to
+/// flush at the end of the next window.
+///
+/// A free leaves sheaves alone: those of other CPUs can only be emptied by a system call that a
+/// sandbox may forbid, and that interrupts the CPU.
+fn age(context: Context, occasion: Occasion) -> bool {
     let is_short = occasion == Occasion::Shortage;
     // All lists, not only this CPU's: a signal handler may have deferred blocks in a program that
     // has been idle since, and has started no CPU threads.
@@ -1050,18 +1099,8 @@ fn end_window(context: Context, occasion: Occasion) -> bool {
         moved = occasion != Occasion::Free && empty_sheaves(context, &flushing, is_short);
         moved |= empty_node_classes(context, &flushing, is_short);
     }
-    if occasion == Occasion::Free {
-        let punched = punch_holes(context, &Punch::OF_A_FREE);
-        page::decay(context, BYTES_OF_A_FREE);
-        return punched.is_cut_short;
-    }
-    let punched = punch_holes(context, &Punch { even_busy: is_short, ..Punch::ALL });
-    if is_short {
-        page::trim(context);
-    } else {
-        page::decay(context, usize::MAX);
-    }
-    freed || moved || punched.has_more || page::is_dirty(context)
+    page::end_window(context);
+    freed || moved
 }
 
 /// The routine that frees objects that waited for readers: a `fn(Context) -> bool`, or null.
@@ -1083,6 +1122,9 @@ fn free_for_readers(context: Context) -> bool {
 
 /// Most bytes of free runs that a free purges at the end of a decay window.
 const BYTES_OF_A_FREE: usize = 32 << 20;
+/// Bytes of free runs up to which a slice purges all that is due, as slices of less are not worth a
+/// wake-up: a piece.
+const LEAST_OF_A_SLICE: usize = 8 << 20;
 
 /// Flushes the sheaves of all CPUs to slabs: those that were idle for long enough, or with
 /// `even_busy`, all. Returns whether it flushed any, or left some that may be idle next time.
@@ -1133,8 +1175,10 @@ struct Punch {
 
 impl Punch {
     const ALL: Punch = Punch { even_busy: false, slabs: usize::MAX, is_end: true };
-    /// The work of a free at the end of a window. Punching a slab takes some ten microseconds.
-    const OF_A_FREE: Punch = Punch { slabs: 16, ..Punch::ALL };
+    /// The work of a free. Punching a slab takes some ten microseconds.
+    const OF_A_FREE: Punch = Punch { slabs: 16, is_end: false, ..Punch::ALL };
+    /// The work of a slice: a quarter to a half of its time.
+    const OF_A_SLICE: Punch = Punch { slabs: 256, is_end: false, ..Punch::ALL };
 }
 
 /// The result of [`punch_holes`].

@@ -2,8 +2,10 @@
 //!
 //! Time is divided into *windows*. Memory that stayed idle all through a window moves one step
 //! further: from sheaves and barns to slabs, from slabs to pages, from pages to the system.
-//! `HAYLOFT_DECAY_MS` is how long pages may stay idle: two windows of a third of it each, and some
-//! time to purge them. Memory in sheaves and barns takes a window or two more.
+//! `HAYLOFT_DECAY_MS` is how long pages may stay idle: two windows of a third of it each, and
+//! another in which they are purged. The thread purges in *slices*, each a share of the memory that
+//! is due, so that resident memory falls as a slope instead of in one step. Memory in sheaves and
+//! barns takes a window or two more.
 //!
 //! *Who ends windows.* In a program with several threads, a thread of ours does
 //! (`hayloft/reclaim`). A free starts it when [`SPAWN_FROM`] bytes are idle or the heap has
@@ -61,8 +63,10 @@ const LOOK_EVERY: u32 = 333;
 /// needs a tenth less memory.
 const DEFAULT_DECAY_MS: u32 = 300;
 const MAX_DECAY_MS: u32 = 60 * 60 * 1000;
-/// Length of the shortest window, in milliseconds.
+/// Length of the shortest window, and of the shortest slice of a longer one, in milliseconds.
 const SHORTEST: u32 = 10;
+/// Most slices in a window.
+const SLICES: u32 = 10;
 
 /// State of the thread.
 static STATE: AtomicU8 = AtomicU8::new(UNKNOWN);
@@ -94,8 +98,10 @@ pub(crate) enum Occasion {
     Free,
     /// A free does another piece of the work that is left.
     Piece,
-    /// The thread finds that the time is over.
+    /// The thread finds that the time is over. Memory that is due then is purged in slices.
     Window,
+    /// A slice begins. `left` slices are left until the window ends, this one included.
+    Slice { left: u32 },
     /// Memory is short.
     Shortage,
 }
@@ -330,7 +336,9 @@ extern "C" fn thread_main() {
     let end_window: Window = unsafe { mem::transmute(ROUTINE.load(Ordering::Relaxed)) };
     let mut windows = 0;
     loop {
-        let occasion = wait(looks_at_pressure);
+        let occasion = wait(looks_at_pressure, |left| {
+            Context::enter(|context| end_window(context, Occasion::Slice { left }))
+        });
         // Acquire: pairs with the Release in `swap`. A free that this look misses finds QUIET, or a
         // later state.
         let was_noted = STATE.swap(QUIET, Ordering::Acquire) == NOTED;
@@ -348,15 +356,24 @@ extern "C" fn thread_main() {
     }
 }
 
-/// Waits until the window ends or memory is short. Returns which of them happened.
-fn wait(looks_at_pressure: bool) -> Occasion {
-    let mut left = WINDOW.load(Ordering::Relaxed);
+/// Waits until the window ends or memory is short, and returns which of them happened. Meanwhile
+/// calls `slice` at regular intervals with the number of slices left, its own included, until it
+/// returns that nothing is due.
+fn wait(looks_at_pressure: bool, slice: impl Fn(u32) -> bool) -> Occasion {
+    let window = WINDOW.load(Ordering::Relaxed);
+    let slice_len = (window / SLICES).max(SHORTEST);
+    let (mut left, mut is_due, mut unlooked) = (window, true, 0);
     while left > 0 {
-        let some = left.min(LOOK_EVERY);
+        is_due = is_due && slice(left.div_ceil(slice_len));
+        let some = left.min(if is_due { slice_len } else { LOOK_EVERY });
         os::sleep_microseconds(some * 1000);
         left -= some;
-        if looks_at_pressure && pressure::is_high() {
-            return Occasion::Shortage;
+        unlooked += some;
+        if looks_at_pressure && (left == 0 || unlooked >= LOOK_EVERY) {
+            unlooked = 0;
+            if pressure::is_high() {
+                return Occasion::Shortage;
+            }
         }
     }
     Occasion::Window

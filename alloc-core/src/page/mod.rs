@@ -57,7 +57,8 @@ use dumped::LeftOut;
 pub(crate) use give_up::limit_address_space;
 use make::make_arena;
 pub(crate) use purge::{
-    Purging, alloc_after_trim, decay, in_child, lock as purging_lock, trim, trim_to,
+    Purging, alloc_after_trim, due, end_window, in_child, lock as purging_lock, purge_due, trim,
+    trim_to,
 };
 use reserve::Reserve;
 

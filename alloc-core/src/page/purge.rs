@@ -141,7 +141,7 @@ pub(crate) fn trim_to(context: Context, keep: usize) -> usize {
 }
 
 /// Ends a window: memory that stayed dirty all through it is due to be decommitted.
-fn end_window(context: Context) {
+pub(crate) fn end_window(context: Context) {
     // As in `trim`.
     drop(Purging::begin(context));
     for arena in arenas() {
@@ -152,8 +152,18 @@ fn end_window(context: Context) {
     }
 }
 
+/// Returns the bytes that are due to be decommitted. Runs that the system refused to decommit do
+/// not count, as in [`is_dirty`](super::is_dirty).
+pub(crate) fn due(context: Context) -> usize {
+    let units = |arena: &Arena| {
+        let units = arena.state.acquire(context).filter(|units| !units.was_refused);
+        units.map_or(0, |units| units.unneeded)
+    };
+    arenas().map(|arena| units(arena) as usize * UNIT).sum()
+}
+
 /// Decommits units that are due, up to `most` bytes. Returns the bytes decommitted.
-fn purge_unneeded(context: Context, most: usize) -> usize {
+pub(crate) fn purge_due(context: Context, most: usize) -> usize {
     if !context.may_wait() {
         return 0;
     }
@@ -170,13 +180,6 @@ fn purge_unneeded(context: Context, most: usize) -> usize {
         }
     }
     most - left
-}
-
-/// Ends a window and decommits the memory that stayed dirty all through it or an earlier one, up to
-/// `most` bytes. Returns the bytes decommitted.
-pub(crate) fn decay(context: Context, most: usize) -> usize {
-    end_window(context);
-    purge_unneeded(context, most)
 }
 
 /// As [`alloc`](super::alloc), for a request that was refused. Decommits all free memory first, and
