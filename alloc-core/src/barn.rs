@@ -1,11 +1,12 @@
-//! The barn: per node and class, batches of objects on their way between CPUs, and between sheaves and slabs.
+//! The barn: per node and class, free objects on their way between CPUs, or between sheaves and
+//! slabs.
 //!
-//! What one CPU frees and another allocates passes here as a copy of pointers; no object is touched. It is small:
-//! what does not fit goes home to its slabs, where it gets its order back.
+//! Objects that one CPU frees and another allocates pass through here in batches, as a copy of
+//! pointers: no object is touched. A barn is small. What does not fit is flushed to its slabs,
+//! where it regains its order.
 //!
-//! Its objects lie on a *slots* apart from it, which is as long as its class needs: barns of large objects hold few.
-//!
-//! This file may touch `sync`, `batch`, `size_class` and `fault`.
+//! The pointers lie in *slots* outside the barn. A class has as many slots as it needs: barns of
+//! large objects hold few.
 
 use core::ptr;
 use core::slice;
@@ -18,26 +19,28 @@ use crate::sync::RawLock;
 use crate::sync::counters::{self, Line};
 use crate::sync::{AtomicPtr, AtomicUsize, Context, Lock, LockClass, Ordering};
 
-/// Batches a barn holds at most. (`MAX_FULL_SHEAVES` of `mm/slub.c`.)
+/// Most batches that a barn holds. (`MAX_FULL_SHEAVES` of `mm/slub.c`.)
 const FULL_BATCHES: usize = 10;
 
 /// Pointers that fit a cache line.
 const POINTERS: usize = 8;
 
-/// Returns the most objects that a barn holds of a class whose batches are of `len` objects of `size` bytes. Those of middle sizes
-/// hold none: the memory is better kept as pages, which serve all sizes.
+/// Returns the most objects that a barn holds of a class whose batches have `len` objects of `size`
+/// bytes. Barns of middle sizes hold none: their memory is more useful as pages, which serve all
+/// sizes.
 pub(crate) const fn room_for(len: usize, size: usize) -> usize {
     if size > MAX_SMALL { 0 } else { FULL_BATCHES * len }
 }
 
-/// A bounded stack of objects. It holds none before it is furnished.
+/// A bounded stack of objects. It has no room until slots are attached.
 pub(crate) struct Barn {
-    /// Objects held. Written under the lock; read without it, to pass by a barn that has nothing to give or no room. A
-    /// stale answer is harmless: objects then come from slabs, or go there. (As in `barn_replace_empty_sheaf`.)
+    /// Number of objects held. Written under the lock. Read without it, to skip a barn that has
+    /// nothing to take or no room. A stale value is harmless: objects then come from slabs, or go
+    /// there. (As in `barn_replace_empty_sheaf`.)
     len: AtomicUsize,
-    /// Most objects held; 0 as long as there is no slots.
+    /// Most objects held. 0 until slots are attached.
     room: AtomicUsize,
-    /// Where the objects are.
+    /// The pointers to the objects held.
     slots: AtomicPtr<*mut u8>,
     lock: Lock<()>,
 }
@@ -63,11 +66,11 @@ impl Barn {
         }
     }
 
-    /// Has the barn hold up to `room` objects, on `slots`.
+    /// Attaches `slots`, in which the barn holds up to `room` objects.
     ///
     /// # Safety
-    /// From now on nobody else uses the slots, which is writable for `room` pointers. A barn that has objects has this slots, and
-    /// no more than `room`.
+    /// `slots` is writable for `room` pointers, and from now on nobody else uses it. If the barn
+    /// holds objects, these are its slots already, and it holds at most `room`.
     pub(crate) unsafe fn attach_slots(&self, slots: *mut *mut u8, room: usize) {
         self.slots.store(slots, Ordering::Relaxed);
         // Release: pairs with the Acquire in `put`.
@@ -79,13 +82,15 @@ impl Barn {
         self.lock.raw()
     }
 
-    /// Objects held; a guess while others take and put.
+    /// Returns the number of objects held. An estimate while other threads take and put.
     pub(crate) fn len(&self) -> usize {
-        // Relaxed, here and where it is written: a hint; what it counts is read under the lock.
+        // Relaxed, here and where it is written: a hint. The objects that it counts are read under
+        // the lock.
         self.len.load(Ordering::Relaxed)
     }
 
-    /// Moves the last objects that came, at most `len`, into an empty batch.
+    /// Moves the objects that came last, at most `len`, into an empty batch. Moves none if the lock
+    /// is busy and the context must not wait.
     pub(crate) fn take(&self, context: Context, batch: &mut Batch, len: usize) {
         if self.len() == 0 {
             return;
@@ -97,16 +102,17 @@ impl Barn {
             return;
         }
         let left = held.saturating_sub(len);
-        // SAFETY: the slots holds `held` objects, and is ours under the lock.
+        // SAFETY: the slots hold `held` objects, and the lock protects them.
         batch.fill(unsafe { slice::from_raw_parts(self.first().add(left), held - left) });
         self.len.store(left, Ordering::Relaxed);
         counters::wrote(Line::BarnLen, 1);
     }
 
-    /// Moves a whole batch in, if there is room for it.
+    /// Moves a whole batch in, if there is room for all of it. Returns whether it did; if not, the
+    /// batch is unchanged.
     pub(crate) fn put(&self, context: Context, batch: &mut Batch) -> bool {
         let more = batch.objects();
-        // Acquire: pairs with the Release in `attach_slots`: where there is room, there is a slots.
+        // Acquire: pairs with the Release in `attach_slots`, so that a barn with room has slots.
         let is_full = |held| held + more.len() > self.room.load(Ordering::Acquire);
         if is_full(self.len()) {
             return false;
@@ -117,7 +123,8 @@ impl Barn {
         if is_full(held) {
             return false;
         }
-        // SAFETY: there is room for so many behind those held, on a slots that is ours under the lock.
+        // SAFETY: there is room for `more` behind the objects held, in slots that the lock
+        // protects.
         unsafe { ptr::copy_nonoverlapping(more.as_ptr(), self.first().add(held), more.len()) };
         self.len.store(held + more.len(), Ordering::Relaxed);
         counters::wrote(Line::BarnLen, 1);
@@ -126,7 +133,7 @@ impl Barn {
         true
     }
 
-    /// The first place of the slots; for those who hold the lock.
+    /// Returns the first slot. The caller holds the lock.
     fn first(&self) -> *mut *mut u8 {
         self.slots.load(Ordering::Relaxed)
     }

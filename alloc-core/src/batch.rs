@@ -1,15 +1,17 @@
-//! A batch: some object pointers on the stack of whoever moves them between a sheaf, a barn and slabs.
+//! A batch: some object pointers on the stack of a thread that moves them between a sheaf, a barn
+//! and slabs.
 //!
-//! A batch is filled from its end towards its start by slabs, which cut objects in ascending order of address, and
-//! emptied from its end. So what was cut first is used first, and neighbours in time are neighbours in memory.
+//! Slabs cut objects in ascending order of address, and fill a batch from its end towards its
+//! start. A batch is emptied from its end. So the object that was cut first is used first, and
+//! objects allocated in succession are neighbours in memory.
 
 use core::mem::MaybeUninit;
 use core::slice;
 
-/// Most objects a batch holds.
+/// Most objects that a batch holds.
 pub(crate) const MAX_BATCH: usize = if cfg!(loom) { 4 } else { 128 };
 
-/// Object pointers `objects[start..end]`.
+/// The object pointers `objects[start..end]`.
 pub(crate) struct Batch {
     start: usize,
     end: usize,
@@ -17,7 +19,7 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    /// An empty batch.
+    /// Returns an empty batch.
     #[inline]
     pub(crate) fn new() -> Batch {
         Batch {
@@ -33,7 +35,7 @@ impl Batch {
 
     #[inline]
     pub(crate) fn objects(&self) -> &[*mut u8] {
-        // SAFETY: `start <= end <= MAX_BATCH`, and what lies between was written.
+        // SAFETY: `start <= end <= MAX_BATCH`, and the slots between were written.
         unsafe { slice::from_raw_parts(self.objects.as_ptr().add(self.start).cast(), self.len()) }
     }
 
@@ -41,7 +43,7 @@ impl Batch {
         (self.start, self.end) = (MAX_BATCH, MAX_BATCH);
     }
 
-    /// Adds an object in front; the batch must not be full at its front.
+    /// Adds an object in front. There must be a free slot in front.
     #[inline]
     pub(crate) fn push_first(&mut self, object: *mut u8) {
         debug_assert!(self.start > 0);
@@ -51,11 +53,11 @@ impl Batch {
         }
     }
 
-    /// Adds objects in front, until the batch holds `len`: `fill` is given the slots for them, writes them from the last
-    /// one down, and says how many it left unwritten.
+    /// Adds objects in front, until the batch holds `len`. `fill` receives the slots for them,
+    /// writes them from the last one down, and returns the number of slots that it left unwritten.
     ///
     /// # Safety
-    /// `fill` writes all but the first slots, of which it leaves as many as it says.
+    /// `fill` writes all its slots except the first ones, whose number it returns.
     #[inline]
     pub(crate) unsafe fn fill_in_front(
         &mut self,
@@ -69,7 +71,7 @@ impl Batch {
         }
     }
 
-    /// Takes the last object.
+    /// Removes the last object and returns it.
     #[inline]
     pub(crate) fn pop_last(&mut self) -> Option<*mut u8> {
         let (last, rest) = self.objects().split_last()?;
@@ -78,7 +80,7 @@ impl Batch {
         Some(last)
     }
 
-    /// Drops the first `count` objects, which went elsewhere.
+    /// Removes the first `count` objects, which were moved elsewhere.
     #[inline]
     pub(crate) fn skip_first(&mut self, count: usize) {
         self.start = (self.start + count).min(self.end);
@@ -87,7 +89,7 @@ impl Batch {
         }
     }
 
-    /// Replaces the contents by a copy of `objects`, at most [`MAX_BATCH`] of them.
+    /// Replaces the contents with a copy of `objects`, at most the first [`MAX_BATCH`] of them.
     #[inline]
     pub(crate) fn fill(&mut self, objects: &[*mut u8]) {
         let len = objects.len().min(MAX_BATCH);
@@ -97,10 +99,11 @@ impl Batch {
         self.hold_first(len);
     }
 
-    /// Replaces the contents by what `fill` writes: it is given room for `len` objects and says how many it wrote.
+    /// Replaces the contents with objects that `fill` writes. `fill` receives the address of slots
+    /// for `len` objects, and returns the number of objects that it wrote.
     ///
     /// # Safety
-    /// `fill` writes as many as it says, from the start of its room on.
+    /// `fill` writes as many objects as it returns, from its first slot on.
     #[inline]
     pub(crate) unsafe fn fill_with(
         &mut self,
@@ -111,7 +114,7 @@ impl Batch {
         self.hold_first(written);
     }
 
-    /// The contents are the first `len` slots. An empty batch has room in front.
+    /// Sets the contents to the first `len` slots. An empty batch is left with room in front.
     fn hold_first(&mut self, len: usize) {
         (self.start, self.end) = if len > 0 { (0, len) } else { (MAX_BATCH, MAX_BATCH) };
     }

@@ -1,40 +1,42 @@
-//! How long a sheaf is idle before it is emptied.
+//! How long a sheaf stays idle before it is emptied.
 //!
-//! Hits are not counted, so a sheaf through which only pairs of an allocation and a free go looks idle. Emptying it interrupts its
-//! CPU, and the next allocation refills it. So a sheaf that is refilled soon after it was emptied is left alone twice as long the
-//! next time.
-//!
-//! This file may touch nothing.
+//! Hits are not counted, so a sheaf that serves only pairs of an allocation and a free looks idle.
+//! Emptying it interrupts its CPU, and the next allocation refills it. Therefore a sheaf that is
+//! refilled soon after it was emptied is left alone twice as long the next time.
 
-/// What is remembered of a sheaf between windows, in a byte; at first all is zero.
+/// The state of a sheaf that is kept between decay windows, in a byte. It starts as zero.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Idle {
-    /// The sheaf is emptied after 2 to the power of this many windows in which it is idle.
+    /// Log2 of the number of idle windows after which the sheaf is emptied.
     patience: u8,
-    /// The sheaf was emptied, and not used since.
+    /// Whether the sheaf was emptied, and not used since.
     is_emptied: bool,
-    /// Windows since then, or in which it was idle, up to [`Idle::MOST`].
+    /// Windows since the sheaf was emptied, or else windows in which it was idle, up to
+    /// [`Idle::MOST`].
     windows: u8,
 }
 
-/// What a sheaf was like in a window.
+/// The use of a sheaf in a window.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Seen {
-    /// It holds nothing.
+    /// It holds no objects.
     Empty,
     /// It was refilled or flushed, or its level changed.
     Busy,
-    /// It holds what it held before.
+    /// It holds as many objects as before, and was neither refilled nor flushed.
     Unchanged,
 }
 
 impl Idle {
-    /// Most that `patience` is: a sheaf is emptied after a second and a half, if a window is a tenth of one.
+    /// Largest `patience`. With it, a sheaf is emptied after a second and a half, if a window is a
+    /// tenth of a second.
     const MOST_PATIENCE: u8 = 4;
-    /// Most windows that are counted; as many after a sheaf was emptied, it is as at first.
+    /// Most windows that are counted. After as many windows without use, an emptied sheaf returns
+    /// to the initial state.
     const MOST: u8 = 15;
 
-    /// Notes what a sheaf was like in the window that ends. Returns whether it is to be emptied.
+    /// Records the use of a sheaf in the window that ends. Returns whether the sheaf must be
+    /// emptied.
     pub(crate) fn end_window(&mut self, seen: Seen) -> bool {
         match seen {
             Seen::Empty if !self.is_emptied => {}
@@ -55,12 +57,12 @@ impl Idle {
         false
     }
 
-    /// Returns it as a byte.
+    /// Returns the state as a byte.
     pub(crate) fn to_byte(self) -> u8 {
         self.patience << 5 | u8::from(self.is_emptied) << 4 | self.windows
     }
 
-    /// The inverse of [`Idle::to_byte`].
+    /// Returns the state that [`Idle::to_byte`] encoded.
     pub(crate) fn from_byte(byte: u8) -> Idle {
         Idle { patience: byte >> 5, is_emptied: byte >> 4 & 1 != 0, windows: byte & 0xf }
     }
@@ -70,7 +72,8 @@ impl Idle {
 mod tests {
     use super::*;
 
-    /// Ends so many windows of a sheaf through which a pair goes in each; returns how often it was emptied.
+    /// Ends `windows` windows of a sheaf that one pair of an allocation and a free uses in each.
+    /// Returns how often the sheaf was emptied.
     fn pairs(idle: &mut Idle, windows: usize) -> usize {
         let (mut emptied, mut is_empty) = (0, true);
         for _ in 0..windows {

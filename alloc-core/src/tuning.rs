@@ -1,8 +1,6 @@
-//! The numbers of the tuning between CPUs, for who models it.
+//! Tuning constants of the paths between CPUs, for simulations of the allocator.
 //!
-//! No part of the interface: they change with what is measured.
-//!
-//! This file may touch what it reads.
+//! They are not a part of the interface, and change with what is measured.
 
 use crate::size_class::Class;
 use crate::{barn, node, percpu, slab, sync};
@@ -10,21 +8,21 @@ use crate::{barn, node, percpu, slab, sync};
 /// Attempts at a lock before its thread sleeps.
 pub const SPINS: u32 = sync::SPINS;
 
-/// Nodes that are told apart.
+/// Nodes with state of their own.
 pub const NODES: usize = node::MAX_NODES;
 
 /// Lists of partial slabs.
 pub const LISTS: usize = slab::LISTS;
 
-/// Empty slabs that a class keeps on a node.
+/// Empty slabs of a class that a node keeps, except for middle sizes.
 pub const MIN_EMPTY: u32 = slab::MIN_EMPTY;
 
-/// The numbers of a size class.
+/// The constants of a size class.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Numbers {
     /// Most objects of a sheaf.
     pub sheaf: usize,
-    /// Objects that move at once between a sheaf and what is behind it.
+    /// Most objects that move at once between a sheaf and the barn or slabs.
     pub batch: usize,
     /// Most objects of a barn.
     pub barn: usize,
@@ -32,7 +30,7 @@ pub struct Numbers {
     pub slab: usize,
 }
 
-/// The numbers of a size class.
+/// Returns the constants of a size class.
 #[must_use]
 pub fn of_class(class: Class) -> Numbers {
     let batch = percpu::batch_len(class);

@@ -1,4 +1,4 @@
-//! The barn, and the slabs of a class.
+//! Models of the barn, and of the slabs of a class.
 
 use core::ptr;
 use loom::sync::Arc;
@@ -12,14 +12,14 @@ use crate::size_class::{CLASSES, Class};
 use crate::slab::{Emptied, Misuse, Slab, Slabs};
 use crate::sync::Context;
 
-/// Two CPUs hand in a batch each and take one out: objects are neither lost nor doubled, whatever stale count a CPU
-/// saw on its way past.
+/// Two CPUs put a batch each and take an object. No object is lost or duplicated, whatever stale
+/// count a CPU reads without the lock.
 #[test]
 fn barn_keeps_objects() {
     loom::model(|| {
         let barn = Arc::new(Barn::new());
         let slots = Box::into_raw(Box::new([ptr::null_mut::<u8>(); 2]));
-        // SAFETY: the slots is the barn's until the end of the model.
+        // SAFETY: the barn alone uses the slots until the end of the model.
         unsafe { barn.attach_slots(slots.cast(), 2) };
         let kept = Arc::new(loom::sync::Mutex::new(Vec::new()));
         let (shared, keep) = (barn.clone(), kept.clone());
@@ -47,12 +47,12 @@ fn barn_keeps_objects() {
         }
         all.sort_unstable();
         assert_eq!(*all, [16, 24, 32, 40]);
-        // SAFETY: made above, and the barn is not used any more.
+        // SAFETY: the slots were made by `Box::into_raw`, and the barn is no longer used.
         drop(unsafe { Box::from_raw(slots) });
     });
 }
 
-/// A slab of four objects and its descriptor.
+/// A slab of four objects, with its descriptor.
 struct Single {
     slab: *mut Slab,
     base: *mut u8,
@@ -60,9 +60,9 @@ struct Single {
     slabs: Slabs,
 }
 
-// SAFETY: the descriptor is used under the lock only, as the slab layer promises.
+// SAFETY: `Slabs` uses the descriptor only under its lock, which may be taken on any thread.
 unsafe impl Send for Single {}
-// SAFETY: as above.
+// SAFETY: `Slabs` uses the descriptor only under its lock, so threads may share it.
 unsafe impl Sync for Single {}
 
 impl Single {
@@ -71,14 +71,14 @@ impl Single {
         let class = class.expect("a class of 16 KiB");
         let slab = Box::into_raw(Box::<Slab>::new_zeroed()).cast();
         let base = address(1 << 20);
-        // SAFETY: a descriptor of our own; no object is ever touched.
+        // SAFETY: a new descriptor that nobody else uses; no object is ever touched.
         unsafe { Slab::init(slab, base, class, 0, true) };
         Single { slab, base, class, slabs: Slabs::new() }
     }
 
     fn new() -> Single {
         let single = Single::unlisted();
-        // SAFETY: a new slab of this class.
+        // SAFETY: the slab is new, and of the only class and node.
         unsafe { single.slabs.arrive(Context::WAITING, single.slab) };
         single
     }
@@ -91,7 +91,7 @@ impl Single {
 
     fn put(&self, objects: &[*mut u8]) -> Result<(), Misuse> {
         let mut emptied = Emptied::new();
-        // SAFETY: the descriptor of the only slab.
+        // SAFETY: the closure returns the descriptor of the only slab.
         let done = unsafe {
             self.slabs.lock(Context::WAITING).unwrap().put(
                 objects,
@@ -108,12 +108,13 @@ impl Single {
 
 impl Drop for Single {
     fn drop(&mut self) {
-        // SAFETY: made by `Box::into_raw`.
+        // SAFETY: the descriptor was made by `Box::into_raw`.
         drop(unsafe { Box::from_raw(self.slab) });
     }
 }
 
-/// Two CPUs cut and give back in turns: nobody gets what another holds, and in the end all is there.
+/// Two CPUs cut and free in turns. Neither gets an object that the other holds, and in the end all
+/// objects are free.
 #[test]
 fn slab_cuts_each_object_once() {
     loom::model(|| {
@@ -140,8 +141,8 @@ fn slab_cuts_each_object_once() {
     });
 }
 
-/// A slab arrives where the lock may be busy, while another CPU cuts and a third gives back what its maker handed out: it
-/// is listed once, and nothing is lost.
+/// A slab arrives while the lock may be busy: one CPU cuts and frees, and the maker frees the
+/// objects that it cut before. The slab is listed once, and no object is lost.
 #[test]
 fn slab_arrives_once() {
     loom::model(|| {
@@ -150,7 +151,7 @@ fn slab_arrives_once() {
         race(move |number| {
             if number == 1 {
                 let mut batch = Batch::new();
-                // SAFETY: the slab is new, and this thread its maker.
+                // SAFETY: the slab is new, and this thread made it.
                 unsafe {
                     Slab::cut_new(shared.slab, &mut batch, 3);
                     shared.slabs.arrive(Context::TRYING, shared.slab);
@@ -164,7 +165,7 @@ fn slab_arrives_once() {
     });
 }
 
-/// The same object given back by two CPUs is taken once and found once.
+/// Two CPUs free the same object. It is taken back once, and the double free is detected once.
 #[test]
 fn slab_finds_double_free() {
     loom::model(|| {
@@ -182,8 +183,8 @@ fn slab_finds_double_free() {
     });
 }
 
-/// A slab is lent while another CPU gives objects back to it and cuts others: no hole is where an object is in use, none is cut
-/// from a slab that is lent, and in the end all are there.
+/// A slab is lent while another CPU frees objects to it and cuts others. No object in use lies in a
+/// hole, none is cut from the slab while it is lent, and in the end all objects are free.
 #[test]
 fn slab_is_lent_and_relisted() {
     loom::model(|| {
@@ -207,7 +208,7 @@ fn slab_is_lent_and_relisted() {
                 });
                 let mut emptied = Emptied::new();
                 let mut partial = shared.slabs.lock(Context::WAITING).unwrap();
-                // SAFETY: it is of these lists.
+                // SAFETY: these lists lent the slab.
                 unsafe { partial.relist_lent(lent, &mut emptied) };
                 drop(partial);
                 assert!(emptied.pop().is_none(), "one empty slab stays");
@@ -232,17 +233,17 @@ fn slab_is_lent_and_relisted() {
     });
 }
 
-/// Two slabs are empty in the end, one of which was lent when the other came: one stays.
+/// Two slabs are empty in the end, one of which was lent when the other arrived. One stays.
 #[test]
 fn slab_that_was_lent_is_one_too_many() {
     loom::model(|| {
         let (single, other) = (Single::new(), Single::unlisted());
         let lock = || single.slabs.lock(Context::WAITING).unwrap();
         let lent = lock().lend(true).unwrap();
-        // SAFETY: a new slab of this class.
+        // SAFETY: the slab is new, and of the class and node of these lists.
         unsafe { single.slabs.arrive(Context::WAITING, other.slab) };
         let mut emptied = Emptied::new();
-        // SAFETY: it is of these lists.
+        // SAFETY: these lists lent the slab.
         unsafe { lock().relist_lent(lent, &mut emptied) };
         assert!(emptied.pop().is_some() && emptied.pop().is_none());
         let counts = lock().counts();
