@@ -79,8 +79,8 @@ typedef struct hayloft_cache hayloft_cache;
  *
  *     EEXIST  if another cache has the name, or it begins with "kmalloc-", the prefix of size
  *             classes;
- *     EINVAL  if the size is 0 or above 32 KiB less 8 bytes, the alignment above 4096 or no power of
- *             two, a flag unknown, or the name empty or not UTF-8;
+ *     EINVAL  if the size is 0 or above 32 KiB less 8 bytes, the alignment above 4096 or not a
+ *             power of two, a flag unknown, or the name empty or not UTF-8;
  *     ENOSPC  if there are 255 caches already, where caches that share slabs count as one;
  *     ENOMEM  if there is no memory. */
 hayloft_cache *hayloft_cache_create(const char *name, size_t size, size_t align, unsigned flags);

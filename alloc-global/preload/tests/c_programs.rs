@@ -1,4 +1,5 @@
-//! Small programs in C and C++, compiled here: each rule of each function, on both backends, preloaded and linked.
+//! Compiles and runs small programs in C and C++ that check each rule of each function, on both
+//! backends, with the library preloaded and linked.
 #![cfg(target_env = "gnu")]
 
 mod common;
@@ -14,10 +15,11 @@ use common::{
 };
 
 const NOTHING: [&str; 0] = [];
-/// For what a `new` that fails would have returned nobody asks.
+/// Compiler flags for C++. The tests of a failing `new` ignore its result.
 const CXX: [&str; 2] = ["-std=c++17", "-Wno-unused-result"];
 
-/// Runs each check of a program on both backends, by a command for a backend.
+/// Runs each check of `program` on both backends, with the command that `command` makes for a
+/// backend.
 fn run_checks(program: &Path, command: impl Fn(&str) -> Command) {
     let names = text_of(Command::new(program).env("LD_LIBRARY_PATH", libraries()));
     assert!(names.lines().count() > 1, "{names}");
@@ -32,7 +34,8 @@ fn check_preloaded(program: &Path) {
     run_checks(program, |backend| preloaded(program, backend));
 }
 
-/// As they are, with the library linked in or beside them.
+/// Runs each check of `program` on both backends, without preloading. The library is linked
+/// statically or dynamically.
 fn check_linked(program: &Path) {
     run_checks(program, |backend| {
         let mut command = Command::new(program);
@@ -46,7 +49,8 @@ fn rules() {
     check_preloaded(&compile("cc", "rules.c", "rules", NOTHING));
 }
 
-/// Each mistake ends the process by SIGABRT, with one message that names the address, and what is wrong.
+/// Checks that each mistake ends the process by SIGABRT, with one message that names the address
+/// and the mistake.
 #[test]
 fn mistakes() {
     let program = compile("cc", "mistakes.c", "mistakes", NOTHING);
@@ -74,7 +78,7 @@ fn mistakes() {
             "resized_inside" | "size_inside" => &["no object starts there", "class 1024"],
             _ => &["foreign"],
         };
-        // Which of many is found, and where, is nobody's business.
+        // Of many misused objects, any may be the one that is found.
         let address = if name.starts_with("many") { "0x" } else { address };
         for word in words.iter().chain([&address]) {
             assert!(message.contains(word), "no `{word}`: {all}");
@@ -83,17 +87,18 @@ fn mistakes() {
     }
 }
 
-/// A program that has blocks already, and then comes to the library.
+/// Checks a program that loads the library late and already has blocks from the C library.
 #[test]
 fn blocks_from_before() {
     let program = compile("cc", "late.c", "late", ["-ldl"]);
     check_linked(&program);
 }
 
-/// No slow path takes more than 4 KiB of stack, a free that gives memory back in place of a thread included.
+/// Checks that no slow path takes more than 4 KiB of stack. That includes the frees that decommit
+/// memory when there is no thread for it.
 #[test]
 fn stacks() {
-    // Else the first call of each function looks it up, on this stack.
+    // With lazy binding, the first call of each function would resolve it, on the measured stack.
     let program = compile("cc", "stacks.c", "stacks", ["-Wl,-z,now"]);
     run_checks(&program, |backend| {
         let mut command = preloaded(&program, backend);
@@ -108,7 +113,8 @@ fn threads_and_forks() {
     check_preloaded(&compile("cc", "threads.c", "threads", NOTHING));
 }
 
-/// Constructors of the library run before all others, and leave the environment as it is; settings are found there.
+/// Checks that the library's constructors, which run before all others, leave the environment
+/// intact and find the settings in it.
 #[test]
 fn the_environment_is_there() {
     for backend in BACKENDS {
@@ -125,13 +131,14 @@ fn the_environment_is_there() {
     assert!(said.contains("slabinfo - version"), "{said}");
 }
 
-/// What programs of others do.
+/// Checks how other programs use the process that they share with the allocator.
 #[test]
 fn strangers() {
     check_preloaded(&compile("cc", "strangers.c", "strangers", NOTHING));
 }
 
-/// Forks beside a library whose handlers wait for threads that allocate, and beside streams.
+/// Checks forks in a program with a library whose fork handlers wait for threads that allocate, and
+/// forks while streams are in use.
 #[test]
 fn forks_and_their_neighbours() {
     compile("cc", "fork_handlers_lib.c", "libneighbour.so", ["-shared", "-fPIC"]);
@@ -154,7 +161,7 @@ fn operators_that_the_program_replaces() {
     }
 }
 
-/// `libhayloft.a`, and what Rust's standard library needs of the system's.
+/// Returns the path of `libhayloft.a`, and the system libraries that Rust's standard library needs.
 fn archive() -> [PathBuf; 5] {
     let library = libraries().join("libhayloft.a");
     [library, "-lgcc_s".into(), "-lpthread".into(), "-ldl".into(), "-lm".into()]
@@ -165,7 +172,7 @@ fn header() {
     let folder = format!("-L{}", libraries().display());
     check_linked(&compile("cc", "own.c", "own-shared", [folder.as_str(), "-lhayloft"]));
     check_linked(&compile("cc", "own.c", "own-archive", archive()));
-    // With a thread for statistics.
+    // Once more with the thread of `HAYLOFT_STATS_SHM`.
     let shown = compile("cc", "own.c", "own-shown", [folder.as_str(), "-lhayloft"]);
     run_checks(&shown, |backend| {
         let mut command = Command::new(&shown);
@@ -186,7 +193,8 @@ fn header_in_cxx() {
     }
 }
 
-/// Who starts a program that has rights of another user does not settle how much memory it may have.
+/// Checks that a set-uid program ignores the settings of the user who starts it, here its memory
+/// limit.
 #[test]
 fn settings_of_set_uid_programs() {
     let program = compile("cc", "own.c", "own-set-uid", archive());
@@ -230,7 +238,7 @@ fn operators_of_the_archive() {
     }
 }
 
-/// A program without a loader.
+/// Checks static programs, which have no loader.
 #[test]
 fn without_shared_libraries() {
     let library = libraries().join("libhayloft.a");

@@ -1,4 +1,5 @@
-//! What the library is made of: what it exports, and what the two functions that matter compile to.
+//! Checks the library itself: its exported symbols, and the instructions of the fast paths of
+//! `malloc`, `free`, `new` and `delete`.
 #![cfg(target_env = "gnu")]
 
 mod common;
@@ -9,14 +10,15 @@ use std::process::Command;
 
 use common::{PACKAGE, libraries, text_of};
 
-/// Names of the C standard, POSIX, glibc (its own for the same among them) and C++ (all forms of `new` and `delete` come to these); those of the header are added.
+/// The exported names of the C standard, POSIX, glibc (including its internal names) and C++ (all
+/// forms of `new` and `delete` lead to these). The functions of the header come in addition.
 const STANDARD: &str = "malloc calloc realloc reallocarray free aligned_alloc posix_memalign memalign valloc pvalloc \
     malloc_usable_size malloc_trim mallinfo mallinfo2 malloc_info malloc_stats mallopt cfree free_sized free_aligned_sized \
     __libc_malloc __libc_calloc __libc_realloc __libc_reallocarray __libc_free __libc_memalign __libc_valloc __libc_pvalloc \
     __posix_memalign vfork setrlimit setrlimit64 prlimit prlimit64 \
     _Znwm _Znam _ZdlPv _ZdaPv _ZdlPvm _ZdaPvm";
 
-/// The functions that the header declares.
+/// Returns the names of the functions that the header declares.
 fn declared() -> Vec<String> {
     let header =
         fs::read_to_string(format!("{PACKAGE}/include/hayloft.h")).expect("the header is there");
@@ -46,8 +48,9 @@ fn exports_what_the_header_says_and_the_standard_names() {
     assert_eq!(exported, wanted);
 }
 
-/// The instructions of the function at the address of an exported one, on the way past conditional branches to its `ret`. What
-/// is behind an unconditional jump is the way of a miss; a branch that leads past one is taken.
+/// Returns the instructions of the hit path of the function at `address`, up to its `ret`.
+/// Conditional branches on the path are not taken. An unconditional jump leads to the miss path, so
+/// the last branch before it is taken instead.
 #[cfg(target_arch = "x86_64")]
 fn hit_path(disassembly: &str, address: usize) -> Vec<String> {
     let parse = |line: &str| {
@@ -60,7 +63,7 @@ fn hit_path(disassembly: &str, address: usize) -> Vec<String> {
     let mut at = 0;
     while let Some((_, instruction)) = lines.get(at) {
         if instruction.starts_with("jmp") {
-            // The last branch was the one to be taken.
+            // The hit path takes the last branch.
             let branch = path
                 .iter()
                 .rposition(|instruction| instruction.starts_with('j'))

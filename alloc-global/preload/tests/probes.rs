@@ -1,4 +1,5 @@
-//! Probes for tracers: that the library has them where it was built with the feature `usdt`, and that they tell the truth.
+//! Checks the probes for tracers: the library has them if it was built with the feature `usdt`, and
+//! they report correct arguments.
 #![cfg(target_env = "gnu")]
 
 mod common;
@@ -11,16 +12,18 @@ use std::sync::OnceLock;
 
 use common::{BACKENDS, FOLDER, build, compile, is_there, libraries, text_of};
 
-/// Each probe, and how many arguments it has.
+/// Each probe and the number of its arguments.
 const PROBES: [(&str, usize); 5] =
     [("alloc", 2), ("flush", 3), ("free", 1), ("refill", 3), ("slab", 3)];
 
+/// Builds the library with probes and returns its folder.
 fn with_probes() -> &'static Path {
     static BUILT: OnceLock<std::path::PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| build("preload-usdt", "usdt"))
 }
 
-/// The probes of a library, by `readelf`: provider, name, and how many arguments each has.
+/// Returns the probes that `readelf` finds in a library: the provider, the name and the number of
+/// arguments of each.
 fn probes(library: &Path) -> HashSet<(String, String, usize)> {
     let notes = text_of(Command::new("readelf").args(["--notes", "--wide"]).arg(library));
     let mut found = HashSet::new();
@@ -45,7 +48,8 @@ fn notes_name_all_probes() {
     assert_eq!(probes(&libraries().join("libhayloft.so")), HashSet::new());
 }
 
-/// A debugger stops at each probe and tells its arguments, which are those that the program tells.
+/// Lets gdb stop at each probe and print its arguments, and compares them with the program's own
+/// output.
 #[test]
 fn probes_tell_the_truth() {
     if !is_there("gdb") {
@@ -97,9 +101,9 @@ fn probes_tell_the_truth() {
             moves.iter().filter(|made| made[0] == 48).map(|made| made[1]).sum()
         };
         assert!(objects(&refill) >= 2000, "{refill:?}");
-        // What one sheaf keeps does not leave it.
+        // Up to 256 objects stay in the sheaf and are not flushed.
         assert!(objects(&flush) >= 2000 - 256, "{flush:?}");
-        // 2000 objects of 48 bytes take two units.
+        // 2000 objects of 48 bytes fill two units.
         let new: Vec<_> = slab.iter().filter(|slab| slab[2] == 1).collect();
         assert!(new.len() >= 4 && new.iter().all(|slab| slab[0] % 65536 == 0), "{slab:?}");
         assert!(slab.iter().all(|slab| slab[1] % 65536 == 0 && slab[1] > 0 && slab[2] < 2));

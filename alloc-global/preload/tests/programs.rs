@@ -1,4 +1,4 @@
-//! Programs that are there say the same with the library preloaded as without it.
+//! Checks that installed programs print the same with the library preloaded as without it.
 #![cfg(target_env = "gnu")]
 
 mod common;
@@ -66,7 +66,7 @@ fn python() {
         [t.start() for t in ts]; [t.join() for t in ts]\n\
         print(sorted(out.items()), len(re.sub('a+', 'b', 'xaay' * 100000)), 2 ** 20000 % 10 ** 50)\n";
     says_the_same("python3", &["-c", script]);
-    // Every allocation of the interpreter by `malloc`, none by its own allocator.
+    // All allocations of the interpreter go through `malloc`, none through its own allocator.
     if is_there("python3") {
         for backend in BACKENDS {
             let mut command = preloaded("python3", backend);
@@ -78,7 +78,7 @@ fn python() {
 #[test]
 fn git() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
-    // A copy of the sources need not be a repository.
+    // The sources may be a copy that is no repository.
     let is_repository = Command::new("git").args(["-C", folder, "rev-parse"]).output();
     if is_repository.is_ok_and(|output| output.status.success()) {
         says_the_same("git", &["-C", folder, "log", "--stat", "-n", "30"]);

@@ -1,4 +1,5 @@
-/* A program of checks: one is run by its name; without a name all names are written, a line each. */
+/* A program of named checks. With a name as its argument it runs that check; without, it prints all
+ * names, one per line. */
 #ifndef CHECK_H
 #define CHECK_H
 

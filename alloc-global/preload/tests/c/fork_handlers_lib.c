@@ -1,5 +1,6 @@
-/* A library whose handlers of forks take a lock that its functions hold while they allocate. Its constructor registers them before
-   those of a program's own, and of libraries that are initialised later. */
+/* A library whose fork handlers take a lock that its functions hold while they allocate. Its
+ * constructor registers them before the handlers of the program, and of libraries that are
+ * initialised later. */
 #include <pthread.h>
 #include <stdlib.h>
 
@@ -20,7 +21,8 @@ __attribute__((constructor)) static void begin(void)
     pthread_atfork(take, release, release);
 }
 
-/* Allocates beyond what CPUs keep, so that it takes locks of the allocator. */
+/* Allocates and frees a block while holding the lock. The size is meant to be beyond the sheaves,
+ * so that the allocator takes its own locks. */
 void allocate_locked(void)
 {
     take();

@@ -1,4 +1,5 @@
-/* Forks beside what else takes locks around them: a library with handlers of its own, and the C library's streams. */
+/* Checks forks together with others that take locks around a fork: a library with fork handlers,
+ * and the C library's streams. */
 #include "check.h"
 #include <pthread.h>
 #include <stdatomic.h>
@@ -54,7 +55,8 @@ static void fork_often(void)
     over = 1;
 }
 
-/* Handlers that were registered before the allocator's would run while it holds its locks. */
+/* If the library's handlers were registered before the allocator's, they would run while the
+ * allocator holds its locks. */
 static void handlers_of_libraries(void)
 {
     pthread_t thread;
@@ -63,7 +65,7 @@ static void handlers_of_libraries(void)
     CHECK(pthread_join(thread, NULL) == 0);
 }
 
-/* glibc's bug 19431: who flushes all streams waits for one whose reader allocates. */
+/* glibc bug 19431: a thread that flushes all streams waits for a stream whose reader allocates. */
 static void streams(void)
 {
     char path[] = "/tmp/hayloft-line-XXXXXX";
@@ -83,7 +85,7 @@ static void streams(void)
     unlink(path);
 }
 
-/* A child may use streams at once, and lists of them. */
+/* The child of a fork may use streams immediately, and the list of streams. */
 static void streams_of_a_child(void)
 {
     pid_t child = fork();

@@ -1,4 +1,5 @@
-// The header in C++, in which a function may not have the name of a type that is written without `struct`.
+// Uses the header in C++, where a type is hidden by a function of the same name unless it is
+// written with `struct`.
 #include <cstdio>
 
 #include <hayloft.h>

@@ -1,5 +1,6 @@
-/* The library comes to a program that has blocks of the C library's heap already. It is loaded with a plugin, say: then those who
- * are bound to it free and resize blocks that are not its own. */
+/* Loads the library into a program that already has blocks in the C library's heap, as a plugin
+ * may. Code that is bound to the library then frees and resizes blocks that are not the library's
+ * own. */
 #include "check.h"
 #include <malloc.h>
 

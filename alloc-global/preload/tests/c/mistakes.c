@@ -1,8 +1,9 @@
-/* A mistake for each name: the address that is wrong is written first, and the process must not come to its end. */
+/* One mistake for each name. Each check prints the misused address first. The process must not run
+ * to its end. */
 #include "check.h"
 #include <malloc.h>
 
-/* Says which address is misused next. */
+/* Prints the address that is misused next, and returns it. */
 static void *wrong(void *address)
 {
     printf("address %p\n", address);
@@ -25,7 +26,7 @@ static void twice_around_another(void)
     free(block);
 }
 
-/* Sheaves are full at some time, and have been emptied at another. */
+/* 5000 frees fill the sheaf and flush it several times in between. */
 static void twice_after_many(void)
 {
     static void *blocks[5000];
@@ -42,7 +43,7 @@ static void inside(void)
     free(wrong(block + 16));
 }
 
-/* No power of two, and no multiple of one. */
+/* The object size is not a power of two. */
 static void inside_odd(void)
 {
     char *block = malloc(112);
@@ -103,7 +104,8 @@ static void by_another_name(void)
     libc_free(block);
 }
 
-/* Caches look at objects in slow paths only, as Rust's functions do: one mistake of many is found. */
+/* Caches check objects in slow paths only, as the Rust functions do. Of many mistakes, one is
+ * found. */
 typedef struct hayloft_cache hayloft_cache;
 static hayloft_cache *(*create)(const char *, size_t, size_t, unsigned);
 static void *(*cache_alloc)(hayloft_cache *);

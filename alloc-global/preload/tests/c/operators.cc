@@ -1,4 +1,4 @@
-// Every form of new and delete, and what C++ makes of a failure.
+// Checks every form of new and delete, and failures in C++.
 #include "check.h"
 
 #include <map>
@@ -42,7 +42,7 @@ void every_form()
         operator delete[](operator new[](size), size);
         operator delete(operator new(size, LINE), size, LINE);
         operator delete[](operator new[](size, LINE), size, LINE);
-        // Either way out.
+        // new with free, and malloc with delete.
         free(operator new(size));
         operator delete(malloc(size));
     }

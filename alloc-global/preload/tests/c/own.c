@@ -1,4 +1,4 @@
-/* What is Hayloft's own, by its header. */
+/* Checks Hayloft's own functions, through the header. */
 #include "check.h"
 #include <hayloft.h>
 
@@ -96,7 +96,8 @@ static void whole(void)
     CHECK(after.held < before.held && after.unneeded == 0 && after.deferred == after.flushed);
 }
 
-/* What a thread does that outlives the main one: the library works on without threads of its own. */
+/* Runs in a thread that outlives the main thread: the library still works, without threads of its
+ * own. */
 static void *outlive(void *main_thread)
 {
     CHECK(pthread_join(*(pthread_t *)main_thread, NULL) == 0);
@@ -120,12 +121,12 @@ static void *outlive_and_wait(void *main_thread)
         pause();
 }
 
-/* The main thread ends, and the process when its last thread does. */
+/* Ends the main thread while `other` runs. The process must end with its last thread. */
 static void end_main(void *(*other)(void *))
 {
     static pthread_t main_thread;
     pthread_t thread;
-    /* What hangs is ended. */
+    /* A limit, in case the process hangs. */
     alarm(300);
     struct hayloft_cache *cache = hayloft_cache_create("early", 64, 0, 0);
     CHECK(cache);
@@ -150,7 +151,7 @@ static void main_of_a_child_ends_first(void)
     CHECK(waitpid(child, &status, 0) == child && status == 0);
 }
 
-/* A process whose main thread has ended is ended by a signal. */
+/* A signal still ends a process whose main thread has ended. */
 static void signals_end_it(void)
 {
     char byte;

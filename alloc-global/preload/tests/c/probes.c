@@ -1,4 +1,5 @@
-// A program whose blocks probes tell of: it says where they are, for who looks on to compare.
+// A program whose allocations a debugger observes through the probes. It prints the addresses of
+// its blocks, for comparison.
 #define _GNU_SOURCE
 #include <sched.h>
 #include <stdio.h>
@@ -9,7 +10,7 @@ enum { SMALL = 4321, LARGE = 765432, GROWN = 1765432, MANY = 2000 };
 
 int main(void) {
     static void *many[MANY];
-    // On one CPU: how many objects leave sheaves depends on how many sheaves there are.
+    // Stays on one CPU: the number of objects that leave sheaves depends on the number of sheaves.
     cpu_set_t here;
     CPU_ZERO(&here);
     CPU_SET(sched_getcpu(), &here);

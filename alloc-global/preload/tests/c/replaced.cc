@@ -1,4 +1,5 @@
-// A program that replaces the basic new and delete alone, by ones that write a header in front of each block.
+// A program that replaces only the basic new and delete. Its versions put a header in front of each
+// block.
 #include "check.h"
 
 #include <memory>

@@ -1,4 +1,4 @@
-/* What the C standard, POSIX and glibc say of each function, a check for each. */
+/* Checks the rules of the C standard, POSIX and glibc, one check for each. */
 #include "check.h"
 #include <malloc.h>
 #include <signal.h>
@@ -10,7 +10,7 @@
 
 #define TOO_MUCH (hidden((size_t)PTRDIFF_MAX) + 1)
 
-/* The C library that this is linked with need not have them. */
+/* The C library that this program is linked with may lack these. */
 #pragma weak cfree
 #pragma weak free_sized
 #pragma weak free_aligned_sized
@@ -18,7 +18,7 @@ void cfree(void *);
 void free_sized(void *, size_t);
 void free_aligned_sized(void *, size_t, size_t);
 
-/* These functions are the library's. */
+/* The functions that the program calls belong to the library. */
 static void ours(void)
 {
     void *functions[] = {(void *)malloc, (void *)free, (void *)realloc, (void *)malloc_usable_size};
@@ -28,7 +28,8 @@ static void ours(void)
     }
 }
 
-/* Constructors of the library run before those of the C library, which still finds the environment. */
+/* Constructors of the library run before those of the C library, which still finds the
+ * environment. */
 static void environment(void)
 {
     CHECK(getenv("LD_PRELOAD") && getenv("HAYLOFT_BACKEND"));
@@ -79,7 +80,7 @@ static void too_much(void)
     CHECK(!valloc(hidden(SIZE_MAX)) && errno == ENOMEM);
     errno = 0;
     CHECK(!pvalloc(hidden(SIZE_MAX)) && errno == ENOMEM);
-    /* More than there is, but not more than there can be. */
+    /* More than the system has, but less than PTRDIFF_MAX. */
     errno = 0;
     CHECK(!malloc(hidden((size_t)1 << 55)) && errno == ENOMEM);
     free(block);
@@ -138,7 +139,7 @@ static void realloc_keeps_contents(void)
             block[at] = (unsigned char)(at * 7);
         old = size;
     }
-    /* What could not be had leaves the block as it was. */
+    /* A failed realloc leaves the block unchanged. */
     CHECK(!realloc(block, TOO_MUCH));
     for (size_t at = 0; at < old; at++)
         CHECK(block[at] == (unsigned char)(at * 7));
@@ -194,7 +195,7 @@ static void bad_alignments(void)
     errno = 42;
     CHECK(posix_memalign(&block, 4, 100) == EINVAL && block == &block && errno == 42);
     CHECK(posix_memalign(&block, 64, TOO_MUCH) == ENOMEM && block == &block && errno == 42);
-    /* These are rounded up. */
+    /* memalign rounds alignments up. */
     CHECK((block = memalign(hidden(48), 100)) && is_aligned(block, 64));
     free(block);
     errno = 0;
@@ -254,7 +255,7 @@ static void usable_size(void)
     for (int i = 0; i < COUNT; i++) {
         for (size_t at = 0; at < sizes[i]; at++)
             CHECK(blocks[i][at] == (unsigned char)i);
-        /* All of it is the program's, and kept. */
+        /* The program may use all of these bytes, and realloc keeps them. */
         CHECK((blocks[i] = realloc(blocks[i], sizes[i] + 100000)));
         for (size_t at = 0; at < sizes[i]; at++)
             CHECK(blocks[i][at] == (unsigned char)i);
@@ -272,7 +273,7 @@ static void sized_frees(void)
     free_aligned_sized(NULL, 64, 10);
 }
 
-/* What is no block has no bytes that may be used. */
+/* Addresses that are no blocks have no usable bytes. */
 static void foreign_sizes(void)
 {
     static char bytes[100];
@@ -292,7 +293,7 @@ void *__libc_valloc(size_t);
 void *__libc_pvalloc(size_t);
 void __libc_free(void *);
 int __posix_memalign(void **, size_t, size_t);
-/* The C library has them for itself; the library that is preloaded, for all. */
+/* In the C library these are private; the preloaded library exports them. */
 #pragma weak __libc_reallocarray
 #pragma weak __posix_memalign
 
@@ -318,7 +319,7 @@ static void other_names(void)
     CHECK(mallinfo2().arena < before + (16 << 20));
 }
 
-/* What the C library allocates comes from here, too. */
+/* The blocks that the C library allocates come from the preloaded library, too. */
 static void library_blocks(void)
 {
     char *copy = strdup("a string that is copied"), *part = strndup("a part of it", 6);
@@ -372,7 +373,7 @@ static void reports(void)
     CHECK(mallopt(M_MMAP_THRESHOLD, 1 << 20) == 1 && mallopt(M_ARENA_MAX, 1) == 1 && mallopt(77, 1) == 0);
 }
 
-/* Frees after all else was undone. */
+/* Frees blocks after everything else was torn down. */
 static void *kept[1000];
 
 static void free_kept(void)
@@ -396,7 +397,7 @@ static void late_frees(void)
         kept[i] = malloc((size_t)i * 50);
 }
 
-/* Address space that was reserved does not count for a limit that a program sets for itself. */
+/* Reserved address space does not count for a limit that the program sets for itself. */
 static void late_limit(void)
 {
     pid_t child = fork();
@@ -415,7 +416,7 @@ static void late_limit(void)
     CHECK(waitpid(child, &status, 0) == child && status == 0);
 }
 
-/* A block that is freed twice is found, if it is large. */
+/* A double free of a large block is detected. */
 static void large_double_free(void)
 {
     char *block = malloc(1 << 20);

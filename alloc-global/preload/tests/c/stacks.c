@@ -1,4 +1,5 @@
-/* How deep the stack gets below malloc and free, wherever they lead to: threads and handlers may have little. */
+/* Measures how much stack malloc and free need on their deepest paths: threads and handlers may
+ * have little. */
 #include "check.h"
 #include <limits.h>
 #include <malloc.h>
@@ -31,7 +32,8 @@ static void *measure(void *none)
     return none;
 }
 
-/* Runs an operation on a thread whose stack is painted before, and looks how much of it was used. */
+/* Runs `body` on a thread whose stack was painted before, and checks how much of the stack it
+ * used. */
 static void check_depth(const char *name, void (*body)(void))
 {
     pthread_attr_t attributes;
@@ -70,7 +72,8 @@ static void sleep_ms(long ms)
     nanosleep(&time, NULL);
 }
 
-/* Until there is no more memory: all that CPUs keep is taken home for it. */
+/* Allocates until there is no memory left. That makes the allocator flush the sheaves of all CPUs
+ * to their slabs. */
 static void exhausts(void)
 {
     static const size_t sizes[] = {100, 1000, 20000, 100000, 2000000};
@@ -82,7 +85,7 @@ static void exhausts(void)
     }
 }
 
-/* Windows end in some frees, and what was not needed is given back there. */
+/* Some of these frees end a decay window, and decommit idle memory. */
 static void ends_windows(void)
 {
     for (int round = 0; round < 6; round++) {
@@ -118,7 +121,8 @@ static void checks_all(void)
     check_depth("trims", trims);
 }
 
-/* The smallest stacks that threads may have, and that handlers commonly have. */
+/* Runs on the smallest stack that threads may have, and on one as small as handlers commonly
+ * have. */
 static void *nothing_left(void *none)
 {
     exhausts();
@@ -144,7 +148,7 @@ static void small_stacks(void)
     CHECK(pthread_attr_setstacksize(&attributes, (size_t)sysconf(_SC_THREAD_STACK_MIN)) == 0);
     CHECK(pthread_create(&thread, &attributes, nothing_left, NULL) == 0);
     CHECK(pthread_join(thread, NULL) == 0);
-    /* What the kernel stores of the processor's state, and 8 KiB. */
+    /* Room for the processor state that the kernel stores, and 8 KiB. */
     size_t size = (size_t)sysconf(_SC_MINSIGSTKSZ) + (8 << 10);
     stack_t small = {.ss_sp = malloc(size), .ss_size = size};
     CHECK(sigaltstack(&small, NULL) == 0);

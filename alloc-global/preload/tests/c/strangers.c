@@ -1,4 +1,5 @@
-/* What programs do with the process that they share with an allocator, and other allocators let them do. What hangs is ended. */
+/* Checks what programs do with the process that they share with the allocator, and what other
+ * allocators allow. A program that hangs is ended by an alarm. */
 #include "check.h"
 
 #include <dirent.h>
@@ -10,7 +11,7 @@
 
 enum { PATIENCE = 300, MIB = 1 << 20 };
 
-/* A number of /proc/self/statm in MiB: 0 for all addresses, 1 for what is resident. */
+/* Returns a number of /proc/self/statm in MiB: the address space for 0, resident memory for 1. */
 static long mib_of(int which)
 {
     long pages[2] = {0, 0};
@@ -33,7 +34,7 @@ static int threads(void)
     return count;
 }
 
-/* Allocates so many MiB of small blocks, and frees them. */
+/* Allocates `mib` MiB of small blocks, and frees them. */
 static void *burst(void *mib)
 {
     size_t count = (size_t)(intptr_t)mib * MIB / 128;
@@ -46,7 +47,7 @@ static void *burst(void *mib)
     return NULL;
 }
 
-/* Waits for a child that must end well. */
+/* Waits for a child, which must exit with 0. */
 static void wait_for(pid_t child)
 {
     int status = 1;
@@ -67,7 +68,8 @@ static int may_have_user_namespaces(void)
     return status == 0;
 }
 
-/* The kernel refuses it to programs of several threads. */
+/* A program of one thread may enter a user namespace, so the allocator must not have made a thread.
+ * The kernel refuses that to programs with several threads. */
 static void user_namespace(void)
 {
     if (!may_have_user_namespaces())
@@ -77,7 +79,8 @@ static void user_namespace(void)
     CHECK(unshare(CLONE_NEWUSER) == 0);
 }
 
-/* The same once a program's threads are gone, and there is nothing more to be done. */
+/* The same becomes possible again once the program's threads have ended and the allocator's thread
+ * has no work left. */
 static void user_namespace_after_threads(void)
 {
     if (!may_have_user_namespaces())
@@ -95,7 +98,7 @@ static void *end_later(void *nothing)
     return nothing;
 }
 
-/* A process ends with its last thread, also where the first one ended before. */
+/* A process ends with its last thread, even if the main thread ended earlier. */
 static void first_thread_ends(void)
 {
     pid_t child = fork();
@@ -116,7 +119,8 @@ static void *wait_for_signal(void *set)
     return NULL;
 }
 
-/* Signals are blocked in all threads, and one takes them by sigwait: memory goes back all the same. */
+/* Memory still returns to the system when signals are blocked in all threads and one thread takes
+ * them by sigwait. */
 static void blocked_signals(void)
 {
     static sigset_t set;
@@ -133,7 +137,8 @@ static void blocked_signals(void)
     CHECK(pthread_join(thread, NULL) == 0);
 }
 
-/* A large table of zeros takes memory where it is written, also where a block of that size was freed before. */
+/* A large zeroed table takes memory only where it is written, even if a block of that size was
+ * freed just before. */
 static void sparse_table(void)
 {
     const size_t size = 256 * MIB;
@@ -150,7 +155,7 @@ static void sparse_table(void)
     free(block);
 }
 
-/* What nobody can have is refused, and costs nothing. */
+/* Requests that cannot be met are refused, and use up no address space. */
 static void oversized(void)
 {
     long before = addresses();

@@ -1,4 +1,4 @@
-/* Threads that pass blocks on, and forks amid them. */
+/* Checks threads that pass blocks to each other, and forks while they run. */
 #include "check.h"
 #include <pthread.h>
 #include <sched.h>
@@ -18,7 +18,8 @@ static unsigned next(unsigned *state)
     return *state >> 8;
 }
 
-/* A block that says how long it is, and is filled with a byte that follows from that. */
+/* Returns a block of random size that stores its size, and is filled with a byte derived from
+ * it. */
 static unsigned char *make(unsigned *state)
 {
     size_t size = sizeof(size_t) + next(state) % (next(state) % 64 ? 600 : 200000);
@@ -29,6 +30,7 @@ static unsigned char *make(unsigned *state)
     return block;
 }
 
+/* Checks the contents of a block, and frees it. */
 static void end(unsigned char *block)
 {
     size_t size;
@@ -63,8 +65,9 @@ static void *end_at_once(void *argument)
     return argument;
 }
 
-/* The C library frees the thread-locals of threads that bring their stacks under the lock that it makes threads under. Where they
-   end on another CPU than that of their making, such frees are no hits. */
+/* The C library frees the thread-locals of threads with stacks of their own while it holds the lock
+ * under which it makes threads. If the threads end on another CPU than they were made on, these
+ * frees miss the sheaf. */
 static void joined_elsewhere(void)
 {
     enum { JOINED = 64, STACK = 64 << 10 };
@@ -121,7 +124,7 @@ static void *allocate(void *size)
     return malloc((size_t)size);
 }
 
-/* Threads that come and go by thousands. */
+/* Thousands of short-lived threads. */
 static void short_lives(void)
 {
     for (int i = 0; i < 3000; i++) {
@@ -142,7 +145,7 @@ static void fork_some(void)
             unsigned state = (unsigned)i;
             for (int j = 0; j < 2000; j++)
                 end(make(&state));
-            /* With the handlers of exit, and what stdio has. */
+            /* exit runs its handlers, and flushes stdio. */
             exit(0);
         }
         int status;
@@ -156,8 +159,9 @@ static void forks(void)
     run(fork_some);
 }
 
-/* Handlers around a fork allocate, whether they were added before Hayloft's or after. Not much: where Hayloft's was before them,
- * all locks are held, and without restartable sequences each of their frees is put off. */
+/* Fork handlers may allocate, whether they were registered before Hayloft's or after. They do not
+ * allocate much: handlers that run after Hayloft's `prepare` run while all locks are held, and
+ * without restartable sequences each of their frees is deferred. */
 static int handling, handled;
 
 static void handler(void)
@@ -183,7 +187,8 @@ static void fork_handlers(void)
     CHECK(handled == 200);
 }
 
-/* Children of vfork have memory of their own, and may allocate while other threads of the parent do, too. */
+/* Children of vfork have their own memory, and may allocate while other threads of the parent
+ * do. */
 static volatile int of_the_parent = 1;
 
 static int vfork_some(int turn)
@@ -220,7 +225,7 @@ static void vforks(void)
         pthread_join(threads[i], NULL);
 }
 
-/* Programs are started by each of the ways there are. */
+/* Starts programs in every way there is. */
 static void starts(void)
 {
     extern char **environ;
@@ -266,7 +271,7 @@ static void fork_once(int signal)
     errno = error;
 }
 
-/* A handler forks, and may have interrupted a fork, at any instruction of it. */
+/* A signal handler forks. It may have interrupted another fork, at any instruction. */
 static void forks_in_forks(void)
 {
     struct sigaction action = {.sa_handler = fork_once, .sa_flags = SA_RESTART};

@@ -1,6 +1,8 @@
-//! What the tests of the library share: how it is built, how programs are compiled, and run with it.
+//! Helpers of the library's tests: building the library, compiling programs, and running them with
+//! it.
 //!
-//! The library is never linked into a test: it is built in the profile in which it is used, and preloaded.
+//! The library is never linked into a test. It is built in the release profile, as for use, and
+//! preloaded into or linked with the programs.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
@@ -10,15 +12,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-/// The package.
+/// The folder of the package.
 pub(crate) const PACKAGE: &str = env!("CARGO_MANIFEST_DIR");
-/// Where tests may leave files.
+/// The folder for files of the tests.
 pub(crate) const FOLDER: &str = env!("CARGO_TARGET_TMPDIR");
 
-/// The backends that are forced in turn.
+/// The backends to force in turn.
 pub(crate) const BACKENDS: [&str; 2] = ["rseq", "fallback"];
 
-/// Runs a command that must succeed; its output.
+/// Runs a command, which must succeed, and returns its output.
 pub(crate) fn output_of(command: &mut Command) -> Output {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(
@@ -31,18 +33,19 @@ pub(crate) fn output_of(command: &mut Command) -> Output {
     output
 }
 
-/// What a command that must succeed writes, as text.
+/// Runs a command, which must succeed, and returns its standard output as text.
 pub(crate) fn text_of(command: &mut Command) -> String {
     String::from_utf8(output_of(command).stdout).expect("the output is text")
 }
 
-/// Builds the library; the folder in which `libhayloft.so` and `libhayloft.a` are.
+/// Builds the library once, and returns the folder with `libhayloft.so` and `libhayloft.a`.
 pub(crate) fn libraries() -> &'static Path {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
     FOUND.get_or_init(|| build("preload", ""))
 }
 
-/// Builds the library with features, in a folder `name`; where it is.
+/// Builds the library with `features` in the target folder `name`, and returns the folder with the
+/// library.
 pub(crate) fn build(name: &str, features: &str) -> PathBuf {
     let target = format!("{FOLDER}/{name}");
     output_of(
@@ -56,7 +59,7 @@ pub(crate) fn build(name: &str, features: &str) -> PathBuf {
     Path::new(&target).join("release")
 }
 
-/// Whether there is such a program; says so if there is none, for what is left out then.
+/// Returns whether `program` is installed. If not, reports that the tests with it are skipped.
 pub(crate) fn is_there(program: &str) -> bool {
     let there = Command::new(program).arg("--version").output().is_ok();
     if !there {
@@ -65,13 +68,14 @@ pub(crate) fn is_there(program: &str) -> bool {
     there
 }
 
-/// Says what is not tested here, and why: past what captures the output of a test, so that everybody sees it.
+/// Reports that `what` is not tested, and why. Writes past the capture of test output, so that the
+/// report is always visible.
 pub(crate) fn skipped(what: &str, why: &str) {
-    // Who sees nothing of it misses nothing else.
+    // If standard error is closed, only this report is lost.
     let _ = writeln!(io::stderr(), "skipped: {what}: {why}");
 }
 
-/// Compiles `tests/c/SOURCE` to an executable of the name `name`.
+/// Compiles `tests/c/SOURCE` to an executable named `name`, and returns its path.
 pub(crate) fn compile<I: AsRef<OsStr>>(
     compiler: &str,
     source: &str,
@@ -81,7 +85,7 @@ pub(crate) fn compile<I: AsRef<OsStr>>(
     let program = PathBuf::from(format!("{FOLDER}/{name}"));
     output_of(
         Command::new(compiler)
-            // What the compiler knows of `malloc` it shall not use to leave calls out.
+            // Builtins would let the compiler remove calls of `malloc`.
             .args(["-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fno-builtin", "-pthread"])
             .args(["-I".as_ref(), Path::new(PACKAGE).join("include").as_os_str()])
             .arg(Path::new(PACKAGE).join("tests/c").join(source))
@@ -91,7 +95,7 @@ pub(crate) fn compile<I: AsRef<OsStr>>(
     program
 }
 
-/// A command that runs a program with the library preloaded, on a backend.
+/// Returns a command that runs `program` on `backend`, with the library preloaded.
 pub(crate) fn preloaded(program: impl AsRef<OsStr>, backend: &str) -> Command {
     let mut command = Command::new(program);
     command.env("LD_PRELOAD", libraries().join("libhayloft.so")).env("HAYLOFT_BACKEND", backend);
