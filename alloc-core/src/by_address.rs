@@ -1,14 +1,13 @@
-//! The general-purpose allocator for callers who do not say what they give back, as C's do: a block is known by its address.
+//! The general-purpose allocator for callers who free a block by its address alone, as in C.
 //!
-//! An address leads to its unit, and that to the class of its objects, or to a run. All blocks are aligned to 16 bytes at least,
-//! which a program in C takes for granted, so the classes of 8 and 24 bytes are not used. A block is of one kind however it was
-//! allocated: what is allocated here may be freed by `kmalloc` with a layout that fits, what is allocated there may be freed here,
-//! and so may the objects of a cache (as `kfree` may).
+//! An address leads to its unit, and the unit to the class of its objects, or to a run. All blocks
+//! are aligned to at least 16 bytes, as programs in C take for granted, so the classes of 8 and 24
+//! bytes are not used. All allocating functions return the same kind of block: `kmalloc` may free a
+//! block from here with a layout that fits. In turn, a block of `kmalloc` may be freed here, and so
+//! may the objects of a cache (as with `kfree`).
 //!
-//! An address in none of our arenas is *foreign*: of another allocator, or no block at all. Who frees by address says what is done
-//! with it.
-//!
-//! This file may touch `kmalloc`, `nolock`, and what these may touch.
+//! An address in none of our arenas is *foreign*: it belongs to another allocator, or is no block
+//! at all. The caller of a free by address chooses what happens with a foreign block.
 
 use core::alloc::Layout;
 use core::ptr::{self, NonNull};
@@ -25,12 +24,13 @@ use crate::slab;
 use crate::sync::Context;
 use crate::watch::{self, WATCHED};
 
-/// The layout that serves `size` bytes; `None` for more than there can be.
+/// Returns the layout that serves `size` bytes, or `None` if no layout can be that large.
 fn layout_of(size: usize) -> Option<Layout> {
     Layout::from_size_align(size.max(1), MALLOC_ALIGN).ok()
 }
 
-/// The first step of [`alloc`], for who wants nothing else inlined: `None` where the sheaf of this CPU has none.
+/// The first step of [`alloc`], for callers that want nothing else inlined. Returns `None` if the
+/// sheaf of this CPU is empty, or if `size` is not small.
 #[inline(always)]
 #[must_use]
 pub fn pop(size: usize) -> Option<NonNull<u8>> {
@@ -40,7 +40,8 @@ pub fn pop(size: usize) -> Option<NonNull<u8>> {
     Some(checked_out(object, class))
 }
 
-/// Allocates `size` bytes; null when there are none. A size of 0 is served like a size of 1.
+/// Allocates `size` bytes. Returns null when there is no memory. A size of 0 is served like a size
+/// of 1.
 #[must_use]
 pub fn alloc(size: usize) -> *mut u8 {
     layout_of(size).map_or(ptr::null_mut(), kmalloc::alloc)
@@ -52,7 +53,8 @@ pub fn alloc_zeroed(size: usize) -> *mut u8 {
     layout_of(size).map_or(ptr::null_mut(), kmalloc::alloc_zeroed)
 }
 
-/// As [`alloc`], at a multiple of `align`, which is a power of two; null also if it is none.
+/// As [`alloc`], at a multiple of `align`. Returns null also if `align` is above 16 and not a power
+/// of two.
 #[must_use]
 pub fn alloc_aligned(size: usize, align: usize) -> *mut u8 {
     let layout = Layout::from_size_align(size.max(1), align.max(MALLOC_ALIGN));
@@ -65,29 +67,31 @@ pub fn alloc_nolock(size: usize) -> *mut u8 {
     layout_of(size).and_then(nolock::alloc).map_or(ptr::null_mut(), NonNull::as_ptr)
 }
 
-/// What is done with a block that is foreign, and not null.
+/// A function to call with a block that is foreign and not null.
 pub type Foreign = unsafe extern "C" fn(*mut u8);
 
-/// Frees a block; nothing if it is null.
+/// Frees a block. Does nothing if the block is null.
 ///
 /// # Safety
-/// The block is null, or of this allocator, was not freed, and is not used any more. One that is foreign, an address at which no
-/// block starts, and one that was freed right before, or just one free earlier, on the same CPU, ends the process with a message;
-/// where debug assertions are on, so does any that was freed.
+/// The block is null, or was allocated by this allocator, was not freed, and is no longer used. The
+/// process ends with a message if the block is foreign, if no block starts at the address, or if
+/// the block was the last or the last but one freed on the same CPU. With debug assertions, it ends
+/// for any block that was freed already.
 #[inline(always)]
 pub unsafe fn free(block: *mut u8) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `block` is null, or live and not used.
     unsafe { free_or(block, refuse) }
 }
 
-/// As [`free`], and a foreign block goes to `foreign`.
+/// As [`free`], but passes a foreign block to `foreign`.
 ///
 /// # Safety
-/// As [`free`], but the block may be foreign.
+/// As [`free`], except that the block may be foreign.
 #[inline(always)]
 pub unsafe fn free_or(block: *mut u8, foreign: Foreign) {
     note_free(block);
-    // SAFETY: the caller's promise: what is in our arena is in use, so the unit has metadata, and keeps its class.
+    // SAFETY: the caller guarantees that a block in our arenas is live, so its unit has metadata
+    // and keeps its class.
     unsafe {
         match arch::push_by_address::<META_SIZE, { slab::IN_UNIT }, { slab::CLASS }>(block) {
             Push::Done => {}
@@ -97,7 +101,7 @@ pub unsafe fn free_or(block: *mut u8, foreign: Foreign) {
     }
 }
 
-/// What is to be told of an object that the program gives back, if there is anybody to be told.
+/// Reports that the program frees an object, in builds with observers or debug checks.
 #[inline(always)]
 fn note_free(block: *mut u8) {
     if (WATCHED || cfg!(debug_assertions))
@@ -113,18 +117,19 @@ fn note_free(block: *mut u8) {
 /// As [`free`].
 pub unsafe fn free_nolock(block: *mut u8) {
     note_free(block);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `block` is null, or live and not used.
     Context::without_waiting(|| unsafe { free_elsewhere(block, refuse) });
 }
 
-/// Frees an object that its sheaf refused. It has but one argument, so that a hit need not keep the class where another one is.
+/// Frees an object that its sheaf refused. It takes a single argument, so that the fast path need
+/// not keep the class in the register of a second one.
 ///
 /// # Safety
 /// As [`free`], for an object.
 #[cold]
 #[inline(never)]
 unsafe extern "C" fn free_refused(object: *mut u8) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `object` is live and not used.
     unsafe {
         if let Place::Object(class) = Place::of(object) {
             objects::free_refused(class, object);
@@ -132,14 +137,14 @@ unsafe extern "C" fn free_refused(object: *mut u8) {
     }
 }
 
-/// As [`free_or`], for a block wherever it is.
+/// As [`free_or`], for a block in any arena or in none.
 ///
 /// # Safety
 /// As [`free_or`].
 #[cold]
 #[inline(never)]
 unsafe extern "C" fn free_elsewhere(block: *mut u8, foreign: Foreign) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `block` is foreign, or live and not used.
     unsafe {
         match objects::middle_in(block) {
             Some(class) => kmalloc::free_middle(block, class),
@@ -148,14 +153,14 @@ unsafe extern "C" fn free_elsewhere(block: *mut u8, foreign: Foreign) {
     }
 }
 
-/// As [`free_elsewhere`], for a block of no middle size.
+/// As [`free_elsewhere`], for a block that is not of a middle size.
 ///
 /// # Safety
 /// As [`free_or`].
 #[cold]
 #[inline(never)]
 unsafe extern "C" fn free_anywhere(block: *mut u8, foreign: Foreign) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `block` is foreign, or live and not used.
     unsafe {
         match Place::of(block) {
             Place::Foreign if block.is_null() => {}
@@ -176,35 +181,38 @@ unsafe extern "C" fn free_anywhere(block: *mut u8, foreign: Foreign) {
     }
 }
 
-/// Ends the process, for a foreign block was to be freed.
+/// Ends the process, since a foreign block was freed.
 #[cold]
 unsafe extern "C" fn refuse(block: *mut u8) {
     refuse_foreign(block);
 }
 
-/// Ends the process with a message, for a foreign block was to be freed, or to be of another size.
+/// Ends the process with a message, since a foreign block was freed or resized.
 #[cold]
 pub fn refuse_foreign(block: *mut u8) -> ! {
     os::abort(format_args!("free or realloc of foreign address {block:p}"))
 }
 
-/// Whether a block is foreign: null, or in none of our arenas.
+/// Returns whether a block is foreign: null, or in none of our arenas.
 #[must_use]
 pub fn is_foreign(block: *mut u8) -> bool {
     Unit::of(block).is_none()
 }
 
-/// Where a block lies.
+/// Kind of a block, by its address.
 enum Place {
     Foreign,
     Object(Class),
-    /// A run of which so many bytes are used.
+    /// A run, of which this many bytes are used.
     Run(usize),
 }
 
 impl Place {
+    /// Returns the kind of a block. Ends the process if the address lies in our arenas and no block
+    /// in use starts there.
+    ///
     /// # Safety
-    /// If the block is of this allocator, it was not freed. One that was, or an address at which none starts, ends the process.
+    /// If the block is of this allocator, it was not freed.
     unsafe fn of(block: *mut u8) -> Place {
         let Some(unit) = Unit::of(block) else { return Place::Foreign };
         match objects::find(block) {
@@ -216,39 +224,44 @@ impl Place {
             None => {}
         }
         if unit.run_len().is_some() && unit.address() == block {
-            // SAFETY: a run in use starts there, which is the caller's by promise.
+            // SAFETY: a run in use starts at `block`, and the caller guarantees that it owns the
+            // block.
             return Place::Run(unsafe { page::used_bytes(unit) });
         }
         os::abort(format_args!("{block:p} is no block in use: {}", unit.misplaced()))
     }
 }
 
-/// Bytes that a block may use, all of which [`realloc`] keeps; 0 for one that is foreign, or null.
+/// Returns the bytes that a block may use, all of which [`realloc`] keeps. Returns 0 for a foreign
+/// block and for null.
 ///
 /// # Safety
 /// If `block` is of this allocator, it was not freed.
 #[must_use]
 pub unsafe fn usable_size(block: *mut u8) -> usize {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `block` was not freed.
     match unsafe { Place::of(block) } {
         Place::Foreign => 0,
-        // SAFETY: the caller's promise.
+        // SAFETY: `block` is of this allocator, and the caller guarantees that it was not freed.
         _ if watch::EXACT => unsafe { kmalloc::usable_size(block) },
         Place::Object(class) => objects::size(class),
         Place::Run(size) => size,
     }
 }
 
-/// Makes a block one of `new_size` bytes, keeping its contents up to the lesser size; it may move, and then has no alignment of
-/// its own any more. One that shrinks stays where it is, unless half of it or more would be wasted, and always gets what it asks
-/// for. Null when there is no memory, or the block is foreign; then it stays as it was.
+/// Changes the size of a block to `new_size` bytes and keeps its contents up to the lesser size.
+/// The block may move, and then has no alignment beyond that of [`alloc`]. A block that shrinks
+/// does not move unless more than half of it would be wasted, and shrinking succeeds even when
+/// there is no memory. Returns null, and leaves the block unchanged, when there is no memory for a
+/// larger one or the block is foreign.
 ///
 /// # Safety
 /// As [`free_or`]; and `block` is not null.
 #[must_use]
 pub unsafe fn realloc(block: *mut u8, new_size: usize) -> *mut u8 {
     let Some(new_layout) = layout_of(new_size) else { return ptr::null_mut() };
-    // SAFETY: the caller's promise; a run has the layout that it would have had if all that is used of it had been asked for.
+    // SAFETY: the caller guarantees that `block` is foreign or live. A run is as if it had been
+    // allocated with a layout of its used bytes.
     unsafe {
         let size = match Place::of(block) {
             Place::Foreign => return ptr::null_mut(),
@@ -256,14 +269,14 @@ pub unsafe fn realloc(block: *mut u8, new_size: usize) -> *mut u8 {
             Place::Run(size) if small_class_of(new_layout).is_none() => {
                 let layout = Layout::from_size_align_unchecked(size, MALLOC_ALIGN);
                 let new = kmalloc::realloc_large(block, layout, new_layout);
-                // The rest is room to grow: it would be copied if it were taken for a part of the block.
+                // The rest of the run is room to grow. As a part of the block it would be copied.
                 if let Some(unit) = Unit::of(new).filter(|_| objects::find(new).is_none()) {
                     page::set_used_bytes(unit, new_size);
                 }
                 return new;
             }
             Place::Run(size) => size,
-            // What shrinks a little is not worth a copy.
+            // Shrinking a little is not worth a copy.
             Place::Object(class) => match objects::size(class) {
                 size if (size / 2..=size).contains(&new_size) => {
                     return watch::resized(block, block, new_size);
@@ -273,7 +286,7 @@ pub unsafe fn realloc(block: *mut u8, new_size: usize) -> *mut u8 {
         };
         let new = kmalloc::alloc(new_layout);
         if new.is_null() {
-            // Without memory for a smaller one, the block is large enough.
+            // If there is no memory for a smaller block, the old one is large enough.
             let stays = new_size <= size && !watch::EXACT;
             return if stays { watch::resized(block, block, new_size) } else { new };
         }
@@ -292,7 +305,7 @@ mod tests {
     fn filled(size: usize, value: u8) -> *mut u8 {
         let block = alloc(size);
         assert!(!block.is_null() && block.addr().is_multiple_of(MALLOC_ALIGN), "{size}");
-        // SAFETY: a fresh block; the program may use all of it.
+        // SAFETY: the block is fresh, and the program may use all of it.
         unsafe {
             assert!(usable_size(block) >= size);
             block.write_bytes(value, usable_size(block));
@@ -305,7 +318,7 @@ mod tests {
         for size in [0, 1, 8, 16, 17, 24, 32, 33, 100, 5000, MAX_SMALL, MAX_SMALL + 1, 5 * UNIT] {
             for _ in 0..if cfg!(miri) { 2 } else { 300 } {
                 let (first, second) = (filled(size, 1), filled(size, 2));
-                // SAFETY: two blocks of that size.
+                // SAFETY: both blocks are live and have that size.
                 unsafe {
                     assert!(*first == 1 && *second == 2);
                     free(first);
@@ -324,7 +337,7 @@ mod tests {
         let sizes = [1, 8, 100, 60, 5000, 40_000, 70_000, 700_000, 900_000, 300_000, 33_000, 10];
         let mut block = filled(sizes[0], 7);
         for new_size in sizes {
-            // SAFETY: a block of that size, filled to its end.
+            // SAFETY: the block is live, has that size, and is filled to its end.
             unsafe {
                 let kept = usable_size(block).min(new_size);
                 block = realloc(block, new_size);
@@ -335,7 +348,7 @@ mod tests {
                 assert!(realloc(block, usize::MAX).is_null());
             }
         }
-        // SAFETY: a block.
+        // SAFETY: the block is live.
         unsafe { free(block) };
     }
 
@@ -345,7 +358,7 @@ mod tests {
             for size in [0, 1, 100, 40_000] {
                 let block = alloc_aligned(size, align);
                 assert!(!block.is_null() && block.addr().is_multiple_of(align));
-                // SAFETY: a block.
+                // SAFETY: the block is live.
                 unsafe {
                     assert!(usable_size(block) >= size);
                     free(block);
@@ -364,7 +377,7 @@ mod tests {
             FREED.store(block, Ordering::Relaxed);
         }
         let mut local = 0u8;
-        // SAFETY: no blocks of ours.
+        // SAFETY: these addresses are null or foreign.
         unsafe {
             free(ptr::null_mut());
             free_nolock(ptr::null_mut());
@@ -384,7 +397,8 @@ mod tests {
         let cache = Cache::builder("by address", layout).build().unwrap();
         for _ in 0..if cfg!(miri) { 2 } else { 300 } {
             let (object, block) = (cache.alloc().unwrap().as_ptr(), kmalloc::alloc(layout));
-            // SAFETY: a block, and an object of a cache, of which the program may use no more than it asked for.
+            // SAFETY: both are live, and the program may use only as many bytes of the object as it
+            // requested.
             unsafe {
                 assert_eq!((usable_size(object), usable_size(block)), (24, 24));
                 free(object);

@@ -1,9 +1,8 @@
-//! The general-purpose allocator: memory for any layout. Most are served by objects of a size class; one that no class serves
-//! is a run of pages of its own, whose length is known by its descriptor.
+//! The general-purpose allocator: memory for any layout. An object of a size class serves most
+//! layouts. A layout that no class serves gets a run of pages of its own, whose descriptor holds
+//! its length.
 //!
-//! Only the first step of an object's road is inlined, a sheaf; see `objects` for the others.
-//!
-//! This file may touch `objects` and what is below it.
+//! Only the first step of an object's path is inlined, a sheaf; `objects` has the other steps.
 
 #![expect(improper_ctypes_definitions, reason = "`extern \"C\"` for its unwinding rule, not for C")]
 
@@ -26,41 +25,48 @@ use crate::slab::Misuse;
 use crate::sync::Context;
 use crate::watch;
 
-/// From this many bytes on, memory is not cleared but given back to the system, so that what nobody writes to takes none: large
-/// zeroed tables are often sparse.
+/// Size in bytes from which zeroed memory is decommitted instead of cleared, so that parts that are
+/// never written take no memory: large zeroed tables are often sparse.
 const CLEARED_BY_SYSTEM: usize = 4 << 20;
 
-/// From this many bytes on, a run is moved by remapping its pages instead of copying them. Below, copying into warm pages
-/// is faster than faulting in cold ones: with 512 KiB here, four buffers that grew in turn to 8 MB took 3.2 times as long.
+/// Size in bytes from which a run is moved by remapping its pages instead of copying them. Below,
+/// copying into warm pages is faster than faulting in cold ones: with 512 KiB here, four buffers
+/// that grew in turn to 8 MB took 3.2 times as long.
 const REMAP_BYTES: usize = 8 << 20;
 
-/// So many runs in use may have pages that were moved there, others are copied. Such a run is a mapping of its own until it is freed,
-/// and the kernel grants a process some 65 000 of them (`vm.max_map_count`), which are the program's.
+/// Most runs in use whose pages were moved by remapping; beyond that, runs are copied. Such a run
+/// is a mapping of its own until it is freed. The kernel grants a process some 65 000 mappings
+/// (`vm.max_map_count`), and these are for the program to use.
 const MAX_MOVES: u32 = 4096;
-/// The kernel had no mapping left, and is not asked again.
+/// Whether the kernel once had no mapping left. It is not asked to move pages again then.
 static IS_OUT_OF_MAPPINGS: AtomicBool = AtomicBool::new(false);
 
-/// A run that is copied in order to grow becomes this many times as long as it has to be, so that its next growth needs no
-/// copy. Room that nobody touches takes no memory. Four buffers that grow in turn to 8 MB take 0.8 of the time.
+/// A run that is copied in order to grow becomes this many times as long as it has to be, so that
+/// its next growth needs no copy. Room that nobody touches takes no memory. With it, four buffers
+/// that grow in turn to 8 MB take 0.8 of the time.
 const ROOM: usize = 4;
-/// As [`ROOM`], of memory that was used before, which stays resident.
+/// As [`ROOM`], for memory that was used before, which stays resident.
 const DIRTY_ROOM: usize = 2;
-/// A run whose pages are moved gets this part of it as room: moving a page costs a fiftieth of copying it.
+/// A run whose pages are moved gets its length divided by this as room: moving a page costs a
+/// fiftieth of copying it.
 const MOVED_ROOM: usize = 4;
-/// The longest run that is made for the sake of [`ROOM`], in units.
+/// The longest run that is allocated for the sake of [`ROOM`], in units.
 const MAX_ROOM: usize = ROOM * (2 * REMAP_BYTES / UNIT);
 
-/// Allocates memory for `layout`; null when there is none. A size of 0 is served like a size of 1.
+/// Allocates memory for `layout`. Returns null when there is none. A size of 0 is served like a
+/// size of 1.
 #[inline(always)]
 pub fn alloc(layout: Layout) -> *mut u8 {
     handed_out(alloc_block(layout), layout.size(), false)
 }
 
-/// To be called with each block that the program gets of what layouts are served with; that of size 0 is no larger.
+/// Reports a block to observers, and records its size where that must be known exactly. Call on
+/// every block handed out for a layout. For a layout of size 0 the size is 0, although the block is
+/// larger.
 #[inline(always)]
 pub(crate) fn handed_out(block: *mut u8, size: usize, defined: bool) -> *mut u8 {
     if watch::EXACT && !block.is_null() {
-        // SAFETY: a block that nobody uses yet.
+        // SAFETY: nobody uses the block yet.
         unsafe { watch::write_size(block, extent(block), size) };
     }
     watch::allocated(block, size, defined)
@@ -89,19 +95,19 @@ pub fn alloc_zeroed(layout: Layout) -> *mut u8 {
     object
 }
 
-/// Frees what [`alloc`], [`alloc_zeroed`] or [`realloc`] returned.
+/// Frees a block from [`alloc`], [`alloc_zeroed`] or [`realloc`].
 ///
 /// # Safety
-/// `object` was allocated with this layout, by this allocator, and is not used any more. Where debug assertions are on,
-/// an address that is not ours and one that is free already end the process with a message.
+/// `object` was allocated by this allocator with this layout, and is no longer used. With debug
+/// assertions, a foreign address and an object that is free already end the process with a message.
 #[inline(always)]
 pub unsafe fn free(object: *mut u8, layout: Layout) {
     let Some(class) = small_class_of(layout) else {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `object` was allocated with `layout` and is not used.
         return unsafe { free_large(object, layout) };
     };
     checked_in(object, class);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `object` is of `class` and is not used.
     unsafe {
         if !percpu::push(class, object) {
             objects::free_slow(class, object);
@@ -109,29 +115,31 @@ pub unsafe fn free(object: *mut u8, layout: Layout) {
     }
 }
 
-/// Changes the size of an allocation to `new_size` bytes, keeping its contents up to the lesser size; it may move. Null
-/// when there is no memory; then the old one stays as it was.
+/// Changes the size of an allocation to `new_size` bytes and keeps its contents up to the lesser
+/// size. The block may move. Returns null when there is no memory; the old block is unchanged then.
 ///
 /// # Safety
-/// `object` was allocated with `layout`, by this allocator; `new_size`, rounded up to the alignment, is at most
-/// `isize::MAX`.
+/// `object` was allocated by this allocator with `layout`. `new_size`, rounded up to the alignment,
+/// is at most `isize::MAX`.
 #[inline]
 pub unsafe fn realloc(object: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `new_size` is small enough, and the alignment is a
+    // layout's.
     let new_layout = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
     match (small_class_of(layout), small_class_of(new_layout)) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `object` was allocated with `layout`.
         _ if watch::EXACT => unsafe { realloc_by_copy(object, layout, new_layout) },
         (Some(old), Some(new)) if old == new => watch::resized(object, object, new_size),
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `object` was allocated with `layout`.
         (None, None) => unsafe { realloc_large(object, layout, new_layout) },
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `object` was allocated with `layout`.
         _ => unsafe { realloc_by_copy(object, layout, new_layout) },
     }
 }
 
-/// Bytes that `layout` is served with at least: those beyond its size may be used, too, and the memory freed or resized by a
-/// layout of any size in between. 0 for what cannot be had.
+/// Returns the bytes that a block for `layout` has at least. The bytes beyond the layout's size may
+/// be used, too, and the block may be freed or resized with a layout of any size in between.
+/// Returns 0 for a size that cannot be allocated.
 #[inline]
 #[must_use]
 pub fn good_size(layout: Layout) -> usize {
@@ -143,19 +151,20 @@ pub fn good_size(layout: Layout) -> usize {
     }
 }
 
-/// Gives back address space that is reserved for what may come, where the process has more than `most` bytes of it. To be called when
-/// the program has limited its own (`RLIMIT_AS`), which would leave it none otherwise. Needs `/proc`.
+/// Gives up address space that is reserved for future use, if the process has more than `most`
+/// bytes of address space. Call when the program has limited its address space (`RLIMIT_AS`), as
+/// the reservation would leave it none otherwise. Needs `/proc`.
 pub fn limit_address_space(most: usize) {
     Context::enter(|context| page::limit_address_space(context, most));
 }
 
-/// Bytes that a block may use, without its layout being known. (`malloc_usable_size`.)
+/// Returns the bytes that a block may use, without knowing its layout. (`malloc_usable_size`.)
 ///
 /// # Safety
-/// `block` was allocated by this allocator, and not freed.
+/// `block` was allocated by this allocator and not freed.
 #[must_use]
 pub unsafe fn usable_size(block: *mut u8) -> usize {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `block` is live, so it is an object or a run in use.
     unsafe {
         let extent = extent(block);
         let is_object =
@@ -164,26 +173,27 @@ pub unsafe fn usable_size(block: *mut u8) -> usize {
     }
 }
 
-/// Bytes of a block, whatever was asked for.
+/// Returns the bytes of a block, however many were requested.
 ///
 /// # Safety
 /// As [`usable_size`].
 unsafe fn extent(block: *mut u8) -> usize {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `block` is live, so it is an object or a run in use.
     match unsafe { objects::class_of_object(block) } {
         Some(class) => objects::size(class),
-        // SAFETY: the caller's promise: it is a run.
+        // SAFETY: a live block that is no object is a run in use, and the caller owns it.
         None => Unit::of(block).map_or(0, |unit| unsafe { page::used_bytes(unit) }),
     }
 }
 
-/// Makes a block at least as large as `new_size` bytes where it is; false, and nothing has changed, if that cannot be done. From
-/// then on its layout has that size.
+/// Makes a block at least `new_size` bytes large without moving it. From then on the size of its
+/// layout is `new_size`. Returns false, and changes nothing, if that is impossible.
 ///
 /// # Safety
 /// As [`realloc`].
 pub unsafe fn grow_in_place(block: *mut u8, layout: Layout, new_size: usize) -> bool {
-    // What has a class is as large as that. A layout of size 0 may have one, too.
+    // An object has the size of its class and cannot grow. A layout of size 0 may have a class,
+    // too.
     let is_run = small_class_of(layout).is_none()
         && layout.size() > 0
         && objects::find(block).is_none()
@@ -191,7 +201,7 @@ pub unsafe fn grow_in_place(block: *mut u8, layout: Layout, new_size: usize) -> 
     let grown = new_size <= good_size(layout)
         || is_run && {
             let run = run_of(block, layout);
-            // SAFETY: the caller's promise.
+            // SAFETY: `run_of` found a run in use, which the caller owns.
             Context::enter(|context| unsafe { page::grow(context, run, units(new_size)) })
         };
     if grown && !watch::EXACT {
@@ -203,7 +213,8 @@ pub unsafe fn grow_in_place(block: *mut u8, layout: Layout, new_size: usize) -> 
 unsafe fn realloc_by_copy(object: *mut u8, layout: Layout, new_layout: Layout) -> *mut u8 {
     let new = alloc(new_layout);
     if !new.is_null() {
-        // SAFETY: two allocations, at least as long as the lesser size; the old one is done with after the copy.
+        // SAFETY: both blocks are at least as long as the lesser size. The caller guarantees that
+        // `object` was allocated with `layout`, and nobody uses it after the copy.
         unsafe {
             ptr::copy_nonoverlapping(object, new, layout.size().min(new_layout.size()));
             free(object, layout);
@@ -221,7 +232,7 @@ extern "C" fn alloc_slow(class: Class) -> *mut u8 {
     }
 }
 
-/// Units of a run for this many bytes.
+/// Returns the units of a run for `bytes` bytes.
 fn units(bytes: usize) -> usize {
     (bytes + REDZONE).div_ceil(UNIT)
 }
@@ -229,7 +240,7 @@ fn units(bytes: usize) -> usize {
 #[cold]
 #[inline(never)]
 extern "C" fn alloc_large(layout: Layout, zeroed: bool) -> *mut u8 {
-    // The first step of a middle size, apart from the others, which need more registers.
+    // The fast path of middle sizes is apart from the slow path, which needs more registers.
     if let Some(class) = middle_class_of(layout)
         && let Some(object) = NonNull::new(percpu::pop(class))
     {
@@ -239,7 +250,7 @@ extern "C" fn alloc_large(layout: Layout, zeroed: bool) -> *mut u8 {
     alloc_large_slow(layout, zeroed)
 }
 
-/// Has an object read as zero.
+/// Zeroes an object.
 #[inline(never)]
 extern "C" fn clear(object: *mut u8, size: usize) -> *mut u8 {
     watch::make_accessible(object, size, false);
@@ -281,10 +292,10 @@ fn alloc_run(context: Context, layout: Layout, zeroed: bool) -> *mut u8 {
     run.address.as_ptr()
 }
 
-/// Whether a run reads as zero, as it is, or since the system has cleared it.
+/// Returns whether a run reads as zero, either by itself or because this function decommitted it.
 fn is_cleared(run: &Allocation, layout: Layout) -> bool {
     match Unit::of(run.address.as_ptr()) {
-        // SAFETY: a run that nobody uses yet.
+        // SAFETY: nobody uses the run yet, so its contents are dead.
         Some(unit) if layout.size() >= CLEARED_BY_SYSTEM => unsafe {
             page::clear(unit, run.zeroed)
         },
@@ -292,7 +303,7 @@ fn is_cleared(run: &Allocation, layout: Layout) -> bool {
     }
 }
 
-/// What a layout of size 0 is served as.
+/// Returns the layout that serves a layout of size 0.
 fn one_byte(layout: Layout) -> Layout {
     Layout::from_size_align(1, layout.align()).unwrap_or(layout)
 }
@@ -303,7 +314,8 @@ fn one_byte(layout: Layout) -> Layout {
 #[inline(never)]
 pub(crate) unsafe extern "C" fn free_large(object: *mut u8, layout: Layout) {
     if layout.size() == 0 && layout.align() <= MAX_SMALL_ALIGN {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `object` was allocated with `layout`, which was served
+        // as one byte.
         return unsafe { free(object, one_byte(layout)) };
     }
     if let Some(class) = middle_class_of(layout)
@@ -313,25 +325,26 @@ pub(crate) unsafe extern "C" fn free_large(object: *mut u8, layout: Layout) {
             misused(object, class, Misuse::Foreign);
         }
         checked_in(object, class);
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `object` is not used, and `middle_in` found its class.
         return unsafe { free_middle(object, class) };
     }
     let run = run_of(object, layout);
     watch::freed(object);
-    // SAFETY: the first unit of a run, by the caller's promise; checked where that is asked for.
+    // SAFETY: `run_of` found a run in use that starts at `object`, and the caller guarantees that
+    // nobody uses it.
     Context::enter(|context| unsafe {
         free_run(context, run.address());
         may_reclaim(context);
     });
 }
 
-/// Frees an object of a middle size, of which [`middle_in`] was told.
+/// Frees an object of a middle size after [`middle_in`] was called for it.
 ///
 /// # Safety
 /// `object` is of that class, and nobody uses it.
 #[inline(always)]
 pub(crate) unsafe fn free_middle(object: *mut u8, class: Class) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `object` is of `class` and is not used.
     unsafe {
         if !percpu::push(class, object) {
             objects::free_slow(class, object);
@@ -341,12 +354,13 @@ pub(crate) unsafe fn free_middle(object: *mut u8, class: Class) {
     }
 }
 
-/// The run that `object` is; ends the process if it is none that is in use, or too short.
+/// Returns the run that starts at `object`. Ends the process if no run in use starts there, or if
+/// it is too short for the layout.
 fn run_of(object: *mut u8, layout: Layout) -> Unit {
     let is_run = |unit: &Unit| {
         unit.address() == object
             && unit.run_len().is_some_and(|len| len >= units(layout.size()))
-            // SAFETY: a unit in use.
+            // SAFETY: a run in use starts at `object`, so its unit has metadata.
             && unsafe { objects::class_of_object(object) }.is_none()
     };
     match Unit::of(object) {
@@ -387,10 +401,11 @@ pub(crate) unsafe extern "C" fn realloc_large(
     }
     let is_run = |layout: Layout| layout.size() > 0 && small_class_of(layout).is_none();
     if found.is_some() || !is_run(layout) || !is_run(new_layout) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `object` was allocated with `layout`.
         return unsafe { realloc_by_copy(object, layout, new_layout) };
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `object` was allocated with `layout`; neither layout is
+    // empty.
     let resized = Context::enter(|context| unsafe {
         free_deferred(context);
         let resized = realloc_run(context, object, layout, new_layout);
@@ -400,12 +415,13 @@ pub(crate) unsafe extern "C" fn realloc_large(
     });
     match resized {
         Some(block) => watch::resized(object, block, new_layout.size()),
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `object` was allocated with `layout`.
         None => unsafe { realloc_by_copy(object, layout, new_layout) },
     }
 }
 
-/// Resizes a run in place, or moves it; `None` where alignment asks for more than that.
+/// Resizes a run in place, or moves it. Returns null when there is no memory, and `None` if only a
+/// copy can give the block its alignment.
 ///
 /// # Safety
 /// As [`realloc_large`], for layouts that are not empty.
@@ -417,20 +433,20 @@ unsafe fn realloc_run(
 ) -> Option<*mut u8> {
     let run = run_of(object, layout);
     let (old_units, new_units) = (units(layout.size()), units(new_layout.size()));
-    // What becomes smaller gives its room to grow back, too.
+    // A block that shrinks also frees its room to grow.
     if new_layout.size() <= layout.size() {
-        // SAFETY: the caller's promise: the run is in use, and what is cut off is not.
+        // SAFETY: the caller guarantees that the run is in use, and that the units cut off are not.
         unsafe { page::shrink(context, run, new_units) };
         return Some(object);
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that the run is in use.
     if unsafe { page::grow(context, run, new_units) } {
         return Some(object);
     }
     if layout.align() > UNIT {
         return None;
     }
-    // Relaxed: a few more do no harm.
+    // Relaxed: a few moves beyond the limit do no harm.
     let remap = layout.size() >= REMAP_BYTES
         && page::moves() < MAX_MOVES
         && !IS_OUT_OF_MAPPINGS.load(Ordering::Relaxed);
@@ -439,23 +455,25 @@ unsafe fn realloc_run(
     } else {
         new_units.saturating_mul(ROOM).min(MAX_ROOM)
     };
-    // Pages that are moved are where they were, so their new place is of the same node.
+    // Moved pages stay on their node, so their new address is taken from an arena of that node.
     let node = if remap { run.node() } else { node::current() };
     let found = (room > new_units).then(|| page::alloc_room(context, node, room)).flatten();
-    // Room takes no memory only where it was not used yet. Four buffers that grow in turn to 8 MB take 1.5 times as long without any.
+    // Only room that was never used takes no memory, so room is shorter where its memory is dirty.
+    // Without any dirty room, four buffers that grow in turn to 8 MB take 1.5 times as long.
     let most = new_units.saturating_mul(DIRTY_ROOM);
     if let Some(found) = found.as_ref().filter(|found| found.dirty > most)
         && let Some(unit) = Unit::of(found.address.as_ptr())
     {
-        // SAFETY: a run that nobody uses yet.
+        // SAFETY: nobody uses the run yet.
         unsafe { page::shrink(context, unit, most) };
     }
     let Some(new) = found.or_else(|| objects::alloc_run(context, node, new_units, 1)) else {
         return Some(ptr::null_mut());
     };
-    // They take the kernel's policy with them, which another node's arena shall not keep.
+    // Moved pages keep their memory policy, which must not come to an arena of another node.
     let to = Unit::of(new.address.as_ptr()).filter(|unit| remap && unit.node() == node);
-    // SAFETY: two runs, both longer than what is moved; the old one is done with after that.
+    // SAFETY: both runs are at least as long as the moved part, and the old one is not used
+    // afterwards.
     unsafe {
         let len = old_units << UNIT_SHIFT;
         let moved = match to {
@@ -465,7 +483,7 @@ unsafe fn realloc_run(
         match moved {
             Remapped::Moved => {
                 to.into_iter().for_each(|unit| page::note_move(unit));
-                // The run may be longer than what was moved, and the rest may hold anything.
+                // The run may be longer than the moved part, and the rest may hold anything.
                 page::shrink(context, run, old_units);
                 if run.run_len() != Some(old_units) {
                     free_run(context, object);
@@ -477,7 +495,8 @@ unsafe fn realloc_run(
                 ptr::copy_nonoverlapping(object, new.address.as_ptr(), layout.size());
                 free_run(context, object);
             }
-            // The new run stays in use for ever, so that nobody gets it. A system that is so short shall not be asked again.
+            // The new run stays in use permanently, so that nobody is given its addresses. A system
+            // so short of mappings is not asked again.
             Remapped::Lost => {
                 IS_OUT_OF_MAPPINGS.store(true, Ordering::Relaxed);
                 return realloc_run(context, object, layout, new_layout);
@@ -497,17 +516,17 @@ mod tests {
         Layout::from_size_align(size, align).unwrap()
     }
 
-    /// Allocates, fills, and checks that it is all there and where it should be.
+    /// Allocates and fills a block, and checks its alignment.
     fn filled(layout: Layout, value: u8) -> *mut u8 {
         let block = alloc(layout);
         assert!(!block.is_null() && block.addr().is_multiple_of(layout.align()));
-        // SAFETY: a fresh block of this layout.
+        // SAFETY: the block is fresh and of this layout.
         unsafe { block.write_bytes(value, layout.size()) };
         block
     }
 
     fn check(block: *mut u8, len: usize, value: u8) {
-        // Miri takes its time for each byte.
+        // Miri is slow, so it checks only some of the bytes.
         let step = if cfg!(miri) { 509 } else { 1 };
         for offset in (0..len).step_by(step).chain(len.checked_sub(1)) {
             // SAFETY: callers pass a block of at least `len` bytes.
@@ -524,7 +543,7 @@ mod tests {
                     (0..count).map(|number| filled(layout, number as u8)).collect();
                 for (number, &block) in blocks.iter().enumerate() {
                     check(block, layout.size(), number as u8);
-                    // SAFETY: allocated above.
+                    // SAFETY: the block was allocated above with this layout.
                     unsafe { free(block, layout) };
                 }
             }
@@ -534,29 +553,30 @@ mod tests {
     #[test]
     fn zeroed_is_zero_after_dirt() {
         for layout in [layout(100, 4), layout(3 * UNIT, 8)] {
-            // SAFETY: allocated with the same layout.
+            // SAFETY: the block is allocated with the same layout.
             unsafe { free(filled(layout, 0xff), layout) };
             let block = alloc_zeroed(layout);
             check(block, layout.size(), 0);
-            // SAFETY: as above.
+            // SAFETY: the block was allocated above with this layout.
             unsafe { free(block, layout) };
         }
     }
 
-    /// A block that is moved by remapping may have a run longer than itself, the rest of which is not moved.
+    /// A block that is moved by remapping may have a run longer than itself, of which the rest is
+    /// not moved.
     #[cfg(not(miri))]
     #[test]
     fn zeroed_is_zero_where_a_long_run_was_moved() {
         const MIB: usize = 1 << 20;
         let of = |mib| layout(mib * MIB, 8);
-        // SAFETY: blocks of these layouts; each is freed once.
+        // SAFETY: the blocks have these layouts, and each is freed once.
         unsafe {
             let dirty = filled(of(36), 0xff);
             let behind_dirty = alloc(of(1));
             let block = alloc(of(7));
             let behind_block = alloc(of(1));
             free(dirty, of(36));
-            // Four times as long as it has to be: where the dirt is.
+            // Its run becomes four times as long as necessary and covers the dirty memory.
             let block = realloc(block, of(7), 9 * MIB);
             let block = realloc(block, of(9), 40 * MIB);
             let zeroed = alloc_zeroed(of(36));
@@ -573,7 +593,7 @@ mod tests {
         let mut size = sizes[0];
         let mut block = filled(layout(size, 8), 7);
         for new_size in sizes {
-            // SAFETY: a block of that size; the new one is filled to its end.
+            // SAFETY: the block has that size, and the new one is filled to its end.
             unsafe {
                 block = realloc(block, layout(size, 8), new_size);
                 check(block, size.min(new_size), 7);
@@ -581,7 +601,7 @@ mod tests {
             }
             size = new_size;
         }
-        // SAFETY: a block of that size.
+        // SAFETY: the block has that size.
         unsafe { free(block, layout(size, 8)) };
     }
 
@@ -589,7 +609,7 @@ mod tests {
     fn odd_layouts() {
         for layout in [layout(0, 1), layout(0, 4096), layout(0, 1 << 17), layout(1, 1 << 20)] {
             let block = filled(layout, 1);
-            // SAFETY: allocated above.
+            // SAFETY: the block was allocated above with this layout.
             unsafe { free(block, layout) };
         }
         for size in [isize::MAX as usize, 1 << 46] {
@@ -612,7 +632,7 @@ mod tests {
                 for (number, block) in receive.iter().enumerate() {
                     let block = block.into_inner();
                     check(block, layout.size(), number as u8);
-                    // SAFETY: allocated by the other thread, which is done with it.
+                    // SAFETY: the other thread allocated the block and does not use it any longer.
                     unsafe { free(block, layout) };
                 }
             });

@@ -1,14 +1,14 @@
-//! NUMA nodes: which ones there are, and which one this thread runs on.
+//! NUMA nodes: which exist, and which one this thread runs on.
 //!
-//! The first who asks reads the topology from sysfs into a table by CPU; after that the answer costs no system call, and where
-//! there is one node no more than a load. Nodes without CPUs are left out: nobody runs there to whom they could be near. The
-//! others get numbers without gaps here; the kernel's own are kept for asking it for memory. `HAYLOFT_SYSFS` names another
-//! tree than `/sys`, for tests.
+//! The first call reads the topology from sysfs into a table indexed by CPU. After that, asking for
+//! the node costs no system call, and with a single node it costs one load. Nodes without CPUs are
+//! left out, as no thread runs near them. The other nodes are numbered here without gaps; the
+//! kernel's own numbers are kept for asking it for memory. `HAYLOFT_SYSFS` names another tree than
+//! `/sys`, for tests.
 //!
-//! Who reads does so without waiting for anybody, as it may be in a handler that interrupted the one before: all write the same
-//! into the table, and the first one to be done settles how many nodes there are, for good.
-//!
-//! This file may touch `os`, `arch` and `fault`.
+//! A thread that reads the topology waits for nobody, since it may be in a signal handler that
+//! interrupted another read. All of them write the same values into the table. The first to finish
+//! fixes the number of nodes permanently.
 
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicUsize, Ordering};
 
@@ -16,7 +16,8 @@ use crate::arch;
 use crate::fault::{self, Place};
 use crate::os;
 
-/// Nodes that are told apart; those beyond share with the first ones.
+/// Number of nodes with state of their own. Further nodes share the state of the first ones, modulo
+/// this.
 pub(crate) const MAX_NODES: usize = if cfg!(miri) { 2 } else { 8 };
 
 /// CPUs in the table: as many as Linux can be configured for.
@@ -24,17 +25,17 @@ const MAX_CPUS: usize = 8192;
 /// Bits of a mask of nodes as the kernel numbers them: as many as Linux can be configured for.
 const MAX_NUMBERS: usize = 1024;
 
-/// How many nodes there are, at most [`MAX_NODES`]; 0 before that was read.
+/// Number of nodes, at most [`MAX_NODES`]. 0 until the topology was read.
 static NODES: AtomicUsize = AtomicUsize::new(0);
-/// The node of each CPU plus one; 0 where it is not known: sysfs names only CPUs that are online.
+/// The node of each CPU plus one. 0 where the node is unknown, as sysfs lists online CPUs only.
 static NODE_OF_CPU: [AtomicU8; MAX_CPUS] = [const { AtomicU8::new(0) }; MAX_CPUS];
-/// The kernel's number of each node plus one; 0 where several nodes share one of ours.
+/// The kernel's number of each node plus one. 0 where several nodes share one of ours.
 static NUMBERS: [AtomicU16; MAX_NODES] = [const { AtomicU16::new(0) }; MAX_NODES];
 
-/// The node of the CPU that this thread runs on, below [`count`].
+/// Returns the node of the CPU that this thread runs on, below [`count`].
 #[inline]
 pub(crate) fn current() -> usize {
-    // Relaxed: with one node there is nothing else to be read.
+    // Relaxed: with one node, nothing else is read.
     match NODES.load(Ordering::Relaxed) {
         1 => 0,
         _ => current_of_many(),
@@ -48,25 +49,26 @@ fn current_of_many() -> usize {
     known(cpu).unwrap_or_else(learn).min(count - 1)
 }
 
-/// The node of a CPU, below [`count`].
+/// Returns the node of a CPU, below [`count`].
 pub(crate) fn of(cpu: usize) -> usize {
     let count = count();
     known(cpu).unwrap_or(0).min(count - 1)
 }
 
-/// How many nodes there are: at least one, at most [`MAX_NODES`], and always as many.
+/// Returns the number of nodes: at least 1, at most [`MAX_NODES`], and the same in every call.
 #[inline]
 pub(crate) fn count() -> usize {
-    // Acquire: pairs with the Release in `read`, so that the tables are seen.
+    // Acquire: pairs with the Release in `read`, so that the contents of the tables are visible.
     match NODES.load(Ordering::Acquire) {
         0 => read(),
         count => count,
     }
 }
 
-/// The kernel's number of a node. `None` where it is not one node for the kernel.
+/// Returns the kernel's number of a node. Returns `None` if the node stands for several of the
+/// kernel's, or is the only one, whose number is not read.
 pub(crate) fn number(node: usize) -> Option<usize> {
-    // Relaxed, here and below: `count` orders this.
+    // Relaxed, here and below: `count` orders these accesses.
     NUMBERS.get(node)?.load(Ordering::Relaxed).checked_sub(1).map(usize::from)
 }
 
@@ -74,7 +76,7 @@ fn known(cpu: usize) -> Option<usize> {
     NODE_OF_CPU.get(cpu)?.load(Ordering::Relaxed).checked_sub(1).map(usize::from)
 }
 
-/// Asks the kernel for the node of a CPU that came online after the tables were read: the one that this thread runs on.
+/// Asks the kernel for the node of this thread's CPU, which came online after the tables were read.
 fn learn() -> usize {
     let (cpu, kernels) = os::current_cpu_and_node();
     let node = (0..MAX_NODES).find(|node| number(*node) == Some(kernels)).unwrap_or(0);
@@ -90,10 +92,11 @@ fn read() -> usize {
     let found = core::str::from_utf8(root.unwrap_or(b"/sys")).ok().and_then(read_tree);
     let count = found.unwrap_or(1);
     fault::point(Place::NodesReading);
-    // Release: pairs with the Acquire in `count`; the Acquire on failure does so, too.
+    // Release: pairs with the Acquire in `count`, and with the Acquire on failure here.
     match NODES.compare_exchange(0, count, Ordering::Release, Ordering::Acquire) {
         Ok(_) => {
-            // The kernel may have been built without nodes, or sysfs not be mounted: that is nothing to speak of.
+            // Only a tree that the user named deserves a warning: the kernel may be built without
+            // NUMA, or sysfs may not be mounted.
             if root.is_some() && found.is_none() {
                 os::ignored(
                     c"HAYLOFT_SYSFS",
@@ -106,7 +109,8 @@ fn read() -> usize {
     }
 }
 
-/// Fills the tables; how many nodes there are. `None` where the tree cannot be read, or makes no sense.
+/// Fills the tables and returns the number of nodes. Returns `None` if the tree cannot be read or
+/// is inconsistent.
 fn read_tree(root: &str) -> Option<usize> {
     let mut online = [0u64; MAX_NUMBERS / 64];
     let mut all_fit = true;
@@ -117,7 +121,7 @@ fn read_tree(root: &str) -> Option<usize> {
         }
     })?;
     let numbers = (0..MAX_NUMBERS).filter(|number| online[number / 64] >> (number % 64) & 1 == 1);
-    // A program on a machine of one node reads one file.
+    // With a single node, a program reads only one file.
     if !all_fit || numbers.clone().nth(1).is_none() {
         return (all_fit && numbers.count() == 1).then_some(1);
     }

@@ -1,23 +1,26 @@
-//! Classes: objects of a class are cut alike, and may take each other's place.
+//! Classes: all objects of a class are cut alike, and may take each other's place.
 //!
-//! Most are *size classes*, and which of them serves a [`Layout`] is arithmetic that folds at compile time; the others belong
-//! to object caches, whose maker chooses how they are cut. Size classes step
-//! by 8 bytes up to 32 B, by 16 up to 128 B, and then by an eighth of a power of two (144, 160, … 256, 288, … 1 MiB), so the
-//! unused tail of an object is below 12.5 % of it above 128 B. Every class size is a multiple of the step of its octave; a size
-//! rounded up to a multiple of its alignment therefore lands in a class whose size is a multiple of that alignment too, and
-//! objects cut from a slab that starts on a unit boundary are aligned without more ado.
+//! Most classes are *size classes*. The size class that serves a [`Layout`] follows by arithmetic
+//! that folds at compile time. The other classes belong to object caches, whose creators choose how
+//! objects are cut. Size classes step by 8 bytes up to 32 B, by 16 up to 128 B, and then by an
+//! eighth of a power of two (144, 160, … 256, 288, … 1 MiB). So above 128 B the unused tail of an
+//! object is below 12.5 % of it.
 //!
-//! Sizes up to [`MAX_SMALL`] are *small*: their class is looked up by inlined code. Those above, up to [`MAX_MIDDLE`], are
-//! *middle* sizes, and what is larger is a page run.
+//! Every class size is a multiple of the step of its octave. So a size rounded up to a multiple of
+//! its alignment falls into a class whose size is also a multiple of that alignment. Objects cut
+//! from a slab that starts on a unit boundary are therefore aligned without further work.
 //!
-//! Above 32 B all is aligned to 16 bytes, as by any `malloc`, though Rust does not ask for it: what unwinds a panic takes its
-//! exception object, 56 B in the standard library, for aligned like that (`movaps` in LLVM's libunwind, linked with musl).
+//! Sizes up to [`MAX_SMALL`] are *small*: inlined code looks up their class. Sizes above, up to
+//! [`MAX_MIDDLE`], are *middle* sizes. Anything larger is a page run.
 //!
-//! This file may touch nothing but numbers.
+//! Above 32 B all objects are aligned to 16 bytes, as with any `malloc`, although Rust does not
+//! require it: panic unwinders assume that alignment of their exception object, which has 56 B in
+//! the standard library (`movaps` in LLVM's libunwind, linked with musl).
 
 use core::alloc::Layout;
 
-/// Log2 of the bytes of a unit, what runs and slabs are made of. A unit is a multiple of every page size Linux has.
+/// Log2 of the bytes of a unit, of which runs and slabs consist. A unit is a multiple of every page
+/// size of Linux.
 #[cfg(not(loom))]
 pub(crate) const UNIT_SHIFT: u32 = UNIT.trailing_zeros();
 /// Bytes of a unit.
@@ -26,36 +29,38 @@ pub(crate) const UNIT: usize = 64 * 1024;
 /// Number of size classes.
 pub const CLASSES: usize = 114;
 
-/// Number of size classes of small sizes, which are the first ones.
+/// Number of size classes for small sizes, which come first.
 pub const SMALL_CLASSES: usize = 74;
 
-/// Number of size classes of middle sizes.
+/// Number of size classes for middle sizes.
 pub(crate) const MIDDLE_CLASSES: usize = CLASSES - SMALL_CLASSES;
 
-/// Number of classes, those of object caches included.
+/// Number of classes, including those of object caches.
 pub(crate) const MAX_CLASSES: usize = CLASSES + if cfg!(loom) { 0 } else { 256 };
 
-/// Number of object caches there can be.
+/// Most object caches.
 pub(crate) const MAX_CACHES: usize = (MAX_CLASSES - CLASSES).saturating_sub(1);
 
 /// Largest small size, in bytes.
 pub const MAX_SMALL: usize = 32 * 1024;
 
-/// Largest size a class serves, in bytes. Above it, objects are page runs.
+/// Largest size that a class serves, in bytes. Larger blocks are page runs.
 pub const MAX_MIDDLE: usize = 1024 * 1024;
 
-/// Largest alignment a class serves, in bytes.
+/// Largest alignment that a class serves, in bytes.
 pub const MAX_SMALL_ALIGN: usize = 4096;
 
-/// Bytes behind what was asked for that nobody gets, so that Valgrind sees who goes beyond a block; the last word of them holds the
-/// block's size.
+/// Bytes behind a block that nobody may use, so that Valgrind detects accesses beyond the block.
+/// Their last word holds the size of the block.
 pub(crate) const REDZONE: usize = if cfg!(feature = "valgrind") { 16 } else { 0 };
 
-/// An eighth of the alignments must not reach [`MAX_SMALL`]: [`class_of`] tests size and alignment in one compare.
+/// Log2 of the factor by which an alignment less one is multiplied. The product reaches
+/// [`MAX_SMALL`] exactly for alignments above [`MAX_SMALL_ALIGN`], so that [`small_class_of`] tests
+/// size and alignment in one comparison.
 const ALIGN_SCALE: u32 = (MAX_SMALL / MAX_SMALL_ALIGN).trailing_zeros();
 
-/// Class indices by size, in steps of 8 bytes. Arithmetic alone would cost twice the instructions wherever the size does
-/// not fold, and sizes in use touch few lines of the table.
+/// Class indices by size, in steps of 8 bytes. Arithmetic alone would cost twice the instructions
+/// where the size is not a constant, and the sizes in use touch few lines of the table.
 static LOOKUP: [u8; MAX_SMALL / 8] = {
     let mut lookup = [0; MAX_SMALL / 8];
     let mut step = 0;
@@ -66,7 +71,7 @@ static LOOKUP: [u8; MAX_SMALL / 8] = {
     lookup
 };
 
-/// Returns the index of the smallest class whose objects have a byte of the offset `last`.
+/// Returns the index of the smallest class whose objects have a byte at offset `last`.
 const fn index_of(last: usize) -> usize {
     match last {
         ..32 => last / 8,
@@ -75,10 +80,12 @@ const fn index_of(last: usize) -> usize {
     }
 }
 
-/// What a `malloc` aligns to, for its callers may put anything there that has no alignment of its own. (`max_align_t`.)
+/// Alignment of `malloc` (`max_align_t`). Its callers may store anything in a block that needs no
+/// special alignment.
 pub const MALLOC_ALIGN: usize = 16;
 
-/// As [`LOOKUP`], in steps of [`MALLOC_ALIGN`] and rounded up to one, with a size of 0 like 1.
+/// As [`LOOKUP`], for sizes rounded up to [`MALLOC_ALIGN`], in steps of that. Size 0 has the class
+/// of size 1.
 static LOOKUP_MALLOC: [u8; MAX_SMALL / MALLOC_ALIGN + 1] = {
     let mut lookup = [0; MAX_SMALL / MALLOC_ALIGN + 1];
     let mut step = 0;
@@ -90,36 +97,37 @@ static LOOKUP_MALLOC: [u8; MAX_SMALL / MALLOC_ALIGN + 1] = {
     lookup
 };
 
-/// Number of a class: size classes come first, in order of size.
+/// Number of a class. Size classes come first, in order of size.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Class(usize);
 
 impl Class {
-    /// The size class with this index, or `None` from [`CLASSES`] up.
+    /// Returns the size class with this index, or `None` from [`CLASSES`] up.
     pub const fn from_index(index: usize) -> Option<Class> {
         if index < CLASSES { Some(Class(index)) } else { None }
     }
 
-    /// The class with this index, those of object caches included.
+    /// Returns the class with this index, which may be that of an object cache.
     pub(crate) const fn any_from_index(index: usize) -> Option<Class> {
         if index < MAX_CLASSES { Some(Class(index)) } else { None }
     }
 
-    /// The class of no objects: its sheaves hold those of any cache that wait for readers.
+    /// A class without objects of its own. Its sheaves hold objects of any cache that wait for a
+    /// grace period.
     pub(crate) const RCU: Class = Class(MAX_CLASSES - 1);
 
-    /// The class of the object cache of this number, below [`MAX_CACHES`].
+    /// Returns the class of the object cache with this number, or `None` from [`MAX_CACHES`] up.
     pub(crate) const fn from_cache_index(number: usize) -> Option<Class> {
         if number < MAX_CACHES { Some(Class(CLASSES + number)) } else { None }
     }
 
-    /// Index below [`CLASSES`] for a size class.
+    /// Returns the index of the class, which is below [`CLASSES`] for a size class.
     #[inline(always)]
     pub const fn index(self) -> usize {
         self.0
     }
 
-    /// Which of the classes of object caches this is; `None` for a size class.
+    /// Returns the index of this class among those of object caches, or `None` for a size class.
     #[inline]
     pub(crate) const fn cache_index(self) -> Option<usize> {
         self.0.checked_sub(CLASSES)
@@ -130,26 +138,27 @@ impl Class {
         (SMALL_CLASSES..CLASSES).map(Class)
     }
 
-    /// Whether this is the class of a middle size.
+    /// Returns whether this is the class of a middle size.
     #[inline]
     pub(crate) const fn is_middle(self) -> bool {
         SMALL_CLASSES <= self.0 && self.0 < CLASSES
     }
 
-    /// Size of the objects of a size class in bytes.
+    /// Returns the size in bytes of the objects of a size class.
     #[inline]
     pub const fn size(self) -> usize {
         let index = self.0;
         match index {
             ..4 => (index + 1) * 8,
             4..10 => (index - 1) * 16,
-            // The first of an octave has the number 10, and then 18 and so on.
+            // The first class of an octave has the index 10, 18 and so on.
             _ => (((index - 2) & 7) + 9) << (((index - 2) >> 3) + 3),
         }
     }
 }
 
-/// Returns the class that serves `layout`, or `None` where a page run has to (and for a size of 0).
+/// Returns the class that serves `layout`, or `None` if a page run must serve it, or if its size is
+/// 0.
 pub const fn class_of(layout: Layout) -> Option<Class> {
     match small_class_of(layout) {
         None => middle_class_of(layout),
@@ -157,7 +166,7 @@ pub const fn class_of(layout: Layout) -> Option<Class> {
     }
 }
 
-/// Returns the class of a middle size that serves `layout`, if one does.
+/// Returns the class that serves `layout` if that is the class of a middle size.
 pub(crate) const fn middle_class_of(layout: Layout) -> Option<Class> {
     let last = rounded(layout).wrapping_sub(1);
     if last >= MAX_MIDDLE || last < MAX_SMALL || layout.align() > MAX_SMALL_ALIGN {
@@ -174,7 +183,7 @@ const fn rounded(layout: Layout) -> usize {
     (layout.size() + REDZONE + (align - 1)) & !(align - 1)
 }
 
-/// Returns the class of a small size that serves `layout`, if one does.
+/// Returns the class that serves `layout` if that is the class of a small size.
 #[inline(always)]
 pub(crate) const fn small_class_of(layout: Layout) -> Option<Class> {
     let align = layout.align();
@@ -182,28 +191,29 @@ pub(crate) const fn small_class_of(layout: Layout) -> Option<Class> {
     if (last | ((align - 1) << ALIGN_SCALE)) >= MAX_SMALL {
         return None;
     }
-    // SAFETY: tested above, in a way that the compiler does not see through.
+    // SAFETY: the comparison above excludes larger values, which the compiler does not see.
     unsafe { core::hint::assert_unchecked(last < MAX_SMALL) };
     Some(Class(LOOKUP[last / 8] as usize))
 }
 
-/// Returns the class of a small size that serves `size` bytes aligned to [`MALLOC_ALIGN`], if one does.
+/// Returns the class that serves `size` bytes aligned to [`MALLOC_ALIGN`] if that is the class of a
+/// small size.
 #[inline(always)]
 pub(crate) fn small_class_of_size(size: usize) -> Option<Class> {
     if size > MAX_SMALL - REDZONE {
         return None;
     }
     let step = (size + REDZONE).div_ceil(MALLOC_ALIGN);
-    // SAFETY: the table has an entry for the largest size, too.
+    // SAFETY: `size + REDZONE` is at most `MAX_SMALL`, for which the table has its last entry.
     Some(Class(usize::from(unsafe { *LOOKUP_MALLOC.get_unchecked(step) })))
 }
 
-// With a redzone all sizes are others.
+// With a redzone, sizes map to other classes.
 #[cfg(all(test, not(feature = "valgrind")))]
 mod tests {
     use super::*;
 
-    /// Every size; under Miri, which takes its time, one in many.
+    /// Step between tested sizes: every size is tested, but not under Miri, which is slow.
     const STEP: usize = if cfg!(miri) { 251 } else { 1 };
 
     fn of_size(size: usize) -> Class {
