@@ -1,22 +1,24 @@
-//! CPUs: which there are, which take part, and how they come and go. (`kernel/cpu.c` of Linux.)
+//! CPUs: which exist, which are online, and how they come and go. (`kernel/cpu.c` of Linux.)
 //!
-//! Each core that the program may use has a thread that acts as the CPU: pinned to it, the target
-//! of our real-time signal, the place where [irq work](crate::irq_work) runs. Together they are
-//! *the machine*, which is started when something first needs it: a program that only allocates has
-//! no such threads. Even then a CPU has its thread only when something was queued for it, and the
-//! process does not have more of them than an eighth of the threads that it may have.
+//! Each core that the program may use has a thread that acts as the CPU: pinned to the core, the
+//! target of our real-time signal, and the place where [irq work](crate::irq_work) runs. These are
+//! the *CPU threads*. They are started when they are first needed: a program that only allocates
+//! has none. Even then a CPU gets its thread only when work is queued for it, and there are at most
+//! an eighth as many of them as the process may have threads.
 //!
-//! A CPU that goes offline hands on everything first. Its steps are taken in this order, each undoing one of coming online:
+//! A CPU that goes offline hands over everything first, in this order; each step undoes one of
+//! coming online:
 //!
-//! 1. its deferred list is closed and emptied, and its sheaves are closed and drained;
-//! 2. its thread finishes what was queued, and ends;
-//! 3. its queues of irq work are closed, and what was queued meanwhile is run.
+//! 1. its deferred list is closed and emptied, and its sheaves are closed and drained; 2. its
+//! thread finishes what was queued, and ends; 3. its queues of irq work are closed, and items
+//! queued in the meantime are run.
 //!
-//! From then on whoever queues work or defers a free on it finds a closed list, and goes to another CPU. So a walk over the
-//! online CPUs, under the [read lock](read_lock), sees all there is. The program's own threads may go on running on a core
-//! whose CPU is offline; they just find no sheaves there.
+//! From then on a thread that queues work or defers a free on this CPU finds a closed list, and
+//! goes to another CPU. So a walk over the online CPUs, under the [read lock](read_lock), sees
+//! everything there is. The program's own threads may continue to run on a core whose CPU is
+//! offline; they just find no sheaves there.
 //!
-//! This file may touch `rcu`, `objects`, `irq_work`, `thread`, `sync` and `os`. It is of the control plane: it allocates and sleeps.
+//! This module belongs to the control plane: it allocates and sleeps.
 
 extern crate std;
 
@@ -34,14 +36,14 @@ use crate::{irq_work, objects, os, rcu};
 static HOTPLUG: ControlRwLock = ControlRwLock::new();
 
 std::thread_local! {
-    /// Read locks that this thread has.
+    /// Number of read locks that this thread holds.
     static READERS: Cell<usize> = const { Cell::new(0) };
 }
 
-/// The main thread has ended by `pthread_exit`. Written under the hotplug lock.
+/// Whether the main thread has ended by `pthread_exit`. Written under the hotplug lock.
 static IS_OVER: AtomicBool = AtomicBool::new(false);
 
-/// Run by the loader, on the main thread, or where a library with this allocator is loaded later.
+/// Run by the loader: on the main thread, or later where a library with this allocator is loaded.
 #[cfg(not(miri))]
 #[used]
 #[unsafe(link_section = ".init_array")]
@@ -49,38 +51,38 @@ static REGISTER: extern "C" fn() = expect_end;
 
 static MAIN_EXIT: os::ThreadExit = os::ThreadExit::new(end);
 
-/// Has the machine end with the main thread, where that ends by `pthread_exit`: then the process is
-/// to end when the last thread of the program does, and the C library counts ours.
+/// Registers [`end`] for a main thread that ends by `pthread_exit`. Such a process must end with
+/// the last thread of the program, but the C library counts our threads, too.
 extern "C" fn expect_end() {
     if os::is_main_thread() {
         MAIN_EXIT.expect();
     }
 }
 
-/// A bit per CPU that is online. Written under the hotplug lock.
+/// Bitmap of the CPUs that are online. Written under the hotplug lock.
 static ONLINE: [AtomicU64; MAX_CPUS / 64] = [const { AtomicU64::new(0) }; MAX_CPUS / 64];
 
 static ROUTINES: Routines =
     Routines { interrupt: irq_work::run_hard, work: irq_work::run_threaded, help: irq_work::help };
 
-/// Why a CPU did not come or go.
+/// Reason why a CPU did not come or go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum CpuError {
     /// There is no such CPU.
     NoSuchCpu,
-    /// It is online already.
+    /// The CPU is online already.
     Online,
-    /// It is offline already.
+    /// The CPU is offline already.
     Offline,
-    /// It is the last one online.
+    /// The CPU is the last one online.
     Last,
-    /// The call was made by the thread that acts as a CPU.
+    /// The calling thread acts as a CPU.
     OwnThread,
-    /// The process may not use that core, or can have no more threads.
+    /// The process may not use that core, or cannot have another thread.
     Refused,
-    /// Sheaves cannot be taken from that CPU: the kernel has no `membarrier` for restartable sequences (before 5.10), and this
-    /// thread may not run there.
+    /// The CPU's sheaves cannot be emptied: the kernel has no `membarrier` for restartable
+    /// sequences (before 5.10), and this thread may not run on that CPU.
     Unsupported,
 }
 
@@ -100,10 +102,11 @@ impl fmt::Display for CpuError {
 
 impl core::error::Error for CpuError {}
 
-/// CPUs stay as they are while this exists. Not for handlers: it allocates, and whoever wants to change CPUs waits.
+/// A guard during whose life CPUs neither come nor go. Not for handlers: taking it allocates, and
+/// threads that change CPUs wait for its end.
 #[must_use]
 pub struct CpusReadGuard {
-    /// Of this thread: see [`READERS`].
+    /// Belongs to its thread: see [`READERS`].
     _not_send: PhantomData<*mut ()>,
 }
 
@@ -121,10 +124,11 @@ impl fmt::Debug for CpusReadGuard {
     }
 }
 
-/// Keeps CPUs from coming and going; starts the machine if that was not done. (`cpus_read_lock`.)
+/// Keeps CPUs from coming and going, until the guard is dropped. Starts the CPU threads if they are
+/// not started. (`cpus_read_lock`.)
 pub fn read_lock() -> CpusReadGuard {
     start();
-    // A thread that has this lock may need it again while another waits to change CPUs.
+    // A thread that holds this lock may take it again while another waits to change CPUs.
     let reads_already = READERS.get() > 0;
     if !reads_already {
         witness::waits(LockClass::Hotplug);
@@ -136,38 +140,38 @@ pub fn read_lock() -> CpusReadGuard {
 }
 
 impl CpusReadGuard {
-    /// The CPUs that are online, in order.
+    /// Returns the CPUs that are online, in order.
     pub fn online(&self) -> impl Iterator<Item = usize> {
         online()
     }
 }
 
-/// How many CPUs the kernel may ever have; their numbers are below that.
+/// Returns the number of CPUs the kernel may ever have; CPU numbers are below it.
 #[must_use]
 pub fn possible() -> usize {
     os::possible_cpus().unwrap_or(1).min(MAX_CPUS)
 }
 
-/// The CPUs that this process may run on now, by its affinity and its cgroup, in order.
+/// Returns the CPUs that this process may run on now, by its affinity and its cgroup, in order.
 pub fn present() -> impl Iterator<Item = usize> {
     let mask = os::affinity();
     (0..possible()).filter(move |cpu| mask.contains(*cpu))
 }
 
-/// The CPUs that take part, in order; none before the machine was started. Without the [read lock](read_lock) they may
-/// come and go meanwhile.
+/// Returns the CPUs that are online, in order; none before the CPU threads are started. Without the
+/// [read lock](read_lock) they may come and go in the meantime.
 pub fn online() -> impl Iterator<Item = usize> {
     (0..MAX_CPUS).filter(|cpu| is_online(*cpu))
 }
 
-/// Whether a CPU takes part.
+/// Returns whether a CPU is online.
 #[must_use]
 pub fn is_online(cpu: usize) -> bool {
-    // Relaxed: an answer for now; who needs it to last has the lock.
+    // Relaxed: the answer holds for now; a caller that needs it to last holds the lock.
     ONLINE.get(cpu / 64).is_some_and(|word| word.load(Ordering::Relaxed) >> (cpu % 64) & 1 == 1)
 }
 
-/// How the hotplug lock is held, at the time of asking.
+/// Returns how the hotplug lock is held at the time of the call.
 pub(crate) fn lock_state() -> &'static str {
     match HOTPLUG.holders() {
         Holders::Writer => "held to change CPUs",
@@ -176,15 +180,14 @@ pub(crate) fn lock_state() -> &'static str {
     }
 }
 
-/// Starts the machine: brings all present CPUs online. Does nothing if that was done. Where the
-/// process can have no thread, none is online, and all goes on as before: who waits for irq work
-/// runs it.
+/// Starts the CPU threads: brings all present CPUs online. Does nothing if that was done. If the
+/// process cannot have another thread, no CPU comes online and everything works as before: threads
+/// that wait for irq work run it.
 pub fn start() {
     if thread::is_started() && online().next().is_some() {
         return;
     }
-    // Where there was no thread to be had, this one may keep CPUs from coming, and must not wait
-    // for itself.
+    // If starting failed before, this thread may hold the read lock, and must not wait for itself.
     if READERS.get() > 0 {
         return;
     }
@@ -197,7 +200,8 @@ pub fn start() {
 /// Brings a CPU online.
 ///
 /// # Errors
-/// If there is no such CPU, it is online, or it cannot have a thread; or if this is the thread of a CPU.
+/// If there is no such CPU, it is online, or it cannot have a thread; or if the calling thread acts
+/// as a CPU.
 pub fn up(cpu: usize) -> Result<(), CpuError> {
     let _hotplug = write_lock(cpu)?;
     if is_online(cpu) {
@@ -210,11 +214,11 @@ pub fn up(cpu: usize) -> Result<(), CpuError> {
     Ok(())
 }
 
-/// Takes a CPU offline; all it had goes elsewhere first.
+/// Takes a CPU offline. Everything that it holds goes elsewhere first.
 ///
 /// # Errors
-/// If there is no such CPU, it is offline, or the last one; or if this is the thread of a CPU, or the kernel cannot help.
-/// Then nothing has changed.
+/// If there is no such CPU, it is offline, or the last one online; if the calling thread acts as a
+/// CPU; or if the kernel cannot restart sections on that CPU. Then nothing has changed.
 pub fn down(cpu: usize) -> Result<(), CpuError> {
     let _hotplug = write_lock(cpu)?;
     if !is_online(cpu) {
@@ -233,18 +237,19 @@ pub fn down(cpu: usize) -> Result<(), CpuError> {
     Ok(())
 }
 
-/// Brings those CPUs online that the process may use, and takes those offline that it may not any more: after its affinity
-/// or its cgroup changed, or the kernel plugged a core. The last one stays. Until then nothing is stuck: the kernel lets
-/// threads run elsewhere whose core has gone.
+/// Brings the CPUs online that the process may use, and takes those offline that it may no longer
+/// use. Call after the affinity or the cgroup of the process changed, or the kernel plugged a core.
+/// The last CPU stays online. Until the call nothing is stuck: the kernel lets threads run
+/// elsewhere if their core is gone.
 ///
 /// # Errors
-/// The first of what went wrong; the others were tried.
+/// The first error; the other CPUs were tried nonetheless.
 pub fn refresh() -> Result<(), CpuError> {
     start();
     let mut result = Ok(());
     let mut wanted = [false; MAX_CPUS];
     present().for_each(|cpu| wanted[cpu] = true);
-    // First up, so that the last one can go.
+    // Up first, so that a CPU that was the only one online can go down.
     for (cpu, _) in wanted.iter().enumerate().filter(|(cpu, wanted)| **wanted && !is_online(*cpu)) {
         result = result.and(up(cpu));
     }
@@ -254,9 +259,10 @@ pub fn refresh() -> Result<(), CpuError> {
     result
 }
 
-/// Ends the machine for good, and all its threads. All goes on as where there can be none.
+/// Ends all CPU threads permanently. Everything works on as in a process that cannot have them.
 unsafe extern "C" fn end(_: *mut c_void) {
-    // Who left the lock held will not have it any more, and may not wait for itself.
+    // The main thread left the read lock held: it will never release it, and must not wait for
+    // itself.
     if READERS.get() > 0 {
         return;
     }
@@ -272,7 +278,8 @@ unsafe extern "C" fn end(_: *mut c_void) {
     ONLINE.iter().for_each(|word| word.store(0, Ordering::Relaxed));
 }
 
-/// In the child of a fork, which has only the thread that forked: there is no machine until something needs one.
+/// Resets this module in a fork child, which has only the thread that forked: there are no CPU
+/// threads until they are needed.
 pub(crate) fn in_child() {
     HOTPLUG.reset_in_child(READERS.get() as u32);
     ONLINE.iter().for_each(|word| word.store(0, Ordering::Relaxed));

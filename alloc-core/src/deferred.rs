@@ -1,14 +1,16 @@
-//! Deferred frees: what was freed in a context that could not wait, until somebody who can frees it in earnest.
+//! Deferred frees: blocks freed in a context that could not wait, until a thread that can wait
+//! frees them.
 //!
-//! Each CPU that is online has a list, linked through the first word of the blocks. Adding to it needs no lock and cannot
-//! fail; who adds the first block queues the CPU's irq work, which empties the list. Slow paths that may wait empty the list
-//! of the CPU they run on, too, so nothing depends on a signal, and before the machine was started nothing else does.
-//! (`defer_free` and `free_deferred_objects` of `mm/slub.c`.)
+//! Each CPU that is online has a list, linked through the first word of the blocks. Adding to it
+//! needs no lock and cannot fail. The thread that adds the first block queues the CPU's irq work,
+//! which empties the list. Slow paths that may wait also empty the list of the CPU they run on, so
+//! nothing depends on a signal. Until the CPU threads are started, only they do. (`defer_free` and
+//! `free_deferred_objects` of `mm/slub.c`.)
 //!
-//! Who empties a list holds its lock from the taking to the last free. So whoever has the lock knows that what was on the
-//! list before is on it still, or freed.
+//! A thread that empties a list holds the list's lock from taking the blocks to the last free. So
+//! to a holder of the lock, every block that was on the list before is still on it, or freed.
 //!
-//! This file may touch `sync` and `fault`.
+//! The *boot list* serves while no CPU is online.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -18,27 +20,28 @@ use crate::sync::RawLock;
 use crate::sync::counters::{self, Line};
 use crate::sync::{Context, CpuLists, Link, Llist, Lock, LockClass, Taken};
 
-/// A block that waits: an object of a slab or a run.
+/// A deferred block: an object of a slab, or a run.
 pub(crate) struct Block {
     next: *mut Block,
 }
 
-// SAFETY: the word is the block's own, and whoever freed the block does not use it any more.
+// SAFETY: the word is the block's own, and the program does not use a block that it freed.
 unsafe impl Link for Block {
     unsafe fn link(block: *mut Block) -> *mut *mut Block {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `block` is valid.
         unsafe { &raw mut (*block).next }
     }
 }
 
-/// The blocks put off on each CPU.
+/// The deferred blocks of each CPU.
 pub(crate) struct Deferred<const CPUS: usize> {
     lists: CpuLists<Block, CPUS>,
-    /// Held by who empties the list of the same number.
+    /// Held while the list of the same number is emptied.
     emptying: [Lock<()>; CPUS],
-    /// Held by who empties the list for the time before the machine was started.
+    /// Held while the boot list is emptied.
     emptying_boot: Lock<()>,
-    /// Blocks put off so far, and blocks freed after that. Nothing relies on these, so they are not for loom to know of.
+    /// Numbers of blocks deferred so far, and of deferred blocks freed. Nothing relies on these, so
+    /// loom need not see them.
     deferred: AtomicU64,
     flushed: AtomicU64,
 }
@@ -66,21 +69,22 @@ impl<const CPUS: usize> Deferred<CPUS> {
         }
     }
 
-    /// How many blocks were put off so far, and how many of these are freed.
+    /// Returns the numbers of blocks deferred so far, and of those among them that are freed.
     #[cfg(not(loom))]
     pub(crate) fn counts(&self) -> (u64, u64) {
-        // Acquire: pairs with the Release in `empty`: each block that counts as freed counts as put off.
+        // Acquire: pairs with the Release in `empty`, so that each block that counts as freed
+        // counts as deferred.
         let flushed = self.flushed.load(Ordering::Acquire);
         (self.deferred.load(Ordering::Relaxed), flushed)
     }
 
-    /// Whether nothing is put off on `cpu`, or for the time before the machine was started; a hint.
+    /// Returns whether no block is deferred on `cpu`, or for `None` on the boot list: a hint.
     #[inline]
     pub(crate) fn is_empty(&self, cpu: Option<usize>) -> bool {
         self.list(cpu).0.is_empty()
     }
 
-    /// The list of a CPU, or of the time before there were any, and the lock of those who empty it.
+    /// Returns the list of a CPU, or for `None` the boot list, and the lock for emptying it.
     #[inline]
     fn list(&self, cpu: Option<usize>) -> (&Llist<Block>, &Lock<()>) {
         match cpu {
@@ -89,22 +93,23 @@ impl<const CPUS: usize> Deferred<CPUS> {
         }
     }
 
-    /// Every lock of these.
+    /// Visits every lock of the lists.
     #[cfg(not(loom))]
     pub(crate) fn for_each_lock(&self, visit: &dyn Fn(LockClass, &RawLock)) {
         self.emptying.iter().for_each(|lock| visit(LockClass::Emptying, lock.raw()));
         visit(LockClass::Emptying, self.emptying_boot.raw());
     }
 
-    /// In the child of a fork: all blocks are on the list for the time before there were CPUs. Who was at emptying a list and is
-    /// not here has taken its blocks along; the lists themselves are whole.
+    /// Moves all blocks to the boot list, in the child of a fork. Blocks that a thread missing here
+    /// had taken from a list are lost with it; the lists themselves are whole.
     #[cfg(not(loom))]
     pub(crate) fn without_cpus(&self) {
         self.lists.without_cpus(|_| {});
         self.for_each_lock(&|_, lock| lock.reclaim_in_child());
     }
 
-    /// Puts a block off on `cpu`, or another if that is offline; the CPU whose irq work has to be queued, if any has.
+    /// Defers a block on `cpu`, or on another CPU if that is offline. Returns the CPU whose irq
+    /// work the caller must queue, if any.
     ///
     /// # Safety
     /// The block is at least a word long, aligned to one, and nobody uses it.
@@ -112,12 +117,12 @@ impl<const CPUS: usize> Deferred<CPUS> {
         // The counter, and the list.
         counters::wrote(Line::Deferred, 2);
         self.deferred.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that the block is unused and has room for the link.
         unsafe { self.lists.add(cpu, block.cast()) }
     }
 
-    /// Frees what was put off on `cpu`, by `free`; `None` stands for the time before the machine was started. Does nothing if
-    /// somebody else is at that and the context may not wait for it.
+    /// Frees the blocks deferred on `cpu`, or for `None` those on the boot list, by `free`. Does
+    /// nothing if another thread is emptying the list and the context must not wait.
     #[inline]
     pub(crate) fn flush(&self, context: Context, cpu: Option<usize>, free: impl FnMut(*mut u8)) {
         if !self.is_empty(cpu) {
@@ -125,31 +130,33 @@ impl<const CPUS: usize> Deferred<CPUS> {
         }
     }
 
-    /// As [`Deferred::flush`], and then nothing that was put off there before is still to be freed by somebody else.
+    /// As [`Deferred::flush`], but also waits for a thread that is emptying the list, if the
+    /// context may wait: no block deferred there before remains to be freed by another thread.
     pub(crate) fn barrier(&self, context: Context, cpu: Option<usize>, free: impl FnMut(*mut u8)) {
         self.empty(context, cpu, Llist::take, free);
     }
 
-    /// Lets blocks be put off on a CPU; frees what was put off before there was any.
+    /// Opens the list of a CPU, closes the boot list, and frees the blocks that were on that.
     pub(crate) fn online(&self, context: Context, cpu: usize, free: impl FnMut(*mut u8)) {
         self.lists.of(cpu).open();
         self.empty(context, None, Llist::close, free);
     }
 
-    /// Lets no more blocks be put off on a CPU, and frees those that were.
+    /// Closes the list of a CPU, and frees the blocks that were on it.
     pub(crate) fn offline(&self, context: Context, cpu: usize, free: impl FnMut(*mut u8)) {
         self.empty(context, Some(cpu), Llist::close, free);
     }
 
-    /// Has blocks be put off as before there were CPUs, and frees those that were.
+    /// Reopens the boot list, closes the lists of all CPUs, and frees the blocks that were on
+    /// these.
     #[cfg(not(loom))]
     pub(crate) fn end(&self, context: Context, mut free: impl FnMut(*mut u8)) {
         self.lists.boot().open();
         (0..CPUS).for_each(|cpu| self.offline(context, cpu, &mut free));
     }
 
-    /// Frees what was put off on any CPU, and before there were any, where nobody else is at that.
-    /// Whether there was any.
+    /// Frees the blocks of all lists, except of those that another thread is emptying. Returns
+    /// whether any list held blocks.
     #[cfg(not(loom))]
     pub(crate) fn flush_all(&self, free: impl Fn(*mut u8)) -> bool {
         let all = (0..CPUS).map(Some).chain([None]);

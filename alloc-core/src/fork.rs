@@ -1,24 +1,27 @@
-//! Forks: the child can allocate at once, whatever other threads did when the parent forked.
+//! Forks: the child can allocate at once, whatever other threads of the parent were doing.
 //!
-//! Before a fork all locks of the slow paths are taken, so what they protect is whole in the child; a thread that is in a slow
-//! path finishes first. Where the fork itself is in a handler that interrupted a slow path, the locks of that slow path are
-//! left alone, as it will let go of them in the child too; others are waited for, but not for ever. One that cannot be had is
-//! *abandoned* in the child: slow paths there go round it, as handlers do. Only sheaves are whole after each store, so that their
-//! locks can be had all the same; what the other thread had in its hands is lost. A handler may interrupt a fork and fork: what
-//! the outer one holds is left alone as well.
+//! Before a fork all locks of the slow paths are taken, so that the state they protect is whole in
+//! the child. A thread that is in a slow path finishes first. If the fork happens in a handler that
+//! interrupted a slow path, the locks of that slow path are left alone, as it will release them in
+//! the child, too. Other locks are waited for, but only for a bounded number of attempts. A lock
+//! that could not be taken is *abandoned* in the child: slow paths there go around it, as handlers
+//! do. The locks for sheaves, flushing, closing, purging and committing are exceptions: what they
+//! protect is whole after each store, so the child frees them. Objects that the other thread held
+//! are lost. A handler may interrupt a fork and fork itself: locks held for the outer fork are left
+//! alone as well.
 //!
-//! *Other locks around a fork.* A thread that flushes all streams holds the list of streams, and waits for a stream whose user
-//! may be in here, to allocate a line. So the list is held before any lock of ours, as glibc does with its own; and handlers of
-//! other libraries, which may wait for threads that allocate, run before ours in the parent: the preloaded library registers its
-//! own before any other library can (`build.rs` there).
+//! *Other locks around a fork.* A thread that flushes all streams holds the lock of the list of
+//! streams, and waits for a stream whose user may be allocating a line here. So that list is locked
+//! before any lock of ours, as glibc does with its own locks. Handlers of other libraries may wait
+//! for threads that allocate, so they run before ours in the parent: the preloaded library
+//! registers its own before any other library can (`build.rs` there).
 //!
-//! The child has no CPUs, since it has no threads but one: what was queued for them goes back to the time before they were
-//! started.
+//! The child has no CPUs, since it has a single thread. Work that was queued for CPUs is treated as
+//! before the CPU threads were started.
 //!
-//! Not served: forks by the function of an irq work, whose thread is pinned and never ends; forks in a handler that
-//! interrupted the control plane (CPUs that come or go, a barrier); and forks that run no handlers (`_Fork`, system calls).
-//!
-//! This file may touch everything in the crate.
+//! Not supported: forks by the function of an irq work, whose thread is pinned and never ends;
+//! forks in a handler that interrupted the control plane (CPUs coming or going, a barrier); and
+//! forks that run no handlers (`_Fork`, system calls).
 
 use core::cell::Cell;
 
@@ -26,7 +29,8 @@ use crate::percpu::{self, Backend};
 use crate::sync::{Context, Fork, LockClass, RawLock, spin_or_yield};
 use crate::{cache, cpu, objects, os, page, rcu, reclaim, report};
 
-/// Run by the loader: before `main`, or where a library with this allocator is loaded later, among other threads.
+/// Run by the loader: before `main`, or, where a library with this allocator is loaded later, among
+/// other threads.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static REGISTER: extern "C" fn() = {
@@ -36,33 +40,34 @@ static REGISTER: extern "C" fn() = {
     register
 };
 
-/// Every lock of the slow paths, in the order in which they may be taken.
+/// Visits every lock of the slow paths, in the order in which they may be taken.
 fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
     rcu::for_each_lock(visit);
     objects::for_each_lock(visit);
 }
 
-/// Attempts to take locks, in all, by a handler that may not wait for them. Each lets other threads run, so they are enough for
-/// any holder that is not itself in such a place.
+/// Attempts at all locks together by a fork in a handler, which must not wait for them. Each
+/// attempt lets other threads run, so these are enough for any holder that is not in such a handler
+/// itself.
 const ATTEMPTS: u32 = 100_000;
 
-/// Bytes that nobody needs with which a program may fork: it may be a shell, which does it all the time.
+/// Free memory in bytes below which nothing is trimmed before a fork: shells fork constantly.
 const LEFT: usize = 256 << 10;
 
-/// The depth of a thread that forks, where it interrupted no slow path.
+/// Depth of slow paths in a thread that forks without having interrupted one.
 const OUTERMOST: usize = 1;
 
 extern "C" fn prepare() {
     let context = Context::pin();
     if context.may_wait() {
-        // What nobody needs is not for the child to inherit. A handler leaves it.
+        // The child should not inherit idle memory. A fork in a handler skips this.
         if page::dirty() >= LEFT {
             page::trim(context);
         }
         os::lock_streams();
     }
     let attempts = Cell::new(ATTEMPTS);
-    // Whoever decides comes to an end, or is what this handler interrupted.
+    // The thread that selects the backend either finishes, or is interrupted by this handler.
     while percpu::backend(context) == Backend::Undecided && attempts.get() > 0 {
         attempts.set(attempts.get() - 1);
         spin_or_yield();

@@ -1,7 +1,8 @@
 //! Work for a CPU, queued from any context. (`kernel/irq_work.c` of Linux.)
 //!
-//! An item is *claimed* by one atomic step, put on a lock-less list, and run by the thread that acts as the CPU: in its
-//! signal handler (*hard*), or in its loop (*threaded*). Its life in `flags`:
+//! An item is *claimed* by one atomic step, put on a lock-less list, and run by the thread that
+//! acts as the CPU: in its signal handler (*hard*), or in its loop (*threaded*). `flags` holds its
+//! state:
 //!
 //! ```text
 //! idle 0 --claim--> PENDING|BUSY --run--> BUSY --function returned--> 0
@@ -9,22 +10,25 @@
 //!                        +----claimed again-+
 //! ```
 //!
-//! PENDING is cleared before the function runs, so whoever queues the item after its function looked at the world has it run
-//! once more. BUSY is cleared after it, unless the item was claimed again; [`IrqWork::sync`] waits for that.
+//! PENDING is cleared before the function runs. So an item that is queued while its function runs,
+//! perhaps after the function looked for work, is run once more. BUSY is cleared after the
+//! function, unless the item was claimed again; [`IrqWork::sync`] waits for that.
 //!
-//! *The runner's last touch.* Who waits for an item may free it as soon as BUSY is clear, but the runner has a waiter to
-//! wake after clearing it, and finds the waiter in the item. So each runner says which item it is at, and `sync` waits until
-//! none is at this one. (The kernel ends the same race by a grace period of RCU.) None, not only the last: an item that is
-//! claimed again while it runs may go to another CPU, and be done there before its first runner comes to the waking; or run
-//! there at the same time, and have BUSY cleared by the first.
+//! *The runner's last touch.* A waiter may free an item as soon as BUSY is clear. But after
+//! clearing BUSY the runner wakes the waiter, whose slot is in the item. So each runner publishes
+//! the item it is at, and `sync` waits until no runner is at this item. (The kernel ends the same
+//! race by an RCU grace period.) Waiting for the last runner alone is not enough, since an item
+//! that is claimed again while it runs may go to another CPU. It may be done there before its first
+//! runner gets to the wake-up. Or it runs on both CPUs at the same time, and the first one clears
+//! BUSY.
 //!
-//! *Forks.* The child has none of the other threads that may have had an item in hand: on its way to a list, taken from one,
-//! or running. There an item is queued if it was on a list when the parent forked, and idle otherwise. The flags say of which
-//! process they are, by the number of forks. A handler that interrupted a queueing may fork, too: each thread has a list of
-//! the items that it is queueing. These stay claimed in the child, and whoever queues one finds out afterwards whether it is
-//! queued there.
-//!
-//! This file may touch `sync`, `thread`, `percpu` and `fault`.
+//! *Forks.* The child lacks the other threads of the parent. One of these may have been adding an
+//! item to a list, or have taken it from a list, or been running it. In the child an item is queued
+//! if it was on a list when the parent forked, and idle otherwise. The flags include the number of
+//! forks, and thereby the process for which they are valid. A handler that interrupted a queueing
+//! may fork, too. For that each thread keeps a list of the items that it is queueing. These stay
+//! claimed in the child, and after the queueing the thread finds out whether the item is on a list
+//! there.
 
 use core::cell::UnsafeCell;
 use core::ptr;
@@ -41,43 +45,46 @@ use crate::sync::{AtomicPtr, AtomicU32, Backoff, Link, Ordering, Rcuwait, forks}
 const PENDING: u32 = 1;
 /// Queued or running.
 const BUSY: u32 = 2;
-/// Runs in the handler, whatever the others do. (`IRQ_WORK_HARD_IRQ`.)
+/// Runs in the handler, whatever the mode of other items is. (`IRQ_WORK_HARD_IRQ`.)
 const HARD: u32 = 8;
-/// Where the number of forks begins.
+/// Lowest bit of the number of forks.
 const FORKS: u32 = 16;
 
-/// Flags as they would be in this process.
+/// Returns `flags` with the number of forks of this process.
 fn of_this_process(flags: u32) -> u32 {
     flags % FORKS + forks() * FORKS
 }
 
-/// Something for a CPU to do. It is queued at most once at a time, but may be queued on another CPU while it runs, and then
-/// runs on both.
+/// An item of work for a CPU. It is queued at most once at a time. But while it runs it may be
+/// queued on another CPU, and then runs on both.
 pub struct IrqWork {
     flags: AtomicU32,
     next: UnsafeCell<*mut IrqWork>,
     function: fn(&IrqWork),
     waiter: Rcuwait,
-    /// Read by each touch of a runner, and written by who frees the item: for loom to see that they are ordered.
+    /// Read at each touch by a runner, and written by the thread that frees the item: shows loom
+    /// that these are ordered.
     #[cfg(loom)]
     pub(crate) life: loom::cell::UnsafeCell<()>,
 }
 
-// SAFETY: all fields are atomics, but for `next`, which belongs to whoever claimed the item, and then to its list.
+// SAFETY: all fields are atomics, except for `next`, which belongs to the thread that claimed the
+// item, and then to the item's list.
 unsafe impl Sync for IrqWork {}
-// SAFETY: as above; nothing is tied to a thread.
+// SAFETY: as for `Sync`; nothing is tied to a thread.
 unsafe impl Send for IrqWork {}
 
-// SAFETY: `next` is used for lists only, and a claimed item is on one list.
+// SAFETY: `next` is used for lists only, and a claimed item is on one list at most.
 unsafe impl Link for IrqWork {
     unsafe fn link(item: *mut IrqWork) -> *mut *mut IrqWork {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `item` is valid.
         unsafe { UnsafeCell::raw_get(&raw const (*item).next) }
     }
 }
 
 impl IrqWork {
-    /// An idle item that runs `function`, which must not wait for what the code it interrupts may hold.
+    /// Makes an idle item that runs `function`, which must not wait for anything that the
+    /// interrupted code may hold.
     #[cfg(not(loom))]
     #[must_use]
     pub const fn new(function: fn(&IrqWork)) -> IrqWork {
@@ -89,7 +96,7 @@ impl IrqWork {
         }
     }
 
-    /// An idle item that runs `function`.
+    /// Makes an idle item that runs `function`.
     #[cfg(loom)]
     pub(crate) fn new(function: fn(&IrqWork)) -> IrqWork {
         IrqWork {
@@ -101,7 +108,7 @@ impl IrqWork {
         }
     }
 
-    /// Makes an item idle that is left over from before a fork.
+    /// Makes an item idle if its flags are from before a fork.
     fn renew(&self) {
         // Not in the models, which do not fork.
         #[cfg(not(loom))]
@@ -109,36 +116,39 @@ impl IrqWork {
             let flags = self.flags.load(Ordering::Relaxed);
             if flags != of_this_process(flags) {
                 let idle = of_this_process(flags & HARD);
-                // It fails where somebody else was faster.
+                // Fails if another thread was faster.
                 let _ =
                     self.flags.compare_exchange(flags, idle, Ordering::Relaxed, Ordering::Relaxed);
             }
         }
     }
 
-    /// Whether the item is queued or running.
+    /// Returns whether the item is queued or running.
     pub fn is_busy(&self) -> bool {
         self.renew();
-        // Acquire: pairs with the Release in `run`: what the function did is seen by whoever sees it done.
+        // Acquire: pairs with the Release in `run`, so that a thread that sees the function done
+        // sees its effects.
         self.flags.load(Ordering::Acquire) & BUSY != 0
     }
 
-    /// Whether the item is queued and its function not yet begun.
+    /// Returns whether the item is queued and its function not yet begun.
     pub fn is_pending(&self) -> bool {
         self.renew();
         self.flags.load(Ordering::Relaxed) & PENDING != 0
     }
 
-    /// Makes the item the caller's to queue; false if it is queued already, and will see what the caller did before.
+    /// Claims the item: the caller must then queue it. Returns false if the item is queued already;
+    /// its function will see what the caller did before.
     pub(crate) fn claim(&self) -> bool {
         self.renew();
-        // The item, and then the queue.
+        // The item, and then the list.
         counters::wrote(Line::IrqWork, 2);
-        // Release: pairs with the Acquire in `run`. Acquire: the last run's last touch of the item is over.
+        // Release: pairs with the Acquire in `run`. Acquire: pairs with the Release in `run`, so
+        // that the last run is done with `next`.
         self.flags.fetch_or(PENDING | BUSY, Ordering::AcqRel) & PENDING == 0
     }
 
-    /// Waits until the item is not busy, spinning or sleeping.
+    /// Waits until the item is not busy: by spinning if `spins`, else by sleeping.
     pub(crate) fn wait_until_idle(&self, spins: bool) {
         if !spins {
             return self.waiter.wait_until(|| !self.is_busy());
@@ -149,7 +159,7 @@ impl IrqWork {
         }
     }
 
-    /// Waits until no runner is at an item that is not busy.
+    /// Waits until no runner is at the item. The item must not be busy.
     pub(crate) fn wait_until_left<'a>(&self, runners: impl IntoIterator<Item = &'a Runner>) {
         for runner in runners {
             let mut backoff = Backoff::new();
@@ -159,20 +169,24 @@ impl IrqWork {
         }
     }
 
-    /// Runs a claimed item that was taken from its list, and wakes who waits for it.
+    /// Runs a claimed item that was taken from its list, and wakes its waiter.
     ///
     /// # Safety
-    /// The item is valid until it is not busy and no runner is at it.
+    /// The item stays valid until it is not busy and no runner is at it.
     pub(crate) unsafe fn run(item: *mut IrqWork, runner: &Runner) {
         runner.enter(item);
-        // SAFETY: the caller's promise; `runner` is at the item.
+        // SAFETY: the caller guarantees that the item is valid while a runner is at it, and
+        // `runner` is.
         unsafe {
-            // Acquire: pairs with the Release in `claim`, also of those who found it PENDING. (The kernel has a plain store
-            // and a full barrier here; our memory model needs the read of the read-modify-write.)
-            // Release: whoever sees BUSY cleared, be it by another runner, sees that this one is at the item.
+            // Acquire: pairs with the Release in `claim`, also in claims that found the item
+            // PENDING. (The kernel has a plain store and a full barrier here; our memory model
+            // needs the read of the read-modify-write.)
+            // Release: a thread that sees BUSY cleared, even by another runner, sees that this
+            // runner is at the item.
             let flags = (*item).flags.fetch_and(!PENDING, Ordering::AcqRel) & !PENDING;
             ((*item).function)(&*item);
-            // Release: pairs with the Acquire in `is_busy`. It fails where the item was claimed again: then it stays busy.
+            // Release: pairs with the Acquire in `is_busy`. Fails if the item was claimed again,
+            // which then stays busy.
             let _ = (*item).flags.compare_exchange(
                 flags,
                 flags & !BUSY,
@@ -187,10 +201,11 @@ impl IrqWork {
     }
 }
 
-/// Who runs the items of a list, one at a time: the thread of a CPU, or whoever ended that thread; or, before there were any,
-/// those who wait.
+/// A runner of the items of a list, one at a time: the thread of a CPU, or after the end of that
+/// thread the one that took the CPU offline. All threads that run items outside of their CPU's
+/// thread are one runner together.
 pub(crate) struct Runner {
-    /// The item it is at.
+    /// The item that is being run, or null.
     at: AtomicPtr<IrqWork>,
 }
 
@@ -205,10 +220,12 @@ impl Runner {
         Runner { at: AtomicPtr::new(ptr::null_mut()) }
     }
 
-    /// Goes to an item; several threads that are one runner take turns.
+    /// Publishes that the runner is at an item. Several threads that are one runner take turns.
     fn enter(&self, item: *mut IrqWork) {
-        // Relaxed: `run` tells of it by the item's flags. A read-modify-write even for one thread: so that whoever finds the
-        // runner at another item sees that it has left the one before, as by the Release in `leave`.
+        // Relaxed: the Release on the item's flags in `run` publishes it. A read-modify-write, even
+        // where the runner is a single thread, continues the release sequence of the store in
+        // `leave`: a thread that finds the runner at another item sees that it has left the
+        // previous one.
         let enter = || {
             self.at.compare_exchange(ptr::null_mut(), item, Ordering::Relaxed, Ordering::Relaxed)
         };
@@ -223,9 +240,9 @@ impl Runner {
         self.at.store(ptr::null_mut(), Ordering::Release);
     }
 
-    /// Whether it is at an item that is not busy.
+    /// Returns whether the runner is at an item, which must not be busy.
     fn is_at(&self, item: &IrqWork) -> bool {
-        // Acquire: pairs with the Release in `leave`: the last touch is over.
+        // Acquire: pairs with the Release in `leave`, after which the last touch is over.
         ptr::eq(self.at.load(Ordering::Acquire), item)
     }
 }
@@ -249,34 +266,35 @@ mod queues {
     use crate::sync::{AtomicU32, Backoff, CpuLists, Ordering, Taken, count_fork, forks};
     use crate::thread::{self, IrqMode, MAX_CPUS};
 
-    /// Items for the handler, and for the loop, of each CPU's thread. (`raised_list` and `lazy_list` of the kernel.)
+    /// Items for the handler, and for the loop, of each CPU's thread. (`raised_list` and
+    /// `lazy_list` of the kernel.)
     static RAISED: CpuLists<IrqWork, MAX_CPUS> = CpuLists::new();
     static THREADED: CpuLists<IrqWork, MAX_CPUS> = CpuLists::new();
 
-    /// Items queued so far.
+    /// Number of items queued so far.
     static QUEUED: AtomicU64 = AtomicU64::new(0);
 
-    /// How many items were queued so far. In any context.
+    /// Returns the number of items queued so far. May be called in any context.
     pub(crate) fn count() -> u64 {
         QUEUED.load(Ordering::Relaxed)
     }
 
     /// The runners of the CPUs.
     static RUNNERS: [Runner; MAX_CPUS] = [const { Runner::new() }; MAX_CPUS];
-    /// Who waits for an item runs others: before there are any CPUs, or where one does not come to
-    /// it.
+    /// The runner of items that no CPU's thread runs. Threads that wait for an item are this runner
+    /// as long as no CPU is online, and the maker is for a CPU that does not get to its items.
     static BOOT_RUNNER: Runner = Runner::new();
 
     /// An item that a thread is queueing.
     struct Queueing {
         item: *const IrqWork,
-        /// What a handler interrupted by queueing this one.
+        /// The queueing that was interrupted by the handler that does this one, or null.
         outer: *const Queueing,
     }
 
     impl Queueing {
-        /// What this thread is queueing. Where a handler forks in the midst of that, it is the same thread that goes on in the
-        /// child.
+        /// Returns this thread's innermost queueing. A handler that interrupts it may fork: in the
+        /// child the same thread continues the queueing.
         fn first() -> *const Queueing {
             arch::locals().queueing.load(Ordering::Relaxed).cast()
         }
@@ -285,13 +303,14 @@ mod queues {
             arch::locals().queueing.store(first.cast_mut().cast(), Ordering::Relaxed);
         }
 
-        /// Runs what claims an item and takes it to a list.
+        /// Runs `body`, which claims an item and adds it to a list, with the item on this thread's
+        /// list.
         fn run<R>(item: *const IrqWork, body: impl FnOnce(&Queueing) -> R) -> R {
             let outer = Queueing::first();
             let queueing = Queueing { item, outer };
-            // A handler in the midst of this leaves the list as it found it.
+            // A handler that interrupts this leaves the list as it found it.
             Queueing::set_first(&raw const queueing);
-            // Towards handlers on this thread: the item is claimed and on the list in between.
+            // Towards handlers on this thread: the item is claimed and added between the fences.
             compiler_fence(Ordering::SeqCst);
             let result = body(&queueing);
             compiler_fence(Ordering::SeqCst);
@@ -299,22 +318,23 @@ mod queues {
             result
         }
 
-        /// What this thread is queueing: this, and what was interrupted by that.
+        /// Returns the queueings of this thread: `first`, and those that it interrupted.
         fn all<'a>(first: *const Queueing) -> impl Iterator<Item = &'a Queueing> {
             // SAFETY: entries stay on the stack of their thread until they have left the list.
             let entry = |entry: *const Queueing| unsafe { entry.as_ref() };
             iter::successors(entry(first), move |queueing| entry(queueing.outer))
         }
 
-        /// After a fork in the midst of this, in the child: whether the item is claimed and on no list, as it was not this
-        /// thread that claimed it, or another one had taken it from its list. Then it is idle now.
+        /// Returns, in the child of a fork that interrupted this queueing, whether the item is
+        /// claimed and on no list. Then another thread had claimed it, or had taken it from its
+        /// list. Makes such an item idle.
         #[cold]
         fn was_lost(&self) -> bool {
-            // No handler finds the list empty, or the item idle and on it.
+            // No handler may find the list empty, or the item idle and on the list.
             let _masked = os::block_signals();
-            // SAFETY: the promise of who queues it.
+            // SAFETY: the caller of `queue_raw` guarantees that the item is valid.
             let flags = unsafe { &(*self.item).flags };
-            // What was interrupted goes on with the item.
+            // An interrupted queueing of the same item continues with it.
             if !THREADED.is_boot()
                 || Queueing::all(self.outer).any(|outer| ptr::eq(outer.item, self.item))
                 || flags.load(Ordering::Relaxed) & PENDING == 0
@@ -325,7 +345,7 @@ mod queues {
             for lists in [&RAISED, &THREADED] {
                 for item in lists.boot().take() {
                     is_there |= ptr::eq(item, self.item);
-                    // SAFETY: what was on a list stays valid until it is run.
+                    // SAFETY: an item that was on a list stays valid until it is run.
                     unsafe { lists.add(0, item) };
                 }
             }
@@ -340,39 +360,41 @@ mod queues {
     }
 
     impl IrqWork {
-        /// Marks the item to be run in the signal handler of the CPU's thread, whatever `HAYLOFT_IRQ` says, where there is a
-        /// signal.
+        /// Marks the item to run in the signal handler of the CPU's thread, whatever `HAYLOFT_IRQ`
+        /// says, provided that there is a signal.
         #[must_use]
         pub const fn hard(mut self) -> IrqWork {
             self.flags = AtomicU32::new(HARD);
             self
         }
 
-        /// Queues the item on the CPU that this thread runs on, or another if that is offline; false if it is queued
-        /// already. May be called in any context. Before the machine was started (see [`cpu`](crate::cpu)), it stays queued
-        /// until that, or until somebody waits for it.
+        /// Queues the item on the CPU that this thread runs on, or on another if that is offline.
+        /// Returns false if the item is queued already. May be called in any context. An item that
+        /// is queued before the CPU threads are started (see [`cpu`](crate::cpu)) stays queued
+        /// until they are, or until a thread waits for an item.
         pub fn queue(&'static self) -> bool {
             self.queue_on(percpu::cpu())
         }
 
-        /// As [`IrqWork::queue`], on a certain CPU, or another if that is offline.
+        /// As [`IrqWork::queue`], on `cpu`, or on another CPU if that is offline.
         pub fn queue_on(&'static self, cpu: usize) -> bool {
-            // SAFETY: static, so it outlives its runs.
+            // SAFETY: a static item outlives its runs.
             unsafe { IrqWork::queue_raw(self, cpu) }
         }
 
         /// As [`IrqWork::queue_on`], for an item that is not static.
         ///
         /// # Safety
-        /// The item stays where it is until [`IrqWork::sync`] has returned and nobody queued it again. That goes for the child
-        /// of a fork as well, where an item that was on a list is run by whoever first waits for one: so an item on the stack of
-        /// a thread is not to be queued while another thread forks.
+        /// The item stays where it is until [`IrqWork::sync`] has returned and nobody has queued it
+        /// again. This also holds in the child of a fork, where the first thread that waits for any
+        /// item runs the items that were on a list. So an item on the stack of a thread must not be
+        /// queued while another thread forks.
         pub unsafe fn queue_raw(item: *const IrqWork, cpu: usize) -> bool {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller guarantees that the item stays valid until it has run.
             let queue = || unsafe {
                 let told = (*item).claim().then(|| {
                     fault::point(Place::WorkClaimed);
-                    // Relaxed: a number that is looked at, and guards nothing.
+                    // Relaxed: a number for display, which guards nothing.
                     QUEUED.fetch_add(1, Ordering::Relaxed);
                     let lists = if (*item).is_for_handler() { &RAISED } else { &THREADED };
                     lists.add(cpu, item.cast_mut())
@@ -395,24 +417,25 @@ mod queues {
             told.is_some()
         }
 
-        /// Waits until the item is not busy; then nobody touches it any more, unless it is queued
-        /// again. What a CPU does not come to within a second, as where a real-time thread never leaves
-        /// it, is run by another thread then.
+        /// Waits until the item is not busy. Afterwards nobody touches it, unless it is queued
+        /// again. If a CPU does not begin the item within a second, as where a real-time thread
+        /// never leaves that CPU, another thread runs it.
         ///
-        /// Where it runs in a handler this spins. Where it runs in a loop it sleeps in a place for one waiter, so callers
-        /// for one item must take turns (see `Rcuwait`), and must not be in a handler.
+        /// Spins if the item runs in a handler. If it runs in a loop, sleeps in a slot for one
+        /// waiter: then callers for one item must take turns (see `Rcuwait`), and must not be in a
+        /// handler.
         ///
         /// # Panics
-        /// In debug builds if two threads sleep here at once for one item.
+        /// In debug builds, if two threads sleep here at once for one item.
         pub fn sync(&self) {
-            // Nobody else runs what is queued before there are CPUs.
+            // Nobody else runs items that are queued while no CPU is online.
             let mut backoff = Backoff::new();
             while self.is_busy() && THREADED.is_boot() {
                 run_boot();
                 backoff.pause();
             }
             let wait = || self.wait_until_idle(self.is_for_handler());
-            // Its CPU may be one that a real-time thread never leaves.
+            // The item's CPU may be one that a real-time thread never leaves.
             if self.is_pending() {
                 thread::watched(wait)
             } else {
@@ -430,44 +453,46 @@ mod queues {
         }
     }
 
-    /// Runs items. It does not unwind: where a function panics, the process ends, rather than wait for its item for ever.
+    /// Runs items. Does not unwind: if a function panics, the process ends, rather than wait for
+    /// the function's item forever.
     extern "C" fn run(runner: &Runner, items: Taken<IrqWork>) {
         for item in items {
-            // SAFETY: items on lists are claimed, and those who queued them keep them valid.
+            // SAFETY: items on lists are claimed, and the threads that queued them keep them valid.
             unsafe { IrqWork::run(item, runner) };
         }
     }
 
-    /// Runs what was queued before there were CPUs.
+    /// Runs the items that were queued while no CPU was online.
     fn run_boot() {
         for lists in [&RAISED, &THREADED] {
             run(&BOOT_RUNNER, lists.boot().take());
         }
     }
 
-    /// Runs what the thread of a CPU did not come to.
+    /// Runs the items that the thread of a CPU does not get to.
     pub(crate) fn help(cpu: usize) {
         for lists in [&RAISED, &THREADED] {
             run(&BOOT_RUNNER, lists.of(cpu).take());
         }
     }
 
-    /// Runs what the handler of a CPU's thread is to run.
+    /// Runs the items for the handler of a CPU's thread.
     pub(crate) fn run_hard(cpu: usize) {
         run(&RUNNERS[cpu], RAISED.of(cpu).take());
     }
 
-    /// Runs what the loop of a CPU's thread is to run.
+    /// Runs the items for the loop of a CPU's thread.
     pub(crate) fn run_threaded(cpu: usize) {
         run(&RUNNERS[cpu], THREADED.of(cpu).take());
     }
 
-    /// Lets items be queued on a CPU whose thread is there; takes over what was queued before there were any.
+    /// Opens the lists of a CPU that may have a thread now, and takes over the items that were
+    /// queued while no CPU was online.
     pub(crate) fn online(cpu: usize) {
         for lists in [&RAISED, &THREADED] {
             lists.of(cpu).open();
             for item in lists.boot().close() {
-                // SAFETY: as in `run`.
+                // SAFETY: the thread that queued an item keeps it valid until it has run.
                 if let Some(cpu) = unsafe { lists.add(cpu, item) } {
                     thread::raise(cpu);
                 }
@@ -475,13 +500,15 @@ mod queues {
         }
     }
 
-    /// In the child of a fork, which has no CPUs: what was queued runs as before there were any.
+    /// Resets the lists in a fork child, which has no CPUs: queued items run as before any CPU was
+    /// online.
     pub(crate) fn without_cpus() {
         let runners = RUNNERS.iter().chain([&BOOT_RUNNER]);
         runners.for_each(|runner| runner.at.store(ptr::null_mut(), Ordering::Relaxed));
         count_fork();
         let keep = |item: *const IrqWork| {
-            // SAFETY: items on lists, and those that this thread is queueing, are valid, and there is no other thread.
+            // SAFETY: items on lists, and those that this thread is queueing, are valid, and there
+            // is no other thread.
             let flags = unsafe { &(*item).flags };
             flags.store(of_this_process(flags.load(Ordering::Relaxed)), Ordering::Relaxed);
         };
@@ -489,7 +516,7 @@ mod queues {
             lists.without_cpus(|item| keep(item));
         }
         for queueing in Queueing::all(Queueing::first()) {
-            // SAFETY: as above.
+            // SAFETY: items that this thread is queueing are valid, and there is no other thread.
             let flags = unsafe { &(*queueing.item).flags };
             if flags.load(Ordering::Relaxed) & PENDING == 0 {
                 // Another thread was running it.
@@ -499,18 +526,18 @@ mod queues {
         }
     }
 
-    /// What is queued on a CPU, and what its runner is at, at the time of asking.
+    /// The queues of a CPU and the item that its runner is at, at the time of the call.
     #[derive(Debug)]
     pub(crate) struct Queued {
-        /// Something waits for the handler.
+        /// Whether an item waits for the handler.
         pub(crate) raised: bool,
-        /// Something waits for the loop.
+        /// Whether an item waits for the loop.
         pub(crate) threaded: bool,
-        /// The item that is being run, or null. It may be gone by now.
+        /// The item that is being run, or null. It may be freed by now.
         pub(crate) at: *const IrqWork,
     }
 
-    /// What is queued on a CPU.
+    /// Returns the state of a CPU's queues.
     pub(crate) fn queued(cpu: usize) -> Queued {
         Queued {
             raised: !RAISED.of(cpu).is_empty(),
@@ -519,14 +546,14 @@ mod queues {
         }
     }
 
-    /// Lets no more items be queued on a CPU, and runs those that were. The CPU's thread has ended.
+    /// Closes the lists of a CPU and runs the items that were on them. The CPU's thread has ended.
     pub(crate) fn offline(cpu: usize) {
         for lists in [&RAISED, &THREADED] {
             run(&RUNNERS[cpu], lists.of(cpu).close());
         }
     }
-    /// Has items queued as before there were CPUs, and runs those that were. All threads of CPUs
-    /// have ended.
+    /// Reopens the lists that serve while no CPU is online, closes those of all CPUs, and runs the
+    /// items that were on these. All threads of CPUs have ended.
     pub(crate) fn end() {
         for lists in [&RAISED, &THREADED] {
             lists.boot().open();

@@ -1,19 +1,22 @@
-//! Read-copy-update: readers that take no lock, and frees that wait until the readers of before are gone.
+//! Read-copy-update: readers that take no lock, and frees that wait until all earlier readers are
+//! gone.
 //!
-//! A reader is between [`read_lock`] and the drop of its guard. It never waits, for nobody, so it may be in a signal handler.
-//! Whoever took an object out of a structure that readers walk through gives it to
-//! [`Cache::free_rcu`](crate::cache::Cache::free_rcu), and it is freed after all readers are gone that might have found it.
+//! A reader is the time between [`read_lock`] and the drop of its guard. It never waits for
+//! anything, so it may be in a signal handler. A thread that took an object out of a structure
+//! passes it to [`Cache::free_rcu`](crate::cache::Cache::free_rcu), which frees it after all
+//! readers are gone that might have found it there.
 //!
-//! *Frees that wait* go on this CPU's rcu sheaf, which like all sheaves takes one restartable sequence and does not touch the
-//! object: readers may still look at it. A full sheaf is linked into a list, through words behind the objects that readers do
-//! not see; so there is room for any number of them in any context. The list waits for a grace period as a whole, then its
-//! objects are freed, while the next gathers. (`kfree_rcu` of `mm/slub.c` and its sheaves.)
+//! *Waiting objects* go on this CPU's rcu sheaf. Like all sheaves it takes one restartable
+//! sequence, and does not touch the object, which readers may still look at. The contents of a full
+//! sheaf are linked into a list, through words behind the objects that readers do not see. So there
+//! is room for any number of them in any context. The list waits for a grace period as a whole.
+//! Then its objects are freed, while the next list gathers. (`kfree_rcu` of `mm/slub.c` and its
+//! sheaves.)
 //!
-//! *Why not `crossbeam-epoch`.* Its participants, its bags of garbage and the closures in them are allocated, and readers take
-//! part by a thread-local with a destructor. Under an allocator each of these may recurse into the code that it serves, none of
-//! it can be had in a handler that interrupted the same, and a thread that exits frees what others may be walking over.
-//!
-//! This file may touch `objects` and what is below it, and `fault`.
+//! *Why not `crossbeam-epoch`.* Its participants, its bags of garbage and the closures in them are
+//! allocated, and readers take part through a thread-local with a destructor. Under an allocator
+//! each of these may recurse into the code that it serves. None of them works in a handler that
+//! interrupted the same code. And a thread that exits frees what others may be walking over.
 
 use core::marker::PhantomData;
 use core::mem;
@@ -33,20 +36,22 @@ use crate::sync::{
 };
 use crate::watch;
 
-/// Slots for readers; CPUs beyond share with the first ones.
+/// Slots for readers; higher CPU numbers alias modulo this.
 const SLOTS: usize = 64;
 
 static GRACE: Grace<SLOTS> = Grace::new();
 
-/// Readers on this thread, by side.
+/// Returns the number of readers on this thread, by side.
 fn own() -> [usize; 2] {
     arch::locals().readers.each_ref().map(|own| own.load(Ordering::Relaxed))
 }
 
-/// Counts a reader on this thread, which `step` counts for others, or counts it out.
+/// Adds `change`, 1 or -1, to the number of readers on this thread; `step` does so in the number
+/// that all threads see.
 ///
-/// A handler that interrupts this and forks finds one of both done, and takes the other number for that of readers that the child
-/// does not have. So the child puts that right when both are done. It has one thread until its handler returns.
+/// A handler that interrupts this between both and forks computes the lost readers, those of
+/// threads that the child does not have, from numbers that differ by one. So the child computes
+/// them again once both are changed. It has a single thread until the handler returns.
 #[inline]
 fn count(ticket: Ticket, change: isize, step: impl FnOnce()) {
     let before = forks();
@@ -72,7 +77,7 @@ fn count(ticket: Ticket, change: isize, step: impl FnOnce()) {
     }
 }
 
-/// In the child of a fork: readers on other threads are no more.
+/// Discounts the readers of other threads, in the child of a fork.
 #[cold]
 fn reset_in_child() {
     GRACE.reset_in_child(own());
@@ -87,8 +92,8 @@ pub struct ReadGuard {
     _thread: PhantomData<*const ()>,
 }
 
-/// Begins to read: what readers can find now stays until the guard is dropped. May be called in any context, in the midst of
-/// other readers too. (`srcu_read_lock`.)
+/// Begins a reader: objects that readers can find now stay until the guard is dropped. May be
+/// called in any context, also inside other readers. (`srcu_read_lock`.)
 #[inline]
 pub fn read_lock() -> ReadGuard {
     let ticket = GRACE.ticket(percpu::cpu());
@@ -103,11 +108,11 @@ impl Drop for ReadGuard {
     }
 }
 
-/// Waits until all readers are gone that were there when it was called. A reader must not call it, and a handler may have
-/// interrupted one. (`synchronize_srcu`.)
+/// Blocks until all readers are gone that existed at the call. Neither a reader may call it, nor a
+/// handler, which may have interrupted one. (`synchronize_srcu`.)
 ///
 /// # Panics
-/// In debug builds if a reader calls it.
+/// In debug builds, if a reader calls it.
 pub fn synchronize() {
     witness::may_sleep();
     debug_assert!(own() == [0; 2], "a reader waits for itself");
@@ -119,29 +124,31 @@ pub fn synchronize() {
     }
 }
 
-/// Objects that are to wait for the next grace period.
+/// Objects that will wait for the next grace period.
 static NEXT: Llist<Block> = Llist::new();
 
 /// Objects that wait for a grace period.
 struct Waiting {
     blocks: Taken<Block>,
-    /// What ends it.
+    /// The epoch that ends the grace period.
     end: usize,
 }
 
 static WAITING: Lock<Waiting> =
     Lock::new(LockClass::Waiting, Waiting { blocks: Taken::NONE, end: 0 });
 
-/// Frees an object of a class of a cache once all readers of before are gone. Does not wait, in any context.
+/// Frees an object of a cache's class once all readers of now are gone. Does not wait; may be
+/// called in any context.
 ///
 /// # Safety
 /// The object is of that class, and nobody but readers uses it.
 #[inline]
 pub(crate) unsafe fn free(class: Class, object: *mut u8) {
     objects::checked_in(object, class);
-    // It is free, and may be read still.
+    // The object is free, but readers may still look at it.
     watch::make_accessible(object, objects::size(class), true);
-    // SAFETY: the caller's promise; the sheaf holds pointers, of whatever class.
+    // SAFETY: the caller guarantees that only readers use the object; the sheaf holds pointers of
+    // any class.
     unsafe {
         if !percpu::push(Class::RCU, object) {
             free_slow(object);
@@ -157,7 +164,7 @@ unsafe extern "C" fn free_slow(object: *mut u8) {
     objects::at_end_of_window(end_window);
     Context::enter(|context| {
         let backend = percpu::backend(context);
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that only readers use the object.
         if unsafe { backend.push(Class::RCU, object) } {
             return;
         }
@@ -166,7 +173,8 @@ unsafe extern "C" fn free_slow(object: *mut u8) {
             backend.drain(Class::RCU, &mut batch, percpu::capacity(Class::RCU));
             set_aside(&mut batch);
             batch.push_first(object);
-            // SAFETY: as above. Opens the sheaf where it was not open yet.
+            // SAFETY: the caller guarantees that only readers use the object. Opens the sheaf if it
+            // was closed.
             unsafe { backend.fill(Class::RCU, &mut batch) };
             set_aside(&mut batch);
         });
@@ -175,14 +183,14 @@ unsafe extern "C" fn free_slow(object: *mut u8) {
     });
 }
 
-/// Frees what waited long enough, in a program that frees nothing more for readers; returns whether
-/// anything waits still.
+/// Frees objects that waited long enough, for programs that free nothing further by rcu. Returns
+/// whether any object still waits.
 fn end_window(context: Context) -> bool {
-    /// Objects that rcu sheaves held at the end of the last window.
+    /// Number of objects in all rcu sheaves at the end of the last window.
     static HELD: AtomicUsize = AtomicUsize::new(0);
     let cpus = || (0..percpu::regions()).filter(|cpu| percpu::held(*cpu, Class::RCU) > 0);
     let held = cpus().map(|cpu| percpu::held(cpu, Class::RCU)).sum();
-    // Sheaves that are in use are left alone. Relaxed: a guess.
+    // Sheaves in use are left alone. Relaxed: a guess.
     if held > 0 && HELD.swap(held, Ordering::Relaxed) == held {
         setting_aside(|| {
             for cpu in cpus() {
@@ -195,17 +203,17 @@ fn end_window(context: Context) -> bool {
     held > 0 || !NEXT.is_empty() || waiting.is_none_or(|waiting| !waiting.blocks.is_empty())
 }
 
-/// Runs what takes objects from rcu sheaves and sets them aside. In between they are nowhere else, so [`barrier`] waits for it
-/// as it does for readers.
+/// Runs `body`, which takes objects from rcu sheaves and sets them aside. In between nobody else
+/// can find the objects, so [`barrier`] waits for `body` as for a reader.
 pub(crate) fn setting_aside<R>(body: impl FnOnce() -> R) -> R {
     let _reader = read_lock();
     body()
 }
 
-/// Moves a batch to those that wait for the next grace period: to be called by what [`setting_aside`] runs.
+/// Moves a batch to the objects that wait for the next grace period. Call inside [`setting_aside`].
 pub(crate) fn set_aside(batch: &mut Batch) {
     for &object in batch.objects() {
-        // SAFETY: objects of caches that nobody but readers uses, which do not look at the link.
+        // SAFETY: objects of caches that nobody but readers uses; readers do not look at the link.
         unsafe {
             if let Some(class) = objects::class_of_object(object) {
                 let link = object.add(slab::shape(class).link as usize);
@@ -217,7 +225,8 @@ pub(crate) fn set_aside(batch: &mut Batch) {
     batch.clear();
 }
 
-/// Frees what waited long enough, and lets the next begin to wait; nothing where somebody else is at that.
+/// Frees the objects whose grace period is over, and begins one for the next list. Does nothing if
+/// another thread is doing so.
 fn free_waiting(context: Context) {
     let Some(mut waiting) = WAITING.acquire(Context::TRYING) else { return };
     while GRACE.is_over(waiting.end) {
@@ -233,16 +242,17 @@ fn free_blocks(context: Context, blocks: Taken<Block>) {
     blocks.map(<*mut Block>::cast).for_each(objects::free_block(context));
 }
 
-/// Callers of [`barrier`] take objects with them, for which the others have to wait as well.
+/// Serialises callers of [`barrier`]: each takes objects off the lists, and the others must wait
+/// for these as well.
 static TURNS: ControlMutex = ControlMutex::new(LockClass::RcuBarrier);
 
-/// Waits until all is free that [`Cache::free_rcu`](crate::cache::Cache::free_rcu) was given before. Not for readers or
-/// handlers. (`kvfree_rcu_barrier`.)
+/// Blocks until all objects are free that [`Cache::free_rcu`](crate::cache::Cache::free_rcu)
+/// received before the call. Not for readers or handlers. (`kvfree_rcu_barrier`.)
 pub fn barrier() {
     wait_for_all();
 }
 
-/// As [`barrier`]; false where rcu sheaves of other CPUs could not be emptied.
+/// As [`barrier`]. Returns false if rcu sheaves of other CPUs could not be emptied.
 pub(crate) fn wait_for_all() -> bool {
     let _turn = TURNS.lock();
     let mut gathered = true;
@@ -251,7 +261,7 @@ pub(crate) fn wait_for_all() -> bool {
             gathered &= percpu::flush(context, cpu, Class::RCU, set_aside);
         }
     });
-    // What others had taken from sheaves is set aside then.
+    // Objects that other threads had taken from sheaves are set aside after this.
     synchronize();
     let taken = Context::enter(|context| {
         let mut waiting = WAITING.acquire(context)?;
@@ -264,17 +274,17 @@ pub(crate) fn wait_for_all() -> bool {
     gathered
 }
 
-/// Whether somebody waits for readers in [`barrier`], at the time of asking.
+/// Returns whether a thread is in [`barrier`] at the time of the call.
 pub(crate) fn barrier_is_on() -> bool {
     TURNS.is_held()
 }
 
-/// Every lock of this module.
+/// Visits every lock of this module.
 pub(crate) fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
     visit(LockClass::Waiting, WAITING.raw());
 }
 
-/// In the child of a fork: what other threads were at is no more.
+/// Resets this module in a fork child: readers and barriers of other threads no longer exist.
 pub(crate) fn in_child() {
     reset_in_child();
     TURNS.reset_in_child();

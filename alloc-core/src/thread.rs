@@ -1,28 +1,33 @@
-//! The threads that act as CPUs: one per core, pinned to it, and the only targets of our signal.
+//! The CPU threads: one per core, pinned to it, acting as the CPU, and the only targets of our
+//! signal.
 //!
-//! A thread has all signals blocked, as a CPU that has interrupts disabled, and takes ours only
-//! where it waits for something to do. So its handler interrupts nothing that holds a lock. Other
-//! signals go to the program's own threads, and none of these ever sees one of ours. A signal of
-//! that number which somebody else sent to the process goes on to the program, which may wait for
-//! it (`sigwait`, `signalfd`); after that there is no signal any more, as with `HAYLOFT_IRQ=none`.
+//! A CPU thread has all signals blocked, as a CPU has with interrupts disabled. It admits ours only
+//! where it waits for work, so its handler never interrupts a holder of a lock. Other signals go to
+//! the program's own threads, and these never see one of ours. If another process or the program
+//! itself sends a signal of that number to the process, it is passed on to the program, which may
+//! wait for it (`sigwait`, `signalfd`). From then on the signal is not used, as with
+//! `HAYLOFT_IRQ=none`.
 //!
-//! It waits beside a [wake](WakeFlag), which whoever has work for it rings before sending the signal. So nothing depends on the
-//! signal: where the kernel refuses to send it (the user has too many queued already, or a filter is in the way), the thread
-//! is woken like any other, and does in its loop what the handler would have done.
+//! A CPU thread sleeps on a [wake flag](WakeFlag). A thread with work for it sets the flag before
+//! sending the signal. So nothing depends on the signal: if the kernel refuses to send it (the user
+//! has too many queued already, or a filter is in the way), the thread is woken like any other, and
+//! does in its loop what the handler would have done.
 //!
-//! The signal is the highest real-time signal that nobody handles, or `HAYLOFT_IRQ_SIGNAL`. `HAYLOFT_IRQ` says what is done
-//! in the handler: `hard` (the default: everything), `threaded` (what insists on it; the rest in the loop, as in a kernel
-//! with `PREEMPT_RT`), `none` (no signal: the loop does all, as for a CPU that cannot be interrupted). Where no signal can
-//! be had, that is what happens.
+//! The signal is the highest real-time signal without a handler, or `HAYLOFT_IRQ_SIGNAL`.
+//! `HAYLOFT_IRQ` says what runs in the handler:
 //!
-//! A thread is made when something is first queued for its CPU, which may be done in a handler. So
-//! the machine has one more thread, *the maker*, which is pinned to no CPU. Where there can be no
-//! thread for a CPU, or there are as many as a bound allows, the maker does the work of that CPU.
+//! - `hard`, the default: everything;
+//! - `threaded`: items that insist on it; the others run in the loop, as in a kernel with
+//!   `PREEMPT_RT`;
+//! - `none`: nothing. There is no signal and the loop runs everything, as for a CPU that cannot be
+//!   interrupted. This is also the mode if there is no signal to take.
 //!
-//! These are not threads of the standard library: such a thread takes a lock of the library's when it starts and when it
-//! ends, and a child that was forked meanwhile could not have any.
+//! A CPU thread is made when work is first queued for its CPU, possibly in a handler. So there is
+//! one more thread, *the maker*, pinned to no CPU. If a CPU cannot have a thread, or a bound on
+//! their number is reached, the maker does the work of that CPU.
 //!
-//! This file may touch `sync` and `os`.
+//! These are not threads of the standard library: such a thread takes a lock of the library when it
+//! starts and when it ends, and a child forked in the meantime could not make any.
 
 extern crate std;
 
@@ -37,60 +42,60 @@ use crate::arch;
 use crate::os;
 use crate::sync::{Backoff, WakeFlag, witness};
 
-/// CPUs that are told apart; those beyond share with the first ones.
+/// Number of CPUs with state of their own; higher CPU numbers alias modulo this.
 pub(crate) const MAX_CPUS: usize = 512;
 
-/// Bytes of stack of such a thread.
+/// Stack size of these threads, in bytes.
 const STACK: usize = 256 << 10;
 
-/// Of the threads that this process may have, one in so many may act as a CPU.
+/// Divisor of the process's thread limit that gives the bound on CPU threads.
 const SHARE: usize = 8;
 
-/// Where work for a CPU runs.
+/// Place where work for a CPU runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub(crate) enum IrqMode {
     /// In the signal handler.
     Hard = 1,
-    /// In the loop, but for what insists on the handler.
+    /// In the loop, except for items that insist on the handler.
     Threaded,
     /// In the loop; there is no signal.
     None,
 }
 
-/// What these threads do.
+/// Functions that the threads call with the number of a CPU.
 pub(crate) struct Routines {
-    /// In the signal handler.
+    /// Called in the signal handler.
     pub(crate) interrupt: fn(usize),
-    /// In the loop, whenever something may be there to be done.
+    /// Called in the loop, whenever there may be work.
     pub(crate) work: fn(usize),
-    /// In the maker, for a CPU that does not come to its work.
+    /// Called in the maker, for a CPU that does not get to its work.
     pub(crate) help: fn(usize),
 }
 
 struct Thread {
-    /// Its number for the kernel; 0 where there is none, or it has not run yet.
+    /// Kernel thread id; 0 if there is no thread, or it has not run yet.
     id: AtomicI32,
-    /// Rung when there is something to do.
+    /// Set when there is work.
     wake: WakeFlag,
-    /// One of the states below. Changed by the maker, and by who brings the CPU online or takes it
-    /// offline, who hold the hotplug lock.
+    /// One of the states below. Changed by the maker, and under the hotplug lock by the thread that
+    /// brings the CPU online or takes it offline.
     state: AtomicU32,
-    /// For the C library, where there is a thread.
+    /// Handle of the C library, if there is a thread.
     thread: os::ThreadSlot,
 }
 
-/// The CPU is offline, and there is no thread.
+/// The CPU is offline and has no thread.
 const NONE: u32 = 0;
-/// There is no thread, and the maker makes one when there is something to do.
+/// The CPU has no thread; the maker makes one when there is work.
 const WANTED: u32 = 1;
-/// The maker makes the thread.
+/// The maker is making the thread.
 const MAKING: u32 = 2;
-/// There is a thread.
+/// The CPU has a thread.
 const RUNS: u32 = 3;
-/// The thread is to end.
+/// The thread must end.
 const ENDS: u32 = 4;
-/// There can be no thread on that core: the maker does the work.
+/// The CPU cannot have a thread: the maker does its work.
 const SHARED: u32 = 5;
 
 static THREADS: [Thread; MAX_CPUS] = [const {
@@ -102,45 +107,46 @@ static THREADS: [Thread; MAX_CPUS] = [const {
     }
 }; MAX_CPUS];
 
-/// Rung when a CPU that has no thread has something to do.
+/// Set when a CPU without a thread has work.
 static MAKER_WAKE: WakeFlag = WakeFlag::new();
-/// Threads that wait for work of CPUs that these have not begun.
+/// Number of threads that wait for work which its CPU may not have begun.
 static WATCHERS: AtomicUsize = AtomicUsize::new(0);
-/// Milliseconds that a CPU gets to begin what is waited for.
+/// Milliseconds that a CPU has to begin work that is waited for.
 const PATIENCE: u64 = 1000;
-/// The maker is to end.
+/// Whether the maker must end.
 static MAKER_ENDS: AtomicBool = AtomicBool::new(false);
 static MAKER: os::ThreadSlot = os::ThreadSlot::new();
-/// Threads that act as CPUs, and how many there may be. Changed by the maker, and by who waits for
-/// a thread to end.
+/// Number of CPU threads, and the bound on it. Changed by the maker, and by the thread that waits
+/// for a CPU thread to end.
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 static BOUND: AtomicUsize = AtomicUsize::new(usize::MAX);
 
 static ROUTINES: AtomicPtr<Routines> = AtomicPtr::new(ptr::null_mut());
 
 fn routines() -> &'static Routines {
-    // SAFETY: what `start` stored before there was any such thread.
+    // SAFETY: `start` stored a static before it made any of these threads.
     unsafe { &*ROUTINES.load(Ordering::Relaxed) }
 }
 
-/// An [`IrqMode`], or 0 before the machine was started.
+/// An [`IrqMode`], or 0 before [`start`].
 static MODE: AtomicU8 = AtomicU8::new(0);
 static SIGNAL: AtomicI32 = AtomicI32::new(0);
 
-/// Has this thread act as a CPU, or as none.
+/// Makes this thread act as a CPU, or as none.
 fn act_as(cpu: Option<usize>) {
     let number = cpu.map_or(0, |cpu| cpu + 1);
     arch::locals().acts_as.store(number, Ordering::Relaxed);
 }
 
-/// Whether there is a machine.
+/// Returns whether the CPU threads are started.
 pub(crate) fn is_started() -> bool {
     MODE.load(Ordering::Acquire) != 0
 }
 
-/// Where work runs. Before the machine was started: nowhere that could be spun for.
+/// Returns where work runs; before [`start`] [`IrqMode::None`], as no handler runs work that could
+/// be waited for by spinning.
 pub(crate) fn mode() -> IrqMode {
-    // Acquire: pairs with the Release in `start`: the signal is seen.
+    // Acquire: pairs with the Release in `start`, so that the signal is visible.
     match MODE.load(Ordering::Acquire) {
         1 => IrqMode::Hard,
         2 => IrqMode::Threaded,
@@ -148,18 +154,18 @@ pub(crate) fn mode() -> IrqMode {
     }
 }
 
-/// The CPU that this thread acts as, if it does.
+/// Returns the CPU that this thread acts as, if any.
 pub(crate) fn acts_as() -> Option<usize> {
     arch::locals().acts_as.load(Ordering::Relaxed).checked_sub(1)
 }
 
-/// The number for the kernel of the thread that acts as `cpu`; 0 where there is none yet.
+/// Returns the kernel thread id of the thread that acts as `cpu`; 0 if there is none yet.
 pub(crate) fn id(cpu: usize) -> i32 {
     THREADS[cpu].id.load(Ordering::Relaxed)
 }
 
-/// Settles how threads are told that there is work, and makes the maker; false where there can be
-/// no thread. To be called once, before the first [`online`].
+/// Selects the mode and the signal, and makes the maker. Returns false if there can be no thread.
+/// Call before the first [`online`], while nothing is started.
 pub(crate) fn start(routines: &'static Routines) -> bool {
     let wanted = match os::env(c"HAYLOFT_IRQ") {
         None | Some(b"hard") => IrqMode::Hard,
@@ -181,7 +187,7 @@ pub(crate) fn start(routines: &'static Routines) -> bool {
             number
         }
     };
-    // The child of a fork has it already.
+    // A fork child has the signal already.
     let known = Some(SIGNAL.load(Ordering::Relaxed)).filter(|signal| *signal != 0);
     let take = || known.or_else(|| os::take_signal(number, interrupted));
     let signal = (wanted != IrqMode::None).then(take).flatten();
@@ -204,23 +210,23 @@ pub(crate) fn start(routines: &'static Routines) -> bool {
 }
 
 extern "C" fn interrupted(number: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    // SAFETY: called by the kernel as a handler.
+    // SAFETY: the arguments are from the kernel, which called this function as a handler.
     let signal = unsafe { os::Signal::new(number, info, context) };
     match acts_as() {
         Some(cpu) if signal.is_own() => witness::interrupt(|| (routines().interrupt)(cpu)),
         Some(_) => {
             // The program waits for this signal by `sigwait` or the like, and has no handler. From
-            // now on none of these threads takes it. Release: pairs with the Acquire in `mode`.
+            // now on no CPU thread takes it. Release: pairs with the Acquire in `mode`.
             MODE.store(IrqMode::None as u8, Ordering::Release);
             signal.pass_on();
         }
-        // One of ours may be late, and the number of its thread be that of another.
+        // A signal of ours may be late: its thread has ended, and another has got the thread's id.
         None if signal.is_own() => {}
         None => signal.do_the_default(),
     }
 }
 
-/// Lets a CPU have a thread.
+/// Allows a CPU to have a thread.
 pub(crate) fn online(cpu: usize) {
     let thread = &THREADS[cpu];
     thread.wake.clear();
@@ -228,11 +234,11 @@ pub(crate) fn online(cpu: usize) {
     thread.state.store(WANTED, Ordering::Release);
 }
 
-/// Ends the thread that acts as `cpu`, if there is one, and lets it have none.
+/// Ends the thread that acts as `cpu`, if there is one, and allows it none.
 pub(crate) fn offline(cpu: usize) {
     let thread = &THREADS[cpu];
     let mut backoff = Backoff::new();
-    // Until there is a thread, or none.
+    // While the maker is making the thread, waits for the outcome.
     while !thread.exchange(WANTED, NONE) && !thread.exchange(SHARED, NONE) {
         if thread.exchange(RUNS, ENDS) {
             end(thread, NONE);
@@ -244,17 +250,18 @@ pub(crate) fn offline(cpu: usize) {
 
 impl Thread {
     fn exchange(&self, from: u32, to: u32) -> bool {
-        // Acquire and Release: who finds a thread finds what it is for the C library.
+        // Acquire and Release: a thread that finds the CPU thread in this state also finds its
+        // handle of the C library.
         self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 }
 
-/// Waits for the end of a thread that was told to end.
+/// Waits for the end of a thread whose state is [`ENDS`], and sets the state to `then`.
 fn end(thread: &Thread, then: u32) {
-    // Its CPU may be one that a real-time thread never leaves.
+    // The thread's CPU may be one that a real-time thread never leaves.
     thread.thread.pin(&os::affinity());
     let _ = thread.wake.set();
-    // In any case: who rang before may not have come to this.
+    // Not only if the flag was clear: a thread that set it before may not have got to its wake-up.
     thread.wake.wake();
     thread.thread.join();
     thread.id.store(0, Ordering::Relaxed);
@@ -263,11 +270,11 @@ fn end(thread: &Thread, then: u32) {
     thread.state.store(then, Ordering::Release);
 }
 
-/// The life of the maker.
+/// Main function of the maker.
 extern "C" fn make_threads(_: *mut c_void) -> *mut c_void {
     os::name_thread(c"hayloft/cpus");
     os::schedule_as_the_process();
-    // The bells that somebody rang, and since when, where somebody waits.
+    // While a thread waits for work: a time, and the CPUs whose wake flags were set then.
     let mut watch = None;
     loop {
         MAKER_WAKE.clear();
@@ -285,12 +292,13 @@ extern "C" fn make_threads(_: *mut c_void) -> *mut c_void {
             match thread.state.load(Ordering::Relaxed) {
                 WANTED if make(cpu) => {}
                 WANTED | SHARED => do_work_of(cpu),
-                // Whoever rang did not see it yet.
+                // The thread that set the flag did not see the CPU thread's id yet.
                 RUNS => thread.wake.wake(),
                 _ => {}
             }
         }
-        // Acquire: pairs with the Release in `watched`: what is waited for was queued.
+        // Acquire: pairs with the Release in `watched`, so that the work which is waited for is
+        // queued.
         if WATCHERS.load(Ordering::Acquire) == 0 {
             watch = None;
             MAKER_WAKE.sleep();
@@ -301,12 +309,13 @@ extern "C" fn make_threads(_: *mut c_void) -> *mut c_void {
     }
 }
 
-/// CPUs whose bells were rung and not answered.
+/// Returns the CPUs whose wake flags are set.
 fn rung() -> [bool; MAX_CPUS] {
     core::array::from_fn(|cpu| !THREADS[cpu].wake.is_clear())
 }
 
-/// Runs what CPUs do not come to, of those that had as much to do a while ago.
+/// Runs the work of those `late` CPUs that have a thread and whose wake flags are set still, or
+/// again.
 fn help(late: &[bool; MAX_CPUS]) {
     for (cpu, thread) in THREADS.iter().enumerate() {
         let has_thread = thread.state.load(Ordering::Relaxed) == RUNS;
@@ -316,7 +325,8 @@ fn help(late: &[bool; MAX_CPUS]) {
     }
 }
 
-/// Waits for work of a CPU by `wait`, and has the maker run it if that CPU does not begin it.
+/// Runs `wait`, which waits for work of a CPU, and lets the maker run that work if the CPU does not
+/// begin it.
 pub(crate) fn watched<R>(wait: impl FnOnce() -> R) -> R {
     // Release: pairs with the Acquire in `make_threads`.
     WATCHERS.fetch_add(1, Ordering::Release);
@@ -328,7 +338,7 @@ pub(crate) fn watched<R>(wait: impl FnOnce() -> R) -> R {
     result
 }
 
-/// Makes the thread that acts as `cpu`; false if there can be none.
+/// Makes the thread that acts as `cpu`. Returns false if there can be none.
 fn make(cpu: usize) -> bool {
     let thread = &THREADS[cpu];
     let count = COUNT.load(Ordering::Relaxed);
@@ -340,7 +350,7 @@ fn make(cpu: usize) -> bool {
     thread.thread.set(made);
     COUNT.fetch_add(usize::from(is_there), Ordering::Relaxed);
     if is_there && thread.thread.pin(&os::CpuMask::one(cpu)) {
-        // Release: pairs with the Acquire in `exchange` and in `live`.
+        // Release: pairs with the Acquire in `exchange` and in `thread_main`.
         thread.state.store(RUNS, Ordering::Release);
         thread.wake.wake();
         return true;
@@ -349,14 +359,14 @@ fn make(cpu: usize) -> bool {
         thread.state.store(ENDS, Ordering::Release);
         end(thread, SHARED);
     } else {
-        // There is no room for more. The program may want what is left.
+        // Another thread cannot be made. Later attempts would take room that the program may want.
         BOUND.store(count, Ordering::Relaxed);
         thread.state.store(WANTED, Ordering::Release);
     }
     false
 }
 
-/// In the maker: does what the thread of a CPU would do.
+/// Does the work of a CPU's thread, in the maker.
 fn do_work_of(cpu: usize) {
     act_as(Some(cpu));
     THREADS[cpu].wake.clear();
@@ -364,14 +374,14 @@ fn do_work_of(cpu: usize) {
     act_as(None);
 }
 
-/// Does what there is to be done for a CPU.
+/// Runs the work that is queued for a CPU.
 fn round(cpu: usize) {
-    // By the rules of the handler, where this work might as well have run.
+    // Checked by the rules for handlers, as this work might have run in one.
     witness::interrupt(|| (routines().interrupt)(cpu));
     (routines().work)(cpu);
 }
 
-/// The life of a thread that acts as a CPU.
+/// Main function of a CPU thread.
 extern "C" fn thread_main(cpu: *mut c_void) -> *mut c_void {
     let cpu = cpu.addr();
     let thread = &THREADS[cpu];
@@ -380,7 +390,7 @@ extern "C" fn thread_main(cpu: *mut c_void) -> *mut c_void {
     let name = name.into_bytes();
     os::name_thread(CStr::from_bytes_until_nul(&name).unwrap_or_default());
     let mut backoff = Backoff::new();
-    // Until it is pinned.
+    // Until the maker has pinned this thread.
     while thread.state.load(Ordering::Acquire) == MAKING {
         backoff.pause();
     }
@@ -392,17 +402,18 @@ extern "C" fn thread_main(cpu: *mut c_void) -> *mut c_void {
         if thread.state.load(Ordering::Acquire) == ENDS {
             return ptr::null_mut();
         }
-        // A signal that came since the start of the round is handled here, and its ring ends the sleep.
+        // A signal that arrived since the start of the round is handled here; the flag that was set
+        // before it ends the sleep.
         let _interruptible =
             (mode() != IrqMode::None).then(|| os::admit_signal(SIGNAL.load(Ordering::Relaxed)));
-        // Pairs with the fence in `raise`: who still sends a signal to a thread that takes none any
-        // more has rung before that falls asleep.
+        // Pairs with the fence in `raise`: a thread that still sends a signal although this thread
+        // no longer takes one has set the flag before the sleep.
         fence(Ordering::SeqCst);
         thread.wake.sleep();
     }
 }
 
-/// Ends the maker. Nothing is queued for CPUs any more, and none has a thread.
+/// Ends the maker. No CPU has a thread, and the caller runs the work that is still queued.
 pub(crate) fn stop() {
     // Release: pairs with the Acquire in `make_threads`.
     MAKER_ENDS.store(true, Ordering::Release);
@@ -412,7 +423,8 @@ pub(crate) fn stop() {
     MODE.store(0, Ordering::Relaxed);
 }
 
-/// There are none of these threads: in the child of a fork, or where there can be none.
+/// Resets this module to a state without these threads: in the child of a fork, or where there can
+/// be none.
 pub(crate) fn in_child() {
     for thread in &THREADS {
         thread.id.store(0, Ordering::Relaxed);
@@ -420,21 +432,21 @@ pub(crate) fn in_child() {
     }
     COUNT.store(0, Ordering::Relaxed);
     WATCHERS.store(0, Ordering::Relaxed);
-    // A ring of before would keep the next from being heard.
+    // A flag that is still set would suppress the next wake-up.
     MAKER_WAKE.clear();
     MODE.store(0, Ordering::Relaxed);
 }
 
-/// Tells the thread that acts as `cpu`, or the maker, that there is something to do. May be called
-/// in any context.
+/// Notifies the thread that acts as `cpu`, or the maker, that there is work. May be called in any
+/// context.
 pub(crate) fn raise(cpu: usize) {
     let thread = &THREADS[cpu];
     if !thread.wake.set() {
         return;
     }
-    // Pairs with the fence in `live`.
+    // Pairs with the fence in `thread_main`.
     fence(Ordering::SeqCst);
-    // Relaxed: the number alone. Who finds none tells the maker, which looks again.
+    // Relaxed: only the id is used. A thread that reads 0 notifies the maker, which looks again.
     let id = thread.id.load(Ordering::Relaxed);
     if id == 0 {
         if MAKER_WAKE.set() {

@@ -1,4 +1,4 @@
-//! Grace periods: what a reader may look at is not freed.
+//! Grace periods: memory that a reader may look at is not freed.
 
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
@@ -11,28 +11,28 @@ use crate::sync::{Grace, spin_or_yield};
 const NOTHING: usize = 0;
 const SOMETHING: usize = 1;
 
-/// A structure of one element, and the memory of that.
+/// A structure of one element, and the element's memory.
 struct Shared {
     grace: Grace<1>,
     element: AtomicUsize,
     memory: UnsafeCell<usize>,
 }
 
-/// Loom's own cell finds a reader that looks while the memory is written.
+/// Reads the element. Loom's own cell detects a read while the memory is written.
 fn read(shared: &Shared) {
     let ticket = shared.grace.ticket(0);
     shared.grace.enter(ticket);
     // Acquire: pairs with the writer's Release.
     if shared.element.load(Ordering::Acquire) == SOMETHING {
         shared.memory.with(|memory| {
-            // SAFETY: a reader found it.
+            // SAFETY: a reader that found the element may read its memory.
             unsafe { assert_eq!(*memory, SOMETHING) }
         });
     }
     shared.grace.leave(ticket);
 }
 
-/// Takes the element out, waits for `epochs` of the three of a grace period, and uses its memory for something else.
+/// Takes the element out, waits for `epochs` of the three of a grace period, and reuses its memory.
 fn replace(shared: &Shared, epochs: usize) {
     shared.element.store(NOTHING, Ordering::Release);
     let end = shared.grace.begin().wrapping_sub(3 - epochs);
@@ -40,7 +40,7 @@ fn replace(shared: &Shared, epochs: usize) {
         spin_or_yield();
     }
     shared.memory.with_mut(|memory| {
-        // SAFETY: no reader can find it any more.
+        // SAFETY: no reader can find the element any longer.
         unsafe { *memory = NOTHING }
     });
 }
@@ -60,7 +60,8 @@ fn model(readers: usize, epochs: usize, helped: bool) -> impl Fn() + Sync + Send
             .collect();
         let helper = helped.then(|| {
             let shared = shared.clone();
-            // Somebody else asks at the same time, and has begun to look before the writer asks.
+            // Another thread polls at the same time, and has begun to before the writer begins its
+            // grace period.
             thread::spawn(move || shared.grace.is_over(2))
         });
         replace(&shared, epochs);
@@ -71,28 +72,28 @@ fn model(readers: usize, epochs: usize, helped: bool) -> impl Fn() + Sync + Send
     }
 }
 
-/// A reader that comes at any time looks at memory that is its to look at.
+/// A reader that comes at any time reads only memory that is still the element's.
 #[test]
 fn a_reader_is_waited_for() {
     loom::model(model(1, 3, false));
 }
 
-/// As above, with somebody else who advances epochs.
+/// As [`a_reader_is_waited_for`], with another thread that advances epochs.
 #[test]
 fn a_reader_is_waited_for_by_all() {
-    // Three threads that go round in circles: all of it would take days.
+    // Three threads that spin: an exhaustive search would take days.
     let mut bounded = loom::model::Builder::new();
     bounded.preemption_bound = Some(3);
     bounded.check(model(1, 3, true));
 }
 
-/// One epoch is no grace period: a reader is on the side that was not looked at.
+/// One epoch is no grace period: a reader is on the side that was not checked.
 #[test]
 fn one_epoch_is_too_short() {
     loom_finds("Causality violation", "models::grace::one_epoch_is_too_short", model(1, 1, false));
 }
 
-/// Two epochs are too few where the first began before somebody asked.
+/// Two epochs are too few if the first one began before the grace period.
 #[test]
 fn two_epochs_are_too_short() {
     loom_finds("Causality violation", "models::grace::two_epochs_are_too_short", model(1, 2, true));

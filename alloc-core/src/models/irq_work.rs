@@ -1,7 +1,7 @@
-//! Irq work, deferred frees, and CPUs that go.
+//! Irq work, deferred frees, and CPUs that go offline.
 //!
-//! Each CPU's thread is played by a loom thread that runs what is queued when it is told to, and by the main thread, which
-//! runs the rest at the end, as the loop of a CPU would.
+//! Each CPU's thread is played by a loom thread that runs the queued items when it is notified, and
+//! by the main thread, which runs the rest at the end, as the loop of a CPU would.
 
 use loom::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use loom::sync::atomic::{AtomicBool, AtomicUsize};
@@ -15,7 +15,8 @@ use crate::sync::{Context, CpuLists};
 
 const CPUS: usize = 2;
 
-/// An item that says what it saw. The item comes first, so that its address is that of the whole.
+/// An item that records what it saw. The item is the first field, so that its address is that of
+/// the job.
 #[repr(C)]
 struct Job {
     work: IrqWork,
@@ -24,7 +25,7 @@ struct Job {
 }
 
 fn look(work: &IrqWork) {
-    // SAFETY: the item of a job, which starts with it.
+    // SAFETY: the item is the first field of a `Job`.
     let job = unsafe { &*core::ptr::from_ref(work).cast::<Job>() };
     job.seen.fetch_or(job.written.load(Relaxed), Relaxed);
 }
@@ -36,9 +37,9 @@ struct Machine {
     job: Job,
 }
 
-// SAFETY: items and lists may be used by all threads.
+// SAFETY: all threads may use items and lists.
 unsafe impl Send for Machine {}
-// SAFETY: as above.
+// SAFETY: as for `Send`.
 unsafe impl Sync for Machine {}
 
 impl Machine {
@@ -62,18 +63,18 @@ impl Machine {
         claimed
     }
 
-    /// What the thread of a CPU does when it is told that there is work.
+    /// Does what the thread of a CPU does when it is notified.
     fn run(&self, cpu: usize) {
         for item in self.lists.of(cpu).take() {
-            // SAFETY: a claimed item of this machine.
+            // SAFETY: the item is a claimed one of this machine.
             unsafe { IrqWork::run(item, &self.runners[cpu]) };
         }
     }
 
-    /// What ends a CPU whose thread has ended.
+    /// Takes a CPU offline whose thread has ended.
     fn down(&self, cpu: usize) {
         for item in self.lists.of(cpu).close() {
-            // SAFETY: as above.
+            // SAFETY: the item is a claimed one of this machine.
             unsafe { IrqWork::run(item, &self.runners[cpu]) };
         }
     }
@@ -84,8 +85,8 @@ impl Machine {
     }
 }
 
-/// Two threads write and queue while the CPU runs: what was written before any queueing is seen by the last run, whether the
-/// queueing was accepted or not.
+/// Two threads write and queue while the CPU runs the item: the last run sees everything that was
+/// written before any queueing, whether that was accepted or not.
 #[test]
 fn queued_work_sees_what_came_before() {
     loom::model(|| {
@@ -105,7 +106,7 @@ fn queued_work_sees_what_came_before() {
     });
 }
 
-/// Who waited may free the item: the runner's last touch is over.
+/// Frees the item after waiting for it: the runner's last touch is over then.
 fn free_after(wait: fn(&Machine)) {
     let machine = Machine::new();
     machine.job.written.store(1, Relaxed);
@@ -126,7 +127,8 @@ fn waited_for_work_may_be_freed() {
     loom::model(|| free_after(Machine::sync));
 }
 
-/// Waiting for BUSY alone, as the kernel once did: the runner wakes by way of an item that is gone.
+/// Waits for BUSY alone, as the kernel once did: the runner wakes its waiter through an item that
+/// is gone.
 #[test]
 fn work_not_busy_may_not_be_freed() {
     loom_finds("Causality violation", "models::irq_work::work_not_busy_may_not_be_freed", || {
@@ -136,7 +138,7 @@ fn work_not_busy_may_not_be_freed() {
     });
 }
 
-/// Work is queued again while it runs, on another CPU, and freed by who waited for that.
+/// Queues an item on another CPU while it runs, waits for that run, and frees it.
 fn free_after_two_runs(wait: fn(&Machine)) {
     let machine = Machine::new();
     machine.queue(0);
@@ -156,7 +158,7 @@ fn work_of_two_runners_may_be_freed() {
     loom::model(|| free_after_two_runs(Machine::sync));
 }
 
-/// Waiting for the CPU that had it last: the first runner comes to an item that is gone.
+/// Waits for the CPU that had the item last: the first runner touches an item that is gone.
 #[test]
 fn work_left_by_its_last_runner_may_not_be_freed() {
     let test = "models::irq_work::work_left_by_its_last_runner_may_not_be_freed";
@@ -168,7 +170,7 @@ fn work_left_by_its_last_runner_may_not_be_freed() {
     });
 }
 
-/// Two destroyers wait for the same CPU's work at once, with the lock that the cure prescribes or without.
+/// Two destroyers wait for the same CPU's work at once, with the lock that cures this or without.
 fn two_destroyers(mutex: Option<Mutex<()>>) {
     let machine = Machine::new();
     machine.queue(0);
@@ -177,7 +179,8 @@ fn two_destroyers(mutex: Option<Mutex<()>>) {
             machine.run(0);
         } else {
             let _turn = mutex.as_ref().map(|mutex| mutex.lock().unwrap());
-            // Not until the runner has left: loom knows no fairness among threads that spin.
+            // Does not wait until the runner has left: loom knows no fairness among threads that
+            // spin.
             machine.job.work.wait_until_idle(false);
         }
     });
@@ -196,7 +199,8 @@ fn unserialised_barriers_hang() {
     });
 }
 
-/// Work is queued on a CPU that goes, and waited for meanwhile: it runs there, or where it went.
+/// An item is queued on a CPU that goes offline, and waited for at the same time: it runs there, or
+/// on the CPU that it went to.
 #[test]
 fn work_outlives_its_cpu() {
     loom::model(|| {
@@ -215,14 +219,15 @@ fn work_outlives_its_cpu() {
     });
 }
 
-/// Memory to be deferred: a word for the list, and a number.
+/// A block that can be deferred: a word for the list, and a number.
 #[repr(C)]
 struct Block {
     link: usize,
     number: usize,
 }
 
-/// Deferred frees of two CPUs, the irq work that frees them, and a bit for each number that was freed.
+/// Deferred frees of two CPUs, the irq work that frees them, and a bit for each number that was
+/// freed.
 #[repr(C)]
 struct Frees {
     works: [IrqWork; CPUS],
@@ -232,11 +237,11 @@ struct Frees {
 
 // SAFETY: blocks belong to lists, not to threads.
 unsafe impl Send for Frees {}
-// SAFETY: as above.
+// SAFETY: as for `Send`.
 unsafe impl Sync for Frees {}
 
 fn flush<const CPU: usize>(work: &IrqWork) {
-    // SAFETY: the item of that CPU; these start with all of them.
+    // SAFETY: the item of that CPU, in the array that is the first field of `Frees`.
     let frees = unsafe { &*core::ptr::from_ref(work).sub(CPU).cast::<Frees>() };
     frees.deferred.flush(Context::WAITING, Some(CPU), |block| frees.free(block));
 }
@@ -251,10 +256,11 @@ impl Frees {
         Arc::new(Frees { works, deferred, freed })
     }
 
-    /// Defers the block of this number on a CPU; whose irq work has to be queued.
+    /// Defers the block of this number on a CPU. Returns the CPU whose irq work must be queued, if
+    /// any.
     fn defer(&self, cpu: usize, number: usize) -> Option<usize> {
         let block = Box::into_raw(Box::new(Block { link: 0, number }));
-        // SAFETY: a block of our own.
+        // SAFETY: a block that was just made, with room for the link.
         unsafe { self.deferred.add(cpu, block.cast()) }
     }
 
@@ -262,13 +268,13 @@ impl Frees {
     fn queue(&self, machine: &Machine, cpu: usize) {
         let work = &raw const self.works[cpu];
         if self.works[cpu].claim() {
-            // SAFETY: the frees outlive the machine's use of them.
+            // SAFETY: the frees outlive their use by the machine.
             unsafe { machine.lists.add(cpu, work.cast_mut()) };
         }
     }
 
     fn free(&self, block: *mut u8) {
-        // SAFETY: made by `defer`.
+        // SAFETY: `defer` made the block from a `Box`.
         let block = unsafe { Box::from_raw(block.cast::<Block>()) };
         let freed = self.freed.fetch_or(1 << block.number, AcqRel);
         assert_eq!(freed & 1 << block.number, 0, "freed twice");
@@ -301,7 +307,8 @@ fn deferred_blocks_are_freed_once() {
     });
 }
 
-/// A free is deferred on a CPU that goes: the walk over the CPUs that are left finds it, or it was freed.
+/// A free is deferred on a CPU that goes offline: the walk over the remaining CPUs finds it, or it
+/// was freed.
 #[test]
 fn nothing_is_left_behind_on_a_cpu() {
     loom::model(|| {
@@ -319,8 +326,9 @@ fn nothing_is_left_behind_on_a_cpu() {
     });
 }
 
-/// A CPU goes with a free deferred on it, whose work is being queued, while another thread waits for all that was deferred:
-/// both with the hotplug lock, as `cpu::down` and `cache::barrier` have it.
+/// A CPU goes offline with a free deferred on it, whose work is being queued, while another thread
+/// waits for all deferred frees. Both hold the hotplug lock, as `cpu::down` and `cache::barrier`
+/// do.
 #[test]
 fn a_cpu_that_goes_is_waited_for() {
     loom::model(|| {
@@ -352,7 +360,8 @@ fn a_cpu_that_goes_is_waited_for() {
     });
 }
 
-/// With a mask to look at instead of a list that closes: who looked before adds after, and no walk comes there any more.
+/// With a mask to check instead of a list that closes: a thread that checked before adds after, and
+/// no walk ever gets there.
 #[test]
 fn a_list_that_stays_open_is_forgotten() {
     let test = "models::irq_work::a_list_that_stays_open_is_forgotten";
@@ -374,15 +383,15 @@ fn a_list_that_stays_open_is_forgotten() {
     });
 }
 
-/// A thread is stopped between adding to the list and queueing the work; the next one finds the list not empty, queues
-/// nothing, and comes to the barrier.
+/// A thread is stopped between adding to the list and queueing the work. The next one finds a list
+/// that is not empty, queues nothing, and calls the barrier.
 fn stopped_adder(barrier: fn(&Frees, &Machine)) {
     let frees = Frees::new();
     let machine = Machine::new();
     race(move |number| {
         let queue = frees.defer(0, number);
         if number == 1 {
-            // Stopped for ever.
+            // Stopped forever.
             return;
         }
         if let Some(cpu) = queue {

@@ -1,7 +1,8 @@
 //! Loom models of the state that several CPUs share.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test -p alloc-core --release --lib models`; constants are small here, so that edges are hit.
-//! A model of what this project must not do passes when loom finds what is wrong with it.
+//! Run by `RUSTFLAGS="--cfg loom" cargo test -p alloc-core --release --lib models`. Constants are
+//! small here, so that edge cases are reached. Some models show what this project must not do: they
+//! pass when loom finds the fault.
 
 mod grace;
 mod irq_work;
@@ -21,7 +22,7 @@ fn race(body: impl Fn(usize) + Send + Sync + 'static) {
     race_of(2, body);
 }
 
-/// Runs `body` on some threads at once, numbered from 1 on.
+/// Runs `body` on `count` threads at once, with numbers from 1 on.
 fn race_of(count: usize, body: impl Fn(usize) + Send + Sync + 'static) {
     let body = Arc::new(body);
     let threads: Vec<_> = (1..=count)
@@ -35,15 +36,15 @@ fn race_of(count: usize, body: impl Fn(usize) + Send + Sync + 'static) {
     }
 }
 
-/// Runs a model in which loom must find something wrong: it dies of `expected`. In a process of its own, since what loom
-/// unwinds may panic once more and abort.
+/// Runs a model in which loom must find a fault: the model dies with `expected` in its message. It
+/// runs in a process of its own, since unwinding out of loom may panic once more and abort.
 fn loom_finds(expected: &str, test: &str, model: impl Fn() + Sync + Send + 'static) {
     const CHILD: &str = "HAYLOFT_BROKEN_MODEL";
     if std::env::var_os(CHILD).is_some() {
         return loom::model(model);
     }
     let mut child = std::process::Command::new(std::env::current_exe().unwrap());
-    // What is found with few preemptions is found.
+    // Three preemptions are enough for every fault that a model shows.
     child.args(["--exact", "--nocapture", test]).env(CHILD, "").env("LOOM_MAX_PREEMPTIONS", "3");
     let output = child.output().unwrap();
     let said = std::string::String::from_utf8_lossy(&output.stderr);

@@ -1,4 +1,4 @@
-//! The lock, and the place for one waiter.
+//! The locks, the wake flag, and the slot for one waiter.
 
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
@@ -34,19 +34,19 @@ fn tried_lock_is_free_or_refused() {
     });
 }
 
-/// What a lock guards.
+/// A lock, and the data that it guards.
 struct Guarded {
     lock: ControlRwLock,
     pair: UnsafeCell<(usize, usize)>,
 }
 
-// SAFETY: used by those who hold the lock.
+// SAFETY: only holders of the lock use the pair.
 unsafe impl Sync for Guarded {}
 // SAFETY: nothing is tied to a thread.
 unsafe impl Send for Guarded {}
 
-/// Two threads write and one reads, twice at a time: nobody sleeps for ever, and nobody reads what
-/// is half written.
+/// Two threads write and one reads, nested twice: no thread sleeps forever, and none reads a
+/// half-written pair.
 #[test]
 fn control_lock_excludes_and_wakes() {
     let mut bounded = loom::model::Builder::new();
@@ -59,13 +59,13 @@ fn control_lock_excludes_and_wakes() {
             if number == 3 {
                 lock.read(false);
                 lock.read(true);
-                // SAFETY: the lock is held.
+                // SAFETY: the lock is held to read.
                 pair.with(|pair| unsafe { assert_eq!((*pair).0, (*pair).1) });
                 lock.unlock_read();
                 lock.unlock_read();
             } else {
                 lock.write();
-                // SAFETY: the lock is held.
+                // SAFETY: the lock is held to write.
                 pair.with_mut(|pair| unsafe { *pair = (number, number) });
                 lock.unlock_write();
             }
@@ -73,7 +73,8 @@ fn control_lock_excludes_and_wakes() {
     });
 }
 
-/// Two threads leave something to do and ring; the one that answers finds both, and does not sleep when there is one left.
+/// Two threads leave work and set the flag. The third, which clears it, finds both pieces of work,
+/// and does not sleep while one is left.
 fn work_by_flag(clear: fn(&WakeFlag)) {
     let flag = Arc::new(WakeFlag::new());
     let work = Arc::new([0; 2].map(|_| AtomicBool::new(false)));
@@ -103,8 +104,8 @@ fn flag_is_cleared() {
     loom::model(|| work_by_flag(WakeFlag::clear));
 }
 
-/// A store in place of the exchange that answers, in the strongest order: what was done before the ring that it covers is not
-/// seen, and the thread sleeps beside it.
+/// Clears by a store instead of an exchange, in the strongest order: work done before a set that
+/// the store overwrites is not seen, and the thread sleeps beside it.
 #[test]
 fn flag_cleared_blindly_is_missed() {
     loom_finds("deadlock", "models::sync::flag_cleared_blindly_is_missed", || {
@@ -112,7 +113,7 @@ fn flag_cleared_blindly_is_missed() {
     });
 }
 
-/// What a runner does last for those who wait for it, and what they wait for.
+/// The last steps of a runner for its waiters, and the state that they wait for.
 struct Done {
     busy: AtomicBool,
     waiter: Rcuwait,
@@ -145,7 +146,7 @@ fn rcuwait_wakes_its_waiter() {
     });
 }
 
-/// Two waiters at once break the contract, and one of them may sleep for ever: loom must find that.
+/// Two waiters at once break the contract, and one of them may sleep forever: loom must find that.
 #[test]
 fn rcuwait_loses_one_of_two_waiters() {
     loom_finds("deadlock", "models::sync::rcuwait_loses_one_of_two_waiters", || {
