@@ -1,17 +1,18 @@
-//! Waits for another thread that will not be long, and has nothing to sleep on.
+//! Waiting for another thread that will soon be done, without anything to sleep on.
 
 use super::spin_or_yield;
 
-/// Pauses for which only the CPU is given up.
+/// Pauses that only yield the CPU.
 #[cfg(not(loom))]
 const YIELDS: u32 = 100;
 
-/// Microseconds of a longer pause.
+/// Microseconds of each later pause.
 #[cfg(not(loom))]
 const PAUSE: u32 = 50;
 
-/// Pauses between looks at whether another thread is done. They become longer: a thread of a real-time policy gives up its CPU
-/// to others of its priority only, so where the other has a lower one, it runs while this one sleeps.
+/// Pauses between checks of whether another thread is done. They become longer: a real-time thread
+/// yields its CPU only to threads of its priority, so a thread of lower priority runs only while
+/// this one sleeps.
 pub(crate) struct Backoff {
     #[cfg(not(loom))]
     pauses: u32,
@@ -25,7 +26,7 @@ impl Backoff {
         }
     }
 
-    /// Waits a little. In any context.
+    /// Waits briefly. May be called in any context.
     pub(crate) fn pause(&mut self) {
         #[cfg(not(loom))]
         {

@@ -1,8 +1,9 @@
-//! Locks of the control plane, which is entered in no handler, may sleep for long, and may fork
-//! with a lock in hand: the child holds what its thread held.
+//! Locks of the control plane. No signal handler enters it. It may sleep for long, and may fork
+//! while it holds a lock; the child then holds the locks of the forking thread.
 //!
-//! A lock is words that threads sleep on, and no list of sleepers anywhere else. So nothing of the
-//! parent's threads is left in the child: one store to each word frees it there.
+//! A lock consists of words that threads sleep on, and has no list of sleepers elsewhere. So
+//! nothing of the parent's threads is left in the child: one store to each word frees the lock
+//! there.
 
 #[cfg(not(loom))]
 use core::fmt;
@@ -19,14 +20,15 @@ use super::{Context, LockClass, witness};
 const FREE: u32 = 0;
 /// A thread writes.
 const WRITER: u32 = 1 << 31;
-/// A thread that wants to write may be asleep: readers let it go first, unless they read already.
+/// A thread that wants to write may be asleep. Readers let it go first, unless they hold a read
+/// lock already.
 const WANTED: u32 = 1 << 30;
 /// Threads may be asleep.
 const SLEEPERS: u32 = 1 << 29;
-/// What is left is the number of readers.
+/// The remaining bits: the number of readers.
 const READERS: u32 = SLEEPERS - 1;
 
-/// A lock of one writer or of many readers.
+/// A lock for one writer or many readers.
 pub(crate) struct ControlRwLock {
     state: Futex,
 }
@@ -42,23 +44,25 @@ impl ControlRwLock {
         ControlRwLock { state: Futex::new(FREE) }
     }
 
-    /// Waits to read. Who reads already does not wait for those who want to write.
+    /// Acquires the lock for reading. A thread that `reads_already` does not wait for threads that
+    /// want to write.
     pub(crate) fn read(&self, reads_already: bool) {
         let waits_for = if reads_already { WRITER } else { WRITER | WANTED };
         self.wait(|state| if state & waits_for == 0 { Ok(state + 1) } else { Err(SLEEPERS) });
     }
 
-    /// Undoes [`ControlRwLock::read`].
+    /// Releases a read lock.
     pub(crate) fn unlock_read(&self) {
         // Release: pairs with the Acquire in `exchange`.
         let left = self.state.fetch_sub(1, Ordering::Release) - 1;
-        // It fails where somebody came meanwhile, who wakes the sleepers in the end.
+        // The exchange fails if another thread has come in the meantime; that thread then wakes the
+        // sleepers.
         if left & READERS == 0 && left & SLEEPERS != 0 && self.exchange(left, FREE) {
             self.state.wake_all();
         }
     }
 
-    /// Waits to write.
+    /// Acquires the lock for writing.
     pub(crate) fn write(&self) {
         self.wait(|state| {
             let is_free = state & (WRITER | READERS) == 0;
@@ -66,7 +70,7 @@ impl ControlRwLock {
         });
     }
 
-    /// Undoes [`ControlRwLock::write`].
+    /// Releases the write lock.
     pub(crate) fn unlock_write(&self) {
         // Release: pairs with the Acquire in `exchange`.
         if self.state.swap(FREE, Ordering::Release) & SLEEPERS != 0 {
@@ -74,11 +78,11 @@ impl ControlRwLock {
         }
     }
 
-    /// Changes the state as `next` says, or adds what that says and sleeps until somebody unlocks,
-    /// and looks again.
+    /// Changes the state to the result of `next`. If `next` returns an error, adds its bits, sleeps
+    /// until another thread unlocks, and tries again.
     fn wait(&self, next: impl Fn(u32) -> Result<u32, u32>) {
         loop {
-            // Relaxed: the exchange looks again.
+            // Relaxed: the exchange verifies the state.
             let state = self.state.load(Ordering::Relaxed);
             match next(state) {
                 Ok(next) => {
@@ -97,11 +101,11 @@ impl ControlRwLock {
     }
 
     fn exchange(&self, state: u32, next: u32) -> bool {
-        // Acquire: pairs with the Release of who unlocks.
+        // Acquire: pairs with the Release in `unlock_read` and `unlock_write`.
         self.state.compare_exchange(state, next, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
-    /// How the lock is held, at the time of asking.
+    /// Returns how the lock is held at the moment of the call.
     #[cfg(not(loom))]
     pub(crate) fn holders(&self) -> Holders {
         match self.state.load(Ordering::Relaxed) & (WRITER | READERS) {
@@ -111,14 +115,14 @@ impl ControlRwLock {
         }
     }
 
-    /// In the child of a fork: it has so many readers, all of this thread.
+    /// Resets the lock in a fork child, where it has `readers` readers, all on this thread.
     #[cfg(not(loom))]
     pub(crate) fn reset_in_child(&self, readers: u32) {
         self.state.store(readers, Ordering::Relaxed);
     }
 }
 
-/// Who holds a [`ControlRwLock`].
+/// The holders of a [`ControlRwLock`].
 #[cfg(not(loom))]
 pub(crate) enum Holders {
     Nobody,
@@ -126,11 +130,11 @@ pub(crate) enum Holders {
     Writer,
 }
 
-/// A mutex of the control plane: it guards what its users say.
+/// A mutex of the control plane. Its users define what it guards.
 #[cfg(not(loom))]
 pub(crate) struct ControlMutex {
     lock: ControlRwLock,
-    /// The thread that has it.
+    /// The token of the owning thread, or 0.
     owner: AtomicUsize,
     class: LockClass,
 }
@@ -141,7 +145,7 @@ impl ControlMutex {
         ControlMutex { lock: ControlRwLock::new(), owner: AtomicUsize::new(0), class }
     }
 
-    /// Waits for the mutex. Not for handlers and slow paths.
+    /// Acquires the mutex. Not for signal handlers and slow paths.
     #[track_caller]
     pub(crate) fn lock(&'static self) -> ControlGuard {
         witness::waits(self.class);
@@ -151,12 +155,13 @@ impl ControlMutex {
         ControlGuard { mutex: self, _not_send: PhantomData }
     }
 
-    /// Whether somebody has it, at the time of asking.
+    /// Returns whether the mutex is held at the moment of the call.
     pub(crate) fn is_held(&self) -> bool {
         !matches!(self.lock.holders(), Holders::Nobody)
     }
 
-    /// In the child of a fork: nobody has it but this thread, if it had it before.
+    /// Resets the mutex in a fork child: this thread keeps it if it held it, and otherwise nobody
+    /// holds it.
     pub(crate) fn reset_in_child(&self) {
         let is_mine = self.owner.load(Ordering::Relaxed) == Context::thread();
         self.lock.reset_in_child(0);
@@ -168,11 +173,11 @@ impl ControlMutex {
     }
 }
 
-/// A [`ControlMutex`], held.
+/// A guard of a held [`ControlMutex`].
 #[cfg(not(loom))]
 pub(crate) struct ControlGuard {
     mutex: &'static ControlMutex,
-    /// Who locks it unlocks it.
+    /// The thread that locks also unlocks.
     _not_send: PhantomData<*mut ()>,
 }
 

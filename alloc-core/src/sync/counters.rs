@@ -1,11 +1,14 @@
-//! Counters of what CPUs have to agree on: locks, and writes to cache lines that other CPUs write, too.
+//! Counters of coordination between CPUs: lock acquisitions, and writes to cache lines that other
+//! CPUs write too.
 //!
-//! What an allocator does on many CPUs is decided by how rarely it does this. With the feature `counters` each such step is
-//! counted, and [`snapshot`] adds up; without it nothing of this is there. A program counts one of its phases by taking a
-//! snapshot before it and one after.
+//! The speed of an allocator on many CPUs depends on how rarely this happens. With the feature
+//! `counters`, each such step is counted, and [`snapshot`] returns the sums. Without the feature,
+//! nothing of this is compiled in. A program measures one of its phases by a snapshot before it and
+//! one after.
 //!
-//! Each thread counts on lines of its own, unless there are more threads than [`CELLS`], by relaxed additions: so counting does
-//! not make the contention it is to find, may be done in any context, and needs no memory.
+//! Counting is a relaxed addition on lines of the thread's own, except if there are more threads
+//! than `CELLS`. So it does not cause the contention it measures, is possible in any context, and
+//! needs no memory.
 
 #[cfg(feature = "counters")]
 pub use cells::{LockCount, Snapshot, WriteCount, snapshot};
@@ -15,11 +18,12 @@ pub(crate) use cells::{acquired, contended, wrote};
 #[cfg(not(feature = "counters"))]
 pub(crate) use nothing::{acquired, contended, wrote};
 
-/// A kind of cache line that several CPUs write. A lock's own line is not among them: acquisitions count for that.
+/// A kind of cache line that several CPUs write. The line of a lock is not among them: its
+/// acquisitions are counted instead.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(not(feature = "counters"), allow(dead_code, reason = "named, and not counted"))]
 pub(crate) enum Line {
-    /// How many objects a barn holds.
+    /// The number of objects in a barn.
     BarnLen,
     /// Pointers in a barn.
     BarnObjects,
@@ -29,23 +33,23 @@ pub(crate) enum Line {
     Slab,
     /// A word of a slab's bitmap.
     SlabBitmap,
-    /// Slabs that arrive.
+    /// The list of arriving slabs.
     Arrivals,
-    /// Whether a node_class was asked for, when that changes.
+    /// The flags of a node class, when they change.
     NodeClass,
     /// The free runs of an arena.
     Arena,
     /// The reserve of an arena.
     Reserve,
-    /// Lists of frees that are put off, and their counters.
+    /// Lists of deferred frees, and their counters.
     Deferred,
     /// An irq work, or a CPU's queue of them.
     IrqWork,
     /// The sheaves of another CPU.
     Sheaves,
-    /// The bell of the thread that gives memory back.
+    /// The wake flag of a service thread.
     WakeFlag,
-    /// The epoch of those who wait for readers.
+    /// The epoch of grace periods.
     Epoch,
 }
 
@@ -71,10 +75,11 @@ mod cells {
     use super::super::{Context, LockClass};
     use super::Line;
 
-    /// Cells among which threads are spread.
+    /// Cells over which threads are spread.
     const CELLS: usize = 256;
 
-    /// Classes of locks, with their names, and whether threads on different CPUs take them in the course of allocating.
+    /// Lock classes with their names, and whether threads on different CPUs acquire the same lock
+    /// when they allocate.
     const LOCKS: [(LockClass, &str, bool); 14] = [
         (LockClass::Sheaves, "sheaves", false),
         (LockClass::Hotplug, "hotplug", true),
@@ -109,22 +114,24 @@ mod cells {
         (Line::Epoch, "epoch"),
     ];
 
-    /// What is counted, in this order: acquisitions by class, contended ones by class, writes by kind of line.
+    /// Order of the counters: acquisitions by class, contended acquisitions by class, writes by
+    /// kind of line.
     const CONTENDED: usize = LOCKS.len();
     const WRITES: usize = 2 * LOCKS.len();
     const COUNTERS: usize = WRITES + LINES.len();
 
-    /// Two lines, since some CPUs fetch them in pairs.
+    /// Aligned to two lines, since some CPUs fetch lines in pairs.
     #[repr(align(128))]
     struct Cell([AtomicU64; COUNTERS]);
 
     static CELL: [Cell; CELLS] = [const { Cell([const { AtomicU64::new(0) }; COUNTERS]) }; CELLS];
 
     fn count(counter: usize, more: u64) {
-        // Fibonacci hashing: tokens of threads are a constant distance apart.
+        // Fibonacci hashing, since tokens of threads are a constant distance apart.
         let hash = (Context::thread() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let cell = (hash >> 32) as usize % CELLS;
-        // Relaxed: numbers that are added up, and guard nothing. Atomic, since threads may share a cell, and for handlers.
+        // Relaxed: the numbers are only summed and guard no other memory. Atomic, since threads may
+        // share a cell, and handlers interrupt.
         CELL[cell].0[counter].fetch_add(more, Ordering::Relaxed);
     }
 
@@ -132,7 +139,7 @@ mod cells {
         count(class as usize, 1);
     }
 
-    /// Somebody else had the lock: it was waited for, or gone round.
+    /// Counts a lock that another thread held: the caller then waited for it, or avoided it.
     pub(crate) fn contended(class: LockClass) {
         count(CONTENDED + class as usize, 1);
     }
@@ -141,35 +148,36 @@ mod cells {
         count(WRITES + line as usize, lines as u64);
     }
 
-    /// How often locks of a class were taken.
+    /// Acquisitions of the locks of a class.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     #[non_exhaustive]
     pub struct LockCount {
-        /// What they protect.
+        /// Name of the protected data.
         pub name: &'static str,
-        /// Whether threads on different CPUs take the same one.
+        /// Whether threads on different CPUs acquire the same lock.
         pub is_shared: bool,
-        /// How often one was acquired.
+        /// Number of acquisitions.
         pub acquired: u64,
-        /// How often somebody else had it: it was waited for then, or gone round.
+        /// Number of attempts that found the lock held. The caller then waited for it, or avoided
+        /// it.
         pub contended: u64,
     }
 
-    /// How often lines of a kind were written.
+    /// Writes to the lines of a kind.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     #[non_exhaustive]
     pub struct WriteCount {
-        /// What is in such a line.
+        /// Name of the contents of such a line.
         pub name: &'static str,
-        /// How often one was written. Stores that surely hit the same line in a row count once.
+        /// Number of writes. Consecutive stores that certainly hit the same line count once.
         pub writes: u64,
     }
 
-    /// All counters at some time, or the difference between two of these.
+    /// The values of all counters at some time, or the difference of two such snapshots.
     #[derive(Clone, PartialEq, Eq, Debug)]
     pub struct Snapshot([u64; COUNTERS]);
 
-    /// Reads all counters. While others count, what they did last may be missing.
+    /// Reads all counters. The latest events of threads that count meanwhile may be missing.
     #[must_use]
     pub fn snapshot() -> Snapshot {
         let sum = |counter: usize| {
@@ -179,7 +187,7 @@ mod cells {
     }
 
     impl Snapshot {
-        /// What was counted since `earlier`.
+        /// Returns the counts since `earlier`.
         #[must_use]
         pub fn since(&self, earlier: &Snapshot) -> Snapshot {
             Snapshot(core::array::from_fn(|counter| {
@@ -187,7 +195,7 @@ mod cells {
             }))
         }
 
-        /// Every class of locks.
+        /// Returns the counts of every lock class.
         pub fn locks(&self) -> impl Iterator<Item = LockCount> {
             LOCKS.iter().enumerate().map(|(index, (_, name, is_shared))| LockCount {
                 name,
@@ -197,7 +205,7 @@ mod cells {
             })
         }
 
-        /// Every kind of line.
+        /// Returns the counts of every kind of line.
         pub fn writes(&self) -> impl Iterator<Item = WriteCount> {
             LINES
                 .iter()
@@ -205,7 +213,7 @@ mod cells {
                 .map(|(index, (_, name))| WriteCount { name, writes: self.0[WRITES + index] })
         }
 
-        /// Acquisitions of all locks that CPUs share.
+        /// Returns the acquisitions of all locks that CPUs share.
         #[must_use]
         pub fn shared_acquisitions(&self) -> u64 {
             self.locks().filter(|lock| lock.is_shared).map(|lock| lock.acquired).sum()
@@ -229,7 +237,7 @@ mod cells {
 
         #[test]
         fn a_lock_counts_what_it_gave_and_what_it_refused() {
-            // A class that no other test of this crate takes.
+            // No other test of this crate acquires locks of this class.
             let lock = Lock::new(LockClass::RcuBarrier, ());
             let count = || {
                 let locks = |lock: &LockCount| lock.name == "rcu barrier";

@@ -1,5 +1,5 @@
-//! A word to sleep on. Under loom, a queue beside the word takes the kernel's place, so that models find a lost wake-up as
-//! a deadlock.
+//! A word to sleep on. Under loom, a queue beside the word replaces the kernel, so that models
+//! detect a lost wake-up as a deadlock.
 
 use core::ops::Deref;
 
@@ -24,7 +24,7 @@ impl Futex {
         Futex { word: AtomicU32::new(value), queue }
     }
 
-    /// Sleeps while the word holds `expected`; may return at any time.
+    /// Sleeps while the word holds `expected`. May return at any time.
     pub(crate) fn wait(&self, expected: u32) {
         #[cfg(not(loom))]
         crate::os::futex_wait(&self.word, expected);
@@ -32,14 +32,14 @@ impl Futex {
         {
             let (queue, sleepers) = &self.queue;
             let queue = queue.lock().unwrap();
-            // The kernel looks at the word under the lock of its queue, too.
+            // The kernel also reads the word under the lock of its queue.
             if self.word.load(core::sync::atomic::Ordering::SeqCst) == expected {
                 drop(sleepers.wait(queue).unwrap());
             }
         }
     }
 
-    /// As [`Futex::wait`], for so many milliseconds at most.
+    /// As [`Futex::wait`], for at most `milliseconds`.
     pub(crate) fn wait_for(&self, expected: u32, milliseconds: u64) {
         #[cfg(not(loom))]
         crate::os::futex_wait_for(&self.word, expected, milliseconds);
@@ -62,7 +62,7 @@ impl Futex {
         }
     }
 
-    /// Wakes one sleeper, if there is any.
+    /// Wakes one sleeper, if there is one.
     pub(crate) fn wake_one(&self) {
         #[cfg(not(loom))]
         crate::os::futex_wake_one(&self.word);

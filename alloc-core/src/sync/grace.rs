@@ -1,14 +1,17 @@
-//! Grace periods: whether all readers of before are gone. (SRCU of Linux, `kernel/rcu/srcutree.c`, with polled epochs.)
+//! Grace periods: detects that all earlier readers have left. (SRCU of Linux,
+//! `kernel/rcu/srcutree.c`, with polled epochs.)
 //!
-//! A reader counts itself in a slot, on the side that the epoch names, even or odd, and leaves there. The epoch advances when
-//! the other side is empty, where the readers of the epoch before are. Both sides together were seen empty after two such steps
-//! that *began* after somebody asked, and a third may have begun earlier: so a grace period ends three epochs after it began.
+//! A reader counts itself in a slot, on one of two sides, which is the parity of the epoch, and
+//! leaves on the same side. The epoch advances when the other side, which has the readers of the
+//! previous epoch, is empty. After two advances that *began* after a request, both sides have been
+//! seen empty. A further advance may have begun before the request. So a grace period ends three
+//! epochs after its beginning.
 //!
-//! A reader that is stopped between reading the epoch and counting itself may turn up on either side at any time. Its count
-//! comes before its reads: if whoever advances the epoch does not see the count, the reader sees what was done before the
-//! grace period began.
+//! A reader that is stopped between reading the epoch and counting itself may appear on either side
+//! at any time. It counts itself before its reads: if the thread that advances the epoch does not
+//! see the count, the reader sees everything done before the grace period began.
 //!
-//! Nothing here waits, so readers and those who ask may be in any context.
+//! Nothing here waits, so readers and requesters may be in any context.
 
 use super::counters::{self, Line};
 use super::primitive::{AtomicUsize, Ordering, fence};
@@ -16,19 +19,19 @@ use super::primitive::{AtomicUsize, Ordering, fence};
 /// Epochs from the beginning of a grace period to its end.
 const EPOCHS: usize = 3;
 
-/// Readers, counted in slots so that those on different CPUs do not share a cache line.
+/// Readers, counted in slots so that readers on different CPUs do not share a cache line.
 pub(crate) struct Grace<const SLOTS: usize> {
     epoch: AtomicUsize,
     slots: [Slot; SLOTS],
-    /// Readers on each side that did not survive a fork, and never leave.
+    /// Readers on each side that did not survive a fork, and so never leave.
     lost: [AtomicUsize; 2],
 }
 
-/// Readers on each side.
+/// Number of readers on each side.
 #[repr(align(64))]
 struct Slot([AtomicUsize; 2]);
 
-/// Where a reader is counted.
+/// The place where a reader is counted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Ticket {
     slot: usize,
@@ -36,7 +39,7 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
-    /// The side the reader is on, 0 or 1.
+    /// Returns the side of the reader, 0 or 1.
     pub(crate) fn side(self) -> usize {
         self.side
     }
@@ -61,25 +64,27 @@ impl<const SLOTS: usize> Grace<SLOTS> {
         }
     }
 
-    /// The side on which a reader that comes now is counted, and the slot for `number`.
+    /// Returns the place to count a reader that enters now: the slot for `number`, and the side of
+    /// the current epoch.
     #[inline]
     pub(crate) fn ticket(&self, number: usize) -> Ticket {
-        // Relaxed: any epoch that ever was will do.
+        // Relaxed: the side of any past epoch is valid.
         Ticket { slot: number % SLOTS, side: self.epoch.load(Ordering::Relaxed) & 1 }
     }
 
-    /// Counts a reader.
+    /// Counts a reader in.
     #[inline]
     pub(crate) fn enter(&self, ticket: Ticket) {
         self.count(ticket).fetch_add(1, Ordering::Relaxed);
-        // A, pairs with B and C: either whoever advances the epoch sees the count, or the reader what was done before.
+        // A, pairs with B and C: either the thread that advances the epoch sees the count, or the
+        // reader sees what was done before.
         fence(Ordering::SeqCst);
     }
 
     /// Counts a reader out.
     #[inline]
     pub(crate) fn leave(&self, ticket: Ticket) {
-        // Release: pairs with the Acquire in `advance`: the reader's reads are over.
+        // Release: pairs with the Acquire in `advance`. The reader's reads are over.
         self.count(ticket).fetch_sub(1, Ordering::Release);
     }
 
@@ -87,14 +92,15 @@ impl<const SLOTS: usize> Grace<SLOTS> {
         &self.slots[ticket.slot % SLOTS].0[ticket.side & 1]
     }
 
-    /// Begins a grace period, for what the caller did before: the epoch that ends it.
+    /// Begins a grace period for what the caller did before. Returns the epoch that ends it.
     pub(crate) fn begin(&self) -> usize {
         // B, pairs with A.
         fence(Ordering::SeqCst);
         self.epoch.load(Ordering::Relaxed).wrapping_add(EPOCHS)
     }
 
-    /// Whether all readers are gone that were there when `end` was asked for. Helps with it as far as it goes.
+    /// Returns whether all readers have left that were present when `begin` returned `end`.
+    /// Advances the epoch as far as possible.
     pub(crate) fn is_over(&self, end: usize) -> bool {
         loop {
             // Acquire: pairs with the Release in `advance`.
@@ -108,9 +114,11 @@ impl<const SLOTS: usize> Grace<SLOTS> {
         }
     }
 
-    /// Begins the next epoch, if the readers of the one before this are gone.
+    /// Begins the next epoch, if all readers of the previous one have left. Returns whether they
+    /// have.
     fn advance(&self, epoch: usize) -> bool {
-        // C, pairs with A: what was done before this epoch began is seen by readers whose counts are not seen here.
+        // C, pairs with A: a reader whose count is not seen here sees what was done before this
+        // epoch began.
         fence(Ordering::SeqCst);
         let side = epoch.wrapping_add(1) & 1;
         // Acquire: pairs with the Release in `leave`.
@@ -120,7 +128,8 @@ impl<const SLOTS: usize> Grace<SLOTS> {
             return false;
         }
         counters::wrote(Line::Epoch, 1);
-        // Release: pairs with the Acquire in `is_over`. It fails where somebody else was faster.
+        // Release: pairs with the Acquire in `is_over`. The exchange fails if another thread was
+        // faster.
         let _ = self.epoch.compare_exchange(
             epoch,
             epoch.wrapping_add(1),
@@ -130,7 +139,8 @@ impl<const SLOTS: usize> Grace<SLOTS> {
         true
     }
 
-    /// In the child of a fork: the readers that are counted are lost with their threads, but for so many on each side.
+    /// Resets the counts in a fork child: all readers except `own` on each side were lost with
+    /// their threads.
     #[cfg(not(loom))]
     pub(crate) fn reset_in_child(&self, own: [usize; 2]) {
         for (side, own) in own.into_iter().enumerate() {

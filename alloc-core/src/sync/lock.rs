@@ -1,4 +1,4 @@
-//! The one lock of the slow paths.
+//! The lock of the slow paths.
 
 #[cfg(not(loom))]
 use core::cell::Cell;
@@ -16,45 +16,47 @@ use crate::arch;
 
 const FREE: u32 = 0;
 const HELD: u32 = 1;
-/// Held, and somebody may sleep in the futex: the release has to wake one.
+/// Held, and a thread may sleep in the futex: the release must wake one.
 const CONTENDED: u32 = 2;
-/// Its holder did not survive a fork: what it protects is as it was left, and nobody gets at it any more.
+/// The holder did not survive a fork. The protected data stays as the holder left it, and the lock
+/// can never be acquired again.
 const ABANDONED: u32 = 3;
 
-/// Attempts before sleeping. A critical section here is some hundred nanoseconds; a sleep costs microseconds.
+/// Attempts before sleeping. A critical section here takes some hundred nanoseconds; a sleep costs
+/// microseconds.
 pub(crate) const SPINS: u32 = if cfg!(any(loom, miri)) { 1 } else { 100 };
 
-/// A fork in progress on this thread that holds locks until it is over. A handler may interrupt it and
-/// fork as well: then this is how deep the later one is, at least 1. It is added to the thread's token,
-/// which the words of other threads are further away from than that.
+/// A fork in progress on this thread, which holds locks until the fork is over. A signal handler
+/// may interrupt it and fork as well, so the number is the depth of this fork, at least 1. The
+/// depth is added to the thread's token; the tokens of other threads are further away than that.
 #[cfg(not(loom))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Fork(usize);
 
 #[cfg(not(loom))]
 impl Fork {
-    /// Most forks on a thread that are told apart.
+    /// Maximum depth that is distinguished.
     const MOST: usize = 63;
 
-    /// Returns the fork that this thread is in, between `pin` and `unpin` of its context.
+    /// Returns the fork that this thread is in. Call between `pin` and `unpin` of its context.
     pub(crate) fn current() -> Fork {
         Fork(Context::depth().clamp(1, Fork::MOST))
     }
 
-    /// The token of a lock that is held for it.
+    /// Returns the owner token of a lock that is held for this fork.
     fn token(self) -> usize {
         Context::thread() + self.0
     }
 }
 
-/// Says that this thread may have a lock of which it is not known to be the owner: it takes the lock,
-/// or releases it. Over when dropped.
+/// Marks that this thread may hold a lock without being its recorded owner yet, or still: it is
+/// acquiring or releasing the lock. The mark ends when this is dropped.
 ///
-/// That takes a few instructions, but it is there that a handler comes in: after a fork the first
-/// store to a page faults.
+/// That takes a few instructions, but a signal handler is likely to interrupt just there: after a
+/// fork, the first store to a page faults.
 #[cfg(not(loom))]
 struct Changing {
-    /// Of the code that this one interrupted.
+    /// The mark of the code that this one interrupted.
     outer: usize,
 }
 
@@ -65,12 +67,13 @@ impl Changing {
         let changing = &arch::locals().changing;
         let outer = changing.load(Ordering::Relaxed);
         changing.store(core::ptr::from_ref(lock).addr(), Ordering::Relaxed);
-        // Towards handlers on this thread: it is said before anything changes.
+        // Orders against handlers on this thread: the mark precedes any change.
         compiler_fence(Ordering::SeqCst);
         Changing { outer }
     }
 
-    /// Whether the code that this one interrupted may have the lock, though another may as well.
+    /// Returns whether the interrupted code on this thread may hold the lock; another thread may
+    /// hold it instead.
     fn is_on(lock: &RawLock) -> bool {
         lock.owner.load(Ordering::Relaxed) == 0
             && arch::locals().changing.load(Ordering::Relaxed) == core::ptr::from_ref(lock).addr()
@@ -81,22 +84,23 @@ impl Changing {
 impl Drop for Changing {
     #[inline]
     fn drop(&mut self) {
-        // Towards handlers on this thread: the owner is known, or there is none.
+        // Orders against handlers on this thread: by now the owner is recorded, or there is none.
         compiler_fence(Ordering::SeqCst);
         arch::locals().changing.store(self.outer, Ordering::Relaxed);
     }
 }
 
-/// A word lock (Drepper, *Futexes Are Tricky*, mutex 2) that knows its holder.
+/// A word lock (Drepper, *Futexes Are Tricky*, mutex 2) that records its holder.
 ///
-/// The lock is not recursive and takes no part in unwinding: nothing that runs under it may panic.
+/// The lock is not recursive and takes no part in unwinding: code that holds it must not panic.
 pub(crate) struct RawLock {
     word: Futex,
-    /// The token of the thread that holds it, or 0. Whoever takes the lock says so only then, and no longer before letting go
-    /// of it: so only a thread that asks whether it holds the lock itself gets a sure answer.
+    /// The token of the holding thread, or 0. Stored after acquiring and cleared before releasing,
+    /// so it lags `word`: only the question whether this very thread holds the lock has an exact
+    /// answer.
     owner: AtomicUsize,
-    /// For the witness and the counters: without them a free lock is all zeros, and memory full of them takes no room in
-    /// executables.
+    /// The class for the witness and the counters. Without it a free lock is all zeros, and memory
+    /// full of free locks takes no space in executables.
     #[cfg(any(debug_assertions, feature = "counters"))]
     class: LockClass,
 }
@@ -124,12 +128,14 @@ impl RawLock {
         }
     }
 
-    /// Changes the word from `from` to `to`, and says who has the lock then, if it was free. Returns what the word was.
+    /// Changes the word from `from` to `to`. Records `owner` if the lock was free. Returns the
+    /// previous word.
     #[inline]
     fn change(&self, from: u32, to: u32, owner: usize) -> u32 {
         #[cfg(not(loom))]
         let _changing = Changing::begin(self);
-        // Acquire: pairs with the Release in `release`, so that the last holder's writes are seen.
+        // Acquire: pairs with the Release in `release`, so that the previous holder's writes are
+        // seen.
         let changed = self.word.compare_exchange(from, to, Ordering::Acquire, Ordering::Relaxed);
         if changed == Ok(FREE) {
             self.owner.store(owner, Ordering::Relaxed);
@@ -142,7 +148,8 @@ impl RawLock {
         self.change(FREE, HELD, owner) == FREE
     }
 
-    /// Takes the lock, unless that has to be waited for and the context may not.
+    /// Acquires the lock, waiting for it if the context may wait. Returns whether the lock was
+    /// acquired.
     #[inline]
     fn acquire(&self, context: Context) -> bool {
         let found_free = self.try_acquire(Context::thread());
@@ -156,7 +163,7 @@ impl RawLock {
         acquired
     }
 
-    /// Waits for the lock; false if nobody will ever let go of it.
+    /// Waits for the lock. Returns false if the lock is abandoned.
     #[cold]
     #[inline(never)]
     fn acquire_slow(&self) -> bool {
@@ -172,7 +179,8 @@ impl RawLock {
                 ABANDONED => return false,
                 CONTENDED => self.word.wait(CONTENDED),
                 _ => {
-                    // Whoever slept takes the lock as contended: it cannot know whether others sleep still.
+                    // A thread that slept acquires the lock as contended, since others may still
+                    // sleep.
                     if self.change(word, CONTENDED, Context::thread()) == FREE && word == FREE {
                         return true;
                     }
@@ -186,7 +194,8 @@ impl RawLock {
         #[cfg(not(loom))]
         let _changing = Changing::begin(self);
         self.owner.store(0, Ordering::Relaxed);
-        // Release: pairs with the Acquire of the next holder, so that the owner it stores is the later one.
+        // Release: pairs with the Acquire of the next holder, whose store to `owner` then comes
+        // later than the one above.
         if self.word.swap(FREE, Ordering::Release) == CONTENDED {
             self.word.wake_one();
         }
@@ -207,8 +216,9 @@ impl RawLock {
         self.word.load(Ordering::Relaxed) == ABANDONED
     }
 
-    /// Takes the lock for as long as a fork takes, unless this very thread was interrupted while it had it, or by a fork that
-    /// holds it. A context that may not wait makes a few attempts, which are counted down.
+    /// Holds the lock until the fork is over, unless this thread holds it already: in code that it
+    /// interrupted, or for an outer fork. A context that must not wait makes a few attempts, which
+    /// are counted down in `attempts`.
     #[cfg(not(loom))]
     pub(crate) fn hold_for_fork(&self, fork: Fork, context: Context, attempts: &Cell<u32>) {
         if self.is_this_threads() {
@@ -233,7 +243,8 @@ impl RawLock {
         }
     }
 
-    /// As [`RawLock::release_in_parent`], in the child, where no other thread is that could release it.
+    /// As [`RawLock::release_in_parent`], in the child. Abandons a lock that another thread held,
+    /// since that thread does not exist here to release it.
     #[cfg(not(loom))]
     pub(crate) fn release_in_child(&self, fork: Fork) {
         self.release_in_parent(fork);
@@ -242,7 +253,8 @@ impl RawLock {
         }
     }
 
-    /// As [`RawLock::release_in_child`], for a lock that protects what is whole after each store: the child may have it.
+    /// As [`RawLock::release_in_child`], for a lock whose data is consistent after each store: the
+    /// child frees the lock instead of abandoning it.
     #[cfg(not(loom))]
     pub(crate) fn free_in_child(&self, fork: Fork) {
         self.release_in_parent(fork);
@@ -252,7 +264,7 @@ impl RawLock {
         }
     }
 
-    /// What the witness and the counters are told.
+    /// Returns the class for the witness and the counters.
     #[inline(always)]
     fn class(&self) -> LockClass {
         #[cfg(any(debug_assertions, feature = "counters"))]
@@ -261,7 +273,7 @@ impl RawLock {
         LockClass::Sheaves
     }
 
-    /// Makes an abandoned lock a free one, where what it protects is whole anyway.
+    /// Frees an abandoned lock whose data is consistent anyway.
     #[cfg(not(loom))]
     pub(crate) fn reclaim_in_child(&self) {
         if self.is_abandoned() {
@@ -269,21 +281,21 @@ impl RawLock {
         }
     }
 
-    /// Whether this thread has the lock, in the code that it interrupted, be that a fork.
+    /// Returns whether this thread holds the lock in code that it interrupted, including a fork.
     #[cfg(not(loom))]
     fn is_this_threads(&self) -> bool {
         let above = self.owner.load(Ordering::Relaxed).wrapping_sub(Context::thread());
         above <= Fork::MOST || Changing::is_on(self)
     }
 
-    /// Whether this thread has the lock, in the code that it interrupted.
+    /// Returns whether this thread holds the lock in code that it interrupted, other than a fork.
     #[cfg(not(loom))]
     pub(crate) fn is_mine(&self) -> bool {
         self.owner.load(Ordering::Relaxed) == Context::thread()
     }
 }
 
-/// For a report of what is held: where the lock is and who has it, by the token of a thread.
+/// Formats the address of the lock, its state, and the token of its holder, for a report.
 impl fmt::Debug for RawLock {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match self.word.load(Ordering::Relaxed) {
@@ -303,7 +315,8 @@ pub(crate) struct Lock<T> {
     data: UnsafeCell<T>,
 }
 
-// SAFETY: the lock hands out one guard at a time, so sharing it shares only the right to take turns with the `T`.
+// SAFETY: the lock hands out one guard at a time, so sharing it shares only the right to take turns
+// with the `T`.
 unsafe impl<T: Send> Sync for Lock<T> {}
 // SAFETY: a lock owns its `T` and nothing tied to a thread.
 unsafe impl<T: Send> Send for Lock<T> {}
@@ -319,7 +332,8 @@ impl<T> Lock<T> {
         Lock { raw: RawLock::new(class), data: UnsafeCell::new(data) }
     }
 
-    /// Takes the lock, waiting for it where the context may wait.
+    /// Acquires the lock. Waits for it if the context may wait, and otherwise returns `None` if it
+    /// is held. Returns `None` for an abandoned lock in any context.
     #[inline]
     #[track_caller]
     pub(crate) fn acquire(&self, context: Context) -> Option<Guard<'_, T>> {
@@ -333,23 +347,24 @@ impl<T> Lock<T> {
         Some(Guard::new(self))
     }
 
-    /// The lock itself, for who has to take all there are.
+    /// Returns the lock without its data, for code that acquires all locks.
     #[cfg(not(loom))]
     pub(crate) fn raw(&self) -> &RawLock {
         &self.raw
     }
 }
 
-/// The right to use what a [`Lock`] holds; dropping it gives the lock back.
+/// The right to use the data of a [`Lock`]. Dropping it releases the lock.
 pub(crate) struct Guard<'a, T> {
     lock: &'a Lock<T>,
-    /// A guard gives `&T`, and is dropped by the thread that has the lock: it is not sent to another, and shared as a `T` is.
+    /// Neither `Send` nor unconditionally `Sync`: the thread that holds the lock drops the guard,
+    /// and a shared guard gives `&T`.
     of_thread: PhantomData<*mut T>,
     #[cfg(loom)]
     data: Option<loom::cell::MutPtr<T>>,
 }
 
-// SAFETY: a shared guard gives what a shared `T` does.
+// SAFETY: a shared guard gives only `&T`, as a shared `T` does.
 unsafe impl<T: Sync> Sync for Guard<'_, T> {}
 
 impl<'a, T> Guard<'a, T> {
@@ -376,7 +391,8 @@ impl<T> Deref for Guard<'_, T> {
     type Target = T;
     #[inline]
     fn deref(&self) -> &T {
-        // SAFETY: the guard exists, so the lock is held by it alone, and the borrow of the guard bounds this one.
+        // SAFETY: the lock is held by this guard alone, and the borrow of the guard bounds this
+        // one.
         unsafe { &*self.data() }
     }
 }
@@ -384,7 +400,8 @@ impl<T> Deref for Guard<'_, T> {
 impl<T> DerefMut for Guard<'_, T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: as in `deref`; the exclusive borrow of the guard makes this borrow exclusive.
+        // SAFETY: the lock is held by this guard alone, and its exclusive borrow makes this borrow
+        // exclusive.
         unsafe { &mut *self.data() }
     }
 }
@@ -403,7 +420,7 @@ impl<T> Drop for Guard<'_, T> {
 mod tests {
     use super::*;
 
-    /// Compiles for what is not `Send`: for what is, there are two.
+    /// Compiles for types that are not `Send`: for a `Send` type two impls match.
     trait Stays<Marker> {
         const YES: () = ();
     }
@@ -419,7 +436,8 @@ mod tests {
     impl<T: ?Sized + Sync> IsNotShared<u8> for T {}
     const _: () = <Guard<'_, Cell<u8>> as IsNotShared<_>>::YES;
 
-    /// This thread had the lock before, and another has just taken it, but not said so yet.
+    /// This thread held the lock before. Another has just acquired it, but has not recorded itself
+    /// as owner yet.
     #[test]
     fn a_fork_abandons_a_lock_that_another_has_just_taken() {
         let waiting = Context::enter(|context| context);
@@ -443,8 +461,8 @@ mod tests {
         assert!(lock.acquire(Context::TRYING).is_some());
     }
 
-    /// A handler forks while this thread forks: what the outer fork holds it neither waits for nor
-    /// releases, in the parent and in the child.
+    /// A handler forks while this thread forks. In the parent and in the child, the inner fork
+    /// neither waits for nor releases the locks that the outer fork holds.
     #[test]
     fn a_fork_in_a_fork_leaves_locks_to_the_outer_one() {
         let waiting = Context::enter(|context| context);

@@ -1,18 +1,19 @@
-//! Atomics and locks: the only folder that knows whether atomics are the machine's or loom's.
+//! Atomics and locks: the only folder that knows whether atomics are the processor's or loom's.
 //!
-//! - [`Lock`], the one lock of the slow paths: a word, tried, spun on a little and then slept on in a futex.
-//! - [`Rcuwait`], a place for one thread to wait for what a signal handler does.
-//! - [`Backoff`], how to wait for another thread without sleeping in a lock of its own.
-//! - [`WakeFlag`], what tells a thread that there is something to do.
-//! - [`counters`], which count what CPUs have to agree on, for who wants to know.
-//! - [`witness`], which holds locks against an order in debug builds.
-//! - [`Context`], whether whoever takes a lock may wait for it.
-//! - [`Llist`], a list that any context may add to.
-//! - [`Grace`], whether all readers of before are gone.
-//! - [`forks`], which process this is, and what a child has yet to do.
-//! - [`ControlRwLock`] and `ControlMutex`, locks of the control plane.
+//! - [`Lock`]: the lock of the slow paths, a word that is tried, spun on briefly, and then slept on
+//!   as a futex.
+//! - [`Rcuwait`]: a place where one thread waits for the effect of a signal handler.
+//! - [`Backoff`]: waiting for another thread without a lock to sleep in.
+//! - [`WakeFlag`]: a flag that wakes a thread for work.
+//! - [`counters`]: counts of lock acquisitions and of writes to shared cache lines.
+//! - [`witness`]: checks of the lock order in debug builds.
+//! - [`Context`]: the permission to wait for a lock.
+//! - [`Llist`]: a list that any context may add to.
+//! - [`Grace`]: detection of the end of a grace period.
+//! - [`forks`]: the fork generation of this process, and work left for a fork child.
+//! - [`ControlRwLock`] and `ControlMutex`: locks of the control plane.
 //!
-//! Nothing here allocates. This folder may touch `os` and `arch`.
+//! Nothing here allocates.
 
 mod backoff;
 mod context;
@@ -46,7 +47,7 @@ pub(crate) use rcuwait::Rcuwait;
 pub(crate) use wake_flag::WakeFlag;
 pub(crate) use witness::LockClass;
 
-/// Waits a little for another thread, which may need this CPU to go on.
+/// Waits briefly for another thread, which may need this CPU to make progress.
 pub(crate) fn spin_or_yield() {
     #[cfg(not(loom))]
     {

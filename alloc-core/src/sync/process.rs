@@ -1,6 +1,6 @@
-//! Which process this is: how many forks lie behind it.
+//! The fork generation of this process: the number of forks between the first process and this one.
 //!
-//! What a thread had in hand that the child of a fork does not have, is told from what is of this process by that number.
+//! State stamped with an older generation belonged to a thread that does not exist in this process.
 
 #[cfg(not(loom))]
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
@@ -13,10 +13,10 @@ use super::Context;
 #[cfg(not(loom))]
 static FORKS: AtomicU32 = AtomicU32::new(0);
 
-/// How many forks lie behind this process.
+/// Returns the fork generation of this process.
 #[inline]
 pub(crate) fn forks() -> u32 {
-    // Relaxed: it changes only where there is no other thread. The models do not fork.
+    // Relaxed: it changes only while there is no other thread. The models do not fork.
     #[cfg(not(loom))]
     return FORKS.load(Ordering::Relaxed);
     #[cfg(loom)]
@@ -29,19 +29,21 @@ pub(crate) fn count_fork() {
     FORKS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// What the child of a fork has yet to do: a `fn() -> bool`, or null.
+/// Pending work of a fork child: a `fn() -> bool`, or null.
 #[cfg(not(loom))]
 static LEFT: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
 
-/// Has allocations beyond sheaves call `routine`, without any lock, until it says that all is done. For what takes more than may be
-/// done in the fork itself, and is not worth doing in a child that soon ends or becomes another program.
+/// Makes allocations beyond sheaves call `routine`, without holding a lock, until it returns true.
+/// For work that is too much for the fork itself, and not worth doing in a child that soon ends or
+/// becomes another program.
 #[cfg(not(loom))]
 pub(crate) fn leave_for_later(routine: fn() -> bool) {
-    // Relaxed, here and below: in a process with one thread; those that come after find it stored.
+    // Relaxed, here and below: the process has one thread, and later threads find the pointer
+    // stored.
     LEFT.store(routine as *mut (), Ordering::Relaxed);
 }
 
-/// Does what was left for later, if anything was.
+/// Runs the pending work of a fork child, if there is any and the context may wait.
 #[cfg(not(loom))]
 #[inline]
 pub(crate) fn do_what_was_left(context: Context) {
@@ -53,12 +55,13 @@ pub(crate) fn do_what_was_left(context: Context) {
 #[cfg(not(loom))]
 #[cold]
 fn run_pending() {
-    // Nobody else does it meanwhile, nor what it allocates.
+    // The swap keeps other threads, and allocations of the routine itself, from running it
+    // meanwhile.
     let routine = LEFT.swap(ptr::null_mut(), Ordering::Relaxed);
     if routine.is_null() {
         return;
     }
-    // SAFETY: what `leave_for_later` stored.
+    // SAFETY: `leave_for_later` stored a pointer of this type.
     let is_done = unsafe { mem::transmute::<*mut (), fn() -> bool>(routine)() };
     if !is_done {
         LEFT.store(routine, Ordering::Relaxed);

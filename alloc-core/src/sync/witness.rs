@@ -1,44 +1,46 @@
-//! The lock witness: in debug builds, whoever takes a lock is held against an order and against rules. (lockdep of Linux,
-//! WITNESS of the BSDs.)
+//! The lock witness: in debug builds, checks each lock acquisition against an order and against
+//! rules. (lockdep of Linux, WITNESS of the BSDs.)
 //!
-//! - *Order.* Locks have classes. Waiting for a lock of class B while holding one of class A makes an edge A → B; an edge that
-//!   closes a circle is a deadlock that has only not happened yet. What is only tried makes no edge to itself, but is held.
-//! - *Context.* What sleeps, and the locks of the control plane, are not for slow paths, nor for the handler of a CPU.
+//! - *Order.* Locks have classes. Waiting for a lock of class B while holding one of class A adds
+//!   an edge A → B. An edge that closes a cycle is a potential deadlock. A lock that is only tried
+//!   adds no edge to itself, but counts as held afterwards.
+//! - *Context.* Operations that sleep, and the locks of the control plane, are forbidden in slow
+//!   paths and in the handler of a CPU thread.
 //!
-//! A breach ends the process with both places in the message. In release builds nothing of this is there.
-//!
-//! This file may touch `arch` and `os`.
+//! A violation ends the process with a message that names both places. In release builds nothing of
+//! this is compiled in.
 
-/// Locks of a class are taken alike.
+/// A class of locks, which are all acquired in the same way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 #[allow(dead_code, reason = "some are made of zeroed memory only, or where the witness is on")]
 pub(crate) enum LockClass {
-    /// The sheaves of a CPU, on the fallback backend. First, as such a lock is made of zeroed memory.
+    /// The sheaves of a CPU, on the fallback backend. The first class, as such a lock is made of
+    /// zeroed memory.
     Sheaves,
-    /// Coming and going of CPUs.
+    /// CPU hotplug.
     Hotplug,
     /// The set of caches.
     SlabMutex,
-    /// Turns of those who wait for all frees that wait for readers.
+    /// The turn to wait for all frees that wait for readers.
     RcuBarrier,
     /// Frees that wait for readers.
     Waiting,
-    /// The emptying of a deferred list.
+    /// Emptying a deferred list.
     Emptying,
-    /// The taking home of what was not needed for a while.
+    /// Flushing idle objects to slabs.
     Flushing,
-    /// The giving back of free memory to the system.
+    /// Purging free memory.
     Purging,
-    /// The closing of sheaves of other CPUs.
+    /// Closing the sheaves of other CPUs.
     Closing,
     /// A barn.
     Barn,
     /// The slabs of a class on a node.
     Slabs,
-    /// The making of an arena.
+    /// Creating an arena.
     ArenaMaking,
-    /// The committing of more of an arena.
+    /// Committing more of an arena.
     Committing,
     /// The runs of an arena.
     Arena,
@@ -84,21 +86,21 @@ mod checking {
     use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering, compiler_fence};
 
     const CLASSES: usize = LockClass::Arena as usize + 1;
-    /// Locks that a thread may hold, handlers included.
+    /// Maximum number of locks that a thread may hold, including its handlers.
     const MAX_HELD: usize = 16;
 
     type Place = &'static Location<'static>;
     type Held = Option<(LockClass, Place)>;
 
-    /// What is known of this thread; zero at its start. Only the thread itself and handlers on it
-    /// use it.
+    /// The witness's state of this thread, zero at its start. Only the thread itself and handlers
+    /// on it use it.
     struct Known {
-        /// Locks that it holds.
+        /// Number of locks that the thread holds.
         count: &'static AtomicUsize,
-        /// 1 in the handler of a CPU.
+        /// 1 in the handler of a CPU thread, else 0.
         interrupted: &'static AtomicUsize,
-        /// The first so many locks, each by its class plus one and where it was taken. Those that a
-        /// handler finds being written are empty.
+        /// The first `MAX_HELD` locks that are held, two words each: the class plus one, and the
+        /// place of acquisition. An entry that is being written reads as empty in a handler.
         held: &'static [AtomicUsize],
     }
 
@@ -123,11 +125,11 @@ mod checking {
             let class = class.load(Ordering::Relaxed).checked_sub(1)? as u8;
             let place: *const Location<'static> =
                 ptr::with_exposed_provenance(place.load(Ordering::Relaxed));
-            // SAFETY: what `set` stored, the class last.
+            // SAFETY: `set` stored a class and the address of a `Location`, the class last.
             Some(unsafe { (mem::transmute::<u8, LockClass>(class), &*place) })
         }
 
-        /// Notes a lock, or none; false where there is no room.
+        /// Records a lock, or none. Returns false if there is no room.
         fn set(&self, number: usize, lock: Held) -> bool {
             let Some([class, place]) =
                 self.held.get(2 * number..).and_then(|words| words.first_chunk())
@@ -144,13 +146,13 @@ mod checking {
             true
         }
 
-        /// The locks that it holds.
+        /// Returns the locks that the thread holds, with their positions.
         fn all(&self) -> impl DoubleEndedIterator<Item = (usize, (LockClass, Place))> {
             (0..self.count()).filter_map(|number| Some((number, self.get(number)?)))
         }
     }
 
-    /// Where a lock of one class was held, and one of another was waited for.
+    /// The places where a lock of one class was held and one of another was waited for.
     struct Edge {
         held: AtomicPtr<Location<'static>>,
         waited: AtomicPtr<Location<'static>>,
@@ -182,10 +184,10 @@ mod checking {
             )
         }
 
-        /// Adds the edge from a class held to one waited for.
+        /// Adds the edge from a class held to a class waited for.
         ///
         /// # Errors
-        /// The first edge of a way that leads back.
+        /// The first edge of a path that leads back.
         pub(super) fn add(
             &self,
             (held, held_at): (LockClass, Place),
@@ -197,12 +199,12 @@ mod checking {
             }
             let edge = &self.0[held as usize][waited as usize];
             edge.held.store(ptr::from_ref(held_at).cast_mut(), Ordering::Relaxed);
-            // Release: pairs with the Acquire in `way`.
+            // Release: pairs with the Acquire in `way_from`.
             edge.waited.store(ptr::from_ref(waited_at).cast_mut(), Ordering::Release);
             Ok(())
         }
 
-        /// The first edge on a way from a class to another.
+        /// Returns the first edge on a path from one class to another.
         fn way(
             &self,
             from: LockClass,
@@ -226,7 +228,7 @@ mod checking {
                     continue;
                 }
                 if next == to || (!seen[next] && self.way_from(next, to, seen).is_some()) {
-                    // SAFETY: both were stored by `add`, the other one first.
+                    // SAFETY: `add` stored both addresses, `held` before `waited`.
                     let (held, waited) = unsafe { (&*edge.held.load(Ordering::Relaxed), &*waited) };
                     return Some(Inversion { held, waited });
                 }
@@ -235,7 +237,7 @@ mod checking {
         }
     }
 
-    /// To be called before a lock is waited for.
+    /// Checks a lock against the order. Call before waiting for a lock of `class`.
     #[track_caller]
     pub(crate) fn waits(class: LockClass) {
         if matches!(class, LockClass::Hotplug | LockClass::SlabMutex | LockClass::RcuBarrier) {
@@ -259,13 +261,14 @@ mod checking {
         }
     }
 
-    /// To be called when a lock was taken.
+    /// Records a lock of `class`. Call after acquiring it.
     #[track_caller]
     pub(crate) fn acquired(class: LockClass) {
         let here = Location::caller();
         let known = Known::of_this_thread();
         let number = known.count();
-        // First the place, then what is in it: a handler in between puts its own above.
+        // The count is raised before the entry is written: a handler in between appends its own
+        // entry above.
         known.set_count(number + 1);
         compiler_fence(Ordering::SeqCst);
         if !known.set(number, Some((class, here))) {
@@ -273,7 +276,7 @@ mod checking {
         }
     }
 
-    /// To be called before a lock is let go of.
+    /// Removes a lock of `class`. Call before releasing it.
     #[track_caller]
     pub(crate) fn released(class: LockClass) {
         let known = Known::of_this_thread();
@@ -289,7 +292,8 @@ mod checking {
         known.set_count(last);
     }
 
-    /// To be called by what may sleep for long: not for slow paths, nor for the handler of a CPU.
+    /// Checks that the thread may sleep: it is in no slow path and not in the handler of a CPU
+    /// thread. Call in operations that may sleep for long.
     #[track_caller]
     pub(crate) fn may_sleep() {
         let interrupted = Known::of_this_thread().interrupted.load(Ordering::Relaxed) != 0;
@@ -302,7 +306,7 @@ mod checking {
         }
     }
 
-    /// Runs the handler of a CPU.
+    /// Runs the handler of a CPU thread.
     pub(crate) fn interrupt<R>(handler: impl FnOnce() -> R) -> R {
         let interrupted = Known::of_this_thread().interrupted;
         interrupted.store(1, Ordering::Relaxed);

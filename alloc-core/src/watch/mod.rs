@@ -1,25 +1,26 @@
-//! What those see who watch from outside: probes for tracers, with the feature `usdt`, and what Valgrind is told, with the feature
-//! `valgrind`. Without these there is nothing of this in a program.
+//! Hooks for outside observers: probes for tracers, with the feature `usdt`, and requests to
+//! Valgrind, with the feature `valgrind`. Without these features nothing of this is compiled in.
 //!
-//! A probe is a `nop` and a note in the executable that says where it is and where its arguments are: the statically defined
-//! tracing of SystemTap, which `bpftrace`, `perf`, `gdb` and others know. `docs/tracing.md` has the list, and examples.
+//! A probe is a `nop`, and a note in the executable with the location of the `nop` and of its
+//! arguments. This is SystemTap's statically defined tracing, which `bpftrace`, `perf`, `gdb` and
+//! others support. `docs/tracing.md` has the list, and examples.
 //!
-//! Memcheck is told which bytes are blocks of the program, and that it may use no others of what blocks are cut from. A block is as
-//! long as was asked for, to the byte, with [`REDZONE`](crate::size_class::REDZONE) bytes behind it that belong to nobody, the last
-//! of which tell that length. It moves whenever its size changes. Where pointers to blocks lie that are nobody's, memory is hidden
-//! from it: otherwise what was lost would seem to be still within reach. `docs/valgrind.md` tells the rest.
-//!
-//! This file may touch the numbers of `size_class`.
+//! Memcheck is informed which bytes are blocks of the program, and that the program may use no
+//! other bytes of slabs and runs. A block has exactly the requested length. Behind it are
+//! [`REDZONE`](crate::size_class::REDZONE) bytes that belong to nobody, whose last word records
+//! that length. A block moves whenever its size changes. The allocator's own memory with pointers
+//! to blocks is hidden from memcheck: otherwise lost blocks would seem reachable.
+//! `docs/valgrind.md` describes the rest.
 
 #[cfg(feature = "valgrind")]
 mod valgrind;
 
 use crate::size_class::REDZONE;
 
-/// Whether anybody may be watching. What is only to be told may be left undone otherwise.
+/// Whether an observer is possible. Work that only serves observers may be skipped otherwise.
 pub(crate) const WATCHED: bool = cfg!(any(feature = "usdt", feature = "valgrind"));
 
-/// Whether a block has no more bytes than were asked for.
+/// Whether a block has exactly as many bytes as requested.
 pub(crate) const EXACT: bool = REDZONE != 0;
 
 /// A probe of the provider `hayloft`.
@@ -32,8 +33,8 @@ macro_rules! probe {
     }};
 }
 
-/// The program gets a block of `size` bytes, as many as it asked for, unless it is null. Its contents mean something if they are
-/// `defined`.
+/// Reports that the program gets a block of `size` bytes, exactly as many as it requested. Ignores
+/// a null pointer. The contents are meaningful if they are `defined`. Returns the block.
 #[inline(always)]
 pub(crate) fn allocated(block: *mut u8, size: usize, defined: bool) -> *mut u8 {
     let _ = defined;
@@ -45,7 +46,7 @@ pub(crate) fn allocated(block: *mut u8, size: usize, defined: bool) -> *mut u8 {
     block
 }
 
-/// The program gives a block back.
+/// Reports that the program frees a block.
 #[inline(always)]
 pub(crate) fn freed(block: *mut u8) {
     #[cfg(feature = "valgrind")]
@@ -53,8 +54,9 @@ pub(crate) fn freed(block: *mut u8) {
     probe!(free, block);
 }
 
-/// A block has another size now, and perhaps another place, unless that is null: as if one were freed, and another allocated. Not to
-/// be had where blocks are [`EXACT`].
+/// Reports that a block has a new size and perhaps a new address, as a free and an allocation.
+/// Ignores a null `new`. Returns `new`. Never called where blocks are [`EXACT`], since those always
+/// move.
 #[inline(always)]
 pub(crate) fn resized(old: *mut u8, new: *mut u8, size: usize) -> *mut u8 {
     if WATCHED && !new.is_null() {
@@ -64,7 +66,8 @@ pub(crate) fn resized(old: *mut u8, new: *mut u8, size: usize) -> *mut u8 {
     new
 }
 
-/// Nobody may use these bytes, until they are opened or the program gets them.
+/// Forbids access to these bytes, until they are made accessible or belong to a block of the
+/// program.
 #[inline(always)]
 pub(crate) fn make_noaccess(address: *mut u8, len: usize) {
     #[cfg(feature = "valgrind")]
@@ -72,7 +75,7 @@ pub(crate) fn make_noaccess(address: *mut u8, len: usize) {
     let _ = (address, len);
 }
 
-/// These bytes may be used; they mean something if they are `defined`.
+/// Permits access to these bytes. Their contents are meaningful if they are `defined`.
 #[inline(always)]
 pub(crate) fn make_accessible(address: *mut u8, len: usize, defined: bool) {
     #[cfg(feature = "valgrind")]
@@ -80,7 +83,8 @@ pub(crate) fn make_accessible(address: *mut u8, len: usize, defined: bool) {
     let _ = (address, len, defined);
 }
 
-/// These bytes are the allocator's own, and point to blocks. To be called again when they were given to the system in between.
+/// Hides these bytes, which are the allocator's own and hold pointers to blocks. Call again after
+/// they were decommitted.
 #[inline(always)]
 pub(crate) fn hide(address: *mut u8, len: usize) {
     #[cfg(feature = "valgrind")]
@@ -88,21 +92,23 @@ pub(crate) fn hide(address: *mut u8, len: usize) {
     let _ = (address, len);
 }
 
-/// The word behind a block that has `extent` bytes, all in all.
+/// Returns the address of the size word at the end of a block, whose `extent` is its length in
+/// bytes including the redzone.
 ///
 /// # Safety
-/// There is a block of that extent, of an [`EXACT`] allocator.
+/// There is a block of that extent, in an [`EXACT`] allocator.
 unsafe fn size_word(block: *mut u8, extent: usize) -> *mut usize {
-    // SAFETY: the caller's promise: the last word of the redzone.
+    // SAFETY: the caller guarantees a block of this extent; its last word is in the redzone.
     unsafe { block.add(extent - size_of::<usize>()).cast() }
 }
 
-/// Writes how large a block is, of `extent` bytes all in all, none of which may be used then.
+/// Records the size of a block of `extent` bytes, and then forbids access to all of them.
 ///
 /// # Safety
-/// As [`size_word`], and the block is nobody's yet.
+/// As [`size_word`], and the block does not belong to the program yet.
 pub(crate) unsafe fn write_size(block: *mut u8, extent: usize, size: usize) {
-    // SAFETY: the caller's promise. The end of an extent need not be aligned.
+    // SAFETY: the caller guarantees a block of this extent that nobody uses. The end of an extent
+    // need not be aligned.
     unsafe {
         let word = size_word(block, extent);
         make_accessible(word.cast(), size_of::<usize>(), false);
@@ -111,12 +117,12 @@ pub(crate) unsafe fn write_size(block: *mut u8, extent: usize, size: usize) {
     make_noaccess(block, extent);
 }
 
-/// How large a block is, of `extent` bytes all in all.
+/// Returns the recorded size of a block of `extent` bytes.
 ///
 /// # Safety
-/// As [`size_word`], and [`write_size`] was called for it.
+/// As [`size_word`], and [`write_size`] was called for the block.
 pub(crate) unsafe fn read_size(block: *mut u8, extent: usize) -> usize {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees a block of this extent whose size was recorded.
     unsafe {
         let word = size_word(block, extent);
         make_accessible(word.cast(), size_of::<usize>(), true);
@@ -126,16 +132,16 @@ pub(crate) unsafe fn read_size(block: *mut u8, extent: usize) -> usize {
     }
 }
 
-/// Objects go from one place to another.
+/// A move of objects between a sheaf and a barn or slabs.
 pub(crate) struct Move {
-    /// Bytes of each.
+    /// Bytes of each object.
     pub(crate) size: usize,
     pub(crate) objects: usize,
-    /// The CPU from whose sheaf or to which they go.
+    /// The CPU of the sheaf.
     pub(crate) cpu: usize,
 }
 
-/// The sheaf of a CPU was empty, and objects are fetched for it.
+/// Reports that the sheaf of a CPU was empty and is being refilled.
 #[inline(always)]
 pub(crate) fn refill(told: impl FnOnce() -> Move) {
     if WATCHED {
@@ -144,7 +150,7 @@ pub(crate) fn refill(told: impl FnOnce() -> Move) {
     }
 }
 
-/// Objects leave a CPU for barn or slabs.
+/// Reports that objects leave a CPU for its barn or for slabs.
 #[inline(always)]
 pub(crate) fn flush(told: impl FnOnce() -> Move) {
     if WATCHED {
@@ -153,7 +159,7 @@ pub(crate) fn flush(told: impl FnOnce() -> Move) {
     }
 }
 
-/// A run becomes a slab, or a slab that is empty is one no more.
+/// Reports that a run becomes a slab, or that an empty slab ceases to be one.
 #[inline(always)]
 pub(crate) fn slab(address: *mut u8, is_new: bool, bytes: impl FnOnce() -> usize) {
     if WATCHED {

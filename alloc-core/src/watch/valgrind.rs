@@ -1,10 +1,12 @@
-//! Requests to Valgrind: some rotations that add up to nothing, and an exchange of a register with itself, in which it sees who runs
-//! under it an address. Whoever runs by itself runs on. (`valgrind.h` and `memcheck.h`, versions 3.8 and later.)
+//! Requests to Valgrind: rotations that cancel out, and an exchange of a register with itself.
+//! Valgrind recognises this sequence, and finds the address of the request in a register. A program
+//! that does not run under Valgrind just continues. (`valgrind.h` and `memcheck.h`, versions 3.8
+//! and later.)
 
-/// `VG_USERREQ__MALLOCLIKE_BLOCK` and its like, for all tools.
+/// Requests of all tools: `VG_USERREQ__MALLOCLIKE_BLOCK` and its like.
 const MALLOCLIKE: usize = 0x1301;
 const FREELIKE: usize = 0x1302;
-/// Memcheck's, `VG_USERREQ__MAKE_MEM_NOACCESS` and so on: two letters, and a number.
+/// Requests of memcheck, `VG_USERREQ__MAKE_MEM_NOACCESS` and so on: two letters and a number.
 const MEMCHECK: usize = (b'M' as usize) << 24 | (b'C' as usize) << 16;
 const MAKE_NOACCESS: usize = MEMCHECK;
 const MAKE_UNDEFINED: usize = MEMCHECK + 1;
@@ -15,7 +17,7 @@ const DISABLE_ERRORS_IN_RANGE: usize = MEMCHECK + 14;
 fn request(code: usize, arguments: [usize; 4]) {
     let [first, second, third, fourth] = arguments;
     let words = [code, first, second, third, fourth, 0];
-    // SAFETY: the registers are as they were, but for the answer.
+    // SAFETY: the instructions change no register except the one for the answer.
     #[cfg(target_arch = "x86_64")]
     unsafe {
         core::arch::asm!(
@@ -29,7 +31,7 @@ fn request(code: usize, arguments: [usize; 4]) {
             options(nostack),
         );
     }
-    // SAFETY: as above.
+    // SAFETY: the instructions change no register except the one for the answer.
     #[cfg(target_arch = "aarch64")]
     unsafe {
         core::arch::asm!(
@@ -47,32 +49,33 @@ fn request(code: usize, arguments: [usize; 4]) {
     let _ = words;
 }
 
-/// The program has a block, in memory that it had not; what is in it means something or not.
+/// Reports a block of the program in memory that it could not use before. Its contents are
+/// meaningful if `is_defined`.
 #[inline(always)]
 pub(super) fn allocated(block: *mut u8, size: usize, is_defined: bool) {
     request(MALLOCLIKE, [block.addr(), size, 0, is_defined.into()]);
 }
 
-/// The program has a block no more.
+/// Reports that the program freed a block.
 #[inline(always)]
 pub(super) fn freed(block: *mut u8) {
     request(FREELIKE, [block.addr(), 0, 0, 0]);
 }
 
-/// Nobody may use these bytes.
+/// Forbids access to these bytes.
 #[inline(always)]
 pub(super) fn make_noaccess(address: *mut u8, len: usize) {
     request(MAKE_NOACCESS, [address.addr(), len, 0, 0]);
 }
 
-/// These bytes may be written, or read as well.
+/// Permits writing these bytes, and also reading them if they are defined.
 #[inline(always)]
 pub(super) fn make_accessible(address: *mut u8, len: usize, is_defined: bool) {
     let code = if is_defined { MAKE_DEFINED } else { MAKE_UNDEFINED };
     request(code, [address.addr(), len, 0, 0]);
 }
 
-/// As [`close`], but nobody is told who does.
+/// As [`make_noaccess`], but memcheck reports no accesses to these bytes.
 #[inline(always)]
 pub(super) fn hide(address: *mut u8, len: usize) {
     close(address, len);
