@@ -238,8 +238,8 @@ pub(crate) fn nolock_counts() -> (u64, u64) {
     (tries.load(Ordering::Relaxed), failures.load(Ordering::Relaxed))
 }
 
-/// Refills this CPU's empty sheaf with a batch from behind it, and returns one object of that
-/// batch. Returns null if there are no objects.
+/// Refills this CPU's empty sheaf with a batch from the barn or the slabs, and returns one object
+/// of that batch. Returns null if there are no objects.
 fn refill(context: Context, backend: Backend, class: Class) -> Result<*mut u8, AllocError> {
     let mut batch = Batch::new();
     let node = node::current();
@@ -313,7 +313,7 @@ fn move_event(class: Class, objects: usize, cpu: usize) -> watch::Move {
 
 /// Fills an empty batch with up to `len` objects from the node's barn, or else from its partial
 /// slabs, or else from a new slab. Without memory for a slab, it takes them from any node; if no
-/// node has any, the batch stays empty.
+/// node has any, the batch stays empty. Fails only if a constructor panics.
 fn take_batch(
     context: Context,
     class: Class,
@@ -515,8 +515,8 @@ pub(crate) unsafe fn free_bulk(context: Context, class: Class, objects: &[*mut u
     may_reclaim(context);
 }
 
-/// Empties the batch into the barn, or else into the slabs. If both locks are busy and the context
-/// must not wait, pushes the objects to the sheaf, and defers those that do not fit.
+/// Empties the batch into the barn, or else into the slabs. If the context must not wait and the
+/// locks are busy, pushes the objects to the sheaf, and defers those that do not fit.
 fn put_away(context: Context, backend: Backend, class: Class, node: usize, batch: &mut Batch) {
     if batch.len() > 0 && !depot_in_use(node, class).barn.put(context, batch) {
         percpu::count(class, Event::BarnFull, 1);
@@ -537,7 +537,8 @@ fn flush_to_slabs(context: Context, backend: Backend, class: Class, batch: &mut 
     let mut objects = batch.objects();
     while let Some(&first) = objects.first() {
         let Some(slab) = slab_of(first) else { misused(first, class, Misuse::Foreign) };
-        // SAFETY: `slab` is committed metadata of the first unit of the slab that holds `first`.
+        // SAFETY: `slab_of` returns committed metadata, and for an object of `class` the descriptor
+        // of its slab.
         let node = unsafe { Slab::node(slab) };
         let Some(mut partial) = node_class(node, class).slabs.lock(context) else {
             for &object in objects {
@@ -551,7 +552,8 @@ fn flush_to_slabs(context: Context, backend: Backend, class: Class, batch: &mut 
             break;
         };
         fault::point(Place::SlabsPutting);
-        // SAFETY: `slab_of` returns committed metadata of the first unit of an object's slab.
+        // SAFETY: for an object of `class`, `slab_of` returns the descriptor of its slab, and
+        // otherwise committed metadata.
         let done = unsafe { partial.put(objects, class, node, slab_of, &mut emptied) };
         drop(partial);
         objects = done.unwrap_or_else(|(object, misuse)| misused(object, class, misuse));
@@ -660,8 +662,8 @@ pub(crate) fn end_cpus() {
 
 /// Empties a CPU that goes offline: frees its deferred blocks, closes its sheaves and moves their
 /// objects to the barn of its node, or else to the slabs. Objects that wait for readers go to
-/// `waiting`. Returns false if the kernel cannot help with closing sheaves; then the sheaves keep
-/// their objects.
+/// `waiting`. Returns false if the kernel does not support closing sheaves of other threads; then
+/// the sheaves keep their objects.
 pub(crate) fn offline(cpu: usize, mut waiting: impl FnMut(&mut Batch)) -> bool {
     Context::enter(|context| {
         DEFERRED.offline(context, cpu, free_block(context));
@@ -728,8 +730,8 @@ pub(crate) unsafe fn define(class: Class, shape: Shape) -> bool {
     true
 }
 
-/// Flushes the sheaves and barns of a class to its slabs. Returns false if the kernel cannot help
-/// with sheaves; then objects stay in those.
+/// Flushes the sheaves and barns of a class to its slabs. Returns false if the kernel does not
+/// support closing sheaves of other CPUs; then their objects stay there.
 pub(crate) fn flush(class: Class) -> bool {
     Context::enter(|context| {
         // Waits for other flushes: the objects that these took from a sheaf or a barn are in their

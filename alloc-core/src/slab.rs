@@ -256,7 +256,7 @@ pub(crate) const IN_UNIT: usize = mem::offset_of!(Slab, identity.in_unit);
 pub(crate) const CLASS: usize = mem::offset_of!(Slab, identity.tag.class);
 const _: () = assert!(UNIT == 1 << 16);
 
-/// The kind of slab that a unit belongs to. It is a word that is written at once, since
+/// The kind of slab that a unit belongs to. Read and written as one word, since
 /// [`Slab::for_each_out`] reads the tags of all units.
 #[derive(Clone, Copy)]
 #[repr(C, align(4))]
@@ -608,8 +608,8 @@ impl Bitmap {
     /// Returns the number of objects marked.
     ///
     /// # Errors
-    /// Returns an object that is free already, or occurs twice. Then the objects of its word of the
-    /// bitmap are not marked.
+    /// Returns an object that is free already, or occurs twice. Then the objects gathered with it
+    /// for the same word of the bitmap are not marked.
     #[inline]
     fn set_free(
         &mut self,
