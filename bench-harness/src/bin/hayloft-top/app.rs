@@ -1,4 +1,4 @@
-//! What is shown on the screen, and what keys do to it.
+//! The state of the screen, and the effect of keys on it.
 
 use std::time::Duration;
 
@@ -9,53 +9,53 @@ use crate::options::{self, Options};
 use crate::process::Process;
 use crate::table::{Entry, Sort, Value, View};
 
-/// What the next keys are for.
+/// The meaning of the next keys.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Mode {
     /// Commands.
     Table,
-    /// Scrolling, and commands, which lead back.
+    /// Scrolling of the help. Any other key leaves the help, and a command is then executed.
     Help,
-    /// The letter of a column.
+    /// The letter of the column to sort by.
     Sort,
-    /// A delay.
+    /// The text of a new delay.
     Delay(String),
-    /// What names contain.
+    /// A text that the names shown must contain.
     Filter,
 }
 
-/// What is to be done beside drawing again.
+/// What the loop does after a key, besides drawing again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Action {
     Nothing,
-    /// Look at the process now.
+    /// Read the process's statistics now.
     Look,
     Quit,
 }
 
-/// All that the screen shows.
+/// Everything that the screen shows.
 #[derive(Debug)]
 pub(crate) struct App {
     pub(crate) process: Process,
-    /// The process's age when it was last looked at.
+    /// Age of the process at the last look.
     pub(crate) age: Option<Duration>,
     pub(crate) view: View,
-    /// The order of each view.
+    /// Sort order of each view.
     sorts: [Sort; View::ALL.len()],
-    /// Lines above the first one shown.
+    /// Lines scrolled past, above the first line shown.
     pub(crate) scroll: usize,
-    /// Lines of the help above the first one shown.
+    /// Lines of the help scrolled past, above the first line shown.
     pub(crate) help_scroll: usize,
-    /// Names shown contain it.
+    /// Text that the names shown contain.
     pub(crate) filter: String,
     pub(crate) delay: Duration,
     pub(crate) is_paused: bool,
     pub(crate) mode: Mode,
-    /// What went wrong, in one line, until something goes right.
+    /// Message about an error, in one line, until the next success.
     pub(crate) notice: Option<String>,
-    /// The process is gone; what is shown is the last of it.
+    /// Whether the process has ended. The screen then keeps showing its last snapshot.
     pub(crate) has_ended: bool,
-    /// Lines that there was room for.
+    /// Lines that fitted on the screen when it was last drawn.
     pub(crate) room: usize,
 }
 
@@ -80,12 +80,12 @@ impl App {
         }
     }
 
-    /// The order of the view.
+    /// Returns the sort order of the current view.
     pub(crate) fn sort(&self) -> Sort {
         self.sorts[self.view as usize]
     }
 
-    /// The lines of the view that the filter lets through, in order.
+    /// Returns the lines of the view that pass the filter, in order.
     pub(crate) fn entries(&self, history: &History) -> Vec<Entry> {
         let wanted = self.filter.to_lowercase();
         let mut entries = self.view.entries(history, self.sort());
@@ -96,7 +96,7 @@ impl App {
         entries
     }
 
-    /// Does what a key is for.
+    /// Handles a key and returns what remains to do.
     pub(crate) fn press(&mut self, key: KeyEvent) -> Action {
         if key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL) {
             return Action::Quit;
@@ -185,7 +185,7 @@ impl App {
         Action::Nothing
     }
 
-    /// Takes another column for the order of lines.
+    /// Sorts by the column `step` places further.
     fn sort_beside(&mut self, step: isize) {
         let columns = self.view.columns().count();
         let sort = &mut self.sorts[self.view as usize];
@@ -197,14 +197,14 @@ impl App {
         self.scroll = 0;
     }
 
-    /// Leaves no more lines above than there are beyond the room.
+    /// Limits scrolling, so that the last line stays at the bottom of `room` lines or above.
     pub(crate) fn fit(&mut self, lines: usize, room: usize) {
         self.room = room.max(1);
         self.scroll = self.scroll.min(lines.saturating_sub(self.room));
     }
 }
 
-/// Where a key scrolls to; `None` if it is for something else.
+/// Returns the position that a key scrolls to, or `None` if the key does not scroll.
 fn scrolled(key: KeyCode, from: usize, room: usize) -> Option<usize> {
     Some(match key {
         KeyCode::Up | KeyCode::Char('k') => from.saturating_sub(1),
@@ -217,7 +217,7 @@ fn scrolled(key: KeyCode, from: usize, room: usize) -> Option<usize> {
     })
 }
 
-/// A place beside another; beyond the last is the first.
+/// Returns the place `step` further among `places`, wrapping around at both ends.
 fn beside(place: usize, step: isize, places: usize) -> usize {
     place.wrapping_add_signed(step).wrapping_add(places) % places
 }

@@ -1,7 +1,8 @@
-//! How the screen is drawn: the process and numbers of the whole above, the table below, and a line for keys.
+//! Draws the screen: the process and its totals at the top, the table below, and a line for keys.
 //!
-//! Colours are few, of the sixteen that terminals have their own idea of, and none that is pale on light or dark ground; with `NO_COLOR`
-//! there are none. What they say is said by letters as well.
+//! It uses a few of the sixteen colours that each terminal defines for itself, and none that is
+//! pale on a light or dark background. With `NO_COLOR` it uses none. Letters convey everything that
+//! colours do.
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -17,16 +18,16 @@ use crate::summary;
 use crate::table::{Column, Entry, Value, View};
 use crate::text::NO_HITS;
 
-/// What the terminal has.
+/// Capabilities of the terminal.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Theme {
     pub(crate) is_coloured: bool,
-    /// It shows letters beyond ASCII.
+    /// Whether the terminal shows characters beyond ASCII.
     pub(crate) is_unicode: bool,
 }
 
 impl Theme {
-    /// As `NO_COLOR` and the locale say.
+    /// Returns the theme that `NO_COLOR` and the locale ask for.
     pub(crate) fn of_environment() -> Theme {
         let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
         let locale = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(set).unwrap_or_default();
@@ -34,12 +35,12 @@ impl Theme {
         Theme { is_coloured: set("NO_COLOR").is_none(), is_unicode: encoding.contains("utf8") }
     }
 
-    /// Of a bar, what is full and what is not.
+    /// Returns the characters for the full and the empty part of a bar.
     fn bar(self) -> [&'static str; 2] {
         if self.is_unicode { ["█", "░"] } else { ["#", "."] }
     }
 
-    /// Between what stands together, where lines may break.
+    /// Returns the space between words that belong together on a line that may wrap.
     fn space(self) -> char {
         if self.is_unicode { '\u{a0}' } else { ' ' }
     }
@@ -48,7 +49,7 @@ impl Theme {
         if self.is_coloured { Style::new().fg(colour) } else { Style::new() }
     }
 
-    /// Of what changes over time.
+    /// Returns the style of values over time.
     fn course(self) -> Style {
         self.colour(Color::Cyan)
     }
@@ -62,12 +63,12 @@ impl Theme {
     }
 }
 
-/// Lines of numbers of the whole, where there is room for all of them.
+/// Lines for the totals on a screen that has room for all of them.
 const SUMMARY: u16 = 6;
-/// The least screen on which there is.
+/// Smallest screen, as width and height, that shows all totals.
 const ROOMY: (u16, u16) = (72, 20);
 
-/// Draws all of it.
+/// Draws the whole screen.
 pub(crate) fn draw(frame: &mut Frame<'_>, app: &mut App, history: &History, theme: Theme) {
     let area = frame.area();
     let is_roomy = area.width >= ROOMY.0 && area.height >= ROOMY.1;
@@ -80,7 +81,7 @@ pub(crate) fn draw(frame: &mut Frame<'_>, app: &mut App, history: &History, them
         0
     };
     let keys_line = keys(app, theme);
-    // Words are not cut, which takes some room at the ends of lines.
+    // Lines wrap between words, which leaves some room unused at their ends.
     let keys_height = if app.mode == Mode::Sort && is_roomy {
         (keys_line.width() as u16).div_ceil(area.width - 10)
     } else {
@@ -109,7 +110,7 @@ pub(crate) fn draw(frame: &mut Frame<'_>, app: &mut App, history: &History, them
     frame.render_widget(Paragraph::new(keys_line).wrap(Wrap { trim: true }), keys);
 }
 
-/// A line with something at its right end, if there is room for both.
+/// Returns `left` with `right` at the other end of the line, if both fit.
 fn both_ends<'a>(mut left: Line<'a>, right: Line<'a>, width: u16) -> Line<'a> {
     let used = left.width() + right.width();
     if let Some(gap) = usize::from(width).checked_sub(used).filter(|gap| *gap > 0) {
@@ -179,8 +180,9 @@ fn draw_short_summary(frame: &mut Frame<'_>, history: &History, area: Rect) {
     frame.render_widget(Text::from_iter(lines), area);
 }
 
-/// Numbers over time, as bars: the last ones, as far as there is room. The largest, or twice their mean, is the height of a line, so that
-/// it is half full where they hardly change.
+/// Draws the last values over time as bars, as many as fit into `room`. The top of a bar is the
+/// largest value or twice the mean, whichever is larger; so bars of almost constant values are half
+/// full.
 fn course(values: &[u64], room: usize, theme: Theme) -> String {
     const UNICODE: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     const ASCII: [char; 9] = [' ', '.', ':', '-', '=', '+', '*', '%', '#'];
@@ -210,12 +212,14 @@ fn draw_tabs(frame: &mut Frame<'_>, app: &App, lines: usize, area: Rect) {
     frame.render_widget(both_ends(left, right, area.width), area);
 }
 
-/// The room that a course has before columns of higher ranks than this have any.
+/// Pairs of a rank and a width: the history column gets that width before any column of a higher
+/// rank is placed.
 const COURSE: [(u8, u16); 3] = [(5, 10), (7, 18), (9, 24)];
-/// The most room for a course.
+/// Greatest width of the history column.
 const LONGEST_COURSE: u16 = 60;
 
-/// The columns that there is room for, and the room for the course.
+/// Returns the columns that fit, with their indices and widths, and the width of the history
+/// column.
 fn fitting(app: &App, name_width: u16, width: u16) -> (Vec<(usize, &'static Column, u16)>, u16) {
     let width_of = |column: &Column| if column.name == "name" { name_width } else { column.width };
     let mut columns: Vec<_> = app.view.columns().enumerate().collect();
@@ -227,7 +231,7 @@ fn fitting(app: &App, name_width: u16, width: u16) -> (Vec<(usize, &'static Colu
     let (mut left, mut course) = (width, 0);
     let mut shown = Vec::new();
     let mut grow = |left: &mut u16, rank| {
-        // With a space in front.
+        // The extra character is a space in front of the history.
         let wanted = COURSE.iter().filter(|(least, _)| rank > *least).map(|(_, room)| room + 1);
         let more = wanted.max().unwrap_or(0).saturating_sub(course);
         if more <= *left {
@@ -252,7 +256,8 @@ fn draw_table(frame: &mut Frame<'_>, app: &App, entries: &[Entry], theme: Theme,
         Value::Text(name) => name.chars().count() as u16,
         _ => 0,
     };
-    // As long as the longest name, though not at the cost of all else.
+    // As wide as the longest name, but at most a quarter of the screen or 13 characters, whichever
+    // is more.
     let longest = entries.iter().map(name_width).max().unwrap_or(0);
     let name_width = longest.clamp(13, (area.width / 4).max(13));
     let (columns, course_room) = fitting(app, name_width, area.width);
@@ -293,7 +298,7 @@ fn draw_table(frame: &mut Frame<'_>, app: &App, entries: &[Entry], theme: Theme,
     frame.render_widget(table, area);
 }
 
-/// What the next keys do, or what went wrong.
+/// Returns the bottom line: the meaning of the next keys, or an error message.
 fn keys(app: &App, theme: Theme) -> Line<'static> {
     let hint = |keys: &[(&'static str, &'static str)]| {
         let spans = keys.iter().flat_map(|(key, what)| [key.bold(), format!(" {what}  ").into()]);
@@ -380,13 +385,13 @@ fn draw_help(frame: &mut Frame<'_>, app: &mut App, area: Rect) {
     }
 }
 
-/// Draws a list of processes to choose from, the one at a place marked.
+/// Draws a list of processes to choose from, with the one at index `chosen` marked.
 pub(crate) fn draw_choice(frame: &mut Frame<'_>, processes: &[Process], chosen: usize) {
     let [title, list, keys] =
         Layout::vertical([Constraint::Length(1), Constraint::Fill(1), Constraint::Length(1)])
             .areas(frame.area());
     frame.render_widget("Processes that show their statistics".bold(), title);
-    // The one that is marked is always shown.
+    // Scrolls so that the marked process is always visible.
     let above = (chosen + 1).saturating_sub(usize::from(list.height));
     let line = |(at, process): (usize, &Process)| {
         let line = Line::from(process.to_string());

@@ -1,16 +1,18 @@
-//! What was read of a process lately, and what follows from it: rates, growth, courses.
+//! Recent snapshots of a process, and the values derived from them: rates, growth, courses over
+//! time.
 
 use std::collections::VecDeque;
 
 use alloc_core::report::Snapshot;
 use alloc_core::stats::{CacheStats, CpuStats, NodeStats};
 
-/// Snapshots kept: as many as there is room for side by side on a wide screen.
+/// Snapshots kept: as many as fit side by side on a wide screen.
 const KEPT: usize = 240;
-/// Snapshots that growth is measured across. From one to the next, caches grow by whole slabs or not at all.
+/// Snapshots that growth is measured across. From one snapshot to the next, a cache grows by whole
+/// slabs or not at all.
 const WINDOW: usize = 10;
 
-/// Snapshots of one process, in the order of their times.
+/// Snapshots of one process, in order of time.
 #[derive(Debug)]
 pub(crate) struct History {
     snapshots: VecDeque<Snapshot>,
@@ -21,7 +23,7 @@ impl History {
         History { snapshots: VecDeque::from([first]) }
     }
 
-    /// Adds a snapshot, unless it is the one that was added last.
+    /// Adds a snapshot, unless it is no newer than the last one.
     pub(crate) fn push(&mut self, snapshot: Snapshot) {
         if snapshot.time <= self.now().time {
             return;
@@ -32,12 +34,14 @@ impl History {
         self.snapshots.push_back(snapshot);
     }
 
-    /// The last snapshot.
+    /// Returns the last snapshot.
     pub(crate) fn now(&self) -> &Snapshot {
         self.snapshots.back().expect("there is one from the start")
     }
 
-    /// How much a number changed a second since the snapshot so many before the last, or the first that there is.
+    /// Returns the change of a number per second since the snapshot `back` places before the last
+    /// one, or since the first one kept. Returns `None` if the last snapshot lacks the number or no
+    /// time has passed.
     fn slope(&self, back: usize, of: impl Fn(&Snapshot) -> Option<u64>) -> Option<f64> {
         let last = self.snapshots.len() - 1;
         let earlier = &self.snapshots[last - back.min(last)];
@@ -46,23 +50,23 @@ impl History {
         (milliseconds > 0).then(|| change * 1000.0 / milliseconds as f64)
     }
 
-    /// How much a number that only grows has grown a second since the snapshot before the last; `None` if there is none. What was not
-    /// there then was 0.
+    /// Returns the growth per second of a counter since the last snapshot but one. Returns `None`
+    /// if there is only one snapshot. A counter missing from the earlier snapshot counts as 0.
     pub(crate) fn rate(&self, of: impl Fn(&Snapshot) -> Option<u64>) -> Option<f64> {
         self.slope(1, of).map(|rate| rate.max(0.0))
     }
 
-    /// How much a number has grown a second lately; `None` with one snapshot only.
+    /// Returns the recent growth of a number per second, or `None` if there is only one snapshot.
     pub(crate) fn growth(&self, of: impl Fn(&Snapshot) -> Option<u64>) -> Option<f64> {
         self.slope(WINDOW, of)
     }
 
-    /// A number in each snapshot; 0 where it was not there.
+    /// Returns the number in each snapshot, with 0 where it is missing.
     pub(crate) fn course(&self, of: impl Fn(&Snapshot) -> Option<u64>) -> Vec<u64> {
         self.snapshots.iter().map(|snapshot| of(snapshot).unwrap_or(0)).collect()
     }
 
-    /// How much a number that only grows has grown a second, from each snapshot to the next.
+    /// Returns the growth per second of a counter, from each snapshot to the next.
     pub(crate) fn rates(&self, of: impl Fn(&Snapshot) -> Option<u64>) -> Vec<u64> {
         let pairs = self.snapshots.iter().zip(self.snapshots.iter().skip(1));
         pairs
@@ -73,17 +77,18 @@ impl History {
             .collect()
     }
 
-    /// Whether the process counts what sheaves could serve.
+    /// Returns whether the process counts the allocations that sheaves serve.
     pub(crate) fn counts_hits(&self) -> bool {
         self.now().caches.iter().any(|cache| cache.events.hits > 0)
     }
 }
 
-/// One of those that there is a line for, and where it is found in other snapshots.
+/// The subject of a table line: one entry of a snapshot, which can be found again in other
+/// snapshots.
 pub(crate) trait Subject: Sized {
-    /// All of a snapshot.
+    /// Returns all entries of this type in a snapshot.
     fn all(snapshot: &Snapshot) -> &[Self];
-    /// Whether two are the same at different times.
+    /// Returns whether two entries of different snapshots describe the same subject.
     fn is(&self, other: &Self) -> bool;
 }
 
@@ -117,23 +122,23 @@ impl Subject for NodeStats {
     }
 }
 
-/// A cache, CPU or node through all snapshots.
+/// A cache, CPU or node across all snapshots.
 #[derive(Debug)]
 pub(crate) struct Line<'a, T> {
     pub(crate) history: &'a History,
     pub(crate) now: &'a T,
-    /// Its place in the last snapshot: mostly the one that it had in others.
+    /// Index in the last snapshot, which is mostly the same in the others.
     place: usize,
 }
 
 impl<'a, T: Subject> Line<'a, T> {
-    /// A line for each.
+    /// Returns a line for each entry of the last snapshot.
     pub(crate) fn all(history: &'a History) -> impl Iterator<Item = Line<'a, T>> {
         let all = T::all(history.now()).iter().enumerate();
         all.map(|(place, now)| Line { history, now, place })
     }
 
-    /// A number of it in any snapshot.
+    /// Returns a function that reads `number` of this subject in any snapshot.
     fn of<'b>(
         &'b self,
         number: fn(&T) -> u64,
@@ -145,22 +150,22 @@ impl<'a, T: Subject> Line<'a, T> {
         }
     }
 
-    /// See [`History::rate`].
+    /// Does the same as [`History::rate`] for a number of this subject.
     pub(crate) fn rate(&self, number: fn(&T) -> u64) -> Option<f64> {
         self.history.rate(self.of(number))
     }
 
-    /// See [`History::growth`].
+    /// Does the same as [`History::growth`] for a number of this subject.
     pub(crate) fn growth(&self, number: fn(&T) -> u64) -> Option<f64> {
         self.history.growth(self.of(number))
     }
 
-    /// See [`History::course`].
+    /// Does the same as [`History::course`] for a number of this subject.
     pub(crate) fn course(&self, number: fn(&T) -> u64) -> Vec<u64> {
         self.history.course(self.of(number))
     }
 
-    /// See [`History::rates`].
+    /// Does the same as [`History::rates`] for a number of this subject.
     pub(crate) fn rates(&self, number: fn(&T) -> u64) -> Vec<u64> {
         self.history.rates(self.of(number))
     }
@@ -171,7 +176,7 @@ pub(crate) mod tests {
     use super::*;
     use alloc_core::stats::Name;
 
-    /// A cache with slabs of 64 KiB and a thousand objects.
+    /// Returns a cache with slabs of 64 KiB and a thousand objects each.
     pub(crate) fn cache(name: &str, slabs: usize, in_use: usize, refills: u64) -> CacheStats {
         let mut cache = CacheStats::default();
         cache.name = Name::new(name);
@@ -182,7 +187,7 @@ pub(crate) mod tests {
         cache
     }
 
-    /// With one CPU and one node.
+    /// Returns a snapshot with one CPU and one node.
     pub(crate) fn snapshot(time: u64, caches: &[CacheStats]) -> Snapshot {
         let mut snapshot = Snapshot::default();
         (snapshot.process, snapshot.time) = (std::process::id(), time);

@@ -1,22 +1,24 @@
-//! `hayloft-top`: what the allocator of another process holds, and what happens in it, as it goes.
+//! `hayloft-top`: shows live what the allocator of another process holds and does.
 //!
-//! The process was started with `HAYLOFT_STATS_SHM=1` and writes its statistics into a page that this program reads
-//! ([`alloc_core::report`]); nothing is asked of the process, and it does not notice.
+//! The process was started with `HAYLOFT_STATS_SHM=1`. It writes its statistics into a page that
+//! this program reads ([`alloc_core::report`]). The program sends no request to the process, which
+//! does not notice it.
 //!
-//! | module | what it holds |
+//! | module | contents |
 //! |---|---|
 //! | [`options`] | the command line |
-//! | [`process`] | which processes show their statistics, and what they are called |
-//! | [`history`] | what was read lately, and what follows from it: rates, growth, courses |
+//! | [`process`] | the processes that show their statistics, and their names |
+//! | [`history`] | recent snapshots, with rates, growth, and courses over time |
 //! | [`number`] | numbers in few letters |
-//! | [`summary`] | numbers of the whole |
+//! | [`summary`] | totals of the process |
 //! | [`table`] | the tables of caches, CPUs and nodes: their columns, and orders |
 //! | [`text`] | `--once` and `--csv` |
-//! | [`app`] | what is shown on the screen, and what keys do to it |
-//! | [`draw`] | how it is drawn |
-//! | [`screen`] | the terminal, and the loop around it all |
+//! | [`app`] | the state of the screen, and the effect of keys on it |
+//! | [`draw`] | the drawing of the screen |
+//! | [`screen`] | the terminal, and the main loop |
 //!
-//! The exit code is 0; 1 where a process cannot be read; 2 where it is not clear which, or an argument is wrong.
+//! The exit code is 0 on success. It is 1 if a process cannot be read, and 2 if the choice of a
+//! process is ambiguous or an argument is wrong.
 
 mod app;
 mod draw;
@@ -43,14 +45,14 @@ use process::Process;
 #[global_allocator]
 static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
 
-/// Why there is nothing more to be shown, in one line.
+/// The reason to stop, printed in one line.
 #[derive(Debug)]
 enum Failure {
-    /// Of the process.
+    /// An error of the process.
     Attach(AttachError),
-    /// Of the terminal, or the file that is written to.
+    /// An error of the terminal, or of the file that the output goes to.
     Output(io::Error),
-    /// It is not clear what is meant.
+    /// Any other error, in words.
     Other(String),
 }
 
@@ -71,7 +73,7 @@ fn main() -> ExitCode {
     options.check();
     let error = match run(&options) {
         Ok(code) => return code,
-        // Who read it has enough, as `head`.
+        // The reader of the output has closed it, as `head` does.
         Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
             return ExitCode::SUCCESS;
         }

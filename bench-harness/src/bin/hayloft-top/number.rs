@@ -1,21 +1,21 @@
-//! Numbers in at most five letters, or six with a sign.
+//! Formats numbers in at most five letters, or six with a sign.
 
-/// Bytes, in units of 1024.
+/// Formats a number of bytes, in units of 1024.
 pub(crate) fn bytes(bytes: u64) -> String {
     scaled(bytes as f64, 1024.0, 1024.0, ["K", "M", "G", "T", "P", "E"])
 }
 
-/// A number of things; beyond 99999 in units of 1000.
+/// Formats a number of things. Above 99999 it is in units of 1000.
 pub(crate) fn count(count: u64) -> String {
     scaled(count as f64, 100_000.0, 1000.0, ["k", "M", "G", "T", "P", "E"])
 }
 
-/// So many a second.
+/// Formats a rate per second.
 pub(crate) fn rate(rate: f64) -> String {
     if rate > 0.0 && rate < 9.95 { format!("{rate:.1}") } else { count(rate.round() as u64) }
 }
 
-/// More or fewer bytes, with a sign.
+/// Formats a change in bytes, with its sign.
 pub(crate) fn growth(growth: f64) -> String {
     let sign = if growth >= 0.5 {
         "+"
@@ -27,18 +27,19 @@ pub(crate) fn growth(growth: f64) -> String {
     format!("{sign}{}", bytes(growth.abs().round() as u64))
 }
 
-/// A part of the whole in percent, which is 100 only if it is all of it.
+/// Formats a share in percent. Prints 100 only for the whole.
 pub(crate) fn percent(share: f64) -> String {
     let percent = share * 100.0;
     if percent > 99.0 && percent < 100.0 {
-        // Of misses that are one in a hundred or a thousand, it is the difference that counts.
+        // Rounds down to a tenth: the difference between one miss in a hundred and one in a
+        // thousand matters.
         format!("{:.1}", (percent * 10.0).floor() / 10.0)
     } else {
         format!("{percent:.0}")
     }
 }
 
-/// Hours, minutes and seconds.
+/// Formats a duration in days, hours, minutes and seconds.
 pub(crate) fn clock(time: std::time::Duration) -> String {
     let seconds = time.as_secs();
     let (days, hours) = (seconds / 86_400, seconds / 3600 % 24);
@@ -46,7 +47,8 @@ pub(crate) fn clock(time: std::time::Duration) -> String {
     format!("{days}{hours}:{:02}:{:02}", seconds / 60 % 60, seconds % 60)
 }
 
-/// As it is below `least`, then with the first unit that it is less than 1000 of.
+/// Formats `number` unscaled below `least`, and otherwise in the first unit in which it is less
+/// than 1000.
 fn scaled(number: f64, least: f64, base: f64, units: [&str; 6]) -> String {
     if number < least {
         return format!("{number}");

@@ -12,38 +12,39 @@ use crate::table::{Sort, View};
 #[derive(Debug, Parser)]
 #[command(name = "hayloft-top", version)]
 pub(crate) struct Options {
-    /// The process; needed where several show their statistics, unless one is to be chosen from a list.
+    /// The process; needed where several show their statistics, unless you choose one from a list.
     #[arg(value_name = "PID")]
     pub(crate) process: Option<u32>,
 
-    /// Print one table, of what happened in the time of the delay, and end.
+    /// Print one table, of the events during one delay, and end.
     #[arg(long)]
     pub(crate) once: bool,
 
-    /// Write lines of comma-separated values, after one of their names: a line for each cache after each delay.
+    /// Write lines of comma-separated values, after one of their names: a line for each cache after
+    /// each delay.
     #[arg(long)]
     pub(crate) csv: bool,
 
-    /// Seconds from one look at the process to the next, which writes four times a second. 0 with `--once`: do
-    /// not wait, and do without rates.
+    /// Seconds from one look at the process to the next; the process writes four times a second. 0
+    /// with `--once`: do not wait, and do without rates.
     #[arg(short, long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     pub(crate) delay: Duration,
 
-    /// End after so many looks.
+    /// End after this many looks.
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) iterations: Option<u64>,
 
-    /// The column that lines are in order of, by its name in `--csv`; the largest come first, but for `name`.
+    /// The column to sort lines by, as named in `--csv`; the largest come first, except by `name`.
     #[arg(short, long, value_name = "COLUMN", value_parser = View::names())]
     sort: Option<String>,
 
-    /// What there is a line for.
+    /// What the lines stand for.
     #[arg(long, value_enum, default_value_t = View::Caches)]
     pub(crate) view: View,
 }
 
 impl Options {
-    /// Ends the program if it would look without end and without a pause.
+    /// Ends the program if the options ask for looks without end and without a pause.
     pub(crate) fn check(&self) {
         if self.delay.is_zero() && !self.once {
             let message = "a delay of 0 is for --once";
@@ -52,7 +53,7 @@ impl Options {
         self.order();
     }
 
-    /// The order of lines. Ends the program if the view has no such column.
+    /// Returns the order of lines. Ends the program if the view has no such column.
     pub(crate) fn order(&self) -> Sort {
         let Some(name) = &self.sort else { return Sort::of(self.view) };
         Sort::by_name(self.view, name).unwrap_or_else(|| {
@@ -63,7 +64,11 @@ impl Options {
     }
 }
 
-/// What may be waited for: from no time, or a tenth of a second, to a day.
+/// Parses a delay: zero, or from a tenth of a second to a day.
+///
+/// # Errors
+///
+/// Explains in words why `text` is no delay.
 pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.trim().parse().map_err(|_| "not a number of seconds".to_string())?;
     if seconds == 0.0 || (0.1..=86_400.0).contains(&seconds) {

@@ -1,4 +1,4 @@
-//! Processes that show their statistics, and what they are called.
+//! Processes that show their statistics, and their names.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,14 +10,14 @@ use procfs::{Current as _, Uptime};
 #[derive(Clone, Debug)]
 pub(crate) struct Process {
     pub(crate) number: u32,
-    /// Its name, as far as the kernel keeps it.
+    /// Name, as far as the kernel keeps it.
     pub(crate) name: String,
-    /// Its command with all arguments.
+    /// Command with all arguments.
     command: String,
 }
 
 impl Process {
-    /// A process by its number; its names are empty if it is gone.
+    /// Returns the process with a number. Its names are empty if it has ended.
     pub(crate) fn of(number: u32) -> Process {
         let found =
             i32::try_from(number).ok().and_then(|pid| procfs::process::Process::new(pid).ok());
@@ -30,7 +30,7 @@ impl Process {
         }
     }
 
-    /// How long there is the process by now; `None` if it is gone.
+    /// Returns the age of the process, or `None` if it has ended.
     pub(crate) fn age(&self) -> Option<Duration> {
         let found = procfs::process::Process::new(i32::try_from(self.number).ok()?).ok()?;
         let began = found.stat().ok()?.starttime as f64 / procfs::ticks_per_second() as f64;
@@ -45,13 +45,13 @@ impl fmt::Display for Process {
     }
 }
 
-/// All processes that show their statistics, without this one.
+/// Returns all processes that show their statistics, except this one.
 pub(crate) fn all() -> Vec<Process> {
     let others = |number: &u32| *number != std::process::id();
     report::processes().into_iter().filter(others).map(Process::of).collect()
 }
 
-/// Without what would do something to a terminal: processes choose their names as they like.
+/// Replaces control characters, which could affect a terminal: processes choose their own names.
 pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect()
 }

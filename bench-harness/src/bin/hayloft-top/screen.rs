@@ -1,9 +1,10 @@
-//! The terminal, and the loop around all of it.
+//! The terminal, and the main loop.
 //!
-//! The terminal is as it was when this ends, by whatever way: a key, a signal, a panic (`ratatui` has a hook for that).
+//! The terminal is restored however the program ends: by a key, a signal, or a panic (`ratatui` has
+//! a hook for that).
 //!
-//! A thread waits for signals. The loop looks whether there was one; but where the terminal is gone, it may be in a read that never
-//! ends, and then the thread ends the program.
+//! A thread waits for signals, and the loop checks whether one came. But once the terminal is gone,
+//! the loop may be in a read that never returns; then the thread ends the program.
 
 use std::io;
 use std::process;
@@ -23,19 +24,19 @@ use crate::draw::{self, Theme};
 use crate::history::History;
 use crate::process::Process;
 
-/// How long a signal may go unseen.
+/// Longest time until the loop notices a signal.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// The terminal while it shows pictures in place of lines.
+/// The terminal while it shows the screen instead of lines.
 struct Screen {
     terminal: DefaultTerminal,
-    /// A signal asked for the end.
+    /// Set when a signal asked the program to end.
     is_over: Arc<AtomicBool>,
 }
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // After a panic it is done already, and the cursor is below the message.
+        // After a panic the terminal is already restored, and the cursor is below the message.
         if !thread::panicking() {
             ratatui::restore();
         }
@@ -62,13 +63,14 @@ impl Screen {
         self.is_over.load(Ordering::Relaxed)
     }
 
-    /// What the terminal says within that time, or less.
+    /// Returns the next event of the terminal, or `None` if there is none within `within` or
+    /// [`PATIENCE`], whichever is shorter.
     fn event(&self, within: Duration) -> io::Result<Option<Event>> {
         Ok(if event::poll(within.min(PATIENCE))? { Some(event::read()?) } else { None })
     }
 }
 
-/// Has one of several processes chosen; `None` if none is.
+/// Lets the user choose one of several processes. Returns `None` if none is chosen.
 pub(crate) fn choose(processes: &[Process]) -> io::Result<Option<u32>> {
     let mut screen = Screen::new()?;
     let mut chosen = 0;
@@ -88,7 +90,7 @@ pub(crate) fn choose(processes: &[Process]) -> io::Result<Option<u32>> {
     Ok(None)
 }
 
-/// Shows a process until a key or a signal ends it, or after so many looks.
+/// Shows a process until a key or a signal ends it, or for `looks` looks.
 pub(crate) fn run(
     reader: &mut Reader,
     mut app: App,
@@ -136,7 +138,7 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// Looks at the process once more, if it is there.
+/// Reads a new snapshot of the process, or notes that the process has ended.
 fn look(reader: &mut Reader, app: &mut App, history: &mut History) {
     match reader.read() {
         Ok(snapshot) => {

@@ -1,4 +1,4 @@
-//! Numbers of the whole, each with what it is called.
+//! Totals of the process, each with its name.
 
 use alloc_core::report::Snapshot;
 use alloc_core::stats::{CacheStats, Stats};
@@ -6,7 +6,7 @@ use alloc_core::stats::{CacheStats, Stats};
 use crate::history::History;
 use crate::number;
 
-/// An amount of memory, and how it changed over time.
+/// An amount of memory, now and over time.
 #[derive(Debug)]
 pub(crate) struct Amount {
     pub(crate) name: &'static str,
@@ -14,7 +14,7 @@ pub(crate) struct Amount {
     pub(crate) course: Vec<u64>,
 }
 
-/// What memory there is.
+/// Returns the amounts of memory.
 pub(crate) fn memory(history: &History) -> [Amount; 6] {
     let amount = |name, of: fn(&Stats) -> usize| Amount {
         name,
@@ -31,13 +31,13 @@ pub(crate) fn memory(history: &History) -> [Amount; 6] {
     ]
 }
 
-/// How much of its limit the process holds, from 0 to 1; `None` if it has none.
+/// Returns the share of its limit that the process holds, from 0 to 1, or `None` without a limit.
 pub(crate) fn part_of_limit(history: &History) -> Option<f64> {
     let stats = &history.now().stats;
     (stats.limit > 0).then(|| (stats.held as f64 / stats.limit as f64).min(1.0))
 }
 
-/// What happens.
+/// Returns the events, formatted with their rates.
 pub(crate) fn events(history: &History) -> [(&'static str, String); 6] {
     let stats = &history.now().stats;
     let per_second = |rate: Option<f64>, text: fn(f64) -> String| {

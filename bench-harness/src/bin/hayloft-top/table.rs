@@ -1,4 +1,5 @@
-//! The tables of caches, CPUs and nodes: columns, what is in them, and the order of lines.
+//! The tables of caches, CPUs and nodes: their columns, the values in these, and the order of
+//! lines.
 
 use std::cmp::Ordering;
 
@@ -9,24 +10,24 @@ use clap::builder::PossibleValuesParser;
 use crate::history::{History, Line, Subject};
 use crate::{number, process};
 
-/// What is in a column of a line.
+/// The value in one column of a line.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) enum Value {
     Text(String),
-    /// A number that stands for itself, like that of a CPU.
+    /// An identifying number, such as that of a CPU.
     Number(u64),
     Count(u64),
     Bytes(u64),
-    /// So many a second.
+    /// Events per second.
     Rate(Option<f64>),
-    /// Bytes a second.
+    /// Bytes per second.
     Growth(Option<f64>),
-    /// From 0 to 1.
+    /// A share from 0 to 1.
     Share(Option<f64>),
 }
 
 impl Value {
-    /// In few letters, and `-` for what is not known.
+    /// Formats the value in few letters. An unknown value is `-`.
     pub(crate) fn short(&self) -> String {
         let known = |number: &Option<f64>, text: fn(f64) -> String| number.map(text);
         let text = match self {
@@ -41,7 +42,7 @@ impl Value {
         text.unwrap_or_else(|| "-".into())
     }
 
-    /// For other programs, and nothing for what is not known.
+    /// Formats the value for other programs. An unknown value is empty.
     pub(crate) fn exact(&self) -> String {
         match self {
             Value::Text(text) => text.clone(),
@@ -54,7 +55,8 @@ impl Value {
         }
     }
 
-    /// What comes first is less: the largest numbers, and what is not known last; texts and numbers of things by themselves.
+    /// Compares by the order of lines, where less means further up. The largest numbers come first
+    /// and unknown values last; texts and identifying numbers are in ascending order.
     fn order(&self, other: &Value) -> Ordering {
         let number = |value: &Value| match value {
             Value::Text(_) => 0.0,
@@ -74,17 +76,17 @@ impl Value {
 /// A column.
 #[derive(Debug)]
 pub(crate) struct Column {
-    /// What it is called by programs.
+    /// Name for programs: in `--csv` and `--sort`.
     pub(crate) name: &'static str,
-    /// What is above it on the screen.
+    /// Title above the column on the screen.
     pub(crate) title: &'static str,
-    /// What chooses it on the screen.
+    /// Key that selects the column on the screen.
     pub(crate) letter: char,
-    /// Letters that it has room for.
+    /// Width in letters.
     pub(crate) width: u16,
-    /// Those of higher ranks are left out first where there is little room.
+    /// Rank: columns of higher ranks are omitted first where there is little room.
     pub(crate) rank: u8,
-    /// What it holds.
+    /// Description for the help.
     pub(crate) help: &'static str,
 }
 
@@ -101,7 +103,7 @@ const fn column(
     Column { name, title, letter, width, rank, help }
 }
 
-/// Letters that names of caches have room for; they may have more.
+/// Width for the names of caches. Longer names get more.
 const NAME: u16 = 13;
 
 static CACHES: [(Column, Of<CacheStats>); 17] = [
@@ -212,8 +214,8 @@ static NODES: [(Column, Of<NodeStats>); 8] = [
     }),
 ];
 
-/// Of the allocations since the last look, those that a sheaf could serve; or of all so far, if it is the first look. `None` where
-/// they are not counted.
+/// Returns the share of allocations since the last look that a sheaf served, or of all allocations
+/// at the first look. Returns `None` if the process does not count them.
 fn hit_rate<T: Subject>(
     line: &Line<'_, T>,
     hits: fn(&T) -> u64,
@@ -229,13 +231,13 @@ fn hit_rate<T: Subject>(
 /// A line of a table.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    /// In the order of columns.
+    /// Values in the order of the columns.
     pub(crate) values: Vec<Value>,
-    /// Its memory over time, or that of its events for a CPU.
+    /// Memory over time; for a CPU, its misses over time.
     pub(crate) course: Vec<u64>,
 }
 
-/// What a table has lines for.
+/// The kind of line in a table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(crate) enum View {
     Caches,
@@ -266,7 +268,7 @@ impl View {
         columns.into_iter()
     }
 
-    /// What columns of any view are called.
+    /// Returns a parser for the column names of all views.
     pub(crate) fn names() -> PossibleValuesParser {
         let mut names: Vec<_> =
             View::ALL.into_iter().flat_map(View::columns).map(|column| column.name).collect();
@@ -275,7 +277,7 @@ impl View {
         PossibleValuesParser::new(names)
     }
 
-    /// What the course of a line is of.
+    /// Describes the values over time at the end of a line.
     pub(crate) fn course(self) -> &'static str {
         match self {
             View::Caches | View::Nodes => "memory over time",
@@ -283,7 +285,7 @@ impl View {
         }
     }
 
-    /// The lines, in order.
+    /// Returns the lines, in order.
     pub(crate) fn entries(self, history: &History, sort: Sort) -> Vec<Entry> {
         fn of<T: Subject>(
             history: &History,
@@ -312,13 +314,13 @@ impl View {
 /// The order of lines.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Sort {
-    /// By the place of its column.
+    /// Index of the column to sort by.
     pub(crate) column: usize,
     pub(crate) is_reversed: bool,
 }
 
 impl Sort {
-    /// The order that a view has unless told otherwise: caches by memory, others by number.
+    /// Returns the default order of a view: caches by memory, others by number.
     pub(crate) fn of(view: View) -> Sort {
         let name = if view == View::Caches { "memory" } else { return Sort::by(0) };
         Sort::by_name(view, name).expect("one of its columns")

@@ -1,4 +1,4 @@
-//! What is printed: one table (`--once`), or comma-separated values (`--csv`).
+//! Printed output: one table (`--once`), or comma-separated values (`--csv`).
 
 use std::io::Write;
 use std::thread;
@@ -14,7 +14,8 @@ use crate::process::Process;
 use crate::summary;
 use crate::table::{Column, Entry, Value};
 
-/// Prints until there is nothing more to be printed. That the process ends is no failure, once there was something.
+/// Prints until the last look, or until the process ends. The end of the process is an error only
+/// before the first look is printed.
 pub(crate) fn run(
     reader: &mut Reader,
     process: &Process,
@@ -50,7 +51,8 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// Waits until there is something new, if there is any delay. A process that is stopped is waited for, but not for one look only.
+/// Waits for a new snapshot, unless the delay is zero. A stopped process is waited for after one
+/// message, but with `--once` it is an error.
 fn wait(reader: &mut Reader, options: &Options, history: &mut History) -> Result<(), AttachError> {
     let before = history.now().time;
     let mut is_told = false;
@@ -70,7 +72,7 @@ fn wait(reader: &mut Reader, options: &Options, history: &mut History) -> Result
     Ok(())
 }
 
-/// Writes records, and passes on what there is so far.
+/// Writes records and flushes them.
 fn csv<R: IntoIterator<Item = String>>(
     to: &mut impl Write,
     records: impl IntoIterator<Item = R>,
@@ -82,7 +84,7 @@ fn csv<R: IntoIterator<Item = String>>(
     Ok(writer.flush()?)
 }
 
-/// Numbers of the whole, and a table with all columns.
+/// Returns the totals and a table with all columns.
 fn page(process: &Process, history: &History, columns: &[&Column], entries: &[Entry]) -> String {
     let up = process.age().map_or_else(String::new, |age| format!(", up {}", number::clock(age)));
     let amount = |amount: summary::Amount| format!("{} {}", amount.name, number::bytes(amount.now));
@@ -115,6 +117,6 @@ fn page(process: &Process, history: &History, columns: &[&Column], entries: &[En
     )
 }
 
-/// Why there is no hit rate.
+/// Explanation of a missing hit rate.
 pub(crate) const NO_HITS: &str =
     "HIT%: hits are counted only where alloc-core is built with the feature `counters`";
