@@ -11,8 +11,9 @@ use crate::workloads::{self, Kind, Workload};
 
 /// Measure Hayloft against mimalloc 3, the system allocator and other peers.
 ///
-/// Every pair of an allocator and a workload runs in a process of its own; rounds are interleaved. Ratios are medians over
-/// rounds of the ratio within one round, so that a machine that slows down for a while spoils no comparison.
+/// Every pair of an allocator and a workload runs in a process of its own; rounds are interleaved.
+/// Ratios are medians over rounds of the ratio within one round, so a machine that slows down for a
+/// while spoils no comparison.
 #[derive(Parser, Debug)]
 #[command(version, max_term_width = 100)]
 pub struct Args {
@@ -20,7 +21,7 @@ pub struct Args {
     #[arg(long)]
     pub quick: bool,
 
-    /// Time each workload five times per process, and take no heed of the time that it takes: for tables.
+    /// Time each workload five times per process, however long that takes: for tables.
     #[arg(long, conflicts_with = "quick")]
     pub full: bool,
 
@@ -32,18 +33,18 @@ pub struct Args {
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = allocator::parse)]
     pub allocators: Vec<&'static Allocator>,
 
-    /// How often every pair runs [default: 5, but only as often as three minutes suffice for; 5 with --full, 4 with --quick, 1 if
-    /// all are watched].
+    /// How often every pair runs [default: 5, but only as often as fits into three minutes; 5 with
+    /// --full, 4 with --quick, 1 if all are watched].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: Option<u32>,
 
-    /// Watch how memory goes over time: run the workloads of kind `Curve`, which takes two minutes for each allocator,
-    /// and draw each as an SVG in this directory.
+    /// Watch memory over time: run the workloads of kind `Curve`, which takes two minutes for each
+    /// allocator, and draw each as an SVG in this directory.
     #[arg(long, value_name = "DIR")]
     pub curves: Option<PathBuf>,
 
-    /// Write the report as one HTML page that needs nothing beside it. With --curves the workloads that are watched run
-    /// beside the others.
+    /// Write the report as one self-contained HTML page. With --curves the workloads that are
+    /// watched run beside the others.
     #[arg(long, value_name = "FILE", value_parser = output_file)]
     pub html: Option<PathBuf>,
 
@@ -51,7 +52,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE", value_parser = output_file)]
     pub save: Option<PathBuf>,
 
-    /// Measure nothing, and report what a file of --save holds.
+    /// Measure nothing, and report the contents of a file of --save.
     #[arg(long, value_name = "FILE", conflicts_with_all = MEASURING)]
     pub from: Option<PathBuf>,
 
@@ -59,7 +60,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub baseline: Option<PathBuf>,
 
-    /// Exit with 1 if Hayloft is slower than in --baseline, or needs more memory, in any workload and beyond noise.
+    /// Exit with 1 if Hayloft is slower than in --baseline, or needs more memory, in any workload
+    /// and beyond noise.
     #[arg(long, requires = "baseline")]
     pub fail_on_slower: bool,
 
@@ -67,8 +69,8 @@ pub struct Args {
     #[arg(long)]
     pub markdown: bool,
 
-    /// Build engines in this cargo profile: `release`, or `plain` for cargo's own release defaults, without
-    /// link-time optimisation [default: the profile of this executable].
+    /// Build engines in this cargo profile: `release`, or `plain` for cargo's own release defaults,
+    /// without link-time optimisation [default: the profile of this executable].
     #[arg(long, value_name = "PROFILE")]
     pub profile: Option<String>,
 
@@ -77,13 +79,14 @@ pub struct Args {
     pub list: bool,
 }
 
-/// What says how to measure.
+/// Arguments that configure a measurement.
 const MEASURING: [&str; 7] =
     ["quick", "full", "workloads", "allocators", "rounds", "profile", "save"];
 
 impl Args {
-    /// The workloads to run, in the order of the table. Unless they are named, those that are watched run if curves are
-    /// wanted, and all others if they are not, or if a page is.
+    /// Returns the workloads to run, in the order of the table. Without a choice by name, the
+    /// watched workloads run if curves are requested. The others run if no curves are requested, or
+    /// if a page is.
     pub fn workloads(&self) -> Vec<&'static Workload> {
         let chosen = |workload: &&Workload| {
             if self.workloads.is_empty() {
@@ -98,7 +101,7 @@ impl Args {
         workloads::ALL.iter().filter(chosen).collect()
     }
 
-    /// The allocators to measure, in the order of the table.
+    /// Returns the allocators to measure, in the order of the table.
     pub fn allocators(&self) -> Vec<&'static Allocator> {
         let chosen = |allocator: &&Allocator| {
             if self.allocators.is_empty() {
@@ -110,36 +113,38 @@ impl Args {
         allocator::ALL.iter().filter(chosen).collect()
     }
 
-    /// How long it may take: no round begins that would end later, but the first. `None` where it is asked for so much.
+    /// Returns the time budget: apart from the first, no round begins that would exceed it. Returns
+    /// `None` where the arguments request a fixed amount of work.
     pub fn budget(&self) -> Option<Duration> {
         const DEFAULT: Duration = Duration::from_secs(180);
         let is_asked = self.full || self.quick || self.rounds.is_some() || self.curves.is_some();
         (!is_asked && !self.watches_only()).then_some(DEFAULT)
     }
 
-    /// How often every pair runs, unless that takes longer than it may; those with a workload that is watched, once if there are others.
+    /// Returns the number of rounds of every pair, as far as the budget allows. Pairs of a watched
+    /// workload run once if there are other workloads.
     pub fn rounds(&self) -> u32 {
         let default = match (self.watches_only(), self.quick) {
             (true, _) => 1,
-            // The fewest that give a verdict about a change.
+            // The fewest rounds that give a verdict about a change.
             (false, true) => 4,
             (false, false) => 5,
         };
         self.rounds.unwrap_or(default)
     }
 
-    /// How often every pair with that workload runs.
+    /// Returns the number of rounds of every pair with `workload`.
     pub fn rounds_of(&self, workload: &Workload) -> u32 {
         let is_aside = workload.kind == Kind::Curve && !self.watches_only();
         if is_aside { 1 } else { self.rounds() }
     }
 
-    /// Whether all workloads are watched, which takes about a minute for each.
+    /// Returns whether all workloads are watched. Each of them takes about a minute.
     fn watches_only(&self) -> bool {
         self.workloads().iter().all(|workload| workload.kind == Kind::Curve)
     }
 
-    /// How much each run does.
+    /// Returns the amount of work of each run.
     pub fn scale(&self) -> Scale {
         match (self.full, self.quick) {
             (true, _) => Scale::Full,
@@ -149,7 +154,8 @@ impl Args {
     }
 }
 
-/// A file that can be written, as far as that is known without writing: to hear of it after measuring would be late.
+/// Parses the name of an output file, and checks as far as possible without writing that it can be
+/// written: after the measurement an error would come too late.
 fn output_file(name: &str) -> Result<PathBuf, String> {
     let file = PathBuf::from(name);
     let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty());

@@ -1,4 +1,4 @@
-//! Two runs compared: which differences are more than what rounds differ by anyway.
+//! A comparison of two runs: separates real differences from those that rounds show anyway.
 
 use super::Machine;
 use super::record::{Record, Subject};
@@ -7,42 +7,42 @@ use super::statistics::{Shift, geometric_mean, shift};
 use super::summary::{Aspect, Cell, MEANS, Mean, Row, Summary};
 use crate::allocator::OURS;
 
-/// A run and an earlier one.
+/// The differences between a run and an earlier one.
 #[derive(Debug)]
 pub struct Changes {
-    /// When the earlier one was.
+    /// Date of the earlier run.
     pub then: String,
-    /// The allocators of both: the columns.
+    /// Allocators that both runs measured: the columns.
     pub allocators: Vec<&'static str>,
-    /// What is compared: the means first, then the workloads, of time and then of memory.
+    /// Values compared: for time and then for memory, the means and then the workloads.
     pub lines: Vec<Line>,
-    /// Why not to believe all of it.
+    /// Reasons to doubt the comparison.
     pub warnings: Vec<String>,
 }
 
 /// One mean, or one workload.
 #[derive(Debug)]
 pub struct Line {
-    /// Which.
+    /// Name of the mean or workload.
     pub name: &'static str,
-    /// Of what.
+    /// Aspect compared: time or memory.
     pub aspect: Aspect,
-    /// Whether it is a mean.
+    /// Whether the line is a mean.
     pub is_mean: bool,
-    /// One for each allocator, if both runs have it.
+    /// The change for each allocator, if both runs have values for it.
     pub shifts: Vec<Option<Shift>>,
 }
 
-/// What to think of a difference.
+/// The judgement of a difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is within what rounds differ by, or within three percent.
+    /// The difference is within that of rounds, or within three percent.
     Noise,
-    /// It takes less time or memory.
+    /// The later run takes less time or memory.
     Better,
-    /// It takes more.
+    /// The later run takes more.
     Worse,
-    /// So few rounds tell nothing.
+    /// There are too few rounds for a judgement.
     TooFew,
 }
 
@@ -57,7 +57,7 @@ impl Verdict {
         }
     }
 
-    /// In a word or three.
+    /// Returns the judgement in one to three words.
     pub fn word(self, aspect: Aspect) -> &'static str {
         match (self, aspect) {
             (Self::Noise, _) => "noise",
@@ -71,7 +71,7 @@ impl Verdict {
 }
 
 impl Changes {
-    /// Compares `record`, of which `summary` is, with the earlier run `then`.
+    /// Compares `record`, of which `summary` is the summary, with the earlier run `then`.
     pub fn new(record: &Record, summary: &Summary, then: &Record) -> Self {
         let earlier = Summary::new(then);
         let both: Vec<Column> = (summary.allocators.iter().enumerate())
@@ -114,7 +114,8 @@ impl Changes {
         changes
     }
 
-    /// The workloads and means in which the allocator that this project is about is slower, or needs more memory.
+    /// Returns the workloads and means in which this project's allocator is slower or needs more
+    /// memory.
     pub fn losses(&self) -> Vec<String> {
         let Some(ours) = self.allocators.iter().position(|&name| name == OURS) else {
             return Vec::new();
@@ -126,7 +127,7 @@ impl Changes {
         self.lines.iter().filter(lost).map(name).collect()
     }
 
-    /// What differs that should not, and how far the verdicts can be trusted.
+    /// Returns the unintended differences between the runs, and reasons to distrust the verdicts.
     fn doubts(&self, now: &Record, then: &Record) -> Vec<String> {
         let mut doubts = differences(now, then);
         if self.lines.is_empty() {
@@ -142,7 +143,8 @@ impl Changes {
                     .to_owned(),
             );
         }
-        // A change among those that are the same in both runs is one of the machine, or chance.
+        // A change of an allocator that is identical in both runs comes from the machine, or from
+        // chance.
         let same: Vec<usize> = (0..self.allocators.len())
             .filter(|&index| {
                 let name = self.allocators[index];
@@ -165,7 +167,7 @@ impl Changes {
     }
 }
 
-/// An allocator of both runs, and where it is in each.
+/// An allocator of both runs, and its index in each.
 struct Column {
     name: &'static str,
     now: usize,
@@ -185,8 +187,8 @@ impl Column {
         shift(&values(now)?, &values(then)?)
     }
 
-    /// Compares the means of each round, over the workloads that no round lacks: what slows a whole round down makes the
-    /// interval wider.
+    /// Compares the means of each round, over the workloads that no round lacks. A slowdown of a
+    /// whole round then widens the interval.
     fn of_mean(&self, mean: &Mean, rows: &[(&Row, &Row)]) -> Option<Shift> {
         let rounds =
             |cell| -> Option<Vec<f64>> { mean.aspect.of(cell)?.rounds.iter().copied().collect() };
@@ -213,7 +215,7 @@ fn is_same(now: Option<&Subject>, then: Option<&Subject>) -> bool {
     now.version == then.version && now.build.is_some() && now.build == then.build
 }
 
-/// What is not the same around the two runs.
+/// Returns the differences between the environments of the two runs.
 fn differences(now: &Record, then: &Record) -> Vec<String> {
     let all = |record: &Record| {
         let Machine { cpu, cpus, governor, kernel, memory_mib, transparent_hugepages, rustc } =
@@ -245,7 +247,7 @@ mod tests {
 
     const WORKLOADS: [&str; 3] = ["pair-const", "churn-10k", "json"];
 
-    /// Rounds that differ by up to four percent.
+    /// Returns a factor by which rounds differ, by up to four percent.
     fn noise(round: u32) -> f64 {
         1.0 + 0.02 * f64::from(round * 2 % 5) - 0.04
     }
@@ -261,7 +263,7 @@ mod tests {
         Changes::new(now, &Summary::new(now), then)
     }
 
-    /// The verdicts about one allocator's time, means included.
+    /// Returns the verdicts about one allocator's time, including the means.
     fn verdicts(changes: &Changes, index: usize) -> Vec<Verdict> {
         let timed = changes.lines.iter().filter(|line| line.aspect == Aspect::Time);
         timed.map(|line| Verdict::of(line.shifts[index].as_ref().unwrap())).collect()
@@ -295,7 +297,7 @@ mod tests {
     fn a_loss_is_named() {
         let losses = compare(&run(5, 1.4), &run(5, 1.0)).losses();
         assert!(losses.contains(&"json (slower)".to_owned()), "{losses:?}");
-        // Peers may be as slow as they like.
+        // A slower peer is no loss.
         let mut now = run(5, 1.0);
         for sample in now.samples.iter_mut().filter(|sample| sample.allocator == "mimalloc") {
             if let crate::compare::runner::Outcome::Measured(found) = &mut sample.outcome {

@@ -1,4 +1,4 @@
-//! Draws how memory goes over time: an SVG for each workload that is watched.
+//! Draws memory over time: an SVG for each watched workload.
 
 use std::fs;
 use std::path::Path;
@@ -12,10 +12,10 @@ use crate::allocator;
 use crate::workloads::{self, Kind, Workload};
 
 const SIZE: (u32, u32) = (960, 420);
-/// How much of it is the legend, at the right.
+/// Width of the legend, at the right of the picture.
 const LEGEND: u32 = 120;
 
-/// Writes the charts of all workloads that were watched to `directory`, which is made if need be.
+/// Writes the charts of all watched workloads to `directory`, and creates it if necessary.
 pub fn save(record: &Record, directory: &Path) -> Result<(), String> {
     let explain = |error: &dyn std::fmt::Display| format!("{}: {error}", directory.display());
     fs::create_dir_all(directory).map_err(|error| explain(&error))?;
@@ -31,13 +31,13 @@ pub fn save(record: &Record, directory: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// A line for each allocator under which a workload was watched.
+/// Returns a line for each allocator under which the workload was watched.
 pub(super) fn lines<'a>(record: &'a Record, workload: &Workload) -> Vec<Line<'a>> {
     let find = |found: &'static allocator::Allocator| Line::find(record, found.name, workload);
     allocator::ALL.iter().filter_map(find).collect()
 }
 
-/// A chart with its title and legend as the text of an SVG.
+/// Returns a chart with its title and legend, as the text of an SVG.
 fn draw(workload: &Workload, lines: &[Line<'_>]) -> Result<String, String> {
     charts::svg(SIZE, |root| {
         let (left, right) = root.split_horizontally(SIZE.0 - LEGEND);
@@ -47,7 +47,7 @@ fn draw(workload: &Workload, lines: &[Line<'_>]) -> Result<String, String> {
     })
 }
 
-/// Names and colours, beside the chart: within, it would hide something.
+/// Draws names and colours beside the chart. Within the chart they would hide parts of it.
 fn legend(area: &Area<'_>, lines: &[Line<'_>]) -> Drawn {
     const TOP: i32 = 50;
     const STEP: i32 = 22;

@@ -1,8 +1,9 @@
-//! Builds the engines, and learns from cargo how.
+//! Builds the engines, and finds out how cargo built them.
 //!
-//! `cargo run` builds only `compare`, so `compare` has cargo build the engines in the profile and target directory it
-//! lies in itself. Cargo's messages say with which version, features and optimisation each allocator was compiled; the
-//! output of a build script says with which flags it called the C compiler, if it says so.
+//! `cargo run` builds only `compare`. So `compare` runs cargo to build the engines, in its own
+//! profile and target directory. Cargo's messages report the version, features and optimisation
+//! with which each allocator was compiled. The output of a build script may report the flags that
+//! it passed to the C compiler.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
@@ -21,42 +22,43 @@ use crate::allocator::Allocator;
 /// All engines of a run.
 #[derive(Debug)]
 pub struct Engines {
-    /// The cargo profile they are built in.
+    /// Cargo profile that they are built in.
     pub profile: String,
-    /// One for each allocator, in the order of the table.
+    /// One engine per allocator, in the order of the table.
     pub all: Vec<Engine>,
 }
 
 /// An engine that is ready to run.
 #[derive(Debug)]
 pub struct Engine {
-    /// What it measures.
+    /// Allocator that the engine measures.
     pub allocator: &'static Allocator,
-    /// Its executable.
+    /// Path of the executable.
     pub path: PathBuf,
-    /// How its allocator was built, one entry per crate, unless that is not known.
+    /// How the allocator was built, with one entry per crate, if known.
     pub build: Option<Vec<CrateBuild>>,
 }
 
 /// How one crate was built.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CrateBuild {
-    /// Its name.
+    /// Name.
     pub name: String,
-    /// Its version.
+    /// Version.
     pub version: String,
-    /// Its cargo features.
+    /// Cargo features.
     pub features: Vec<String>,
-    /// The optimisation that cargo asked for, of the Rust compiler and of the build script.
+    /// Optimisation level that cargo requested of the Rust compiler and of the build script.
     pub opt_level: String,
     /// Whether assertions of Rust code are compiled in.
     pub debug_assertions: bool,
-    /// Flags that matter among those the build script gave to the C compiler, if its output tells.
+    /// Relevant flags among those that the build script passed to the C compiler, if its output
+    /// contains them.
     pub native_flags: Option<String>,
 }
 
 impl CrateBuild {
-    /// Whether anything says that this is not how one ships.
+    /// Returns whether anything shows that the crate was built unlike a release.
     pub fn is_unoptimised(&self) -> bool {
         let native = self.native_flags.as_deref().unwrap_or("-O");
         self.opt_level == "0" || self.debug_assertions || native.contains("-O0")
@@ -65,7 +67,7 @@ impl CrateBuild {
 
 /// Builds the engines of all allocators that `args` chooses.
 ///
-/// Without cargo or without the sources, it takes those that lie beside this executable.
+/// Without cargo or the sources, it uses the engines beside this executable.
 pub fn prepare(args: &Args) -> Result<Engines, String> {
     let place = Place::of_this_executable(args)?;
     let allocators = args.allocators();
@@ -85,7 +87,7 @@ pub fn prepare(args: &Args) -> Result<Engines, String> {
     Ok(Engines { all: all?, profile: place.profile })
 }
 
-/// Where engines are built: the profile and the target directory.
+/// The profile and the directories that engines are built in.
 struct Place {
     profile: String,
     target: PathBuf,
@@ -93,7 +95,8 @@ struct Place {
 }
 
 impl Place {
-    /// An executable lies in `<target>/<profile>`; the directory of the profile `dev` is called `debug`.
+    /// Derives the place from the path of this executable, which is `<target>/<profile>`. The
+    /// directory of the profile `dev` is called `debug`.
     fn of_this_executable(args: &Args) -> Result<Self, String> {
         let path = std::env::current_exe().map_err(|error| format!("where am I? {error}"))?;
         let executables = path.parent().unwrap_or(Path::new("."));
@@ -113,8 +116,8 @@ fn cargo(place: &Place, allocators: &[&Allocator], manifest: &Path) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command
         .args(["build", "--message-format=json-render-diagnostics", "--profile", &place.profile])
-        // Where cargo looks for its configuration: it must be the one that `compare` was built with, or cargo would
-        // build the dependencies anew.
+        // Cargo looks for its configuration in the current directory. It must find the same one as
+        // when it built `compare`, or it would rebuild the dependencies.
         .current_dir(manifest.parent().unwrap_or(Path::new(".")))
         .arg("--manifest-path")
         .arg(manifest)
@@ -130,18 +133,19 @@ fn cargo(place: &Place, allocators: &[&Allocator], manifest: &Path) -> Command {
     command
 }
 
-/// What cargo told about one build.
+/// Results of one build, as cargo reported them.
 #[derive(Default)]
 struct Builds {
     /// Executables by name of the target.
     executables: HashMap<String, PathBuf>,
     /// Libraries by name of the crate, with underscores.
     libraries: HashMap<String, Artifact>,
-    /// Where the output of a package's build script lies.
+    /// Files with the output of each package's build script.
     script_output: HashMap<PackageId, PathBuf>,
 }
 
-/// Waits for cargo, showing what it does, and collects its messages. Its output goes into the error if it fails.
+/// Waits for cargo and shows its progress. Returns the collected messages, or cargo's output as the
+/// error if it fails.
 fn follow(mut child: Child, doing: &str) -> Result<Builds, String> {
     let spinner = ProgressBar::new_spinner().with_message(doing.to_owned());
     spinner.enable_steady_tick(Duration::from_millis(120));
@@ -224,8 +228,9 @@ fn existing(place: &Place, allocators: &[&'static Allocator]) -> Result<Vec<Engi
     allocators.iter().map(existing).collect()
 }
 
-/// The optimisation of the last compiler call that a build script's output shows, and whether C assertions are off.
-/// Calls that only try whether the compiler knows a flag do not count.
+/// Returns the optimisation flag of the last compiler call in a build script's output, followed by
+/// `-DNDEBUG` if C assertions are off. Ignores calls that only test whether the compiler knows a
+/// flag.
 fn native_flags(output: &str) -> Option<String> {
     let flag = |word: &str| {
         let word = word.trim_matches('"');
@@ -234,7 +239,7 @@ fn native_flags(output: &str) -> Option<String> {
     let call = output.lines().rfind(|line| {
         !line.contains("flag_check") && line.split_whitespace().filter_map(flag).count() > 0
     })?;
-    // The compiler obeys the last one.
+    // The compiler obeys the last of several flags.
     let mut flags = call.split_whitespace().filter_map(flag).next_back()?;
     if call.contains("-DNDEBUG") {
         flags += " -DNDEBUG";

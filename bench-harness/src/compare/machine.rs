@@ -1,4 +1,4 @@
-//! The machine that measured, as far as it matters for the numbers.
+//! The machine that measured, as far as it affects the numbers.
 
 use std::fs;
 use std::process::Command;
@@ -6,27 +6,28 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
-/// What a reader has to know to judge a number.
+/// The facts about a machine that a reader needs to judge a number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
-    /// The processor's name for itself.
+    /// Processor, by the name that it reports.
     pub cpu: String,
-    /// How many CPUs this process may use.
+    /// Number of CPUs that this process may use.
     pub cpus: usize,
-    /// What governs their frequency: `performance`, `schedutil` and the like; `unknown` in most virtual machines.
+    /// Governor of their frequency, such as `performance` or `schedutil`; `unknown` in most virtual
+    /// machines.
     pub governor: String,
-    /// The kernel's release, without what who built it added.
+    /// Release of the kernel, without the suffix of its distributor.
     pub kernel: String,
     /// Installed memory, in MiB.
     pub memory_mib: u64,
-    /// When the kernel uses huge pages: `always`, `madvise` or `never`.
+    /// The kernel's use of huge pages: `always`, `madvise` or `never`.
     pub transparent_hugepages: String,
-    /// The compiler.
+    /// Version of the compiler.
     pub rustc: String,
 }
 
 impl Machine {
-    /// Looks at this one.
+    /// Returns the facts about this machine.
     pub fn detect() -> Self {
         Self {
             cpu: field("/proc/cpuinfo", "model name").unwrap_or_else(unknown),
@@ -54,19 +55,19 @@ fn read(path: &str) -> Option<String> {
     fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
 }
 
-/// The value of the first line `name: value`.
+/// Returns the value of the first line `name: value`.
 fn field(path: &str, name: &str) -> Option<String> {
     let text = read(path)?;
     let mut pairs = text.lines().filter_map(|line| line.split_once(':'));
     pairs.find(|(key, _)| key.trim() == name).map(|(_, value)| value.trim().to_owned())
 }
 
-/// The version in a release such as `6.1.0-18-amd64`.
+/// Returns the version in a release such as `6.1.0-18-amd64`.
 fn version(release: &str) -> &str {
     release.split('-').next().unwrap_or(release)
 }
 
-/// The chosen one in a list such as `always [madvise] never`.
+/// Returns the chosen entry in a list such as `always [madvise] never`.
 fn bracketed(modes: &str) -> Option<String> {
     let (_, rest) = modes.split_once('[')?;
     rest.split_once(']').map(|(mode, _)| mode.to_owned())

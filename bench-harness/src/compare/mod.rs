@@ -1,8 +1,8 @@
 //! `compare`: builds the engines, runs them interleaved over rounds, and reports.
 //!
-//! [`Args`] says what to do, [`engines`] builds, [`runner`] runs, [`summary`] turns samples into the numbers of a table,
-//! [`report`] prints them or makes a page, [`curves`] draws, and [`record`] is what a file
-//! holds that is saved; [`changes`] compares with such a file.
+//! [`Args`] are the arguments. [`engines`] builds, [`runner`] runs, and [`summary`] turns samples
+//! into the numbers of a table. [`report`] prints these or makes a page, and [`curves`] draws.
+//! [`record`] is the content of a saved file, and [`changes`] compares with such a file.
 
 pub mod changes;
 pub mod curves;
@@ -34,15 +34,15 @@ use self::summary::Summary;
 use crate::allocator::OURS;
 use crate::workloads;
 
-/// The body of `main`. Exits with 2 on wrong arguments or a file that holds no run, and with 1 if anything could not be
-/// built, run or saved.
+/// Runs `compare`: the body of its `main`. Exits with 2 for wrong arguments or a file that holds no
+/// run, and with 1 if building, running or saving failed.
 pub fn main() -> ExitCode {
     let args = Args::parse();
     if args.list {
         print!("{}", listing());
         return ExitCode::SUCCESS;
     }
-    // Before anything is measured, which takes long.
+    // Fails before the measurement, which takes long.
     match Saved::load(&args) {
         Ok(saved) => crate::exit(compare(&args, saved)),
         Err(error) => {
@@ -54,9 +54,9 @@ pub fn main() -> ExitCode {
 
 /// Runs that were saved earlier, as far as arguments name them.
 struct Saved {
-    /// What is to be reported instead of measured.
+    /// Run to report instead of measuring.
     run: Option<Record>,
-    /// What it is to be compared with.
+    /// Run to compare with.
     then: Option<Record>,
 }
 
@@ -67,7 +67,13 @@ impl Saved {
     }
 }
 
-/// Measures, unless there is a run already, and reports. False if an engine failed, or something is slower that must not be.
+/// Measures, unless a saved run is reported, and prints the report. Returns `false` if an engine
+/// failed.
+///
+/// # Errors
+///
+/// Describes a build or a file that failed. With `--fail-on-slower`, also names the workloads that
+/// got worse.
 fn compare(args: &Args, saved: Saved) -> Result<bool, String> {
     let record = match saved.run {
         Some(record) => record,
@@ -99,7 +105,7 @@ fn measure(args: &Args) -> Result<Record, String> {
     Ok(Record::new(args, &engines, samples, start.elapsed()))
 }
 
-/// All names that arguments can have.
+/// Returns the names of all workloads and allocators.
 fn listing() -> String {
     let mut text = String::from("Workloads:\n");
     for workload in workloads::ALL {

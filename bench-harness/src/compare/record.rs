@@ -1,4 +1,5 @@
-//! Everything that was measured and all that is needed to judge it: what `--save` writes, and `--from` and `--baseline` read.
+//! Everything that a run measured, and everything needed to judge it. `--save` writes it, and
+//! `--from` and `--baseline` read it.
 
 use std::fs::{self, File};
 use std::io::BufWriter;
@@ -16,12 +17,13 @@ use crate::allocator;
 use crate::engine::Scale;
 use crate::measurement::Measurement;
 
-/// The workload that shows whether an allocator was compiled without optimisation.
+/// Workload whose time reveals an allocator compiled without optimisation.
 const YARDSTICK: &str = "pair-hidden";
-/// How many times slower than the median allocator one has to be on it to be suspected.
+/// Ratio to the median allocator's time on [`YARDSTICK`] above which an allocator is suspected.
 const SUSPICIOUS: f64 = 5.0;
 
-/// Which format of a file this is. One more with each change that makes old files unreadable, or means something else.
+/// Version of the file format. Increased by each change that makes old files unreadable or alters
+/// their meaning.
 pub(super) const FORMAT: u32 = 1;
 
 /// One run of `compare`.
@@ -29,41 +31,42 @@ pub(super) const FORMAT: u32 = 1;
 pub struct Record {
     /// Always [`FORMAT`].
     pub format: u32,
-    /// When it ended.
+    /// Time of the end of the run.
     pub date: Timestamp,
-    /// The command line.
+    /// Command line.
     pub command: String,
-    /// Where.
+    /// Machine that measured.
     pub machine: Machine,
-    /// How often every pair ran.
+    /// Number of rounds that ran.
     pub rounds: u32,
-    /// How much each process did.
+    /// Amount of work of each process.
     pub scale: Scale,
-    /// The cargo profile of the engines.
+    /// Cargo profile of the engines.
     pub profile: String,
-    /// How long it all took, building not included.
+    /// Duration of the run in seconds, without building.
     pub seconds: f64,
-    /// What was measured.
+    /// Allocators that were measured.
     pub allocators: Vec<Subject>,
-    /// Every process.
+    /// Samples of all processes.
     pub samples: Vec<Sample>,
 }
 
 /// An allocator that was measured.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Subject {
-    /// Its name.
+    /// Name.
     pub name: String,
-    /// The version it reports of itself, if it does.
+    /// Version that the allocator reports about itself, if it reports one.
     pub version: Option<String>,
-    /// How it was built, one entry per crate, unless that is not known. Empty if it comes with the system.
+    /// How the allocator was built, with one entry per crate, if known. Empty if it comes with the
+    /// system.
     pub build: Option<Vec<CrateBuild>>,
-    /// Why its numbers should not be believed, if something says so.
+    /// Reason to distrust its numbers, if there is one.
     pub warning: Option<String>,
 }
 
 impl Record {
-    /// Puts together what was measured.
+    /// Combines the samples with the facts about machine and builds.
     pub fn new(args: &Args, engines: &Engines, samples: Vec<Sample>, took: Duration) -> Self {
         let yardstick = |name: &str| median(timings(&samples, name, YARDSTICK));
         let usual =
@@ -95,12 +98,16 @@ impl Record {
         }
     }
 
-    /// Whether every process measured.
+    /// Returns whether every process measured.
     pub fn is_complete(&self) -> bool {
         self.samples.iter().all(|sample| matches!(sample.outcome, Outcome::Measured(_)))
     }
 
-    /// Reads what [`save`](Self::save) wrote. The error is one line, and names the file.
+    /// Reads a file that [`save`](Self::save) wrote.
+    ///
+    /// # Errors
+    ///
+    /// Describes the error in one line that begins with the name of the file.
     pub fn load(file: &Path) -> Result<Self, String> {
         let explain = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
         let text = fs::read_to_string(file).map_err(|error| explain(&error))?;
@@ -108,7 +115,7 @@ impl Record {
     }
 
     fn parse(text: &str) -> Result<Self, String> {
-        // First only which format it is: a file of another one may lack anything else.
+        // Reads only the format first: a file in another format may lack anything else.
         let not_saved = |error| format!("not a run that --save wrote: {error}");
         let Format { format } = serde_json::from_str(text).map_err(not_saved)?;
         if format != FORMAT {
@@ -127,7 +134,7 @@ impl Record {
         Ok(record)
     }
 
-    /// Writes it as JSON.
+    /// Writes the record as JSON.
     pub fn save(&self, file: &Path) -> Result<(), String> {
         let explain = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
         let output = File::create(file).map_err(|error| explain(&error))?;
@@ -135,26 +142,26 @@ impl Record {
     }
 }
 
-/// What every format has.
+/// The field that every format has.
 #[derive(Deserialize)]
 struct Format {
     format: u32,
 }
 
-/// The time, in whole seconds.
+/// Returns the time, in whole seconds.
 fn now() -> Timestamp {
     let now = Timestamp::now();
     now.round(Unit::Second).unwrap_or(now)
 }
 
-/// A command line as one types it: without the directory of the executable.
+/// Returns a command line as typed, without the directory of the executable.
 fn command(mut arguments: impl Iterator<Item = String>) -> String {
     let executable = arguments.next().unwrap_or_default();
     let name = Path::new(&executable).file_name().unwrap_or_default().to_string_lossy();
     std::iter::once(name.into_owned()).chain(arguments).collect::<Vec<_>>().join(" ")
 }
 
-/// What one allocator measured in all its processes.
+/// Returns the measurements of one allocator in all its processes.
 fn measurements<'a>(
     samples: &'a [Sample],
     allocator: &str,
@@ -167,7 +174,7 @@ fn measurements<'a>(
     })
 }
 
-/// All times per operation of one pair.
+/// Returns all times per operation of one pair.
 fn timings(samples: &[Sample], allocator: &str, workload: &str) -> Vec<f64> {
     measurements(samples, allocator)
         .filter(|measurement| measurement.workload == workload)
@@ -175,7 +182,8 @@ fn timings(samples: &[Sample], allocator: &str, workload: &str) -> Vec<f64> {
         .collect()
 }
 
-/// Why numbers should not be believed: the build says so, or a hot pair takes suspiciously long.
+/// Returns the reason to distrust the numbers, if there is one: an unoptimised build, or a hot pair
+/// that takes suspiciously long.
 fn warning(build: &[CrateBuild], slow: Option<f64>) -> Option<String> {
     if let Some(found) = build.iter().find(|found| found.is_unoptimised()) {
         return Some(format!("{} was built without optimisation", found.name));

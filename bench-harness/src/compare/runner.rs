@@ -17,44 +17,45 @@ use crate::engine::Scale;
 use crate::measurement::Measurement;
 use crate::workloads::{Kind, Workload};
 
-/// An engine that takes longer than this has hung. Most last about a second; a workload that is watched, about a minute.
+/// Returns the time after which an engine counts as hung. Most last about a second; a watched
+/// workload lasts about a minute.
 fn patience(workload: &Workload) -> Duration {
     Duration::from_secs(if workload.kind == Kind::Curve { 180 } else { 60 })
 }
 
-/// How such an engine failed.
+/// Description of the failure of a hung engine.
 const HUNG: &str = "hung";
 
-/// What came of one process.
+/// The result of one process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Sample {
-    /// In which round.
+    /// Index of the round.
     pub round: u32,
     /// Name of the allocator.
     pub allocator: String,
     /// Name of the workload.
     pub workload: String,
-    /// What it measured, or how it failed.
+    /// Measurement, or failure.
     #[serde(flatten)]
     pub outcome: Outcome,
 }
 
-/// How a process ended.
+/// The outcome of a process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// It measured.
+    /// The process measured.
     Measured(Box<Measurement>),
-    /// It did not.
+    /// The process failed.
     Failed(Failure),
 }
 
 /// A process that did not measure.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// In a few words, why.
+    /// Reason, in a few words.
     pub how: String,
-    /// What it wrote to its standard error.
+    /// Output to standard error.
     pub said: String,
 }
 
@@ -64,7 +65,8 @@ impl From<String> for Failure {
     }
 }
 
-/// Runs all that `args` choose, as far as there is time. A process that fails becomes a sample that says so.
+/// Runs all pairs that `args` choose, as far as the budget allows. A process that fails becomes a
+/// failed sample.
 pub fn run(args: &Args, engines: &[Engine]) -> Vec<Sample> {
     let workloads = args.workloads();
     let mut plan = Plan::new(args, engines);
@@ -76,7 +78,8 @@ pub fn run(args: &Args, engines: &[Engine]) -> Vec<Sample> {
             break;
         }
         for workload in workloads.iter().filter(|workload| round < args.rounds_of(workload)) {
-            // Another one begins in each round, so that none always runs on the heels of the same other.
+            // Each round begins with another engine, so that none always runs right after the same
+            // other one.
             let first = round as usize % engines.len();
             for engine in engines[first..].iter().chain(&engines[..first]) {
                 let allocator = engine.allocator.name;
@@ -95,7 +98,7 @@ pub fn run(args: &Args, engines: &[Engine]) -> Vec<Sample> {
                 let outcome = measure(engine, workload, args.scale());
                 plan.took(round, start.elapsed());
                 if let Outcome::Failed(Failure { how, said }) = &outcome {
-                    // Unlike a crash, this would take long each time.
+                    // Unlike a crash, a hang would take long in each round.
                     if how == HUNG {
                         hung.insert((allocator, workload.name));
                     }
@@ -115,12 +118,13 @@ pub fn run(args: &Args, engines: &[Engine]) -> Vec<Sample> {
     samples
 }
 
-/// How many runs there are still to be, and how long they take.
+/// The remaining runs and an estimate of their duration.
 struct Plan {
-    /// Runs of each round.
+    /// Number of runs in each round.
     of_round: Vec<usize>,
     budget: Option<Duration>,
-    /// Runs that were, and how long each took: of the first round, which has all, in order, and of the round that is under way.
+    /// Duration of each run so far of the first round, in order. Only that round includes every
+    /// pair. `done` and `spent` are the number and total duration of the runs in all rounds.
     first: Vec<Duration>,
     done: usize,
     spent: Duration,
@@ -140,14 +144,14 @@ impl Plan {
         Self { of_round, budget, first: Vec::new(), done: 0, spent: Duration::ZERO }
     }
 
-    /// How long a round takes, judged by as much as there was of the first.
+    /// Returns the estimated duration of a round, from the known part of the first round.
     fn round(&self) -> Duration {
         let all = self.of_round.first().map_or(0, |runs| *runs as u32);
         let known: Duration = self.first.iter().sum();
         known * all / (self.first.len().max(1) as u32)
     }
 
-    /// Rounds that fit into the time, the first at any rate.
+    /// Returns the number of rounds that fit into the budget, at least one.
     fn rounds(&self) -> usize {
         let all = self.of_round.len();
         match (self.budget, self.round().as_nanos()) {
@@ -156,18 +160,18 @@ impl Plan {
         }
     }
 
-    /// Whether a round may begin.
+    /// Returns whether `round` may begin.
     fn has_time_for(&self, round: u32) -> bool {
         let ends = self.spent + self.round();
         round == 0 || self.budget.is_none_or(|budget| ends <= budget)
     }
 
-    /// All runs, those that were included.
+    /// Returns the number of runs in all rounds that fit, at least those done already.
     fn runs(&self) -> usize {
         self.of_round.iter().take(self.rounds()).sum::<usize>().max(self.done)
     }
 
-    /// How long the rest takes.
+    /// Returns the estimated duration of the remaining runs.
     fn left(&self) -> Duration {
         let mean = |runs: usize| {
             self.round() * runs as u32 / self.of_round.first().map_or(1, |runs| *runs as u32).max(1)
@@ -202,7 +206,7 @@ fn measure(engine: &Engine, workload: &Workload, scale: Scale) -> Outcome {
     measurement.map_or_else(Outcome::Failed, measured)
 }
 
-/// Has an engine, run by `command`, measure one workload.
+/// Runs `command`, an engine, with one workload and returns its measurement.
 pub(crate) fn try_measure(
     command: &mut Command,
     workload: &Workload,
@@ -215,12 +219,12 @@ pub(crate) fn try_measure(
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|error| format!("does not start: {error}"))?;
-    // Read meanwhile: a curve is more than a pipe holds.
+    // Read while the engine runs: a curve is larger than the buffer of a pipe.
     let output = child.stdout.take();
     let output = thread::spawn(|| drain(output));
     let Some(status) = child.wait_timeout(patience(workload)).map_err(|error| error.to_string())?
     else {
-        // Either call fails only if the process is gone, which is what they are for.
+        // Either call fails only if the process is gone, which is their purpose.
         let _ = child.kill();
         let _ = child.wait();
         return Err(Failure { how: HUNG.to_owned(), said: drain(child.stderr.take()) });
@@ -232,17 +236,17 @@ pub(crate) fn try_measure(
     serde_json::from_str(&line).map_err(|error| format!("printed no measurement: {error}").into())
 }
 
-/// What a process writes into a pipe until it ends.
+/// Returns everything that a process writes into a pipe until it ends.
 fn drain(pipe: Option<impl Read>) -> String {
     let mut bytes = Vec::new();
     if let Some(mut pipe) = pipe {
-        // What could be read is all there is.
+        // After an error, returns the part that could be read.
         let _ = pipe.read_to_end(&mut bytes);
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// How a process ended that should not have.
+/// Describes how a failed process ended.
 fn describe(status: ExitStatus) -> String {
     let Some(signal) = status.signal() else {
         return format!("failed with {status}");
@@ -284,7 +288,7 @@ mod tests {
             assert_eq!(done, rounds, "{seconds}");
             assert!(done == 1 || plan.spent <= 180 * SECOND);
         }
-        // It may become slower.
+        // A later round may be slower.
         let mut plan = Plan::of(vec![1; 5], Some(180 * SECOND));
         plan.took(0, 40 * SECOND);
         plan.took(1, 110 * SECOND);

@@ -1,6 +1,7 @@
-//! The few statistics the reports need.
+//! The few statistics that the reports need.
 
-/// The middle value, or the mean of the two in the middle. `None` if there are no values.
+/// Returns the middle value, or the mean of the two middle values. Returns `None` if there are no
+/// values.
 pub fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
@@ -9,7 +10,8 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     Some(if values.len() % 2 == 1 { upper } else { (values[middle - 1] + upper) / 2.0 })
 }
 
-/// The geometric mean: what a ratio is on average. `None` if there are no values.
+/// Returns the geometric mean, which is the average of ratios. Returns `None` if there are no
+/// values.
 pub fn geometric_mean(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     let (mut sum, mut count) = (0.0, 0);
     for value in values {
@@ -19,24 +21,26 @@ pub fn geometric_mean(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     (count > 0).then(|| (sum / f64::from(count)).exp())
 }
 
-/// `ours / theirs` by round, each pair from the same one. Rounds that lack one of them do not count.
+/// Returns `ours / theirs` for each round, leaving out rounds that lack either.
 pub fn paired_ratios(ours: &[Option<f64>], theirs: &[Option<f64>]) -> Vec<f64> {
     ours.iter().zip(theirs).filter_map(|(ours, theirs)| Some((*ours)? / (*theirs)?)).collect()
 }
 
-/// How many times as much one run is as another.
+/// A change between two runs, as a factor.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shift {
-    /// The best guess.
+    /// Best estimate of the factor.
     pub ratio: f64,
-    /// Where it is with a probability of 95 % or more. `None` if there are too few values to say.
+    /// Interval that contains the factor with a probability of at least 95 %. `None` if there are
+    /// too few values.
     pub interval: Option<(f64, f64)>,
 }
 
-/// Compares two sets of values, in which nothing is paired and no distribution is presumed.
+/// Compares two sets of values, which are not paired and have no assumed distribution.
 ///
-/// The ratio is the median of those of every value of `now` to every one of `then` (Hodges and Lehmann), and the interval has
-/// those that the test of Mann and Whitney would not reject at 5 %. `None` if there are no values.
+/// The ratio is the median of the ratios of every value of `now` to every value of `then` (Hodges
+/// and Lehmann). The interval consists of the ratios that the test of Mann and Whitney would not
+/// reject at 5 %. Returns `None` if there are no values.
 pub fn shift(now: &[f64], then: &[f64]) -> Option<Shift> {
     let mut ratios: Vec<f64> =
         now.iter().flat_map(|now| then.iter().map(move |then| now / then)).collect();
@@ -47,9 +51,10 @@ pub fn shift(now: &[f64], then: &[f64]) -> Option<Shift> {
     Some(Shift { ratio, interval })
 }
 
-/// How many of the smallest values of Mann and Whitney's U are together as likely as 2.5 % at most, of `m` and `n` values.
+/// Returns how many of the smallest values of Mann and Whitney's U, for samples of `m` and `n`
+/// values, together have a probability of at most 2.5 %.
 fn rejected(m: usize, n: usize) -> usize {
-    /// With more of both the normal distribution is as good.
+    /// For larger samples the normal approximation is as good.
     const EXACT: usize = 20;
     const TAIL: f64 = 0.025;
     const QUANTILE: f64 = 1.96;
@@ -57,7 +62,8 @@ fn rejected(m: usize, n: usize) -> usize {
         let (m, n) = (m as f64, n as f64);
         return (m * n / 2.0 - QUANTILE * (m * n * (m + n + 1.0) / 12.0).sqrt()) as usize;
     }
-    // Of the orders of i and j values, how many have each U: the last is one of the i, above all j, or one of the j.
+    // Counts the orders of i and j values by their U. The last value of an order is one of the i,
+    // above all j, or one of the j.
     let mut orders = vec![vec![1.0]; n + 1];
     for _ in 0..m {
         for j in 1..=n {
@@ -78,7 +84,7 @@ fn rejected(m: usize, n: usize) -> usize {
     orders[n].iter().take_while(is_in_tail).count()
 }
 
-/// The smallest and the largest value. `None` if there are no values.
+/// Returns the smallest and the largest value, or `None` if there are no values.
 pub fn range(values: impl IntoIterator<Item = f64>) -> Option<(f64, f64)> {
     values
         .into_iter()
@@ -109,7 +115,7 @@ mod tests {
 
     #[test]
     fn ratios_are_paired_within_a_round() {
-        // The machine was three times slower in the second round; the ratio does not notice.
+        // The machine was three times slower in the second round, which does not affect the ratio.
         let ours = [Some(2.0), Some(6.0), Some(2.0)];
         let theirs = [Some(4.0), Some(12.0), Some(4.0)];
         assert_eq!(paired_ratios(&ours, &theirs), [0.5; 3]);
@@ -125,14 +131,14 @@ mod tests {
 
     #[test]
     fn the_critical_values_are_those_of_the_tables() {
-        // The largest U that is significant at 5 %, two-sided, and one more.
+        // The largest U that is significant at 5 %, two-sided, plus one.
         let table = [(4, 4, 1), (3, 5, 1), (5, 5, 3), (5, 8, 7), (10, 10, 24), (20, 20, 128)];
         for (m, n, expected) in table {
             assert_eq!(rejected(m, n), expected, "{m} and {n}");
             assert_eq!(rejected(n, m), expected, "{n} and {m}");
         }
         assert_eq!([rejected(3, 3), rejected(1, 9), rejected(0, 5)], [0; 3]);
-        // There the approximation takes over.
+        // The exact computation, and the approximation that takes over beyond it.
         assert_eq!([rejected(20, 21), rejected(21, 21)], [135, 142]);
     }
 

@@ -1,4 +1,4 @@
-//! From samples to the numbers of the tables: a median, a range and a ratio for every pair.
+//! Turns samples into the numbers of the tables: a median, a range and a ratio for every pair.
 
 use super::record::Record;
 use super::runner::{Outcome, Sample};
@@ -7,23 +7,23 @@ use crate::allocator::{self, BASELINE, OURS};
 use crate::measurement::{Curve, Latency, Measurement, Point};
 use crate::workloads::{self, Kind, Resident, Workload};
 
-/// All pairs, reduced.
+/// The numbers of all pairs.
 #[derive(Debug)]
 pub struct Summary {
     /// Names of the allocators: the columns.
     pub allocators: Vec<&'static str>,
     /// Index of the allocator that the others are compared with.
     pub baseline: usize,
-    /// The workloads: the rows.
+    /// Workloads: the rows.
     pub rows: Vec<Row>,
 }
 
 /// One workload under all allocators.
 #[derive(Debug)]
 pub struct Row {
-    /// Which.
+    /// Workload.
     pub workload: &'static Workload,
-    /// One for each allocator.
+    /// One cell per allocator.
     pub cells: Vec<Cell>,
 }
 
@@ -34,15 +34,15 @@ pub struct Cell {
     pub time: Option<Quantity>,
     /// Resident memory in MiB.
     pub resident: Option<Quantity>,
-    /// The distribution of single operations, in nanoseconds.
+    /// Distribution of the duration of single operations, in nanoseconds.
     pub latency: Option<Percentiles>,
-    /// How memory went over time.
+    /// Memory over time.
     pub curve: Option<CurveNumbers>,
-    /// How a process failed, if one did.
+    /// Description of a failed process, if there is one.
     pub failure: Option<String>,
 }
 
-/// What is compared of all workloads.
+/// The quantity that is compared across workloads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Aspect {
     /// Nanoseconds per operation.
@@ -52,7 +52,7 @@ pub enum Aspect {
 }
 
 impl Aspect {
-    /// What a cell has of it.
+    /// Returns the quantity of a cell for this aspect.
     pub fn of(self, cell: &Cell) -> Option<&Quantity> {
         match self {
             Self::Time => cell.time.as_ref(),
@@ -60,8 +60,8 @@ impl Aspect {
         }
     }
 
-    /// Whether a workload is there for it: one of which one number tells how much memory it needs, or that is timed for
-    /// the sake of speed.
+    /// Returns whether a workload represents this aspect. For time, it is timed to show speed; for
+    /// memory, a single number describes its use.
     pub fn includes(self, workload: &Workload) -> bool {
         match self {
             Self::Time => matches!(workload.kind, Kind::Allocation | Kind::Huge | Kind::Program),
@@ -73,15 +73,16 @@ impl Aspect {
 /// A geometric mean over some workloads.
 #[derive(Debug)]
 pub struct Mean {
-    /// What it is the mean of.
+    /// Title in the tables.
     pub title: &'static str,
-    /// Of which quantity.
+    /// Quantity averaged.
     pub aspect: Aspect,
-    /// Over which workloads.
+    /// Selects the workloads.
     pub includes: fn(&Workload) -> bool,
 }
 
-/// All means, in the order of the table. Peak memory is over workloads that report the peak.
+/// All means, in the order of the table. Means of peak memory cover the workloads that report a
+/// peak.
 pub static MEANS: [Mean; 5] = [
     Mean {
         title: "time, allocation",
@@ -110,8 +111,9 @@ fn has_peak(workload: &Workload) -> bool {
     workload.resident == Resident::Peak && workload.kind != Kind::Curve
 }
 
-/// The distribution of single operations. Each number is by itself a median over rounds: a preemption decides the maximum
-/// of one process, but not the median of the maxima.
+/// Distribution of the duration of single operations. Each number is the median over rounds of that
+/// percentile alone: a preemption can decide the maximum of one process, but not the median of the
+/// maxima.
 #[derive(Clone, Debug)]
 pub struct Percentiles {
     /// Median.
@@ -122,51 +124,53 @@ pub struct Percentiles {
     pub p99: Quantity,
     /// 99.9th percentile.
     pub p999: Quantity,
-    /// The longest one.
+    /// Maximum.
     pub max: Quantity,
-    /// What reading the clock costs by itself.
+    /// Cost of reading the clock.
     pub clock: Quantity,
 }
 
-/// What a curve comes to. Sizes are in MiB; what is resident for each live byte is a plain number.
+/// Numbers that describe a curve. Sizes are in MiB; values per live byte are resident bytes per
+/// live byte.
 #[derive(Clone, Debug)]
 pub struct CurveNumbers {
-    /// Resident before the workload.
+    /// Resident memory before the workload.
     pub before: Quantity,
-    /// Two seconds after the free that should bring memory back, if the workload has one.
+    /// Resident memory two seconds after the free that should return memory, if the workload has
+    /// one.
     pub after_free: Option<Quantity>,
-    /// How much more that is than before.
+    /// Difference between `after_free` and `before`.
     pub left: Option<Quantity>,
-    /// Resident at the end.
+    /// Resident memory at the end.
     pub end: Quantity,
-    /// For each live byte, two seconds after the free.
+    /// Per live byte, two seconds after the free.
     pub per_live_after_free: Option<Quantity>,
-    /// For each live byte, at the end.
+    /// Per live byte, at the end.
     pub per_live_at_end: Option<Quantity>,
-    /// For each live byte, over all the time.
+    /// Per live byte, over the whole time.
     pub per_live: Option<Quantity>,
 }
 
-/// Something measured in every round.
+/// A quantity measured in every round.
 #[derive(Clone, Debug)]
 pub struct Quantity {
     /// Median over rounds.
     pub median: f64,
-    /// The smallest of all.
+    /// Smallest value.
     pub min: f64,
-    /// The largest of all.
+    /// Largest value.
     pub max: f64,
     /// Median over rounds of the ratio to the baseline in the same round.
     pub ratio: Option<f64>,
-    /// The smallest and the largest of these ratios.
+    /// Smallest and largest of these ratios.
     pub spread: Option<(f64, f64)>,
-    /// The value of each round, if it has one.
+    /// Value of each round, if it has one.
     pub rounds: Vec<Option<f64>>,
 }
 
 impl Summary {
-    /// Reduces the samples of `record`. What this build does not know is left out, but there must be an allocator that it
-    /// does.
+    /// Summarises the samples of `record`. Leaves out allocators and workloads that this build does
+    /// not know; it must know at least one allocator.
     pub fn new(record: &Record) -> Self {
         let is_subject =
             |name: &&str| record.allocators.iter().any(|subject| subject.name == *name);
@@ -191,20 +195,23 @@ impl Summary {
         }
     }
 
-    /// Index of the allocator that this project is about, if there are others than the baseline to compare it with.
+    /// Returns the index of this project's allocator, if there is another one besides the baseline
+    /// to compare it with.
     pub fn ours(&self) -> Option<usize> {
         let ours = self.allocators.iter().position(|&name| name == OURS);
         ours.filter(|_| self.allocators.len() > 2)
     }
 
-    /// The allocator that the others are compared with.
+    /// Returns the name of the allocator that the others are compared with.
     pub fn baseline_name(&self) -> &'static str {
         self.allocators[self.baseline]
     }
 
-    /// How one allocator compares with the best of the others on one workload: the ratio, and the other's index.
+    /// Compares one allocator with the best of the others on one workload. Returns the ratio and
+    /// the index of the other.
     pub fn best_rival(&self, row: &Row, ours: usize, aspect: Aspect) -> Option<(f64, usize)> {
-        // Ratios to the common baseline are paired by round, so their quotient is steadier than that of the medians.
+        // Ratios to the common baseline are paired by round, so their quotient is steadier than
+        // that of the medians.
         let value = |index: usize| {
             aspect.of(&row.cells[index]).map(|quantity| quantity.ratio.unwrap_or(quantity.median))
         };
@@ -215,24 +222,24 @@ impl Summary {
         Some((value(ours)? / best, index))
     }
 
-    /// Rows whose workloads are of one kind.
+    /// Returns the rows whose workloads are of one kind.
     pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &Row> {
         self.rows.iter().filter(move |row| row.workload.kind == kind)
     }
 
-    /// Rows whose workloads are there for that.
+    /// Returns the rows whose workloads represent an aspect.
     pub fn of_aspect(&self, aspect: Aspect) -> impl Iterator<Item = &Row> {
         self.rows.iter().filter(move |row| aspect.includes(row.workload))
     }
 
-    /// A geometric mean of the ratios of one allocator.
+    /// Returns a geometric mean of one allocator's ratios.
     pub fn mean(&self, mean: &Mean, allocator: usize) -> Option<f64> {
         let rows = self.rows.iter().filter(|row| (mean.includes)(row.workload));
         geometric_mean(rows.filter_map(|row| mean.aspect.of(&row.cells[allocator])?.ratio))
     }
 }
 
-/// What one pair measured, by round. `None` where a process failed.
+/// Measurements of one pair, by round. `None` where a process failed.
 struct Rounds<'a> {
     measured: Vec<Option<&'a Measurement>>,
     failure: Option<&'a str>,
@@ -265,7 +272,7 @@ impl<'a> Rounds<'a> {
         };
         let all_times =
             self.measured.iter().flatten().flat_map(|measured| measured.nanoseconds.iter());
-        // The range of times is that of all repetitions, not only of each round's median.
+        // Spans the times of all repetitions, not only the median of each round.
         let times = range(all_times.copied());
         Cell {
             time: self.quantity(baseline, time).map(|quantity| {
@@ -325,7 +332,8 @@ impl<'a> Rounds<'a> {
 
     fn latency(&self, baseline: &Self) -> Option<Percentiles> {
         let quantity = |value: fn(&Latency) -> u64| {
-            // What is shorter than a tick of the clock counts as one nanosecond, so that a ratio is a number.
+            // A duration below one tick of the clock counts as one nanosecond, so that ratios are
+            // defined.
             self.quantity(baseline, |measured| Some(value(&measured.latency?).max(1) as f64))
         };
         Some(Percentiles {
@@ -344,7 +352,8 @@ mod tests {
     use super::*;
     use crate::compare::synthetic;
 
-    /// Of which Hayloft needs three times as much as mimalloc, and the system's twice. The last round is far worse for all.
+    /// Returns a summary in which Hayloft needs three times as much as mimalloc, and the system's
+    /// allocator twice as much. The last round is far worse for all.
     fn summary(names: &[&str]) -> Summary {
         const ROUNDS: u32 = 3;
         let worse = |round| if round + 1 == ROUNDS { 100.0 } else { 1.0 };

@@ -1,4 +1,4 @@
-//! Runs that nobody measured, for tests.
+//! Invented runs for tests.
 
 use super::Machine;
 use super::engines::CrateBuild;
@@ -8,10 +8,11 @@ use crate::engine::Scale;
 use crate::measurement::{Curve, Latency, Measurement, Point};
 use crate::workloads::{self, Kind, Workload};
 
-/// The allocators of a run, and how many times as much each needs of everything.
+/// Allocators of a run, with the factor by which each needs more of everything.
 pub(super) const ALLOCATORS: [(&str, u64); 3] = [("hayloft", 3), ("mimalloc", 1), ("system", 2)];
 
-/// A run of these workloads. `slower` says how many times as long an allocator takes in a round.
+/// Returns a run of these workloads. `slower` returns the factor by which an allocator is slower in
+/// a round.
 pub(super) fn record(workloads: &[&str], rounds: u32, slower: impl Fn(&str, u32) -> f64) -> Record {
     let mut samples = Vec::new();
     for round in 0..rounds {

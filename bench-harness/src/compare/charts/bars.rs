@@ -1,46 +1,47 @@
-//! Ratios as bars that begin at 1, on a logarithmic scale: to the left is what takes less.
+//! Ratios as bars that begin at 1, on a logarithmic scale. A bar to the left means less time or
+//! memory.
 //!
-//! A bar is as long as the median over rounds, and a thin line through its end spans all rounds. What is beyond the scale
-//! ends at its edge; the number beside the bar says how much it is in any case.
+//! The length of a bar is the median over rounds, and a thin line through its end spans all rounds.
+//! Bars and lines beyond the scale end at its edge; the number beside each bar is always exact.
 
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::{Area, Drawn, INK, colour, text};
 
-/// The width of the picture, in pixels.
+/// Width of the picture, in pixels.
 pub(in crate::compare) const WIDTH: u32 = 420;
-/// The lines that span all rounds, within bars too.
+/// Colour of the lines that span all rounds. They must be visible within bars too.
 pub(in crate::compare) const SPAN: RGBColor = RGBColor(27, 31, 38);
-/// No scale goes further than this, nor than its inverse.
+/// Upper bound of every scale. Its inverse is the lower bound.
 const LONGEST: f64 = 8.0;
-/// Any scale goes at least as far.
+/// Every scale extends at least to this ratio and to its inverse.
 const SHORTEST: f64 = 1.1;
 
-/// Where the scale is, and what is to its sides: names to the left, and on both sides room for a number.
+/// Left and right end of the scale. Names are to its left, and both sides have room for a number.
 const LEFT: i32 = 130;
 const RIGHT: i32 = WIDTH as i32 - 34;
-/// What is above the first row, for the labels of the scale.
+/// Height above the first row, for the labels of the scale.
 const TOP: i32 = 24;
 const BAR: i32 = 12;
-/// Between rows.
+/// Distance between rows.
 const GAP: i32 = 10;
 
-/// One workload.
+/// The bars of one workload.
 pub(in crate::compare) struct Row {
     pub(in crate::compare) name: String,
     pub(in crate::compare) bars: Vec<Bar>,
 }
 
-/// One allocator.
+/// The bar of one allocator.
 pub(in crate::compare) struct Bar {
     pub(in crate::compare) allocator: &'static str,
-    /// The median, and the smallest and largest of all rounds.
+    /// Median over rounds. `spread` holds the smallest and the largest of all rounds.
     pub(in crate::compare) ratio: f64,
     pub(in crate::compare) spread: (f64, f64),
 }
 
-/// How high a picture of these rows is, in pixels.
+/// Returns the height of a picture of these rows, in pixels.
 pub(in crate::compare) fn height(rows: &[Row]) -> u32 {
     (TOP + rows.iter().map(height_of).sum::<i32>() + GAP / 2) as u32
 }
@@ -49,7 +50,7 @@ fn height_of(row: &Row) -> i32 {
     row.bars.len() as i32 * BAR + GAP
 }
 
-/// Draws them all.
+/// Draws all rows.
 pub(in crate::compare) fn draw(area: &Area<'_>, rows: &[Row]) -> Drawn {
     let scale = Scale::of(rows);
     let bottom = height(rows) as i32 - GAP / 2;
@@ -80,7 +81,7 @@ fn draw_bar(area: &Area<'_>, scale: &Scale, bar: &Bar, top: i32) -> Drawn {
     let middle = top + BAR / 2;
     let (low, high) = (scale.x(bar.spread.0), scale.x(bar.spread.1));
     area.draw(&PathElement::new([(low, middle), (high, middle)], SPAN.stroke_width(1)))?;
-    // Beyond both the bar and the line.
+    // Places the number beyond both the bar and the line.
     let (x, side) = if bar.ratio < 1.0 {
         (end.min(low) - 4, HPos::Right)
     } else {
@@ -91,7 +92,7 @@ fn draw_bar(area: &Area<'_>, scale: &Scale, bar: &Bar, top: i32) -> Drawn {
     Ok(())
 }
 
-/// A ratio with as many digits as it has room for.
+/// Formats a ratio with as many digits as fit.
 fn number(ratio: f64) -> String {
     match ratio {
         it if it < 0.1 => format!("{it:.3}"),
@@ -100,14 +101,14 @@ fn number(ratio: f64) -> String {
     }
 }
 
-/// From ratios to pixels.
+/// Maps ratios to pixels.
 struct Scale {
     low: f64,
     high: f64,
 }
 
 impl Scale {
-    /// As long as it has to be for all medians, and not longer than it may be.
+    /// Returns the shortest scale that shows all medians, within the bounds.
     fn of(rows: &[Row]) -> Self {
         let ratios = || rows.iter().flat_map(|row| &row.bars).map(|bar| bar.ratio);
         let low = ratios().fold(1.0, f64::min).clamp(1.0 / LONGEST, 1.0 / SHORTEST);
@@ -120,7 +121,7 @@ impl Scale {
         LEFT + (part * f64::from(RIGHT - LEFT)).round() as i32
     }
 
-    /// Round numbers within, as close as labels may be.
+    /// Returns round numbers on the scale, as close as labels allow.
     fn ticks(&self) -> impl Iterator<Item = f64> {
         const FINE: &[f64] = &[0.8, 0.9, 1.0, 1.1, 1.2];
         const MIDDLE: &[f64] = &[0.4, 0.6, 0.8, 1.0, 1.5, 2.0];
@@ -151,7 +152,7 @@ mod tests {
         let cut = Scale::of(&[row(0.001), row(145.0)]);
         assert_eq!((cut.low, cut.high), (1.0 / LONGEST, LONGEST));
         assert_eq!((cut.x(0.001), cut.x(145.0)), (LEFT, RIGHT));
-        // Even where all are alike there is something to see.
+        // Even if all ratios are equal, the scale has a width.
         let alike = Scale::of(&[row(1.0)]);
         assert!(LEFT < alike.x(1.0) && alike.x(1.0) < RIGHT);
     }

@@ -1,4 +1,4 @@
-//! Resident memory over time: a line for each allocator, and the area of what is live.
+//! Resident memory over time: a line for each allocator, over the area of live memory.
 
 use plotters::prelude::*;
 
@@ -8,9 +8,9 @@ use crate::compare::runner::Outcome;
 use crate::measurement::{Curve, Point};
 use crate::workloads::Workload;
 
-/// The area of what is live.
+/// Colour of the area of live memory.
 pub(in crate::compare) const LIVE: RGBAColor = RGBAColor(118, 125, 135, 0.3);
-/// At most as many points of a line are drawn: one for each pixel.
+/// Most points drawn per line: one for each pixel.
 const COLUMNS: u64 = 760;
 
 /// A line of a chart.
@@ -20,7 +20,8 @@ pub(in crate::compare) struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    /// The curve of one pair: of its rounds the one in the middle, by what is resident for each live byte.
+    /// Finds the curve of one pair: among its rounds, the one with the median of resident bytes per
+    /// live byte.
     pub(in crate::compare) fn find(
         record: &'a Record,
         allocator: &'static str,
@@ -42,7 +43,7 @@ impl<'a> Line<'a> {
     }
 }
 
-/// Draws `lines`, of which there must be one, below a caption, if there is one.
+/// Draws `lines`, at least one, below the caption if there is one.
 pub(in crate::compare) fn draw(
     area: &Area<'_>,
     caption: Option<&str>,
@@ -71,10 +72,10 @@ pub(in crate::compare) fn draw(
         .x_label_formatter(&|value| format!("{value}"))
         .y_label_formatter(&|value| format!("{value}"))
         .draw()?;
-    // What is live, behind all lines: as the first of them saw it, which is ours unless it was not asked for. Under the
-    // others it differs by how fast they are.
+    // Live memory, behind all lines. It is that of the first line, which is ours unless our
+    // allocator was not selected. Live memory under the others differs by their speed.
     chart.draw_series(AreaSeries::new(thin(&lines[0].curve.points, live), 0.0, LIVE))?;
-    // Ours last, and thus above the others.
+    // Draws our line last, so that it is above the others.
     for line in lines.iter().rev() {
         let points = thin(&line.curve.points, resident);
         chart.draw_series(LineSeries::new(points, stroke(line.allocator)))?;
@@ -94,7 +95,8 @@ fn live(point: &Point) -> f64 {
     point.live_kib as f64 / 1024.0
 }
 
-/// Seconds and `value` of at most [`COLUMNS`] points: the highest of each column, so that no peak is lost.
+/// Returns seconds and `value` of at most [`COLUMNS`] points: the highest of each column, so that
+/// no peak is lost.
 fn thin(points: &[Point], value: fn(&Point) -> f64) -> Vec<(f64, f64)> {
     let end = points.last().map_or(1, |point| point.ms + 1);
     let column = |point: &Point| point.ms * COLUMNS / end;

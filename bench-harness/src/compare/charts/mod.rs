@@ -1,4 +1,5 @@
-//! Charts as SVG: text, lines and areas in colours that are legible on white and on black, without a background.
+//! Charts as SVG without a background. The colours of text, lines and areas are legible on both
+//! white and black.
 
 pub(super) mod bars;
 pub(super) mod memory;
@@ -11,9 +12,9 @@ use plotters::prelude::*;
 
 use crate::allocator::{self, OURS};
 
-/// Text and axes.
+/// Colour of text and axes.
 pub(super) const INK: RGBColor = RGBColor(118, 125, 135);
-/// One for each allocator in the order of [`allocator::ALL`], so that all charts agree.
+/// Colours of the allocators in the order of [`allocator::ALL`], the same in all charts.
 pub(super) const PALETTE: [RGBColor; 7] = [
     RGBColor(230, 72, 46),
     RGBColor(41, 128, 222),
@@ -24,18 +25,18 @@ pub(super) const PALETTE: [RGBColor; 7] = [
     RGBColor(190, 132, 8),
 ];
 
-/// What is drawn on.
+/// The area that a chart is drawn on.
 pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-/// What drawing comes to.
+/// The result of drawing.
 pub(super) type Drawn = Result<(), Box<dyn Error>>;
 
-/// The text of an SVG of that size, in pixels, on which `draw` draws.
+/// Returns the text of an SVG of `size` pixels with the shapes that `draw` draws.
 pub(super) fn svg(
     size: (u32, u32),
     draw: impl FnOnce(&Area<'_>) -> Drawn,
 ) -> Result<String, String> {
     let mut svg = String::new();
-    // The backend writes the end of the text when it goes.
+    // The backend completes the text when it is dropped.
     {
         let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         draw(&root).map_err(|error| error.to_string())?;
@@ -44,24 +45,24 @@ pub(super) fn svg(
     Ok(svg)
 }
 
-/// Text of that size, in pixels.
+/// Returns the style of text of `size` pixels.
 pub(super) fn text(size: u32) -> TextStyle<'static> {
-    // The backend makes letters smaller by this factor.
+    // The backend shrinks letters by this factor.
     ("sans-serif", f64::from(size) * 1.24).into_font().color(&INK)
 }
 
-/// The colour of an allocator.
+/// Returns the colour of an allocator.
 pub(super) fn colour(allocator: &str) -> RGBColor {
     let index = allocator::ALL.iter().position(|found| found.name == allocator);
     index.map_or(INK, |index| PALETTE[index])
 }
 
-/// A colour as HTML and SVG write it.
+/// Formats a colour as in HTML and SVG.
 pub(super) fn hex(RGBColor(red, green, blue): RGBColor) -> String {
     format!("#{red:02X}{green:02X}{blue:02X}")
 }
 
-/// The line of an allocator; ours is thicker.
+/// Returns the line style of an allocator. Our line is thicker.
 pub(super) fn stroke(allocator: &str) -> ShapeStyle {
     colour(allocator).stroke_width(if allocator == OURS { 3 } else { 2 })
 }

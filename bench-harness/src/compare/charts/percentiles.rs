@@ -1,20 +1,21 @@
-//! How long single operations take, on a logarithmic scale: a line for each allocator, from the median to the longest.
+//! Durations of single operations, on a logarithmic scale: a line for each allocator, from the
+//! median to the maximum.
 
 use plotters::prelude::*;
 
 use super::{Area, Drawn, INK, colour, stroke, text};
 use crate::compare::summary::Percentiles;
 
-/// What is at the horizontal axis.
+/// Labels of the horizontal axis.
 const NAMES: [&str; 5] = ["p50", "p90", "p99", "p99.9", "max"];
 
-/// Draws one workload, of which at least one allocator has percentiles.
+/// Draws one workload, for which at least one allocator has percentiles.
 pub(in crate::compare) fn draw(area: &Area<'_>, lines: &[(&'static str, &Percentiles)]) -> Drawn {
     let values = |found: &Percentiles| {
         [&found.p50, &found.p90, &found.p99, &found.p999, &found.max].map(|it| it.median)
     };
     let all = || lines.iter().flat_map(|(_, found)| values(found));
-    // Whole powers of ten, as there the labels are.
+    // Extends to whole powers of ten, where the labels are.
     let lowest = all().fold(f64::INFINITY, f64::min).max(1.0).log10().floor();
     let highest = all().fold(1.0, f64::max).log10().ceil().max(lowest + 1.0);
     let last = NAMES.len() as i32 - 1;
@@ -48,7 +49,7 @@ pub(in crate::compare) fn draw(area: &Area<'_>, lines: &[(&'static str, &Percent
     Ok(())
 }
 
-/// Nanoseconds in the largest unit of which there is one.
+/// Formats nanoseconds in the largest unit in which they are at least 1.
 fn duration(nanoseconds: f64) -> String {
     match nanoseconds {
         it if it < 1e3 => format!("{it:.0} ns"),

@@ -1,10 +1,10 @@
-//! What was measured, and where: the machine, and how each allocator was built.
+//! The setting of a run: the machine, and how each allocator was built.
 
 use super::heading;
 use crate::compare::engines::CrateBuild;
 use crate::compare::record::{Record, Subject};
 
-/// The first section of the report.
+/// Returns the first section of the report.
 pub(super) fn section(record: &Record, markdown: bool) -> String {
     let machine = &record.machine;
     let mut lines = vec![
@@ -42,7 +42,7 @@ fn describe(subject: &Subject) -> String {
     text
 }
 
-/// How an allocator was built, one text for each crate.
+/// Returns how an allocator was built, with one text for each crate.
 pub(super) fn crates(subject: &Subject) -> Vec<String> {
     match subject.build.as_deref() {
         Some([]) => vec!["comes with the system".to_owned()],
@@ -51,7 +51,7 @@ pub(super) fn crates(subject: &Subject) -> Vec<String> {
     }
 }
 
-/// Where and how it was measured, as names and values.
+/// Returns the setting of the measurement, as names and values.
 pub(super) fn setting(record: &Record) -> Vec<(&'static str, String)> {
     let machine = &record.machine;
     vec![

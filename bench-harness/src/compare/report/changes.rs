@@ -1,4 +1,4 @@
-//! What changed since an earlier run, in tables.
+//! The changes since an earlier run, in tables.
 
 use super::Mood;
 use super::grid::{Entry, Grid};
@@ -6,12 +6,12 @@ use crate::compare::changes::{Changes, Line, Verdict};
 use crate::compare::statistics::Shift;
 use crate::compare::summary::Aspect;
 
-/// The heading of it all.
+/// Returns the heading of the section.
 pub(super) fn title(changes: &Changes) -> String {
     format!("Changes since the run of {}", changes.then)
 }
 
-/// How to read the tables, and why not to believe them.
+/// Returns an explanation of the tables, and reasons to doubt them.
 pub(super) fn paragraphs(changes: &Changes) -> Vec<String> {
     let mut paragraphs = vec![
         "Ratios of now to then: the median of those of every round now to every round then, and its interval of 95 % \
@@ -24,7 +24,7 @@ pub(super) fn paragraphs(changes: &Changes) -> Vec<String> {
     paragraphs
 }
 
-/// A table for time and one for memory, if they have rows.
+/// Returns a table for time and one for memory, if they have rows.
 pub(super) fn tables(changes: &Changes) -> Vec<(&'static str, Grid)> {
     let titles = [(Aspect::Time, "Time, now to then"), (Aspect::Memory, "Memory, now to then")];
     let grids = titles.map(|(aspect, title)| (title, table(changes, aspect)));

@@ -1,11 +1,12 @@
-//! A table of coloured cells, rendered for a terminal or as Markdown; the page shows it, too.
+//! A table of coloured cells, rendered for a terminal or as Markdown. The HTML page shows it as
+//! well.
 
 use comfy_table::{Attribute, Cell, Color, LineStyle};
 
 use super::Mood;
 use crate::rows;
 
-/// A table: a header, and rows as long as it.
+/// A table: a header, and rows of the same length.
 pub(super) struct Grid {
     pub(super) header: Vec<String>,
     separated: bool,
@@ -19,34 +20,34 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// A cell without colour.
+    /// Creates a cell without colour.
     pub(super) fn plain(text: impl Into<String>) -> Self {
         Self { text: text.into(), mood: Mood::Even }
     }
 
-    /// A cell coloured by its ratio, if there is one.
+    /// Creates a cell coloured by its ratio, if there is one.
     pub(super) fn rated(text: impl Into<String>, ratio: Option<f64>) -> Self {
         Self { text: text.into(), mood: ratio.map_or(Mood::Even, Mood::of) }
     }
 
-    /// A cell coloured as good or bad news.
+    /// Creates a cell coloured as good or bad news.
     pub(super) fn in_mood(text: impl Into<String>, mood: Mood) -> Self {
         Self { text: text.into(), mood }
     }
 
-    /// A cell that says that something went wrong.
+    /// Creates a cell that reports a failure.
     pub(super) fn bad(text: impl Into<String>) -> Self {
         Self { text: text.into(), mood: Mood::Worse }
     }
 }
 
 impl Grid {
-    /// A table without rows.
+    /// Creates a table without rows.
     pub(super) fn new(header: Vec<String>) -> Self {
         Self { header, separated: false, rows: Vec::new() }
     }
 
-    /// Draws a line between rows, for a table whose rows have more than one line.
+    /// Draws a line between rows, for a table whose rows have several lines of text.
     pub(super) fn separated(self) -> Self {
         Self { separated: true, ..self }
     }
@@ -57,12 +58,12 @@ impl Grid {
         self.rows.push(row);
     }
 
-    /// Whether there is nothing to show.
+    /// Returns whether there is nothing to show.
     pub(super) fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
-    /// The table as text, without a line break at its end.
+    /// Returns the table as text, without a line break at its end.
     pub(super) fn render(&self, markdown: bool) -> String {
         let header =
             self.header.iter().map(|title| Cell::new(title).add_attribute(Attribute::Bold));
@@ -73,7 +74,7 @@ impl Grid {
             if !self.separated {
                 table.style_mut().row_separator = LineStyle::none();
             }
-            // `console` knows about NO_COLOR, CLICOLOR and whether this is a terminal.
+            // `console` respects NO_COLOR and CLICOLOR, and checks whether this is a terminal.
             if console::colors_enabled() {
                 table.enforce_styling();
             } else {
@@ -85,7 +86,7 @@ impl Grid {
 }
 
 fn cell(entry: &Entry, markdown: bool) -> Cell {
-    // A cell of a Markdown table is one line.
+    // A cell of a Markdown table must be one line.
     let text = if markdown { entry.text.replace('\n', " · ") } else { entry.text.clone() };
     let cell = Cell::new(text);
     match entry.mood {

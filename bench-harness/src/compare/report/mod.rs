@@ -1,5 +1,5 @@
-//! What `compare` prints, and the page it makes: how things were built, the tables, the means, what wins and loses, and
-//! what changed.
+//! The output of `compare` and its HTML page: how allocators were built, the tables, the means,
+//! wins and losses, and changes.
 
 mod build;
 mod changes;
@@ -26,7 +26,7 @@ pub fn save_page(
     fs::write(file, page).map_err(|error| format!("{}: {error}", file.display()))
 }
 
-/// The whole report, for a terminal or as Markdown.
+/// Returns the whole report, for a terminal or as Markdown.
 pub fn text(
     record: &Record,
     summary: &Summary,
@@ -52,12 +52,13 @@ pub fn text(
     format!("\n{}\n", sections.join("\n\n"))
 }
 
-/// A title, in the manner of the output.
+/// Formats a title for the kind of output.
 fn heading(title: &str, markdown: bool) -> String {
     if markdown { format!("### {title}") } else { console::style(title).bold().to_string() }
 }
 
-/// Whether a ratio is good or bad news. Within three percent it is neither, since the machine is noisier than that.
+/// The judgement of a ratio as good or bad news. Within three percent it is neither, since the
+/// machine is noisier than that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mood {
     Better,
@@ -66,7 +67,7 @@ pub(super) enum Mood {
 }
 
 impl Mood {
-    /// For something of which less is better.
+    /// Judges the ratio of a quantity of which less is better.
     pub(super) fn of(ratio: f64) -> Self {
         match ratio {
             ratio if ratio < 0.97 => Self::Better,

@@ -1,4 +1,4 @@
-//! The report as one HTML page that needs nothing beside it.
+//! The report as one self-contained HTML page.
 
 use askama::Template;
 
@@ -13,10 +13,10 @@ use crate::compare::record::{Record, Subject};
 use crate::compare::summary::{Aspect, MEANS, Percentiles, Row, Summary};
 use crate::workloads::Kind;
 
-/// The size of a chart that is not as high as it has rows, in pixels.
+/// Size of a chart whose height does not depend on its rows, in pixels.
 const SIZE: (u32, u32) = (bars::WIDTH, 280);
 
-/// What the template shows.
+/// The data that the template shows.
 #[derive(Template)]
 #[template(path = "report.html")]
 struct Page<'a> {
@@ -35,11 +35,11 @@ struct Page<'a> {
     curves: Vec<Figure>,
     tables: Vec<(String, Grid)>,
     setting: Vec<(&'static str, String)>,
-    /// The colour of lines that span all rounds, which a dark page has to change.
+    /// Colour of the lines that span all rounds. A dark page must change it.
     span: String,
 }
 
-/// A mean of ours.
+/// One mean of our allocator.
 struct Tile {
     title: &'static str,
     ratio: String,
@@ -52,15 +52,15 @@ struct ChangesSection {
     tables: Vec<(&'static str, Grid)>,
 }
 
-/// A chart with what is said about it.
+/// A chart with its texts.
 struct Figure {
-    /// Of the page's ids the part that is its own.
+    /// Part of the page's ids that is unique to this figure.
     id: String,
     title: String,
     about: String,
     description: String,
     size: (u32, u32),
-    /// The SVG without its root.
+    /// SVG without its root element.
     shapes: String,
 }
 
@@ -75,7 +75,7 @@ impl Page<'_> {
 }
 
 impl Mood {
-    /// The class in the style sheet.
+    /// Returns the class in the style sheet.
     fn class(self) -> &'static str {
         match self {
             Self::Better => "better",
@@ -85,7 +85,7 @@ impl Mood {
     }
 }
 
-/// The whole page.
+/// Returns the whole page.
 pub(super) fn page(
     record: &Record,
     summary: &Summary,
@@ -118,7 +118,7 @@ pub(super) fn page(
     page.render().map_err(|error| error.to_string())
 }
 
-/// Where ours is, if it is not what all are compared with.
+/// Returns the index of our allocator, unless it is the baseline.
 fn ours(summary: &Summary) -> Option<usize> {
     let ours = summary.allocators.iter().position(|&name| name == OURS)?;
     (ours != summary.baseline).then_some(ours)
@@ -134,7 +134,7 @@ fn tiles(summary: &Summary) -> Vec<Tile> {
     MEANS.iter().filter_map(tile).collect()
 }
 
-/// Bars of ratios to the baseline: a chart for each kind of workloads.
+/// Draws bars of the ratios to the baseline: a chart for each kind of workload.
 fn ratios(summary: &Summary, aspect: Aspect) -> Result<Vec<Figure>, String> {
     let kinds = [
         (Kind::Allocation, "Allocation dominates"),
@@ -213,7 +213,7 @@ fn over_time(record: &Record, summary: &Summary) -> Result<Vec<Figure>, String> 
 }
 
 impl Figure {
-    /// A chart of one workload.
+    /// Creates the figure of one workload.
     fn of_workload(row: &Row, description: &str, svg: &str) -> Self {
         Self {
             id: row.workload.name.to_owned(),
@@ -226,7 +226,8 @@ impl Figure {
     }
 }
 
-/// What is within the root of an SVG: the page has a root of its own, with a title and a description in it.
+/// Returns the content of an SVG's root element. The page has a root of its own, with a title and a
+/// description.
 fn shapes(svg: &str) -> String {
     let within = svg.split_once('>').and_then(|(_, rest)| rest.rsplit_once("</svg>"));
     within.map_or("", |(shapes, _)| shapes.trim()).to_owned()
@@ -257,7 +258,7 @@ mod tests {
         roxmltree::Document::parse_with_options(page, options).unwrap()
     }
 
-    /// The text of each element of that name.
+    /// Returns the text of each element called `tag`.
     fn texts(document: &roxmltree::Document<'_>, tag: &str) -> Vec<String> {
         let elements = document.descendants().filter(|node| node.tag_name().name() == tag);
         let text = |node: roxmltree::Node<'_, '_>| {
@@ -315,7 +316,8 @@ mod tests {
             .filter(|node| node.tag_name().name() == "svg")
             .map(|node| node.attribute("aria-labelledby").unwrap())
             .collect();
-        // By time three kinds of workloads, by memory five, and those that have a chart of their own.
+        // Three kinds of workload by time, five by memory, and one chart for each workload with a
+        // chart of its own.
         let own = workloads::ALL.iter().filter(|it| matches!(it.kind, Kind::Latency | Kind::Curve));
         assert_eq!(pictures.len(), 8 + own.count());
         assert!(pictures.iter().flat_map(|named| named.split(' ')).all(|id| ids.contains(id)));

@@ -1,4 +1,4 @@
-//! The tables: time, memory, latency, and the means of them.
+//! The tables: time, memory, latency, and their means.
 
 use super::grid::{Entry, Grid};
 use crate::allocator::OURS;
@@ -6,7 +6,7 @@ use crate::compare::statistics::{median, range};
 use crate::compare::summary::{Aspect, Cell, MEANS, Quantity, Summary};
 use crate::workloads::{Kind, Resident};
 
-/// What was measured, in tables that have a row, with their titles.
+/// Returns the tables of the measurements with their titles, without empty ones.
 pub(super) fn details(summary: &Summary) -> Vec<(String, Grid)> {
     let baseline = summary.baseline_name();
     let tables = vec![
@@ -26,7 +26,7 @@ pub(super) fn details(summary: &Summary) -> Vec<(String, Grid)> {
     tables.into_iter().filter(|(_, grid)| !grid.is_empty()).collect()
 }
 
-/// What it comes to, and how noisy it was, in tables that have a row, with their titles.
+/// Returns the tables of the means and of the noise with their titles, without empty ones.
 pub(super) fn overview(summary: &Summary) -> Vec<(String, Grid)> {
     let baseline = summary.baseline_name();
     let tables = vec![
@@ -36,7 +36,7 @@ pub(super) fn overview(summary: &Summary) -> Vec<(String, Grid)> {
     tables.into_iter().filter(|(_, grid)| !grid.is_empty()).collect()
 }
 
-/// A table with a column for each allocator.
+/// Returns a table with a column for each allocator.
 fn by_allocator(summary: &Summary, first: &str) -> Grid {
     let allocators = summary.allocators.iter().map(|name| (*name).to_owned());
     Grid::new(std::iter::once(first.to_owned()).chain(allocators).collect())
@@ -79,7 +79,8 @@ fn memory(summary: &Summary) -> Grid {
     grid
 }
 
-/// A quantity with its ratio and, if wanted, its range; or how it was not measured.
+/// Formats a quantity with its ratio and, if `with_range`, its range. If a process failed, returns
+/// the failure instead.
 fn entry(cell: &Cell, quantity: Option<&Quantity>, with_range: bool) -> Entry {
     if let Some(how) = &cell.failure {
         return Entry::bad(how);
@@ -132,7 +133,7 @@ fn curves(summary: &Summary) -> Grid {
         for (name, cell) in summary.allocators.iter().zip(&row.cells) {
             let mut entries = vec![Entry::plain(row.workload.name), Entry::plain(*name)];
             let rated = |quantity| entry(cell, quantity, false);
-            // A difference may be nothing or less: it has no ratio.
+            // A difference may be zero or negative, so it has no ratio.
             let plain = |quantity: Option<&Quantity>| {
                 let plain = quantity.map(|quantity| Quantity { ratio: None, ..quantity.clone() });
                 entry(cell, plain.as_ref(), false)
@@ -154,7 +155,7 @@ fn curves(summary: &Summary) -> Grid {
     grid
 }
 
-/// Whole nanoseconds, with their ratio.
+/// Formats whole nanoseconds with their ratio.
 fn nanoseconds(quantity: &Quantity) -> Entry {
     let mut text = format!("{:.0}", quantity.median);
     if let Some(ratio) = quantity.ratio {
@@ -182,7 +183,8 @@ fn means(summary: &Summary) -> Grid {
     grid
 }
 
-/// How much the same differs from round to round: times by themselves, and their ratios to the baseline.
+/// Returns a table of the differences between rounds: those of times by themselves, and those of
+/// their ratios to the baseline.
 fn noise(summary: &Summary) -> Grid {
     type Range = fn(&Quantity) -> Option<(f64, f64)>;
     type Over = fn(Vec<f64>) -> Option<f64>;
@@ -215,7 +217,7 @@ fn noise(summary: &Summary) -> Grid {
     grid
 }
 
-/// Three significant digits, and no fraction from a hundred on.
+/// Formats a number with three significant digits, and without a fraction from a hundred on.
 fn number(value: f64) -> String {
     match value {
         value if value < 10.0 => format!("{value:.2}"),

@@ -1,10 +1,10 @@
-//! In words: what wins and what loses, against the baseline and against the best of the others.
+//! Wins and losses in words, against the baseline and against the best of the others.
 
 use super::Mood;
 use crate::allocator::OURS;
 use crate::compare::summary::{Aspect, Row, Summary};
 
-/// One line for each comparison.
+/// Returns one line for each comparison.
 pub(super) fn lines(summary: &Summary) -> Vec<String> {
     let baseline = summary.baseline_name();
     let mut lines = Vec::new();
@@ -34,7 +34,7 @@ pub(super) fn lines(summary: &Summary) -> Vec<String> {
     lines
 }
 
-/// One line for each allocator under which something failed, since what failed counts nowhere else.
+/// Returns one line for each allocator with failures, which count nowhere else.
 fn failures(summary: &Summary) -> Vec<String> {
     let of_allocator = |(index, name): (usize, &&str)| {
         let failed: Vec<String> = summary
@@ -50,14 +50,14 @@ fn failures(summary: &Summary) -> Vec<String> {
     summary.allocators.iter().enumerate().filter_map(of_allocator).collect()
 }
 
-/// A ratio, and what it is the ratio of.
+/// A ratio, with its workload and the rival it was compared with.
 struct Score {
     ratio: f64,
     workload: &'static str,
     rival: Option<&'static str>,
 }
 
-/// How many losses are named.
+/// Most losses that a line names.
 const NAMED: usize = 10;
 
 /// Counts wins, draws and losses, and names the losses, the worst first.
