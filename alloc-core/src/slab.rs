@@ -175,10 +175,10 @@ impl Shape {
     /// Returns a word that decides whether an object starts at an offset in a unit: it does if the
     /// product of word and offset, in 32 bits, is below the word.
     ///
-    /// With slabs of one unit this is 2^32 / `size`, rounded up, and the test is exact. With larger
-    /// slabs, objects are taken to start at each multiple of the largest power of two that divides
-    /// their size. For middle sizes the word is 0, so the test always fails, and a free examines
-    /// the address more closely.
+    /// With slabs of one unit this is 2^32 / `size`, rounded up, and decides exactly whether the
+    /// offset is a multiple of `size`. With larger slabs, objects are taken to start at each
+    /// multiple of the largest power of two that divides their size. For middle sizes the word is
+    /// 0, so the test always fails, and a free examines the address more closely.
     const fn in_unit(&self) -> u32 {
         if self.stride() > MAX_SMALL {
             0
@@ -199,7 +199,7 @@ impl Shape {
         }
     }
 
-    /// Returns the index of the object that starts at `offset` bytes in a slab.
+    /// Returns the index of the object that starts at `offset` bytes in a slab, if one does.
     #[inline(always)]
     fn index_at(&self, offset: usize) -> Option<usize> {
         if offset >= self.span as usize {
