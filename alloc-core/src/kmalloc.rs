@@ -2,7 +2,7 @@
 //! layouts. A layout that no class serves gets a run of pages of its own, whose descriptor holds
 //! its length.
 //!
-//! Only the first step of an object's path is inlined, a sheaf; `objects` has the other steps.
+//! Only the first step of an object's path, the sheaf, is inlined; `objects` has the other steps.
 
 #![expect(improper_ctypes_definitions, reason = "`extern \"C\"` for its unwinding rule, not for C")]
 
@@ -60,9 +60,9 @@ pub fn alloc(layout: Layout) -> *mut u8 {
     handed_out(alloc_block(layout), layout.size(), false)
 }
 
-/// Reports a block to observers, and records its size where that must be known exactly. Call on
-/// every block handed out for a layout. For a layout of size 0 the size is 0, although the block is
-/// larger.
+/// Reports a block to observers, and records its size in builds where blocks are
+/// [exact](watch::EXACT). Call on every block handed out for a layout. For a layout of size 0 the
+/// size is 0, although the block is larger.
 #[inline(always)]
 pub(crate) fn handed_out(block: *mut u8, size: usize, defined: bool) -> *mut u8 {
     if watch::EXACT && !block.is_null() {

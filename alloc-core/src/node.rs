@@ -3,12 +3,12 @@
 //! The first call reads the topology from sysfs into a table indexed by CPU. After that, asking for
 //! the node costs no system call, and with a single node it costs one load. Nodes without CPUs are
 //! left out, as no thread runs near them. The other nodes are numbered here without gaps; the
-//! kernel's own numbers are kept for asking it for memory. `HAYLOFT_SYSFS` names another tree than
-//! `/sys`, for tests.
+//! kernel's own numbers are kept to ask it for memory of a node. `HAYLOFT_SYSFS` names another tree
+//! than `/sys`, for tests.
 //!
 //! A thread that reads the topology waits for nobody, since it may be in a signal handler that
-//! interrupted another read. All of them write the same values into the table. The first to finish
-//! fixes the number of nodes permanently.
+//! interrupted another read. Concurrent reads write the same values into the table. The first read
+//! to finish fixes the number of nodes permanently.
 
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicUsize, Ordering};
 

@@ -38,7 +38,7 @@ pub(crate) const MIDDLE_CLASSES: usize = CLASSES - SMALL_CLASSES;
 /// Number of classes, including those of object caches.
 pub(crate) const MAX_CLASSES: usize = CLASSES + if cfg!(loom) { 0 } else { 256 };
 
-/// Most object caches.
+/// Largest number of object caches.
 pub(crate) const MAX_CACHES: usize = (MAX_CLASSES - CLASSES).saturating_sub(1);
 
 /// Largest small size, in bytes.

@@ -23,7 +23,7 @@ const RESERVE_SHARE: u32 = 16;
 /// harm.
 static MAKING: Lock<()> = Lock::new(LockClass::ArenaMaking, ());
 /// The smallest need, in units, for which making an arena has failed since one was last made. For
-/// such needs it is attempted only after everything else failed.
+/// such a need, an arena is attempted only after everything else failed.
 static REFUSED: AtomicU32 = AtomicU32::new(u32::MAX);
 
 pub(super) fn lock() -> &'static RawLock {
@@ -117,7 +117,7 @@ fn fill(reserved: NonNull<u8>, bytes: usize, node: usize, need: u32) -> Option<(
     // The metadata is taken from that node as well, since the owner of a run uses its metadata.
     prefer_node(reserved, bytes, node);
     if HugePages::wanted() != HugePages::Always {
-        // SAFETY: all of one reservation.
+        // SAFETY: the range is all of one reservation.
         unsafe { os::prefer_huge_pages(reserved, bytes, false) };
     }
     let arrays = Arrays::within(reserved, bytes, node);

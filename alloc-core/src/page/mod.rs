@@ -554,8 +554,8 @@ pub(crate) fn keep_limit(context: Context) {
 }
 
 /// Returns whether there is memory to purge. Waits for frees in progress, so that they count, too.
-/// Runs that the system refused to decommit do not count until something else is freed, so that
-/// they are not offered to it again before.
+/// Runs that the system refused to decommit count only after something else is freed, so that they
+/// are not offered to it again and again.
 pub(crate) fn is_dirty(context: Context) -> bool {
     arenas().any(|arena| {
         let units = arena.state.acquire(context);
@@ -589,9 +589,9 @@ pub(crate) fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
     });
 }
 
-/// Records that only the first `bytes` bytes of a run are used, at least one, rounded up to
-/// [`PIECES`]. The others are room to grow. When [`grow`] or [`shrink`] sets a new length, all of
-/// the run counts as used again.
+/// Records that only the first `bytes` bytes of a run are used, rounded up to [`PIECES`]; the
+/// others are room to grow. `bytes` is at least 1. When [`grow`] or [`shrink`] sets a new length,
+/// all of the run counts as used again.
 ///
 /// # Safety
 /// `unit` is the first of a run from [`alloc`] that the caller owns and that has at least `bytes`
@@ -1089,8 +1089,8 @@ impl Arena {
         true
     }
 
-    /// Commits at least `room` units, unless the arena has other than `committed` units already,
-    /// since another thread was faster. Returns false if committing is impossible.
+    /// Commits at least `room` units behind the first `committed` ones. Does nothing if another
+    /// thread has committed some already. Returns false if committing is impossible.
     fn commit_more(&self, context: Context, committed: u32, room: u32) -> bool {
         let Some(_committing) = self.committing.acquire(context) else { return false };
         if self.committed() != committed {
@@ -1181,7 +1181,7 @@ struct Found {
     end: u32,
 }
 
-/// Most runs of a bin to look at in one search.
+/// Largest number of runs to look at in one search.
 const LOOKS: u32 = 32;
 /// Length in units from which on a run may be cut from a dirty and a clean run together: the dirty
 /// part has its pages already.
@@ -1215,9 +1215,9 @@ impl FreeRuns {
         if state == RunState::Dirty { &mut self.dirty_bins } else { &mut self.clean_bins }
     }
 
-    /// Finds consecutive free units of which `len` follow a multiple of `align`, and leaves them in
-    /// their bins. Prefers a dirty run; then, if `len` is long, a dirty run with the clean run
-    /// behind it; then a clean run.
+    /// Finds consecutive free units among which `len` units start at a multiple of `align`, and
+    /// leaves them in their bins. Prefers a dirty run; then, if `len` is long, a dirty run with the
+    /// clean run behind it; then a clean run.
     ///
     /// # Errors
     /// Returns the number of units to commit first. With `may_commit`, that may be returned

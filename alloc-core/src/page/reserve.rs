@@ -55,7 +55,7 @@ pub(super) struct Reserve {
 }
 
 impl Reserve {
-    /// Most blocks of a reserve.
+    /// Largest number of blocks in a reserve.
     pub(super) const BLOCKS: usize = WORDS * WORD;
 
     pub(super) const fn new() -> Reserve {
