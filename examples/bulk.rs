@@ -1,8 +1,10 @@
-//! Objects of a cache by the batch: `alloc_bulk` and `free_bulk` instead of one call for each object.
+//! Allocates and frees the objects of a cache in batches: `alloc_bulk` and `free_bulk` instead of
+//! one call for each object.
 //!
-//! What fits the sheaf of this CPU is one restartable sequence for all of a batch; the rest comes from the barn and the slabs under
-//! one lock. `cargo run --release -p examples --bin bulk` prints nanoseconds for each object, allocated and freed: medians of
-//! rounds in turns. They are to be looked at; what is checked is that all objects are there, and apart.
+//! One restartable sequence moves the part of a batch that fits the sheaf of this CPU. The rest
+//! comes from the barn and the slabs, under one lock. `cargo run --release -p examples --bin bulk`
+//! prints the nanoseconds to allocate and free one object, as medians of rounds that take turns.
+//! The times are for reading only. The program checks that all objects exist and are disjoint.
 
 use std::alloc::Layout;
 use std::collections::BTreeSet;
@@ -16,14 +18,14 @@ use alloc_core::cache::{AllocError, Cache};
 #[global_allocator]
 static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
 
-/// Objects of all batches of a round.
+/// Objects that all batches of a round allocate together.
 const OBJECTS: usize = 1 << 15;
 const ROUNDS: usize = 15;
 
-/// Room for a batch.
+/// Space for the pointers of a batch.
 type Room = [MaybeUninit<NonNull<u8>>];
 
-/// Allocates a batch, one by one or at once, and has its objects.
+/// Allocates a batch into `room`, one by one or at once, and returns its objects.
 fn alloc<'a>(
     cache: &Cache,
     room: &'a mut Room,
@@ -38,16 +40,17 @@ fn alloc<'a>(
             count += 1;
         }
     }
-    // SAFETY: the first `count` are written, and room for a pointer has the layout of a pointer.
+    // SAFETY: the first `count` places are written, and `MaybeUninit` has the layout of its
+    // content.
     Ok(unsafe { std::slice::from_raw_parts(room.as_ptr().cast(), count) })
 }
 
-/// Frees what [`alloc`] had, in the same way.
+/// Frees the objects of a batch, one by one or at once.
 ///
 /// # Safety
-/// The objects are of the cache, and not used any more.
+/// The objects are live objects of `cache`, and not used afterwards.
 unsafe fn free(cache: &Cache, objects: &[NonNull<u8>], at_once: bool) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that these are live objects of `cache`.
     unsafe {
         if at_once {
             cache.free_bulk(objects);
@@ -57,19 +60,20 @@ unsafe fn free(cache: &Cache, objects: &[NonNull<u8>], at_once: bool) {
     }
 }
 
-/// Nanoseconds for each object of a round of batches.
+/// Allocates and frees a round of batches, and returns the nanoseconds per object.
 fn round(cache: &Cache, room: &mut Room, at_once: bool) -> Result<f64, AllocError> {
     let batches = OBJECTS / room.len();
     let start = Instant::now();
     for _ in 0..batches {
         let objects = alloc(cache, room, at_once)?;
-        // SAFETY: allocated just now.
+        // SAFETY: the objects were just allocated from `cache`.
         unsafe { free(cache, objects, at_once) };
     }
     Ok(start.elapsed().as_nanos() as f64 / (batches * room.len()) as f64)
 }
 
-/// That a batch, filled, keeps what each object was filled with, and that no two are one.
+/// Checks that the objects of a batch are distinct, and that each keeps its contents when all are
+/// filled.
 fn check(cache: &Cache, room: &mut Room, at_once: bool) -> Result<(), Box<dyn Error>> {
     let (size, wanted) = (cache.layout().size(), room.len());
     let objects = alloc(cache, room, at_once)?;
@@ -77,17 +81,17 @@ fn check(cache: &Cache, room: &mut Room, at_once: bool) -> Result<(), Box<dyn Er
         return Err(format!("{} objects instead of {wanted}", objects.len()).into());
     }
     for (number, object) in objects.iter().enumerate() {
-        // SAFETY: the object has room for the layout.
+        // SAFETY: the object has `size` bytes.
         unsafe { object.write_bytes(number as u8, size) };
     }
     for (number, object) in objects.iter().enumerate() {
-        // SAFETY: filled above.
+        // SAFETY: the object has `size` bytes, which the loop above initialised.
         let bytes = unsafe { std::slice::from_raw_parts(object.as_ptr(), size) };
         if bytes.iter().any(|byte| *byte != number as u8) {
             return Err(format!("object {number} was overwritten").into());
         }
     }
-    // SAFETY: allocated above, and not used any more.
+    // SAFETY: the objects were allocated from `cache` above, and are not used again.
     unsafe { free(cache, objects, at_once) };
     Ok(())
 }

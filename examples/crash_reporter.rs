@@ -1,16 +1,20 @@
-//! A crash reporter that allocates: a handler of `SIGSEGV` and its like that parses, collects and formats as any other code.
+//! A crash reporter that allocates: its handler of `SIGSEGV` and similar signals parses, collects
+//! and formats like any other code.
 //!
-//! With an allocator that is not async-signal-safe such a handler may wait for ever for a lock that the code which it interrupted
-//! holds, or find the heap half changed; reporters fork, or make do with buffers of their own. Here it reads `/proc/self/maps` into
-//! a `BTreeMap`, searches the stack for addresses of code, formats it all with `String`, and raises the signal again with its
-//! default action, so that the process ends as it would have.
+//! With an allocator that is not async-signal-safe, such a handler may find the heap half changed,
+//! or wait forever for a lock that the interrupted code holds. Other reporters fork, or make do
+//! with buffers of their own. This handler reads `/proc/self/maps` into a `BTreeMap`, searches the
+//! stack for addresses of code, and formats the report with `String`. Then it raises the signal
+//! again with its default action, so that the process ends as it would have without the handler.
 //!
-//! `cargo run --release -p examples --bin crash_reporter` runs children that crash on a thread in an allocation storm, ten times each
-//! way, and checks their reports. With `--crash write`, `--crash overflow` or `--crash kill` it crashes itself.
+//! `cargo run --release -p examples --bin crash_reporter` runs children that crash on a thread in
+//! an allocation storm, ten times in each way, and checks their reports. With `--crash write`,
+//! `--crash overflow` or `--crash kill` the program itself crashes.
 //!
-//! What is called in the handler, besides the allocator: system calls by thin functions of the C library (`open`, `read`,
-//! `write`, `close`, `prctl`, `gettid`, `pause`, `signal`, `raise`), and the parts of the standard library that only compute (strings,
-//! collections, formatting). Not `println!` and `eprintln!`, which lock; nor `std::fs`, which looks functions up by `dlsym`.
+//! Besides the allocator, the handler calls thin wrappers of system calls in the C library (`open`,
+//! `read`, `write`, `close`, `prctl`, `gettid`, `pause`, `signal`, `raise`), and parts of the
+//! standard library that only compute (strings, collections, formatting). It does not use
+//! `println!` or `eprintln!`, which lock, or `std::fs`, which looks functions up with `dlsym`.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -40,41 +44,41 @@ const SIGNALS: [(c_int, &str); 5] = [
     (libc::SIGFPE, "SIGFPE"),
     (libc::SIGABRT, "SIGABRT"),
 ];
-/// Bytes of the stack that a handler runs on: a thread that overflows its own has none left.
+/// Bytes of the stack that a handler runs on. A thread that overflowed its own stack has none left.
 const HANDLER_STACK: usize = 128 * 1024;
 const KINDS: [&str; 3] = ["write", "overflow", "kill"];
-/// Of each kind.
+/// Crashes of each kind.
 const ROUNDS: usize = 10;
 const THREADS: usize = 4;
-/// Where nothing is.
+/// An address where nothing is mapped.
 const NOWHERE: usize = 0xDEAD0;
 const LAST_LINE: &str = "end of report";
 
-// The handler, and what it calls.
+// The handler and the functions that it calls.
 
 extern "C" fn on_crash(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     static REPORTING: AtomicBool = AtomicBool::new(false);
     if REPORTING.swap(true, Ordering::AcqRel) {
-        // Another thread crashed as well, and will end the process.
+        // Another thread crashed before, and will end the process.
         loop {
-            // SAFETY: no arguments.
+            // SAFETY: `pause` has no preconditions.
             unsafe { libc::pause() };
         }
     }
-    // SAFETY: the kernel's arguments of a handler with `SA_SIGINFO`, which is running.
+    // SAFETY: the kernel passed `info` and `context` to this handler, which has `SA_SIGINFO`.
     let report = unsafe { report(signal, &*info, &registers(context)) };
     write_all(libc::STDERR_FILENO, report.as_bytes());
-    // SAFETY: a signal of `SIGNALS`. It is blocked until this handler returns.
+    // SAFETY: `signal` is one of `SIGNALS`. It stays blocked until this handler returns.
     unsafe {
         libc::signal(signal, libc::SIG_DFL);
         libc::raise(signal);
     }
 }
 
-/// Formats all that is known.
+/// Returns the report: everything that is known about the crash.
 ///
 /// # Safety
-/// `info` is what the kernel says of this signal.
+/// `info` is the kernel's information on this signal.
 unsafe fn report(
     signal: c_int,
     info: &libc::siginfo_t,
@@ -82,13 +86,15 @@ unsafe fn report(
 ) -> String {
     let mut text = String::new();
     // Writing to a string does not fail.
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `info` comes from the kernel.
     let _ = unsafe { write_report(&mut text, signal, info, registers) };
     text
 }
 
+/// Writes the report to `to`.
+///
 /// # Safety
-/// As [`report`].
+/// As for [`report`].
 unsafe fn write_report(
     to: &mut String,
     signal: c_int,
@@ -97,7 +103,8 @@ unsafe fn write_report(
 ) -> Result<(), std::fmt::Error> {
     let name =
         SIGNALS.iter().find(|(number, _)| *number == signal).map_or("signal", |known| known.1);
-    // SAFETY: the kernel fills in an address if the signal is about one, and else who sent it; both are plain numbers.
+    // SAFETY: the kernel fills in an address if the code is positive, and otherwise the sender.
+    // Both are plain numbers.
     let cause = unsafe {
         match info.si_code > 0 {
             true => format!("at address {:#x}", info.si_addr() as usize),
@@ -108,7 +115,8 @@ unsafe fn write_report(
     writeln!(to, "{name} {cause} on thread {number} {thread:?}")?;
     let mappings = Mappings::read();
     writeln!(to, "code, and what on the stack may be its callers:")?;
-    // SAFETY: of this thread, which is here and not there.
+    // SAFETY: this is the stack pointer of the interrupted thread, which now runs this handler on
+    // another stack.
     let words = unsafe { mappings.stack(registers["sp"]) };
     let code = iter::once(registers["pc"]).chain(words);
     for place in code.filter_map(|address| mappings.code(address)).take(16) {
@@ -125,12 +133,12 @@ unsafe fn write_report(
     writeln!(to, "{LAST_LINE}")
 }
 
-/// The registers by name; `pc` and `sp` are among them.
+/// Returns the interrupted thread's registers by name; `pc` and `sp` are among them.
 ///
 /// # Safety
 /// `context` is the last argument of a handler that is running.
 unsafe fn registers(context: *mut c_void) -> BTreeMap<&'static str, usize> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `context` comes from the kernel.
     let machine = unsafe { &(*context.cast::<libc::ucontext_t>()).uc_mcontext };
     #[cfg(target_arch = "x86_64")]
     return [
@@ -159,10 +167,10 @@ unsafe fn registers(context: *mut c_void) -> BTreeMap<&'static str, usize> {
     .into();
 }
 
-/// The kernel's number and name of this thread.
+/// Returns the kernel's number and name of this thread.
 fn this_thread() -> (c_int, String) {
     let mut name = [0u8; 16];
-    // SAFETY: there is room for the 16 bytes of a thread's name.
+    // SAFETY: `name` has the 16 bytes that `PR_GET_NAME` writes.
     let number = unsafe {
         libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr());
         libc::gettid()
@@ -176,7 +184,7 @@ struct Mapping {
     start: usize,
     end: usize,
     permissions: String,
-    /// Of its first byte in the file.
+    /// The file offset of its first byte.
     offset: usize,
     path: String,
 }
@@ -191,13 +199,13 @@ impl Mapping {
             end: hexadecimal(end)?,
             permissions: fields.next()?.into(),
             offset: hexadecimal(fields.next()?)?,
-            // It may have blanks, and be none.
+            // The path may contain blanks, or be missing.
             path: line.find(['/', '[']).map_or("", |start| &line[start..]).into(),
         })
     }
 }
 
-/// What is mapped, by start.
+/// All mappings, by start.
 struct Mappings(BTreeMap<usize, Mapping>);
 
 impl Mappings {
@@ -213,7 +221,8 @@ impl Mappings {
         (address < mapping.end).then_some(mapping)
     }
 
-    /// An address as a file and an offset in it, or the permissions of what is mapped there.
+    /// Describes an address by its file and the offset there, or by the permissions of a mapping
+    /// without a file.
     fn describe(&self, address: usize) -> String {
         match self.find(address) {
             None => String::new(),
@@ -224,17 +233,18 @@ impl Mappings {
         }
     }
 
-    /// As [`Mappings::describe`], if code is mapped there.
+    /// Describes an address as [`Mappings::describe`] does, if code is mapped there.
     fn code(&self, address: usize) -> Option<String> {
         self.find(address)
             .filter(|mapping| mapping.permissions.contains('x'))
             .map(|_| self.describe(address))
     }
 
-    /// The words of a stack, from `pointer` up, or where an overflow led beyond its end from the end: at most 64 KiB.
+    /// Returns the words of a stack from `pointer` up, at most 64 KiB. If an overflow moved
+    /// `pointer` beyond the end of the stack, starts at the end.
     ///
     /// # Safety
-    /// It is the stack of this thread, which runs on another one now.
+    /// The stack belongs to this thread, which now runs on another one.
     unsafe fn stack(&self, pointer: usize) -> Vec<usize> {
         let readable =
             |mapping: &&Mapping| mapping.end > pointer && mapping.permissions.starts_with('r');
@@ -242,31 +252,32 @@ impl Mappings {
         let start = pointer.max(mapping.start).next_multiple_of(size_of::<usize>());
         let count = ((mapping.end - start) / size_of::<usize>()).min(8192);
         let words = ptr::with_exposed_provenance::<usize>(start);
-        // SAFETY: mapped, readable, aligned, and written by nobody meanwhile.
+        // SAFETY: the words are mapped, readable and aligned. Their thread runs on another stack,
+        // so nothing writes them meanwhile.
         (0..count).map(|index| unsafe { words.add(index).read_volatile() }).collect()
     }
 }
 
-/// As much of a file as can be read.
+/// Returns as much of a file as can be read.
 fn read_file(path: &CStr) -> Vec<u8> {
     let mut contents = Vec::new();
     let mut chunk = [0u8; 4096];
-    // SAFETY: the path ends in a null byte.
+    // SAFETY: `path` is null-terminated.
     let file = unsafe { libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
-    // SAFETY: there is room for what is read. Without a file it fails.
+    // SAFETY: `chunk` has as many bytes as are read. `read` fails if `open` did.
     while let count @ 1.. = unsafe { libc::read(file, chunk.as_mut_ptr().cast(), chunk.len()) } {
         contents.extend_from_slice(&chunk[..count as usize]);
     }
-    // SAFETY: the file is ours, or there is none.
+    // SAFETY: this function opened `file`, or it is -1.
     unsafe { libc::close(file) };
     contents
 }
 
 fn write_all(file: c_int, mut bytes: &[u8]) {
     while !bytes.is_empty() {
-        // SAFETY: the bytes are readable for their length.
+        // SAFETY: `bytes` is a valid slice.
         let written = unsafe { libc::write(file, bytes.as_ptr().cast(), bytes.len()) };
-        // Nobody is left to be told that it failed. No signal interrupts it: all are blocked.
+        // An error cannot be reported anywhere. No signal interrupts the write, as all are blocked.
         let Ok(written @ 1..) = usize::try_from(written) else { return };
         bytes = &bytes[written..];
     }
@@ -274,15 +285,17 @@ fn write_all(file: c_int, mut bytes: &[u8]) {
 
 // The program that crashes.
 
-/// Has all `SIGNALS` reported.
+/// Installs the handler for all `SIGNALS`.
 fn install() -> Result<(), Box<dyn Error>> {
     for (signal, name) in SIGNALS {
-        // SAFETY: a function of that type; all that it calls is async-signal-safe, as is told above.
+        // SAFETY: `on_crash` has the type of a handler with `SA_SIGINFO`. All functions that it
+        // calls are async-signal-safe: see the top of this file.
         let failed = unsafe {
             let mut action: libc::sigaction = mem::zeroed();
             action.sa_sigaction = on_crash as *const () as usize;
             action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-            // A handler that is interrupted by another might be reported on, but not end.
+            // Blocks all signals in the handler: if another handler interrupted this one, that
+            // crash would be reported, but this handler would never finish.
             libc::sigfillset(&mut action.sa_mask);
             libc::sigaction(signal, &action, ptr::null_mut())
         };
@@ -293,17 +306,19 @@ fn install() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Gives this thread a stack for its handlers, for good. The one that the standard library provides has 8 KiB, too few for a report.
+/// Gives this thread a signal stack that is never freed. The one from the standard library has 8
+/// KiB, too little for a report.
 fn provide_stack() {
     let stack = Box::leak(vec![0u8; HANDLER_STACK].into_boxed_slice());
     let stack =
         libc::stack_t { ss_sp: stack.as_mut_ptr().cast(), ss_flags: 0, ss_size: HANDLER_STACK };
-    // SAFETY: nobody else's, and never freed.
+    // SAFETY: only this thread uses the stack, and it is never freed.
     let failed = unsafe { libc::sigaltstack(&stack, ptr::null_mut()) };
     assert_eq!(failed, 0, "a stack that is large enough is taken");
 }
 
-/// Allocates and frees, up to 128 KiB, until the end of the process; every so often `then` is called.
+/// Allocates and frees blocks of up to 128 KiB until the process ends. Calls `then` every 5000
+/// rounds.
 fn storm(mut seed: usize, start: &Barrier, then: impl Fn()) {
     provide_stack();
     start.wait();
@@ -324,7 +339,7 @@ fn overflow(depth: usize) -> usize {
     if depth == usize::MAX { 0 } else { overflow(depth + 1) + frame[depth % 100] }
 }
 
-/// Crashes in one way or another, amid a storm.
+/// Crashes in the way `kind`, on a thread in an allocation storm.
 fn crash(kind: &str) -> Result<(), Box<dyn Error>> {
     install()?;
     provide_stack();
@@ -333,7 +348,7 @@ fn crash(kind: &str) -> Result<(), Box<dyn Error>> {
         let crash: fn() = match kind {
             _ if number > 0 => || (),
             "write" => || {
-                // SAFETY: none. This is the crash.
+                // SAFETY: there is none: this write is the crash.
                 unsafe { ptr::without_provenance_mut::<u8>(NOWHERE).write_volatile(1) }
             },
             "overflow" => || {
@@ -349,9 +364,9 @@ fn crash(kind: &str) -> Result<(), Box<dyn Error>> {
     let storms = storms.collect::<Result<Vec<_>, _>>()?;
     start.wait();
     if kind == "kill" {
-        // From outside, wherever the thread may be: often in the allocator.
+        // The signal comes from outside, wherever the thread is, which is often in the allocator.
         thread::sleep(Duration::from_micros(2000 + u64::from(process::id()) * 37 % 5000));
-        // SAFETY: a thread that does not end.
+        // SAFETY: the thread never ends, so its id is valid.
         unsafe { libc::pthread_kill(storms[0].as_pthread_t() as libc::pthread_t, libc::SIGSEGV) };
     }
     for storm in storms {
@@ -362,8 +377,9 @@ fn crash(kind: &str) -> Result<(), Box<dyn Error>> {
 
 // The program that checks.
 
-/// Whether the innermost code of the program that the report names is the allocator's: this executable is the one that crashed, so
-/// its symbols are at hand. `None` if no code is named.
+/// Returns whether the innermost code of the program in the report belongs to the allocator, or
+/// `None` if the report has no code. The child that crashed ran this executable, so the symbols of
+/// this process resolve its addresses.
 fn in_allocator(report: &str, executable: &str) -> Option<bool> {
     let (_, offset) = report.split_once(&format!("{executable}+0x"))?;
     let (offset, _) = offset.split_once('\n')?;
@@ -381,7 +397,7 @@ fn in_allocator(report: &str, executable: &str) -> Option<bool> {
     Some(found)
 }
 
-/// Has a child crash; whether it was in the allocator.
+/// Runs a child that crashes, and checks its report. Returns whether it crashed in the allocator.
 fn check(kind: &str) -> Result<bool, Box<dyn Error>> {
     let executable = env::current_exe()?;
     let child = Command::new(&executable).args(["--crash", kind]).stderr(Stdio::piped()).spawn()?;

@@ -1,4 +1,6 @@
-//! The one-liner: every allocation of this program is Hayloft's. `cargo run --release -p examples --bin global`.
+//! The one-liner: Hayloft serves all allocations of this program.
+//!
+//! Run it with `cargo run --release -p examples --bin global`.
 
 #[global_allocator]
 static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;

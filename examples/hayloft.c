@@ -1,11 +1,14 @@
 /*
- * Hayloft in C: what hayloft.h has beyond malloc and free. A timer's handler allocates events while the program is in an allocation
- * storm; then objects by the batch, a cache that is not destroyed as long as it is in use, and memory that goes back.
+ * Hayloft in C: the functions of hayloft.h beyond malloc and free. A timer's signal handler
+ * allocates events while the program is in an allocation storm. Then the program allocates objects
+ * in batches, fails to destroy a cache that is in use, and releases memory to the system.
  *
  *     cargo build --release -p preload
- *     cc -Ialloc-global/preload/include examples/hayloft.c target/release/libhayloft.a -lgcc_s -lpthread -ldl -lm
+ *     cc -Ialloc-global/preload/include examples/hayloft.c target/release/libhayloft.a \
+ *         -lgcc_s -lpthread -ldl -lm
  *
- * or, for the shared library, `-Ltarget/release -lhayloft` and LD_LIBRARY_PATH=target/release. Ends with 0 if all was as it should be.
+ * For the shared library, use `-Ltarget/release -lhayloft` and LD_LIBRARY_PATH=target/release
+ * instead. The exit code is 0 if all checks passed.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -27,7 +30,7 @@ struct event {
 };
 
 static hayloft_cache *events;
-/* Events that the handler has linked, the last one first. */
+/* The list of events from the handler, newest first. */
 static struct event *_Atomic arrived;
 static atomic_uint missed;
 
@@ -37,12 +40,12 @@ static void fail(const char *what)
     exit(1);
 }
 
-/* Waits for nothing, whatever it interrupted. */
+/* Allocates an event without waiting, whatever the signal interrupted. */
 static void on_timer(int signal)
 {
     static unsigned count;
     struct event *event = hayloft_cache_alloc_nolock(events);
-    /* malloc() would do as well: it notices what it interrupted. */
+    /* malloc() would do as well: it detects that it interrupted the allocator. */
     char *text = hayloft_alloc_nolock(100);
 
     (void)signal;
@@ -69,7 +72,7 @@ static void set_timer(long microseconds)
         fail("setitimer");
 }
 
-/* Checks and frees what has arrived; how many there were. */
+/* Checks and frees the events that have arrived. Returns their number. */
 static unsigned take_events(void)
 {
     struct event *event = atomic_exchange(&arrived, NULL);

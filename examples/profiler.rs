@@ -1,18 +1,25 @@
-//! A sampling profiler that keeps its books in the signal handler: `SIGPROF` comes for every so many microseconds of CPU time, and
-//! the handler counts the stack that it interrupted in a `HashMap<Vec<usize>, u64>`.
+//! A sampling profiler that counts its samples in the signal handler. `SIGPROF` arrives at regular
+//! intervals of CPU time, and the handler counts the interrupted stack in a
+//! `HashMap<Vec<usize>, u64>`.
 //!
-//! Profilers otherwise write samples to a buffer that was allocated before, and lose what does not fit. Here the map grows in the
-//! handler, which may interrupt the allocator anywhere. `cargo run --release -p examples --bin profiler` profiles three threads, and
-//! prints where they were. Callers are found by frame pointers: more of them with `RUSTFLAGS=-Cforce-frame-pointers=yes`.
+//! Other profilers write samples to a buffer that was allocated in advance, and lose samples that
+//! do not fit. Here the map grows in the handler, which may interrupt the allocator anywhere.
+//! `cargo run --release -p examples --bin profiler` profiles three threads, and prints their
+//! functions. Callers are found through frame pointers: `RUSTFLAGS=-Cforce-frame-pointers=yes`
+//! finds more of them.
 //!
-//! Why what the handler does is safe there:
-//! - the allocator: see `docs/any-context.md`;
-//! - the map hashes with fixed keys. `RandomState` would take them from a thread-local that is made when it is first used;
-//! - the map's mutex is only tried: an exchange, no wait. If it is taken, by another thread or by what was interrupted, the sample
-//!   counts as missed. To let go of it wakes who waits by a system call;
-//! - where a thread's stack ends is in a thread-local that needs no making and no dropping, and is 0 until it is set;
-//! - frames are read within that stack only, so whatever the frame pointer is used for, nothing else is touched;
-//! - `errno` stays as it is: nothing here sets it.
+//! The handler is safe for these reasons:
+//! - The allocator may be called anywhere: see `docs/any-context.md`.
+//! - The map hashes with fixed keys. `RandomState` would take them from a thread-local that is
+//!   initialised on first use.
+//! - The handler only tries the map's mutex, with an exchange, and never waits. If another thread
+//!   or the interrupted code holds the mutex, the sample counts as missed. Releasing it wakes a
+//!   waiter, if any, with a system call.
+//! - The end of a thread's stack is in a thread-local without initialiser or destructor, which is 0
+//!   until it is set.
+//! - Frames are read within that stack only. Whatever the frame pointer is used for, no other
+//!   memory is accessed.
+//! - `errno` is preserved, as no call here sets it.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
@@ -33,13 +40,13 @@ static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
 
 /// Microseconds of CPU time between samples; the kernel rounds up to its tick.
 const INTERVAL: i64 = 1000;
-/// Samples that are enough.
+/// Samples to take.
 const SAMPLES: u64 = 400;
 const DEEPEST: usize = 64;
-/// Functions that are printed.
+/// Functions to print.
 const SHOWN: usize = 12;
 
-/// A stack, as addresses of code from the inside out, and how often it was found.
+/// The number of samples of each stack. A stack is a list of code addresses, innermost first.
 type Profile = HashMap<Vec<usize>, u64, BuildHasherDefault<DefaultHasher>>;
 
 static PROFILE: Mutex<Profile> = Mutex::new(HashMap::with_hasher(BuildHasherDefault::new()));
@@ -47,14 +54,14 @@ static TAKEN: AtomicU64 = AtomicU64::new(0);
 static MISSED: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
-    /// Where the stack of this thread ends; 0 where that is not known.
+    /// The end of this thread's stack, or 0 if it is not known.
     static STACK_END: Cell<usize> = const { Cell::new(0) };
 }
 
-// The handler, and what it calls.
+// The handler and the functions that it calls.
 
 extern "C" fn sample(_signal: c_int, _info: *mut libc::siginfo_t, context: *mut c_void) {
-    // SAFETY: the kernel's argument of a handler with `SA_SIGINFO`, which is running.
+    // SAFETY: the kernel passed `context` to this handler, which has `SA_SIGINFO`.
     let stack = unsafe { interrupted_stack(context) };
     match PROFILE.try_lock() {
         Ok(mut profile) => {
@@ -67,12 +74,12 @@ extern "C" fn sample(_signal: c_int, _info: *mut libc::siginfo_t, context: *mut 
     }
 }
 
-/// The addresses of code on the stack that was interrupted, as far as frame pointers lead.
+/// Returns the code addresses of the interrupted stack, as far as frame pointers lead.
 ///
 /// # Safety
-/// `context` is the last argument of a handler that is running, on the stack that it interrupted.
+/// `context` is the last argument of a handler that is running on the interrupted stack.
 unsafe fn interrupted_stack(context: *mut c_void) -> Vec<usize> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `context` comes from the kernel.
     let machine = unsafe { &(*context.cast::<libc::ucontext_t>()).uc_mcontext };
     #[cfg(target_arch = "x86_64")]
     let [pc, sp, mut frame] = [libc::REG_RIP, libc::REG_RSP, libc::REG_RBP]
@@ -83,27 +90,29 @@ unsafe fn interrupted_stack(context: *mut c_void) -> Vec<usize> {
 
     let mut stack = vec![pc];
     let mut above = sp;
-    // A frame is two words: the caller's frame, which lies further out, and where to return to.
+    // A frame has two words: the address of the caller's frame, which is higher, and the return
+    // address.
     let end = STACK_END.get().saturating_sub(2 * size_of::<usize>());
     while stack.len() < DEEPEST && frame >= above && frame < end && frame.is_multiple_of(8) {
         let words = ptr::with_exposed_provenance::<usize>(frame);
-        // SAFETY: aligned, and between this thread's stack pointer and the end of its stack.
+        // SAFETY: the words are aligned, and lie between this thread's stack pointer and the end of
+        // its stack.
         let (next, back) = unsafe { (words.read_volatile(), words.add(1).read_volatile()) };
         if back == 0 {
             break;
         }
-        // The call is before where it returns to.
+        // The call instruction precedes the return address.
         stack.push(back - 1);
         (above, frame) = (frame + 1, next);
     }
     stack
 }
 
-// Around it.
+// Setup and output.
 
-/// Finds out where the stack of this thread ends, for the handler.
+/// Stores the end of this thread's stack for the handler.
 fn know_stack() {
-    // SAFETY: attributes that `pthread_getattr_np` fills in, and that are destroyed after.
+    // SAFETY: `pthread_getattr_np` initialises the attributes, which are destroyed after use.
     unsafe {
         let mut attributes = mem::zeroed();
         let (mut start, mut size) = (ptr::null_mut(), 0);
@@ -116,7 +125,8 @@ fn know_stack() {
 }
 
 fn install() -> io::Result<()> {
-    // SAFETY: a function of that type, which may run anywhere, as is told above.
+    // SAFETY: `sample` has the type of a handler with `SA_SIGINFO`, and may run anywhere: see the
+    // top of this file.
     let failed = unsafe {
         let mut action: libc::sigaction = mem::zeroed();
         action.sa_sigaction = sample as *const () as usize;
@@ -126,25 +136,27 @@ fn install() -> io::Result<()> {
     if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Has the signal come after so many microseconds of the process's CPU time, again and again; 0 to end that.
+/// Makes `SIGPROF` arrive every `interval` microseconds of the process's CPU time, or never again
+/// if `interval` is 0.
 fn set_timer(interval: i64) -> io::Result<()> {
     let interval = libc::timeval { tv_sec: 0, tv_usec: interval };
     let timer = libc::itimerval { it_interval: interval, it_value: interval };
-    // SAFETY: the timer is only read.
+    // SAFETY: `setitimer` only reads the timer.
     match unsafe { libc::setitimer(libc::ITIMER_PROF, &timer, ptr::null_mut()) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-/// Prints the functions with most samples: by themselves, and with what they called. Has the share of `wanted`, with what it called.
+/// Prints the functions with the most samples, with their own share and the share including
+/// callees. Returns the latter of the functions whose name contains `wanted`, in percent.
 fn print(profile: &Profile, samples: u64, wanted: &str) -> f64 {
     let mut names: BTreeMap<usize, String> = BTreeMap::new();
     let mut counts: BTreeMap<&str, [u64; 2]> = BTreeMap::new();
     for address in profile.keys().flatten() {
         names.entry(*address).or_insert_with(|| {
             let mut name = format!("{address:#x}");
-            // The last one is the function itself; those before were inlined into it.
+            // The last symbol is the function itself; the earlier ones were inlined into it.
             backtrace::resolve(*address as *mut c_void, |symbol| {
                 if let Some(found) = symbol.name() {
                     name = format!("{found:#}");
@@ -157,7 +169,7 @@ fn print(profile: &Profile, samples: u64, wanted: &str) -> f64 {
         let names: Vec<&str> = stack.iter().map(|address| &*names[address]).collect();
         counts.entry(names[0]).or_default()[0] += count;
         for (place, name) in names.iter().enumerate() {
-            // A function that called itself counts once.
+            // A recursive function counts once.
             if !names[..place].contains(name) {
                 counts.entry(name).or_default()[1] += count;
             }
@@ -177,11 +189,12 @@ fn print(profile: &Profile, samples: u64, wanted: &str) -> f64 {
         .sum()
 }
 
-// What is profiled.
+// The profiled work.
 
 static END: AtomicBool = AtomicBool::new(false);
 
-/// Computes and does not allocate. Without iterators, so that in debug builds, too, it is one function.
+/// Computes without allocating. It has no iterators, so that it is a single function in debug
+/// builds, too.
 #[inline(never)]
 fn count_primes() -> usize {
     let (mut primes, mut number) = (0, 2);
@@ -196,14 +209,14 @@ fn count_primes() -> usize {
     primes
 }
 
-/// Little else than allocations.
+/// Mostly allocates.
 #[inline(never)]
 fn build_strings() -> usize {
     let strings: Vec<String> = (0..5000).map(|number| "hay".repeat(number * 7 % 200)).collect();
     strings.iter().map(String::len).sum()
 }
 
-/// Some of both.
+/// Computes and allocates.
 #[inline(never)]
 fn count_words() -> usize {
     let mut counts = BTreeMap::new();
@@ -233,7 +246,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for thread in threads {
         thread.join().map_err(|_| "a thread panicked")?;
     }
-    // A handler that comes late finds it taken, and counts as missed.
+    // A late handler finds the mutex held, and counts its sample as missed.
     let profile = PROFILE.lock().unwrap_or_else(PoisonError::into_inner);
     let samples: u64 = profile.values().sum();
     let share = print(&profile, samples, "count_primes");

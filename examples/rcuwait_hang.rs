@@ -1,11 +1,13 @@
-//! A hang that the kernel once had, on real threads: two who destroy caches wait for the same CPU's irq work.
+//! Reproduces a hang that the kernel once had, on real threads: two threads that destroy caches
+//! wait for the irq work of one CPU.
 //!
-//! Where irq work runs in a thread, `irq_work_sync` sleeps in an rcuwait, which has one slot for one waiter.
-//! `kmem_cache_destroy` called it without a lock. So two callers overwrite each other's slot, one wake-up finds one of them,
-//! and the other sleeps for ever. With the hotplug lock and the cache mutex taken first, they take turns.
+//! Where irq work runs in a thread, `irq_work_sync` sleeps in an rcuwait, which has a slot for one
+//! waiter. `kmem_cache_destroy` called it without a lock. Two callers therefore overwrote each
+//! other in the slot, the wake-up found one of them, and the other slept forever. If both first
+//! take the hotplug lock and the cache mutex, they take turns.
 //!
-//! `cargo run --release -p examples --bin rcuwait_hang` does both 10 000 times, or until it hangs. In debug builds the second
-//! waiter is found and panics instead of sleeping.
+//! `cargo run --release -p examples --bin rcuwait_hang` runs each order 10 000 times, or until it
+//! hangs. In debug builds the second waiter is detected and panics instead of sleeping.
 
 use std::env;
 use std::os::unix::process::CommandExt as _;
@@ -23,10 +25,10 @@ static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
 
 const ROUNDS: usize = 10_000;
 
-/// The setting by which irq work runs in a thread.
+/// The setting that makes irq work run in a thread.
 const IRQ: &str = "HAYLOFT_IRQ";
 
-/// What each destroyer waits for: something that takes a little time.
+/// The work that both destroyers wait for. It takes 20 microseconds.
 static WORK: IrqWork = IrqWork::new(|_| {
     let start = Instant::now();
     while start.elapsed() < Duration::from_micros(20) {}
@@ -34,19 +36,20 @@ static WORK: IrqWork = IrqWork::new(|_| {
 
 static CACHE_MUTEX: Mutex<()> = Mutex::new(());
 
-/// The order of the kernel before it was mended: no lock.
+/// Waits as the kernel did before the fix: without a lock.
 fn sync_unserialised() {
     WORK.sync();
 }
 
-/// The order of the cure: first the hotplug lock, then the cache mutex.
+/// Waits as after the fix: first takes the hotplug lock, then the cache mutex.
 fn sync_serialised() {
     let _cpus = cpu::read_lock();
     let _caches = CACHE_MUTEX.lock().unwrap_or_else(PoisonError::into_inner);
     WORK.sync();
 }
 
-/// Has two threads wait for the work at once, again and again; the round in which one of them did not return.
+/// Makes two threads wait for the work at once, in many rounds. Returns the first round in which
+/// one of them did not return.
 fn hangs(sync: fn()) -> Option<usize> {
     let (returned, returns) = mpsc::channel();
     let meeting = Arc::new(Barrier::new(3));
@@ -75,7 +78,7 @@ fn hangs(sync: fn()) -> Option<usize> {
 
 fn main() -> ExitCode {
     if env::var_os(IRQ).is_none() {
-        // Settings are read before `main`.
+        // The settings are read before `main`, so the program starts itself again.
         let program = env::current_exe().expect("the program has a path");
         let error = Command::new(program).env(IRQ, "threaded").exec();
         println!("the program cannot be started again: {error}");

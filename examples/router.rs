@@ -1,10 +1,12 @@
-//! Caches and readers in a router: packets live in a cache of their own, and the routes that they take are looked up without a
-//! lock while others replace them.
+//! Caches and readers in a router: packets are objects of a cache, and routes are looked up without
+//! a lock while another thread replaces them.
 //!
-//! Workers take packets from a queue each, find the route in a read-side section, and drop the packet, on another CPU than it was
-//! allocated on. A control thread puts a new route in place of each again and again, and gives the old one to `free_rcu`: it is
-//! freed when no worker can be looking at it any more. A route names its slot and bears a checksum, so that one which is
-//! used again too early would be seen. `cargo run --release -p examples --bin router` prints what was routed and replaced.
+//! Each worker takes packets from a queue of its own, looks up the route in a read-side section,
+//! and drops the packet, on another CPU than it was allocated on. A control thread keeps replacing
+//! all routes in turn, and passes the old ones to `free_rcu`, which frees a route once no worker
+//! can still be reading it. A route contains its network and a checksum, which would expose a route
+//! that is reused too early. `cargo run --release -p examples --bin router` prints the numbers of
+//! packets routed and routes replaced.
 
 use std::alloc::Layout;
 use std::error::Error;
@@ -31,7 +33,7 @@ struct Packet {
     payload: [u8; 200],
 }
 
-/// Where packets go whose destination begins with `network`.
+/// The route of packets whose destination begins with `network`.
 struct Route {
     network: u8,
     interface: u16,
@@ -56,7 +58,7 @@ impl Route {
     }
 }
 
-/// A route for each network, in objects of a cache.
+/// The routing table: a route for each network, in objects of a cache.
 struct Table<'a> {
     routes: [AtomicPtr<Route>; 256],
     cache: &'a Cache,
@@ -67,29 +69,32 @@ impl Table<'_> {
         Table { routes: [const { AtomicPtr::new(ptr::null_mut()) }; 256], cache }
     }
 
-    /// Has `read` look at the route of a network, if there is one. In any number of threads, and signal handlers.
+    /// Calls `read` with the route of a network, if there is one, and returns its result. May be
+    /// called in any number of threads, and in signal handlers.
     fn look_up<R>(&self, network: u8, read: impl FnOnce(&Route) -> R) -> Option<R> {
-        // What is found until this is dropped stays until then.
+        // A route that is found while the guard exists stays valid until the guard is dropped.
         let _reading = rcu::read_lock();
         let route = self.routes[usize::from(network)].load(Ordering::Acquire);
-        // SAFETY: null, or a route that was written before it came into the table, and is freed by `free_rcu` only.
+        // SAFETY: `route` is null, or was initialised before it was published in the table. It is
+        // freed by `free_rcu` only.
         unsafe { route.as_ref() }.map(read)
     }
 
-    /// Puts a route in the place of the network's former one.
+    /// Replaces the route of a network.
     fn replace(&self, route: Route) -> Result<(), AllocError> {
         let slot = &self.routes[usize::from(route.network)];
         let object: NonNull<Route> = self.cache.alloc()?.cast();
-        // SAFETY: an object of the layout of a route, which nobody knows of yet.
+        // SAFETY: the object has the layout of a route, and is not published yet.
         unsafe { object.write(route) };
         self.retire(slot.swap(object.as_ptr(), Ordering::AcqRel));
         Ok(())
     }
 
-    /// Frees a route, if it is one, that was taken from the table.
+    /// Frees a route that was removed from the table, unless it is null, once no reader can see it.
     fn retire(&self, route: *mut Route) {
         if let Some(route) = NonNull::new(route) {
-            // SAFETY: an object of this cache, that only readers of before can know. A route has nothing to drop.
+            // SAFETY: the route is an object of this cache. It is no longer in the table, so only
+            // earlier readers can see it. It has no destructor to run.
             unsafe { self.cache.free_rcu(route.cast()) };
         }
     }
@@ -103,7 +108,7 @@ impl Drop for Table<'_> {
     }
 }
 
-/// What a worker saw.
+/// The packets that a worker counted.
 #[derive(Default)]
 struct Tally {
     routed: [usize; INTERFACES],
@@ -129,7 +134,7 @@ fn work(table: &Table<'_>, queue: Receiver<CacheBox<'_, Packet>>) -> Tally {
     tally
 }
 
-/// Replaces all routes in turn until the end; how many it replaced.
+/// Replaces all routes in turn until `end` is set. Returns the number of replacements.
 fn control(table: &Table<'_>, end: &AtomicBool) -> Result<u64, AllocError> {
     let mut age = 0;
     while !end.load(Ordering::Relaxed) {
@@ -139,7 +144,8 @@ fn control(table: &Table<'_>, end: &AtomicBool) -> Result<u64, AllocError> {
     Ok(age)
 }
 
-/// Receives packets, hands them to the workers in turn, and sums up what these saw.
+/// Receives packets, passes them to the workers in turn, and returns the sum of the workers'
+/// tallies.
 fn receive(packets: &TypedCache<Packet>, table: &Table<'_>) -> Result<Tally, Box<dyn Error>> {
     thread::scope(|scope| {
         let mut queues = Vec::new();
@@ -189,7 +195,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     });
     let (tally, replaced) = (tally?, replaced.map_err(|_| "the control thread panicked")??);
     drop(table);
-    // Destroying waits for what waits for readers, and refuses if anything is in use.
+    // `destroy` waits for objects that wait for readers, and fails if an object is in use.
     routes.destroy()?;
     packets.destroy()?;
 

@@ -1,9 +1,11 @@
-//! The one-liner in a server: an HTTP service on tokio that counts words, and answers in JSON.
+//! The one-liner in a server: an HTTP service on tokio that counts words and answers in JSON.
 //!
-//! `cargo run --release -p examples --bin server` serves until it is interrupted; then
-//! `curl -d 'so much hay, so little' localhost:8080/words` counts, and `curl localhost:8080/metrics` has the statistics of the allocator
-//! as Prometheus reads them.
-//! With `--requests 1000` the program asks itself that often, some at a time, checks each answer, and ends.
+//! `cargo run --release -p examples --bin server` serves until it is interrupted. Meanwhile
+//! `curl -d 'so much hay, so little' localhost:8080/words` counts words, and
+//! `curl localhost:8080/metrics` returns the statistics of the allocator for Prometheus.
+//!
+//! With `--requests 1000` the program sends itself 1000 requests, several at a time, checks each
+//! answer, and ends.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -27,7 +29,7 @@ use tokio::task::JoinSet;
 #[global_allocator]
 static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
 
-/// Requests that are on their way at once.
+/// Concurrent requests.
 const CLIENTS: usize = 8;
 
 type Failure = Box<dyn Error + Send + Sync>;
@@ -35,10 +37,10 @@ type Failure = Box<dyn Error + Send + Sync>;
 /// Counts words in JSON over HTTP.
 #[derive(Parser)]
 struct Arguments {
-    /// Where to listen; port 0 is any that is free.
+    /// The address to listen on; port 0 picks a free one.
     #[arg(long, default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
-    /// Sends that many requests to itself, and ends.
+    /// Sends this many requests to itself, and ends.
     #[arg(long)]
     requests: Option<usize>,
 }
@@ -61,7 +63,7 @@ async fn metrics() -> impl IntoResponse {
     ([("content-type", format)], alloc_global::stats().open_metrics().to_string())
 }
 
-/// Serves until `end`, and then what has come in already.
+/// Serves until `end` completes, and finishes the requests that have already come in.
 async fn serve(
     listener: TcpListener,
     end: impl Future<Output = ()> + Send + 'static,
@@ -70,7 +72,7 @@ async fn serve(
     Ok(axum::serve(listener, router).with_graceful_shutdown(end).await?)
 }
 
-/// Sends every `CLIENTS`th request from the `first` one on, and checks the answers; how many there were.
+/// Sends every `CLIENTS`th request from `first` on, and checks the answers. Returns their number.
 async fn ask(address: SocketAddr, first: usize, requests: usize) -> Result<usize, Failure> {
     let client = Client::builder(TokioExecutor::new()).build_http::<Body>();
     let mut answers = 0;
@@ -93,7 +95,7 @@ async fn ask(address: SocketAddr, first: usize, requests: usize) -> Result<usize
     Ok(answers)
 }
 
-/// Checks that the statistics are there.
+/// Checks that `/metrics` returns statistics.
 async fn look(address: SocketAddr) -> Result<(), Failure> {
     let client = Client::builder(TokioExecutor::new()).build_http::<Body>();
     let answer =
@@ -106,7 +108,7 @@ async fn look(address: SocketAddr) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Sends all requests, from as many tasks as there are clients; how many were answered rightly.
+/// Sends all requests, from `CLIENTS` tasks. Returns the number of correct answers.
 async fn ask_all(address: SocketAddr, requests: usize) -> Result<usize, Failure> {
     let mut clients = JoinSet::new();
     for first in 0..CLIENTS {
@@ -135,7 +137,7 @@ async fn main() -> Result<(), Failure> {
     };
     let (done, is_done) = oneshot::channel::<()>();
     let server = tokio::spawn(serve(listener, async {
-        // That the sender is gone means the same.
+        // An error means that the sender was dropped, which ends the server as well.
         let _ = is_done.await;
     }));
     let answers = ask_all(address, requests).await;
