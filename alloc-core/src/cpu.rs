@@ -9,9 +9,9 @@
 //! A CPU that goes offline hands over everything first, in this order; each step undoes one of
 //! coming online:
 //!
-//! 1. its deferred list is closed and emptied, and its sheaves are closed and drained; 2. its
-//! thread finishes what was queued, and ends; 3. its queues of irq work are closed, and items
-//! queued in the meantime are run.
+//! 1. its deferred list is closed and emptied, and its sheaves are closed and drained;
+//! 2. its thread finishes the items that were queued, and ends;
+//! 3. its queues of irq work are closed, and items queued in the meantime are run.
 //!
 //! From then on a thread that queues work or defers a free on this CPU finds a closed list, and
 //! goes to another CPU. So a walk over the online CPUs, under the [read lock](read_lock), sees
@@ -43,7 +43,8 @@ std::thread_local! {
 /// Whether the main thread has ended by `pthread_exit`. Written under the hotplug lock.
 static IS_OVER: AtomicBool = AtomicBool::new(false);
 
-/// Run by the loader: on the main thread, or later where a library with this allocator is loaded.
+/// Run by the loader: on the main thread, or on the thread that later loads a library with this
+/// allocator.
 #[cfg(not(miri))]
 #[used]
 #[unsafe(link_section = ".init_array")]
@@ -259,7 +260,7 @@ pub fn refresh() -> Result<(), CpuError> {
     result
 }
 
-/// Ends all CPU threads permanently. Everything works on as in a process that cannot have them.
+/// Ends all CPU threads permanently. Everything else continues, as in a process without them.
 unsafe extern "C" fn end(_: *mut c_void) {
     // The main thread left the read lock held: it will never release it, and must not wait for
     // itself.

@@ -1,11 +1,11 @@
-//! Deferred frees: blocks freed in a context that could not wait, until a thread that can wait
-//! frees them.
+//! Deferred frees: keeps blocks that were freed in a context that could not wait, until a thread
+//! that can wait frees them.
 //!
 //! Each CPU that is online has a list, linked through the first word of the blocks. Adding to it
 //! needs no lock and cannot fail. The thread that adds the first block queues the CPU's irq work,
 //! which empties the list. Slow paths that may wait also empty the list of the CPU they run on, so
-//! nothing depends on a signal. Until the CPU threads are started, only they do. (`defer_free` and
-//! `free_deferred_objects` of `mm/slub.c`.)
+//! nothing depends on a signal. Until the CPU threads are started, slow paths alone empty the
+//! lists. (`defer_free` and `free_deferred_objects` of `mm/slub.c`.)
 //!
 //! A thread that empties a list holds the list's lock from taking the blocks to the last free. So
 //! to a holder of the lock, every block that was on the list before is still on it, or freed.
@@ -121,8 +121,8 @@ impl<const CPUS: usize> Deferred<CPUS> {
         unsafe { self.lists.add(cpu, block.cast()) }
     }
 
-    /// Frees the blocks deferred on `cpu`, or for `None` those on the boot list, by `free`. Does
-    /// nothing if another thread is emptying the list and the context must not wait.
+    /// Frees the blocks deferred on `cpu`, or for `None` those on the boot list, by calling `free`.
+    /// Does nothing if another thread is emptying the list and the context must not wait.
     #[inline]
     pub(crate) fn flush(&self, context: Context, cpu: Option<usize>, free: impl FnMut(*mut u8)) {
         if !self.is_empty(cpu) {

@@ -47,7 +47,7 @@ fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
 }
 
 /// Attempts at all locks together by a fork in a handler, which must not wait for them. Each
-/// attempt lets other threads run, so these are enough for any holder that is not in such a handler
+/// attempt lets other threads run, so this is enough for any holder that is not in such a handler
 /// itself.
 const ATTEMPTS: u32 = 100_000;
 
@@ -67,7 +67,7 @@ extern "C" fn prepare() {
         os::lock_streams();
     }
     let attempts = Cell::new(ATTEMPTS);
-    // The thread that selects the backend either finishes, or is interrupted by this handler.
+    // The selecting thread finishes, unless this handler interrupted it: hence the bound.
     while percpu::backend(context) == Backend::Undecided && attempts.get() > 0 {
         attempts.set(attempts.get() - 1);
         spin_or_yield();

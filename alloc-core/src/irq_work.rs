@@ -201,9 +201,9 @@ impl IrqWork {
     }
 }
 
-/// A runner of the items of a list, one at a time: the thread of a CPU, or after the end of that
-/// thread the one that took the CPU offline. All threads that run items outside of their CPU's
-/// thread are one runner together.
+/// A runner of items, one at a time: the thread of a CPU, or, once that has ended, the thread that
+/// takes the CPU offline. All threads that run items in place of CPU threads are one runner
+/// together.
 pub(crate) struct Runner {
     /// The item that is being run, or null.
     at: AtomicPtr<IrqWork>,
@@ -281,8 +281,8 @@ mod queues {
 
     /// The runners of the CPUs.
     static RUNNERS: [Runner; MAX_CPUS] = [const { Runner::new() }; MAX_CPUS];
-    /// The runner of items that no CPU's thread runs. Threads that wait for an item are this runner
-    /// as long as no CPU is online, and the maker is for a CPU that does not get to its items.
+    /// The runner of items that no CPU's thread runs: threads that wait for an item run them while
+    /// no CPU is online, and the maker runs those of a CPU that does not get to its items.
     static BOOT_RUNNER: Runner = Runner::new();
 
     /// An item that a thread is queueing.

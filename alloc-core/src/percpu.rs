@@ -7,14 +7,14 @@
 //! - *rseq*: restartable sequences, on threads that the C library or this allocator has registered.
 //!   On a thread without a registration every operation misses, and the thread works on barn and
 //!   slabs.
-//! - *locked*: a try-lock per CPU, for kernels without rseq, other architectures, and Miri. It is
-//!   never waited for: a signal handler that finds the lock held by the thread it interrupted goes
-//!   on to barn and slabs.
+//! - *locked*: a try-lock per CPU, for kernels without rseq, other architectures, and Miri. Pushes
+//!   and pops never wait for it: a signal handler that finds the lock held by the thread it
+//!   interrupted goes on to barn and slabs.
 //!
 //! The first slow path, or `HAYLOFT_BACKEND=rseq|fallback`, selects the backend for the life of the
 //! process. A signal handler that interrupts the selection sees no backend yet; its operations
-//! miss. The fast path, `pop` and `push`, does not look at the backend: while rseq is not in use,
-//! it misses.
+//! miss. The fast path, `pop` and `push`, does not look at the backend: it misses while rseq is not
+//! in use.
 
 use core::iter;
 use core::ptr::{self, NonNull};
@@ -231,7 +231,7 @@ pub(crate) fn counted(cpu: usize, class: Class, event: Event) -> u64 {
 }
 
 /// Returns the event counters of a class on a CPU: an empty slice if the CPU has no sheaves. All
-/// accesses are Relaxed: these numbers are for display and guard nothing.
+/// accesses are Relaxed, as the numbers guard nothing.
 fn event_words(cpu: usize, class: Class) -> &'static [AtomicU64] {
     let offset = EVENTS_OFFSET + class.index() * EVENTS * WORD;
     // SAFETY: the words lie in the CPU's region and are only accessed as atomics.
@@ -799,9 +799,9 @@ fn allowance_of(cpu: usize) -> Option<&'static AtomicU64> {
 static CLOSING: Lock<()> = Lock::new(LockClass::Closing, ());
 
 /// Closes all sheaves of a CPU, even while other threads use them, and passes their objects to
-/// `take` in batches. No sheaf is opened there again before [`open`]. Returns false, and leaves the
-/// sheaves as they were, if that is impossible: the kernel cannot restart sections there, the lock
-/// is not available in this context, or the region of the CPU cannot be committed.
+/// `take` in batches. No sheaf is opened there again before [`open`]. Returns false, with all
+/// objects in their sheaves still, if that is impossible: the kernel cannot restart sections there,
+/// a lock is not available in this context, or the region of the CPU cannot be committed.
 pub(crate) fn close(context: Context, cpu: usize, take: impl FnMut(Class, &mut Batch)) -> bool {
     CLOSING.acquire(context).is_some_and(|_closing| {
         // A CPU without a region gets a closed one, so that it does not get an open one later.
@@ -913,7 +913,8 @@ fn empty(
 const RESTARTS: u32 = 100;
 
 /// Closes the region of a CPU and the sheaves of `classes` in it, and passes their objects to
-/// `take`. Returns false, with the sheaves restored, if the lock or the kernel refuses. The caller
+/// `take`. Returns false if the lock is not available or the kernel refuses to restart sections:
+/// then all objects are in their sheaves, some of which may have got their full width. The caller
 /// holds [`CLOSING`] and sets the state of the region afterwards.
 fn close_some(
     context: Context,
@@ -946,7 +947,7 @@ fn close_some(
         return true;
     }
 
-    // By halves: sections that may be running store the first half only.
+    // By halves: sections that may be running store the first half only, once the region is closed.
     // SAFETY: `base` is the region of a CPU.
     let half = |class: Class, number: usize| unsafe { header_halves(base, class)[number] };
     // SAFETY: `base` is the region of a CPU.
@@ -993,8 +994,8 @@ fn close_some(
             }
         });
         if !restarted {
-            // The kernel helped before and refuses now: a filter is new. Everything is restored. A
-            // pop that was running stores its `top`, one less, before or after that.
+            // The kernel helped before and refuses now: a filter was added. Everything is restored.
+            // A pop that was running stores its `top`, one less, before or after that.
             for class in classes {
                 let [top, last] = [half(class, 0), half(class, 1)];
                 let before = tops(class).load(Ordering::Relaxed);

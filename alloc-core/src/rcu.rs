@@ -1,13 +1,13 @@
 //! Read-copy-update: readers that take no lock, and frees that wait until all earlier readers are
 //! gone.
 //!
-//! A reader is the time between [`read_lock`] and the drop of its guard. It never waits for
-//! anything, so it may be in a signal handler. A thread that took an object out of a structure
-//! passes it to [`Cache::free_rcu`](crate::cache::Cache::free_rcu), which frees it after all
-//! readers are gone that might have found it there.
+//! A reader lasts from [`read_lock`] to the drop of its guard. It never waits for anything, so it
+//! may be in a signal handler. A thread that took an object out of a structure passes it to
+//! [`Cache::free_rcu`](crate::cache::Cache::free_rcu), which frees it after all readers are gone
+//! that might have found it there.
 //!
-//! *Waiting objects* go on this CPU's rcu sheaf. Like all sheaves it takes one restartable
-//! sequence, and does not touch the object, which readers may still look at. The contents of a full
+//! *Waiting objects* go on this CPU's rcu sheaf. As for all sheaves, a push is one restartable
+//! sequence and does not touch the object, which readers may still look at. The contents of a full
 //! sheaf are linked into a list, through words behind the objects that readers do not see. So there
 //! is room for any number of them in any context. The list waits for a grace period as a whole.
 //! Then its objects are freed, while the next list gathers. (`kfree_rcu` of `mm/slub.c` and its
@@ -46,12 +46,13 @@ fn own() -> [usize; 2] {
     arch::locals().readers.each_ref().map(|own| own.load(Ordering::Relaxed))
 }
 
-/// Adds `change`, 1 or -1, to the number of readers on this thread; `step` does so in the number
-/// that all threads see.
+/// Adds `change`, 1 or -1, to this thread's own count of readers; `step` changes the count that all
+/// threads see.
 ///
-/// A handler that interrupts this between both and forks computes the lost readers, those of
-/// threads that the child does not have, from numbers that differ by one. So the child computes
-/// them again once both are changed. It has a single thread until the handler returns.
+/// A handler may interrupt this between the two changes and fork. The child then computes the
+/// number of lost readers, those on threads that it does not have, from counts that differ by one.
+/// So it computes that number again when both counts are changed. Until the handler returns, the
+/// child has a single thread.
 #[inline]
 fn count(ticket: Ticket, change: isize, step: impl FnOnce()) {
     let before = forks();
@@ -108,8 +109,8 @@ impl Drop for ReadGuard {
     }
 }
 
-/// Blocks until all readers are gone that existed at the call. Neither a reader may call it, nor a
-/// handler, which may have interrupted one. (`synchronize_srcu`.)
+/// Blocks until all readers are gone that existed at the call. Must not be called by a reader, nor
+/// by a handler, which may have interrupted a reader. (`synchronize_srcu`.)
 ///
 /// # Panics
 /// In debug builds, if a reader calls it.
@@ -137,8 +138,8 @@ struct Waiting {
 static WAITING: Lock<Waiting> =
     Lock::new(LockClass::Waiting, Waiting { blocks: Taken::NONE, end: 0 });
 
-/// Frees an object of a cache's class once all readers of now are gone. Does not wait; may be
-/// called in any context.
+/// Frees an object of a cache's class once all readers that exist now are gone. Does not wait; may
+/// be called in any context.
 ///
 /// # Safety
 /// The object is of that class, and nobody but readers uses it.

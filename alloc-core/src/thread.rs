@@ -27,7 +27,7 @@
 //! their number is reached, the maker does the work of that CPU.
 //!
 //! These are not threads of the standard library: such a thread takes a lock of the library when it
-//! starts and when it ends, and a child forked in the meantime could not make any.
+//! starts and when it ends, and a child forked while that is held could not make any threads.
 
 extern crate std;
 
@@ -143,8 +143,8 @@ pub(crate) fn is_started() -> bool {
     MODE.load(Ordering::Acquire) != 0
 }
 
-/// Returns where work runs; before [`start`] [`IrqMode::None`], as no handler runs work that could
-/// be waited for by spinning.
+/// Returns where work runs. Before [`start`] this is [`IrqMode::None`]: no handler runs work, so no
+/// thread may wait for it by spinning.
 pub(crate) fn mode() -> IrqMode {
     // Acquire: pairs with the Release in `start`, so that the signal is visible.
     match MODE.load(Ordering::Acquire) {
@@ -220,7 +220,7 @@ extern "C" fn interrupted(number: c_int, info: *mut libc::siginfo_t, context: *m
             MODE.store(IrqMode::None as u8, Ordering::Release);
             signal.pass_on();
         }
-        // A signal of ours may be late: its thread has ended, and another has got the thread's id.
+        // A signal of ours may be late: its thread has ended, and another has its id.
         None if signal.is_own() => {}
         None => signal.do_the_default(),
     }
@@ -250,8 +250,8 @@ pub(crate) fn offline(cpu: usize) {
 
 impl Thread {
     fn exchange(&self, from: u32, to: u32) -> bool {
-        // Acquire and Release: a thread that finds the CPU thread in this state also finds its
-        // handle of the C library.
+        // Acquire and Release: the thread that succeeds sees the C library's handle of a CPU thread
+        // in the state `from`.
         self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 }

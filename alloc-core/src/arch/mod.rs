@@ -22,8 +22,8 @@
 //! which is null, and `push` is refused by `top >= last`. So neither needs a test for "is there a
 //! region yet". Another CPU closes a sheaf by halves, and restarts the running sections each time:
 //!
-//! 1. It closes the region. After the restart no section stores `last`, which sections do in open
-//!    regions only.
+//! 1. It closes the region. Sections store `last` in open regions only, so after the restart none
+//!    does.
 //! 2. It sets `last` to zero. After the restart no section pushes.
 //! 3. It sets `top` to zero. After the restart no section pops.
 //!

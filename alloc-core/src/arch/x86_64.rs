@@ -6,9 +6,9 @@
 //!
 //! Intel cores forward a store to a load before either address is known (memory renaming), but only
 //! if both addresses are a bare register; an address with an index waits. `pop` and `push` read
-//! what the operation before wrote, so they compute addresses by an instruction of its own. On
-//! Sapphire Rapids a pair then takes 1.9 ns instead of 4, and through `free`, where the class
-//! depends on the block, 3 ns instead of 8.
+//! what the operation before wrote, so they compute addresses in separate instructions. On Sapphire
+//! Rapids a pair then takes 1.9 ns instead of 4, and through `free`, where the class depends on the
+//! block, 3 ns instead of 8.
 
 use super::{
     FIRST, First, HEADERS, Locals, MOST_ABORTS, OPEN, Push, REGION_SHIFT, RseqArea, STATE,
