@@ -16,7 +16,7 @@ use alloc_core::cache::{AllocError, Cache, CacheError, CacheFlags, TypedCache};
 use alloc_core::fault::{self, Place};
 use alloc_core::{cache, cpu, rcu};
 use tests::everywhere::{defer_a_run, defer_here};
-use tests::process::wait_until_asleep;
+use tests::process::{this_thread, wait_until_asleep};
 use tests::routes::Hayloft;
 use tests::scenario::{HANGS_AFTER, on_both_backends};
 use tests::sysfs::pin_here;
@@ -633,8 +633,7 @@ fn handlers_use_caches() {
                     let (cache, over) = (&cache, &over);
                     let (tell, told) = mpsc::channel();
                     scope.spawn(move || {
-                        // SAFETY: `gettid` has no preconditions.
-                        tell.send(unsafe { libc::gettid() }).expect("the sender waits");
+                        tell.send(this_thread()).expect("the sender waits");
                         while !over.load(Ordering::Relaxed) {
                             let objects = filled(cache, 150);
                             check_and_free(cache, &objects, |object| {
@@ -794,8 +793,7 @@ fn who_waits_for_readers_is_not_cancelled() {
         static DONE: AtomicBool = AtomicBool::new(false);
         let reader = rcu::read_lock();
         let waiter = thread::spawn(|| {
-            // SAFETY: `gettid` has no preconditions.
-            WAITER.store(unsafe { libc::gettid() } as usize, Ordering::Relaxed);
+            WAITER.store(this_thread() as usize, Ordering::Relaxed);
             rcu::synchronize();
             // SAFETY: the state is valid, and null means that the old one is not stored.
             unsafe { pthread_setcancelstate(DISABLE, std::ptr::null_mut()) };

@@ -15,7 +15,7 @@ use alloc_core::fault::{self, Place};
 use alloc_core::irq_work::IrqWork;
 use alloc_core::{cache, dump};
 use tests::everywhere::{defer_a_run, defer_here};
-use tests::process::Limit;
+use tests::process::{Limit, this_thread};
 use tests::routes::Hayloft;
 use tests::scenario::{Scenario, describe, in_every_mode};
 
@@ -191,7 +191,7 @@ fn work_runs_though_signals_are_refused() {
             WORK.sync();
             // A signal with a number this low needs no memory, and this call is not filtered.
             // SAFETY: the handler is installed.
-            unsafe { libc::syscall(libc::SYS_tkill, libc::gettid(), libc::SIGALRM) };
+            unsafe { libc::syscall(libc::SYS_tkill, this_thread(), libc::SIGALRM) };
             WORK.sync();
         }
         assert!(RUNS.load(Ordering::Relaxed) >= 200);

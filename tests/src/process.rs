@@ -35,8 +35,11 @@ fn bytes_in(file: &str, name: &str) -> usize {
 /// Returns the kernel's thread ID of the calling thread.
 #[must_use]
 pub fn this_thread() -> libc::pid_t {
-    // SAFETY: `gettid` has no preconditions.
-    unsafe { libc::gettid() }
+    // Not `libc::gettid`: std refers to that weakly, and with link-time optimisation a static
+    // program with musl then has none.
+    //
+    // SAFETY: the call has no arguments.
+    unsafe { libc::syscall(libc::SYS_gettid) as libc::pid_t }
 }
 
 /// Blocks until a thread of this process sleeps in the kernel.
