@@ -96,6 +96,50 @@ pub(super) fn pass(run: &mut Run) {
     );
 }
 
+/// Exchanges buffers through the slots of a pool. Most buffers are freed by another thread than the
+/// one that allocated them, as in a pool whose tasks migrate between threads.
+pub(super) fn pool(run: &mut Run) {
+    const THREADS: usize = 4;
+    let total: u64 = run.pick(1_000_000, 100_000, 400);
+    let pool: Vec<Mutex<Option<Block>>> = (0..4 * SLOTS).map(|_| Mutex::new(None)).collect();
+    run.time_threads(
+        THREADS,
+        total,
+        |index| Prng::new(index as u64 + 37),
+        |prng| {
+            for _ in 0..total / THREADS as u64 {
+                let mut new = Block::new(prng.geometric(16 << 10, 256 << 10));
+                new.fill_first(MESSAGE);
+                // Freed after the slot is unlocked.
+                let old = pool[prng.below(pool.len())].lock().replace(new);
+                drop(old);
+            }
+        },
+    );
+}
+
+/// Appends pages of values to the columns of a table in turn. A column that has grown to its bound
+/// is filtered into a new one, and then has a third of its values.
+pub(super) fn columns(run: &mut Run) {
+    const COLUMNS: usize = 16;
+    let pages: usize = run.pick(100_000, 10_000, 64);
+    let mut prng = Prng::new(41);
+    let bounds: [usize; COLUMNS] = std::array::from_fn(|_| prng.geometric(8 << 10, 512 << 10));
+    let mut table: [Vec<u64>; COLUMNS] = [const { Vec::new() }; COLUMNS];
+    let page: [u64; MESSAGE / 8] = std::array::from_fn(|index| index as u64);
+    run.time(pages as u64, || {
+        for appended in 0..pages {
+            let column = appended % COLUMNS;
+            table[column].extend_from_slice(&page);
+            if table[column].len() * 8 > bounds[column] {
+                table[column] =
+                    table[column].iter().copied().filter(|value| value % 3 == 0).collect();
+                table[column].shrink_to_fit();
+            }
+        }
+    });
+}
+
 /// Allocates images of 4 to 20 MiB and writes every page. Like a filter, drops each image once the
 /// next is allocated.
 pub(super) fn images(run: &mut Run) {

@@ -113,6 +113,8 @@ pub static ALL: &[Workload] = &[
     workload("middle-16", Allocation, middle::sixteen_threads, "the same, 16 threads"),
     workload("middle-64", Allocation, middle::sixty_four_threads, "the same, 64 threads"),
     workload("middle-pass", Allocation, middle::pass, "one thread allocates buffers of 64 KiB to 1 MiB, another frees them"),
+    workload("middle-pool", Allocation, middle::pool, "4 threads swap buffers of 16 to 256 KiB through a pool, free each other's"),
+    workload("columns", Allocation, middle::columns, "16 columns grow by pages and are cut; one operation is a page appended"),
     workload("middle-survivors", Allocation, middle::survivors, "blocks of 40 KiB, every page touched; every twentieth stays"),
     workload("sparse", Allocation, middle::sparse, "tables of zeros of 1 to 16 MiB, one page in sixteen written"),
     workload("images", Huge, middle::images, "blocks of 4 to 20 MiB, every page touched, each freed when the next is there"),
@@ -129,6 +131,7 @@ pub static ALL: &[Workload] = &[
     workload("regex", Program, regexes::run, "compile 50 patterns and match; one operation is a pattern"),
     workload("latency-churn", Latency, latency::churn, "each free and each allocation of churn-10k timed by itself"),
     workload("latency-handoff", Latency, latency::handoff, "each operation of handoff timed by itself"),
+    workload("latency-hour", Latency, curves::hour_latency, "each operation of a tenth of hour timed by itself, the first write included"),
     workload("idle", Memory, resident::idle, "a process that does nothing"),
     Workload {
         resident: Resident::Final,
@@ -139,6 +142,7 @@ pub static ALL: &[Workload] = &[
     workload("survivors-5", Curve, curves::survivors, "1 GiB of small blocks, all but 5 % freed at random, then other sizes"),
     workload("phases-sizes", Curve, curves::phases, "a server: start, warm-up, service, a batch job, fewer sessions"),
     workload("pipelines", Curve, curves::pipelines, "two rows of three threads, each frees what the one before allocated"),
+    workload("hour", Curve, curves::hour, "a simulated hour of a service: lifetimes up to an hour, sizes that drift"),
 ];
 
 /// Returns the workload called `name`.

@@ -91,14 +91,14 @@ impl Drop for Herd<'_> {
 }
 
 /// The header at the start of each block.
-struct Link {
+pub(super) struct Link {
     next: Option<NonNull<Link>>,
     size: usize,
 }
 
 impl Link {
     /// Allocates a block of `size` bytes and writes all of it.
-    fn allocate(size: usize) -> NonNull<Self> {
+    pub(super) fn allocate(size: usize) -> NonNull<Self> {
         debug_assert!(size >= size_of::<Self>());
         let block = alloc_raw(Self::layout(size));
         let link = block.cast();
@@ -116,7 +116,7 @@ impl Link {
     /// # Safety
     ///
     /// `link` comes from [`allocate`](Self::allocate), and nothing uses it afterwards.
-    unsafe fn free(link: NonNull<Self>) -> usize {
+    pub(super) unsafe fn free(link: NonNull<Self>) -> usize {
         // SAFETY: the caller guarantees that `link` is a live block from `allocate`, which wrote
         // its header.
         let size = unsafe { link.as_ref().size };
@@ -133,13 +133,13 @@ impl Link {
 
 /// One data structure: a queue of blocks.
 #[derive(Default)]
-struct Chain {
+pub(super) struct Chain {
     ends: Option<(NonNull<Link>, NonNull<Link>)>,
 }
 
 impl Chain {
     /// Appends a block, which must be in no other chain.
-    fn link(&mut self, mut link: NonNull<Link>) {
+    pub(super) fn link(&mut self, mut link: NonNull<Link>) {
         // SAFETY: the block is in no chain, so nothing else refers to it.
         unsafe { link.as_mut().next = None };
         let first = match self.ends {
@@ -154,7 +154,7 @@ impl Chain {
     }
 
     /// Removes the first block and returns it.
-    fn unlink(&mut self) -> Option<NonNull<Link>> {
+    pub(super) fn unlink(&mut self) -> Option<NonNull<Link>> {
         let (first, last) = self.ends?;
         // SAFETY: this chain owns its blocks and nothing else refers to them.
         let next = unsafe { first.as_ref().next };

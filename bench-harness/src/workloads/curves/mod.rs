@@ -5,9 +5,11 @@
 //! that waits should not hold memory that it does not use.
 
 mod herd;
+mod hour;
 mod mix;
 mod pipelines;
 
+pub(super) use hour::{latency as hour_latency, memory as hour};
 pub(super) use pipelines::run as pipelines;
 
 use std::thread;
