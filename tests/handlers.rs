@@ -1,8 +1,9 @@
 //! Signal handlers that allocate and free, wherever they interrupt the allocator.
 //!
-//! A fault point raises a signal on its own thread, so the handler runs right there, with the locks held that are held
-//! there. It allocates, grows and frees blocks of its own and of the code it interrupted, and is itself interrupted at
-//! the places it comes to. A place that no scenario comes to fails the test.
+//! Each fault point raises a signal on its own thread, so the handler runs right there, while the
+//! interrupted code holds its locks. The handler allocates, grows and frees blocks of its own and
+//! of the interrupted code, and is itself interrupted at the fault points that it reaches. The test
+//! fails if no scenario reaches some fault point.
 
 use std::cell::Cell;
 use std::env;
@@ -24,30 +25,30 @@ use tests::scenario::{Scenario, amid_decay, in_every_mode};
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
 
-/// Handlers on one thread at a time.
+/// Most handlers that nest on one thread.
 const MAX_LEVEL: usize = 2;
 
-/// Value of `errno` that a handler must find as it left it.
+/// Value of `errno` that a handler sets and must find unchanged.
 const ERRNO: libc::c_int = 12345;
 
-/// How often each place was interrupted.
+/// Number of times each fault point was interrupted.
 static HITS: [AtomicUsize; Place::ALL.len()] = [const { AtomicUsize::new(0) }; Place::ALL.len()];
 
-/// Signals that were handled.
+/// Number of signals handled.
 static HANDLED: AtomicUsize = AtomicUsize::new(0);
 
-/// How often the thread of a CPU took deferred frees from their list.
+/// Number of times a CPU thread took deferred frees from their list.
 static TAKEN_BY_CPUS: AtomicUsize = AtomicUsize::new(0);
 
-/// Set in a child that is to be interrupted in the making of its first arena: the places on the way there raise no signal,
-/// as their handlers would make it.
+/// Environment variable of a child that interrupts the making of its first arena. Earlier fault
+/// points raise no signal there, since their handlers would make the arena.
 const FIRST_ARENA: &CStr = c"TEST_FIRST_ARENA";
 
-/// Places raise signals.
+/// Whether fault points raise signals.
 static ARMED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
-    /// Handlers that this thread is in.
+    /// Number of handlers that nest on this thread.
     static LEVEL: Cell<usize> = const { Cell::new(0) };
 }
 
@@ -61,12 +62,13 @@ fn interrupt(place: Place) {
     if !ARMED.load(Ordering::Relaxed) || LEVEL.get() == MAX_LEVEL {
         return;
     }
-    // SAFETY: the name ends in a null byte; nobody changes the environment.
+    // SAFETY: the name ends in a null byte, and no thread changes the environment.
     let first_arena = unsafe { !libc::getenv(FIRST_ARENA.as_ptr()).is_null() };
     if first_arena && place != Place::ArenaMaking {
         return;
     }
-    // Every time at first; later now and then, so that the tests come to an end.
+    // The first 200 hits always raise a signal, later ones only now and then, so that the tests
+    // end.
     let hits = hits_of(place).fetch_add(1, Ordering::Relaxed);
     if hits < 200 || hits.is_multiple_of(17) {
         raise();
@@ -75,19 +77,19 @@ fn interrupt(place: Place) {
 
 extern "C" fn handler(_: libc::c_int) {
     LEVEL.set(LEVEL.get() + 1);
-    // SAFETY: this thread's `errno`.
+    // SAFETY: `__errno_location` has no preconditions.
     let errno = unsafe { libc::__errno_location() };
-    // SAFETY: as above.
+    // SAFETY: the pointer is valid for this thread, and only it accesses its `errno`.
     let before = unsafe { errno.replace(ERRNO) };
     pass_a_block_on();
-    // Now and then, so that the tests come to an end: each place is interrupted hundreds of times.
+    // Only now and then, so that the tests end. Each fault point is interrupted hundreds of times.
     if HANDLED.fetch_add(1, Ordering::Relaxed).is_multiple_of(16) {
         let stats = stats::gather();
         if stats.free > stats.held || stats.caches().any(|cache| cache.in_use > cache.objects()) {
             fail("the statistics make no sense");
         }
     }
-    // SAFETY: as above.
+    // SAFETY: the pointer is valid for this thread, and only it accesses its `errno`.
     let after = unsafe { errno.replace(before) };
     if after != ERRNO {
         fail("errno changed");
@@ -95,7 +97,8 @@ extern "C" fn handler(_: libc::c_int) {
     LEVEL.set(LEVEL.get() - 1);
 }
 
-/// Called by the loader before anything was allocated, so that the first slow path can be interrupted too.
+/// Installs handler and hook before anything is allocated, so that even the first slow path is
+/// interrupted. Called by the loader.
 extern "C" fn before_main() {
     handle(handler);
     fault::set_hook(interrupt);
@@ -111,15 +114,15 @@ fn hits_of(place: Place) -> &'static AtomicUsize {
     &HITS[index]
 }
 
-/// How often a place was interrupted.
+/// Returns the number of times `place` was interrupted.
 fn hits(place: Place) -> usize {
     hits_of(place).load(Ordering::Relaxed)
 }
 
-/// Goes to all places, which must be interrupted.
+/// Reaches all fault points and checks that each was interrupted.
 fn be_interrupted() {
     let has_cpus = cpu::online().next().is_some();
-    // A deferred block is freed by the thread of a CPU, or by this thread in its next slow path.
+    // A CPU thread completes a deferred free, or this thread does in its next slow path.
     while has_cpus && TAKEN_BY_CPUS.load(Ordering::Relaxed) == 0 {
         defer_a_run();
         thread::sleep(Duration::from_millis(1));
@@ -129,7 +132,8 @@ fn be_interrupted() {
         pass_a_block_on();
     }
     go_everywhere(|| false);
-    // Handlers that could not be interrupted may have grown the heap by enough for all of the above.
+    // Handlers that were not interrupted themselves may have grown the heap enough for all of the
+    // above.
     while hits(Place::ArenaCommitting) == 0 {
         grow_the_heap();
     }
@@ -139,10 +143,10 @@ fn be_interrupted() {
         let reached = match place {
             // Restartable sequences need no lock.
             Place::SheavesLocked => fallback,
-            // Where the C library does not do that.
+            // Reached only where the C library does not register threads.
             Place::ThreadRegistered => continue,
             Place::WorkClaimed | Place::WorkQueued => has_cpus,
-            // That of the first is made by a handler, which interrupted something on the way there.
+            // A handler that interrupted an earlier fault point makes the first arena.
             Place::ArenaMaking => continue,
             _ => true,
         };
@@ -150,7 +154,7 @@ fn be_interrupted() {
     }
 }
 
-/// One thread, interrupted everywhere.
+/// One thread is interrupted at every fault point.
 #[test]
 fn every_place_is_interrupted() {
     amid_decay(|| {
@@ -161,13 +165,13 @@ fn every_place_is_interrupted() {
     Scenario::new("arena", first_arena).env(name, "").succeeds();
 }
 
-/// A handler interrupts the first thread right after it was registered for restartable sequences by this allocator, and
-/// finds the sheaves of its CPU.
+/// A handler interrupts the first thread right after the allocator registered it for restartable
+/// sequences, and finds the sheaves of its CPU.
 #[test]
 fn the_first_registration_is_interrupted() {
     let registered = || {
         pass_a_block_on();
-        // SAFETY: without an area there is nothing to be registered.
+        // SAFETY: without an area the call registers nothing.
         let has_rseq = unsafe { libc::syscall(libc::SYS_rseq, 0, 0, 0, 0) } == -1
             && io::Error::last_os_error().raw_os_error() != Some(libc::ENOSYS);
         assert!(!has_rseq || hits(Place::ThreadRegistered) > 0, "it was not come to");
@@ -178,7 +182,7 @@ fn the_first_registration_is_interrupted() {
         .succeeds();
 }
 
-/// The same with CPUs, whose work frees what handlers could not.
+/// The same with CPU threads, whose irq work completes the frees that handlers deferred.
 #[test]
 fn every_place_is_interrupted_with_cpus() {
     in_every_mode(|| {
@@ -187,7 +191,8 @@ fn every_place_is_interrupted_with_cpus() {
     });
 }
 
-/// Threads that interrupt themselves and each other's critical sections, while CPUs come and go.
+/// Threads are interrupted at their own fault points, and in each other's critical sections, while
+/// CPUs go offline and come online.
 #[test]
 fn threads_are_interrupted() {
     in_every_mode(|| {

@@ -1,4 +1,4 @@
-//! Irq work: what is queued runs, on the CPU it was queued on, in the context that was asked for, or wherever it can.
+//! Irq work: a queued item runs, on its CPU and in the requested context, or wherever it can.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -28,11 +28,11 @@ fn count(_: &IrqWork) {
     RUNS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// The core that work found itself on.
+/// Core on which the last item ran.
 static SEEN_CPU: AtomicUsize = AtomicUsize::new(usize::MAX);
 
 fn note_cpu(_: &IrqWork) {
-    // SAFETY: no arguments.
+    // SAFETY: `sched_getcpu` has no preconditions.
     let cpu = unsafe { libc::sched_getcpu() };
     SEEN_CPU.store(cpu as usize, Ordering::Relaxed);
 }
@@ -42,7 +42,7 @@ fn queued_work_runs() {
     in_every_mode(|| {
         static WORK: IrqWork = IrqWork::new(count);
         static HARD: IrqWork = IrqWork::new(count).hard();
-        // Before the machine was started, whoever waits runs it.
+        // Before `cpu::start` the waiting thread runs the item.
         assert!(WORK.queue() && WORK.is_pending() && !WORK.queue());
         WORK.sync();
         assert!(!WORK.is_busy());
@@ -57,7 +57,8 @@ fn queued_work_runs() {
             }
             assert_eq!(RUNS.swap(0, Ordering::Relaxed), 1000);
         }
-        // Queued again and again, it runs at least after the last time, and no more often than it was accepted.
+        // Queued repeatedly, the item runs at least once after the last time, and at most as often
+        // as it was accepted.
         let accepted = (0..100_000).filter(|_| WORK.queue()).count();
         WORK.sync();
         assert_eq!(RUNS.load(Ordering::Relaxed), accepted);
@@ -86,7 +87,7 @@ fn work_runs_on_its_cpu() {
     });
 }
 
-/// An item may be freed as soon as it was waited for, on however many CPUs it ran.
+/// An item may be freed once `sync` returned, on however many CPUs it ran.
 #[test]
 fn waited_for_work_may_go() {
     in_every_mode(|| {
@@ -95,9 +96,9 @@ fn waited_for_work_may_go() {
         for _ in 0..5000 {
             let work = Box::new(IrqWork::new(count));
             let address = ptr::from_ref(&*work);
-            // A number that no CPU has means another one.
+            // An out-of-range number selects another CPU.
             for cpu in online.iter().chain([&usize::MAX]) {
-                // SAFETY: the box stays where it is until `sync` has returned.
+                // SAFETY: the box stays in place until `sync` returned.
                 unsafe { IrqWork::queue_raw(address, *cpu) };
             }
             work.sync();
@@ -106,7 +107,8 @@ fn waited_for_work_may_go() {
     });
 }
 
-/// Work that several threads queue and wait for before there are CPUs, and while they come.
+/// Several threads queue items and wait for them before there are CPU threads, and while these
+/// start.
 #[test]
 fn early_work_may_go() {
     in_every_mode(|| {
@@ -115,7 +117,7 @@ fn early_work_may_go() {
                 scope.spawn(|| {
                     for _ in 0..2000 {
                         let work = Box::new(IrqWork::new(count));
-                        // SAFETY: the box stays where it is until `sync` has returned.
+                        // SAFETY: the box stays in place until `sync` returned.
                         unsafe { IrqWork::queue_raw(&raw const *work, 0) };
                         work.sync();
                     }
@@ -130,7 +132,7 @@ fn early_work_may_go() {
     });
 }
 
-/// A panic in a function ends the process: whoever waits for the item would wait for ever.
+/// A panic in an item's function ends the process, since waiters of the item would wait forever.
 #[test]
 fn work_that_panics_ends_the_process() {
     static PANICS: IrqWork = IrqWork::new(|_| panic!("as it should"));
@@ -162,7 +164,7 @@ fn work_is_queued_by_handlers() {
             WORK.queue();
         }
         cpu::start();
-        // SAFETY: the handler does what handlers may do.
+        // SAFETY: the handler makes async-signal-safe calls only.
         unsafe { libc::signal(libc::SIGUSR1, handler as *const () as usize) };
         for _ in 0..1000 {
             // SAFETY: the handler is installed.
@@ -173,7 +175,7 @@ fn work_is_queued_by_handlers() {
     });
 }
 
-/// Where the kernel refuses to send the signal, the CPU's thread is woken without.
+/// Where the kernel refuses to send the signal, the CPU thread is woken without it.
 #[test]
 fn work_runs_though_signals_are_refused() {
     static WORK: IrqWork = IrqWork::new(count).hard();
@@ -184,12 +186,12 @@ fn work_runs_though_signals_are_refused() {
     }
     let work = || {
         cpu::start();
-        // SAFETY: the handler does what handlers may do.
+        // SAFETY: the handler makes async-signal-safe calls only.
         unsafe { libc::signal(libc::SIGALRM, handler as *const () as usize) };
         for _ in 0..100 {
             assert!(WORK.queue());
             WORK.sync();
-            // A signal with a number this low needs no memory, and this call is not filtered.
+            // A signal with a number this low needs no memory, and `tkill` is not filtered.
             // SAFETY: the handler is installed.
             unsafe { libc::syscall(libc::SYS_tkill, this_thread(), libc::SIGALRM) };
             WORK.sync();
@@ -211,7 +213,7 @@ fn work_runs_though_signals_are_refused() {
     }
 }
 
-/// Where there can be no thread there is no machine; all goes on without.
+/// Where threads cannot be created there are no CPU threads, and everything works without them.
 #[test]
 fn no_cpu_can_be_had() {
     static WORK: IrqWork = IrqWork::new(count);
@@ -258,7 +260,7 @@ fn no_cpu_can_be_had() {
     }
 }
 
-/// Names of the threads that act as CPUs.
+/// Returns the names of the CPU threads.
 fn threads_of_cpus() -> BTreeSet<String> {
     let all = fs::read_dir("/proc/self/task").expect("/proc is mounted");
     let names = all.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
@@ -269,7 +271,7 @@ fn threads_of_cpus() -> BTreeSet<String> {
     names.filter(of_cpu).collect()
 }
 
-/// A CPU has its thread when something was queued for it, and not before.
+/// A CPU's thread starts when the first item is queued for the CPU, and not earlier.
 #[test]
 fn threads_come_when_they_are_needed() {
     in_every_mode(|| {
@@ -286,8 +288,8 @@ fn threads_come_when_they_are_needed() {
     });
 }
 
-/// Where threads cannot be pinned, or the process may not have many of them, one does the work of
-/// those CPUs that have none.
+/// Where threads cannot be pinned, or the process may have few threads, one CPU thread also does
+/// the work of the CPUs without one.
 #[test]
 fn cpus_share_a_thread() {
     static WORK: IrqWork = IrqWork::new(count);
@@ -314,8 +316,8 @@ fn cpus_share_a_thread() {
             .env("HAYLOFT_IRQ", irq)
             .refuse(libc::SYS_sched_setaffinity)
             .succeeds();
-        // Others could have no thread at all then.
-        // SAFETY: no arguments.
+        // With this limit, users other than root could have no thread at all.
+        // SAFETY: `geteuid` has no preconditions.
         if unsafe { libc::geteuid() } != 0 {
             continue;
         }
@@ -326,7 +328,7 @@ fn cpus_share_a_thread() {
     }
 }
 
-/// A CPU whose thread does not come to what was queued is helped by who waits for it.
+/// If a CPU thread does not get to an item, a waiter runs it.
 #[test]
 fn who_waits_helps() {
     in_every_mode(|| {
@@ -353,14 +355,14 @@ fn who_waits_helps() {
     });
 }
 
-/// A signal of the number that CPUs take, but sent to the process by somebody else, comes to the
+/// A signal with the number that CPU threads use, sent to the process by other code, reaches the
 /// thread that waits for it.
 #[test]
 fn signals_of_others_are_passed_on() {
     static WORK: IrqWork = IrqWork::new(count);
     let wait = |value: Option<i32>| {
-        // SAFETY: sets and a time that are ours, and the numbers of this process and of a signal
-        // that all its threads block.
+        // SAFETY: the set, the record and the timeout are local. All threads of this process block
+        // the signal.
         unsafe {
             let signal = libc::SIGRTMAX();
             let mut set: libc::sigset_t = std::mem::zeroed();
@@ -386,16 +388,16 @@ fn signals_of_others_are_passed_on() {
         }
     };
     let take_turns = || {
-        // A process of one thread, so that all those to come have the signal blocked.
-        // SAFETY: the child does what the allocator promises.
+        // The child has one thread, so all later threads inherit the blocked signal.
+        // SAFETY: the child relies only on what the allocator promises for it.
         let child = unsafe { libc::fork() };
         if child == 0 {
             std::panic::set_hook(Box::new(|info| {
                 eprintln!("{info}");
-                // SAFETY: ends the process at once.
+                // SAFETY: `_exit` runs none of the parent's destructors and exit handlers.
                 unsafe { libc::_exit(1) }
             }));
-            // SAFETY: a set that is ours.
+            // SAFETY: the set is local and valid during both calls.
             unsafe {
                 let mut set: libc::sigset_t = std::mem::zeroed();
                 libc::sigaddset(&raw mut set, libc::SIGRTMAX());
@@ -410,18 +412,18 @@ fn signals_of_others_are_passed_on() {
                 wait(Some(round));
                 wait(None);
             }
-            // SAFETY: ends the process at once.
+            // SAFETY: `_exit` runs none of the parent's destructors and exit handlers.
             unsafe { libc::_exit(0) }
         }
         let mut status = 0;
-        // SAFETY: the status is ours to be written.
+        // SAFETY: `status` is valid for the write.
         assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
         assert_eq!(status, 0);
     };
     in_every_mode(take_turns);
 }
 
-/// A free that cannot be done at once is counted, and counted as done after a barrier.
+/// A deferred free is counted, and after a barrier it is counted as flushed.
 #[test]
 fn deferred_frees_are_counted() {
     in_every_mode(|| {
@@ -435,8 +437,9 @@ fn deferred_frees_are_counted() {
     });
 }
 
-/// From a free that is deferred to its end, by the thread of a CPU:
-/// `cargo test --release -p tests --test irq_work -- --ignored --nocapture`.
+/// Measures the time from a deferred free to its completion by a CPU thread:
+///
+/// `cargo test --release -p tests --test irq_work -- --ignored --nocapture`
 #[test]
 #[ignore = "a measurement, which wants a machine that is idle"]
 fn deferred_frees_take_a_millisecond_at_most() {
@@ -445,7 +448,7 @@ fn deferred_frees_take_a_millisecond_at_most() {
         fault::set_hook(defer_here);
         let mut times: Vec<_> = (0..2000)
             .map(|_| {
-                // What the last one woke is asleep again.
+                // Lets the thread that the last free woke fall asleep again.
                 thread::sleep(Duration::from_millis(1));
                 let before = cache::deferred_frees().flushed;
                 let start = Instant::now();
@@ -470,7 +473,7 @@ fn deferred_frees_take_a_millisecond_at_most() {
     }
 }
 
-/// The report names the item that a CPU does not come away from.
+/// The report names the item in which a CPU thread is stuck.
 #[test]
 fn what_is_stuck_is_told() {
     in_every_mode(|| {
@@ -497,7 +500,7 @@ fn what_is_stuck_is_told() {
     });
 }
 
-/// The lock witness of debug builds: what sleeps is not for the handler of a CPU.
+/// The lock witness of debug builds reports a sleeping call in a CPU thread's signal handler.
 #[test]
 #[cfg(debug_assertions)]
 fn sleeping_in_a_handler_is_named() {
@@ -517,11 +520,11 @@ fn sleeping_in_a_handler_is_named() {
     });
 }
 
-/// Two threads that wait at once for one item break the contract of its place for one waiter: debug builds say so.
+/// An item has room for one waiter. Debug builds report two threads that wait at once.
 #[test]
 #[cfg(debug_assertions)]
 fn two_waiters_are_named() {
-    /// Whoever waits has said so: the item ends.
+    /// Whether a waiter has returned or panicked, which ends the item.
     static OVER: AtomicBool = AtomicBool::new(false);
     static SLOW: IrqWork = IrqWork::new(|_| {
         while !OVER.load(Ordering::Relaxed) {

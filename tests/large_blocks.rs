@@ -1,5 +1,6 @@
-//! Misuse of large blocks, which are runs of pages of their own: one that is freed twice, or at an address in its midst, ends the
-//! process with a message, in every build, and before anything else is damaged. With a layout or without.
+//! Misuse of large blocks, which are runs of their own. Freeing one twice, or at an address inside
+//! it, ends the process with a message, in every build and before anything else is damaged. This
+//! holds for frees with a layout and without.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::env;
@@ -13,12 +14,12 @@ use tests::scenario::{Scenario, describe};
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
 
-/// More than any class has.
+/// Unit of the blocks here, longer than every size class.
 const UNIT: usize = 20 * PAGES;
-/// What runs are made of.
+/// Bytes of a unit of runs.
 const PAGES: usize = 64 << 10;
 
-/// The two ways to free a block: by its layout, and by its address.
+/// The two entry points for a free: by layout, and by address alone.
 #[derive(Clone, Copy, Debug)]
 enum Door {
     Layout,
@@ -26,16 +27,20 @@ enum Door {
 }
 
 impl Door {
-    /// That of this process.
+    /// Returns the entry point that this process uses.
     fn of_scenario() -> Door {
         let is_address = env::var_os("DOOR").is_some_and(|door| door == "address");
         if is_address { Door::Address } else { Door::Layout }
     }
 
+    /// Frees `block` of `bytes` bytes.
+    ///
     /// # Safety
-    /// As `dealloc`, where it shall return.
+    ///
+    /// `block` must be live and of `bytes` bytes, or else the call must not return.
     unsafe fn free(self, block: *mut u8, bytes: usize) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `block` is live and of `bytes` bytes, or that the call
+        // does not return.
         unsafe {
             match self {
                 Door::Layout => Hayloft.dealloc(block, layout(bytes)),
@@ -49,12 +54,12 @@ fn layout(bytes: usize) -> Layout {
     Layout::from_size_align(bytes, 16).expect("a layout")
 }
 
-/// Blocks of so many units each, which follow each other.
+/// Allocates adjacent blocks, each a multiple of `UNIT` long.
 fn row<const COUNT: usize>(units: [usize; COUNT]) -> [*mut u8; COUNT] {
     let all: usize = units.iter().sum();
-    // SAFETY: the sizes are not zero; what is freed is not used again.
+    // SAFETY: the sizes are not zero, and the freed block is not used again.
     unsafe {
-        // A place where they fit, between two blocks that stay.
+        // Makes a gap in which they fit, between two blocks that stay live.
         let places = [(); 2].map(|()| Hayloft.alloc(layout(all * UNIT)));
         Hayloft.alloc(layout(UNIT));
         Hayloft.dealloc(places[1], layout(all * UNIT));
@@ -67,10 +72,10 @@ fn row<const COUNT: usize>(units: [usize; COUNT]) -> [*mut u8; COUNT] {
     }
 }
 
-/// The last thing that the scenario does is to free this address, which is in no block.
+/// Frees `address`, at which no block of `bytes` bytes is live. Must be the scenario's last step.
 fn free_wrongly(door: Door, address: *mut u8, bytes: usize) {
     println!("address {address:p}");
-    // SAFETY: none, which is the point; it must not return.
+    // SAFETY: the contract is broken on purpose, so the call must not return.
     unsafe { door.free(address, bytes) };
 }
 
@@ -85,7 +90,8 @@ fn assert_found(output: &Output, words: &str) {
     assert!(message.contains(words), "not `{words}`: {all}");
 }
 
-/// Runs `body` with both doors. Each time the process must end with a message in which `words` are.
+/// Runs `body` with both entry points. Each time the process must end with a message that contains
+/// `words`.
 fn is_found<F: Fn()>(words: &str, body: F) {
     for door in ["layout", "address"] {
         Scenario::new(door, &body).env("DOOR", door).run(|output| assert_found(output, words));
@@ -97,19 +103,19 @@ fn twice() {
     is_found("double free, among 5242880 free bytes", || {
         let door = Door::of_scenario();
         let [block, _] = row([4, 1]);
-        // SAFETY: in use.
+        // SAFETY: the block is live, and freed for the first time.
         unsafe { door.free(block, 4 * UNIT) };
         free_wrongly(door, block, 4 * UNIT);
     });
 }
 
-/// The block was merged with a free one below, so no run starts where it did.
+/// The block merged with a free one below it, so no run starts at its address.
 #[test]
 fn twice_after_a_merge_below() {
     is_found("double free, among 6553600 free bytes", || {
         let door = Door::of_scenario();
         let [below, block, _] = row([1, 4, 1]);
-        // SAFETY: in use.
+        // SAFETY: the blocks are live, and freed for the first time.
         unsafe {
             door.free(below, UNIT);
             door.free(block, 4 * UNIT);
@@ -123,7 +129,7 @@ fn twice_after_a_merge_above() {
     is_found("double free, among 9175040 free bytes", || {
         let door = Door::of_scenario();
         let [block, above, _] = row([4, 3, 1]);
-        // SAFETY: in use.
+        // SAFETY: the blocks are live, and freed for the first time.
         unsafe {
             door.free(block, 4 * UNIT);
             door.free(above, 3 * UNIT);
@@ -132,13 +138,13 @@ fn twice_after_a_merge_above() {
     });
 }
 
-/// What was a block of its own is in the midst of another one now.
+/// The former block lies in the middle of a block that replaced it.
 #[test]
 fn in_a_block_that_took_its_place() {
     is_found("in the midst of a block of 9175040 bytes", || {
         let door = Door::of_scenario();
         let [one, other, _] = row([4, 3, 1]);
-        // SAFETY: in use.
+        // SAFETY: the blocks are live and freed for the first time, and the new size is not zero.
         unsafe {
             door.free(one, 4 * UNIT);
             door.free(other, 3 * UNIT);
@@ -148,13 +154,13 @@ fn in_a_block_that_took_its_place() {
     });
 }
 
-/// The block was made longer over one that followed.
+/// The former block lies in one that grew over it.
 #[test]
 fn in_a_block_that_grew() {
     is_found("in the midst of a block of 9175040 bytes", || {
         let door = Door::of_scenario();
         let [one, other, _] = row([4, 3, 1]);
-        // SAFETY: in use.
+        // SAFETY: the blocks are live with these layouts, and the new size is valid.
         unsafe {
             door.free(other, 3 * UNIT);
             assert_eq!(Hayloft.realloc(one, layout(4 * UNIT), 7 * UNIT), one);
@@ -182,25 +188,25 @@ fn within_the_first_unit() {
     });
 }
 
-/// Nobody has the unit at that end of a block which was made shorter.
+/// The units cut off from a block that shrank belong to no block.
 #[test]
 fn behind_a_block_that_shrank() {
     is_found("double free, among 2621440 free bytes", || {
         let door = Door::of_scenario();
         let [block, _] = row([4, 1]);
-        // SAFETY: in use.
+        // SAFETY: the block is live with this layout, and the new size is valid.
         unsafe { assert_eq!(Hayloft.realloc(block, layout(4 * UNIT), 2 * UNIT), block) };
         free_wrongly(door, block.wrapping_add(2 * UNIT), UNIT);
     });
 }
 
-/// What went back to the system is as free as what did not.
+/// A decommitted run counts as free, too.
 #[test]
 fn twice_after_it_went_back() {
     is_found("double free, among", || {
         let door = Door::of_scenario();
         let [below, block, _] = row([1, 4, 1]);
-        // SAFETY: in use.
+        // SAFETY: the blocks are live, and freed for the first time.
         unsafe {
             door.free(below, UNIT);
             door.free(block, 4 * UNIT);
@@ -210,7 +216,7 @@ fn twice_after_it_went_back() {
     });
 }
 
-/// A block of another length is none of this one.
+/// A layout of another length does not match the block.
 #[test]
 fn with_too_long_a_layout() {
     let scenario = || {
@@ -220,7 +226,7 @@ fn with_too_long_a_layout() {
     Scenario::new("layout", scenario).run(|output| assert_found(output, "11796480 bytes"));
 }
 
-/// A slab is a run, too, but no block.
+/// A slab is a run as well, but not a block.
 #[test]
 fn an_object_as_a_large_block() {
     let scenario = || {
@@ -232,7 +238,8 @@ fn an_object_as_a_large_block() {
     Scenario::new("layout", scenario).run(|output| assert_found(output, "in a run of 65536"));
 }
 
-/// Blocks of middle sizes are objects of slabs, and found as well: also when others were freed since.
+/// Middle-size blocks are objects of slabs. Their misuse is found as well, even if others were
+/// freed since.
 #[test]
 fn a_middle_block_twice() {
     for size in [40_000, 100_000, 1 << 20] {
@@ -240,7 +247,7 @@ fn a_middle_block_twice() {
             let door = Door::of_scenario();
             // SAFETY: the size is not zero.
             let blocks = [(); 8].map(|()| unsafe { Hayloft.alloc(layout(size)) });
-            // SAFETY: in use.
+            // SAFETY: the block is live, and freed for the first time.
             blocks.into_iter().for_each(|block| unsafe { door.free(block, size) });
             free_wrongly(door, blocks[0], size);
         });

@@ -1,5 +1,5 @@
-//! How much memory large blocks take, and of what kind: holes that are used again, tables that are zero, room to grow, huge pages,
-//! memory that is locked.
+//! How much memory large blocks take, and of what kind: reused holes, tables of zeros, room to
+//! grow, huge pages, core files, locked memory.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::fs;
@@ -13,18 +13,18 @@ use tests::scenario::{Scenario, on_both_backends};
 static GLOBAL: Hayloft = Hayloft;
 
 const MIB: usize = 1 << 20;
-/// More than any class has.
+/// Unit of the blocks here, longer than every size class.
 const UNIT: usize = 20 * PAGES;
-/// What runs are made of.
+/// Bytes of a unit of runs.
 const PAGES: usize = 64 << 10;
 
 fn layout(bytes: usize) -> Layout {
     Layout::from_size_align(bytes, 16).expect("a layout")
 }
 
-/// A block whose bytes are all written.
+/// Allocates a block and writes all of its bytes.
 fn filled(layout: Layout) -> *mut u8 {
-    // SAFETY: the size is not zero; the block is that long.
+    // SAFETY: the size is not zero, and the block is that long.
     unsafe {
         let block = Hayloft.alloc(layout);
         assert!(!block.is_null());
@@ -33,7 +33,7 @@ fn filled(layout: Layout) -> *mut u8 {
     }
 }
 
-/// A hole that has just the length that is wanted, and starts where it should, is used.
+/// A hole of exactly the wanted length and alignment is reused.
 #[test]
 fn aligned_blocks_use_holes_again() {
     on_both_backends(|| {
@@ -41,7 +41,7 @@ fn aligned_blocks_use_holes_again() {
             let layout = Layout::from_size_align(bytes, bytes).expect("a layout");
             let blocks = [(); 20].map(|()| filled(layout));
             for block in blocks {
-                // SAFETY: in use, and freed once.
+                // SAFETY: the block is live with this layout, and freed once.
                 unsafe { Hayloft.dealloc(block, layout) };
                 assert_eq!(filled(layout), block);
             }
@@ -49,19 +49,19 @@ fn aligned_blocks_use_holes_again() {
     });
 }
 
-/// Slabs of two units that are made again take the places of those that were freed.
+/// New slabs of two units take the places of freed ones.
 #[test]
 fn slabs_use_holes_again() {
     on_both_backends(|| {
         let object = layout(20_000);
         let mut objects: Vec<_> = (0..6000).map(|_| filled(object)).collect();
         let mut freed = 0;
-        // Of every second slab.
+        // Frees the objects of every second slab.
         objects.retain(|object_of_slab| {
             let is_kept = (object_of_slab.addr() / (2 * PAGES)).is_multiple_of(2);
             if !is_kept {
                 freed += 1;
-                // SAFETY: in use, and freed once.
+                // SAFETY: the block is live with this layout, and freed once.
                 unsafe { Hayloft.dealloc(*object_of_slab, object) };
             }
             is_kept
@@ -73,7 +73,7 @@ fn slabs_use_holes_again() {
     });
 }
 
-/// A table of zeros takes memory where it is written only, whatever was there before.
+/// A zeroed table takes memory only where it is written, whatever the memory held before.
 #[test]
 fn sparse_tables_of_zeros() {
     on_both_backends(|| {
@@ -81,7 +81,7 @@ fn sparse_tables_of_zeros() {
         let before = status_bytes("VmRSS");
         for _ in 0..3 {
             let block = filled(layout);
-            // SAFETY: freed once; the table is as long as the block.
+            // SAFETY: the blocks are freed once, and the table is as long as its layout.
             unsafe {
                 Hayloft.dealloc(block, layout);
                 let table = Hayloft.alloc_zeroed(layout);
@@ -97,28 +97,28 @@ fn sparse_tables_of_zeros() {
     });
 }
 
-/// A block that grows gets room to grow further, which takes no memory, or as much as the block at most; a smaller one does not keep
-/// it.
+/// A block that grows gets room to grow further. The room takes no memory, or at most as much as
+/// the block. Shrinking the block releases it.
 #[test]
 fn room_to_grow() {
     on_both_backends(|| {
         let grown = || {
             let block = filled(layout(2 * UNIT));
             let behind = filled(layout(UNIT));
-            // SAFETY: a block of that layout.
+            // SAFETY: the block is live with this layout, and the new size is valid.
             let block = unsafe { Hayloft.realloc(block, layout(2 * UNIT), 4 * UNIT) };
-            // SAFETY: in use, and freed once.
+            // SAFETY: the block is live with this layout, and freed once.
             unsafe { Hayloft.dealloc(behind, layout(UNIT)) };
             block
         };
-        // SAFETY: blocks in use, of these layouts; each is freed once.
+        // SAFETY: the blocks are live with these layouts, and each is freed once.
         unsafe {
             let block = grown();
             assert_eq!(by_address::usable_size(block), 16 * UNIT, "there is no room");
             assert_eq!(Hayloft.realloc(block, layout(4 * UNIT), 4 * UNIT - 1), block);
             assert_eq!(by_address::usable_size(block), 4 * UNIT);
             Hayloft.dealloc(block, layout(4 * UNIT - 1));
-            // Where there is memory that was in use before, room takes some.
+            // The room takes memory where the heap has dirty memory.
             Hayloft.dealloc(filled(layout(100 * MIB)), layout(100 * MIB));
             let block = grown();
             assert_eq!(by_address::usable_size(block), 8 * UNIT);
@@ -127,23 +127,25 @@ fn room_to_grow() {
     });
 }
 
-/// A block that grows by a page at a time beside others is not copied each time, with a layout or without.
+/// A block that grows by one page at a time, beside others, is not copied each time, with a layout
+/// or without.
 #[test]
 fn growth_in_small_steps_copies_little() {
     on_both_backends(|| {
         const FIRST: usize = 64 << 10;
         const LAST: usize = 48 * MIB;
         type Realloc = unsafe fn(*mut u8, usize, usize) -> *mut u8;
-        // SAFETY: as `realloc`, of a block of that layout.
+        // SAFETY: the caller passes a live block, its layout's size, and a valid new size.
         let by_layout: Realloc =
             |block, old, new| unsafe { Hayloft.realloc(block, layout(old), new) };
-        // SAFETY: as above.
+        // SAFETY: the caller passes a live block and a valid new size.
         let by_address: Realloc = |block, _, new| unsafe { by_address::realloc(block, new) };
         for (door, realloc) in [("layout", by_layout), ("address", by_address)] {
             let (mut block, mut copied) = (filled(layout(FIRST)), 0);
             let mut neighbours = Vec::new();
             for size in (FIRST..LAST).step_by(4096) {
-                // SAFETY: a block of that size; what is new of it is written.
+                // SAFETY: the block is live and of `size` bytes, and its new bytes are written
+                // before they are read.
                 unsafe {
                     let grown = realloc(block, size, size + 4096);
                     assert!(!grown.is_null() && *grown == 1 && *grown.add(size - 1) == 1);
@@ -156,9 +158,9 @@ fn growth_in_small_steps_copies_little() {
                     neighbours.push(filled(layout(2 * MIB)));
                 }
             }
-            // Moving pages, from 8 MiB on, costs far less than copying them.
+            // Moving pages, which starts at 8 MiB, costs far less than copying them.
             assert!(copied < 6 * LAST, "by {door}: {copied} bytes copied or moved");
-            // SAFETY: in use, and freed once.
+            // SAFETY: the blocks are live with these layouts, and each is freed once.
             unsafe {
                 assert!((0..LAST).step_by(4096).all(|at| *block.add(at) == 1));
                 Hayloft.dealloc(block, layout(LAST));
@@ -168,18 +170,19 @@ fn growth_in_small_steps_copies_little() {
     });
 }
 
-/// What CPUs keep of middle sizes is bounded by bytes, though no block of a program need come to a slow path when it is freed.
+/// The middle-size blocks that a CPU keeps are bounded in bytes, although their frees need not
+/// reach a slow path.
 #[test]
 fn cpus_keep_few_middle_blocks() {
     on_both_backends(|| {
         const SIZES: usize = 40;
         const KEPT: usize = 4 * MIB / 4 * 5 + MIB;
         let of = |number: usize| layout(((9 + number % 8) << 12) << (number / 8));
-        // The most that one keeps: the thread may come to several.
+        // Returns the most bytes that one CPU keeps, since the thread may run on several.
         let check = || {
             let stats = stats::gather();
             let kept = stats.cpus().map(|cpu| cpu.bytes).max().unwrap_or(0);
-            // Half of the heap, and a quarter of that until the sheaves are looked at again.
+            // Half of the heap, plus a quarter of that until the sheaves are checked again.
             assert!(kept <= KEPT.max(stats.held / 3 * 2), "{kept} bytes kept of {}", stats.held);
             kept
         };
@@ -189,20 +192,20 @@ fn cpus_keep_few_middle_blocks() {
                 // SAFETY: the size is not zero.
                 blocks.push((unsafe { Hayloft.alloc(of(number / 16)) }, of(number / 16)));
             }
-            // SAFETY: in use, and freed once.
+            // SAFETY: the blocks are live with these layouts, and each is freed once.
             blocks.drain(..).for_each(|(block, layout)| unsafe { Hayloft.dealloc(block, layout) });
             check();
         }
         cache::trim();
         for number in 0..16 * SIZES {
-            // SAFETY: in use, and freed once.
+            // SAFETY: the size is not zero, and the block is freed once, with the same layout.
             unsafe { Hayloft.dealloc(Hayloft.alloc(of(number % SIZES)), of(number % SIZES)) };
         }
         assert!(check() >= MIB);
     });
 }
 
-/// What the kernel was told of the mapping that an address lies in: two letters each.
+/// Returns the kernel's `VmFlags` of the mapping at `address`: two letters each.
 fn flags_at(address: *mut u8) -> Vec<String> {
     let smaps = fs::read_to_string("/proc/self/smaps").expect("/proc is mounted");
     let mut is_there = false;
@@ -219,14 +222,15 @@ fn flags_at(address: *mut u8) -> Vec<String> {
     panic!("{address:p} is not mapped");
 }
 
-/// Where the system gives huge pages to everybody, too, they are used for long blocks only, or as the setting says.
+/// Even where the system enables huge pages for every mapping, only long blocks use them, unless
+/// the setting says otherwise.
 #[test]
 fn huge_pages() {
     for (setting, of_small, of_large) in
         [("auto", "nh", "hg"), ("always", "hg", "hg"), ("never", "nh", "nh")]
     {
         Scenario::new(setting, || {
-            // The long one may begin with memory that was there before.
+            // The long block may begin in memory that was committed earlier.
             let blocks = [filled(layout(100)), filled(layout(64 * MIB)).wrapping_add(32 * MIB)];
             for (block, flag) in blocks.into_iter().zip([of_small, of_large]) {
                 let flags = flags_at(block);
@@ -238,7 +242,7 @@ fn huge_pages() {
     }
 }
 
-/// Bytes of readable mappings that are for core files.
+/// Returns the bytes of mappings that a core file includes.
 fn dumped_bytes() -> usize {
     let smaps = fs::read_to_string("/proc/self/smaps").expect("/proc is mounted");
     let (mut kib, mut sum) = (0, 0);
@@ -252,7 +256,7 @@ fn dumped_bytes() -> usize {
     sum
 }
 
-/// Memory that is not in use is not for core files, where some debuggers write it as zeros.
+/// Core files exclude memory that is not in use. Some debuggers write it as zeros.
 #[test]
 fn core_files_have_what_is_in_use() {
     on_both_backends(|| {
@@ -264,7 +268,7 @@ fn core_files_have_what_is_in_use() {
             for at in (0..64 * MIB).step_by(4 * MIB) {
                 assert!(dumped_at(block.wrapping_add(at)) && dumped_at(behind));
             }
-            // SAFETY: in use; each is freed once.
+            // SAFETY: the blocks are live with these layouts, and each is freed once.
             unsafe {
                 Hayloft.dealloc(block, layout(64 * MIB));
                 alloc_global::trim();
@@ -280,7 +284,7 @@ fn core_files_have_what_is_in_use() {
     });
 }
 
-/// So it is for small blocks, whose memory goes back a little at a time.
+/// The same holds for small blocks, whose memory is decommitted a little at a time.
 #[test]
 fn core_files_have_few_small_blocks_that_were_freed() {
     on_both_backends(|| {
@@ -288,7 +292,7 @@ fn core_files_have_few_small_blocks_that_were_freed() {
         let blocks: Vec<_> = (0..64_000).map(|_| filled(layout(1000))).collect();
         for (number, block) in blocks.into_iter().enumerate() {
             if number >= 4000 {
-                // SAFETY: in use, and freed once.
+                // SAFETY: the block is live with this layout, and freed once.
                 unsafe { Hayloft.dealloc(block, layout(1000)) };
             }
             if number % 1000 == 0 {
@@ -301,19 +305,19 @@ fn core_files_have_few_small_blocks_that_were_freed() {
     });
 }
 
-/// A process that locks its memory gives back what it does not need.
+/// A process that locks its memory decommits idle memory all the same.
 #[test]
 fn locked_memory_goes_back() {
     on_both_backends(|| {
         assert!(!filled(layout(MIB)).is_null());
-        // SAFETY: flags only.
+        // SAFETY: `mlockall` takes flags only.
         if unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_ONFAULT) } != 0 {
             println!("skipped: memory may not be locked");
             return;
         }
         let before = status_bytes("VmRSS");
         let block = filled(layout(64 * MIB));
-        // SAFETY: freed once.
+        // SAFETY: the block is live with this layout, and freed once.
         unsafe { Hayloft.dealloc(block, layout(64 * MIB)) };
         alloc_global::trim();
         let more = status_bytes("VmRSS").saturating_sub(before);
@@ -321,7 +325,7 @@ fn locked_memory_goes_back() {
     });
 }
 
-/// What the system refuses to take is not offered again for as long as nothing is freed.
+/// Memory whose decommit the system refused is not tried again until something is freed.
 #[test]
 fn what_is_refused_is_not_offered_for_ever() {
     Scenario::new("refused", || {

@@ -1,4 +1,5 @@
-//! Who may import whom in `alloc-core`: the table in its `lib.rs`, held against the sources.
+//! Checks the layers of `alloc-core`: its sources against the table in its `lib.rs` of which module
+//! may import which.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +12,7 @@ static GLOBAL: Hayloft = Hayloft;
 
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../alloc-core/src");
 
-/// The row of each module in the table, counted from the top.
+/// Returns the row of each module in the table, counted from the top.
 fn rows(lib: &str) -> BTreeMap<String, usize> {
     let table = lib.split("//! # ").next().unwrap_or(lib);
     let cells = table.lines().filter_map(|line| line.strip_prefix("//! | ")?.split('|').next());
@@ -24,14 +25,14 @@ fn rows(lib: &str) -> BTreeMap<String, usize> {
     rows
 }
 
-/// The modules of the crate that a source names, its tests aside.
+/// Returns the modules of the crate that `source` names, except in its tests.
 fn imports(source: &str) -> Vec<String> {
     let code = source.split("#[cfg(test)]\nmod tests").next().unwrap_or(source);
     let lines = code.lines().map(str::trim_start).filter(|line| !line.starts_with("//"));
     let mut found = Vec::new();
     for line in lines {
         for path in line.split("crate::").skip(1) {
-            // Either one module, or several in braces, of each of which the first word counts.
+            // One module, or several in braces, each named by the first word of its part.
             let list = path.strip_prefix('{').map_or(vec![path], |list| list.split(',').collect());
             let word = |part: &str| {
                 let end = |letter: char| !(letter.is_alphanumeric() || letter == '_');
@@ -43,7 +44,7 @@ fn imports(source: &str) -> Vec<String> {
     found
 }
 
-/// The files of a module: one, or those of its folder.
+/// Returns the source files of a module: one, or those of its folder.
 fn files(module: &str) -> Vec<PathBuf> {
     let folder = Path::new(SOURCES).join(module);
     if !folder.is_dir() {

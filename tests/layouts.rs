@@ -1,5 +1,5 @@
-//! Layouts at the edges: of no size, too large for any machine, aligned to a gigabyte; and a
-//! `realloc` that cannot be done.
+//! Layouts at the limits: zero size, larger than any address space, aligned to a gigabyte; and a
+//! `realloc` that fails.
 
 use std::alloc::{GlobalAlloc, Layout};
 
@@ -10,7 +10,7 @@ use tests::scenario::on_both_backends;
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
 
-/// The largest size a layout of this alignment may have.
+/// Returns the largest size that a layout of this alignment may have.
 const fn largest(align: usize) -> usize {
     isize::MAX as usize - (align - 1)
 }
@@ -19,33 +19,33 @@ fn layout(size: usize, align: usize) -> Layout {
     Layout::from_size_align(size, align).expect("a valid layout")
 }
 
-/// `GlobalAlloc` leaves layouts of no size undefined; Hayloft defines them, since C programs and
-/// careless callers ask for them: an aligned address that may be freed.
+/// `GlobalAlloc` leaves zero-size layouts undefined. Hayloft defines them, since C programs and
+/// careless callers use them: `alloc` returns an aligned address that may be freed.
 #[test]
 fn zero_size() {
     on_both_backends(|| {
         for power in 0..=16 {
             let empty = layout(0, 1 << power);
-            // SAFETY: Hayloft defines layouts of no size.
+            // SAFETY: Hayloft defines layouts of zero size.
             let blocks = unsafe { [Hayloft.alloc(empty), Hayloft.alloc_zeroed(empty)] };
             for address in blocks {
                 assert!(!address.is_null(), "{empty:?}");
                 assert!(address.addr().is_multiple_of(empty.align()), "{empty:?}");
-                // SAFETY: the block came from Hayloft with this layout.
+                // SAFETY: Hayloft returned the block for this layout.
                 unsafe { Hayloft.dealloc(address, empty) };
             }
         }
     });
 }
 
-/// A block may grow out of nothing and shrink to nothing.
+/// A block may grow from zero size and shrink to it.
 #[test]
 fn zero_size_and_realloc() {
     on_both_backends(|| {
         for power in 0..=12 {
             let (empty, full) = (layout(0, 1 << power), layout(1000, 1 << power));
-            // SAFETY: each address is used with the layout it has at the time; Hayloft defines
-            // layouts of no size.
+            // SAFETY: each address is used with its current layout, and Hayloft defines layouts of
+            // zero size.
             unsafe {
                 let grown = Hayloft.realloc(Hayloft.alloc(empty), empty, full.size());
                 assert!(!grown.is_null());
@@ -59,7 +59,7 @@ fn zero_size_and_realloc() {
     });
 }
 
-/// Sizes no address space holds are refused with null, at every alignment a layout can have.
+/// Sizes larger than any address space are refused with null, at every alignment of a layout.
 #[test]
 fn huge_sizes() {
     on_both_backends(|| {
@@ -85,14 +85,15 @@ fn huge_sizes() {
     });
 }
 
-/// Every alignment up to a gigabyte, with sizes below, at and above a page.
+/// Blocks are aligned up to a gigabyte, with sizes below, at and above a page.
 #[test]
 fn alignment_up_to_a_gigabyte() {
     on_both_backends(|| {
         for power in 0..=30 {
             for size in [1, 4096, 5000, 1 << power, (1 << power) + 1] {
                 let layout = layout(size, 1 << power);
-                // SAFETY: the size is not zero; the bytes touched are the block's first and last.
+                // SAFETY: the size is not zero, and only the block's first and last bytes are
+                // accessed.
                 unsafe {
                     let address = Hayloft.alloc(layout);
                     assert!(!address.is_null(), "{layout:?}");
@@ -107,13 +108,13 @@ fn alignment_up_to_a_gigabyte() {
     });
 }
 
-/// Several blocks of a large alignment at once do not overlap, and their zeroed memory is zero.
+/// Blocks of large alignment do not overlap, and their zeroed memory is zero.
 #[test]
 fn large_alignments_side_by_side() {
     on_both_backends(|| {
         for power in 12..=26 {
             let layout = layout(3 * 4096 + 1, 1 << power);
-            // SAFETY: the size is not zero; each block is used within its size and freed once.
+            // SAFETY: the size is not zero. Each block is used within its size and freed once.
             unsafe {
                 let blocks: [*mut u8; 4] = std::array::from_fn(|_| Hayloft.alloc_zeroed(layout));
                 for (id, &address) in blocks.iter().enumerate() {
@@ -131,15 +132,15 @@ fn large_alignments_side_by_side() {
     });
 }
 
-/// A `realloc` that fails says null and leaves the block as it was.
+/// A failed `realloc` returns null and leaves the block unchanged.
 #[test]
 fn failed_realloc() {
     on_both_backends(|| {
         for align in [1, 16, 4096, 2 << 20] {
             for size in [1, 100, 5000, 70_000, 300_000, 4 << 20] {
                 let layout = layout(size, align);
-                // SAFETY: sizes are not zero and make valid layouts; the block is used within its
-                // size and freed once.
+                // SAFETY: the sizes are not zero and make valid layouts. The block is used within
+                // its size and freed once.
                 unsafe {
                     let address = Hayloft.alloc(layout);
                     assert!(!address.is_null(), "{layout:?}");
@@ -156,7 +157,8 @@ fn failed_realloc() {
     });
 }
 
-/// What is said to be usable is, by any layout in between; what grows in place stays where it is and keeps what it holds.
+/// The whole usable size can be used and may be freed by any layout in between. A block that grows
+/// in place keeps its address and contents.
 #[test]
 fn usable_sizes() {
     on_both_backends(|| {
@@ -177,7 +179,8 @@ fn usable_sizes() {
             assert!(!address.is_null() && usable >= size.max(1), "{asked:?}");
             for size in [size, (size + usable) / 2, usable] {
                 let between = layout(size, align);
-                // SAFETY: a block of that many bytes, used and freed by a layout that it may have.
+                // SAFETY: the block is live and has `usable` bytes. Each layout that names it is
+                // between its requested and its usable size.
                 unsafe {
                     let block = Hayloft.alloc_excess(asked).0;
                     assert!(Hayloft.usable_size(block) >= usable, "{asked:?}");
@@ -188,7 +191,8 @@ fn usable_sizes() {
                     Hayloft.dealloc(moved, layout(usable + 1, align));
                 }
             }
-            // SAFETY: as above.
+            // SAFETY: the block is live and has `usable` bytes, or `size` once it grew. It is freed
+            // once.
             unsafe {
                 pattern::fill(address, 0, usable, 9);
                 let larger = usable + 100_000;

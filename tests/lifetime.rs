@@ -1,4 +1,4 @@
-//! The whole life of a process: the heap before `main`, in exit handlers, and in a child of `fork`
+//! The heap throughout a process's life: before `main`, in exit handlers, and in a child of `fork`
 //! without `exec`.
 
 use std::process;
@@ -12,13 +12,13 @@ use tests::scenario::{Scenario, describe, on_both_backends};
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
 
-/// What [`before_main`] allocated.
+/// The vector that [`before_main`] left.
 static EARLY: AtomicPtr<Vec<u8>> = AtomicPtr::new(ptr::null_mut());
 
-/// How often [`before_main`] ran.
+/// Number of times [`before_main`] ran.
 static EARLY_RUNS: AtomicUsize = AtomicUsize::new(0);
 
-/// Called by the loader before `main`, before the Rust runtime is set up.
+/// Uses the heap before `main` and before the Rust runtime is set up. Called by the loader.
 extern "C" fn before_main() {
     EARLY_RUNS.fetch_add(1, Ordering::Relaxed);
     let early = churn().swap_remove(3);
@@ -29,7 +29,7 @@ extern "C" fn before_main() {
 #[unsafe(link_section = ".init_array")]
 static BEFORE_MAIN: extern "C" fn() = before_main;
 
-/// Allocates, grows and frees blocks of many sizes, and returns some of them, filled.
+/// Allocates, grows and frees blocks of many sizes. Returns some of them, filled.
 fn churn() -> Vec<Vec<u8>> {
     let mut kept = Vec::new();
     for power in 0..20 {
@@ -54,14 +54,15 @@ fn check(kept: &[Vec<u8>]) {
     }
 }
 
-/// Says something that reaches the parent even as the last act of the process.
+/// Writes `text` to standard output unbuffered, so that it reaches the parent even as the process's
+/// last act.
 fn say(text: &str) {
-    // SAFETY: the pointer and the length are those of a string.
+    // SAFETY: the pointer and the length are those of `text`.
     let written = unsafe { libc::write(libc::STDOUT_FILENO, text.as_ptr().cast(), text.len()) };
     assert_eq!(written, text.len() as isize);
 }
 
-/// Whether a child exited with code 0 and said `text`.
+/// Checks that a child exited with status 0 and wrote `text`.
 fn assert_said(output: &process::Output, text: &str) {
     let said = String::from_utf8_lossy(&output.stdout).contains(text);
     assert!(output.status.success() && said, "{}", describe(output));
@@ -73,7 +74,7 @@ fn the_heap_works_before_main() {
         assert_eq!(EARLY_RUNS.load(Ordering::Relaxed), 1);
         let early = EARLY.swap(ptr::null_mut(), Ordering::Acquire);
         assert!(!early.is_null());
-        // SAFETY: `before_main` stored a box of this type, and nobody else takes it.
+        // SAFETY: `before_main` stored a box of this type, and the swap made this thread its owner.
         let early = unsafe { Box::from_raw(early) };
         // SAFETY: the range is the whole vector.
         let mismatch = unsafe { pattern::find_mismatch(early.as_ptr(), early.len(), 7) };
@@ -92,7 +93,7 @@ extern "C" fn at_exit() {
 fn the_heap_works_in_exit_handlers() {
     for backend in ["rseq", "fallback"] {
         let exits = || {
-            // SAFETY: the handler may be called at any time and does not unwind.
+            // SAFETY: the handler may run at any time and does not unwind.
             assert_eq!(unsafe { libc::atexit(at_exit) }, 0);
             drop(churn());
             process::exit(0);
@@ -103,13 +104,13 @@ fn the_heap_works_in_exit_handlers() {
     }
 }
 
-/// Exit handlers also run when the thread that exits is not the first, with others in the middle of
-/// their work.
+/// Exit handlers also run if the exiting thread is not the first, with other threads in the middle
+/// of their work.
 #[test]
 fn the_heap_works_in_exit_handlers_while_threads_run() {
     for backend in ["rseq", "fallback"] {
         let exits = || {
-            // SAFETY: the handler may be called at any time and does not unwind.
+            // SAFETY: the handler may run at any time and does not unwind.
             assert_eq!(unsafe { libc::atexit(at_exit) }, 0);
             let (started, all_started) = std::sync::mpsc::channel();
             for _ in 0..4 {
@@ -131,13 +132,13 @@ fn the_heap_works_in_exit_handlers_while_threads_run() {
     }
 }
 
-/// The heap, with what was on it, is there on the other side of `fork`.
+/// The child of a fork has the heap with all its blocks.
 #[test]
 fn the_heap_works_in_a_forked_child() {
     on_both_backends(|| {
         let kept = churn();
         for _ in 0..10 {
-            // SAFETY: the child uses nothing but the heap and leaves by `_exit`.
+            // SAFETY: the child uses nothing but the heap, and leaves by `_exit`.
             let child = unsafe { libc::fork() };
             assert!(child >= 0, "fork");
             if child == 0 {
@@ -148,7 +149,7 @@ fn the_heap_works_in_a_forked_child() {
                 unsafe { libc::_exit(0) };
             }
             let mut status = 0;
-            // SAFETY: the pointer is valid for a write of the status.
+            // SAFETY: `status` is valid for the write.
             assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
             assert_eq!(status, 0, "the child of fork failed");
             check(&kept);

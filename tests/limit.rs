@@ -1,4 +1,5 @@
-//! `HAYLOFT_LIMIT`: beyond the soft limit free memory goes back at once, at the hard one there is null, and nothing lost.
+//! `HAYLOFT_LIMIT`: beyond the soft limit free memory is decommitted at once; at the hard limit
+//! allocations return null, and no block is lost.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
@@ -19,12 +20,12 @@ static GLOBAL: Hayloft = Hayloft;
 
 const MB: usize = 1 << 20;
 
-/// Runs `body` on both backends within a limit. Memory goes back for no other reason.
+/// Runs `body` on both backends with a limit. Memory is decommitted for no other reason.
 fn within<F: Fn()>(limit: &str, body: F) {
     on_both_backends_with(&[("HAYLOFT_LIMIT", limit)], body);
 }
 
-/// Waits for another thread.
+/// Spins until another thread makes `is_so` true.
 fn wait_until(is_so: impl Fn() -> bool) {
     while !is_so() {
         thread::yield_now();
@@ -35,7 +36,8 @@ fn layout(size: usize) -> Layout {
     Layout::from_size_align(size, 16).expect("a valid layout")
 }
 
-/// What one size had goes to the next: sheaves, barns and empty slabs are no loss.
+/// Freed memory of one size is available to the next size. Sheaves, barns and empty slabs withhold
+/// none of it.
 #[test]
 fn the_hard_limit_is_null() {
     within("48M", || {
@@ -47,9 +49,9 @@ fn the_hard_limit_is_null() {
             let bytes = hoard.len() * size;
             assert!(bytes < 48 * MB, "{bytes} bytes of {size}");
             assert!(bytes > 32 * MB, "{bytes} bytes of {size}");
-            // There is nothing more, however one asks, and the last block is as it was.
+            // Every further allocation is refused, and the last block is intact.
             let last = hoard.last();
-            // SAFETY: the sizes are not zero; the block is of that layout.
+            // SAFETY: the sizes are not zero, and the last block is live with this layout.
             unsafe {
                 assert!(GLOBAL.alloc(layout(6 * MB)).is_null());
                 assert!(GLOBAL.alloc_zeroed(layout(6 * MB)).is_null());
@@ -63,7 +65,7 @@ fn the_hard_limit_is_null() {
     });
 }
 
-/// Frees beyond the soft limit give back at once, and only then.
+/// Frees beyond the soft limit decommit at once, and frees below it do not.
 #[test]
 fn the_soft_limit_gives_back() {
     within("24M:200M", || {
@@ -82,7 +84,8 @@ fn the_soft_limit_gives_back() {
     });
 }
 
-/// A vector that comes to the limit says so and keeps its elements; what it leaves is for others.
+/// A vector at the limit reports that and keeps its elements. Its memory is available to others
+/// after it is dropped.
 #[test]
 fn a_vector_at_the_limit() {
     within("32M", || {
@@ -97,7 +100,7 @@ fn a_vector_at_the_limit() {
     });
 }
 
-/// What one thread gives back to the system at this moment is nobody's loss.
+/// An allocation waits for memory that another thread is decommitting, instead of being refused.
 #[test]
 fn memory_on_its_way_is_waited_for() {
     static IS_ON_ITS_WAY: AtomicBool = AtomicBool::new(false);
@@ -113,7 +116,7 @@ fn memory_on_its_way_is_waited_for() {
             while !IS_ON_ITS_WAY.load(Ordering::Relaxed) {
                 thread::yield_now();
             }
-            // SAFETY: the size is not zero; the block is freed once.
+            // SAFETY: the size is not zero, and the block is freed once.
             unsafe {
                 let block = GLOBAL.alloc(layout(30 * MB));
                 assert!(!block.is_null());
@@ -124,13 +127,13 @@ fn memory_on_its_way_is_waited_for() {
 }
 
 thread_local! {
-    /// This thread stops while it has an arena's lock.
+    /// Whether this thread stops while it holds an arena's lock.
     static KEEPS_THE_ARENA: Cell<bool> = const { Cell::new(false) };
-    /// This thread may not wait.
+    /// Whether this thread is in a call that must not wait.
     static MAY_NOT_WAIT: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Memory that is given back to the system where nothing may be waited for must not depend on a lock that another thread takes
+/// Decommitting in a context that must not wait does not depend on a lock that another thread takes
 /// meanwhile.
 #[test]
 fn a_free_that_may_not_wait_loses_nothing() {
@@ -139,7 +142,7 @@ fn a_free_that_may_not_wait_loses_nothing() {
     static IS_OVER: AtomicBool = AtomicBool::new(false);
     within("1M:512M", || {
         fault::set_hook(|place| match place {
-            // The thread that purges lets the other have the arena's lock.
+            // The purging thread lets the other one take the arena's lock.
             Place::ArenaPurging if MAY_NOT_WAIT.get() => {
                 IS_WANTED.store(true, Ordering::Relaxed);
                 wait_until(|| IS_KEPT.load(Ordering::Relaxed));
@@ -161,7 +164,7 @@ fn a_free_that_may_not_wait_loses_nothing() {
                 KEEPS_THE_ARENA.set(false);
             });
             MAY_NOT_WAIT.set(true);
-            // SAFETY: allocated above.
+            // SAFETY: the block is live with this layout, and freed once.
             unsafe { nolock::free(block, large) };
             MAY_NOT_WAIT.set(false);
             IS_OVER.store(true, Ordering::Relaxed);
@@ -172,7 +175,7 @@ fn a_free_that_may_not_wait_loses_nothing() {
     });
 }
 
-/// A window that ends while memory is being given back for an allocation does not stop that.
+/// A window that ends while an allocation decommits memory does not stop that.
 #[test]
 fn all_goes_back_for_an_allocation() {
     static IS_ON_ITS_WAY: AtomicBool = AtomicBool::new(false);
@@ -180,13 +183,13 @@ fn all_goes_back_for_an_allocation() {
     let settings = [
         ("HAYLOFT_LIMIT", "48M:48M"),
         ("HAYLOFT_DECAY_MS", "3600000"),
-        // No thread ends windows.
+        // No background thread ends windows.
         ("HAYLOFT_BACKGROUND", "0"),
     ];
     on_both_backends_with(&settings, || {
         fault::set_hook(|place| {
             if place == Place::ArenaPurging && !IS_ON_ITS_WAY.swap(true, Ordering::Relaxed) {
-                // The other thread may have to wait for this one.
+                // Bounded, since the other thread may have to wait for this one.
                 for _ in 0..100 {
                     if !HAS_ENDED.load(Ordering::Relaxed) {
                         thread::sleep(Duration::from_millis(1));
@@ -195,11 +198,12 @@ fn all_goes_back_for_an_allocation() {
             }
         });
         let mut blocks: Vec<Vec<u8>> = (0..36).map(|_| vec![1; MB]).collect();
-        // Nothing of what is freed from here on was unneeded all through a window.
+        // Nothing freed from here on has been idle for a whole window.
         alloc_global::trim();
         IS_ON_ITS_WAY.store(false, Ordering::Relaxed);
         cache::end_window();
-        // Every second one stays, so that there are many dirty runs, none of which is long enough.
+        // Every second block stays live, so that there are many dirty runs, none of them long
+        // enough.
         let mut number = 0;
         blocks.retain(|_| {
             number += 1;
@@ -211,7 +215,7 @@ fn all_goes_back_for_an_allocation() {
                 cache::end_window();
                 HAS_ENDED.store(true, Ordering::Relaxed);
             });
-            // SAFETY: the size is not zero; the block is freed once.
+            // SAFETY: the size is not zero, and the block is freed once.
             unsafe {
                 let block = GLOBAL.alloc(layout(24 * MB));
                 assert!(!block.is_null());
@@ -221,7 +225,7 @@ fn all_goes_back_for_an_allocation() {
     });
 }
 
-/// An allocation that is refused is not tried again for as long as another thread gives memory back.
+/// A refused allocation is not retried for as long as another thread decommits memory.
 #[test]
 fn a_refusal_does_not_take_for_ever() {
     static IS_ON_ITS_WAY: AtomicBool = AtomicBool::new(false);

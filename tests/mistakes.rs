@@ -1,4 +1,5 @@
-//! Programs for `valgrind.rs` to look at: one that makes no mistake, and one for each that is to be found, by the name it is given.
+//! Programs for `valgrind.rs` to run under memcheck, chosen by the argument: one without mistakes,
+//! and one for each mistake that memcheck must find.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::collections::HashMap;
@@ -14,7 +15,7 @@ use alloc_global::Hayloft;
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
 
-/// Blocks come and go by every road there is.
+/// Allocates and frees by every path.
 fn clean() {
     let mut map = HashMap::new();
     for number in 0..2000usize {
@@ -39,7 +40,8 @@ fn clean() {
 fn blocks() {
     for size in [0, 1, 24, 100, 4000, 33_000, 70_000, 9 << 20] {
         let layout = Layout::from_size_align(size, 8).unwrap();
-        // SAFETY: blocks of this layout, and then of another; each is freed once.
+        // SAFETY: each block is used within its usable size, with a layout that it has at the time,
+        // and freed once.
         unsafe {
             let mut vector = vec![1u8; size];
             vector.extend(std::iter::repeat_n(2, size / 2 + 1));
@@ -72,7 +74,7 @@ fn blocks() {
 fn objects() {
     let layout = Layout::new::<[usize; 5]>();
     let make = |object: NonNull<u8>| {
-        // SAFETY: an object of that layout.
+        // SAFETY: the object has the layout of `[usize; 5]`.
         unsafe { object.cast::<[usize; 5]>().write([7; 5]) };
     };
     let plain = Cache::builder("plain", layout).build().unwrap();
@@ -85,8 +87,8 @@ fn objects() {
             let taken: Vec<_> = (0..500).map(|_| cache.alloc().unwrap()).collect();
             for object in taken {
                 let object: NonNull<[usize; 5]> = object.cast();
-                // SAFETY: an object of that layout, freed once, by either road, in the state in which it was made. Readers may
-                // look at one that waits for them.
+                // SAFETY: the object has the layout of `[usize; 5]`, and is freed once, in its
+                // constructed state. A reader may look at an object that waits for it.
                 unsafe {
                     assert!(value.is_none_or(|value| *object.as_ptr() == [value; 5]));
                     object.write([7; 5]);
@@ -113,7 +115,7 @@ fn objects() {
     typed.destroy().unwrap();
 }
 
-/// Loses the only pointer to a block, and overwrites where it was.
+/// Loses the only pointer to a block and overwrites the stack that held it.
 #[inline(never)]
 fn leak() {
     lose();
@@ -125,7 +127,7 @@ fn lose() {
     mem::forget(black_box(vec![1u8; 1234]));
 }
 
-/// As [`leak`], an object of a cache.
+/// Loses an object of a cache as [`leak`] loses a block.
 fn leak_of_cache() {
     let cache = Cache::builder("leaking", Layout::new::<[u8; 567]>()).build().unwrap();
     lose_object(&cache);
@@ -138,10 +140,10 @@ fn lose_object(cache: &Cache) {
     let _ = black_box(cache.alloc());
 }
 
-/// Reads a block that was freed.
+/// Reads a freed block.
 fn use_after_free(size: usize) {
     let block = black_box(Box::into_raw(vec![1u8; size].into_boxed_slice()));
-    // SAFETY: there is no such thing.
+    // SAFETY: none. The read after the free is the mistake.
     unsafe {
         drop(Box::from_raw(block));
         black_box(block.cast::<u8>().read_volatile());
@@ -151,24 +153,24 @@ fn use_after_free(size: usize) {
 /// Frees a block twice.
 fn double_free() {
     let block = by_address::alloc(100);
-    // SAFETY: there is no such thing.
+    // SAFETY: none. The second free is the mistake.
     unsafe {
         by_address::free(block);
         by_address::free(block);
     }
 }
 
-/// Writes beyond the end of a block, by one byte, where its class has room.
+/// Writes one byte beyond the end of a block, where its class has room.
 fn overrun(size: usize) {
     let mut block = black_box(vec![1u8; size].into_boxed_slice());
-    // SAFETY: there is no such thing.
+    // SAFETY: none. The write beyond the block is the mistake.
     unsafe { block.as_mut_ptr().add(size).write_volatile(1) };
 }
 
-/// Decides by what was never written.
+/// Branches on a byte that was never written.
 fn uninitialised() {
     let block = black_box(Box::<[u8; 100]>::new_uninit());
-    // SAFETY: there is no such thing.
+    // SAFETY: none. The read of an uninitialised byte is the mistake.
     if unsafe { block.as_ptr().cast::<u8>().add(50).read_volatile() } == 7 {
         println!("seven");
     }

@@ -1,4 +1,5 @@
-//! Frees of what is not ours or is free already: found in debug builds, with a message, then abort.
+//! Frees of foreign addresses and double frees: debug builds detect them, print a message and
+//! abort.
 
 #![cfg(debug_assertions)]
 
@@ -13,19 +14,19 @@ use tests::scenario::{Scenario, describe};
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
 
-/// Both backends by name, since each test looks at what its children write.
+/// Both backends by name, since each test examines what its children write.
 const BACKENDS: [&str; 2] = ["rseq", "fallback"];
 
-/// A layout whose size is that of its class.
+/// A layout whose size equals that of its class.
 const LAYOUT: Layout = Layout::new::<[u64; 8]>();
 
-/// Tells the parent which address is about to be misused.
+/// Reports to the parent the address that is about to be misused.
 fn announce(address: *const u8) {
     println!("address {address:p}");
 }
 
-/// The child announced an address, was aborted, and wrote one message that has all of `words` and
-/// that address.
+/// Checks that the child announced an address, was aborted, and wrote a message that contains all
+/// of `words` and that address.
 fn assert_abort(output: &Output, words: &[&str]) {
     let (stdout, stderr) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -40,9 +41,9 @@ fn assert_abort(output: &Output, words: &[&str]) {
     }
 }
 
-/// Frees a block, does `between`, and frees it again.
+/// Frees a block, runs `between`, and frees the block again.
 fn free_twice(between: impl Fn()) {
-    // SAFETY: none for the second free, which is the point; it must not return.
+    // SAFETY: the second free breaks the contract on purpose, so it must not return.
     unsafe {
         let address = Hayloft.alloc(LAYOUT);
         announce(address);
@@ -61,7 +62,7 @@ fn double_free() {
     }
 }
 
-/// The block is still in a sheaf, under a few others.
+/// The block is still in a sheaf, below a few others.
 #[test]
 fn double_free_under_other_frees() {
     for backend in BACKENDS {
@@ -69,7 +70,7 @@ fn double_free_under_other_frees() {
             // SAFETY: the size is not zero, and each block is freed once.
             let others: [*mut u8; 4] = std::array::from_fn(|_| unsafe { Hayloft.alloc(LAYOUT) });
             free_twice(|| {
-                // SAFETY: as above.
+                // SAFETY: each block is live with this layout, and freed once.
                 others.iter().for_each(|&other| unsafe { Hayloft.dealloc(other, LAYOUT) });
             });
         };
@@ -79,10 +80,10 @@ fn double_free_under_other_frees() {
     }
 }
 
-/// Frees an address that never came from the heap.
+/// Frees an address that does not come from the heap.
 fn free_foreign(address: *mut u8) {
     announce(address);
-    // SAFETY: none, which is the point; it must not return.
+    // SAFETY: the contract is broken on purpose, so the call must not return.
     unsafe { Hayloft.dealloc(address, LAYOUT) };
 }
 
@@ -127,9 +128,10 @@ fn free_of_a_mapping() {
     }
 }
 
-/// Allocates with [`LAYOUT`] and frees something else; what is announced is what is freed.
+/// Allocates with [`LAYOUT`], announces the address that `of` derives from the block, and frees
+/// that.
 fn free_instead(of: impl Fn(*mut u8) -> (*mut u8, Layout)) {
-    // SAFETY: none for the free, which is the point; it must not return.
+    // SAFETY: the free breaks the contract on purpose, so it must not return.
     unsafe {
         let (address, layout) = of(Hayloft.alloc(LAYOUT));
         announce(address);
@@ -160,7 +162,7 @@ fn double_free_of_a_large_block() {
     let layout = Layout::new::<[u8; 1 << 20]>();
     for backend in BACKENDS {
         let scenario = || {
-            // SAFETY: none for the second free, which is the point; it must not return.
+            // SAFETY: the second free breaks the contract on purpose, so it must not return.
             unsafe {
                 let address = Hayloft.alloc(layout);
                 announce(address);
@@ -174,7 +176,7 @@ fn double_free_of_a_large_block() {
     }
 }
 
-/// A cache of objects of 40 bytes.
+/// Creates a cache of objects of 40 bytes.
 fn cache(name: &str) -> Cache {
     let layout = Layout::from_size_align(40, 8).expect("a layout");
     Cache::builder(name, layout).flags(CacheFlags::NO_MERGE).build().expect("a cache")
@@ -187,7 +189,7 @@ fn free_to_another_cache() {
             let (owner, other) = (cache("owner"), cache("other"));
             let object = owner.alloc().expect("memory");
             announce(object.as_ptr());
-            // SAFETY: none, which is the point; it must not return.
+            // SAFETY: the contract is broken on purpose, so the call must not return.
             unsafe { other.free(object) };
         };
         Scenario::new(backend, scenario)
@@ -203,7 +205,7 @@ fn double_free_to_a_cache() {
             let cache = cache("twice");
             let object = cache.alloc().expect("memory");
             announce(object.as_ptr());
-            // SAFETY: none for the second free, which is the point; it must not return.
+            // SAFETY: the second free breaks the contract on purpose, so it must not return.
             unsafe {
                 cache.free_rcu(object);
                 cache.free(object);
@@ -222,7 +224,7 @@ fn free_of_a_static_to_a_cache() {
         let scenario = || {
             let cache = cache("foreign");
             announce(FOREIGN.as_ptr().cast());
-            // SAFETY: none, which is the point; it must not return.
+            // SAFETY: the contract is broken on purpose, so the call must not return.
             unsafe { cache.free(std::ptr::NonNull::from(&FOREIGN).cast()) };
         };
         Scenario::new(backend, scenario)
@@ -231,7 +233,7 @@ fn free_of_a_static_to_a_cache() {
     }
 }
 
-/// A reader that waits for itself would wait for ever.
+/// A reader that waits for readers would wait for itself forever.
 #[test]
 fn a_reader_that_waits_for_readers() {
     Scenario::new("reader", || {

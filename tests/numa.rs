@@ -1,7 +1,9 @@
-//! Nodes: each has its memory, what is freed elsewhere comes home, and nobody is refused what another node has.
+//! NUMA nodes: each has its own memory, blocks freed elsewhere return to it, and no allocation is
+//! refused while another node has memory.
 //!
-//! The nodes are made up, so what is shown is which arena a block comes from: these are 256 GiB apart. The tests themselves
-//! have the system's allocator, so that nothing else is in the heap.
+//! The nodes are made up, so the tests check which arena a block comes from: the nodes' arenas are
+//! 256 GiB apart. The test code itself uses the system's allocator, so that nothing else is in the
+//! heap.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::collections::HashSet;
@@ -23,28 +25,28 @@ use tests::sysfs::{SYSFS, Tree, pin_to, two_cpus};
 const MIB: usize = 1 << 20;
 const GIB: usize = 1 << 30;
 
-/// Sizes of all kinds: classes small and large, runs of units, runs that are moved by remapping.
+/// Sizes of small classes, of middle classes, and of a run.
 const SIZES: [usize; 7] = [8, 64, 1000, 5000, 30_000, 100_000, 3 * MIB];
 
 /// More objects than sheaves and a barn ever keep of a class.
 const KEPT: usize = 4096;
 
-/// Nodes that are told apart.
+/// Number of nodes that the allocator distinguishes.
 const MAX_NODES: usize = 8;
-/// The number of a CPU that this machine does not have.
+/// A CPU number beyond those of this machine.
 const NO_CPU: usize = 4000;
 
 fn layout(size: usize) -> Layout {
     Layout::from_size_align(size, 8).expect("a layout")
 }
 
-/// A block, freed when dropped, that knows what is in it.
+/// A filled block, checked and freed when dropped.
 struct Block {
     address: NonNull<u8>,
     size: usize,
 }
 
-// SAFETY: a block belongs to no thread.
+// SAFETY: a block is not tied to a thread.
 unsafe impl Send for Block {}
 
 impl Block {
@@ -65,13 +67,13 @@ impl Block {
     }
 
     fn fill(&self) {
-        // SAFETY: the block is that long.
+        // SAFETY: the block is live and `size` bytes long.
         unsafe { pattern::fill(self.address.as_ptr(), 0, self.size, self.at() as u64) };
     }
 
     /// Checks the first `len` bytes, which were written when the block was at `address`.
     fn check(&self, len: usize, address: usize) {
-        // SAFETY: the block is that long.
+        // SAFETY: the block is live, filled and at least `len` bytes long.
         let mismatch =
             unsafe { pattern::find_mismatch(self.address.as_ptr(), len, address as u64) };
         assert_eq!(mismatch, None, "block of {} at {:p}", self.size, self.address);
@@ -79,7 +81,7 @@ impl Block {
 
     fn resize(&mut self, size: usize) {
         let (at, old) = (self.at(), self.size);
-        // SAFETY: a block of this layout.
+        // SAFETY: the block is live with this layout, and the new size is valid.
         let new = unsafe { Hayloft.realloc(self.address.as_ptr(), layout(old), size) };
         self.address = NonNull::new(new).expect("there is memory");
         self.size = size;
@@ -91,17 +93,18 @@ impl Block {
 impl Drop for Block {
     fn drop(&mut self) {
         self.check(self.size, self.at());
-        // SAFETY: a block of this layout, which nobody uses any more.
+        // SAFETY: the block is live with this layout, and dropping it is its last use.
         unsafe { Hayloft.dealloc(self.address.as_ptr(), layout(self.size)) };
     }
 }
 
-/// Whether two addresses are of one arena: those are much longer than what tests touch of them.
+/// Returns whether two addresses are in one arena. The tests use only a small part of each.
 fn together(one: usize, other: usize) -> bool {
     one.abs_diff(other) < 32 * GIB
 }
 
-/// Runs a body in a child process on each backend, with the nodes of a tree; each must exit with code 0.
+/// Runs `body` in a child process on each backend, with the nodes of `tree`. Each must exit with
+/// code 0.
 fn on_both_backends<F: Fn()>(label: &str, tree: &Tree, body: F) {
     for backend in ["rseq", "fallback"] {
         Scenario::new(format!("{label}-{backend}"), &body)
@@ -111,7 +114,7 @@ fn on_both_backends<F: Fn()>(label: &str, tree: &Tree, body: F) {
     }
 }
 
-/// Two CPUs, and a tree in which they are of nodes that the kernel has so far apart as 0 and 8.
+/// Returns two CPUs, and a tree in which they are on the nodes that the kernel numbers 0 and 8.
 fn two_nodes() -> Option<([usize; 2], Tree)> {
     let cpus = two_cpus();
     if cpus.is_none() {
@@ -123,7 +126,8 @@ fn two_nodes() -> Option<([usize; 2], Tree)> {
     })
 }
 
-/// Blocks of all sizes, made on a CPU; all must be of one arena, of which the address of one is returned, too.
+/// Allocates blocks of all sizes on a CPU and checks that all are in one arena. Returns an address
+/// in it and the blocks.
 fn on_cpu(cpu: usize) -> (usize, Vec<Block>) {
     pin_to(cpu);
     let some = |size| Block::many(size, (8 * MIB / size).clamp(3, 200));
@@ -133,7 +137,7 @@ fn on_cpu(cpu: usize) -> (usize, Vec<Block>) {
     (first, blocks)
 }
 
-/// The policy for the memory at an address, as the kernel prints it.
+/// Returns the memory policy at an address, as the kernel prints it.
 fn policy_at(address: usize) -> Option<String> {
     let maps = fs::read_to_string("/proc/self/numa_maps").ok()?;
     let mut found = None;
@@ -147,11 +151,11 @@ fn policy_at(address: usize) -> Option<String> {
     found
 }
 
-/// Whether the kernel lets this process choose the first node for its memory.
+/// Returns whether the kernel lets this process choose node 0 for its memory.
 fn may_bind() -> bool {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    // SAFETY: a mapping and a mask of our own.
+    // SAFETY: the mapping is fresh, and the mask is as long as `bits` says.
     unsafe {
         let memory = libc::mmap(ptr::null_mut(), MIB, protection, flags, -1, 0);
         let first = 1_u64;
@@ -166,20 +170,20 @@ fn each_node_has_its_memory() {
     on_both_backends("two", &tree, || {
         let [(near, mut of_near), (far, of_far)] = cpus.map(on_cpu);
         assert!(!together(near, far), "two arenas");
-        // A thread that moves gets memory of where it is now; this is the far one's.
+        // A thread that moves gets memory of the node on which it runs now.
         for (cpu, node) in [(cpus[0], near), (cpus[1], far), (cpus[0], near)] {
             pin_to(cpu);
             let block = Block::new(200_000).expect("there is memory");
             assert!(together(block.at(), node));
         }
-        // Pages that are moved stay where they were.
+        // Moved pages stay on their node.
         let mut block = Block::new(9 * MIB).expect("there is memory");
         pin_to(cpus[1]);
         for size in [40 * MIB, 100 * MIB] {
             block.resize(size);
             assert!(together(block.at(), near));
         }
-        // Those that are copied do not.
+        // Copied pages do not.
         let mut block = of_near.pop().expect("one of 3 MiB");
         block.resize(7 * MIB);
         let moved = block.at();
@@ -187,7 +191,7 @@ fn each_node_has_its_memory() {
         assert!(together(moved, far));
         if may_bind() && policy_at(near).is_some() {
             assert_eq!(policy_at(near).as_deref(), Some("prefer:0"));
-            // There is no such node.
+            // The kernel has no node 8.
             assert_eq!(policy_at(far).as_deref(), Some("default"));
         } else {
             skipped("policies of nodes", "the kernel lets nobody choose");
@@ -195,13 +199,13 @@ fn each_node_has_its_memory() {
     });
 }
 
-/// `numactl` and the like say where all memory of a program is to be.
+/// `numactl` and the like determine where all memory of a program is, so their policy is kept.
 #[test]
 fn a_policy_of_the_process_stays() {
     let Some((cpus, tree)) = two_nodes() else { return };
     on_both_backends("two", &tree, || {
         let (nodes, bits) = (1_u64, 64_usize);
-        // SAFETY: a mask of our own.
+        // SAFETY: the mask is as long as `bits` says.
         let set = unsafe {
             let interleave = libc::MPOL_INTERLEAVE as usize;
             libc::syscall(libc::SYS_set_mempolicy, interleave, &raw const nodes, bits)
@@ -216,7 +220,8 @@ fn a_policy_of_the_process_stays() {
     });
 }
 
-/// Nodes without CPUs do not count, those beyond the first eight share with these, and CPUs of no node are asked for.
+/// Nodes without CPUs do not count. Nodes beyond the first eight share with these. For a CPU that
+/// no node lists, the kernel is asked.
 #[test]
 fn trees() {
     let Some((cpus, _)) = two_nodes() else { return };
@@ -241,13 +246,13 @@ fn trees() {
     };
     let many = some(MAX_NODES - 1).skip(1).chain([(0, &*one), (MAX_NODES - 1, &*other)]);
     on_both_backends("just as many", &Tree::new(many), apart);
-    // Much longer than a buffer that one would read it into.
+    // Longer than any buffer into which the list might be read.
     let long: String = (NO_CPU..NO_CPU + 2000).step_by(2).map(|cpu| format!("{cpu},")).collect();
     let (one, other) = (format!("{one},{long}"), format!("{long}{other}"));
     on_both_backends("long", &Tree::new([(3, &*one), (1000, &*other)]), apart);
 }
 
-/// A line of warning, and one node.
+/// A malformed tree costs one line of warning and results in one node.
 #[test]
 fn trees_that_make_no_sense() {
     let Some((cpus, _)) = two_nodes() else { return };
@@ -284,7 +289,8 @@ fn trees_that_make_no_sense() {
     }
 }
 
-/// What one node frees of another's stays as long as it fits its barn, and goes home then.
+/// Blocks freed on another node stay there as far as its barn has room, and beyond that return to
+/// their own node.
 #[test]
 fn blocks_go_home() {
     let Some((cpus, tree)) = two_nodes() else { return };
@@ -303,13 +309,13 @@ fn blocks_go_home() {
             let again = Block::many(size, count - KEPT);
             let new = again.iter().filter(|block| !all.contains(&block.at())).count();
             assert!(new <= KEPT, "{new} of {count} blocks of {size} are new ones");
-            // And the other way round.
+            // The same in the other direction.
             drop(of_far);
             let more = Block::many(size, count);
             let foreign = more.iter().filter(|block| !together(block.at(), near)).count();
             assert!(foreign <= KEPT, "{foreign} of {count} blocks of {size} did not go home");
         }
-        // Runs go home at once. There is no other memory that was used before.
+        // Runs return to their node at once. After the trim there is no other dirty memory.
         alloc_global::trim();
         pin_to(cpus[0]);
         let runs = Block::many(2_000_000, 50);
@@ -324,7 +330,7 @@ fn blocks_go_home() {
     });
 }
 
-/// Memory of all nodes goes back to the system, whoever asks.
+/// `trim` decommits the memory of all nodes, on whichever node it is called.
 #[test]
 fn trim_serves_all_nodes() {
     let Some((cpus, tree)) = two_nodes() else { return };
@@ -336,7 +342,7 @@ fn trim_serves_all_nodes() {
             blocks.extend(Block::many(200_000, 100));
             blocks
         });
-        // Some are freed where they are from, others elsewhere.
+        // Some blocks are freed on their own node, others elsewhere.
         drop(of_near);
         pin_to(cpus[1]);
         drop(of_far);
@@ -348,7 +354,7 @@ fn trim_serves_all_nodes() {
     });
 }
 
-/// Allocates until it is refused.
+/// Allocates until an allocation is refused. Returns the blocks.
 fn exhaust(size: usize, most: usize) -> Vec<Block> {
     let mut blocks = Vec::with_capacity(most);
     while let Some(block) = Block::new(size) {
@@ -358,7 +364,8 @@ fn exhaust(size: usize, most: usize) -> Vec<Block> {
     blocks
 }
 
-/// A node whose arenas cannot grow takes memory of others: runs, and objects of slabs that are there already.
+/// A node whose arenas cannot grow uses memory of other nodes: runs, and objects of slabs that
+/// exist already.
 #[test]
 fn a_node_takes_what_others_have() {
     let Some((cpus, tree)) = two_nodes() else { return };
@@ -374,7 +381,7 @@ fn a_node_takes_what_others_have() {
             for [one, other] in [cpus, [cpus[1], cpus[0]]] {
                 pin_to(one);
                 let mut blocks = exhaust(4000, most / 4000);
-                // Every slab stays partial, so no run comes back.
+                // Every slab stays partial, so none becomes a free run.
                 let mut number = 0;
                 blocks.retain(|_| {
                     number += 1;
@@ -393,7 +400,7 @@ fn a_node_takes_what_others_have() {
     }
 }
 
-/// Where nothing may be waited for.
+/// Allocations and frees that must not wait.
 #[test]
 fn nolock_takes_memory_of_its_node() {
     let Some((cpus, tree)) = two_nodes() else { return };
@@ -412,12 +419,12 @@ fn nolock_takes_memory_of_its_node() {
         assert!(!together(of_near, of_far));
         assert!(near.iter().all(|block| together(block.at(), of_near)));
         assert!(far.iter().all(|block| together(block.at(), of_far)));
-        // Each by the other road, on the other's node.
+        // Each block is freed on the other node.
         for (cpu, blocks) in [(cpus[1], near), (cpus[0], far)] {
             pin_to(cpu);
             for block in blocks {
                 block.check(block.size, block.at());
-                // SAFETY: a block of this layout, which nobody uses any more, for it is forgotten.
+                // SAFETY: the block is live with this layout, and `forget` prevents a second free.
                 unsafe { nolock::free(block.address, layout(block.size)) };
                 std::mem::forget(block);
             }
@@ -431,7 +438,8 @@ fn nolock_takes_memory_of_its_node() {
     });
 }
 
-/// Objects of caches, and CPUs that come and go with sheaves full of them.
+/// Objects of caches return to their nodes, even if CPUs go offline and come online with sheaves
+/// full of them.
 #[test]
 fn caches_have_all_nodes() {
     let Some((cpus, tree)) = two_nodes() else { return };
@@ -456,7 +464,7 @@ fn caches_have_all_nodes() {
             assert!(strays(&near, true) <= KEPT && strays(&far, false) <= KEPT);
             for (cpu, objects) in [(cpus[1], near), (cpus[0], far)] {
                 pin_to(cpu);
-                // SAFETY: objects of this cache, which nobody uses any more.
+                // SAFETY: the objects belong to this cache, and each is freed once.
                 objects.into_iter().for_each(|object| unsafe { cache.free(object) });
             }
             let _ = cpu::down(cpus[round % 2]);
@@ -466,7 +474,7 @@ fn caches_have_all_nodes() {
     });
 }
 
-/// Threads of both nodes give each other what they allocate, somebody trims, and a child is forked.
+/// Threads of both nodes exchange blocks while another thread trims. Afterwards a child is forked.
 #[test]
 fn nodes_pass_blocks_to_each_other() {
     let Some((cpus, tree)) = two_nodes() else { return };
@@ -504,11 +512,13 @@ fn nodes_pass_blocks_to_each_other() {
         }
         threads.into_iter().for_each(|thread| thread.join().expect("no thread failed"));
         let kept = Block::many(1000, 100);
-        // SAFETY: the child uses this allocator, which serves it, and ends.
+        // SAFETY: the child relies only on what the allocator promises for it, and leaves by
+        // `_exit`.
         unsafe {
             let child = libc::fork();
             if child == 0 {
-                // Sheaves may hold anything by now; runs do not pass through them.
+                // Sheaves may hold objects of any node by now, but runs do not pass through
+                // sheaves.
                 let [one, other] = cpus.map(|cpu| {
                     pin_to(cpu);
                     let small: Option<Vec<_>> = SIZES.into_iter().map(Block::new).collect();
