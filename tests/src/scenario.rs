@@ -150,6 +150,8 @@ impl<F: FnOnce()> Scenario<F> {
         let mut command = Command::new(executable);
         command.args([test, "--exact", "--include-ignored", "--nocapture", "--test-threads=1"]);
         command.env(CHILD, scenario).env(DECAY, NO_DECAY);
+        // Where memory is short, std hangs in a backtrace, and the message is lost.
+        command.env("RUST_BACKTRACE", "0");
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         let (limits, refused) = (self.limits.clone(), self.refused.clone());
         // SAFETY: the closure makes only system calls that are safe between fork and exec.
