@@ -306,8 +306,8 @@ fn install() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Gives this thread a signal stack that is never freed. The one from the standard library has 8
-/// KiB, too little for a report.
+/// Gives this thread a signal stack that is never freed. The one from the standard library has
+/// 8 KiB, too little for a report.
 fn provide_stack() {
     let stack = Box::leak(vec![0u8; HANDLER_STACK].into_boxed_slice());
     let stack =
