@@ -1,26 +1,31 @@
-//! Object caches: objects of one kind, cut, kept and given back together. (`mm/slab_common.c` of Linux.)
+//! Object caches: objects of one kind that are cut, cached and freed together. (`mm/slab_common.c`
+//! of Linux.)
 //!
-//! A [`Cache`] has a class of its own, whose objects take the same road as those of `kmalloc`: a sheaf per CPU, a barn, slabs.
-//! What a constructor made of an object is kept while it is free. So is what readers of [`rcu`] may still look at:
-//! the word that links a free object into a list lies behind it, which costs each object of a cache 8 bytes.
+//! A [`Cache`] has a class of its own, whose objects take the same path as those of `kmalloc`: a
+//! sheaf per CPU, a barn, slabs. The state that a constructor gives an object is kept while the
+//! object is free, as is memory that readers of [`rcu`] may still look at. So the word that links a
+//! free object into a list lies behind the object. It costs each object of a cache 8 bytes.
 //!
-//! Caches of like objects share a class, unless something about one of them is special; what is counted then is the *alias*.
+//! Caches of like objects share a class, unless one of them has a special property; the class
+//! counts such *aliases*.
 //!
 //! # The order of destruction
 //!
 //! 1. wait for frees that wait for readers;
-//! 2. keep CPUs from coming and going;
+//! 2. prevent CPU hotplug;
 //! 3. take the cache mutex;
-//! 4. wait for deferred frees, which needs both: the wait is in a place for one waiter, and goes through the CPUs online;
-//! 5. drop the reference; who shares the class with others is done here;
-//! 6. take what sheaves and barns hold to the slabs, and these back to pages;
-//! 7. refuse, with the cache as it was, if the program has objects still.
+//! 4. wait for deferred frees, which needs both: the wait has room for one waiter, and visits the
+//!    CPUs online;
+//! 5. if other caches share the class, skip the next two steps;
+//! 6. flush sheaves and barns to the slabs, and return empty slabs to pages;
+//! 7. refuse, with the cache usable as before, if the program still has objects;
+//! 8. drop the reference to the class.
 //!
-//! Once the kernel waited for deferred frees (4) first, and two that destroyed caches at once could lose a wake-up:
-//! `models/irq_work.rs` shows it.
+//! The kernel once waited for deferred frees (4) first, and two threads that destroyed caches at
+//! once could lose a wake-up: `models/irq_work.rs` shows it.
 //!
-//! This file may touch everything in the crate. It is of the control plane: it allocates and sleeps, but for allocating and
-//! freeing objects.
+//! The module is part of the control plane: it allocates and sleeps, except to allocate and free
+//! objects.
 
 #![expect(improper_ctypes_definitions, reason = "`extern \"C\"` for its unwinding rule, not for C")]
 
@@ -56,94 +61,100 @@ const CACHE_LINE: usize = 64;
 /// Bytes of the word that links free objects.
 const WORD: usize = size_of::<usize>();
 
-/// Serialises what changes the set of caches, and those who wait for deferred frees. (`slab_mutex`.)
+/// Serialises changes to the set of caches, and waits for deferred frees. (`slab_mutex`.)
 static SLAB_MUTEX: ControlMutex = ControlMutex::new(LockClass::SlabMutex);
 
-/// The cache mutex, held.
+/// A guard of the cache mutex.
 #[derive(Debug)]
 struct SlabMutexGuard {
     _guard: ControlGuard,
 }
 
-/// Takes the cache mutex. In this order, after the hotplug lock: the other way round, who changes CPUs and who changes
-/// caches could wait for each other.
+/// Acquires the cache mutex. The order, after the hotplug lock, is fixed by the argument: in the
+/// other order, a thread that changes CPUs and one that changes caches could deadlock.
 fn slab_mutex(_cpus: &CpusReadGuard) -> SlabMutexGuard {
     SlabMutexGuard { _guard: SLAB_MUTEX.lock() }
 }
 
-/// Whether the cache mutex is held, at the time of asking.
+/// Returns whether the cache mutex is held at the moment of the call.
 pub(crate) fn mutex_is_held() -> bool {
     SLAB_MUTEX.is_held()
 }
 
-/// Waits until all that was deferred before this call is freed.
+/// Waits until every free deferred before this call is done.
 ///
-/// It empties the list of each CPU by itself, because whoever added the first block to a list may be stopped before it
-/// queued the CPU's irq work, for as long as a thread can be stopped. Then it waits for the irq work, in a place for one
-/// waiter: two callers at once would lose a wake-up, and one of them sleep for ever. So it asks for the mutex, and because a
-/// CPU that comes or goes moves its list, for the hotplug lock, by type. (`defer_free_barrier` of `mm/slub.c`, which took
+/// It empties the list of each CPU itself, since the thread that added the first block to a list
+/// may be stopped, for any time, before it queues the CPU's irq work. Then it waits for the irq
+/// work, in a place for one waiter: of two callers at once, one would lose its wake-up and sleep
+/// forever. So its arguments prove that the caller holds the mutex and, since a CPU that comes or
+/// goes moves its list, the hotplug lock. (`defer_free_barrier` of `mm/slub.c`, which took
 /// neither.)
 fn defer_free_barrier(_caches: &SlabMutexGuard, cpus: &CpusReadGuard) {
-    // What was deferred before there were CPUs is there still, if none could be had.
+    // The boot list still has the blocks deferred before there were CPUs, if no CPU thread could be
+    // created.
     objects::deferred_barrier(None);
     for cpu in cpus.online() {
         objects::deferred_barrier(Some(cpu));
     }
 }
 
-/// Waits until all that was freed before this call, in whatever context, is free in earnest: nothing is put off any more.
-/// Starts the machine (see [`cpu`]). Not for handlers.
+/// Waits until every block freed before this call, in whatever context, is actually free: no free
+/// remains deferred. Starts the CPU threads (see [`cpu`]). Not for signal handlers.
 pub fn barrier() {
     let cpus = cpu::read_lock();
     let caches = slab_mutex(&cpus);
     defer_free_barrier(&caches, &cpus);
 }
 
-/// Gives all memory back to the system that no object in use needs: what CPUs and nodes keep goes to the slabs, empty slabs and
-/// free pages to the system; how many bytes that are, of which some may never have been touched. Empty slabs of a cache with [`CacheFlags::TYPESAFE_BY_RCU`] stay: see
-/// [`Cache::shrink`]. Not for handlers. (`malloc_trim`.)
+/// Returns all memory to the system that no live object needs: flushes sheaves and barns to slabs,
+/// and decommits empty slabs and free pages. Returns the number of bytes decommitted, some of which
+/// may never have been touched. Empty slabs of a cache with [`CacheFlags::TYPESAFE_BY_RCU`] stay:
+/// see [`Cache::shrink`]. Not for signal handlers. (`malloc_trim`.)
 pub fn trim() -> usize {
     let _caches = SLAB_MUTEX.lock();
     rcu::setting_aside(|| objects::trim(rcu::set_aside))
 }
 
-/// Ends a window of decay: what was not needed since the one before goes a step further towards the system, as it does after
-/// a third of `HAYLOFT_DECAY_MS`. Whether there is more to be given back. For tests, which should not depend on time.
+/// Ends a decay window: memory that was idle throughout the window moves a step further towards the
+/// system, as it does after a third of `HAYLOFT_DECAY_MS`. Returns whether more memory can be
+/// returned. For tests, which must not depend on time.
 #[cfg(feature = "fault-points")]
 pub fn end_window() -> bool {
     objects::end_window_now()
 }
 
-/// As [`end_window`], but returns what is due to the system in `slices` parts, one after the other,
-/// as the thread does in the course of a window. Calls `between` after each. For tests.
+/// As [`end_window`], but decommits the memory that is due in `slices` parts, one after the other,
+/// as the reclaiming thread does during a window. Calls `between` after each part. For tests.
 #[cfg(feature = "fault-points")]
 pub fn end_window_in_slices(slices: u32, between: impl FnMut()) {
     objects::end_window_in_slices(slices, between);
 }
 
-/// In the child of a fork: nobody has the cache mutex but this thread.
+/// Resets the cache mutex in a fork child: nobody except this thread can hold it.
 pub(crate) fn in_child() {
     SLAB_MUTEX.reset_in_child();
 }
 
-/// What is special about a cache.
+/// Special properties of a cache.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct CacheFlags(u32);
 
 impl CacheFlags {
     /// Shares its class with no other cache. (`SLAB_NO_MERGE`.)
     pub const NO_MERGE: CacheFlags = CacheFlags(1);
-    /// Memory of an object stays memory of such an object, free or not, as long as a reader of [`rcu`] might look
-    /// at it; the object itself may be allocated again at once. Not merged. (`SLAB_TYPESAFE_BY_RCU`.)
+    /// Memory of an object remains memory of such an object, free or not, while a reader of [`rcu`]
+    /// may look at it. The object itself may be reallocated at once. Not merged.
+    /// (`SLAB_TYPESAFE_BY_RCU`.)
     pub const TYPESAFE_BY_RCU: CacheFlags = CacheFlags(2);
     /// Objects read as zero when they are allocated. (`__GFP_ZERO`.)
     pub const ZERO: CacheFlags = CacheFlags(4);
-    /// Objects start on a cache line, or on the part of one that they fill. (`SLAB_HWCACHE_ALIGN`.)
+    /// Objects start on a cache line, or on the fraction of a line that they fill.
+    /// (`SLAB_HWCACHE_ALIGN`.)
     pub const HWCACHE_ALIGN: CacheFlags = CacheFlags(8);
-    /// [`Cache::destroy`] panics if there are objects in use, instead of refusing.
+    /// [`Cache::destroy`] panics instead of refusing if objects are in use.
     pub const PANIC_ON_LEAK: CacheFlags = CacheFlags(16);
 
-    /// Whether all of `flags` are among these.
+    /// Returns whether all of `flags` are set.
     #[must_use]
     pub const fn contains(self, flags: CacheFlags) -> bool {
         self.0 & flags.0 == flags.0
@@ -158,21 +169,22 @@ impl BitOr for CacheFlags {
     }
 }
 
-/// Why a cache was not made.
+/// The reason why a cache could not be created.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum CacheError {
-    /// Objects of size 0 need no cache.
+    /// The objects have size 0 and need no cache.
     ZeroSize,
-    /// An object with the word behind it is larger than 32 KiB, or aligned to more than 4096 bytes.
+    /// An object with the word behind it exceeds 32 KiB, or its alignment exceeds 4096 bytes.
     TooLarge,
     /// The name is empty.
     NoName,
-    /// Another cache has that name, or it starts with `kmalloc-`, as those of size classes do.
+    /// Another cache has the name, or it starts with `kmalloc-`, as the names of size classes do.
     NameTaken,
-    /// [`CacheFlags::ZERO`] would undo what a constructor made, or what readers look at.
+    /// [`CacheFlags::ZERO`] would undo the constructor's work, or change memory that readers look
+    /// at.
     Contradiction,
-    /// There are 255 caches that share nothing.
+    /// There are 255 caches with classes of their own.
     TooMany,
     /// There is no memory.
     OutOfMemory,
@@ -194,32 +206,33 @@ impl fmt::Display for CacheError {
 
 impl core::error::Error for CacheError {}
 
-/// Why a cache was not destroyed; it is as it was.
+/// The error of a cache that was not destroyed and remains usable.
 pub struct DestroyError {
     cache: Cache,
     objects: Vec<NonNull<u8>>,
 }
 
-// SAFETY: the addresses are only told.
+// SAFETY: the addresses are only reported, never dereferenced.
 unsafe impl Send for DestroyError {}
-// SAFETY: as above.
+// SAFETY: the addresses are only reported, never dereferenced.
 unsafe impl Sync for DestroyError {}
 
 impl DestroyError {
-    /// How many objects the program has; 0 where the kernel (before 5.10, or on CPUs that this thread may not run on) cannot take
-    /// objects from the sheaves of other CPUs. Where memory is short, those that there was room to list.
+    /// Returns the number of live objects. It is 0 if the kernel cannot take objects from the
+    /// sheaves of other CPUs (before 5.10, or on CPUs that this thread may not run on). If memory
+    /// is short, objects that there was no room to list are missing.
     #[must_use]
     pub fn live(&self) -> usize {
         self.objects.len()
     }
 
-    /// Their addresses.
+    /// Returns the addresses of the live objects.
     #[must_use]
     pub fn objects(&self) -> &[NonNull<u8>] {
         &self.objects
     }
 
-    /// The cache, which works on.
+    /// Returns the cache, which is usable as before.
     #[must_use]
     pub fn into_cache(self) -> Cache {
         self.cache
@@ -248,21 +261,22 @@ impl fmt::Display for DestroyError {
 
 impl core::error::Error for DestroyError {}
 
-/// What is known of the class of a cache, under the cache mutex.
+/// Properties of a cache's class, guarded by the cache mutex.
 #[derive(Clone, Copy)]
 struct Entry {
-    /// Caches that share the class; 0 where it is nobody's.
+    /// Number of caches that share the class; 0 if the class is unused.
     references: usize,
-    /// Bytes that objects have, and from one to the next.
+    /// Bytes of an object.
     size: usize,
+    /// Bytes from one object to the next.
     stride: usize,
-    /// Others may share the class.
+    /// Whether other caches may share the class.
     mergeable: bool,
 }
 
 struct Entries(UnsafeCell<[Entry; MAX_CACHES]>);
 
-// SAFETY: used by who has the cache mutex.
+// SAFETY: only the holder of the cache mutex accesses the entries.
 unsafe impl Sync for Entries {}
 
 static ENTRIES: Entries = {
@@ -270,14 +284,15 @@ static ENTRIES: Entries = {
     Entries(UnsafeCell::new([NOBODYS; MAX_CACHES]))
 };
 
-/// A name in the list of all. It is linked and unlinked by one store each, so that a fork at any moment leaves it whole.
+/// A name in the list of all names. One store links it and one unlinks it, so the list is intact in
+/// the child of a fork at any moment.
 struct Named {
     name: Box<str>,
     next: *mut Named,
 }
 
 impl Named {
-    /// On the heap of the program; `None` where there is no memory.
+    /// Copies a name to the heap of the program. Returns `None` if there is no memory.
     fn new(name: &str) -> Option<Box<Named>> {
         let mut copy = String::new();
         copy.try_reserve_exact(name.len()).ok()?;
@@ -285,21 +300,21 @@ impl Named {
         let mut room = Vec::new();
         room.try_reserve_exact(1).ok()?;
         room.push(Named { name: copy.into_boxed_str(), next: ptr::null_mut() });
-        // SAFETY: a slice of one has the layout of that one.
+        // SAFETY: a slice of one element has the layout of the element.
         Some(unsafe { Box::from_raw(Box::into_raw(room.into_boxed_slice()).cast()) })
     }
 }
 
 struct Names(UnsafeCell<*mut Named>);
 
-// SAFETY: used by who has the cache mutex.
+// SAFETY: only the holder of the cache mutex accesses the list.
 unsafe impl Sync for Names {}
 
 static NAMES: Names = Names(UnsafeCell::new(ptr::null_mut()));
 
 impl SlabMutexGuard {
     fn entries(&mut self) -> &mut [Entry; MAX_CACHES] {
-        // SAFETY: the mutex is held, and its guard borrowed.
+        // SAFETY: the mutex is held, and its guard is exclusively borrowed.
         unsafe { &mut *ENTRIES.0.get() }
     }
 
@@ -308,7 +323,7 @@ impl SlabMutexGuard {
         &mut self.entries()[number]
     }
 
-    /// So many more caches share a class.
+    /// Adds `more` to the number of caches that share a class.
     fn change_references(&mut self, class: Class, more: isize) {
         let entry = self.entry(class);
         entry.references = entry.references.saturating_add_signed(more);
@@ -318,10 +333,11 @@ impl SlabMutexGuard {
         }
     }
 
-    /// The link that names `name`, or that which ends the list.
+    /// Returns the link to the first name that `is_it` accepts, or else the link that ends the
+    /// list.
     fn find(&mut self, is_it: impl Fn(&Named) -> bool) -> *mut *mut Named {
         let mut link = NAMES.0.get();
-        // SAFETY: the mutex is held; names in the list are valid.
+        // SAFETY: the mutex is held, and names in the list are valid.
         unsafe {
             while !(*link).is_null() && !is_it(&**link) {
                 link = &raw mut (**link).next;
@@ -331,7 +347,7 @@ impl SlabMutexGuard {
     }
 }
 
-/// Describes a cache that is to be made.
+/// The description of a cache to create.
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct Builder<'a> {
@@ -348,14 +364,15 @@ impl Builder<'_> {
         self
     }
 
-    /// Has each object made by `constructor` when its slab is, once; who frees an object leaves it in the state in which the
-    /// constructor did. It may run in whatever context allocates. Not merged.
+    /// Makes `constructor` initialise each object once, when its slab is created. The program must
+    /// free an object in the state that the constructor left. The constructor may run in any
+    /// context that allocates. Not merged.
     pub fn ctor(mut self, constructor: fn(NonNull<u8>)) -> Self {
         self.constructor = Some(constructor);
         self
     }
 
-    /// Makes the cache. Starts the machine (see [`cpu`]).
+    /// Creates the cache. Starts the CPU threads (see [`cpu`]).
     ///
     /// # Errors
     /// See [`CacheError`].
@@ -381,11 +398,12 @@ impl Builder<'_> {
         let cpus = cpu::read_lock();
         let mut caches = slab_mutex(&cpus);
         let end = caches.find(|named| &*named.name == name);
-        // SAFETY: a link of the list, and the mutex is held.
+        // SAFETY: the mutex is held, so the link is valid.
         if unsafe { !(*end).is_null() } {
             return Err(CacheError::NameTaken);
         }
-        // A class will do whose objects are as long and as aligned, and waste less than a word more.
+        // An existing class fits if its objects are large and aligned enough, and waste less than a
+        // word more.
         let fits = |entry: &Entry| {
             entry.references > 0
                 && entry.mergeable
@@ -398,7 +416,7 @@ impl Builder<'_> {
         let class = Class::from_cache_index(number).ok_or(CacheError::TooMany)?;
         if shared.is_none() {
             let shape = Shape::for_cache(stride, size, kept, constructor);
-            // SAFETY: the class is nobody's.
+            // SAFETY: no cache uses the class.
             if !unsafe { objects::define(class, shape) } {
                 return Err(CacheError::OutOfMemory);
             }
@@ -416,15 +434,15 @@ impl Builder<'_> {
         }
         caches.change_references(class, 1);
         let named = Box::into_raw(named);
-        // SAFETY: as above.
+        // SAFETY: the mutex is still held, so the link is valid.
         unsafe { *end = named };
         let zeroed = if flags.contains(CacheFlags::ZERO) { layout.size() } else { 0 };
         Ok(Cache { class, zeroed, named, layout, flags })
     }
 }
 
-/// Bytes of an object up to the word that links it, from one object to the next, and their alignment; `None` for what is too
-/// large.
+/// Returns the bytes of an object up to its link word, the bytes from one object to the next, and
+/// the alignment of objects. Returns `None` if the object is too large.
 fn measures(layout: Layout, flags: CacheFlags) -> Option<(usize, usize, usize)> {
     let mut align = layout.align().max(WORD);
     if flags.contains(CacheFlags::HWCACHE_ALIGN) {
@@ -447,33 +465,34 @@ fn measures(layout: Layout, flags: CacheFlags) -> Option<(usize, usize, usize)> 
 ///
 /// let cache = Cache::builder("plain packets", Layout::new::<[u64; 16]>()).build()?;
 /// let packet = cache.alloc()?;
-/// // SAFETY: allocated just now from this cache, and not used any more.
+/// // SAFETY: allocated just now from this cache, and no longer used.
 /// unsafe { cache.free(packet) };
 /// cache.destroy()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
 ///
-/// A cache that is destroyed cannot be used, nor destroyed again:
+/// A destroyed cache can be neither used nor destroyed again:
+///
 ///
 /// ```compile_fail,E0382
-/// # let cache = alloc_core::cache::Cache::builder("gone", std::alloc::Layout::new::<u64>()).build().unwrap();
+/// # let layout = std::alloc::Layout::new::<u64>();
+/// # let cache = alloc_core::cache::Cache::builder("gone", layout).build().unwrap();
 /// cache.destroy().unwrap();
 /// let _ = cache.alloc();
-/// ```
 ///
-/// Dropping a cache destroys it; if objects are in use still, it says so on stderr, and leaves them their memory for good.
+/// Dropping a cache destroys it. If objects are still in use, it prints a warning to stderr, and
+/// their memory is leaked.
 pub struct Cache {
     class: Class,
-    /// Bytes to be zeroed in an object that is allocated.
+    /// Bytes to zero in an object that is allocated.
     zeroed: usize,
     named: *mut Named,
     layout: Layout,
     flags: CacheFlags,
 }
 
-// SAFETY: objects are handed out to one caller each, whichever thread it is on; the name is only read.
+// SAFETY: each object is handed out to one caller, on whatever thread, and the name is only read.
 unsafe impl Send for Cache {}
-// SAFETY: as above.
+// SAFETY: each object is handed out to one caller, on whatever thread, and the name is only read.
 unsafe impl Sync for Cache {}
 
 impl fmt::Debug for Cache {
@@ -488,30 +507,31 @@ impl fmt::Debug for Cache {
 }
 
 impl Cache {
-    /// Describes a cache of objects of `layout`.
+    /// Returns a builder of a cache for objects of `layout`.
     pub fn builder(name: &str, layout: Layout) -> Builder<'_> {
         Builder { name, layout, flags: CacheFlags::default(), constructor: None }
     }
 
-    /// Its name.
+    /// Returns the name of the cache.
     #[must_use]
     pub fn name(&self) -> &str {
-        // SAFETY: the name is there as long as the cache is, and not written.
+        // SAFETY: the name lives as long as the cache and is never written.
         unsafe { &(*self.named).name }
     }
 
-    /// The layout that it was made for.
+    /// Returns the layout that the cache was created for.
     #[must_use]
     pub fn layout(&self) -> Layout {
         self.layout
     }
 
-    /// Whether who frees an object has to leave it in a certain state.
+    /// Returns whether objects must be freed in a certain state.
     pub(crate) fn keeps_contents(&self) -> bool {
         slab::shape(self.class).keeps_contents()
     }
 
-    /// Allocates an object. In a signal handler too; then it does what [`Cache::alloc_nolock`] does.
+    /// Allocates an object. May be called in a signal handler, where it behaves like
+    /// [`Cache::alloc_nolock`].
     ///
     /// # Errors
     /// If there is no memory, or the constructor panics.
@@ -523,7 +543,8 @@ impl Cache {
         }
     }
 
-    /// Allocates an object without ever waiting; `None` when it could only be had by waiting, or not at all.
+    /// Allocates an object without ever waiting. Returns `None` when only waiting could provide an
+    /// object, or when there is none.
     #[inline(always)]
     #[must_use]
     pub fn alloc_nolock(&self) -> Option<NonNull<u8>> {
@@ -537,22 +558,22 @@ impl Cache {
     fn prepared(&self, object: NonNull<u8>) -> NonNull<u8> {
         watch::allocated(object.as_ptr(), self.layout.size(), WATCHED && self.keeps_contents());
         if self.zeroed > 0 {
-            // SAFETY: the object has room for the layout.
+            // SAFETY: the object has room for the layout, and is not handed out yet.
             unsafe { object.write_bytes(0, self.zeroed) };
         }
         object
     }
 
-    /// Frees an object. In a signal handler too.
+    /// Frees an object. May be called in a signal handler.
     ///
     /// # Safety
-    /// The object is of this cache and nobody uses it any more. In debug builds one of another class, or one that is free
-    /// already, ends the process with a message.
+    /// The object is of this cache and nobody uses it any longer. In debug builds, an object that
+    /// is of another class or already free ends the process with a message.
     #[inline(always)]
     pub unsafe fn free(&self, object: NonNull<u8>) {
         let object = object.as_ptr();
         objects::checked_in(object, self.class);
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees a live object of this cache, and thus of its class.
         unsafe {
             if !percpu::push(self.class, object) {
                 objects::free_slow(self.class, object);
@@ -560,7 +581,7 @@ impl Cache {
         }
     }
 
-    /// Frees an object without ever waiting: what cannot be freed now is freed later.
+    /// Frees an object without ever waiting. A free that is impossible now is deferred.
     ///
     /// # Safety
     /// As [`Cache::free`].
@@ -568,7 +589,7 @@ impl Cache {
     pub unsafe fn free_nolock(&self, object: NonNull<u8>) {
         let object = object.as_ptr();
         objects::checked_in(object, self.class);
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees a live object of this cache, and thus of its class.
         unsafe {
             if !percpu::push(self.class, object) {
                 Context::without_waiting(|| objects::free_slow(self.class, object));
@@ -576,18 +597,19 @@ impl Cache {
         }
     }
 
-    /// Allocates as many objects as there is room for; how many there were. Fewer only where there is no memory, or the
-    /// constructor panics.
+    /// Fills `room` with newly allocated objects. Returns their number, which is less than the
+    /// length of `room` only if there is no memory or the constructor panics.
     pub fn alloc_bulk(&self, room: &mut [MaybeUninit<NonNull<u8>>]) -> usize {
         let to: *mut *mut u8 = room.as_mut_ptr().cast();
-        // SAFETY: the room is writable for its length; a pointer to an object is not null.
+        // SAFETY: `room` is writable for its length, and a pointer to an object is never null.
         let mut count = unsafe { percpu::pop_bulk(self.class, to, room.len()) };
         if count < room.len() {
-            // SAFETY: as above, for the rest.
+            // SAFETY: the rest of `room` is writable for its length, and a pointer to an object is
+            // never null.
             count += unsafe { alloc_bulk_slow(self.class, to.add(count), room.len() - count) };
         }
         for object in room.iter().take(count) {
-            // SAFETY: written above.
+            // SAFETY: the first `count` elements were written above.
             let object = unsafe { object.assume_init() };
             self.prepared(objects::checked_out(object, self.class));
         }
@@ -599,12 +621,12 @@ impl Cache {
     /// # Safety
     /// As [`Cache::free`], for each of them.
     pub unsafe fn free_bulk(&self, objects: &[NonNull<u8>]) {
-        // SAFETY: a pointer that is not null is a pointer.
+        // SAFETY: `NonNull<u8>` has the layout of `*mut u8`.
         let objects: &[*mut u8] = unsafe { mem::transmute(objects) };
         if cfg!(debug_assertions) || WATCHED {
             objects.iter().for_each(|object| objects::checked_in(*object, self.class));
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees live objects of this cache, each listed once.
         unsafe {
             let count = percpu::push_bulk(self.class, objects);
             if count < objects.len() {
@@ -613,13 +635,15 @@ impl Cache {
         }
     }
 
-    /// Frees an object once all readers of before are gone; until then it stays as it is. Does not wait, in any context.
+    /// Frees an object once all present readers have left; until then its contents stay. Does not
+    /// wait, and may be called in any context.
     ///
     /// # Safety
-    /// As [`Cache::free`], but for readers of [`rcu`], and no reader that comes now can find the object.
+    /// As [`Cache::free`], except that readers of [`rcu`] may still use the object. Readers that
+    /// start after the call cannot find it.
     #[inline]
     pub unsafe fn free_rcu(&self, object: NonNull<u8>) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees an object of this cache that only readers use.
         unsafe { rcu::free(self.class, object.as_ptr()) };
     }
 
@@ -628,12 +652,13 @@ impl Cache {
     /// # Safety
     /// As [`Cache::free_rcu`].
     pub unsafe fn free_rcu_nolock(&self, object: NonNull<u8>) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees an object of this cache that only readers use.
         Context::without_waiting(|| unsafe { rcu::free(self.class, object.as_ptr()) });
     }
 
-    /// Gives memory back that no object in use needs: takes what CPUs and nodes keep to the slabs, and empty slabs back to
-    /// pages; how many bytes these had. With [`CacheFlags::TYPESAFE_BY_RCU`] it waits for readers. (`kmem_cache_shrink`.)
+    /// Frees memory of this cache that no live object needs: flushes sheaves and barns to the
+    /// slabs, and returns empty slabs to pages. Returns the bytes of these slabs. With
+    /// [`CacheFlags::TYPESAFE_BY_RCU`] it waits for readers. (`kmem_cache_shrink`.)
     pub fn shrink(&self) -> usize {
         let cpus = cpu::read_lock();
         let _caches = slab_mutex(&cpus);
@@ -641,7 +666,7 @@ impl Cache {
         self.shed()
     }
 
-    /// Gives empty slabs back.
+    /// Returns empty slabs to pages. Returns their bytes.
     fn shed(&self) -> usize {
         objects::shed(self.class, || {
             if self.flags.contains(CacheFlags::TYPESAFE_BY_RCU) {
@@ -650,18 +675,21 @@ impl Cache {
         })
     }
 
-    /// What there is of this cache, and of those that it shares a class with. In any context. (`/proc/slabinfo`.)
+    /// Returns the statistics of this cache, including the caches that share its class. May be
+    /// called in any context. (`/proc/slabinfo`.)
     #[must_use]
     pub fn stats(&self) -> CacheStats {
         let stats = stats::of_class(self.class).unwrap_or_default();
         CacheStats { name: Name::new(self.name()), object_size: self.layout.size(), ..stats }
     }
 
-    /// Destroys the cache, in the order that this module tells. Objects that were freed before by whatever road are free in
-    /// the end. Nobody uses the cache meanwhile, which its being taken here ensures. Not for readers and handlers.
+    /// Destroys the cache, in the order that this module documents. Objects freed before the call,
+    /// by whatever function, are free when it returns. Taking `self` ensures that nobody uses the
+    /// cache meanwhile. Not for readers and signal handlers.
     ///
     /// # Errors
-    /// If the program has objects of this cache still, and no other cache shares its class: how many, and which.
+    /// If the program still has objects of this cache, and no other cache shares its class. The
+    /// error lists the objects.
     ///
     /// # Panics
     /// Instead of the error, with [`CacheFlags::PANIC_ON_LEAK`].
@@ -673,7 +701,8 @@ impl Cache {
         Err(error)
     }
 
-    /// Ends the cache, or says which objects are in use: none of them where sheaves could not be flushed.
+    /// Ends the cache, or returns the objects in use. If sheaves could not be flushed, the list is
+    /// empty.
     fn end(&self) -> Result<(), Vec<NonNull<u8>>> {
         let gathered = rcu::wait_for_all();
         let cpus = cpu::read_lock();
@@ -696,7 +725,8 @@ impl Cache {
         }
         caches.change_references(self.class, -1);
         let link = caches.find(|named| ptr::eq(named, self.named));
-        // SAFETY: the mutex is held; the name is in the list, and nobody else's once it is not.
+        // SAFETY: the mutex is held, and the name is in the list. Once it is unlinked, it belongs
+        // to this call alone.
         unsafe {
             *link = (*self.named).next;
             drop(Box::from_raw(self.named));
@@ -734,7 +764,7 @@ extern "C" fn alloc_slow_nolock(class: Class) -> Option<NonNull<u8>> {
 #[cold]
 #[inline(never)]
 unsafe extern "C" fn alloc_bulk_slow(class: Class, to: *mut *mut u8, len: usize) -> usize {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `to` is writable for `len` pointers.
     Context::enter(|context| unsafe { objects::alloc_bulk(context, class, to, len) })
 }
 
@@ -743,7 +773,7 @@ unsafe extern "C" fn alloc_bulk_slow(class: Class, to: *mut *mut u8, len: usize)
 #[cold]
 #[inline(never)]
 unsafe extern "C" fn free_bulk_slow(class: Class, objects: &[*mut u8]) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees live objects of `class`, each listed once.
     Context::enter(|context| unsafe { objects::free_bulk(context, class, objects) });
 }
 
@@ -766,7 +796,7 @@ pub struct TypedCache<T> {
 }
 
 impl<T> TypedCache<T> {
-    /// Makes a cache for values of type `T`.
+    /// Creates a cache for values of type `T`.
     ///
     /// # Errors
     /// See [`CacheError`].
@@ -783,16 +813,16 @@ impl<T> TypedCache<T> {
         Ok(TypedCache { cache, _values: PhantomData })
     }
 
-    /// Puts a value in an object of the cache.
+    /// Moves a value into an object of the cache.
     ///
     /// # Errors
-    /// If there is no memory; the value comes back.
+    /// If there is no memory. The error returns the value.
     #[inline(always)]
     pub fn alloc(&self, value: T) -> Result<CacheBox<'_, T>, (AllocError, T)> {
         match self.cache.alloc() {
             Ok(object) => {
                 let value_at: NonNull<T> = object.cast();
-                // SAFETY: an object of the layout of `T`, and the caller's alone.
+                // SAFETY: the object has the layout of `T` and belongs to this call alone.
                 unsafe { value_at.write(value) };
                 Ok(CacheBox { value: value_at, cache: self, _owned: PhantomData })
             }
@@ -800,13 +830,14 @@ impl<T> TypedCache<T> {
         }
     }
 
-    /// The cache itself.
+    /// Returns the untyped cache.
     #[must_use]
     pub fn cache(&self) -> &Cache {
         &self.cache
     }
 
-    /// Destroys the cache. All boxes are gone, since they borrow it; only those that were forgotten are in use.
+    /// Destroys the cache. No box exists, since boxes borrow the cache; only objects of forgotten
+    /// boxes are in use.
     ///
     /// # Errors
     /// As [`Cache::destroy`].
@@ -815,24 +846,24 @@ impl<T> TypedCache<T> {
     }
 }
 
-/// A value in an object of a [`TypedCache`], dropped and freed with this.
+/// A value in an object of a [`TypedCache`]. Dropping the box drops the value and frees the object.
 pub struct CacheBox<'a, T> {
     value: NonNull<T>,
     cache: &'a TypedCache<T>,
     _owned: PhantomData<T>,
 }
 
-// SAFETY: the box owns its value, and the cache can be used from any thread.
+// SAFETY: the box owns its value, and the cache may be used from any thread.
 unsafe impl<T: Send> Send for CacheBox<'_, T> {}
-// SAFETY: as above.
+// SAFETY: a shared box gives only `&T`, and the cache may be used from any thread.
 unsafe impl<T: Sync> Sync for CacheBox<'_, T> {}
 
 impl<T> CacheBox<'_, T> {
-    /// Takes the value out, and frees the object.
+    /// Moves the value out and frees the object.
     #[must_use]
     pub fn into_inner(self) -> T {
         let this = ManuallyDrop::new(self);
-        // SAFETY: the value is moved out, and the object not used any more.
+        // SAFETY: the value is moved out, and nobody uses the object any longer.
         unsafe {
             let value = this.value.read();
             this.cache.cache.free(this.value.cast());
@@ -862,7 +893,7 @@ impl<T> DerefMut for CacheBox<'_, T> {
 impl<T> Drop for CacheBox<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: the box owns the value, and is the last to use the object.
+        // SAFETY: the box owns the value, and is the last user of the object.
         unsafe {
             self.value.drop_in_place();
             self.cache.cache.free(self.value.cast());
@@ -883,11 +914,12 @@ mod tests {
     const COUNT: usize = if cfg!(miri) { 70 } else { 2000 };
 
     fn make(object: NonNull<u8>) {
-        // SAFETY: an object of three words.
+        // SAFETY: the object has room for three words.
         unsafe { object.cast::<[usize; 3]>().write([1, 2, 3]) };
     }
 
-    /// Objects come and go by every road, in a cache of whose objects nothing may be touched while they are free.
+    /// Objects are allocated and freed by every function, in a cache whose free objects must not be
+    /// touched.
     #[test]
     fn objects_come_and_go() {
         let cache = Cache::builder("roads", Layout::new::<[usize; 3]>())
@@ -898,9 +930,9 @@ mod tests {
         let mut room = [MaybeUninit::uninit(); COUNT];
         for _ in 0..2 {
             assert_eq!(cache.alloc_bulk(&mut room), COUNT);
-            // SAFETY: all are written.
+            // SAFETY: all elements were written.
             let objects = room.map(|object| unsafe { object.assume_init() });
-            // SAFETY: objects of this cache, freed once; constructed.
+            // SAFETY: the objects are constructed ones of this cache, each freed once.
             unsafe {
                 assert!(
                     objects.iter().all(|object| object.cast::<[usize; 3]>().read() == [1, 2, 3])
@@ -912,7 +944,7 @@ mod tests {
                 drop(reading);
             }
             let object = cache.alloc_nolock().unwrap();
-            // SAFETY: as above.
+            // SAFETY: the object is a constructed one of this cache, freed once.
             unsafe { cache.free_nolock(object) };
         }
         let error = {
@@ -922,7 +954,7 @@ mod tests {
             error
         };
         let (object, cache) = (error.objects()[0], error.into_cache());
-        // SAFETY: as above.
+        // SAFETY: the object is a constructed one of this cache, freed once.
         unsafe { cache.free(object) };
         cache.destroy().unwrap();
     }

@@ -1,21 +1,29 @@
-//! Statistics for who runs the program, without a line of code in it: `HAYLOFT_STATS` and `HAYLOFT_STATS_SHM`.
+//! Statistics for the program's operator, without code in the program: `HAYLOFT_STATS` and
+//! `HAYLOFT_STATS_SHM`.
 //!
-//! `HAYLOFT_STATS=DESTINATION[,FORMAT][,every=SECONDS][,signal=NUMBER]` writes a report at the end of the program, every so many
-//! seconds, and in the handler of a signal that the program leaves alone, and that is none of a fault. The destination is `stderr`
-//! or `1`, which means the same, `stdout`, `fd:NUMBER` for an open file, or a path, in which `%p` stands for the number of the
-//! process; the file is replaced by a new one each time. Formats are `slabinfo` (the one unless told otherwise), `table`,
-//! `openmetrics`, and with the feature `serde` `json`. With `0` there is none. A child that was forked writes only where the path
-//! has `%p` in it. A program that ends by `_exit` or a signal writes nothing at its end.
+//! `HAYLOFT_STATS=DESTINATION[,FORMAT][,every=SECONDS][,signal=NUMBER]` writes a report at the end
+//! of the program, every `SECONDS` seconds, and in the handler of the signal `NUMBER`. The program
+//! must not handle that signal, and it must not be one that a fault raises.
 //!
-//! `HAYLOFT_STATS_SHM=1` shows the statistics to other processes of the same user, as they are four times a second: see
-//! [`Reader`].
+//! - The destination is `stderr`, or `1` for the same; `stdout`; `fd:NUMBER` for an open file; or a
+//!   path, in which `%p` stands for the process number. A new file replaces the file at the path
+//!   each time. With `0` there is no report.
+//! - Formats are `slabinfo` (the default), `table`, `openmetrics`, and with the feature `serde`
+//!   `json`.
 //!
-//! Settings are read when the loader starts what this is linked into: before `main`, or with a library that is loaded later, when there
-//! may be other threads. They are not read in programs that run with rights that who started them does not have. Where they ask for it,
-//! there is one thread, with all signals blocked. The child of a fork makes one of its own, by the first allocation beyond sheaves that
-//! may wait a second later: most children become another program before that.
+//! A forked child writes reports only if the path contains `%p`. A program that ends by `_exit` or
+//! by a signal writes no report at its end.
 //!
-//! This file may touch `stats`, `sync` and `os`.
+//! `HAYLOFT_STATS_SHM=1` shows the statistics to other processes of the same user, updated four
+//! times a second: see [`Reader`].
+//!
+//! Settings are read when the loader starts the program or library that this is linked into. That
+//! is before `main`, or when the library is loaded later, with other threads perhaps running.
+//! Settings are ignored in programs that run with more rights than their invoker.
+//!
+//! If the settings require it, there is one thread, with all signals blocked. A fork child creates
+//! its own in the first allocation beyond sheaves that may wait and comes at least a second later:
+//! most children become another program before that.
 
 extern crate std;
 
@@ -33,15 +41,15 @@ use crate::sync::{self, WakeFlag};
 
 pub use shared::{AttachError, Reader, Snapshot, elsewhere, processes};
 
-/// How statistics are written.
+/// The format of a report.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Format {
-    /// As `/proc/slabinfo`.
+    /// The format of `/proc/slabinfo`.
     Slabinfo,
-    /// A table for people: the whole, and the caches with the most memory.
+    /// A table for people: totals, and the caches with the most memory.
     Table,
-    /// As Prometheus reads it.
+    /// The text format that Prometheus reads.
     OpenMetrics,
     /// One line of JSON.
     #[cfg(feature = "serde")]
@@ -49,7 +57,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// What is said of a name that no format has.
+    /// Error message for an unknown format name.
     #[cfg(feature = "serde")]
     const NONE: &str = "formats are slabinfo, table, openmetrics and json";
     #[cfg(not(feature = "serde"))]
@@ -67,13 +75,14 @@ impl Format {
     }
 }
 
-/// Writes all statistics to an open file; false where it takes no more. In any context.
+/// Writes all statistics to an open file. Returns false if a write fails. May be called in any
+/// context.
 pub fn write(file: c_int, format: Format) -> bool {
     let stats = stats::gather();
     let mut to = Writer { file, room: [0; 2048], len: 0, failed: false };
     let done = match format {
         Format::Slabinfo => write!(to, "{}", stats.slabinfo()).is_ok(),
-        // Those of several processes may come to one place.
+        // Tables of several processes may go to one destination.
         Format::Table => writeln!(to, "hayloft[{}]: {stats}", os::process_id()).is_ok(),
         Format::OpenMetrics => write!(to, "{}", stats.open_metrics()).is_ok(),
         #[cfg(feature = "serde")]
@@ -85,7 +94,7 @@ pub fn write(file: c_int, format: Format) -> bool {
     done && !to.failed
 }
 
-/// Gathers what is written, so that it is few system calls.
+/// A buffer that combines the output into few system calls.
 struct Writer {
     file: c_int,
     room: [u8; 2048],
@@ -132,7 +141,7 @@ impl std::io::Write for Writer {
     }
 }
 
-/// Bytes that a path may have.
+/// Maximum bytes of a path.
 const MAX_PATH: usize = 256;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -143,7 +152,7 @@ enum Destination {
 }
 
 impl Destination {
-    /// What the word says, or what is wrong with it.
+    /// Parses a destination. Returns an error message if it is invalid.
     fn parse(word: &str) -> Result<Destination, &'static str> {
         let is = |one: &str| word.eq_ignore_ascii_case(one);
         if ["1", "true", "yes", "on", "stderr", "/dev/stderr"].into_iter().any(is) {
@@ -156,7 +165,7 @@ impl Destination {
             let file = number.parse().ok().filter(|file| *file >= 0);
             return file.map(Destination::File).ok_or("after fd: comes the number of an open file");
         }
-        // Files of such names are made by mistake.
+        // A path without either is usually a mistake.
         if !word.contains(['/', '.']) {
             return Err("neither stderr, stdout nor fd:NUMBER; a path has a / or a . in it");
         }
@@ -174,13 +183,13 @@ impl Destination {
         core::str::from_utf8(bytes.get(..*len).unwrap_or_default()).unwrap_or_default()
     }
 
-    /// Whether it is another one for each process.
+    /// Returns whether each process has a destination of its own.
     fn has_process(&self) -> bool {
         self.path().contains("%p")
     }
 }
 
-/// The path of a destination for a process.
+/// Formats the path of a destination for a process.
 struct PathFor<'a>(&'a Destination, i32);
 
 impl fmt::Display for PathFor<'_> {
@@ -201,19 +210,20 @@ impl fmt::Display for Destination {
     }
 }
 
-/// What `HAYLOFT_STATS` says.
+/// The value of `HAYLOFT_STATS`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Setting {
     destination: Destination,
     format: Format,
-    /// Seconds between reports; 0 for none before the end.
+    /// Seconds between reports; 0 for a report only at the end.
     every: u32,
-    /// The signal that asks for one; 0 for none.
+    /// The signal that requests a report; 0 for none.
     signal: c_int,
 }
 
 impl Setting {
-    /// What the value says, or what is wrong with it; `None` if that is to report nothing.
+    /// Parses a setting. Returns `None` if it disables reports, and an error message if it is
+    /// invalid.
     fn parse(text: &str) -> Result<Option<Setting>, &'static str> {
         let mut words = text.split(',');
         let destination = words.next().unwrap_or_default();
@@ -252,29 +262,31 @@ impl Setting {
     }
 }
 
-/// What was asked for.
+/// A request for reports.
 struct Asked {
     setting: Setting,
-    /// The process that read it.
+    /// The process that read the setting.
     process: i32,
-    /// Which file the number was of then; `None` if it was not open.
+    /// Identity of the file behind the descriptor at that time; `None` if it was not open.
     file: Option<os::Identity>,
 }
 
 impl Asked {
-    /// Whether this process writes reports: children do not write over those of their parents.
+    /// Returns whether this process writes reports. A child must not overwrite the reports of its
+    /// parent.
     fn is_ours(&self) -> bool {
         self.setting.destination.has_process() || self.process == os::process_id()
     }
 
-    /// Writes a report where it is to go.
+    /// Writes a report to the destination.
     fn write(&self) {
         let Setting { destination, format, .. } = &self.setting;
         let write = |file| write(file, *format);
         let done = match destination {
             Destination::File(number) => match self.file {
                 None => false,
-                // It may be closed by now, or the number be that of another file, which is left alone.
+                // Either descriptor may be closed by now, or refer to another file, which is left
+                // alone.
                 Some(_) => [COPY.load(Ordering::Relaxed), *number]
                     .into_iter()
                     .find(|number| os::identity(*number) == self.file)
@@ -293,13 +305,15 @@ impl Asked {
 /// Written once, when the settings are read.
 static ASKED: OnceLock<Asked> = OnceLock::new();
 
-/// The destination once more, by a number that programs do not come to, as some close their standard error before the end; -1 if there is
-/// none. Relaxed: a number that guards nothing.
+/// A duplicate of the destination's descriptor, since some programs close their standard error
+/// before the end; -1 if there is none. Its number is higher than programs reach. Relaxed: the
+/// number guards no other memory.
 static COPY: AtomicI32 = AtomicI32::new(-1);
-/// The least such number.
+/// The lowest number of that duplicate.
 const LEAST_COPY: c_int = 500;
 
-/// Run by the loader: before `main`, or where a library with this allocator is loaded later, among other threads.
+/// Run by the loader: before `main`, or when a library with this allocator is loaded later, with
+/// other threads perhaps running.
 #[cfg(not(miri))]
 #[used]
 #[unsafe(link_section = ".init_array")]
@@ -351,7 +365,8 @@ fn ask(setting: Setting) {
     }
 }
 
-/// Whether a handler that writes a report and returns would have the program fault again, for ever.
+/// Returns whether a fault raises `signal`. When a handler had written a report and returned, the
+/// program would fault again, forever.
 fn is_of_a_fault(signal: c_int) -> bool {
     matches!(
         signal,
@@ -365,44 +380,44 @@ fn is_of_a_fault(signal: c_int) -> bool {
     )
 }
 
-/// Bytes of the thread's stack.
+/// Bytes of the reporting thread's stack.
 const STACK: usize = 256 << 10;
 
 fn spawn() {
     if os::is_main_thread() {
         MAIN_EXIT.expect();
     }
-    // The new thread inherits the mask.
+    // The new thread inherits the signal mask.
     let _masked = os::block_signals();
     if os::spawn(STACK, thread_main, ptr::null_mut()).is_none() {
         os::warn(format_args!("there is no thread to report statistics"));
     }
 }
 
-/// Milliseconds between looks of others at the page.
+/// Milliseconds between updates of the shared page.
 const TICK: u64 = 250;
-/// Milliseconds that can be slept at once.
+/// Maximum milliseconds of a single sleep.
 const LONGEST_SLEEP: u64 = 60 * 60 * 1000;
 
-/// Milliseconds between reports; `None` where none are written.
+/// Returns the milliseconds between reports; `None` if this process writes no periodic ones.
 fn period() -> Option<u64> {
     let asked = ASKED.get().filter(|asked| asked.setting.every > 0 && asked.is_ours())?;
     Some(u64::from(asked.setting.every) * 1000)
 }
 
-/// Rung when the thread is to end.
+/// Set when the reporting thread must end.
 static END: WakeFlag = WakeFlag::new();
 static MAIN_EXIT: os::ThreadExit = os::ThreadExit::new(end_thread);
 
-/// Ends the thread with the main one, where that ends by `pthread_exit`: then the process is to end
-/// when the last thread of the program does, and the C library counts ours.
+/// Ends the reporting thread when the main thread ends by `pthread_exit`. The process must then end
+/// with the last thread of the program, but the C library counts this thread as well.
 unsafe extern "C" fn end_thread(_: *mut c_void) {
     if END.set() {
         END.wake();
     }
 }
 
-/// The life of the thread: as long as that of the process, or of its main thread.
+/// Entry point of the reporting thread. It lives as long as the process, or as its main thread.
 extern "C" fn thread_main(_: *mut c_void) -> *mut c_void {
     os::name_thread(c"hayloft/stats");
     let is_shared = shared::is_open() || shared::open_again();
@@ -420,7 +435,7 @@ extern "C" fn thread_main(_: *mut c_void) -> *mut c_void {
             && at <= now
         {
             write_in_turn();
-            // What was missed, as the process was stopped, is not made up for.
+            // Reports that were missed while the process was stopped are skipped.
             due = Some(if at + period > now { at + period } else { now + period });
         }
         let left = due.map_or(LONGEST_SLEEP, |at| at.saturating_sub(os::milliseconds()));
@@ -432,14 +447,15 @@ extern "C" fn thread_main(_: *mut c_void) -> *mut c_void {
     }
 }
 
-/// What the thread is at, which must not be left half done when the process ends. Relaxed: it guards files only, which are the kernel's.
+/// Prevents the process from ending in the middle of the thread's report. Relaxed: it guards only
+/// files, which the kernel keeps.
 static TURN: AtomicU32 = AtomicU32::new(0);
-/// It writes a report.
+/// The thread is writing a report.
 const WRITES: u32 = 1;
-/// The process ends: no report is to be begun.
+/// The process is ending: no report may begin.
 const OVER: u32 = 2;
 
-/// In the thread: writes a report, unless the process ends.
+/// Writes a report on the reporting thread, unless the process is ending.
 fn write_in_turn() {
     let begun = TURN.compare_exchange(0, WRITES, Ordering::Relaxed, Ordering::Relaxed);
     if let (Ok(_), Some(asked)) = (begun, ASKED.get()) {
@@ -454,7 +470,7 @@ extern "C" fn on_signal(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
     }
 }
 
-/// Milliseconds that the end of the process waits at most for a report that is being written.
+/// Maximum milliseconds that the end of the process waits for a report being written.
 const LONGEST_END: u32 = 1000;
 
 extern "C" fn end() {
@@ -467,39 +483,41 @@ extern "C" fn end() {
         }
         os::sleep_microseconds(1000);
     }
-    // A program that only reads the statistics of others has none.
+    // A process that only reads the statistics of others has none of its own.
     if stats::gather_own().held > 0 {
         asked.write();
     }
 }
 
-/// Milliseconds after which a child is one that stays.
+/// Milliseconds after which a child is assumed not to be about to `exec`.
 const STAYS_AFTER: u64 = 1000;
-/// When that is, by the clock. Relaxed: a number that guards nothing.
+/// The time at which that is so, by the monotonic clock. Relaxed: the number guards no other
+/// memory.
 static STAYS_AT: AtomicU64 = AtomicU64::new(0);
 
-/// In the child of a fork, which does not have the thread.
+/// Adapts a fork child, which does not have the reporting thread.
 pub(crate) fn in_child() {
     let was_shared = shared::in_child();
     TURN.store(0, Ordering::Relaxed);
     END.clear();
     if let Some(asked) = ASKED.get().filter(|asked| !asked.is_ours()) {
-        // Who reads the other end of a pipe must not wait for children that write nothing.
+        // A reader of the other end of a pipe must not wait for children that write nothing.
         let copy = COPY.swap(-1, Ordering::Relaxed);
         if copy >= 0 && os::identity(copy) == asked.file {
             os::close(copy);
         }
     }
     if was_shared || period().is_some() {
-        // This is the main thread from now on.
+        // The thread that forked is the main thread of the child.
         MAIN_EXIT.expect();
         STAYS_AT.store(os::milliseconds() + STAYS_AFTER, Ordering::Relaxed);
         sync::leave_for_later(start_in_child);
     }
 }
 
-/// Makes the thread of a child that stays; false where that is to be tried again. Not where signals are blocked, maybe in a handler
-/// that interrupted the making of a thread.
+/// Creates the reporting thread of a child that did not `exec`. Returns false if it must be called
+/// again later. That includes a time when signals are blocked, since this may then be a handler
+/// that interrupted the creation of a thread.
 fn start_in_child() -> bool {
     let now = os::milliseconds();
     if now < STAYS_AT.load(Ordering::Relaxed) {

@@ -1,12 +1,13 @@
-//! The page that a process shows its statistics on, and how others read it.
+//! The page on which a process shows its statistics, and its readers.
 //!
-//! With `HAYLOFT_STATS_SHM=1` it is the file `/dev/shm/hayloft-PID-NAMESPACE`, which the process has mapped and its user may read. It
-//! starts with who wrote it, in which version of this layout, and a sequence number that is odd while it is being written; who
-//! reads looks at that before and after. It is gone at the end of the process; one that was killed leaves it behind, and the next
-//! to look for processes takes it away.
+//! With `HAYLOFT_STATS_SHM=1` the page is the file `/dev/shm/hayloft-PID-NAMESPACE`. The process
+//! has it mapped, and its user may read it. The page begins with its writer, the version of this
+//! layout, and a sequence number that is odd while the page is being written. Readers check that
+//! number before and after. The page is removed at the end of the process. A killed process leaves
+//! its page behind, and the next program that looks for processes removes it.
 //!
-//! Containers may have the folder in common, and numbers of processes are those of a PID namespace: so that namespace is in the name, and
-//! nobody judges pages of another one.
+//! Containers may share the folder, while process numbers belong to a PID namespace. So the name
+//! contains the namespace, and nobody judges pages of other namespaces.
 
 extern crate std;
 
@@ -26,38 +27,38 @@ use crate::os;
 use crate::stats::{self, CacheStats, CpuStats, MAX, NodeStats, Stats};
 
 const MAGIC: [u8; 8] = *b"HAYLOFT\0";
-/// Of the layout. To be raised with every change of what lies in [`Page`].
+/// Version of the layout. Increment with every change to the contents of [`Page`].
 const VERSION: u32 = 3;
 
 const FOLDER: &str = "/dev/shm";
 const PREFIX: &str = "hayloft-";
 
-/// Who wrote a page, and how.
+/// The writer of a page, and its state.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
 struct Header {
-    /// Zero before the rest is there.
+    /// Zero until the rest is initialised.
     magic: [u8; 8],
     version: u32,
-    /// Bytes of the page: programs for other machines may have words of other sizes.
+    /// Bytes of the page: programs for other processors may have words of another size.
     size: u32,
     process: u32,
-    /// Odd while the page is written.
+    /// Odd while the page is being written.
     sequence: u32,
-    /// The PID namespace that the number of the process is of.
+    /// The PID namespace of the process number.
     namespace: u64,
-    /// When the process began: see [`start_time`]. Another may have its number later.
+    /// Start time of the process, see [`start_time`]: another process may get its number later.
     start_time: u64,
-    /// Milliseconds of the monotonic clock at which it was last written.
+    /// Time of the last update, in milliseconds of the monotonic clock.
     time: u64,
 }
 
-/// What follows it. Any bytes are one.
+/// The contents behind the header. Every bit pattern is valid.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Body {
     stats: Stats,
-    /// How many there are of what follows.
+    /// Number of valid items in `all_caches`.
     caches: usize,
     cpus: usize,
     nodes: usize,
@@ -72,10 +73,12 @@ struct Page {
     body: Body,
 }
 
-/// The page of this process; null if it shows nothing, or not yet, in the child of a fork.
+/// The page of this process. Null if there is none; in a fork child, null until the child creates
+/// its own.
 static PAGE: AtomicPtr<Page> = AtomicPtr::new(ptr::null_mut());
 
-/// The process that shows its statistics, or has to; 0 for none. Relaxed: a number that guards nothing.
+/// The process that last created a page, which may be an ancestor of this one; 0 for none. Relaxed:
+/// the number guards no other memory.
 static SHOWN: AtomicI32 = AtomicI32::new(0);
 
 /// The name of a page.
@@ -86,26 +89,26 @@ struct Name {
 }
 
 impl Name {
-    /// That of a process in the namespace of this one.
+    /// Returns the name of a process's page in the PID namespace of this process.
     fn here(process: u32) -> Name {
         Name { process, namespace: os::pid_namespace() }
     }
 
-    /// What it is that a file is called like.
+    /// Parses a page's file name.
     fn parse(text: &str) -> Option<Name> {
         let (process, namespace) = text.strip_prefix(PREFIX)?.split_once('-')?;
         Some(Name { process: process.parse().ok()?, namespace: namespace.parse().ok()? })
     }
 }
 
-/// The path.
+/// Formats the path.
 impl fmt::Display for Name {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(to, "{FOLDER}/{PREFIX}{}-{}", self.process, self.namespace)
     }
 }
 
-/// Makes the page of this process; false, and it says so, where that cannot be done.
+/// Creates the page of this process. If that fails, warns and returns false.
 pub(super) fn open() -> bool {
     let process = os::process_id();
     let name = Name::here(process as u32);
@@ -114,7 +117,7 @@ pub(super) fn open() -> bool {
         return false;
     };
     let page: *mut Page = memory.as_ptr().cast();
-    // SAFETY: mapped just now, and long enough; others only read.
+    // SAFETY: the page was mapped just now, with its full length. Other processes only read it.
     unsafe {
         let header = &raw mut (*page).header;
         header.write(Header {
@@ -127,7 +130,8 @@ pub(super) fn open() -> bool {
             start_time: start_time(process as u32).unwrap_or(0),
             time: os::milliseconds(),
         });
-        // Release: who reads this finds all before it. They read by system calls, in order.
+        // Release: a reader that sees the magic number sees everything before it. Readers use
+        // system calls, in order.
         let magic = AtomicU64::from_ptr(&raw mut (*header).magic as *mut u64);
         magic.store(u64::from_ne_bytes(MAGIC), Ordering::Release);
     }
@@ -137,12 +141,13 @@ pub(super) fn open() -> bool {
     true
 }
 
-/// As [`open`], in the child of a process that showed its statistics; in others it does nothing.
+/// As [`open`], in a fork child of a process that showed its statistics. Returns false in other
+/// processes.
 pub(super) fn open_again() -> bool {
     SHOWN.load(Ordering::Relaxed) != 0 && open()
 }
 
-/// Whether there is a page.
+/// Returns whether there is a page.
 pub(super) fn is_open() -> bool {
     !page().is_null()
 }
@@ -152,36 +157,39 @@ fn page() -> *mut Page {
     PAGE.load(Ordering::Acquire)
 }
 
-/// In the child of a fork, where the page is not mapped: whether there was to be one.
+/// Forgets the page in a fork child, where it is not mapped. Returns whether an ancestor created
+/// one, so that the child must do so too.
 pub(super) fn in_child() -> bool {
     PAGE.store(ptr::null_mut(), Ordering::Relaxed);
     SHOWN.load(Ordering::Relaxed) != 0
 }
 
-/// When a process began, in the kernel's ticks since the machine did; `None` if there is none, or only its parent has not
-/// asked for its end yet.
+/// Returns the start time of a process in the kernel's ticks since boot. `None` if there is no such
+/// process, or only a zombie.
 fn start_time(process: u32) -> Option<u64> {
     let mut room = [0; 1024];
     let text = os::read_bytes(format_args!("/proc/{process}/stat"), &mut room)?;
-    // What is in the parentheses is the name, which may be anything.
+    // The text in parentheses is the name, which may contain anything.
     let name_end = text.iter().rposition(|byte| *byte == b')')?;
     let mut words = core::str::from_utf8(text.get(name_end + 1..)?).ok()?.split_ascii_whitespace();
     let state = words.next()?;
     if matches!(state, "Z" | "X") { None } else { words.nth(18)?.parse().ok() }
 }
 
-/// Writes what there is now; by one thread only.
+/// Writes the current statistics to the page. Only one thread may call it.
 pub(super) fn update() {
     let page = page();
     if page.is_null() {
         return;
     }
-    // SAFETY: mapped, and written by this thread only; others read it through files.
+    // SAFETY: the page is mapped, and only this thread writes it; other processes read it through
+    // files.
     unsafe {
         let sequence = AtomicU32::from_ptr(&raw mut (*page).header.sequence);
         let odd = sequence.load(Ordering::Relaxed) | 1;
         sequence.store(odd, Ordering::Relaxed);
-        // Release: who reads any of what follows finds the number odd, or changed. They read by system calls, in order.
+        // Release: a reader that sees any of the following stores finds the number odd, or changed.
+        // Readers use system calls, in order.
         fence(Ordering::Release);
         let stats = stats::gather();
         let body = &raw mut (*page).body;
@@ -194,17 +202,18 @@ pub(super) fn update() {
     }
 }
 
-/// Writes items as far as there is room for them; how many.
+/// Writes items until `room` is full. Returns their number.
 ///
 /// # Safety
-/// The room is writable.
+/// `room` is writable.
 unsafe fn fill<T, const N: usize>(room: *mut [T; N], items: impl Iterator<Item = T>) -> usize {
     let room: *mut T = room.cast();
-    // SAFETY: below the length of the room.
+    // SAFETY: `at` is below the length of `room`, which the caller guarantees to be writable.
     items.take(N).enumerate().map(|(at, item)| unsafe { room.add(at).write(item) }).count()
 }
 
-/// Takes the page away, if it is this process's. A child whose fork ran no handlers does not have it mapped.
+/// Removes the page if it belongs to this process. In a child whose fork ran no handlers the page
+/// is not mapped.
 pub(super) fn close() {
     let process = os::process_id();
     if SHOWN.load(Ordering::Relaxed) == process && is_open() {
@@ -212,24 +221,27 @@ pub(super) fn close() {
     }
 }
 
-/// Why a process's statistics cannot be read.
+/// The reason why the statistics of a process cannot be read.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum AttachError {
-    /// There is no such process, or no more.
+    /// The process does not exist, or no longer.
     Gone(u32),
-    /// It shows none: it does not use Hayloft, or was started without `HAYLOFT_STATS_SHM=1`.
+    /// The process shows no statistics: it does not use Hayloft, or was started without
+    /// `HAYLOFT_STATS_SHM=1`.
     ShowsNothing(u32),
-    /// It is another user's.
+    /// The process belongs to another user.
     Denied(u32),
-    /// There is a page of a process that has this number in another PID namespace; only from there it can be told whether it is alive.
+    /// The only page for this process number is of another PID namespace. Only there can its
+    /// process be found alive or dead.
     Elsewhere(u32),
-    /// The file is none of Hayloft's, or of one built for another machine.
+    /// The file is not Hayloft's, or was written on another architecture.
     Foreign(u32),
-    /// It uses another version of Hayloft: that of its page, and ours.
+    /// The process uses another version of Hayloft. The numbers are the version of its page, and of
+    /// this program's.
     OtherVersion(u32, u32, u32),
-    /// The process did not write for so many milliseconds: it is stopped, or became another program by `exec`. Where they are few, it
-    /// was stopped while it wrote.
+    /// The process has not written for this number of milliseconds: it is stopped, or became
+    /// another program by `exec`. If the number is small, the process was stopped while it wrote.
     Silent(u32, u64),
     /// The file cannot be read.
     Unreadable(u32, io::Error),
@@ -278,16 +290,16 @@ impl fmt::Display for AttachError {
 
 impl core::error::Error for AttachError {}
 
-/// The statistics of another process, as they were at some time.
+/// The statistics of another process at some time.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Snapshot {
-    /// The process.
+    /// Number of the process.
     pub process: u32,
-    /// Milliseconds of the monotonic clock.
+    /// Time of the update, in milliseconds of the monotonic clock.
     pub time: u64,
-    /// Numbers of the whole.
+    /// Totals.
     pub stats: Stats,
     /// As [`Stats::caches`].
     pub caches: Vec<CacheStats>,
@@ -297,7 +309,7 @@ pub struct Snapshot {
     pub nodes: Vec<NodeStats>,
 }
 
-/// Reads the statistics of a process that was started with `HAYLOFT_STATS_SHM=1`.
+/// A reader of the statistics of a process that was started with `HAYLOFT_STATS_SHM=1`.
 #[derive(Debug)]
 pub struct Reader {
     process: u32,
@@ -306,14 +318,14 @@ pub struct Reader {
 
 /// Attempts to read while the process writes.
 const ATTEMPTS: usize = 100;
-/// Milliseconds after which a process that does not write is silent.
+/// Milliseconds without an update after which a process counts as silent.
 const PATIENCE: u64 = 3000;
 
 impl Reader {
-    /// Finds what the process shows.
+    /// Finds the page of a process.
     ///
     /// # Errors
-    /// See [`AttachError`]; whether it is silent is seen by [`Reader::read`].
+    /// See [`AttachError`]. Only [`Reader::read`] detects that a process is silent.
     pub fn attach(process: u32) -> Result<Reader, AttachError> {
         let opened = Reader::open(process);
         if opened.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound)
@@ -334,16 +346,18 @@ impl Reader {
         Ok(reader)
     }
 
-    /// Opens what is there by the name of a process's page.
+    /// Opens the file that has the name of a process's page.
     fn open(process: u32) -> io::Result<Reader> {
-        // Anybody may put anything there: nobody is to wait for who opens the other end of a pipe.
+        // Anybody may create a pipe of that name, and the open must not block until it has a
+        // writer.
         let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
         let path = Name::here(process).to_string();
         let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
         Ok(Reader { process, file })
     }
 
-    /// Whether the process that wrote the page is still there, and not only another of its number.
+    /// Checks that the process that wrote the page still exists, and not another process with its
+    /// number.
     fn writer_lives(&self, header: &Header) -> Result<(), AttachError> {
         match start_time(self.process) {
             None => Err(AttachError::Gone(self.process)),
@@ -356,7 +370,7 @@ impl Reader {
 
     fn header(&mut self) -> Result<Header, AttachError> {
         let process = self.process;
-        // SAFETY: any bytes are a header.
+        // SAFETY: every bit pattern is a valid `Header`.
         let header: Header = unsafe { self.bytes(0)? };
         if header.magic == [0; 8] {
             return Err(AttachError::ShowsNothing(process));
@@ -374,21 +388,21 @@ impl Reader {
         Ok(header)
     }
 
-    /// Reads a `T` at some place of the file.
+    /// Reads a `T` at an offset of the file.
     ///
     /// # Safety
-    /// Any bytes are a `T`.
+    /// Every bit pattern is a valid `T`.
     unsafe fn bytes<T: Copy>(&mut self, at: usize) -> Result<T, AttachError> {
         let mut room: Box<mem::MaybeUninit<T>> = Box::new(mem::MaybeUninit::zeroed());
-        // SAFETY: zeroed, so it is initialised; as long as a `T`.
+        // SAFETY: the room is zeroed, and has the length of a `T`.
         let bytes = unsafe {
             core::slice::from_raw_parts_mut(room.as_mut_ptr().cast::<u8>(), size_of::<T>())
         };
         let read = self.file.seek(io::SeekFrom::Start(at as u64));
         match read.and_then(|_| self.file.read_exact(bytes)) {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller guarantees that every bit pattern is a valid `T`.
             Ok(()) => Ok(unsafe { *room.assume_init() }),
-            // It may be about to be made.
+            // An empty file may be about to be filled.
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
                 let is_empty = self.file.metadata().is_ok_and(|data| data.len() == 0);
                 Err(if is_empty { AttachError::ShowsNothing } else { AttachError::Foreign }(
@@ -399,7 +413,7 @@ impl Reader {
         }
     }
 
-    /// Reads what there is now.
+    /// Reads the current statistics.
     ///
     /// # Errors
     /// See [`AttachError`].
@@ -409,7 +423,7 @@ impl Reader {
         for _ in 0..ATTEMPTS {
             let before = self.header()?;
             age = os::milliseconds().saturating_sub(before.time);
-            // SAFETY: any bytes are a body.
+            // SAFETY: every bit pattern is a valid `Body`.
             let body: Body = unsafe { self.bytes(mem::offset_of!(Page, body))? };
             let after = self.header()?;
             self.writer_lives(&after)?;
@@ -437,17 +451,18 @@ fn first<T: Clone>(all: &[T], count: usize) -> Vec<T> {
     all.iter().take(count).cloned().collect()
 }
 
-/// Pages that there are, of whatever namespace.
+/// Returns the names of all pages, of every PID namespace.
 fn pages() -> impl Iterator<Item = Name> {
     let name = |entry: io::Result<fs::DirEntry>| Name::parse(entry.ok()?.file_name().to_str()?);
     fs::read_dir(FOLDER).into_iter().flatten().filter_map(name)
 }
 
-/// Whether a process that is there, or another that writes its page, may need it.
+/// Returns whether a page may still be in use: by the process that exists under its number, or by
+/// another that has written it recently.
 fn is_needed(process: u32) -> bool {
     let header = Reader::open(process).ok().and_then(|mut reader| reader.header().ok());
     match header {
-        // It may be about to be made.
+        // The page may be about to be initialised.
         None => start_time(process).is_some(),
         Some(header) => {
             start_time(process) == Some(header.start_time)
@@ -456,18 +471,18 @@ fn is_needed(process: u32) -> bool {
     }
 }
 
-/// Processes that show their statistics, in order of their numbers, in the PID namespace of this one. Takes away what processes left
-/// behind that were killed.
+/// Returns the numbers of the processes that show their statistics, in ascending order, in the PID
+/// namespace of this process. Removes pages that killed processes left behind.
 #[must_use]
 pub fn processes() -> Vec<u32> {
     let namespace = os::pid_namespace();
     let ours = pages().filter(|page| page.namespace == namespace);
     let mut found: Vec<u32> = ours.map(|page| page.process).collect();
     found.retain(|process| match Reader::attach(*process) {
-        // There is a file, so that it is of a process that was there before.
+        // There is a page, so the process that created it existed.
         Err(AttachError::Gone(_) | AttachError::ShowsNothing(_)) => {
             if !is_needed(*process) {
-                // Another user's stays.
+                // Another user's page stays, since its removal fails.
                 let _ = fs::remove_file(Name::here(*process).to_string());
             }
             false
@@ -478,7 +493,7 @@ pub fn processes() -> Vec<u32> {
     found
 }
 
-/// How many pages are of processes in other PID namespaces, whether these are alive or not.
+/// Returns the number of pages of processes in other PID namespaces, alive or not.
 #[must_use]
 pub fn elsewhere() -> usize {
     let namespace = os::pid_namespace();

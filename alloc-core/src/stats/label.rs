@@ -1,7 +1,8 @@
-//! What caches are called and how their slabs are cut, for all to read without the cache mutex.
+//! Names of caches and the layout of their slabs, readable by all without the cache mutex.
 //!
-//! Who has the mutex writes; who reads and finds that the version changed meanwhile, or is odd, reads again, and does without in the
-//! end: it may be a handler that interrupted the writing. (A *seqlock*, `include/linux/seqlock.h`.)
+//! The holder of the mutex writes. A reader that finds the version odd, or changed during the read,
+//! tries again. In the end it does without the label, since it may be a handler that interrupted
+//! the writer. (A *seqlock*, `include/linux/seqlock.h`.)
 
 use core::fmt::Write as _;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
@@ -10,20 +11,20 @@ use super::Name;
 use crate::os;
 use crate::size_class::MAX_CACHES;
 
-/// Attempts to read while somebody writes.
+/// Attempts to read while a writer is active.
 const ATTEMPTS: usize = 8;
 
-/// What is known of a class.
+/// Description of a class.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Label {
     pub(crate) name: Name,
     pub(crate) object_size: usize,
     pub(crate) stride: usize,
-    /// Objects of a slab.
+    /// Number of objects in a slab.
     pub(crate) objects: usize,
-    /// Units of a slab.
+    /// Number of units in a slab.
     pub(crate) units: usize,
-    /// Caches that share the class; 0 where it is nobody's.
+    /// Number of caches that share the class; 0 if the class is unused.
     pub(crate) sharers: usize,
 }
 
@@ -46,15 +47,16 @@ static LABELS: [Shared; MAX_CACHES] = [const {
     }
 }; MAX_CACHES];
 
-/// Says what a class is from now on; by another name, where another class has one that would be shown as the same. Under the cache
-/// mutex.
+/// Publishes the label of a class. The name is changed if that of another class would look the
+/// same. Call under the cache mutex.
 pub(crate) fn publish(number: usize, label: &Label) {
     let Some(shared) = LABELS.get(number) else { return };
     let name = distinct(label.name, number);
-    // It is odd already in the child of a fork that interrupted the writing.
+    // In the child of a fork that interrupted the writing, the version is already odd.
     let odd = shared.version.load(Ordering::Relaxed) | 1;
     shared.version.store(odd, Ordering::Relaxed);
-    // Release: who sees any of what follows sees the odd version, too. Pairs with the fence in `read`.
+    // Release: a reader that sees any of the following stores also sees the odd version. Pairs with
+    // the fence in `read`.
     fence(Ordering::Release);
     for (to, from) in shared.name.iter().zip(name.0.chunks_exact(size_of::<u64>())) {
         let mut word = [0; size_of::<u64>()];
@@ -70,10 +72,11 @@ pub(crate) fn publish(number: usize, label: &Label) {
     shared.version.store(odd.wrapping_add(1), Ordering::Release);
 }
 
-/// A name, or as much of it as there is room for before `~NUMBER`, if another class is called so: names are cut off, and a class keeps
-/// the name of a cache that is gone. Under the cache mutex.
+/// Returns `name`, or if another class shows that name, as much of it as fits before `~NUMBER`.
+/// Names can be equal since long ones are cut off, and since a class keeps the name of a destroyed
+/// cache. Call under the cache mutex.
 fn distinct(name: Name, number: usize) -> Name {
-    // Relaxed: it is written under the mutex.
+    // Relaxed: it is only written under the mutex.
     let is_used =
         |other: &usize| *other != number && LABELS[*other].sharers.load(Ordering::Relaxed) > 0;
     let is_taken = |name: &Name| {
@@ -84,7 +87,7 @@ fn distinct(name: Name, number: usize) -> Name {
     let mut attempt = 0;
     while is_taken(&shown) && attempt < MAX_CACHES {
         let mut mark = os::Line::<{ Name::LEN }>::new();
-        // It has room for both numbers.
+        // There is room for both numbers.
         let _ = match attempt {
             0 => write!(mark, "~{number}"),
             _ => write!(mark, "~{number}~{attempt}"),
@@ -95,19 +98,21 @@ fn distinct(name: Name, number: usize) -> Name {
     shown
 }
 
-/// Says how many caches share a class from now on. Under the cache mutex.
+/// Publishes the number of caches that share a class. Call under the cache mutex.
 pub(crate) fn publish_sharers(number: usize, sharers: usize) {
     if let Some(shared) = LABELS.get(number) {
-        // Relaxed: a number that guards nothing.
+        // Relaxed: the number guards no other memory.
         shared.sharers.store(sharers, Ordering::Relaxed);
     }
 }
 
-/// What the class of a cache is; `None` where it is nobody's, or is being written.
+/// Returns the label of a cache's class. `None` if the class is unused or its label is being
+/// written.
 pub(super) fn read(number: usize) -> Option<Label> {
     let shared = LABELS.get(number)?;
     for _ in 0..ATTEMPTS {
-        // Acquire: pairs with the Release in `publish`: what is read below is at least as new.
+        // Acquire: pairs with the Release in `publish`, so that the values read below are at least
+        // as new.
         let version = shared.version.load(Ordering::Acquire);
         let sharers = shared.sharers.load(Ordering::Relaxed);
         let mut name = Name::default();
@@ -116,7 +121,8 @@ pub(super) fn read(number: usize) -> Option<Label> {
         }
         let [object_size, stride, objects, units] =
             [0, 1, 2, 3].map(|index: usize| shared.numbers[index].load(Ordering::Relaxed));
-        // Acquire: pairs with the fence in `publish`: if any of that is newer, so is the version.
+        // Acquire: pairs with the fence in `publish`. If any of the values is newer, so is the
+        // version.
         fence(Ordering::Acquire);
         if version.is_multiple_of(2) && shared.version.load(Ordering::Relaxed) == version {
             let label = Label { name, object_size, stride, objects, units, sharers };
@@ -136,7 +142,8 @@ mod tests {
         Label { name, object_size: 1, stride: 8, objects: 1, units: 1, sharers: 1 }
     }
 
-    /// Publishes a label as the last class but so many, which no other test has; how it is shown.
+    /// Publishes a label for the class `from_last` places before the last, which no other test
+    /// uses. Returns the name that is shown.
     fn shown(from_last: usize, name: &str) -> String {
         let number = MAX_CACHES - 1 - from_last;
         publish(number, &label(name));
@@ -152,7 +159,7 @@ mod tests {
         assert_eq!(shown(0, long), long[..32], "it is its own");
         assert_eq!(shown(2, "told apart"), "told apart");
         assert_eq!(shown(3, "told_apart"), std::format!("told_apart~{}", MAX_CACHES - 4));
-        // By a cache that is really called like that.
+        // Another cache really has that name.
         let mark = std::format!("told apart~{}", MAX_CACHES - 6);
         assert_eq!(shown(4, &mark), mark);
         assert_eq!(shown(5, "told apart"), mark + &std::format!("~{}", 1));

@@ -1,20 +1,20 @@
-//! Statistics: what there is, and what happened so far. (`/proc/slabinfo`.)
+//! Statistics: the current state, and counts of events so far. (`/proc/slabinfo`.)
 //!
-//! Nothing is counted on the fast path, since one more store costs it 5 to 7 % of its time. Misses are counted for each CPU, what
-//! slabs hold where their lock is held anyway. So all of it can be read without a lock, in any context, a signal handler included.
-//! What is read was so at some time, one number after the other: sums may be off by what is on its way.
+//! Nothing is counted on the fast path, since one more store costs it 5 to 7 % of its time. Misses
+//! are counted per CPU. The contents of slabs are counted while their lock is held anyway. So all
+//! statistics can be read without a lock, in any context, including a signal handler. They are not
+//! a consistent snapshot: each number is read separately, so sums may be off by objects in transit.
 //!
-//! What it costs grows with the CPUs that the kernel may ever have, whether there are so many or not: for each of them and each class
-//! that was ever used, [`gather`] reads one word, and [`Stats::caches`] and [`Stats::cpus`] read seven. With all size classes in use
-//! that is a microsecond for each CPU, beside the file that [`gather`] reads: with hundreds of CPUs it is no small matter in a handler.
-//! The text of OpenMetrics goes through all caches once for each number: half a millisecond where there are two CPUs, most of it for
-//! writing numbers, and about ten where there are 512.
+//! The cost of reading grows with the number of CPUs that the kernel may ever have, even if most do
+//! not exist. For each of these CPUs and each class that was ever used, [`gather`] reads one word,
+//! and [`Stats::caches`] and [`Stats::cpus`] read seven. With all size classes in use that is a
+//! microsecond per CPU, in addition to the file that [`gather`] reads: with hundreds of CPUs this
+//! is noticeable in a signal handler. The OpenMetrics text visits all caches once per metric. That
+//! takes half a millisecond with two CPUs, mostly to format numbers, and about ten with 512.
 //!
-//! [`gather`] has the numbers of the whole; [`Stats::caches`], [`Stats::cpus`] and [`Stats::nodes`] gather more while they are gone
-//! through. There are two texts: [`Stats::slabinfo`] and [`Stats::open_metrics`]. With the feature `serde` all of it can be
-//! serialised.
-//!
-//! This file may touch `objects`, `percpu`, `slab`, `page`, `node`, `irq_work`, `thread`, `size_class`, `sync` and `os`.
+//! [`gather`] returns totals. [`Stats::caches`], [`Stats::cpus`] and [`Stats::nodes`] gather more
+//! while they are iterated. There are two text formats: [`Stats::slabinfo`] and
+//! [`Stats::open_metrics`]. With the feature `serde` all statistics can be serialised.
 
 #[cfg(test)]
 extern crate std;
@@ -37,80 +37,82 @@ use crate::thread::{self, MAX_CPUS};
 pub(crate) use label::{Label, publish, publish_sharers};
 pub use text::{OpenMetrics, Slabinfo};
 
-/// Most items that [`Stats::caches`], [`Stats::cpus`] and [`Stats::nodes`] have.
+/// Maximum numbers of items from [`Stats::caches`], [`Stats::cpus`] and [`Stats::nodes`].
 pub(crate) struct Max {
     pub(crate) caches: usize,
     pub(crate) cpus: usize,
     pub(crate) nodes: usize,
 }
 
-/// As [`Max`] says.
+/// The values of [`Max`].
 pub(crate) const MAX: Max = Max { caches: MAX_CLASSES, cpus: MAX_CPUS, nodes: node::MAX_NODES };
 
-/// Numbers of the whole allocator. Those that grow only count from the start of the process, or of the parent that it was forked
-/// from.
+/// Totals of the whole allocator. Counters start with the process, or with the parent that it was
+/// forked from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[repr(C)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Bytes handed out, or kept for what may come.
+    /// Bytes handed out, or kept for reuse.
     pub held: usize,
-    /// Of these, free: in pages that nobody needs, in slabs, and on their way in barns and sheaves.
+    /// Free bytes of `held`: in idle pages, in slabs, and in transit in barns and sheaves.
     pub free: usize,
-    /// Of these, in pages that nobody needs, which go back to the system after a while.
+    /// Bytes of `free` in idle pages, which are returned to the system after a while.
     pub unneeded: usize,
     /// Bytes of slabs, free and in use.
     pub in_slabs: usize,
     /// Bytes of blocks that are too large for slabs.
     pub large: usize,
-    /// Bytes that the process has in memory, whoever they belong to; 0 where that cannot be read.
+    /// Bytes of the process in memory, including those of others than this allocator; 0 if
+    /// unreadable.
     pub resident: usize,
-    /// Bytes that `held` may come to (`HAYLOFT_LIMIT`); 0 if there is no limit.
+    /// Maximum of `held` (`HAYLOFT_LIMIT`); 0 if there is no limit.
     pub limit: usize,
-    /// Bytes given back to the system so far.
+    /// Bytes decommitted so far.
     pub decommitted: u64,
-    /// Allocations so far that no sheaf could serve, in a context that may not wait: handlers, and the `nolock` functions.
+    /// Allocations so far that no sheaf could serve, in contexts that must not wait: signal
+    /// handlers, and the `nolock` functions.
     pub nolock_tries: u64,
-    /// Of these, those that got no memory.
+    /// Number of `nolock_tries` that got no memory.
     pub nolock_failures: u64,
-    /// Frees put off so far, as they could not be done where they were asked for.
+    /// Frees deferred so far, since they were impossible where they were requested.
     pub deferred: u64,
-    /// Of these, those that are done.
+    /// Number of `deferred` frees that are done.
     pub flushed: u64,
     /// Irq works queued so far.
     pub irq_works: u64,
 }
 
-/// What happened so far to the sheaves of a class, on one CPU or all.
+/// Counts of events so far in the sheaves of a class, on one CPU or all.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[repr(C)]
 #[non_exhaustive]
 pub struct Events {
-    /// Objects that were allocated from a sheaf. Counted with the feature `counters` only, and 0 without it.
+    /// Objects allocated from a sheaf. Counted only with the feature `counters`; 0 without it.
     pub hits: u64,
-    /// Allocations that found the sheaf empty, whereupon it was filled.
+    /// Allocations that found the sheaf empty and refilled it.
     pub refills: u64,
-    /// Frees that found the sheaf full, whereupon half of it was emptied.
+    /// Frees that found the sheaf full and flushed half of it.
     pub flushes: u64,
-    /// Refills for which the barn had nothing, and slabs were asked.
+    /// Refills that found the barn empty and went on to slabs.
     pub barn_empty: u64,
-    /// Flushes for which the barn had no room, and which went to slabs.
+    /// Flushes that found the barn full and went on to slabs.
     pub barn_full: u64,
-    /// Slabs made so far.
+    /// Slabs created so far.
     pub new_slabs: u64,
 }
 
 impl Events {
-    /// Of how many allocations from a sheaf one found it filled, from 0 to 1; `None` where hits are not counted, or there were
-    /// none.
+    /// Returns the fraction of allocations, from 0 to 1, that found an object in the sheaf. Returns
+    /// `None` if hits are not counted, or there were none.
     #[must_use]
     pub fn hit_rate(&self) -> Option<f64> {
         (self.hits > 0).then(|| self.hits as f64 / (self.hits + self.refills) as f64)
     }
 
-    /// What happened since `earlier`.
+    /// Returns the counts since `earlier`.
     #[must_use]
     pub fn since(&self, earlier: &Events) -> Events {
         Events {
@@ -134,41 +136,42 @@ impl Events {
     }
 }
 
-/// The name of a cache, as far as there is room for it: 32 bytes.
+/// The name of a cache, cut to 32 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 #[repr(transparent)]
 pub struct Name([u8; Name::LEN]);
 
-/// What names of size classes begin with, and no cache's does.
+/// The prefix of size classes' names, which no cache's name has.
 pub(crate) const SIZE_CLASS: &str = "kmalloc-";
 
 impl Name {
     const LEN: usize = 32;
 
-    /// As much of a name as there is room for.
+    /// Copies a name, cut to the room that there is.
     #[must_use]
     pub fn new(name: &str) -> Name {
         let mut bytes = [0; Name::LEN];
         let end = (0..=name.len().min(Name::LEN)).rev().find(|end| name.is_char_boundary(*end));
         let kept = name.as_bytes().get(..end.unwrap_or(0)).unwrap_or_default();
-        // Zero is what comes after the name.
+        // A zero byte ends the name.
         let kept = kept.iter().map(|byte| if *byte == 0 { b'?' } else { *byte });
         bytes.iter_mut().zip(kept).for_each(|(to, from)| *to = from);
         Name(bytes)
     }
 
-    /// With `mark` at its end, for which it makes room.
+    /// Returns the name with `mark` at its end, cut to make room for it.
     fn marked(&self, mark: &str) -> Name {
         let name = self.as_str();
         let room = Name::LEN.saturating_sub(mark.len()).min(name.len());
         let end = (0..=room).rev().find(|end| name.is_char_boundary(*end)).unwrap_or(0);
         let mut line = os::Line::<{ Name::LEN }>::new();
-        // It fits.
+        // The text fits.
         let _ = write!(line, "{}{mark}", name.get(..end).unwrap_or_default());
         Name(line.into_bytes())
     }
 
-    /// Its letters as one word for tables: `_` for blanks and what is no letter.
+    /// Returns the characters of the name as one word for tables, with `_` for blanks and control
+    /// characters.
     fn plain(&self) -> impl Iterator<Item = char> + '_ {
         let is_odd = |letter: char| letter.is_whitespace() || letter.is_control();
         self.as_str().chars().map(move |letter| if is_odd(letter) { '_' } else { letter })
@@ -176,12 +179,12 @@ impl Name {
 
     fn of_size_class(class: Class) -> Name {
         let mut line = os::Line::<{ Name::LEN }>::new();
-        // What does not fit is cut off.
+        // A name that is too long is cut off.
         let _ = write!(line, "{SIZE_CLASS}{}", class.size());
         Name(line.into_bytes())
     }
 
-    /// As a string.
+    /// Returns the name as a string.
     #[must_use]
     pub fn as_str(&self) -> &str {
         let end = self.0.iter().position(|byte| *byte == 0).unwrap_or(Name::LEN);
@@ -208,94 +211,96 @@ impl serde::Serialize for Name {
     }
 }
 
-/// What there is of a cache and those that it shares its slabs with, or of a size class, which is named `kmalloc-SIZE`.
+/// Statistics of a cache and of the caches that it shares slabs with, or of a size class, which is
+/// named `kmalloc-SIZE`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[repr(C)]
 #[non_exhaustive]
 pub struct CacheStats {
-    /// The name of the cache for which the slabs were first made; with `~NUMBER` at its end where another would look the same.
+    /// Name of the first cache that the slabs were created for. Ends in `~NUMBER` if another name
+    /// would look the same.
     pub name: Name,
     /// Bytes of an object.
     pub object_size: usize,
     /// Bytes from one object to the next.
     pub stride: usize,
-    /// Objects of a slab.
+    /// Objects in a slab.
     pub objects_per_slab: usize,
     /// Bytes of a slab.
     pub slab_size: usize,
-    /// Most objects that a CPU keeps.
+    /// Maximum number of objects in a CPU's sheaf.
     pub sheaf_capacity: usize,
-    /// Slabs, full ones included.
+    /// Slabs, including full ones.
     pub slabs: usize,
     /// Slabs with free objects.
     pub partial_slabs: usize,
-    /// Objects in use; a guess while others allocate and free. Those that wait for readers count, but for those that are
-    /// still on their way (in sheaves of their own).
+    /// Objects in use: a guess while others allocate and free. Includes objects whose free waits
+    /// for readers.
     pub in_use: usize,
-    /// Free objects that CPUs keep.
+    /// Free objects in the sheaves of CPUs.
     pub in_sheaves: usize,
-    /// Free objects that nodes keep for CPUs.
+    /// Free objects in the barns of nodes.
     pub in_barns: usize,
-    /// Caches that share these slabs, this one included.
+    /// Caches that share these slabs, including this one.
     pub sharers: usize,
-    /// What happened on all CPUs.
+    /// Events on all CPUs.
     pub events: Events,
 }
 
 impl CacheStats {
-    /// Objects of all slabs.
+    /// Returns the number of objects in all slabs.
     #[must_use]
     pub fn objects(&self) -> usize {
         self.slabs.saturating_mul(self.objects_per_slab)
     }
 
-    /// Bytes of all slabs.
+    /// Returns the bytes of all slabs.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.slabs.saturating_mul(self.slab_size)
     }
 }
 
-/// What a CPU has in its sheaves.
+/// Statistics of a CPU's sheaves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[repr(C)]
 #[non_exhaustive]
 pub struct CpuStats {
-    /// Its number.
+    /// Number of the CPU.
     pub cpu: usize,
     /// Free objects in its sheaves.
     pub objects: usize,
-    /// Bytes of these.
+    /// Bytes of these objects.
     pub bytes: usize,
-    /// The thread that acts as this CPU, by its number for the kernel; 0 if there is none (see [`cpu`](crate::cpu)).
+    /// The kernel's number of the CPU thread; 0 if there is none (see [`cpu`](crate::cpu)).
     pub thread: usize,
-    /// What happened there.
+    /// Events on the CPU.
     pub events: Events,
 }
 
-/// What a node has.
+/// Statistics of a node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[repr(C)]
 #[non_exhaustive]
 pub struct NodeStats {
-    /// Its number for the kernel.
+    /// The kernel's number of the node.
     pub node: usize,
-    /// Slabs, full ones included.
+    /// Slabs, including full ones.
     pub slabs: usize,
     /// Slabs with free objects.
     pub partial_slabs: usize,
     /// Bytes of all slabs.
     pub bytes: usize,
-    /// Bytes of the free objects in slabs.
+    /// Bytes of free objects in slabs.
     pub free: usize,
     /// Free objects in barns.
     pub in_barns: usize,
 }
 
-/// Gathers the numbers of the whole. In any context.
+/// Gathers the totals. May be called in any context.
 ///
 /// ```
 /// let stats = alloc_core::stats::gather();
@@ -306,7 +311,7 @@ pub fn gather() -> Stats {
     Stats { resident: resident().unwrap_or(0), ..gather_own() }
 }
 
-/// As [`gather`], but for what the kernel has to be asked: `resident` is 0. There is no system call.
+/// As [`gather`], without a system call: `resident` is 0.
 #[must_use]
 pub fn gather_own() -> Stats {
     let (mut free, mut in_slabs) = (0, 0);
@@ -334,7 +339,7 @@ pub fn gather_own() -> Stats {
     }
 }
 
-/// Bytes that the process has in memory.
+/// Returns the bytes of the process in memory.
 fn resident() -> Option<usize> {
     let mut room = [0; 128];
     let text = os::read(format_args!("/proc/self/statm"), &mut room)?;
@@ -343,42 +348,44 @@ fn resident() -> Option<usize> {
 }
 
 impl Stats {
-    /// Size classes that were ever used, by size, and then caches. They are gathered while one goes through them, in any
-    /// context; a cache that is being made at that time may be missing.
+    /// Returns the size classes that were ever used, in order of size, and then the caches. They
+    /// are gathered during the iteration, in any context. A cache that is being created at that
+    /// time may be missing.
     pub fn caches(&self) -> impl Iterator<Item = CacheStats> + use<> {
         all_caches()
     }
 
-    /// CPUs that have something in their sheaves, or something happened there. Gathered as by [`Stats::caches`].
+    /// Returns the CPUs with objects or events in their sheaves. Gathered as by [`Stats::caches`].
     pub fn cpus(&self) -> impl Iterator<Item = CpuStats> + use<> {
         (0..percpu::regions().min(MAX_CPUS)).map(of_cpu).filter(|stats| {
             stats.objects > 0 || stats.events.refills > 0 || stats.events.flushes > 0
         })
     }
 
-    /// All nodes. Gathered as by [`Stats::caches`].
+    /// Returns all nodes. Gathered as by [`Stats::caches`].
     pub fn nodes(&self) -> impl Iterator<Item = NodeStats> + use<> {
         (0..node::count()).map(of_node)
     }
 
-    /// All of it in the format of `/proc/slabinfo`, version 2.1, with a section for sheaves and barns at the end of each line, and
-    /// numbers of the whole in comments. Blanks in names are `_`.
+    /// Returns all statistics in the format of `/proc/slabinfo`, version 2.1. Each line ends in
+    /// sections for sheaves, barns and slabs, and comments hold the totals. Blanks in names become
+    /// `_`.
     #[must_use]
     pub fn slabinfo(&self) -> Slabinfo<'_> {
         Slabinfo(self)
     }
 
-    /// All of it in the text format of OpenMetrics, as Prometheus reads it.
+    /// Returns all statistics in the text format of OpenMetrics, which Prometheus reads.
     #[must_use]
     pub fn open_metrics(&self) -> OpenMetrics<'_> {
         OpenMetrics(self)
     }
 
-    /// All of it, to be serialised.
+    /// Returns all statistics as a value that can be serialised.
     #[cfg(feature = "serde")]
     #[must_use]
     pub fn report(&self) -> impl serde::Serialize + '_ {
-        /// A list that is gone through when it is serialised.
+        /// A list that is iterated when it is serialised.
         struct List<F>(F);
 
         impl<I: Iterator<Item: serde::Serialize>, F: Fn() -> I> serde::Serialize for List<F> {
@@ -404,7 +411,8 @@ impl Stats {
     }
 }
 
-/// Classes that may hold objects, or did; there are none in that of objects that wait for readers.
+/// Returns the classes that hold objects or did. The class of objects that wait for readers is left
+/// out.
 fn classes() -> impl Iterator<Item = Class> {
     let all = (0..MAX_CLASSES).filter_map(Class::any_from_index);
     all.filter(|class| *class != Class::RCU && objects::has_depots(*class))
@@ -414,14 +422,15 @@ fn all_caches() -> impl Iterator<Item = CacheStats> {
     classes().filter_map(of_class).filter(|cache| cache.slabs > 0 || cache.events.refills > 0)
 }
 
-/// What there is of a class; `None` for one that is no cache's, or is becoming one's.
+/// Returns the statistics of a class. `None` if the class is unused, or is being set up for a
+/// cache.
 pub(crate) fn of_class(class: Class) -> Option<CacheStats> {
     let mut stats = now_of_class(class)?;
     (0..percpu::regions()).for_each(|cpu| stats.events.add(cpu, class));
     Some(stats)
 }
 
-/// As [`of_class`], without what happened before.
+/// As [`of_class`], without events.
 fn now_of_class(class: Class) -> Option<CacheStats> {
     let label = label_of(class)?;
     let census = objects::census(class);
@@ -443,7 +452,7 @@ fn now_of_class(class: Class) -> Option<CacheStats> {
     })
 }
 
-/// What a class is called and how its slabs are cut.
+/// Returns the name of a class and the layout of its slabs.
 fn label_of(class: Class) -> Option<Label> {
     if let Some(number) = class.cache_index() {
         return label::read(number);
@@ -507,7 +516,7 @@ mod tests {
         assert!(stats.held >= 300_000 + stats.unneeded, "{stats:?}");
         assert_eq!(stats.held, stats.in_slabs + stats.large + stats.unneeded);
         for object in objects {
-            // SAFETY: allocated above.
+            // SAFETY: the object was allocated above with this layout, and is freed once.
             unsafe { crate::kmalloc::free(object, layout) };
         }
     }
@@ -540,7 +549,7 @@ mod tests {
         assert!(stats.partial_slabs <= stats.slabs && stats.events.refills > 0);
         assert_eq!(stats.events.new_slabs as usize, stats.slabs);
         for object in objects {
-            // SAFETY: allocated above.
+            // SAFETY: the object was allocated above from this cache, and is freed once.
             unsafe { cache.free(object) };
         }
         assert_eq!(found().unwrap().in_use, 0);

@@ -1,17 +1,19 @@
-//! Statistics as text: a table for people, the format of `/proc/slabinfo`, and that of OpenMetrics.
+//! Statistics as text: a table for people, the format of `/proc/slabinfo`, and the OpenMetrics
+//! format.
 //!
-//! All are written piece by piece, without memory, so that a handler may have them. That is why no library writes them.
+//! All are written piece by piece, without allocating, so that a signal handler can write them.
+//! That is why no library is used.
 
 use core::fmt::{self, Display, Formatter, Write as _};
 
 use super::{CacheStats, CpuStats, Name, NodeStats, Stats};
 use crate::os;
 
-/// Caches that a table has a line for each of: those with the most memory.
+/// Number of caches with a row of their own in the table: those with the most memory.
 const ROWS: usize = 10;
 
-/// A table for people: numbers of the whole, and the caches with the most memory, which are gathered while it is written. Its last
-/// line does not end.
+/// A table for people: totals, and the caches with the most memory, which are gathered while the
+/// table is written. The last line has no newline.
 impl Display for Stats {
     fn fmt(&self, to: &mut Formatter<'_>) -> fmt::Result {
         let [held, free, unneeded, large] =
@@ -29,7 +31,8 @@ impl Display for Stats {
         let mut rows = [const { None::<CacheStats> }; ROWS];
         let (mut others, mut of_others) = (0, 0);
         for cache in self.caches().filter(|cache| cache.slabs > 0) {
-            // Each takes the place of the first that has less, which goes on to the next place; the last of all has none.
+            // A cache replaces the first row with less memory, whose cache moves on to the next
+            // row. The last cache that is replaced has no row.
             let mut left = Some(cache);
             for row in &mut rows {
                 let bytes =
@@ -67,7 +70,8 @@ impl Display for Stats {
     }
 }
 
-/// Bytes for people: in the largest unit of which there is one, with a decimal where there are few.
+/// A number of bytes for people: in the largest unit that fits at least once, with one decimal
+/// below 100.
 struct Bytes(usize);
 
 impl Display for Bytes {
@@ -140,7 +144,7 @@ impl Display for Slabinfo<'_> {
     }
 }
 
-/// A name as one word, which lines are cut into at blanks.
+/// A name as a single word, for lines that are split at blanks.
 struct Word<'a>(&'a Name);
 
 impl Display for Word<'_> {
@@ -155,10 +159,10 @@ impl Display for Word<'_> {
     }
 }
 
-/// A number of something.
+/// A numeric statistic of a `T`.
 struct Metric<T> {
     name: &'static str,
-    /// It only grows.
+    /// Whether it is a counter, which only grows.
     counts: bool,
     help: &'static str,
     of: fn(&T) -> u64,
@@ -172,7 +176,7 @@ const fn counter<T>(name: &'static str, help: &'static str, of: fn(&T) -> u64) -
     Metric { name, counts: true, help, of }
 }
 
-/// Numbers of the whole.
+/// Metrics of the whole allocator.
 static METRICS: [Metric<Stats>; 13] = [
     gauge("held_bytes", "Handed out, or kept for what may come.", |stats| stats.held as u64),
     gauge("free_bytes", "Of held_bytes, free.", |stats| stats.free as u64),
@@ -195,7 +199,7 @@ static METRICS: [Metric<Stats>; 13] = [
     counter("irq_works", "Irq works queued.", |stats| stats.irq_works),
 ];
 
-/// Numbers of each cache.
+/// Metrics of each cache.
 static CACHE_METRICS: [Metric<CacheStats>; 13] = [
     gauge("cache_object_bytes", "Bytes of an object.", |cache| cache.object_size as u64),
     gauge("cache_objects_in_use", "Objects that the program has.", |cache| cache.in_use as u64),
@@ -224,7 +228,7 @@ static CACHE_METRICS: [Metric<CacheStats>; 13] = [
     counter("cache_new_slabs", "Slabs made.", |cache| cache.events.new_slabs),
 ];
 
-/// Numbers of each CPU.
+/// Metrics of each CPU.
 static CPU_METRICS: [Metric<CpuStats>; 5] = [
     gauge("cpu_objects", "Free objects in the sheaves of the CPU.", |cpu| cpu.objects as u64),
     gauge("cpu_bytes", "Bytes of cpu_objects.", |cpu| cpu.bytes as u64),
@@ -237,7 +241,7 @@ static CPU_METRICS: [Metric<CpuStats>; 5] = [
     counter("cpu_flushes", "Frees that found a sheaf full.", |cpu| cpu.events.flushes),
 ];
 
-/// Numbers of each node.
+/// Metrics of each node.
 static NODE_METRICS: [Metric<NodeStats>; 5] = [
     gauge("node_slabs", "Slabs of the node.", |node| node.slabs as u64),
     gauge("node_partial_slabs", "Slabs with free objects.", |node| node.partial_slabs as u64),
@@ -269,7 +273,8 @@ impl Display for OpenMetrics<'_> {
     }
 }
 
-/// Writes metrics, each with all its samples: `each` passes on the labels of a sample and what it is taken of.
+/// Writes metrics, each with all its samples. `each` calls its argument with the labels and the
+/// subject of every sample.
 fn family<T>(
     to: &mut Formatter<'_>,
     metrics: &[Metric<T>],
@@ -298,7 +303,7 @@ impl<T: Display> Display for Labelled<T> {
     }
 }
 
-/// The value of a label: quotes, backslashes and ends of lines have a backslash in front.
+/// The value of a label, with quotes, backslashes and newlines escaped by a backslash.
 struct Escaped<'a>(&'a str);
 
 impl Display for Escaped<'_> {
