@@ -1,4 +1,5 @@
-//! Memory goes back to the system: at once when asked for, after a while by itself, and in a program that is idle.
+//! Memory returns to the system: at once on request, after a while by itself, and in an idle
+//! program.
 
 use std::env;
 use std::fs;
@@ -16,10 +17,11 @@ static GLOBAL: Hayloft = Hayloft;
 
 const MB: usize = 1 << 20;
 const BURST: usize = 96 * MB;
-/// What may stay of a burst.
+/// Bytes of a burst that may stay resident.
 const REST: usize = 8 * MB;
 
-/// Allocates and frees small blocks of many sizes, and some large ones; returns what was resident before and at the peak.
+/// Allocates and frees small blocks of many sizes, and some large ones. Returns the resident bytes
+/// before and at the peak.
 fn burst() -> (usize, usize) {
     let before = status_bytes("VmRSS");
     let mut blocks: Vec<Vec<u8>> = Vec::new();
@@ -38,7 +40,7 @@ fn burst() -> (usize, usize) {
     (before, peak)
 }
 
-/// Waits until no more than `limit` bytes are resident, doing nothing but looking.
+/// Waits until at most `limit` bytes are resident, doing nothing but checking.
 fn wait_until_resident(limit: usize) {
     let patience = Instant::now() + Duration::from_secs(60);
     while status_bytes("VmRSS") > limit {
@@ -47,19 +49,19 @@ fn wait_until_resident(limit: usize) {
     }
 }
 
-/// Counts the threads of this process. Allocates nothing: what looks at an idle program must not be
-/// what keeps it busy.
+/// Returns the number of threads of this process. Allocates nothing, since checking on an idle
+/// program must not keep it busy.
 fn threads() -> usize {
-    // SAFETY: a path that ends in a null byte, and a struct to be written.
+    // SAFETY: the path ends in a null byte, and `found` is valid for the write.
     unsafe {
         let mut found: libc::stat = std::mem::zeroed();
         assert_eq!(libc::stat(c"/proc/self/task".as_ptr(), &raw mut found), 0);
-        // Its own two links, and one of each thread.
+        // The folder has two links of its own, and one for each thread.
         found.st_nlink as usize - 2
     }
 }
 
-/// Waits until there are `count` threads.
+/// Waits until the process has `count` threads.
 fn wait_for_threads(count: usize) {
     let patience = Instant::now() + Duration::from_secs(60);
     while threads() != count {
@@ -68,10 +70,10 @@ fn wait_for_threads(count: usize) {
     }
 }
 
-/// Runs a body in the child of a fork, which has one thread, and waits for it to succeed.
+/// Runs `body` in the child of a fork, which has one thread, and waits for it to succeed.
 fn in_child(body: impl FnOnce()) {
-    // SAFETY: the child does what this allocator promises, and leaves without destructors of the
-    // parent's.
+    // SAFETY: the child relies only on what this allocator promises for it, and `_exit` runs none
+    // of the parent's destructors.
     unsafe {
         let child = libc::fork();
         if child == 0 {
@@ -84,7 +86,7 @@ fn in_child(body: impl FnOnce()) {
     }
 }
 
-/// The thread that gives memory back, in any program.
+/// Setting by which any program has the background thread that decommits memory.
 const THREAD: (&str, &str) = ("HAYLOFT_BACKGROUND", "1");
 
 #[test]
@@ -99,7 +101,8 @@ fn trim_gives_back_at_once() {
     });
 }
 
-/// At once and in an idle program: whole pages of memory and of what describes it.
+/// With larger pages, memory and metadata return in whole pages, both at once and in an idle
+/// program.
 #[test]
 fn larger_pages_are_given_back() {
     with_larger_pages(None, || {
@@ -113,7 +116,7 @@ fn larger_pages_are_given_back() {
     });
 }
 
-/// Others go on allocating and freeing meanwhile, and nobody's memory is given back under their hands.
+/// Threads allocate and free while another one trims. No block that is in use is decommitted.
 #[test]
 fn trim_leaves_memory_in_use_alone() {
     amid_decay(|| {
@@ -136,7 +139,7 @@ fn trim_leaves_memory_in_use_alone() {
     });
 }
 
-/// Windows that end one after the other, however much time is between them.
+/// Idle memory returns as windows end, however much time is between them.
 #[test]
 fn what_windows_find_unneeded_goes_back() {
     on_both_backends(|| {
@@ -155,7 +158,7 @@ fn what_windows_find_unneeded_goes_back() {
     });
 }
 
-/// Memory that is due falls by equal parts in the course of a window, not at once.
+/// Memory that is due decreases by equal shares in the course of a window, not at once.
 #[test]
 fn memory_goes_back_in_slices() {
     const SLICES: usize = 10;
@@ -165,14 +168,14 @@ fn memory_goes_back_in_slices() {
         drop((0..50).map(|_| vec![1_u8; 8 * MB]).collect::<Vec<_>>());
         let freed = unneeded() - rest;
         assert!(freed >= 400 * MB, "{freed}");
-        // It is not due before the end of a whole window.
+        // The memory is not due before a whole window has ended.
         cache::end_window_in_slices(SLICES as u32, || assert!(unneeded() >= freed));
         let mut left = Vec::new();
         cache::end_window_in_slices(SLICES as u32, || left.push(unneeded()));
         let mut before = freed + rest;
         for (slice, left) in left.iter().enumerate() {
             let share = (before - left).abs_diff(freed / SLICES);
-            // A run is taken in pieces of some megabytes.
+            // A run is decommitted in pieces of some megabytes.
             assert!(share < 16 * MB, "slice {slice}: from {before} to {left}");
             before = *left;
         }
@@ -180,7 +183,7 @@ fn memory_goes_back_in_slices() {
     });
 }
 
-/// The thread that does it ends when nothing is left to be given back, and is made again.
+/// The background thread ends when there is nothing left to decommit, and is started again.
 #[test]
 fn an_idle_program_gives_back() {
     amid_decay(|| {
@@ -193,11 +196,12 @@ fn an_idle_program_gives_back() {
     });
 }
 
-/// In programs that handle signals by `sigwait`, every thread has some blocked.
+/// A program that handles signals by `sigwait` blocks them in every thread. Its idle memory returns
+/// all the same.
 #[test]
 fn blocked_signals_keep_no_memory() {
     amid_decay(|| {
-        // SAFETY: a set of ours.
+        // SAFETY: the set is local, and `sigfillset` initialises it.
         unsafe {
             let mut signals = std::mem::zeroed();
             libc::sigfillset(&raw mut signals);
@@ -208,21 +212,21 @@ fn blocked_signals_keep_no_memory() {
     });
 }
 
-/// It may enter a user namespace, which is refused to a program of several, and needs no thread to
-/// give memory back.
+/// A program of one thread may enter a user namespace, which the kernel refuses to one of several
+/// threads. It therefore gets no background thread, and needs none.
 #[test]
 fn a_program_of_one_thread_gets_no_other() {
-    // No variable says so: this is as users have it.
+    // `HAYLOFT_BACKGROUND` is unset, as it is for users.
     on_both_backends_with(&[("HAYLOFT_DECAY_MS", "300")], || {
         in_child(|| {
             let (before, peak) = burst();
             let now = status_bytes("VmRSS");
-            // The most that stays where no thread gives it back.
+            // Most that stays resident without a background thread.
             let most = 64 << 20;
             assert!(now < before + most + REST, "{before} before, {peak} at the peak, {now} now");
             assert!(now < peak - REST, "{peak} at the peak, {now} now");
             assert_eq!(threads(), 1);
-            // SAFETY: no memory of ours.
+            // SAFETY: `unshare` takes flags only.
             let entered = unsafe { libc::unshare(libc::CLONE_NEWUSER) } == 0;
             let error = std::io::Error::last_os_error().raw_os_error();
             assert!(entered || error != Some(libc::EINVAL), "there is one thread");
@@ -230,18 +234,19 @@ fn a_program_of_one_thread_gets_no_other() {
     });
 }
 
-/// The thread keeps no descriptor of the program's open.
+/// The background thread keeps none of the program's descriptors open.
 #[test]
 fn descriptors_are_not_shared() {
     on_both_backends_with(&[("HAYLOFT_DECAY_MS", "3000"), THREAD], || {
         let mut ends = [0; 2];
-        // SAFETY: two descriptors to be written, which are closed below.
+        // SAFETY: `ends` has room for two descriptors.
         assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
         let [read, write] = ends;
         let before_threads = threads();
         burst();
         wait_for_threads(before_threads + 1);
-        // SAFETY: descriptors of ours. Reading ends where nobody has the other end open.
+        // SAFETY: the descriptors are this test's, and `byte` is valid for the write. The read ends
+        // if no other thread holds the write end open.
         unsafe {
             libc::close(write);
             let mut byte = 0u8;
@@ -251,7 +256,8 @@ fn descriptors_are_not_shared() {
     });
 }
 
-/// Free pages of slabs that are in use go back, in an idle program or when asked for, and nothing else.
+/// Pages of partial slabs that hold no live object are decommitted, in an idle program or on
+/// request. No other pages are.
 #[test]
 fn survivors_keep_their_pages_only() {
     amid_decay(|| {
@@ -261,14 +267,14 @@ fn survivors_keep_their_pages_only() {
                 (0..BURST / size).map(|number| Some(vec![number as u8; size])).collect();
             let table = blocks.len() * size_of::<Option<Vec<u8>>>();
             let peak = status_bytes("VmRSS");
-            // One in sixteen stays, anywhere among its sixteen.
+            // One block in each sixteen survives, at a varying position.
             let stays = |number: usize| number % 16 == number / 16 * 7 % 16;
             for (number, block) in blocks.iter_mut().enumerate() {
                 if !stays(number) {
                     *block = None;
                 }
             }
-            // A survivor keeps the pages it lies on.
+            // A survivor keeps the pages on which it lies.
             let pages = (size - 1) / 4096 + 2;
             let limit = before + table + BURST / size / 16 * pages * 4096 + REST;
             assert!(peak > limit + 16 * MB, "there is something to give back");
@@ -278,7 +284,8 @@ fn survivors_keep_their_pages_only() {
             } else {
                 wait_until_resident(limit);
             }
-            // What comes back reads as anything, and survivors as they were.
+            // Decommitted memory may read as anything when it is allocated again. Survivors are
+            // intact.
             for (number, block) in blocks.iter_mut().enumerate() {
                 match block {
                     Some(block) => assert!(*block == vec![number as u8; size]),
@@ -294,8 +301,8 @@ fn survivors_keep_their_pages_only() {
     });
 }
 
-/// Where programs stall for memory, it goes back though it was not unneeded for long: what was kept for the next burst, and the
-/// pages between survivors.
+/// Where programs stall for memory, idle memory returns early: memory kept for the next burst as
+/// well as pages between survivors.
 #[test]
 fn memory_goes_back_where_it_is_short() {
     let file = env::temp_dir().join(format!("hayloft-pressure-{}", process::id()));
@@ -315,11 +322,12 @@ fn memory_goes_back_where_it_is_short() {
         stalled(1_000_000_000);
         wait_until_resident(before + REST);
     });
-    // Only the parent comes here.
+    // Only the parent gets here.
     fs::remove_file(&file).expect("a child made it");
 }
 
-/// Others' stalls, and those for page cache, are no shortage of this program's; its own cgroup's are.
+/// Stalls of other programs and stalls for page cache do not count as memory pressure on this
+/// program. Stalls of its own cgroup do.
 #[test]
 fn only_the_own_cgroup_is_short_of_memory() {
     let folder = env::temp_dir().join(format!("hayloft-cgroup-{}", process::id()));
@@ -355,11 +363,11 @@ fn only_the_own_cgroup_is_short_of_memory() {
             assert!(Instant::now() < patience, "{} bytes stay", status_bytes("VmRSS"));
         }
     });
-    // Only the parent comes here.
+    // Only the parent gets here.
     fs::remove_dir_all(&folder).expect("a child made it");
 }
 
-/// A block that is larger than the one before takes what that had, and as much more as it needs.
+/// A block larger than the one before takes over its memory, and only as much more as it needs.
 #[test]
 fn growing_blocks_use_what_is_there() {
     on_both_backends(|| {
@@ -368,18 +376,19 @@ fn growing_blocks_use_what_is_there() {
             drop(vec![1_u8; size]);
         }
         let peak = status_bytes("VmHWM");
-        // Not twice as much, though something may lie behind one of the first.
+        // Less than twice the largest block, although some block may lie behind one of the first.
         assert!(peak < before + 96 * MB, "{before} before, {peak} at the peak");
     });
 }
 
-/// Frees give pages back at once, where there is no thread that does it a moment later.
+/// With a decay time of zero, frees decommit pages at once where no background thread would do so a
+/// moment later.
 #[test]
 fn at_once_is_when_something_is_freed() {
     on_both_backends_with(&[("HAYLOFT_DECAY_MS", "0"), ("HAYLOFT_BACKGROUND", "0")], || {
         let (before, peak) = burst();
         let now = status_bytes("VmRSS");
-        // One empty slab of each class stays, and what sheaves hold.
+        // One empty slab of each class stays, and so do the objects in sheaves.
         assert!(now < before + 2 * REST, "{before} before, {peak} at the peak, {now} now");
     });
 }
@@ -418,7 +427,7 @@ fn small_programs_have_no_thread() {
     });
 }
 
-/// The child of a fork has no thread of ours, and gets one when it needs it.
+/// The child of a fork lacks the background thread, and starts its own when it needs one.
 #[test]
 fn the_child_of_a_fork_gives_back() {
     amid_decay(|| {

@@ -1,5 +1,5 @@
-//! Settings in the environment, and what the system grants: what makes no sense costs one line of warning and nothing
-//! else, what is refused not even that.
+//! Settings in the environment, and features that the system refuses. A malformed setting costs one
+//! line of warning and nothing else; a refused feature costs not even that.
 
 use std::env;
 use std::ffi::CStr;
@@ -14,14 +14,14 @@ use tests::scenario::{Scenario, describe};
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
 
-/// Uses the heap for a while, with the machine running, and returns how many bytes it was.
+/// Starts the CPUs and uses the heap for a while. Returns the number of bytes that it formatted.
 fn use_the_heap() -> usize {
     cpu::start();
     let words: Vec<_> = (0..1000).map(|number| number.to_string()).collect();
     words.concat().len()
 }
 
-/// The variables, and the values that make sense.
+/// Names of the settings, and well-formed values.
 const SETTINGS: [(&str, &[&str]); 11] = [
     ("HAYLOFT_BACKEND", &["rseq", "fallback"]),
     ("HAYLOFT_THP", &["auto", "always", "never"]),
@@ -36,7 +36,7 @@ const SETTINGS: [(&str, &[&str]); 11] = [
     ("HAYLOFT_STATS_SHM", &["0", "1"]),
 ];
 
-/// A value that makes no sense: one line that names the variable, and the program goes on.
+/// A malformed value is reported by one line that names the variable, and the program goes on.
 #[test]
 fn malformed() {
     for (name, _) in SETTINGS {
@@ -58,7 +58,7 @@ fn malformed() {
     }
 }
 
-/// A value that makes sense, or none: not a word.
+/// A well-formed or empty value is not reported.
 #[test]
 fn well_formed() {
     for (name, values) in SETTINGS {
@@ -74,7 +74,8 @@ fn well_formed() {
     }
 }
 
-/// What a variable is said to be that begins like a setting.
+/// An unknown variable that begins like a setting is reported, with the setting that it resembles,
+/// if any.
 #[test]
 fn unknown() {
     for (name, line) in [
@@ -95,7 +96,7 @@ fn unknown() {
     }
 }
 
-/// What is wrong with a limit is said, not only that something is.
+/// The warning about a limit states what is wrong with it.
 #[test]
 fn limits() {
     for (value, why) in [
@@ -112,12 +113,15 @@ fn limits() {
     }
 }
 
-/// Settings are those of the start, whatever the program makes of its environment, and wherever that was.
+/// Settings keep their values from the start, even if the program overwrites its environment in
+/// place or sets variables.
 #[test]
 fn the_environment_is_read_at_the_start() {
     Scenario::new("", || {
-        // As those do that change what `ps` shows, and those that set variables while others run.
-        // SAFETY: the start of the environment, which nobody else reads; no other thread does so.
+        // Some programs overwrite their environment to change what `ps` shows, others set variables
+        // while threads run.
+        // SAFETY: `environ` points to the initial, null-terminated environment, which no other
+        // thread accesses.
         unsafe {
             unsafe extern "C" {
                 static environ: *const *mut libc::c_char;
@@ -131,7 +135,7 @@ fn the_environment_is_read_at_the_start() {
             }
             env::set_var("HAYLOFT_IRQ", "threaded");
         }
-        // It is asked for here for the first time.
+        // Here the setting is used for the first time.
         cpu::start();
     })
     .env("HAYLOFT_IRQ", "loud")
@@ -141,7 +145,7 @@ fn the_environment_is_read_at_the_start() {
     });
 }
 
-/// Uses the heap in several threads at once, and again in others.
+/// Uses the heap in `count` threads at once, three times over with new threads.
 fn use_the_heap_in_threads(count: usize) {
     for _ in 0..3 {
         let threads: Vec<_> = (0..count).map(|_| thread::spawn(use_the_heap)).collect();
@@ -151,7 +155,8 @@ fn use_the_heap_in_threads(count: usize) {
     }
 }
 
-/// Whether somebody has registered this thread for restartable sequences; `None` where the kernel has none.
+/// Returns whether this thread is registered for restartable sequences, or `None` where the kernel
+/// has none.
 fn is_registered() -> Option<bool> {
     const UNREGISTER: libc::c_int = 1;
     const SIGNATURE: libc::c_int = 1;
@@ -161,7 +166,8 @@ fn is_registered() -> Option<bool> {
     let mut area = Area([0; 8]);
     let mut ask = |flags: libc::c_int| {
         let (area, len) = (&raw mut area, size_of::<Area>() as libc::c_uint);
-        // SAFETY: the area is as long, and the kernel knows of it no longer than until the second call.
+        // SAFETY: the area has that length, and the second call unregisters it before it goes out
+        // of scope.
         unsafe { libc::syscall(libc::SYS_rseq, area, len, flags, SIGNATURE) }
     };
     if ask(0) == 0 {
@@ -172,7 +178,8 @@ fn is_registered() -> Option<bool> {
     (error != Some(libc::ENOSYS)).then_some(true)
 }
 
-/// Where the C library does not register threads for restartable sequences, as musl, this allocator does, unless it is to use none.
+/// Where the C library does not register threads for restartable sequences, as musl does not, the
+/// allocator does, unless it must use the fallback.
 #[test]
 fn rseq_left_to_us() {
     for (backend, registers) in [("rseq", true), ("fallback", false)] {
@@ -194,7 +201,7 @@ fn rseq_left_to_us() {
     }
 }
 
-/// Where the kernel refuses restartable sequences, the fallback serves.
+/// Where the kernel refuses restartable sequences, the allocator uses the fallback.
 #[test]
 fn rseq_refused() {
     Scenario::new("threads", || use_the_heap_in_threads(4)).refuse(libc::SYS_rseq).succeeds();

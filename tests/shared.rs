@@ -1,5 +1,6 @@
-//! Shared libraries with Hayloft in them: that they can be linked, and loaded into a running process, in which there may be a
-//! second Hayloft; and that they stay when they are closed, with what they have in use.
+//! Shared libraries that contain Hayloft. They can be linked and loaded into a running process,
+//! which may contain a second Hayloft. When they are closed, they stay mapped, with the blocks that
+//! are in use.
 #![cfg(target_env = "gnu")]
 
 use std::env::consts::ARCH;
@@ -16,7 +17,7 @@ use tests::scenario::{Scenario, on_both_backends};
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
 
-/// Builds the library `tests-shared`; its path.
+/// Builds the library `tests-shared`. Returns its path.
 fn library() -> CString {
     let folder = concat!(env!("CARGO_TARGET_TMPDIR"), "/shared");
     let target = format!("{ARCH}-unknown-linux-gnu");
@@ -30,13 +31,13 @@ fn library() -> CString {
     CString::new(format!("{folder}/{target}/debug/libtests_shared.so")).expect("a path")
 }
 
-/// The library, loaded.
+/// A handle of the loaded library.
 struct Loaded(*mut c_void);
 
-// SAFETY: any thread may use a handle.
+// SAFETY: a handle of `dlopen` may be used by any thread.
 unsafe impl Send for Loaded {}
 
-/// What it has for this test. What it makes is named by its address.
+/// The library's functions. An object of the library is passed as its address.
 struct Functions {
     use_it: extern "C" fn() -> usize,
     make: extern "C" fn() -> usize,
@@ -46,7 +47,7 @@ struct Functions {
 
 impl Loaded {
     fn new(path: &CStr) -> Loaded {
-        // SAFETY: the path ends in a null byte, and what `dlerror` says is read at once.
+        // SAFETY: the path ends in a null byte, and the string of `dlerror` is read at once.
         unsafe {
             let handle = libc::dlopen(path.as_ptr(), libc::RTLD_NOW);
             assert!(!handle.is_null(), "{:?}", CStr::from_ptr(libc::dlerror()));
@@ -55,14 +56,15 @@ impl Loaded {
     }
 
     fn function(&self, name: &CStr) -> *mut c_void {
-        // SAFETY: a handle, and a name that ends in a null byte.
+        // SAFETY: the handle is open, and the name ends in a null byte.
         let found = unsafe { libc::dlsym(self.0, name.as_ptr()) };
         assert!(!found.is_null(), "{name:?}");
         found
     }
 
     fn functions(&self) -> Functions {
-        // SAFETY: functions of these types, which stay callable as is tested here.
+        // SAFETY: the library's functions have these types. That they stay callable is what this
+        // file tests.
         unsafe {
             Functions {
                 use_it: mem::transmute::<*mut c_void, extern "C" fn() -> usize>(
@@ -82,7 +84,8 @@ impl Loaded {
     }
 
     fn close(self) {
-        // SAFETY: a handle that is not used any more; the library says that it stays.
+        // SAFETY: the handle is open and is not used again. The library stays mapped by its own
+        // choice.
         assert_eq!(unsafe { libc::dlclose(self.0) }, 0);
     }
 }
@@ -91,12 +94,12 @@ fn is_mapped() -> bool {
     fs::read_to_string("/proc/self/maps").expect("/proc is mounted").contains("libtests_shared.so")
 }
 
-/// Loads, uses, and closes the library; it stays. `path` is that of [`library`].
+/// Loads, uses and closes the library at `path`, and checks that it stays usable.
 fn load_use_and_close(path: &CStr) {
     assert!(!is_mapped());
     let library = Loaded::new(path);
     let Functions { use_it, make, end, go_on } = library.functions();
-    // The first to use its heap is now this thread, now another.
+    // Threads other than the one that loaded the library use its heap.
     let made: Vec<_> = thread::scope(|scope| {
         let made: Vec<_> = (0..4).map(|_| scope.spawn(|| make())).collect();
         made.into_iter().map(|thread| thread.join().expect("it is made")).collect()
@@ -124,7 +127,7 @@ fn a_library_that_was_closed_stays() {
     on_both_backends(|| load_use_and_close(&path));
 }
 
-/// Of two Hayloft that would register the threads, one does.
+/// Of two Haylofts that would register the threads for restartable sequences, one does.
 #[test]
 fn rseq_left_to_us() {
     let path = library();
@@ -133,10 +136,10 @@ fn rseq_left_to_us() {
         .succeeds();
 }
 
-/// Runs something in a thread in which the program's Hayloft has not been before.
+/// Runs `body` in a thread that the program's Hayloft has not seen before.
 fn in_bare_thread<F: FnOnce() + Send>(body: F) {
     extern "C" fn start<F: FnOnce()>(body: *mut c_void) -> *mut c_void {
-        // SAFETY: the option below, which nobody else uses meanwhile.
+        // SAFETY: `body` points to the option below, which no other thread uses until the join.
         let body = unsafe { &mut *body.cast::<Option<F>>() };
         if let Some(body) = body.take() {
             body();
@@ -144,7 +147,7 @@ fn in_bare_thread<F: FnOnce() + Send>(body: F) {
         ptr::null_mut()
     }
     let mut body = Some(body);
-    // SAFETY: the thread is joined before the option ends.
+    // SAFETY: the thread is joined before the option goes out of scope.
     unsafe {
         let mut thread = MaybeUninit::uninit();
         let body = (&raw mut body).cast();
@@ -154,13 +157,15 @@ fn in_bare_thread<F: FnOnce() + Send>(body: F) {
     assert!(body.is_none());
 }
 
-/// A thread is registered once for restartable sequences. Of two Hayloft that would register it, the first one does; the other one
-/// serves it without, and the threads that it came to first with.
+/// A thread can be registered once for restartable sequences. Of two Haylofts that would register
+/// it, the first one to run on it does. The other one serves this thread without them, and uses
+/// them in the threads on which it ran first.
 #[test]
 fn each_registers_the_threads_it_comes_to_first() {
     let path = library();
     let scenario = || {
-        // The program's has decided already, on another thread. Here the library's comes first, in its constructor.
+        // The program's Hayloft has decided on its backend already, on another thread. On this
+        // thread the library's Hayloft runs first, in its constructor.
         let mut library = None;
         in_bare_thread(|| library = Some(Loaded::new(&path)));
         let library = library.expect("it is loaded");
@@ -173,7 +178,7 @@ fn each_registers_the_threads_it_comes_to_first() {
                 let theirs_first = (round % 2 == 0).then(|| make());
                 let ours = own(round);
                 let theirs = theirs_first.unwrap_or_else(|| make());
-                // Those of the thread before, to which the other one came first.
+                // Blocks of the previous thread, on which the other Hayloft ran first.
                 if let Some((ours, theirs)) = kept.pop() {
                     assert_eq!(ours, own(round - 1));
                     assert!(end(theirs));
@@ -189,7 +194,7 @@ fn each_registers_the_threads_it_comes_to_first() {
         .succeeds();
 }
 
-/// As above, without a process of its own, which an emulator cannot start.
+/// As above, but without a process of its own, which an emulator cannot start.
 #[test]
 #[ignore = "the others do the same"]
 fn in_this_process() {

@@ -1,4 +1,5 @@
-//! Statistics: what they say is so, in each format, in any context, and for other processes.
+//! Statistics: their numbers are right, in each format, in any context, and as read by other
+//! processes.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +24,7 @@ use tests::scenario::{Scenario, describe, is_child, on_both_backends};
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
 
-/// Of a size that nothing else here has.
+/// A layout whose class nothing else in this program uses.
 const LAYOUT: Layout = Layout::new::<[u8; 3072]>();
 
 fn of_size(size: usize) -> CacheStats {
@@ -70,7 +71,7 @@ fn parts_add_up() {
         assert_eq!(stats.held, stats.in_slabs + stats.large + stats.unneeded);
         assert!(stats.large >= 20 << 20 && stats.resident > 1000 * LAYOUT.size(), "{stats:?}");
         assert_eq!(stats.in_slabs, sum(CacheStats::bytes));
-        // Nothing here allocates: what is counted stays as it is.
+        // Nothing from here to the last comparison allocates, so the counts stay valid.
         let of_nodes =
             |of: fn(&NodeStats) -> usize| stats.nodes().map(|node| of(&node)).sum::<usize>();
         assert_eq!(of_nodes(|node| node.slabs), sum(|cache| cache.slabs));
@@ -88,7 +89,7 @@ fn parts_add_up() {
     });
 }
 
-/// A file or a folder that goes away with it.
+/// A file or folder that is removed when this is dropped.
 struct Temporary(PathBuf);
 
 impl Temporary {
@@ -96,7 +97,7 @@ impl Temporary {
         Self(std::env::temp_dir().join(format!("hayloft-{name}-{}", process::id())))
     }
 
-    /// A new folder; in the child of a scenario only its name.
+    /// Makes a new folder. In the child of a scenario, returns only its name.
     fn folder(name: &str) -> Self {
         let folder = Self::new(name);
         if !is_child() {
@@ -116,7 +117,7 @@ impl Drop for Temporary {
     }
 }
 
-/// What is written in a format, while a cache is there whose name has to be quoted.
+/// Returns the report in `format`, written while a cache exists whose name needs quoting.
 fn written(format: Format) -> String {
     let layout = Layout::new::<[u64; 7]>();
     let name = "of \"quotes\",\nand \\";
@@ -127,7 +128,7 @@ fn written(format: Format) -> String {
     let file = File::create(&to.0).expect("the file can be made");
     assert!(report::write(file.as_raw_fd(), format));
     for object in objects {
-        // SAFETY: allocated above.
+        // SAFETY: the object belongs to this cache and is freed once.
         unsafe { cache.free(object) };
     }
     to.text()
@@ -175,7 +176,7 @@ fn slabinfo() {
     assert!(caches > 5 && totals["held_bytes"] >= totals["free_bytes"], "{text}");
 }
 
-/// What a person looks at: no more lines than fit on a screen, and none longer than that is wide.
+/// The table for people fits on a screen, in lines and in columns.
 #[test]
 fn table() {
     let mut hoard = Hoard::new(100_000);
@@ -225,7 +226,8 @@ fn a_file_that_takes_no_more_is_noticed() {
     }
 }
 
-/// A report at the end, to the number of a file, standard error or a path, in the format that is asked for.
+/// A report at the end goes to a file descriptor, to standard error or to a path, in the requested
+/// format.
 #[test]
 fn at_the_end() {
     let use_the_heap = || drop((0..1000).map(|number| number.to_string()).collect::<Vec<_>>());
@@ -296,7 +298,8 @@ fn settings_that_make_no_sense() {
     }
 }
 
-/// Signals that cannot be handled, that there are none of, and those of faults, which would come again and again.
+/// Signals that cannot request a report: those that cannot be handled, those that do not exist, and
+/// those of faults, which would recur endlessly.
 #[test]
 fn signals_that_cannot_ask() {
     let faults = [
@@ -312,7 +315,7 @@ fn signals_that_cannot_ask() {
         let value = format!("/dev/null,signal={signal}");
         Scenario::new(&value, || {
             for signal in [libc::SIGABRT, libc::SIGSYS] {
-                // SAFETY: asks only, and the room for the answer is ours.
+                // SAFETY: a null action only queries, and `action` is valid for the write.
                 let action = unsafe {
                     let mut action = std::mem::zeroed::<libc::sigaction>();
                     assert_eq!(libc::sigaction(signal, std::ptr::null(), &raw mut action), 0);
@@ -331,11 +334,12 @@ fn signals_that_cannot_ask() {
     }
 }
 
-/// Each process with `%p` in the path, and otherwise only the one that was started, not its forks.
+/// With `%p` in the path, each process writes a report. Otherwise only the process that was started
+/// does, not its forks.
 #[test]
 fn forks_write_to_files_of_their_own() {
     let fork_and_end = || {
-        // SAFETY: the child only ends; and so does the parent after it.
+        // SAFETY: the child does nothing but end, and so does the parent after it.
         unsafe {
             if libc::fork() > 0 {
                 libc::wait(std::ptr::null_mut());
@@ -354,9 +358,10 @@ fn forks_write_to_files_of_their_own() {
     });
 }
 
-/// Forks, and has the child ask for a report by a signal, use the heap for a while, and end by `exit`.
+/// Forks. The child raises a signal that requests a report, uses the heap for a while, and ends by
+/// `exit`.
 fn fork_a_child_that_asks() {
-    // SAFETY: the child does what the allocator promises, and ends.
+    // SAFETY: the child relies only on what the allocator promises for it, and ends here.
     unsafe {
         let child = libc::fork();
         if child == 0 {
@@ -373,24 +378,24 @@ fn fork_a_child_that_asks() {
     }
 }
 
-/// So much that sheaves overflow.
+/// Allocates and frees enough objects to overflow the sheaves.
 fn use_the_heap() {
     let mut hoard = Hoard::new(1000);
     hoard.fill_up(LAYOUT);
     hoard.free_all(LAYOUT);
 }
 
-/// Neither in a handler, nor after a time, nor at its end.
+/// The child writes no report on a signal, periodically, or at its end.
 #[test]
 fn a_child_does_not_write_over_the_file_of_its_parent() {
     let folder = Temporary::folder("parents");
     let path = folder.0.join("file");
     let scenario = Scenario::new("", || {
         fork_a_child_that_asks();
-        // SAFETY: without the report at the end.
+        // SAFETY: `_exit` has no preconditions. It skips the report at the end.
         unsafe { libc::_exit(0) };
     });
-    // So seldom that the parent writes nothing.
+    // The period is so long that the parent writes nothing either.
     let setting = format!("{},every=100,signal={}", path.display(), libc::SIGUSR2);
     scenario.env("HAYLOFT_STATS", setting).run(|output| {
         assert!(output.status.success() && output.stderr.is_empty(), "{}", describe(output));
@@ -398,13 +403,14 @@ fn a_child_does_not_write_over_the_file_of_its_parent() {
     });
 }
 
-/// A daemon: the child of a fork that stays writes its own file every so often, and at its end.
+/// The child of a fork that stays alive, as a daemon does, writes its own file periodically and at
+/// its end.
 #[test]
 fn a_child_that_stays_reports_like_its_parent() {
     let folder = Temporary::folder("daemon");
     let setting = folder.0.join("%p,every=1");
     let scenario = Scenario::new("", || {
-        // SAFETY: the child does what the allocator promises, and ends.
+        // SAFETY: the child relies only on what the allocator promises for it, and ends here.
         unsafe {
             let child = libc::fork();
             if child == 0 {
@@ -431,8 +437,8 @@ fn a_child_that_stays_reports_like_its_parent() {
     });
 }
 
-/// Who reads it while it is written anew finds all of a report, and nobody finds anything else in the folder in the end. A link at
-/// its place is replaced, not followed.
+/// A file that is being rewritten always reads as a whole report, and no other files remain in the
+/// folder. A symbolic link at the path is replaced, not followed.
 #[test]
 fn a_file_is_never_found_half_written() {
     let folder = Temporary::folder("whole");
@@ -446,13 +452,14 @@ fn a_file_is_never_found_half_written() {
         let path = setting.split(',').next().expect("a path");
         let writer = || {
             for _ in 0..500 {
-                // SAFETY: a signal of this thread, whose handler is the allocator's.
+                // SAFETY: the allocator handles this signal.
                 unsafe { libc::raise(libc::SIGUSR2) };
             }
         };
         let writers: Vec<_> = (0..2).map(|_| thread::spawn(writer)).collect();
         let mut files = BTreeSet::new();
-        // Until the thread wrote, too, which is when there are new ones though nobody asks any more.
+        // Waits until the periodic report was written, too. Only that explains new files after the
+        // last signal.
         let mut later = BTreeSet::new();
         while later.len() < 2 {
             if writers.iter().all(thread::JoinHandle::is_finished) {
@@ -476,12 +483,13 @@ fn a_file_is_never_found_half_written() {
     });
 }
 
-/// A program may close its standard error before it ends, or have another file by that number.
+/// A program may close its standard error before it ends, or open another file with that
+/// descriptor.
 #[test]
 fn the_file_of_the_start_is_written_or_none() {
     let closed = || {
         use_the_heap();
-        // SAFETY: a file that nothing else here uses.
+        // SAFETY: nothing else here uses the descriptor.
         unsafe { libc::close(2) };
     };
     Scenario::new("closed", closed).env("HAYLOFT_STATS", "stderr").run(|output| {
@@ -489,12 +497,12 @@ fn the_file_of_the_start_is_written_or_none() {
         assert!(stderr.starts_with("slabinfo - version"), "{}", describe(output));
     });
     let precious = Temporary::new("precious");
-    // As a daemon, which closes all, and opens its files by the lowest numbers.
+    // A daemon closes all descriptors, and its own files get the lowest numbers.
     let replaced = || {
         use_the_heap();
         let path = std::env::var("PRECIOUS").expect("it is set");
         let file = File::create(path).expect("the file can be made");
-        // SAFETY: files that nothing else here uses.
+        // SAFETY: nothing else here uses these descriptors.
         unsafe {
             libc::dup2(file.as_raw_fd(), 2);
             libc::close_range(3, libc::c_uint::MAX, 0);
@@ -508,7 +516,7 @@ fn the_file_of_the_start_is_written_or_none() {
     });
 }
 
-/// As they are shown, names are distinct, and words in tables.
+/// Names in reports are distinct, and each is one word in tables.
 #[test]
 fn names_are_distinct() {
     let layout = Layout::new::<[u64; 9]>();
@@ -526,17 +534,17 @@ fn names_are_distinct() {
     let slabinfo = stats::gather().slabinfo().to_string();
     assert!(slabinfo.contains("\ncut_off_after_thirty-two_letters "), "{slabinfo}");
     for (cache, object) in made.iter().zip(objects) {
-        // SAFETY: allocated above.
+        // SAFETY: the object belongs to its cache and is freed once.
         unsafe { cache.free(object) };
     }
     made.into_iter().for_each(|cache| cache.destroy().expect("nothing is in use"));
 }
 
-/// On demand, in a handler; and while the program runs.
+/// Reports are written on request, in a signal handler, and periodically while the program runs.
 #[test]
 fn while_the_program_runs() {
     let on_demand = || {
-        // SAFETY: a signal of this thread, whose handler is the allocator's.
+        // SAFETY: the allocator handles this signal, and `_exit` has no preconditions.
         unsafe {
             libc::raise(libc::SIGUSR2);
             libc::_exit(0);
@@ -554,7 +562,7 @@ fn while_the_program_runs() {
         while fs::metadata(path).map_or(0, |file| file.len()) == 0 {
             thread::sleep(Duration::from_millis(10));
         }
-        // SAFETY: without the report at the end.
+        // SAFETY: `_exit` has no preconditions. It skips the report at the end.
         unsafe { libc::_exit(0) };
     };
     let value = format!("{},every=1", path.0.display());
@@ -564,13 +572,14 @@ fn while_the_program_runs() {
     });
 }
 
-/// The page of a process, in the PID namespace of this one.
+/// Returns the path of a process's page, in this process's PID namespace.
 fn page_of(process: u32) -> PathBuf {
     let namespace = fs::metadata("/proc/self/ns/pid").expect("/proc is mounted").ino();
     PathBuf::from(format!("/dev/shm/hayloft-{process}-{namespace}"))
 }
 
-/// A process of this program that shows its statistics, holds a thousand objects, and ends with its standard input.
+/// A child process of this program that shows its statistics, holds a thousand objects, and ends
+/// when its standard input is closed.
 struct Shown(process::Child);
 
 impl Shown {
@@ -618,7 +627,7 @@ fn other_processes_see_it() {
             Ok(snapshot) if snapshot.caches.iter().any(|cache| cache.in_use >= 1000) => {
                 break snapshot;
             }
-            // On a busy machine it may come to write so seldom.
+            // On a busy machine the process may write so seldom that it counts as silent.
             Ok(_) | Err(AttachError::Silent(..)) => thread::sleep(Duration::from_millis(10)),
             Err(error) => panic!("{error}"),
         }
@@ -643,7 +652,7 @@ fn processes_that_show_nothing_are_told_apart() {
     says(ours, "shows no statistics");
     says(u32::MAX, "there is no process");
     let page = Temporary(page_of(ours));
-    // As it is before it was written for the first time.
+    // So a page looks before it is written for the first time.
     fs::write(&page.0, "").expect("the file can be written");
     says(ours, "shows no statistics");
     fs::write(&page.0, vec![0; 1 << 20]).expect("the file can be written");
@@ -662,19 +671,19 @@ fn processes_that_show_nothing_are_told_apart() {
     fs::write(&page.0, &bytes).expect("the file can be written");
     says(ours, "shows version 77 of the statistics, and this program reads version ");
 
-    // One that was killed leaves its page behind, until somebody looks who finds it old.
+    // A killed process leaves its page behind, until a listing finds that the page is old.
     drop(shown);
     let left = page_of(number);
     assert!(left.exists());
     assert!(!report::processes().contains(&number));
-    // Not while it could be that of a process in another container, which writes it.
+    // Until then the page could belong to a process in another container that still writes it.
     while left.exists() {
         thread::sleep(Duration::from_millis(100));
         assert!(!report::processes().contains(&number));
     }
 }
 
-/// A page of another PID namespace, which may be one of a process that lives, is neither read nor taken away.
+/// A page of another PID namespace may belong to a live process. It is neither read nor removed.
 #[test]
 fn pages_of_other_namespaces_are_left_alone() {
     let mut idle = Command::new("sleep").arg("600").spawn().expect("there is such a program");
@@ -686,19 +695,19 @@ fn pages_of_other_namespaces_are_left_alone() {
         assert!(matches!(error, AttachError::Elsewhere(_)), "{error}");
         assert!(!report::processes().contains(&number) && report::elsewhere() > 0);
         assert!(other.0.exists());
-        // There is no such process here any more, but may be there.
+        // Now this namespace has no such process, but the other one may.
         idle.kill().expect("it can be killed");
         idle.wait().expect("it can be waited for");
     }
 }
 
-/// A process that is stopped is found to be silent, whatever it was at.
+/// A stopped process is found to be silent, wherever it was stopped.
 #[test]
 fn a_process_that_is_stopped_is_silent() {
     let shown = Shown::start();
     let number = shown.0.id();
     let mut reader = Reader::attach(number).expect("it shows its statistics");
-    // SAFETY: a process of ours.
+    // SAFETY: the process is a child of this one.
     unsafe { libc::kill(number as libc::pid_t, libc::SIGSTOP) };
     let error = loop {
         match reader.read() {
@@ -709,7 +718,8 @@ fn a_process_that_is_stopped_is_silent() {
     assert!(matches!(error, AttachError::Silent(..)), "{error}");
 }
 
-/// Who reads while others allocate, and caches come and go, finds numbers that can be.
+/// Statistics that are gathered while other threads allocate, and create and destroy caches, are
+/// plausible.
 #[test]
 fn amid_others() {
     on_both_backends(|| {
@@ -724,10 +734,11 @@ fn amid_others() {
                 let objects: Vec<_> =
                     (0..100).map(|_| cache.alloc().expect("there is memory")).collect();
                 for object in objects {
-                    // SAFETY: allocated above.
+                    // SAFETY: the object belongs to this cache and is freed once.
                     unsafe { cache.free(object) };
                 }
-                // SAFETY: allocated here, freed here.
+                // SAFETY: the layout is not empty, and the block is freed once, with the same
+                // layout.
                 unsafe { GLOBAL.dealloc(GLOBAL.alloc(LAYOUT), LAYOUT) };
                 cache.destroy().expect("nothing is in use");
                 round += 1;

@@ -1,7 +1,8 @@
-//! What debuggers and profilers do to a thread: it is interrupted at each instruction, and whoever interrupted it walks its stack.
+//! Debuggers and profilers: a thread is interrupted at each instruction, and its stack is walked
+//! there.
 //!
-//! A thread steps itself, by the trap flag: the kernel sends it a signal after each instruction, which also interrupts the
-//! restartable sequence that it may be in. The signal's handler walks the stack.
+//! A thread steps itself by the trap flag. The kernel sends it a signal after each instruction,
+//! which also aborts a restartable sequence. The signal's handler walks the stack.
 #![cfg(all(target_arch = "x86_64", target_env = "gnu"))]
 
 use std::alloc::{GlobalAlloc, Layout};
@@ -19,7 +20,8 @@ use tests::scenario::on_both_backends;
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
 
-/// More than anything here takes, even without optimization: a thread that was stopped so often makes no progress.
+/// More steps than anything here takes, even unoptimised. A thread that was stopped that often
+/// makes no progress.
 const MOST_STEPS: usize = 1_000_000;
 
 const TRAP_FLAG: i64 = 1 << 8;
@@ -29,25 +31,25 @@ const STEPPING: usize = 1;
 
 static STATE: AtomicUsize = AtomicUsize::new(IDLE);
 static STEPS: AtomicUsize = AtomicUsize::new(0);
-/// Where the thread's stack begins: what every walk must reach.
+/// Outermost frame of the thread's stack, which every walk must reach.
 static OUTERMOST: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
-/// Walks that did not, and the instruction where the first of them began.
+/// Number of walks that did not reach it, and the instruction at which the first of them began.
 static LOST: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
 
 unsafe extern "C" {
     fn backtrace(frames: *mut *mut c_void, room: c_int) -> c_int;
 }
 
-/// The outermost frame of this stack.
+/// Returns the outermost frame of this stack.
 fn outermost() -> *mut c_void {
     let mut frames = [ptr::null_mut(); 100];
-    // SAFETY: there is room for so many.
+    // SAFETY: `frames` has room for as many frames as the call says.
     let depth = unsafe { backtrace(frames.as_mut_ptr(), frames.len() as c_int) };
     frames[..depth as usize].last().copied().unwrap_or(ptr::null_mut())
 }
 
 extern "C" fn stepped(_signal: c_int, _info: *mut libc::siginfo_t, context: *mut libc::ucontext_t) {
-    // SAFETY: the kernel's record of the interrupted thread.
+    // SAFETY: `context` is the kernel's record of the interrupted thread, valid during the handler.
     let registers = unsafe { &mut (*context).uc_mcontext.gregs };
     let steps = STEPS.fetch_add(1, Ordering::Relaxed);
     if STATE.load(Ordering::Relaxed) == IDLE || steps > MOST_STEPS {
@@ -56,8 +58,9 @@ extern "C" fn stepped(_signal: c_int, _info: *mut libc::siginfo_t, context: *mut
     }
     registers[libc::REG_EFL as usize] |= TRAP_FLAG;
     let instruction = registers[libc::REG_RIP as usize] as usize;
-    // SAFETY: where the thread goes on there is code. A jump by way of the offset table is the linker's, for a call of the C
-    // library, of which not every linker tells how to walk on.
+    // SAFETY: the thread will execute the code at `instruction`. An indirect jump there is a
+    // linker's stub for a call of the C library, and not every linker emits unwind information for
+    // stubs.
     let in_stub =
         unsafe { ptr::with_exposed_provenance::<[u8; 2]>(instruction).read() } == [0xff, 0x25];
     if !in_stub
@@ -68,15 +71,17 @@ extern "C" fn stepped(_signal: c_int, _info: *mut libc::siginfo_t, context: *mut
     }
 }
 
-/// Runs something step by step. It must come to its end, and the stack must be known at each step.
+/// Runs `run` instruction by instruction. It must complete, and every walk must reach the outermost
+/// frame.
 fn step_through(what: &str, run: impl Fn()) {
-    // What is done once is not stepped through: threads are made with their signals blocked, which a trap does not survive.
+    // One-time work is not stepped through. It creates threads, with signals blocked, and a trap
+    // while `SIGTRAP` is blocked kills the process.
     (0..2000).for_each(|_| run());
     OUTERMOST.store(outermost(), Ordering::Relaxed);
     for round in 0..2 {
         STEPS.store(0, Ordering::Relaxed);
         STATE.store(STEPPING, Ordering::Relaxed);
-        // SAFETY: there is a handler.
+        // SAFETY: a handler is installed.
         unsafe { libc::raise(libc::SIGTRAP) };
         run();
         STATE.store(IDLE, Ordering::Relaxed);
@@ -97,7 +102,8 @@ fn a_thread_that_is_stepped_makes_progress_and_its_stack_is_known() {
 }
 
 fn handle_traps() {
-    // SAFETY: a handler that allocates nothing: what `backtrace` loads is loaded by the first call.
+    // SAFETY: the handler allocates nothing, since the first call of `backtrace` has loaded what it
+    // needs.
     unsafe {
         outermost();
         let mut action: libc::sigaction = std::mem::zeroed();
@@ -110,7 +116,7 @@ fn handle_traps() {
 fn step_through_all() {
     let layout = Layout::from_size_align(100, 8).unwrap();
     step_through("a block", || {
-        // SAFETY: a block that is freed once, with its layout.
+        // SAFETY: the layout is not empty, and the block is freed once, with the same layout.
         unsafe {
             let block = GLOBAL.alloc(layout);
             assert!(!block.is_null());
@@ -120,11 +126,11 @@ fn step_through_all() {
     step_through("a block known by its address", || {
         let block = by_address::alloc(200);
         assert!(!block.is_null());
-        // SAFETY: a block that is freed once.
+        // SAFETY: the block is live, and freed once.
         unsafe { by_address::free(black_box(block)) };
     });
     step_through("a block that grows", || {
-        // SAFETY: as above.
+        // SAFETY: `realloc` gets a live block, and the block that it returns is freed once.
         unsafe {
             let block = by_address::realloc(by_address::alloc(50), 1000);
             assert!(!block.is_null());
@@ -134,13 +140,13 @@ fn step_through_all() {
     let cache = Cache::builder("stepped", layout).build().unwrap();
     step_through("an object", || {
         let object = cache.alloc().unwrap();
-        // SAFETY: an object of that cache.
+        // SAFETY: the object belongs to this cache and is freed once.
         unsafe { cache.free(black_box(object)) };
     });
     step_through("many objects", || {
         let mut room = [MaybeUninit::<NonNull<u8>>::uninit(); 10];
         assert_eq!(cache.alloc_bulk(&mut room), room.len());
-        // SAFETY: filled by `alloc_bulk`, with objects of that cache.
+        // SAFETY: `alloc_bulk` filled the array with objects of this cache, each freed once.
         unsafe { cache.free_bulk(&room.map(|object| object.assume_init())) };
     });
     cache.destroy().unwrap();

@@ -1,4 +1,5 @@
-//! Every size class: all sizes up to 40 KiB, the borders of classes above, and all alignments up to a page.
+//! Every size class: all sizes up to 40 KiB, the borders of the classes above, and all alignments
+//! up to a page.
 
 use std::alloc::Layout;
 
@@ -10,16 +11,17 @@ use tests::sizes::borders;
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
 
-/// Beyond the largest class of small sizes.
+/// A size above the small classes.
 const LARGEST_SMALL: usize = 40 << 10;
-/// Beyond the largest class of all.
+/// A size above all classes.
 const LARGEST: usize = 3 << 19;
 
 fn layout(size: usize, align: usize) -> Layout {
     Layout::from_size_align(size, align).expect("a valid layout")
 }
 
-/// Three blocks of every size side by side, among survivors of the sizes before.
+/// Blocks of every size, three side by side, do not disturb each other or survivors of earlier
+/// sizes.
 #[test]
 fn every_size() {
     on_both_backends(|| {
@@ -29,7 +31,7 @@ fn every_size() {
             for align in [1, 8, 16] {
                 model.alloc(layout(size, align));
             }
-            // All three are checked once all are filled; one of them stays for a while.
+            // All three are checked once all are filled. One of them survives for a while.
             let last = model.len() - 1;
             (last - 2..=last).for_each(|index| model.check(index));
             model.free(last - 1);
@@ -41,7 +43,7 @@ fn every_size() {
     });
 }
 
-/// Every alignment up to a page, at every border of size classes.
+/// Every alignment up to a page works at every border of size classes.
 #[test]
 fn every_alignment() {
     on_both_backends(|| {
@@ -56,8 +58,8 @@ fn every_alignment() {
     });
 }
 
-/// Enough blocks of one size to take several slabs and to fill and empty a CPU's cache, three times
-/// over: memory must come back from wherever it went.
+/// Enough blocks of one size to take several slabs, and to fill and empty a CPU's sheaf, can be
+/// allocated three times over. Memory must come back from wherever it went.
 #[test]
 fn many_of_a_size() {
     on_both_backends(|| {
@@ -73,7 +75,7 @@ fn many_of_a_size() {
     });
 }
 
-/// Memory that was written and freed comes back zeroed.
+/// Memory that was written and freed is zeroed when it is allocated as zeroed.
 #[test]
 fn zeroed_after_dirty_frees() {
     on_both_backends(|| {
@@ -89,7 +91,8 @@ fn zeroed_after_dirty_frees() {
     });
 }
 
-/// From border to border, up one by one and down again, and across the whole range at once.
+/// Blocks are resized from border to border, up one by one and down again, and across the whole
+/// range at once.
 #[test]
 fn realloc_over_every_border() {
     on_both_backends(|| {
@@ -98,10 +101,11 @@ fn realloc_over_every_border() {
             let mut model = Model::new(Registered, 5);
             model.alloc(layout(sizes[0], align));
             for size in sizes.iter().chain(sizes.iter().rev()) {
-                // A neighbour of the same size, so that growing in place is not always possible.
+                // A neighbour of the same size prevents some growth in place.
                 model.alloc(layout(*size, align));
                 model.realloc(0, *size);
-                // The model puts the block it resized last.
+                // The model has moved the resized block to the end of its list, so this is the
+                // neighbour.
                 model.free(0);
             }
             for size in sizes.iter().rev() {
@@ -112,7 +116,7 @@ fn realloc_over_every_border() {
     });
 }
 
-/// Large blocks, grown and shrunk by doubling, halving and odd steps.
+/// Large blocks are resized by doubling, halving and odd steps.
 #[test]
 fn realloc_of_large_blocks() {
     on_both_backends(|| {

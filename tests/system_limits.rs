@@ -1,5 +1,5 @@
-//! Limits of the system other than that on address space (see `exhaustion.rs`): on mappings, on what may be committed, on
-//! the memory of a cgroup.
+//! System limits other than that on address space (see `exhaustion.rs`): on mappings, on committed
+//! memory, and on a cgroup's memory.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::env;
@@ -19,13 +19,13 @@ static GLOBAL: Hayloft = Hayloft;
 
 const MIB: usize = 1 << 20;
 
-/// A number in a file of `/proc`.
+/// Reads a number from a file of `/proc`.
 fn number(path: &str) -> usize {
     let text = fs::read_to_string(path).expect("/proc is mounted");
     text.trim().parse().expect("a number")
 }
 
-/// A block, if there was memory for it.
+/// A filled block, or null if its allocation was refused.
 #[derive(Clone, Copy)]
 struct Block {
     address: *mut u8,
@@ -36,7 +36,7 @@ struct Block {
 impl Block {
     fn new(size: usize, id: u64) -> Block {
         let layout = Layout::from_size_align(size, 8).expect("a valid layout");
-        // SAFETY: the size is not zero; the block is this long.
+        // SAFETY: the size is not zero, and the block is `size` bytes long.
         unsafe {
             let address = Hayloft.alloc(layout);
             if !address.is_null() {
@@ -48,27 +48,27 @@ impl Block {
 
     fn check(&self) {
         if !self.address.is_null() {
-            // SAFETY: a block of this layout.
+            // SAFETY: the block is live, filled and of this layout.
             let found =
                 unsafe { pattern::find_mismatch(self.address, self.layout.size(), self.id) };
             assert_eq!(found, None, "{:?}", self.layout);
         }
     }
 
-    /// Whether there was memory for it.
+    /// Resizes the block. Returns whether there was memory for it.
     fn resize(&mut self, size: usize) -> bool {
         if self.address.is_null() {
             return false;
         }
         self.check();
-        // SAFETY: a block of this layout.
+        // SAFETY: the block is live with this layout, and the new size is valid.
         let address = unsafe { Hayloft.realloc(self.address, self.layout, size) };
         if address.is_null() {
             self.check();
             return false;
         }
         let kept = size.min(self.layout.size());
-        // SAFETY: the block is this long now.
+        // SAFETY: the block is `size` bytes long, of which the first `kept` are filled.
         unsafe {
             assert_eq!(pattern::find_mismatch(address, kept, self.id), None);
             pattern::fill(address, kept, size, self.id);
@@ -81,16 +81,16 @@ impl Block {
     fn free(self) {
         self.check();
         if !self.address.is_null() {
-            // SAFETY: a block of this layout, which is not used any more.
+            // SAFETY: the block is live with this layout, and this is its last use.
             unsafe { Hayloft.dealloc(self.address, self.layout) };
         }
     }
 }
 
-/// Sizes of every kind: objects of sheaves of all lengths, runs, runs that are moved by remapping.
+/// Sizes of classes with sheaves of all lengths, of a run, and of a run that moves by remapping.
 const SIZES: [usize; 9] = [16, 100, 700, 3000, 9000, 30_000, 100_000, 3 * MIB, 12 * MIB];
 
-/// Allocates, resizes, gives back and frees blocks of all sizes; how many of them there was no memory for.
+/// Allocates, resizes and frees blocks of all sizes, and trims. Returns the number of refusals.
 fn use_memory() -> usize {
     let mut refused = 0;
     let mut blocks = [None::<Block>; SIZES.len() * 6];
@@ -110,19 +110,19 @@ fn use_memory() -> usize {
     refused
 }
 
-/// Mappings that use up what a process may have of them: pages of alternating rights.
+/// Mappings that exhaust the process's limit: pages with alternating rights.
 struct Mappings {
     address: *mut libc::c_void,
     page: usize,
     pages: usize,
-    /// The last page that has rights.
+    /// Last page that has rights.
     last: usize,
 }
 
 impl Mappings {
-    /// Leaves no mapping to anybody.
+    /// Creates mappings until the process may have no others.
     fn use_up() -> Mappings {
-        // SAFETY: a number only.
+        // SAFETY: `sysconf` takes a number only.
         let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
         let pages = number("/proc/sys/vm/max_map_count") + 2;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
@@ -140,7 +140,7 @@ impl Mappings {
 
     fn protect(&self, number: usize, rights: libc::c_int) -> bool {
         assert!(number < self.pages);
-        // SAFETY: a page of this mapping, whose rights nobody relies on.
+        // SAFETY: the page belongs to this mapping, and nothing relies on its rights.
         unsafe { libc::mprotect(self.address.byte_add(number * self.page), self.page, rights) == 0 }
     }
 
@@ -150,13 +150,13 @@ impl Mappings {
     }
 
     fn give_all_back(self) {
-        // SAFETY: a mapping of that length, which nobody uses.
+        // SAFETY: the mapping has that length, and nothing uses it.
         assert_eq!(unsafe { libc::munmap(self.address, self.pages * self.page) }, 0);
     }
 }
 
-/// Where no further mapping is to be had, or few are, memory may be refused, but nothing is damaged; and afterwards it is
-/// all to be had.
+/// While the process may create no or few mappings, allocations may be refused, but no block is
+/// damaged. Afterwards none is refused.
 #[test]
 fn mappings_are_used_up() {
     on_both_backends(|| {
@@ -177,8 +177,8 @@ fn mappings_are_used_up() {
     });
 }
 
-/// Large blocks that grow and are moved, again and again, do not use up the mappings that a process may have: there are some for
-/// each block in use. However many were moved before, they still are.
+/// Large blocks that grow and move repeatedly do not exhaust the process's mappings, since their
+/// number depends only on the blocks in use. Blocks still move, however many moved before.
 #[test]
 fn moving_blocks_uses_up_no_mappings() {
     on_both_backends(|| {
@@ -198,7 +198,8 @@ fn moving_blocks_uses_up_no_mappings() {
                 let picked = below(blocks.len());
                 let (block, size) = (blocks[picked], sizes[picked]);
                 let new_size = size + below(8 * MIB);
-                // SAFETY: a block of that size, the first byte of which is written.
+                // SAFETY: the block is live with this layout, the new sizes are valid, and its
+                // first byte is written before it is read.
                 unsafe {
                     if new_size > 24 * MIB {
                         Hayloft.dealloc(block, layout(size));
@@ -216,7 +217,7 @@ fn moving_blocks_uses_up_no_mappings() {
             let mappings = mappings();
             let count = mappings.lines().count();
             assert!(count < 3 * blocks.len() + 200, "{count} mappings after {most} moves");
-            // What was moved is a mapping of its own.
+            // A moved block is a mapping of its own.
             let is_moved = |block: &&*mut u8| mappings.contains(&format!("\n{:x}-", block.addr()));
             let moved = blocks.iter().filter(is_moved).count();
             assert!(moved > blocks.len() / 4, "{moved} blocks are where they were moved");
@@ -224,8 +225,8 @@ fn moving_blocks_uses_up_no_mappings() {
     });
 }
 
-/// Where the kernel counts all that could be written, and refuses what the machine may not have: the address space that is
-/// reserved does not count, blocks do, and the last of them is null.
+/// Under strict overcommit the kernel counts all writable memory and refuses more than the limit.
+/// Reserved address space does not count, blocks do, and the allocation beyond the limit is null.
 #[test]
 #[ignore = "for a machine with vm.overcommit_memory=2: see .ci/limits"]
 fn strict_overcommit() {
@@ -245,14 +246,15 @@ fn strict_overcommit() {
                 if block.is_null() {
                     break;
                 }
-                // No more, so that it is soon over: meanwhile others on this machine may be refused, too.
-                // SAFETY: the block is longer than that.
+                // Only the start is written, so that the test is short: meanwhile the kernel may
+                // refuse memory to other processes.
+                // SAFETY: the block is longer than 1000 bytes.
                 unsafe { pattern::fill(block, 0, 1000, count as u64) };
                 blocks[count] = block;
                 count += 1;
             }
             assert_ne!(count, 0);
-            // SAFETY: blocks of this layout, each of which is freed once.
+            // SAFETY: the blocks are live with this layout, and each is freed once.
             unsafe {
                 assert!(Hayloft.realloc(blocks[0], layout, 2 * LARGE).is_null());
                 for (id, block) in blocks[..count].iter().enumerate() {
@@ -272,14 +274,14 @@ struct Chain {
 }
 
 impl Chain {
-    /// As many blocks of a size as there are in so many bytes, all written.
+    /// Allocates as many blocks of `size` bytes as `bytes` can hold, and writes all of them.
     fn new(size: usize, bytes: usize) -> Chain {
         let mut chain = Chain {
             layout: Layout::from_size_align(size, 8).expect("a valid layout"),
             first: ptr::null_mut(),
         };
         for _ in 0..bytes / size {
-            // SAFETY: the size is not zero, and a block is long enough for an address.
+            // SAFETY: the size is not zero, and a block has room for an address.
             unsafe {
                 let block = Hayloft.alloc(chain.layout);
                 assert!(!block.is_null());
@@ -296,7 +298,7 @@ impl Chain {
 impl Drop for Chain {
     fn drop(&mut self) {
         while !self.first.is_null() {
-            // SAFETY: a block of the chain, which is not used any more.
+            // SAFETY: the block is live with this layout, and freed once.
             unsafe {
                 let next = self.first.read().cast();
                 Hayloft.dealloc(self.first.cast(), self.layout);
@@ -306,12 +308,12 @@ impl Drop for Chain {
     }
 }
 
-/// Bursts of blocks of one size after those of another, each of which takes two thirds of what the cgroup has: what was freed serves
-/// the next burst, or the kernel would kill the process.
+/// Bursts of blocks follow each other, each of another size and two thirds of the cgroup's memory.
+/// Freed memory must serve the next burst, or the kernel kills the process.
 #[test]
 fn bursts_in_a_cgroup() {
     const PATH: &str = "TEST_CGROUP";
-    // Made by the parent, and used by its children.
+    // The parent makes the cgroup, its children use it.
     let group = env::var_os(PATH).is_none().then(|| Cgroup::of_memory(136 * MIB)).flatten();
     let path = group.as_ref().map(|group| group.path().into()).or_else(|| env::var_os(PATH));
     let Some(path) = path else {

@@ -1,4 +1,5 @@
-//! Threads that come and go: survivors of dead threads, frees from elsewhere, thread exit.
+//! Threads that start and exit: blocks that outlive their threads, frees by other threads, and
+//! frees during thread exit.
 
 use std::alloc::Layout;
 use std::cell::RefCell;
@@ -21,7 +22,7 @@ use tests::scenario::{Scenario, amid_decay};
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
 
-/// A buffer whose contents follow from a number.
+/// A buffer whose contents are recomputed from a number.
 struct Parcel {
     bytes: Vec<u8>,
     id: u64,
@@ -43,15 +44,15 @@ impl Parcel {
     }
 }
 
-/// Checked on every way to its end.
+/// Checks the contents, wherever the parcel is dropped.
 impl Drop for Parcel {
     fn drop(&mut self) {
         self.check();
     }
 }
 
-/// Two thousand short threads, eight at a time. Each leaves survivors and frees some of those left by
-/// threads that are gone.
+/// Two thousand short threads run, eight at a time. Each leaves blocks behind and frees some of
+/// those that dead threads left.
 #[test]
 fn survivors_of_short_threads() {
     amid_decay(|| {
@@ -81,7 +82,7 @@ fn survivors_of_short_threads() {
     });
 }
 
-/// Producers allocate, consumers free; no thread frees what it allocated.
+/// Producers allocate and consumers free, so no thread frees its own blocks.
 #[test]
 fn blocks_freed_by_other_threads() {
     amid_decay(|| {
@@ -104,7 +105,7 @@ fn blocks_freed_by_other_threads() {
     });
 }
 
-/// Every thread plays with its own blocks; patterns would show a block given to two of them.
+/// Each thread uses its own blocks. Their patterns would reveal a block handed out to two threads.
 #[test]
 fn threads_do_not_share_blocks() {
     amid_decay(|| {
@@ -127,7 +128,7 @@ fn threads_do_not_share_blocks() {
     });
 }
 
-/// How many of the destructors below have run.
+/// Number of destructors below that have run.
 static DESTROYED: AtomicUsize = AtomicUsize::new(0);
 
 /// A thread-local that uses the heap while it is destroyed.
@@ -159,13 +160,13 @@ thread_local! {
     static THIRD: UsesHeapInDrop = const { UsesHeapInDrop::new() };
 }
 
-/// Thread-locals that allocate and free in their destructors, after others have died.
+/// Thread-locals allocate and free in their destructors, after others were destroyed.
 #[test]
 fn heap_in_thread_local_destructors() {
     amid_decay(|| {
         for round in 0..50 {
             let exits = thread::spawn(move || {
-                // Destroyed in the reverse order of first use, whichever that is.
+                // Varies the order of first use, since destruction takes the reverse order.
                 if round % 2 == 0 {
                     FIRST.with(|local| local.put(1));
                 }
@@ -179,17 +180,17 @@ fn heap_in_thread_local_destructors() {
     });
 }
 
-/// The value a key's destructor is given: itself on the heap, with rounds still to go.
+/// The value of a key. It is on the heap itself, and counts the rounds of destruction left.
 struct KeyValue {
     key: libc::pthread_key_t,
     rounds: u32,
     parcels: Vec<Parcel>,
 }
 
-/// Runs when all thread-locals are gone. Uses the heap, and asks to be run again while rounds are
-/// left, as the C library allows.
+/// Uses the heap after all thread-locals were destroyed. While rounds are left, requests another
+/// one, as the C library allows.
 unsafe extern "C" fn destroy_key_value(value: *mut c_void) {
-    // SAFETY: the value was made by `Box::into_raw`, and the key no longer holds it.
+    // SAFETY: `Box::into_raw` made the value, and the key no longer holds it.
     let mut value = unsafe { Box::from_raw(value.cast::<KeyValue>()) };
     value.parcels.extend((0..40).map(Parcel::new));
     value.parcels.drain(..20);
@@ -197,7 +198,7 @@ unsafe extern "C" fn destroy_key_value(value: *mut c_void) {
         Some(rounds) => {
             value.rounds = rounds;
             let key = value.key;
-            // SAFETY: the key lives to the end of the process; the box is given up.
+            // SAFETY: the key exists until the process ends, and takes over the box.
             let result = unsafe { libc::pthread_setspecific(key, Box::into_raw(value).cast()) };
             assert_eq!(result, 0);
         }
@@ -207,19 +208,19 @@ unsafe extern "C" fn destroy_key_value(value: *mut c_void) {
     }
 }
 
-/// Keys of the C library are destroyed after every thread-local: the heap must still be there.
+/// The C library destroys keys after every thread-local. The heap must still work then.
 #[test]
 fn heap_after_all_thread_locals_died() {
     amid_decay(|| {
         let mut key = 0;
-        // SAFETY: the pointer is valid, and the destructor fits the values set below.
+        // SAFETY: the pointer is valid, and the destructor fits the values that are set below.
         assert_eq!(unsafe { libc::pthread_key_create(&raw mut key, Some(destroy_key_value)) }, 0);
         for _ in 0..50 {
             let exits = thread::spawn(move || {
                 FIRST.with(|local| local.put(1));
                 let value = KeyValue { key, rounds: 2, parcels: vec![Parcel::new(9)] };
                 let value = Box::into_raw(Box::new(value));
-                // SAFETY: the key was created above.
+                // SAFETY: the key was created above, and takes over the box.
                 assert_eq!(unsafe { libc::pthread_setspecific(key, value.cast()) }, 0);
             });
             exits.join().expect("the thread ends well");
@@ -228,7 +229,7 @@ fn heap_after_all_thread_locals_died() {
     });
 }
 
-/// A thread of the C library's own, which the Rust runtime has never seen.
+/// Runs in a thread that the C library started and that the Rust runtime has not seen.
 extern "C" fn plain_thread(_argument: *mut c_void) -> *mut c_void {
     let parcels: Vec<_> = (0..100).map(Parcel::new).collect();
     FIRST.with(|local| local.put(1));
@@ -240,7 +241,7 @@ fn threads_started_from_c() {
     amid_decay(|| {
         for _ in 0..50 {
             let mut result = ptr::null_mut();
-            // SAFETY: the pointers are valid, the start function never unwinds, and the thread is
+            // SAFETY: the pointers are valid, the start function does not unwind, and the thread is
             // joined once.
             unsafe {
                 let mut thread = std::mem::zeroed();
@@ -258,7 +259,7 @@ fn threads_started_from_c() {
     });
 }
 
-/// What the system has of this process: bytes that are resident, threads, mappings.
+/// The process's use of the system: resident bytes, threads and mappings.
 #[derive(Clone, Copy, Debug)]
 struct Footprint {
     resident: usize,
@@ -267,13 +268,13 @@ struct Footprint {
 }
 
 impl Footprint {
-    /// Without what the allocator keeps because it may be needed soon, and without threads that have been joined and are not
-    /// quite gone.
+    /// Measures the process, after releasing memory kept for later and waiting for joined threads
+    /// to disappear.
     fn now() -> Self {
         alloc_global::trim();
         let threads = || fs::read_dir("/proc/self/task").expect("/proc is mounted").count();
         for _ in 0..60_000 {
-            // The first thread, that of the test, and the one that reclaims memory.
+            // The main thread, the test's, and the one that reclaims memory.
             if threads() <= 3 {
                 break;
             }
@@ -297,21 +298,23 @@ thread_local! {
     static LIGHT: Light = const { Light(RefCell::new(Vec::new())) };
 }
 
-/// A hundred thousand threads, in waves; what there is after the first ten thousand, and in the end. Each allocates and frees,
-/// leaves some for threads after it, frees what others have left, and uses the heap when its thread-locals are gone and the
-/// keys of the C library are going.
+/// Runs a hundred thousand threads, in waves. Each allocates and frees, leaves blocks for later
+/// threads, frees what earlier ones left, and uses the heap while its thread-locals and the C
+/// library's keys are destroyed. Returns the footprint after the first ten thousand threads and at
+/// the end.
 fn a_hundred_thousand_threads() -> [Footprint; 2] {
     const WAVE: u64 = 20;
     static LEFT: Mutex<VecDeque<Parcel>> = Mutex::new(VecDeque::new());
-    /// Threads that came to their very end.
+    /// Number of threads that reached the very end of their destruction.
     static ENDED: AtomicUsize = AtomicUsize::new(0);
-    /// A value of the key that is its last.
+    /// Number of the key's last value.
     const LAST: u64 = u64::MAX;
     static KEY: AtomicU32 = AtomicU32::new(0);
 
-    /// Runs twice: the second time after all other keys, this allocator's too, had their turn.
+    /// Runs twice per thread. The second time comes after all other keys, this allocator's
+    /// included, had their turn.
     unsafe extern "C" fn destroy(value: *mut c_void) {
-        // SAFETY: the value was made by `Box::into_raw`, and the key no longer holds it.
+        // SAFETY: `Box::into_raw` made the value, and the key no longer holds it.
         let parcel = unsafe { Box::from_raw(value.cast::<Parcel>()) };
         if parcel.id == LAST {
             ENDED.fetch_add(1, Ordering::Relaxed);
@@ -319,7 +322,7 @@ fn a_hundred_thousand_threads() -> [Footprint; 2] {
         }
         let last: *mut Parcel = Box::into_raw(Box::new(Parcel::new(LAST)));
         let key = KEY.load(Ordering::Relaxed);
-        // SAFETY: the key lives to the end of the process.
+        // SAFETY: the key exists until the process ends, and takes over the box.
         assert_eq!(unsafe { libc::pthread_setspecific(key, last.cast()) }, 0);
     }
 
@@ -328,7 +331,7 @@ fn a_hundred_thousand_threads() -> [Footprint; 2] {
         let mut parcels: Vec<_> = (number * 8..number * 8 + 8).map(Parcel::new).collect();
         LIGHT.with(|local| local.0.borrow_mut().extend(parcels.pop()));
         let value: *mut Parcel = Box::into_raw(Box::new(Parcel::new(number)));
-        // SAFETY: the key was created before the threads.
+        // SAFETY: the key was created before the threads, and takes over the box.
         let result =
             unsafe { libc::pthread_setspecific(KEY.load(Ordering::Relaxed), value.cast()) };
         assert_eq!(result, 0);
@@ -342,7 +345,7 @@ fn a_hundred_thousand_threads() -> [Footprint; 2] {
     }
 
     let mut key = 0;
-    // SAFETY: the pointer is valid, and the destructor fits the values set by the threads.
+    // SAFETY: the pointer is valid, and the destructor fits the values that the threads set.
     assert_eq!(unsafe { libc::pthread_key_create(&raw mut key, Some(destroy)) }, 0);
     KEY.store(key, Ordering::Relaxed);
     let run = |numbers: Range<u64>| {
@@ -360,12 +363,14 @@ fn a_hundred_thousand_threads() -> [Footprint; 2] {
     [early, late]
 }
 
-/// Not even as much as a small block for each of ninety thousand threads.
+/// Checks that ninety thousand threads left less memory than a small block each, and no threads or
+/// mappings.
 fn nothing_is_left([early, late]: [Footprint; 2]) {
     let growth = late.resident.saturating_sub(early.resident);
     assert!(growth < 2 << 20, "grew by {growth} bytes: {early:?}, {late:?}");
     assert!(late.threads <= early.threads.max(3), "{early:?}, {late:?}");
-    // The C library keeps stacks for 40 MiB of threads, each of two mappings, as many as were alive at once.
+    // The C library caches up to 40 MiB of stacks, two mappings each, for as many threads as were
+    // alive at once.
     assert!(late.mappings <= early.mappings + 64, "{early:?}, {late:?}");
 }
 
@@ -374,7 +379,8 @@ fn a_hundred_thousand_threads_leave_nothing() {
     amid_decay(|| nothing_is_left(a_hundred_thousand_threads()));
 }
 
-/// The same where this allocator registers each thread for restartable sequences, and unregisters it.
+/// The same where the allocator itself registers and unregisters each thread for restartable
+/// sequences.
 #[test]
 fn a_hundred_thousand_registrations_leave_nothing() {
     Scenario::new("", || nothing_is_left(a_hundred_thousand_threads()))

@@ -1,4 +1,5 @@
-//! The last of the tests says which tools others were skipped for, where these are far up by then.
+//! Repeats, as the last test, which tools other tests lacked: their own lines are far up in the
+//! output by then.
 
 use std::env;
 

@@ -1,4 +1,5 @@
-//! What memcheck finds in programs with Hayloft: each mistake, by its name, and none where there is none. (Feature `valgrind`.)
+//! Memcheck on programs with Hayloft: it finds each mistake by name, and nothing in a correct
+//! program. Needs the feature `valgrind`.
 
 use std::process::{Command, Output};
 
@@ -7,10 +8,11 @@ static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
 
 const FOUND: i32 = 99;
 
-/// Runs `mistakes` under memcheck; none where there is no such thing on this machine.
+/// Runs `mistakes` under memcheck. Returns `None` if valgrind is not installed.
 fn memcheck(mistake: &str) -> Option<Output> {
     let mut command = Command::new("valgrind");
-    // Of threads that never end, as those that act as CPUs, the C library's memory is possibly lost, as memcheck has it.
+    // Memcheck calls the C library's memory for threads that never end, such as CPU threads,
+    // possibly lost. Only definite leaks are errors here.
     command.args(["--leak-check=full", "--errors-for-leak-kinds=definite", "--num-callers=30"]);
     command.arg(format!("--error-exitcode={FOUND}"));
     match command.args([env!("CARGO_BIN_EXE_mistakes"), mistake]).output() {
@@ -35,7 +37,7 @@ fn nothing_is_found_where_nothing_is_wrong() {
     }
 }
 
-/// Each mistake is found: these words are in one report, together with the function that made it.
+/// Each mistake is found: one report contains the words and the function that makes the mistake.
 #[test]
 fn mistakes_are_found() {
     let mistakes = [
@@ -55,7 +57,7 @@ fn mistakes_are_found() {
             .split("== \n")
             .any(|part| part.contains(words) && part.contains(&format!("mistakes::{function} ")));
         assert!(is_told, "{mistake}: {report}");
-        // What follows a block that was freed twice depends on the build.
+        // After a double free, the rest of the run depends on the build.
         assert!(
             mistake == "double-free" || output.status.code() == Some(FOUND),
             "{mistake}: {report}"

@@ -35,10 +35,10 @@ fn bytes_in(file: &str, name: &str) -> usize {
 /// Returns the kernel's thread ID of the calling thread.
 #[must_use]
 pub fn this_thread() -> libc::pid_t {
-    // Not `libc::gettid`: std refers to that weakly, and with link-time optimisation a static
-    // program with musl then has none.
+    // Not `libc::gettid`: std refers to it weakly, so a static program with musl lacks it after
+    // link-time optimisation.
     //
-    // SAFETY: the call has no arguments.
+    // SAFETY: `gettid` has no arguments.
     unsafe { libc::syscall(libc::SYS_gettid) as libc::pid_t }
 }
 
