@@ -13,7 +13,7 @@
 //! | [`engine`] | the engine: times one workload and prints a [`measurement::Measurement`] |
 //! | `count` | counts how often workloads make CPUs synchronise with each other |
 //! | [`measurement`] | the line of JSON that an engine prints for `compare` |
-//! | [`simulate`] | a simulation of the traffic between CPUs, for machines that are not at hand |
+//! | [`simulate`] | a simulation of the paths between CPUs, for machines that are not available |
 //! | [`compare`] | arguments, building, running, statistics, tables, the page |
 
 pub mod allocator;

@@ -1,4 +1,4 @@
-//! Simulates the traffic between CPUs on a machine that has more of them.
+//! Simulates the allocator's paths between CPUs on a machine that has more of them.
 
 use std::process::ExitCode;
 

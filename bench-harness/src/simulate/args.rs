@@ -9,9 +9,10 @@ use super::machine::{Costs, Topology};
 use super::model::{Protocol, Setup};
 use super::trace::{self, RULES, Rule};
 
-/// Simulate the tuning between CPUs on a machine that has more of them.
+/// Simulate the allocator's paths between CPUs on a machine that has more of them.
 ///
-/// A virtual CPU runs one thread. CPUs that are near each other share a last-level cache, then a socket.
+/// A virtual CPU runs one thread. CPUs that are near each other share a last-level cache, then a
+/// socket.
 #[derive(Parser, Debug)]
 #[command(version, max_term_width = 100)]
 pub(super) struct Args {
@@ -23,7 +24,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "rules")]
     pub(super) trace: Option<PathBuf>,
 
-    /// On so many CPUs, comma separated [default: 1,2,4 and so on to 512].
+    /// Numbers of CPUs to simulate, comma separated [default: 1,2,4 and so on to 512].
     #[arg(long, value_name = "NUMBERS", value_delimiter = ',', value_parser = at_least_one)]
     cpus: Vec<usize>,
 
@@ -39,23 +40,23 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     per_depot: Option<usize>,
 
-    /// Nodes that are told apart.
+    /// Nodes with state of their own; those beyond share with the first ones.
     #[arg(long, value_name = "N", default_value_t = tuning::NODES, value_parser = at_least_one)]
     nodes: usize,
 
-    /// Sheaves, batches and barns so many times as large.
+    /// Make sheaves, batches and barns this many times as large.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
     batch: usize,
 
-    /// Arenas, each for the depots of some CPUs; one lock has one.
+    /// Arenas, each for the barns and slabs of some CPUs; there is one with `--tuning one-lock`.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
     arenas: usize,
 
-    /// Who serves the traces.
+    /// The allocator that serves the traces.
     #[arg(long, value_enum, default_value = "hayloft")]
     tuning: Protocol,
 
-    /// What a thread does between two operations, in nanoseconds.
+    /// Time that a thread spends between two operations, in nanoseconds.
     #[arg(long, value_name = "NS", default_value_t = 10.0)]
     work: f64,
 
@@ -67,11 +68,11 @@ pub(super) struct Args {
     #[arg(long)]
     pub(super) calibrate: bool,
 
-    /// Compare predictions for 1 and 2 CPUs with what this machine does.
+    /// Compare predictions for 1 and 2 CPUs with measurements on this machine.
     #[arg(long)]
     pub(super) validate: bool,
 
-    /// How often what is compared is measured; the median counts.
+    /// Measurements for each comparison; the median counts.
     #[arg(long, value_name = "N", default_value_t = 25, value_parser = at_least_one)]
     pub(super) rounds: usize,
 
@@ -88,7 +89,7 @@ pub(super) struct Args {
     pub(super) json: bool,
 }
 
-/// Most CPUs there can be.
+/// Most CPUs in a simulation.
 const MOST: usize = 4096;
 
 fn at_least_one(text: &str) -> Result<usize, String> {
@@ -103,7 +104,8 @@ impl Args {
         if self.rules.is_empty() { RULES.iter().collect() } else { self.rules.clone() }
     }
 
-    /// Numbers of CPUs, in ascending order, for threads that come in groups.
+    /// Returns the numbers of CPUs to simulate, in ascending order, for threads in groups of
+    /// `group`.
     pub(super) fn counts(&self, group: usize) -> Vec<usize> {
         let mut counts = self.cpus.clone();
         if counts.is_empty() {
@@ -132,7 +134,7 @@ impl Args {
         setup
     }
 
-    /// The machine that this runs on, as far as two CPUs of it go.
+    /// Returns the topology of two CPUs of the machine that this runs on.
     pub(super) fn here(&self) -> Topology {
         Topology { per_cache: 2, per_socket: 2, per_depot: 2, depots: 1 }
     }

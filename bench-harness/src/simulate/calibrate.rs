@@ -1,4 +1,4 @@
-//! The parameters of the model as this machine has them.
+//! Measures the parameters of the model on this machine.
 
 use std::alloc::Layout;
 use std::hint::{black_box, spin_loop};
@@ -14,10 +14,10 @@ use super::model::{Counts, Model, Setup};
 use super::real::{self, least};
 use super::trace::{Trace, bursts, class_of_size, shuffled_bursts};
 
-/// How often all is measured, to take the least.
+/// Repetitions of each measurement, of which the least counts.
 const ROUNDS: usize = 25;
 
-/// Measures what can be measured here; the other costs stay as they are.
+/// Returns `costs` with everything replaced that can be measured here.
 pub fn calibrate(costs: Costs) -> Costs {
     let mut costs = costs;
     costs.lock = lock();
@@ -30,15 +30,16 @@ pub fn calibrate(costs: Costs) -> Costs {
     single(costs)
 }
 
-/// Measures the way of a line between the first two cores. That changes: a hypervisor may move them nearer to each other, or
-/// farther away.
+/// Measures the transfer of a cache line between the first two cores. It varies: a hypervisor may
+/// move them nearer to each other, or farther away.
 pub fn line(mut costs: Costs) -> Costs {
     costs.line[0] = ping_pong();
     costs.stream = (stream() / costs.line[0]).min(1.0);
     costs
 }
 
-/// The costs of what one CPU does: bursts are replayed and simulated, and what they took is explained by what they did.
+/// Measures the costs of the operations of one CPU. Bursts are replayed and simulated, and the time
+/// of each is explained by its counted operations.
 fn single(mut costs: Costs) -> Costs {
     let within = bursts(1, class_of_size(64), 100, 10, 200);
     let (hayloft, nothing) = real::measure(&within, ROUNDS);
@@ -50,16 +51,16 @@ fn single(mut costs: Costs) -> Costs {
         bursts(1, class(64), 1000, 10, 30),
         bursts(1, class(256), 250, 10, 100),
         bursts(1, class(768), 120, 10, 200),
-        // From slabs in rows.
+        // From slabs, with neighbouring objects in a row.
         bursts(1, class(64), 10_000, 2, 10),
         bursts(1, class(32), 20_000, 2, 5),
         bursts(1, class(256), 3000, 2, 20),
         bursts(1, class(768), 1000, 2, 50),
-        // From slabs in no order.
+        // From slabs, in random order.
         shuffled_bursts(class(64), 10_000, 2, 10),
         shuffled_bursts(class(256), 3000, 2, 20),
         shuffled_bursts(class(768), 1000, 2, 50),
-        // Few objects to a slab.
+        // With few objects per slab.
         bursts(1, class(4096), 300, 2, 50),
         bursts(1, class(8192), 120, 2, 50),
         shuffled_bursts(class(4096), 300, 2, 50),
@@ -76,7 +77,7 @@ fn single(mut costs: Costs) -> Costs {
 
 const UNKNOWN: usize = 5;
 
-/// What a trace did, and what that took, without what is known of it already.
+/// The counted operations of a trace, and their time without the part explained by known costs.
 struct Row {
     did: [f64; UNKNOWN],
     took: f64,
@@ -94,8 +95,8 @@ impl Row {
     }
 }
 
-/// The costs, none below zero, with which the rows are explained best: least squares of relative errors, one cost after the
-/// other until nothing changes.
+/// Returns the non-negative costs that explain the rows best: least squares of the relative errors,
+/// improving one cost after the other until they converge.
 fn explain(rows: &[Row]) -> [f64; UNKNOWN] {
     let mut costs = [0.0; UNKNOWN];
     for _ in 0..100_000 {
@@ -116,7 +117,7 @@ fn explain(rows: &[Row]) -> [f64; UNKNOWN] {
     costs
 }
 
-/// Nanoseconds of one call among many in a row.
+/// Returns the nanoseconds of one call among `count` consecutive ones.
 fn each(count: u32, mut body: impl FnMut()) -> f64 {
     let lap = |_| {
         let start = Instant::now();
@@ -137,12 +138,12 @@ fn lock() -> f64 {
     })
 }
 
-/// A run taken or given back.
+/// Returns the cost of taking or freeing a run.
 fn page() -> f64 {
     let layout = Layout::from_size_align(2 * MAX_MIDDLE, 8).expect("a valid layout");
     each(5_000, || {
         let run = black_box(kmalloc::alloc(layout));
-        // SAFETY: allocated with this layout just now.
+        // SAFETY: the line above allocated `run` with this layout, and nothing else frees it.
         unsafe { kmalloc::free(run, layout) };
     }) / 2.0
 }
@@ -155,7 +156,7 @@ fn spin() -> f64 {
     })
 }
 
-/// Runs both at once, on the first two cores; what the first returns.
+/// Runs both functions at once on the first two cores, and returns the result of the first.
 fn on_two_cores<R: Send>(first: impl FnOnce() -> R + Send, second: impl FnOnce() + Send) -> R {
     let pin = |index: usize| {
         if let Some(core) = core_affinity::get_core_ids().and_then(|ids| ids.get(index).copied()) {
@@ -178,7 +179,7 @@ fn on_two_cores<R: Send>(first: impl FnOnce() -> R + Send, second: impl FnOnce()
 #[repr(align(128))]
 struct Own<T>(T);
 
-/// The way of a line from one core to the other: half of a round trip.
+/// Returns the transfer time of a line from one core to the other: half of a round trip.
 fn ping_pong() -> f64 {
     const TRIPS: u64 = 5_000;
     let lap = |_| {
@@ -207,12 +208,13 @@ fn ping_pong() -> f64 {
     least((0..ROUNDS).map(lap).collect())
 }
 
-/// What each line of a buffer takes longer if the other core has written it.
+/// Returns the additional time for each line of a buffer that the other core has written.
 fn stream() -> f64 {
     (pass_over(true) - pass_over(false)).max(0.0)
 }
 
-/// The time for each line of buffers that are read and written, and were written by the other core before, or not.
+/// Returns the time per line to read and write buffers. With `by_other`, the other core has written
+/// them before.
 fn pass_over(by_other: bool) -> f64 {
     // About as many lines as a batch of pointers has.
     const LINES: usize = 16;
@@ -226,7 +228,8 @@ fn pass_over(by_other: bool) -> f64 {
             for pass in 0..PASSES {
                 barrier.wait();
                 let start = Instant::now();
-                // Buffers in no order, so that only lines of one buffer are in a row.
+                // Visits the buffers in scattered order, so that only the lines within one buffer
+                // are consecutive.
                 for buffer in (0..BUFFERS).map(|buffer| buffer * 77 % BUFFERS) {
                     let lines = &words[buffer * LINES * 8..(buffer + 1) * LINES * 8];
                     for word in lines {
@@ -253,11 +256,13 @@ fn pass_over(by_other: bool) -> f64 {
     least((0..ROUNDS).map(lap).collect())
 }
 
-/// A call that goes to sleep and comes back at once, one that wakes, and the time from there until the other runs.
+/// Returns the cost of a call that goes to sleep but returns at once, the cost of a wake, and the
+/// time from a wake until the other thread runs.
 fn futex() -> (f64, f64, f64) {
     let word = AtomicU32::new(0);
     let sleep = each(20_000, || {
-        // It returns at once, as the word is another one; a real sleep gives the core up, too.
+        // The call returns at once, since the word has another value. A real sleep also releases
+        // the core.
         futex_call(&word, libc::FUTEX_WAIT, 1);
     });
     let trips: u32 = 300;
@@ -299,7 +304,7 @@ fn futex() -> (f64, f64, f64) {
 }
 
 fn futex_call(word: &AtomicU32, operation: libc::c_int, value: u32) {
-    // SAFETY: the word is valid; there is no timeout.
+    // SAFETY: the word is a live atomic, and a null timeout means none.
     unsafe {
         libc::syscall(
             libc::SYS_futex,

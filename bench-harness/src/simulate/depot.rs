@@ -1,36 +1,40 @@
-//! What is behind the sheaves, as `alloc-core` has it: barns, slabs, their lists. Objects are numbers here, and it costs
-//! what is counted.
+//! The shared stores behind the sheaves, as in `alloc-core`: barns, slabs, and lists of slabs.
+//! Objects are mere numbers here. Every operation returns counts of its work, which the model
+//! multiplies by costs.
+//!
+//! A shared store belongs to a class and a group of CPUs. In `alloc-core` that group is a node, and
+//! the store is called a node class.
 
 use alloc_core::tuning::{LISTS, MIN_EMPTY, Numbers};
 
 use super::machine::{Here, Line, Time};
 
-/// An object: its slab, and which one it is in there.
+/// An object: the number of its slab, and its index in the slab.
 pub(super) type Object = u32;
 
-/// Bits of an [`Object`] that say which one of its slab it is.
+/// Bits of an [`Object`] for its index in the slab.
 const INDEX_BITS: u32 = 12;
 const NONE: u32 = u32::MAX;
 const WORD: usize = 64;
-/// Pointers in a cache line, and words of a bitmap.
+/// Pointers in a cache line, and also words of a bitmap.
 const PER_LINE: usize = 8;
 
-/// The number of an object's slab.
+/// Returns the number of an object's slab.
 pub(super) fn slab_of(object: Object) -> usize {
     (object >> INDEX_BITS) as usize
 }
 
-/// What the code on one CPU did without others: multiplied with costs.
+/// Counts of the work of one CPU, to multiply by costs.
 #[derive(Clone, Copy, Default, PartialEq, Debug)]
 pub(super) struct Work {
     pub(super) copies: usize,
     pub(super) bits: usize,
     pub(super) visits: usize,
-    /// Ways of cache lines.
+    /// Time for transfers of cache lines.
     pub(super) lines: Time,
 }
 
-/// A barn.
+/// A barn, with the lines of its slots.
 pub(super) struct Barn {
     pub(super) objects: Vec<Object>,
     lines: Vec<Line>,
@@ -44,7 +48,7 @@ impl Barn {
         }
     }
 
-    /// The last objects, at most `len`.
+    /// Moves the last objects, at most `len`, to `to`.
     pub(super) fn take(&mut self, len: usize, here: Here<'_>, to: &mut Vec<Object>) -> Work {
         let left = self.objects.len().saturating_sub(len);
         let lines = self.touch(left, self.objects.len(), here);
@@ -52,7 +56,7 @@ impl Barn {
         Work { copies: to.len(), lines, ..Work::default() }
     }
 
-    /// Whether there is room for so many more.
+    /// Returns whether the barn has room for `more` objects.
     pub(super) fn has_room(&self, more: usize, numbers: &Numbers) -> bool {
         self.objects.len() + more <= numbers.barn
     }
@@ -72,7 +76,7 @@ impl Barn {
     }
 }
 
-/// A slab. A bit for each object that is free.
+/// A slab. Each set bit in `free` is a free object.
 pub(super) struct Slab {
     pub(super) depot: u16,
     pub(super) objects: usize,
@@ -91,7 +95,7 @@ impl Slab {
     }
 }
 
-/// The slabs of all classes, and the numbers of those that there are no more.
+/// Slabs of all classes, and the numbers of those that no longer exist.
 #[derive(Default)]
 pub(super) struct AllSlabs {
     pub(super) slabs: Vec<Slab>,
@@ -99,7 +103,7 @@ pub(super) struct AllSlabs {
 }
 
 impl AllSlabs {
-    /// A new slab with all objects free, in no list.
+    /// Creates a slab whose objects are all free, on no list, and returns its number.
     pub(super) fn make(&mut self, depot: u16, numbers: &Numbers) -> usize {
         let words = numbers.slab.div_ceil(WORD);
         let mut free = vec![u64::MAX; words];
@@ -130,7 +134,7 @@ impl AllSlabs {
         }
     }
 
-    /// Cuts objects from a slab, the lowest last, until the batch holds `len`.
+    /// Cuts objects from a slab until the batch holds `len`. The lowest object comes last.
     pub(super) fn cut(
         &mut self,
         number: usize,
@@ -145,7 +149,7 @@ impl AllSlabs {
             if *word == 0 || batch.len() == len {
                 continue;
             }
-            // Behind the header, in a row with it.
+            // The lines of the bitmap follow the line of the header, so they are prefetched.
             work.lines += here.distances.streamed(slab.words[at / PER_LINE].write(here));
             while *word != 0 && batch.len() < len {
                 let index = at * WORD + word.trailing_zeros() as usize;
@@ -161,11 +165,11 @@ impl AllSlabs {
     }
 }
 
-/// The slabs of a class on a node.
+/// The partial slabs of a shared store.
 pub(super) struct Partial {
     heads: [u32; LISTS],
     empty: usize,
-    /// The lists begin in the line of their lock, and end in another.
+    /// Line with the end of the lists. They begin in the line of their lock.
     line: Line,
 }
 
@@ -174,12 +178,12 @@ impl Partial {
         Self { heads: [NONE; LISTS], empty: 0, line: Line::NEW }
     }
 
-    /// Brings the lists to a CPU that has got the lock.
+    /// Brings the lists to the CPU that has acquired their lock.
     pub(super) fn fetch(&mut self, here: Here<'_>) -> Time {
         here.distances.streamed(self.line.write(here))
     }
 
-    /// Lists a slab that arrives.
+    /// Lists a new slab.
     pub(super) fn add(&mut self, slab: usize, all: &mut AllSlabs) {
         self.empty += usize::from(all.slabs[slab].is_empty());
         self.relist(slab, all);
@@ -204,8 +208,8 @@ impl Partial {
         work
     }
 
-    /// Takes back the last objects of a batch, as long as they belong to this depot. Slabs that are empty and not kept move
-    /// to `emptied`.
+    /// Returns the last objects of a batch to their slabs, as long as these belong to this shared
+    /// store. Slabs that become empty beyond the number kept move to `emptied`.
     pub(super) fn put(
         &mut self,
         depot: usize,
@@ -225,10 +229,10 @@ impl Partial {
             let index = (object & ((1 << INDEX_BITS) - 1)) as usize;
             let (at, bit) = (index / WORD, 1 << (index % WORD));
             assert!(slab.free[at] & bit == 0, "an object is in two places");
-            // The objects of a word that come one after the other are set at once.
+            // Consecutive objects of the same bitmap word are set at once.
             if last.replace((number, at)) != Some((number, at)) {
-                // All slabs are known beforehand, so the ways of their lines are one after the first; a word is behind
-                // its slab's header, in a row with it.
+                // All slabs are known beforehand, so the lines of their headers are prefetched
+                // after the first. The line of a word follows its header, and is prefetched too.
                 let way = slab.header.write(here);
                 work.lines += if work.visits == 0 { way } else { here.distances.streamed(way) };
                 work.visits += 1;
@@ -295,7 +299,7 @@ impl Work {
     }
 }
 
-/// What a node keeps for a class.
+/// A shared store: the barn and the partial slabs of a class for one group of CPUs.
 pub(super) struct Depot {
     pub(super) barn: Barn,
     pub(super) partial: Partial,

@@ -1,4 +1,5 @@
-//! The lock of `alloc-core` as a model: a word that is tried, spun on, and then slept on in a futex.
+//! A model of the lock of `alloc-core`: a word that CPUs try, spin on, and then sleep on in a
+//! futex.
 
 use std::collections::VecDeque;
 
@@ -8,32 +9,32 @@ use super::machine::{Distances, Here, SharedLine, Time};
 enum Word {
     Free,
     Held,
-    /// Held, and its release has to wake somebody.
+    /// Held, and its release must wake a sleeper.
     Contended,
 }
 
-/// A lock, and who waits for it.
+/// A lock, and the CPUs that wait for it.
 pub(super) struct Lock {
     word: Word,
-    /// The word's line, and what else is in it: the length of a barn.
+    /// Line of the word. It also holds the length of a barn.
     line: SharedLine,
     spinners: VecDeque<usize>,
     sleepers: VecDeque<usize>,
 }
 
-/// What a release leads to.
+/// The effects of a release.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Released {
-    /// The CPU that has the lock now, and how long it takes until it knows.
+    /// CPU that has the lock now, and the time until it notices.
     pub(super) next: Option<(usize, Time)>,
-    /// The CPU whose sleep ends, after a while.
+    /// CPU that is woken, after a while.
     pub(super) woken: Option<usize>,
-    /// The release had to call the kernel.
+    /// Whether the release had to call the kernel.
     pub(super) called: bool,
 }
 
 impl Lock {
-    /// One that so many CPUs may take.
+    /// Creates a lock for `cpus` CPUs.
     pub(super) fn new(cpus: usize) -> Self {
         Self {
             word: Word::Free,
@@ -43,12 +44,13 @@ impl Lock {
         }
     }
 
-    /// A CPU looks at what is in the line of the word.
+    /// Reads the line of the word on a CPU, and returns the time for its transfer.
     pub(super) fn look(&mut self, here: Here<'_>) -> Time {
         self.line.read(here)
     }
 
-    /// A CPU comes: what the way of the word costs if it has the lock now. If not, it spins.
+    /// Requests the lock for a CPU. Returns the transfer time of the word if the CPU gets the lock
+    /// at once. Otherwise the CPU spins.
     pub(super) fn come(&mut self, here: Here<'_>) -> Option<Time> {
         if self.word != Word::Free {
             self.spinners.push_back(here.cpu);
@@ -58,7 +60,7 @@ impl Lock {
         Some(self.line.write(here))
     }
 
-    /// A CPU has spun for long enough; whether it sleeps now. If not, it has the lock already.
+    /// Ends the spinning of a CPU. Returns whether it sleeps now; if not, it already has the lock.
     pub(super) fn give_up(&mut self, cpu: usize) -> bool {
         let Some(at) = self.spinners.iter().position(|spinner| *spinner == cpu) else {
             return false;
@@ -69,9 +71,10 @@ impl Lock {
         true
     }
 
-    /// A CPU has slept: as [`come`](Self::come), but it sleeps again.
+    /// Requests the lock for a CPU that has slept: like [`come`](Self::come), but the CPU sleeps
+    /// again if it does not get the lock.
     pub(super) fn retry(&mut self, here: Here<'_>) -> Option<Time> {
-        // It cannot know whether others sleep, so it takes the lock as contended.
+        // The CPU cannot know whether others sleep, so it takes the lock as contended.
         let was = std::mem::replace(&mut self.word, Word::Contended);
         if was == Word::Free {
             return Some(self.line.write(here));
@@ -80,16 +83,17 @@ impl Lock {
         None
     }
 
-    /// Its holder lets go of it. Those who spin get it in the order in which they came; newcomers may be faster than those who
-    /// sleep.
+    /// Releases the lock. Spinning CPUs get it in the order of their arrival. New arrivals may be
+    /// faster than woken sleepers.
     pub(super) fn release(&mut self, holder: usize, distances: &Distances) -> Released {
         let called = self.word == Word::Contended;
         self.word = Word::Free;
         let woken = if called { self.sleepers.pop_front() } else { None };
         let next = self.spinners.pop_front().map(|next| {
             self.word = Word::Held;
-            // The holder takes the word back from a waiter who looked at it; the next one sees it free, and takes it. One half
-            // of the others looks at it between, one after the other.
+            // Three transfers: the holder takes the word back from a waiter that looked at it, the
+            // next CPU sees it free, and then takes it. In between, half of the other spinning CPUs
+            // look at the word one after the other.
             let looks: Time =
                 self.spinners.iter().map(|spinner| distances.between(next, *spinner)).sum();
             let way = distances.between(holder, next);
@@ -124,16 +128,16 @@ mod tests {
         assert_eq!([lock.come(here(1)), lock.come(here(2))], [None, None]);
         let released = lock.release(0, &distances);
         assert_eq!(released.next, Some((1, ns(3.5))));
-        // The other has spun for long enough, and sleeps.
+        // CPU 2 has spun for long enough, and sleeps.
         assert!(lock.give_up(2) && !lock.give_up(1));
         let released = lock.release(1, &distances);
         assert_eq!((released.next, released.woken, released.called), (None, Some(2), true));
-        // Somebody else is faster, and the sleeper sleeps again.
+        // Another CPU is faster, and the sleeper sleeps again.
         assert_eq!(lock.come(here(3)), Some(ns(1.0)));
         assert_eq!(lock.retry(here(2)), None);
         assert_eq!(lock.release(3, &distances).woken, Some(2));
         assert_eq!(lock.retry(here(2)), Some(ns(1.0)));
-        // It wakes nobody, but does not know.
+        // The release calls the kernel without waking any CPU: the holder cannot know.
         let released = lock.release(2, &distances);
         assert_eq!((released.next, released.woken, released.called), (None, None, true));
         assert!(lock.is_idle());

@@ -1,11 +1,11 @@
-//! The virtual machine: how far CPUs are from each other, and what that costs.
+//! The virtual machine: the distances between CPUs, and their costs.
 
 use serde::{Deserialize, Serialize};
 
-/// Picoseconds.
+/// A time in picoseconds.
 pub type Time = u64;
 
-/// The parameters of the model, in nanoseconds; see `costs.toml` for what each means and where it is from.
+/// The parameters of the model, in nanoseconds. `costs.toml` explains each of them and its origin.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "told in `costs.toml`, where they are to be read together")]
@@ -27,49 +27,51 @@ pub struct Costs {
 }
 
 impl Costs {
-    /// Those of the file beside this one.
+    /// Returns the costs of the file beside this one.
     pub fn recorded() -> Self {
         Self::parse(include_str!("costs.toml")).expect("the file is tested")
     }
 
-    /// Those that a file says.
+    /// Parses a file of costs.
     ///
     /// # Errors
-    /// If one is missing or unknown.
+    ///
+    /// Names a cost that is missing or unknown.
     pub fn parse(text: &str) -> Result<Self, String> {
         toml::from_str(text).map_err(|error| error.to_string())
     }
 }
 
-/// Nanoseconds as a [`Time`].
+/// Converts nanoseconds to a [`Time`].
 pub fn ns(nanoseconds: f64) -> Time {
     (nanoseconds * 1000.0) as Time
 }
 
-/// Which CPUs are near each other. CPUs are numbered such that neighbours are near.
+/// The distances between CPUs. CPUs with neighbouring numbers are near each other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Topology {
     /// CPUs that share a last-level cache.
     pub per_cache: usize,
     /// CPUs of a socket, which is a node.
     pub per_socket: usize,
-    /// CPUs that share depots. The tuning has one for each node, and tells a few nodes apart.
+    /// CPUs that share barns and partial slabs. The real allocator has one shared store of a class
+    /// per node, for a limited number of nodes.
     pub per_depot: usize,
-    /// Depots of a class at most; CPUs beyond share with the first ones.
+    /// Most shared stores of a class. CPUs beyond share with the first ones.
     pub depots: usize,
 }
 
 impl Topology {
-    /// The depot of a CPU.
+    /// Returns the index of a CPU's shared store.
     pub fn depot(&self, cpu: usize) -> usize {
         (cpu / self.per_depot) % self.depots
     }
 }
 
-/// No CPU: nobody has the line yet.
+/// No CPU: no CPU has the line yet.
 const NOBODY: u16 = u16::MAX;
 
-/// What it costs to get a line from where it is.
+/// The costs of transferring a cache line between CPUs.
 #[derive(Clone, Copy, Debug)]
 pub struct Distances {
     topology: Topology,
@@ -82,7 +84,7 @@ impl Distances {
         Self { topology, line: costs.line.map(ns), stream: costs.stream }
     }
 
-    /// A line from one CPU to another.
+    /// Returns the transfer time of a line from one CPU to another.
     pub(super) fn between(&self, from: usize, to: usize) -> Time {
         if from == to {
             0
@@ -95,27 +97,27 @@ impl Distances {
         }
     }
 
-    /// What a line costs that is one of many in a row.
+    /// Returns the transfer time of a line that is one of many in a row.
     pub(super) fn streamed(&self, line: Time) -> Time {
         (line as f64 * self.stream) as Time
     }
 }
 
-/// A CPU, and how far others are.
+/// A CPU, and its distances to others.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Here<'a> {
     pub(super) cpu: usize,
     pub(super) distances: &'a Distances,
 }
 
-/// A cache line that is only written, under a lock.
+/// A cache line that is only accessed under a lock, and always written.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Line(u16);
 
 impl Line {
     pub(super) const NEW: Self = Self(NOBODY);
 
-    /// Brings the line to a CPU, to be written.
+    /// Brings the line to a CPU for writing, and returns the transfer time.
     pub(super) fn write(&mut self, here: Here<'_>) -> Time {
         let Here { cpu, distances } = here;
         let from = std::mem::replace(&mut self.0, cpu as u16);
@@ -123,7 +125,7 @@ impl Line {
     }
 }
 
-/// A cache line that is also read without a lock. One word of readers for each 64 CPUs.
+/// A cache line that is also read without a lock. `readers` has one word for each 64 CPUs.
 #[derive(Clone, Debug)]
 pub(super) struct SharedLine {
     writer: Line,
@@ -135,14 +137,14 @@ impl SharedLine {
         Self { writer: Line::NEW, readers: vec![0; cpus.div_ceil(64)] }
     }
 
-    /// The line is a CPU's, and what that cost is known.
+    /// Makes the line the property of a CPU, where the caller accounts for the transfer.
     pub(super) fn hand_over(&mut self, to: usize) {
         self.readers.fill(0);
         self.readers[to / 64] |= 1 << (to % 64);
         self.writer = Line(to as u16);
     }
 
-    /// Brings a copy of the line to a CPU.
+    /// Brings a copy of the line to a CPU, and returns the transfer time.
     pub(super) fn read(&mut self, here: Here<'_>) -> Time {
         let Here { cpu, distances } = here;
         let bit = 1 << (cpu % 64);
@@ -155,8 +157,9 @@ impl SharedLine {
         }
     }
 
-    /// Brings the line to a CPU, to be written. If others have copies they are told, which takes as long as the way to the last
-    /// writer, or to a neighbour where that is the CPU itself.
+    /// Brings the line to a CPU for writing, and returns the transfer time. Invalidating copies on
+    /// other CPUs takes as long as the transfer from the last writer, and at least as long as one
+    /// from a neighbour.
     pub(super) fn write(&mut self, here: Here<'_>) -> Time {
         let cpu = here.cpu;
         let others = self.readers.iter().enumerate().any(|(word, readers)| {
@@ -194,7 +197,7 @@ mod tests {
         let mut shared = SharedLine::new(8);
         assert_eq!(shared.write(here(0)), 0);
         assert_eq!([shared.read(here(3)), shared.read(here(3))], [ns(10.0), 0]);
-        // A copy is taken away, and then the line is the writer's alone.
+        // The write invalidates a copy, and then the line is the writer's alone.
         assert_eq!([shared.write(here(0)), shared.write(here(0))], [ns(1.0), 0]);
     }
 }

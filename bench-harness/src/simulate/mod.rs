@@ -1,15 +1,16 @@
-//! `simulate`: what the tuning between CPUs does on machines that are not there.
+//! `simulate`: predicts the behaviour of the allocator's paths between CPUs, on machines that are
+//! not available.
 //!
-//! | module | what it holds |
+//! | module | contents |
 //! |---|---|
-//! | [`trace`] | what each thread of a program asks of its allocator |
-//! | [`machine`] | virtual CPUs, how far they are from each other, and what things cost (`costs.toml`) |
-//! | [`model`] | the tuning of `alloc-core`, as a simulation of discrete events |
+//! | [`trace`] | the requests that each thread of a program makes to its allocator |
+//! | [`machine`] | virtual CPUs, their distances, and the costs of operations (`costs.toml`) |
+//! | [`model`] | the paths of `alloc-core`, as a simulation of discrete events |
 //! | [`record`] | traces of workloads as they run |
 //! | [`real`] | traces replayed on this machine |
-//! | [`calibrate`] | the costs as this machine has them |
+//! | [`calibrate`] | measurement of the costs on this machine |
 //!
-//! `docs/scaling.md` says what came of it, and what the model leaves out.
+//! `docs/scaling.md` describes the results, and what the model leaves out.
 
 pub mod calibrate;
 pub mod machine;
@@ -33,12 +34,12 @@ use self::machine::Costs;
 use self::model::{Model, Outcome, Setup};
 use self::trace::Trace;
 
-/// The body of `main`.
+/// Runs `simulate`: the body of its `main`.
 pub fn main() -> ExitCode {
     crate::exit(simulate(&Args::parse()))
 }
 
-/// Does it all. False if a prediction was too far off.
+/// Does what the arguments request. Returns `false` if a prediction was too far off.
 fn simulate(args: &Args) -> Result<bool, String> {
     let mut costs = match &args.costs {
         None => Costs::recorded(),
@@ -83,7 +84,7 @@ fn simulate(args: &Args) -> Result<bool, String> {
     Ok(true)
 }
 
-/// One trace on ever more CPUs.
+/// One trace on increasing numbers of CPUs.
 struct Curve {
     name: String,
     points: Vec<(usize, Outcome)>,
@@ -105,22 +106,24 @@ impl Curve {
         Self { name: name.to_owned(), points: points.collect() }
     }
 
-    /// Throughput on so many CPUs by that of as many as the first point has, times the CPUs of that.
+    /// Returns the throughput per CPU of a point, relative to that of the first point.
     fn efficiency(&self, (cpus, outcome): &(usize, Outcome)) -> f64 {
         let Some((first, of_first)) = self.points.first() else { return 1.0 };
         outcome.throughput() / of_first.throughput() * *first as f64 / *cpus as f64
     }
 
-    /// The first number of CPUs at which a CPU does less than four fifths of what it does alone.
+    /// Returns the first number of CPUs at which the throughput per CPU is below four fifths of
+    /// that of the first point.
     fn knee(&self) -> Option<usize> {
         self.points.iter().find(|point| self.efficiency(point) < 0.8).map(|(cpus, _)| *cpus)
     }
 }
 
-/// A prediction may be off by that part of what was measured.
+/// Largest accepted error of a prediction, relative to the measurement.
 const TOLERANCE: f64 = 0.25;
 
-/// Measures something, and with it the way of a line, which must be the same before and after.
+/// Repeats a measurement until the transfer of a line takes as long after it as before, since the
+/// cores may move. Returns the costs with that transfer time, and the measurement.
 fn while_cores_stay<R>(costs: Costs, mut measure: impl FnMut() -> R) -> (Costs, R) {
     const TRIES: usize = 20;
     let mut before = calibrate::line(costs);
@@ -135,7 +138,8 @@ fn while_cores_stay<R>(costs: Costs, mut measure: impl FnMut() -> R) -> (Costs, 
     (before, measure())
 }
 
-/// Simulates what this machine can do, and does it. False if a prediction is too far off.
+/// Simulates traces that this machine can replay, and replays them. Returns `false` if a prediction
+/// is too far off.
 fn validate(args: &Args, costs: Costs) -> bool {
     let mut rows = Vec::new();
     for rule in args.rules() {
@@ -145,7 +149,7 @@ fn validate(args: &Args, costs: Costs) -> bool {
                 1 => (costs, real::measure(&trace, args.rounds)),
                 _ => while_cores_stay(costs, || real::measure(&trace, args.rounds)),
             };
-            // What the program does is what replaying takes when there is no allocator.
+            // The program's own work is the time of a replay without an allocator.
             let operations = 2.0 * trace.pairs() / cpus as f64;
             let setup = Setup::new(args.here(), costs, nothing / operations);
             let outcome = Model::new(&trace, &setup).run();

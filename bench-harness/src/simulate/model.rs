@@ -1,12 +1,15 @@
-//! The tuning of `alloc-core` on a virtual machine, as a simulation of discrete events.
+//! The paths of `alloc-core` on a virtual machine, as a simulation of discrete events.
 //!
-//! Each virtual CPU runs one thread of a trace. As long as that stays in its sheaves it concerns nobody, and is not an event; a
-//! look at a barn and a request for a lock are, and happen in the order of their times. What is done under a lock is done when
-//! it is got, and takes as long as its parts cost. The roads are those of `objects.rs`:
+//! Each virtual CPU runs one thread of a trace. Operations that stay in its sheaves affect no other
+//! CPU, and are not events. Looks at a barn and requests for a lock are events, and happen in the
+//! order of their times. All work under a lock is done at the moment of its acquisition, and takes
+//! as long as its parts cost. The paths are those of `objects.rs`:
 //!
 //! ```text
-//! alloc: sheaf -> look at barn [lock] -> [lock] partial slabs -> [lock] pages -> [lock] the new slab arrives
-//! free:  sheaf -> look at barn [lock] -> [lock] slabs, for each depot -> [lock] pages, for each empty slab
+//! alloc: sheaf -> look at barn [lock] -> [lock] partial slabs
+//!          -> [lock] pages -> [lock] the new slab arrives
+//! free:  sheaf -> look at barn [lock] -> [lock] slabs, for each shared store
+//!          -> [lock] pages, for each empty slab
 //! ```
 
 use std::cmp::Reverse;
@@ -20,7 +23,7 @@ use super::lock::Lock;
 use super::machine::{Costs, Distances, Here, Line, Time, Topology, ns};
 use super::trace::{Op, Trace};
 
-/// Who serves a trace.
+/// The allocator that serves a trace.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub enum Protocol {
     /// Sheaves, barns, slabs, pages.
@@ -29,32 +32,33 @@ pub enum Protocol {
     OneLock,
 }
 
-/// What is simulated beside the trace.
+/// The parameters of a simulation besides the trace.
 #[derive(Clone, Debug)]
 pub struct Setup {
-    /// Who is near whom.
+    /// Distances between CPUs.
     pub topology: Topology,
-    /// What things cost.
+    /// Costs of operations.
     pub costs: Costs,
-    /// What the program does between two operations, in nanoseconds.
+    /// Time that the program spends between two operations, in nanoseconds.
     pub work: f64,
-    /// The numbers of each class.
+    /// Tuning constants of each class.
     pub numbers: Vec<Numbers>,
-    /// Who serves the trace.
+    /// Allocator that serves the trace.
     pub tuning: Protocol,
-    /// Arenas: a depot uses one of them. The tuning has one.
+    /// Number of arenas, one of which a shared store uses. One by default; `alloc-core` has one per
+    /// node.
     pub arenas: usize,
 }
 
 impl Setup {
-    /// The tuning as it is.
+    /// Creates a setup with the tuning constants of `alloc-core`.
     pub fn new(topology: Topology, costs: Costs, work: f64) -> Self {
         let class = |index| Class::from_index(index).expect("a class");
         let numbers = (0..CLASSES).map(|index| tuning::of_class(class(index))).collect();
         Self { topology, costs, work, numbers, tuning: Protocol::Hayloft, arenas: 1 }
     }
 
-    /// Makes all sheaves, batches and barns so many times as large.
+    /// Makes all sheaves, batches and barns `factor` times as large.
     pub fn scale_sheaves(&mut self, factor: usize) {
         for numbers in &mut self.numbers {
             numbers.sheaf *= factor;
@@ -64,7 +68,7 @@ impl Setup {
     }
 }
 
-/// How often something was done in the timed part, by all CPUs: what the costs are multiplied with.
+/// Counts of operations in the timed part, by all CPUs: the factors of the costs.
 #[derive(Clone, Copy, Default, PartialEq, Debug)]
 #[expect(missing_docs, reason = "each is counted for the cost of the same name")]
 pub struct Counts {
@@ -78,7 +82,7 @@ pub struct Counts {
     pub make: u64,
 }
 
-/// Kinds of locks.
+/// The kinds of locks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[expect(missing_docs, reason = "told by their names")]
 pub enum Kind {
@@ -87,34 +91,34 @@ pub enum Kind {
     Arena,
 }
 
-/// What came of a simulation.
+/// The result of a simulation.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Outcome {
     /// Nanoseconds of the timed part, from its common start to the end of the last thread.
     pub nanoseconds: f64,
-    /// Pairs of operations in it.
+    /// Pairs of operations in the timed part.
     pub pairs: f64,
-    /// What was counted.
+    /// Counts of operations.
     pub counts: Counts,
     /// Acquisitions by kind of lock.
     pub acquired: [u64; 3],
-    /// The part of all CPUs' time that was spent waiting for locks of a kind.
+    /// Share of all CPUs' time that was spent waiting for locks of a kind.
     pub waited: [f64; 3],
-    /// The part that was spent waiting for cache lines, those of lock words aside.
+    /// Share that was spent waiting for cache lines, without those of lock words.
     pub moved: f64,
 }
 
 impl Outcome {
-    /// Millions of pairs per second, of all CPUs.
+    /// Returns millions of pairs per second, of all CPUs together.
     pub fn throughput(&self) -> f64 {
         self.pairs * 1000.0 / self.nanoseconds
     }
 }
 
-/// What a CPU does next when it has what it waits for.
+/// The next step of a CPU, after its current wait.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Step {
-    /// The next operation of the trace.
+    /// Run the next operation of the trace.
     Run,
     LookToTake,
     Take,
@@ -133,17 +137,17 @@ struct Cpu {
     time: Time,
     at: usize,
     step: Step,
-    /// The class of the operation on a slow path.
+    /// Class of the operation on a slow path.
     class: usize,
-    /// The block that is allocated on a slow path, or the object freed.
+    /// Block that the slow path allocates or frees. `object` is the object freed.
     number: u32,
     object: Object,
     batch: Vec<Object>,
     emptied: Vec<u32>,
     slab: usize,
-    /// Since when it waits for a lock.
+    /// Start of the current wait for a lock.
     since: Time,
-    /// Counts what it waited for, so that an old event is known.
+    /// Number of waits so far, which identifies outdated events.
     wait: u32,
     timed: bool,
     sheaves: Vec<Vec<Object>>,
@@ -151,17 +155,17 @@ struct Cpu {
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Event {
-    /// Goes on with its step.
+    /// The CPU continues with its step.
     Go,
-    /// Lets go of a lock.
+    /// The CPU releases a lock.
     Release(usize),
-    /// Has spun for long enough, if it still waits the same wait.
+    /// The CPU has spun for long enough, if it is still in the wait of that number.
     GiveUp(usize, u32),
-    /// Has slept.
+    /// The CPU has slept.
     Retry(usize),
 }
 
-/// A block of the trace.
+/// The state of a block of the trace.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Block {
     Unborn,
@@ -181,13 +185,13 @@ pub struct Model<'a> {
     locks: Vec<Lock>,
     slabs: AllSlabs,
     arenas: Vec<Line>,
-    /// Of the one lock: a free list for each class, and how many objects there are.
+    /// Free list of each class, for the one lock. `objects` is the number of objects created.
     lists: Vec<Vec<Object>>,
     objects: u32,
     blocks: Vec<Block>,
-    /// When each block became what it is.
+    /// Time of each block's last change.
     changed: Vec<Time>,
-    /// The CPU that waits for a block to change.
+    /// CPU that waits for a block to change.
     waiting: HashMap<u32, usize>,
     at_mark: usize,
     start: Time,
@@ -198,7 +202,7 @@ pub struct Model<'a> {
 }
 
 impl<'a> Model<'a> {
-    /// Before the first operation.
+    /// Creates a simulation in the state before the first operation.
     pub fn new(trace: &'a Trace, setup: &'a Setup) -> Self {
         let cpus = trace.threads.len();
         let depots = setup.topology.depots.min(cpus.div_ceil(setup.topology.per_depot));
@@ -246,7 +250,8 @@ impl<'a> Model<'a> {
     /// Runs the trace to its end.
     ///
     /// # Panics
-    /// If the trace waits for what does not happen.
+    ///
+    /// Panics if the trace waits for an event that never happens.
     pub fn run(&mut self) -> Outcome {
         for cpu in 0..self.cpus.len() {
             self.schedule(0, cpu, Event::Go);
@@ -323,7 +328,7 @@ impl<'a> Model<'a> {
         }
     }
 
-    /// Runs operations of the trace until one of them needs others.
+    /// Runs operations of the trace until one of them involves other CPUs.
     fn operations(&mut self, cpu: usize) {
         let (work, hit) = (ns(self.setup.work), ns(self.setup.costs.hit));
         let thread = &self.trace.threads[cpu];
@@ -337,7 +342,8 @@ impl<'a> Model<'a> {
             let Some(op) = thread.ops.get(state.at).map(|packed| packed.op()) else { return };
             let (Op::Alloc(number) | Op::Free(number) | Op::Await(number)) = op;
             let block = self.blocks[number as usize];
-            // Somebody else may be ahead of this CPU, or behind.
+            // The CPU that allocates or frees the block may be ahead of this one in time, or
+            // behind.
             match (op, block) {
                 (Op::Free(_), Block::Unborn) | (Op::Await(_), Block::Unborn | Block::Live(_)) => {
                     self.waiting.insert(number, cpu);
@@ -396,7 +402,7 @@ impl<'a> Model<'a> {
         self.schedule(time, cpu, Event::Go);
     }
 
-    /// Takes a batch off the sheaf.
+    /// Moves a batch off the sheaf.
     fn drain(&mut self, cpu: usize, class: usize) {
         let state = &mut self.cpus[cpu];
         let sheaf = &mut state.sheaves[class];
@@ -411,12 +417,12 @@ impl<'a> Model<'a> {
         self.count(cpu, |counts| counts.copy += copies as u64);
     }
 
-    /// Notes what became of a block, and lets go on who waits for that.
+    /// Records the change of a block, and resumes the CPU that waits for it.
     fn change(&mut self, cpu: usize, number: u32, block: Block) {
         self.blocks[number as usize] = block;
         let time = self.cpus[cpu].time;
         self.changed[number as usize] = time;
-        // One who waits for it to be freed waits again if it is born.
+        // A CPU that awaits the free also resumes at the allocation; it then waits again.
         if let Some(other) = self.waiting.remove(&number) {
             let time = time.max(self.cpus[other].time);
             self.schedule(time, other, Event::Go);
@@ -433,7 +439,7 @@ impl<'a> Model<'a> {
         }
     }
 
-    /// The lock for a step.
+    /// Returns the lock that a step needs.
     fn lock_for(&self, cpu: usize, step: Step) -> usize {
         let state = &self.cpus[cpu];
         let own = self.setup.topology.depot(cpu);
@@ -472,11 +478,11 @@ impl<'a> Model<'a> {
         }
     }
 
-    /// The CPU has the lock, and does under it what its step says.
+    /// Gives a CPU the lock that it requested, and does the work of its step.
     fn granted(&mut self, cpu: usize, lock: usize, time: Time) {
         let kind = self.kind(lock);
         let state = &mut self.cpus[cpu];
-        // The event that ends its spinning is an old one.
+        // Invalidates the event that would end its spinning.
         state.wait += 1;
         if state.timed {
             self.acquired[kind as usize] += 1;
@@ -487,7 +493,8 @@ impl<'a> Model<'a> {
         self.schedule(time + lasts, cpu, Event::Release(lock));
     }
 
-    /// How long the step takes under its lock. The next step is set.
+    /// Does the work of the step under its lock, and sets the next step. Returns the duration of
+    /// the work.
     fn under_lock(&mut self, cpu: usize, lock: usize) -> Time {
         let state = &mut self.cpus[cpu];
         let class = state.class;
@@ -519,7 +526,7 @@ impl<'a> Model<'a> {
                 state.step = if state.batch.is_empty() { Step::Page } else { Step::Run };
             }
             Step::Page => {
-                // The bins, and the descriptors of both ends.
+                // Three lines: the bins, and the descriptors of both ends of the run.
                 work.lines += 3 * self.arenas[lock - 2 * self.depots.len()].write(here);
                 lasts += ns(costs.page);
                 let depot = (self.setup.topology.depot(cpu)) as u16;
@@ -560,7 +567,8 @@ impl<'a> Model<'a> {
                 state.step = if state.emptied.is_empty() { Step::Run } else { Step::FreePage };
             }
             Step::OneLock => {
-                // The head of the list; the object's own line is the program's.
+                // Only the head of the list is counted: the line of the object itself is part of
+                // the program's own work.
                 work.lines += self.arenas[lock - 2 * self.depots.len()].write(here);
                 lasts += ns(costs.hit);
                 state.step = Step::Run;
@@ -592,7 +600,7 @@ impl<'a> Model<'a> {
             self.granted(next, lock, time + way);
         }
         if let Some(woken) = released.woken {
-            // The way into the sleep is over before a wake can be noticed.
+            // A wake has no effect before its CPU has gone to sleep.
             let asleep =
                 self.cpus[woken].since + ns(f64::from(tuning::SPINS) * costs.spin + costs.sleep);
             self.schedule(wakes.max(asleep), woken, Event::Retry(lock));
@@ -600,7 +608,7 @@ impl<'a> Model<'a> {
         self.after(cpu);
     }
 
-    /// What a CPU does when it is out of a lock.
+    /// Continues a CPU that has released a lock.
     fn after(&mut self, cpu: usize) {
         let state = &mut self.cpus[cpu];
         if state.step == Step::Run {
@@ -614,7 +622,7 @@ impl<'a> Model<'a> {
         self.schedule(time, cpu, Event::Go);
     }
 
-    /// The end of a slow path: what is in hand goes to the sheaf.
+    /// Ends a slow path: moves the batch, or the freed object, to the sheaf.
     fn finish(&mut self, cpu: usize) {
         if self.setup.tuning == Protocol::OneLock {
             return self.finish_under_one_lock(cpu);
@@ -648,7 +656,7 @@ impl<'a> Model<'a> {
         self.change(cpu, number, block);
     }
 
-    /// Whether each object is in one place, and no sheaf or barn holds more than it may.
+    /// Checks that each object is in one place, and that no sheaf or barn exceeds its capacity.
     #[cfg(test)]
     fn check(&self) {
         let mut seen = std::collections::HashSet::new();
@@ -736,7 +744,7 @@ mod tests {
         let batch = rule("batch").unwrap();
         let throughput =
             [1, 16].map(|cpus| Model::new(&(batch.make)(cpus), &setup).run().throughput());
-        // Barns are shared: not everybody finds as much there as one who is alone.
+        // Barns are shared, so one of several CPUs finds less there than a single CPU.
         assert!(throughput[1] / throughput[0] > 15.0, "{throughput:?}");
     }
 
@@ -763,7 +771,8 @@ mod tests {
             outcome.acquired
         };
         assert_eq!(count(numbers.batch), [0, 0, 0]);
-        // The sheaf holds a whole batch less than that, when the burst before is freed.
+        // After the previous burst, the sheaf holds one batch less than a burst needs: one refill
+        // and one flush.
         assert_eq!(count(numbers.sheaf + numbers.batch), [2, 0, 0]);
         let [barn, slabs, arena] = count(numbers.sheaf + numbers.barn + 2 * numbers.batch);
         assert!(barn == 20 && slabs > 0 && arena == 0, "{barn} {slabs} {arena}");

@@ -1,4 +1,5 @@
-//! Traces replayed on this machine: by Hayloft, and by nothing at all, which tells what the replaying itself takes.
+//! Replays traces on this machine under Hayloft, and under no allocator to measure the replay
+//! itself.
 
 use std::alloc::Layout;
 use std::hint::{black_box, spin_loop};
@@ -13,15 +14,17 @@ use alloc_core::size_class::{CLASSES, Class};
 use super::trace::{Op, Thread, Trace};
 use crate::compare::statistics::median;
 
-/// Who serves a trace.
+/// An allocator that serves a trace.
 pub trait Heap: Sync {
-    /// Allocates for a layout.
+    /// Allocates a block of `layout`.
     fn alloc(&self, layout: Layout) -> *mut u8;
 
-    /// Frees.
+    /// Frees a block.
     ///
     /// # Safety
-    /// `block` is from [`alloc`](Heap::alloc), with the same layout, and nobody uses it.
+    ///
+    /// `block` comes from [`alloc`](Heap::alloc) with the same layout, and nothing uses it
+    /// afterwards.
     unsafe fn free(&self, block: *mut u8, layout: Layout);
 }
 
@@ -36,12 +39,13 @@ impl Heap for Hayloft {
 
     #[inline(always)]
     unsafe fn free(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `block` came from `kmalloc::alloc` with this layout
+        // and is unused.
         unsafe { kmalloc::free(block, layout) }
     }
 }
 
-/// Gives nothing and takes it back.
+/// No allocator: returns a pointer without memory, and ignores frees.
 pub struct Nothing;
 
 impl Heap for Nothing {
@@ -56,7 +60,8 @@ impl Heap for Nothing {
     }
 }
 
-/// Replays a trace, each thread on a core of its own as far as there are any; nanoseconds of its timed part.
+/// Replays a trace, with each thread on a core of its own as far as there are enough. Returns the
+/// nanoseconds of the timed part.
 pub fn replay(trace: &Trace, heap: &impl Heap) -> f64 {
     let table: Vec<AtomicPtr<u8>> =
         trace.classes.iter().map(|_| AtomicPtr::new(ptr::null_mut())).collect();
@@ -65,7 +70,7 @@ pub fn replay(trace: &Trace, heap: &impl Heap) -> f64 {
     let cores = core_affinity::get_core_ids().unwrap_or_default();
     let worker = |index: usize, thread: &Thread| {
         if let Some(core) = cores.get(index % cores.len().max(1)) {
-            // A refusal leaves the thread where it is.
+            // If the system refuses, the thread stays where it is.
             core_affinity::set_for_current(*core);
         }
         let (before, timed) = thread.ops.split_at(thread.mark);
@@ -86,7 +91,7 @@ pub fn replay(trace: &Trace, heap: &impl Heap) -> f64 {
     for (block, class) in table.iter().zip(&trace.classes) {
         let block = block.load(Ordering::Relaxed);
         if !block.is_null() {
-            // SAFETY: allocated by `operations` with this layout, and still there.
+            // SAFETY: `operations` allocated the block with this layout, and no thread freed it.
             unsafe { heap.free(block, layouts[usize::from(*class)]) };
         }
     }
@@ -113,7 +118,7 @@ fn operations(
                 let layout = layouts[usize::from(trace.classes[number as usize])];
                 let block = heap.alloc(layout);
                 assert!(!block.is_null(), "out of memory");
-                // Release: pairs with the Acquire below, on the thread that frees it.
+                // Release: pairs with the Acquire below, on the thread that frees the block.
                 table[number as usize].store(block, Ordering::Release);
             }
             Op::Free(number) => {
@@ -127,9 +132,10 @@ fn operations(
                     }
                     spin_loop();
                 };
-                // Release: pairs with the Acquire in the wait for it.
+                // Release: pairs with the Acquire in the wait for this block.
                 slot.store(ptr::null_mut(), Ordering::Release);
-                // SAFETY: allocated with this layout; the trace frees each block once.
+                // SAFETY: the block was allocated with this layout, and the trace frees each block
+                // once.
                 unsafe { heap.free(block, layout) };
             }
             Op::Await(number) => {
@@ -141,7 +147,8 @@ fn operations(
     }
 }
 
-/// Nanoseconds of a trace under Hayloft and under nothing, medians of so many rounds in which both take turns.
+/// Returns the nanoseconds of a trace under Hayloft and under no allocator: medians over `rounds`
+/// rounds, in which both alternate.
 pub fn measure(trace: &Trace, rounds: usize) -> (f64, f64) {
     let mut hayloft = Vec::new();
     let mut nothing = Vec::new();
@@ -149,11 +156,11 @@ pub fn measure(trace: &Trace, rounds: usize) -> (f64, f64) {
         hayloft.push(replay(trace, &Hayloft));
         nothing.push(replay(trace, &Nothing));
     }
-    // Not the least: threads that contend are lucky at times.
+    // Not the minimum: contending threads are sometimes lucky.
     (median(hayloft).unwrap_or(0.0), median(nothing).unwrap_or(0.0))
 }
 
-/// The least: what it takes when nobody else uses the machine meanwhile.
+/// Returns the minimum: the time on an otherwise idle machine.
 pub fn least(values: Vec<f64>) -> f64 {
     values.into_iter().min_by(f64::total_cmp).unwrap_or(0.0)
 }

@@ -1,7 +1,8 @@
-//! `record`: runs a workload under an allocator that writes down what it is asked for, and makes a trace of it.
+//! `record`: runs a workload under an allocator that records its requests, and turns them into a
+//! trace.
 //!
-//! Blocks that no size class serves are left out: they are runs of pages, of which the model knows only those of slabs. Time
-//! that the program spends on itself, and waits that have nothing to do with memory, are not recorded.
+//! Blocks that no size class serves are left out: they are runs of pages, and the model knows only
+//! the runs of slabs. The program's own work, and waits unrelated to memory, are not recorded.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -22,7 +23,7 @@ use crate::workloads::{self, Workload};
 /// Requests that can be recorded.
 const ROOM: usize = 1 << 26;
 
-/// A request: the address, and whose it was, what, and of which class.
+/// A request: the address in one word; the thread, the operation and the class in the other.
 struct Request {
     address: AtomicU64,
     what: AtomicU64,
@@ -38,11 +39,12 @@ static REQUESTS: AtomicUsize = AtomicUsize::new(0);
 static THREADS: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
-    /// The number of this thread, from 1 on. Without a destructor, so that it can be had in an allocator.
+    /// Number of this thread, from 1 on. It has no destructor, so an allocator can access it at any
+    /// time.
     static THREAD: Cell<u64> = const { Cell::new(0) };
 }
 
-/// The system's allocator, which writes down what it is asked for.
+/// The system's allocator, which records its requests.
 #[derive(Debug)]
 pub struct Recorder;
 
@@ -60,7 +62,8 @@ fn record(address: *mut u8, layout: Layout, kind: u64) {
         }
         thread.get() - 1
     });
-    // Relaxed: whoever gets a block freed by another thread was told so by the allocator, so their numbers are in that order.
+    // Relaxed: a thread that gets a block freed by another thread synchronises with it in the
+    // allocator. So the numbers of the free and of the allocation are in that order.
     let index = COUNT.fetch_add(1, Ordering::Relaxed);
     if let Some(request) = requests().get(index) {
         request.address.store(address.addr() as u64, Ordering::Relaxed);
@@ -69,22 +72,23 @@ fn record(address: *mut u8, layout: Layout, kind: u64) {
     }
 }
 
-/// The requests so far, and room for others; none before there is any.
+/// Returns the requests so far and the room for more. Empty before [`make_room`].
 fn requests() -> &'static [Request] {
     let address = REQUESTS.load(Ordering::Acquire);
     if address == 0 {
         return &[];
     }
-    // SAFETY: a mapping of that length, zeroed, that stays; requests are atomics.
+    // SAFETY: `make_room` mapped `ROOM` zeroed requests there permanently, and requests are
+    // atomics.
     unsafe { std::slice::from_raw_parts(ptr::with_exposed_provenance(address), ROOM) }
 }
 
-/// Maps memory for requests, which takes as much as is used.
+/// Maps memory for requests. The kernel backs only the part that is used.
 fn make_room() -> Result<(), String> {
     let bytes = ROOM * size_of::<Request>();
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: a new mapping.
+    // SAFETY: an anonymous mapping at a new address affects no other memory.
     let mapped = unsafe { libc::mmap(ptr::null_mut(), bytes, protection, flags, -1, 0) };
     if mapped == libc::MAP_FAILED {
         return Err("no memory for what is recorded".to_owned());
@@ -93,37 +97,42 @@ fn make_room() -> Result<(), String> {
     Ok(())
 }
 
-/// The layout of a block of the class that serves `layout`, if one does.
+/// Returns the layout of a block of the class that serves `layout`, or `layout` itself if no class
+/// does.
 fn rounded(layout: Layout) -> Layout {
     let size = class_of(layout).map_or(layout.size(), Class::size);
     Layout::from_size_align(size, layout.align()).unwrap_or(layout)
 }
 
-// SAFETY: the system's allocator does all, with layouts that are no smaller.
+// SAFETY: every call goes to the system's allocator, with a layout that is no smaller and equally
+// aligned.
 unsafe impl GlobalAlloc for Recorder {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: no shorter than the caller's layout, and as aligned.
+        // SAFETY: the layout is no shorter than the caller's, and equally aligned.
         let block = unsafe { System.alloc(rounded(layout)) };
         record(block, layout, 0);
         block
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // Before somebody else gets it.
+        // Recorded before the free, after which another thread may get the block.
         record(block, layout, FREE);
-        // SAFETY: allocated with that layout by `alloc`.
+        // SAFETY: the caller guarantees that `alloc` returned `block` for `layout`, so it has the
+        // rounded layout.
         unsafe { System.dealloc(block, rounded(layout)) }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that `new_size` and this alignment make a valid layout.
         let new_layout = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
         let (class, new_class) = (class_of(layout), class_of(new_layout));
         if class.is_some() && class == new_class {
-            // Each block of a class is as long as the class, so the block stays where it is, as it does in Hayloft.
+            // Each block of a class has the size of the class, so the block stays where it is, as
+            // in Hayloft.
             return block;
         }
-        // SAFETY: the caller's promise; both have room for the lesser size.
+        // SAFETY: the caller guarantees that `block` is live and has this layout. Both blocks have
+        // room for the smaller size.
         unsafe {
             let moved = self.alloc(new_layout);
             if !moved.is_null() {
@@ -135,11 +144,11 @@ unsafe impl GlobalAlloc for Recorder {
     }
 }
 
-/// Record what a workload asks of its allocator, for `simulate --trace`.
+/// Record the requests that a workload makes to its allocator, for `simulate --trace`.
 #[derive(Parser, Debug)]
 #[command(version, max_term_width = 100)]
 struct Args {
-    /// Which one: `compare --list` lists them.
+    /// The workload; `compare --list` lists them all.
     #[arg(value_parser = workloads::parse)]
     workload: &'static Workload,
 
@@ -151,7 +160,7 @@ struct Args {
     quick: bool,
 }
 
-/// The body of `main`. The executable has a [`Recorder`] as its allocator.
+/// Runs `record`: the body of its `main`. The executable must have a [`Recorder`] as its allocator.
 pub fn main() -> ExitCode {
     crate::exit(run(&Args::parse()).map(|()| true))
 }
@@ -186,7 +195,7 @@ fn trace_of(requests: &[Request]) -> Result<Trace, String> {
         let what = request.what.load(Ordering::Relaxed);
         let thread = (what >> THREAD_SHIFT) as usize;
         if what & FREE != 0 {
-            // What was allocated before the recording is nobody's.
+            // Frees of blocks that were allocated before the recording are left out.
             if let Some(number) = live.remove(&address) {
                 maker.free(thread, number);
             }

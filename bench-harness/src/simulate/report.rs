@@ -1,4 +1,4 @@
-//! Tables, CSV and JSON of what was simulated.
+//! Tables, CSV and JSON of simulated results.
 
 use std::fmt::Write as _;
 
@@ -7,11 +7,11 @@ use serde::Serialize;
 use super::{Curve, Outcome};
 use crate::rows;
 
-/// A prediction, and what it is held against.
+/// A prediction, and the measurement that it is compared with.
 pub(super) struct Validated {
     pub(super) name: &'static str,
     pub(super) cpus: usize,
-    /// The way of a line between the cores, in nanoseconds.
+    /// Transfer time of a line between the cores, in nanoseconds.
     pub(super) line: Option<f64>,
     pub(super) pairs: f64,
     pub(super) nothing: f64,
@@ -20,7 +20,7 @@ pub(super) struct Validated {
 }
 
 impl Validated {
-    /// By what part of the time measured the prediction is off.
+    /// Returns the error of the prediction, relative to the measured time.
     pub(super) fn error(&self) -> f64 {
         self.predicted / self.measured - 1.0
     }
@@ -29,7 +29,7 @@ impl Validated {
 pub(super) fn validation(validated: &[Validated], markdown: bool) -> String {
     let header = ["trace", "CPUs", "a line", "no allocator", "measured", "predicted", "error"];
     let rows = validated.iter().map(|row| {
-        // Of one CPU: what a pair takes it.
+        // Converts to the time that a pair takes on one CPU.
         let each = |time: f64| format!("{:.2} ns", time * row.cpus as f64 / row.pairs);
         vec![
             row.name.to_owned(),
@@ -81,7 +81,7 @@ pub(super) fn text(curves: &[Curve], markdown: bool) -> String {
     text
 }
 
-/// Acquisitions of locks per 1000 pairs.
+/// Returns the acquisitions of locks per 1000 pairs.
 fn locks(outcome: &Outcome) -> f64 {
     outcome.acquired.iter().sum::<u64>() as f64 * 1000.0 / outcome.pairs
 }

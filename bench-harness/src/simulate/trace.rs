@@ -1,10 +1,12 @@
-//! Traces: what each thread of a program asks of its allocator, in order.
+//! Traces: the requests that each thread of a program makes to its allocator, in order.
 //!
-//! A trace names blocks by numbers, so whatever allocator serves it, the same thread frees the same block. A thread that frees
-//! a block of another waits until that has it: the order between threads is kept where it matters, and only there.
+//! A trace identifies blocks by numbers. So the same thread frees the same block, whichever
+//! allocator serves the trace. A thread that frees another thread's block waits until that block is
+//! allocated. The order between threads is kept where it matters, and only there.
 //!
-//! Traces are made by rules that are those of the workloads of the same names, for any number of threads; or they are recorded
-//! from a program (`record`), and then repeated by as many groups of threads as it takes.
+//! Rules make traces for any number of threads, like the workloads of the same names. Other traces
+//! are recorded from a program (`record`), and then repeated by as many groups of threads as
+//! needed.
 
 use std::io::{Read, Write};
 
@@ -13,18 +15,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::prng::Prng;
 
-/// What a thread does next.
+/// An operation of a thread.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Op {
-    /// Allocates a block of this number.
+    /// Allocates the block of this number.
     Alloc(u32),
-    /// Frees it.
+    /// Frees the block of this number.
     Free(u32),
-    /// Waits until somebody has freed it.
+    /// Waits until the block of this number is freed.
     Await(u32),
 }
 
-/// An [`Op`] in one word: the two highest bits say what, the others which block.
+/// An [`Op`] in one word: the two highest bits hold the operation, the others the number of the
+/// block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Packed(u32);
@@ -44,7 +47,7 @@ impl From<Op> for Packed {
 }
 
 impl Packed {
-    /// What it says.
+    /// Returns the operation.
     #[inline(always)]
     pub fn op(self) -> Op {
         let number = self.0 & ((1 << NUMBER_BITS) - 1);
@@ -56,26 +59,27 @@ impl Packed {
     }
 }
 
-/// What one thread does.
+/// The operations of one thread.
 #[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Thread {
-    /// All of it.
+    /// All operations.
     pub ops: Vec<Packed>,
-    /// How much of it comes before the part that is timed. All threads wait for each other there.
+    /// Number of operations before the timed part. All threads wait for each other there.
     pub mark: usize,
 }
 
-/// What all threads do.
+/// The operations of all threads.
 #[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Trace {
-    /// The threads.
+    /// Threads.
     pub threads: Vec<Thread>,
-    /// The size class of each block, by its number.
+    /// Size class of each block, by its number.
     pub classes: Vec<u8>,
 }
 
 impl Trace {
-    /// How many blocks are allocated and freed in the timed part: half of its operations.
+    /// Returns the number of pairs of an allocation and a free in the timed part: half of its
+    /// operations.
     pub fn pairs(&self) -> f64 {
         let timed = |thread: &Thread| {
             let is_real = |op: &&Packed| !matches!(op.op(), Op::Await(_));
@@ -84,7 +88,7 @@ impl Trace {
         self.threads.iter().map(timed).sum::<usize>() as f64 / 2.0
     }
 
-    /// The same, done by `groups` groups of threads that have nothing to do with each other.
+    /// Returns the same trace for `groups` groups of threads that are independent of each other.
     pub fn repeated(&self, groups: usize) -> Self {
         let blocks = self.classes.len() as u32;
         let shifted = |group: u32| {
@@ -105,19 +109,21 @@ impl Trace {
         }
     }
 
-    /// Writes it in a compact form.
+    /// Writes the trace in a compact form.
     ///
     /// # Errors
-    /// If that fails.
+    ///
+    /// Describes the failure to serialise or to write.
     pub fn save(&self, to: &mut impl Write) -> Result<(), String> {
         let bytes = postcard::to_stdvec(self).map_err(|error| error.to_string())?;
         to.write_all(&bytes).map_err(|error| error.to_string())
     }
 
-    /// The opposite of [`save`](Self::save).
+    /// Reads a trace that [`save`](Self::save) wrote.
     ///
     /// # Errors
-    /// If what is there is no trace.
+    ///
+    /// Describes why the content is no valid trace, or a failure to read.
     pub fn load(from: &mut impl Read) -> Result<Self, String> {
         let mut bytes = Vec::new();
         from.read_to_end(&mut bytes).map_err(|error| error.to_string())?;
@@ -126,7 +132,7 @@ impl Trace {
         Ok(trace)
     }
 
-    /// Whether each block is allocated once, and freed once at most.
+    /// Checks that each block is allocated once, and freed at most once.
     fn check(&self) -> Result<(), String> {
         let mut seen = vec![(false, false); self.classes.len()];
         for thread in &self.threads {
@@ -158,16 +164,16 @@ impl Trace {
     }
 }
 
-/// A trace in the making.
+/// A trace under construction.
 pub struct Maker(Trace);
 
 impl Maker {
-    /// Of so many threads.
+    /// Starts a trace of `threads` threads.
     pub fn new(threads: usize) -> Self {
         Self(Trace { threads: vec![Thread::default(); threads], classes: Vec::new() })
     }
 
-    /// A thread allocates a block of a class; its number.
+    /// Adds an allocation of a class on a thread, and returns the number of the block.
     pub fn alloc(&mut self, thread: usize, class: Class) -> u32 {
         let number = self.0.classes.len() as u32;
         self.0.classes.push(class.index() as u8);
@@ -175,28 +181,29 @@ impl Maker {
         number
     }
 
-    /// A thread frees a block.
+    /// Adds a free of a block on a thread.
     pub fn free(&mut self, thread: usize, number: u32) {
         self.0.threads[thread].ops.push(Op::Free(number).into());
     }
 
-    /// A thread waits until a block is freed.
+    /// Adds a wait on a thread, until a block is freed.
     pub fn wait_for(&mut self, thread: usize, number: u32) {
         self.0.threads[thread].ops.push(Op::Await(number).into());
     }
 
-    /// What a thread does from here on is timed.
+    /// Starts the timed part of a thread here.
     pub fn mark(&mut self, thread: usize) {
         self.0.threads[thread].mark = self.0.threads[thread].ops.len();
     }
 
-    /// The trace.
+    /// Returns the trace.
     pub fn finish(self) -> Trace {
         self.0
     }
 }
 
-/// The class of a block of so many bytes, at most [`MAX_MIDDLE`](alloc_core::size_class::MAX_MIDDLE).
+/// Returns the class of a block of `size` bytes, at most
+/// [`MAX_MIDDLE`](alloc_core::size_class::MAX_MIDDLE).
 pub fn class_of_size(size: usize) -> Class {
     let layout = std::alloc::Layout::from_size_align(size, 8).expect("a size that a class serves");
     class_of(layout).expect("a size that a class serves")
@@ -205,13 +212,13 @@ pub fn class_of_size(size: usize) -> Class {
 /// A rule that makes traces.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {
-    /// Its name in arguments and tables.
+    /// Name in arguments and tables.
     pub name: &'static str,
-    /// One line about it.
+    /// Description of one line.
     pub about: &'static str,
-    /// Threads that belong together: there are a multiple of this, or one.
+    /// Size of a group of threads. The number of threads is a multiple of it, or one.
     pub group: usize,
-    /// Makes a trace of so many threads.
+    /// Makes a trace of this number of threads.
     pub make: fn(usize) -> Trace,
 }
 
@@ -226,7 +233,11 @@ pub static RULES: &[Rule] = &[
     Rule { name: "exchange", group: 1, make: exchange, about: "all threads swap blocks through 2500 shared slots per thread" },
 ];
 
-/// The rule of that name, or why there is none.
+/// Returns the rule called `name`.
+///
+/// # Errors
+///
+/// Lists the known names if `name` is not among them.
 pub fn rule(name: &str) -> Result<&'static Rule, String> {
     RULES.iter().find(|rule| rule.name == name).ok_or_else(|| {
         let names: Vec<&str> = RULES.iter().map(|rule| rule.name).collect();
@@ -258,7 +269,7 @@ fn churn(threads: usize) -> Trace {
             maker.alloc(thread, class_of_size(1 + prng.below(LARGEST)))
         };
         let mut slots: Vec<u32> = (0..SLOTS).map(|_| block(&mut maker, &mut prng)).collect();
-        // The first so many replacements shuffle what the filling has left in order.
+        // The replacements before the mark shuffle the slots, which filling left in order.
         for replacement in 0..40_000 {
             if replacement == 15_000 {
                 maker.mark(thread);
@@ -275,7 +286,8 @@ fn batch(threads: usize) -> Trace {
     bursts(threads, class_of_size(64), 10_000, 1, 4)
 }
 
-/// Each thread allocates `count` blocks of a class, and frees them in the opposite order, `timed` times after `warm` times.
+/// Makes a trace in which each thread allocates `count` blocks of a class and frees them in the
+/// opposite order. It does so `warm` times untimed, then `timed` times.
 pub fn bursts(threads: usize, class: Class, count: usize, warm: usize, timed: usize) -> Trace {
     let mut maker = Maker::new(threads);
     for thread in 0..threads {
@@ -290,7 +302,7 @@ pub fn bursts(threads: usize, class: Class, count: usize, warm: usize, timed: us
     maker.finish()
 }
 
-/// As [`bursts`] of one thread, freed in random order.
+/// Does the same as [`bursts`] for one thread, but frees in random order.
 pub fn shuffled_bursts(class: Class, count: usize, warm: usize, timed: usize) -> Trace {
     let mut maker = Maker::new(1);
     let mut prng = Prng::new(7);
@@ -336,13 +348,13 @@ fn phases(threads: usize) -> Trace {
 }
 
 fn handoff(threads: usize) -> Trace {
-    /// Blocks sent at once, and batches that may be on their way.
+    /// Blocks in a batch. `DEPTH` bounds the batches in transit.
     const BATCH: usize = 1000;
     const DEPTH: usize = 16;
     const BATCHES: usize = 60;
     let mut maker = Maker::new(threads);
     for producer in (0..threads).step_by(2) {
-        // A thread without a partner is its own.
+        // A thread without a partner consumes its own batches.
         let consumer = if producer + 1 < threads { producer + 1 } else { producer };
         let mut batches: Vec<Vec<u32>> = Vec::new();
         for batch in 0..BATCHES {
