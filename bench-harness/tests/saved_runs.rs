@@ -1,4 +1,4 @@
-//! `compare` on saved runs, as one calls it: what it writes, and what it exits with.
+//! Calls `compare` on saved runs, and checks its output and exit codes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
-/// A run of two allocators and one workload in five rounds, in which Hayloft takes `nanoseconds`.
+/// Returns a run of two allocators and one workload in five rounds. Hayloft takes `nanoseconds`.
 fn run(nanoseconds: f64) -> Value {
     let samples: Vec<Value> = (0..5)
         .flat_map(|round| [(round, "hayloft", nanoseconds), (round, "mimalloc", 4.0)])
@@ -53,7 +53,7 @@ fn run(nanoseconds: f64) -> Value {
     })
 }
 
-/// A directory for the files of one test, which is empty.
+/// Returns an empty directory for the files of one test.
 fn directory(test: &str) -> PathBuf {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(test);
     let _ = fs::remove_dir_all(&directory);

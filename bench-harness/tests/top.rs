@@ -1,5 +1,5 @@
-//! `hayloft-top` as it is used: on a process of its own that has a cache of a thousand objects, in a pipe and in a terminal (`tmux`,
-//! where that is installed).
+//! Tests `hayloft-top` on a process of its own that has a cache of a thousand objects, in a pipe
+//! and in a terminal (`tmux`, where it is installed).
 
 use std::alloc::Layout;
 use std::env;
@@ -17,7 +17,7 @@ static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
 
 const TOP: &str = env!("CARGO_BIN_EXE_hayloft-top");
 
-/// What makes [`target`] do anything.
+/// Environment variable that enables [`target`].
 const TARGET: &str = "TOP_TARGET";
 
 #[test]
@@ -30,10 +30,10 @@ fn target() {
     let cache = Cache::builder("packets", layout).flags(CacheFlags::NO_MERGE).build().unwrap();
     let objects: Vec<_> = (0..1000).map(|_| cache.alloc().unwrap()).collect();
     println!("ready");
-    // Until the other end is closed.
+    // Waits until the other end is closed.
     io::stdin().read_to_end(&mut Vec::new()).unwrap();
     for object in objects {
-        // SAFETY: allocated above.
+        // SAFETY: `cache` allocated the object above, and this is its only free.
         unsafe { cache.free(object) };
     }
 }
@@ -53,7 +53,7 @@ impl Target {
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         assert!(lines.any(|line| line.unwrap().contains("ready")));
-        // What comes after that need not be read: it fits into the pipe, which is kept open.
+        // The rest of the output need not be read: it fits into the pipe, which is kept open.
         thread::spawn(move || lines.count());
         let target = Target(child);
         until("it shows its cache", || {
@@ -68,7 +68,7 @@ impl Target {
     }
 
     fn signal(&self, signal: i32) {
-        // SAFETY: a child that was not waited for.
+        // SAFETY: the child was not waited for, so its number is still its own.
         assert_eq!(unsafe { libc::kill(self.0.id() as i32, signal) }, 0);
     }
 
@@ -78,7 +78,8 @@ impl Target {
         assert!(!fs::exists(page(self.0.id())).unwrap(), "it takes its page away");
     }
 
-    /// What is printed of it as comma-separated values: for each line, values by the names of their columns.
+    /// Returns the lines that `--csv` prints about the process, as maps from column names to
+    /// values.
     fn csv(&self, arguments: &[&str]) -> Vec<Line> {
         let output = top_of_busy(&[arguments, &["--csv", &self.number()]].concat());
         assert!(output.status.success(), "{output:?}");
@@ -88,7 +89,7 @@ impl Target {
 
 impl Drop for Target {
     fn drop(&mut self) {
-        // No harm if it has ended.
+        // No harm if the process has already ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
         let _ = fs::remove_file(page(self.0.id()));
@@ -106,7 +107,7 @@ fn page(process: u32) -> String {
     format!("/dev/shm/hayloft-{process}-{namespace}")
 }
 
-/// Waits until something is so, for minutes if it must be.
+/// Waits until `is_so` returns true, for minutes if necessary.
 fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     for _ in 0..1800 {
         if is_so() {
@@ -121,7 +122,8 @@ fn top(arguments: &[&str]) -> Output {
     Command::new(TOP).args(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
-/// As [`top`], of a process that is not stopped: where the machine is so busy that it comes to write seldom, again.
+/// Does the same as [`top`] for a process that is not stopped. Repeats the call where the machine
+/// is so busy that the process rarely gets to write.
 fn top_of_busy(arguments: &[&str]) -> Output {
     let mut output = top(arguments);
     until("it is heard of", || {
@@ -135,7 +137,7 @@ fn top_of_busy(arguments: &[&str]) -> Output {
     output
 }
 
-/// The one line that it fails with.
+/// Returns the one line that the call fails with.
 fn complaint(arguments: &[&str]) -> String {
     let output = top(arguments);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
@@ -242,7 +244,7 @@ fn wrong_arguments() {
     assert!(complaint(&["1"]).contains("no terminal"));
 }
 
-/// A terminal that cannot be drawn on is sent nothing.
+/// Nothing is sent to a terminal that cannot be drawn on.
 #[test]
 fn a_terminal_without_a_screen() {
     let command = format!("TERM=dumb {TOP}");
@@ -256,7 +258,7 @@ fn no_process() {
     assert_eq!(complaint(&["--once", "4294967295"]), "there is no process 4294967295");
 }
 
-/// Has something said of a process that does nothing, with this for its page.
+/// Returns the error for an idle process whose page has the content returned by `page_of`.
 fn complaint_with(page_of: impl FnOnce(u32) -> Option<Vec<u8>>) -> String {
     let mut idle = Command::new("sleep").arg("600").spawn().unwrap();
     let process = idle.id();
@@ -285,7 +287,7 @@ fn pages_that_are_none() {
     let text = complaint_with(|_| Some(later.clone()));
     assert!(text.starts_with("process N shows version 77 of the statistics"), "{text}");
 
-    // Left by a process whose number this one has now.
+    // The page was left by a process whose number this one has now.
     let target = Target::start();
     let mut left = fs::read(page(target.0.id())).unwrap();
     let text = complaint_with(|process| {
@@ -317,7 +319,7 @@ fn a_process_that_is_stopped() {
     until("it is silent for so long that this is said", || {
         let output = top(&["--once", "--delay", "0", &target.number()]);
         text = String::from_utf8(output.stderr).unwrap();
-        // It may be stopped while it writes.
+        // The process may be stopped while it writes.
         !output.status.success() && !text.contains("does not come to an end")
     });
     assert!(text.contains("has been silent for"), "{text}");
@@ -332,7 +334,7 @@ fn a_process_that_is_stopped() {
 fn what_a_killed_process_leaves_is_taken_away() {
     let mut target = Target::start();
     target.0.kill().unwrap();
-    // Before it is waited for, too, when there still is something of that number.
+    // Also looks before the process is waited for, while its number still exists.
     let mut text = String::new();
     until("it is dead", || {
         let output = top(&["--once", "--delay", "0", &target.number()]);
@@ -347,13 +349,13 @@ fn what_a_killed_process_leaves_is_taken_away() {
     });
 }
 
-/// A terminal with a command in it.
+/// A terminal that runs a command.
 struct Tmux {
     socket: String,
 }
 
 impl Tmux {
-    /// `None` where there is none.
+    /// Starts a terminal, or returns `None` without `tmux`.
     fn start(name: &str, command: &str) -> Option<Tmux> {
         let tmux = Tmux { socket: format!("hayloft-{name}-{}", std::process::id()) };
         let size = ["new-session", "-d", "-x", "100", "-y", "30"];
@@ -361,7 +363,7 @@ impl Tmux {
         match tmux.command().args(size).args(["sh", "-c", &command]).status() {
             Ok(status) => assert!(status.success()),
             Err(_) => {
-                // Past what captures the output of a test.
+                // Bypasses the capture of a test's output.
                 let _ = writeln!(io::stderr(), "skipped: hayloft-top in a terminal: no tmux");
                 return None;
             }
@@ -379,7 +381,7 @@ impl Tmux {
         assert!(self.command().args(arguments).status().unwrap().success());
     }
 
-    /// The process in it, a child of the shell.
+    /// Returns the number of the process in the terminal, a child of the shell.
     fn process(&self) -> i32 {
         let show = ["display-message", "-p", "#{pane_pid}"];
         let shell = String::from_utf8(self.command().args(show).output().unwrap().stdout).unwrap();
@@ -407,7 +409,7 @@ impl Drop for Tmux {
         if thread::panicking() {
             eprintln!("{}", self.screen());
         }
-        // It may have been ended.
+        // The server may already have ended.
         let _ = self.command().arg("kill-server").output();
     }
 }
@@ -462,12 +464,12 @@ fn a_signal_ends_it_and_leaves_the_terminal_as_it_was() {
     let Some(tmux) = Tmux::start("signal", &format!("{TOP} {number}")) else { return };
     tmux.shows("packets");
     let top = tmux.process();
-    // SAFETY: it is there until the signal ends it.
+    // SAFETY: the process exists until this signal ends it.
     assert_eq!(unsafe { libc::kill(top, libc::SIGTERM) }, 0);
     tmux.shows("code 0");
     let screen = tmux.screen();
     assert!(screen.contains("before") && !screen.contains("packets"), "{screen}");
-    // What is typed is seen again.
+    // The terminal echoes input again.
     tmux.press(&["seen"]);
     tmux.shows("seen");
 }
