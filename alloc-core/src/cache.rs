@@ -469,15 +469,16 @@ fn measures(layout: Layout, flags: CacheFlags) -> Option<(usize, usize, usize)> 
 /// unsafe { cache.free(packet) };
 /// cache.destroy()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// A destroyed cache can be neither used nor destroyed again:
-///
 ///
 /// ```compile_fail,E0382
 /// # let layout = std::alloc::Layout::new::<u64>();
 /// # let cache = alloc_core::cache::Cache::builder("gone", layout).build().unwrap();
 /// cache.destroy().unwrap();
 /// let _ = cache.alloc();
+/// ```
 ///
 /// Dropping a cache destroys it. If objects are still in use, it prints a warning to stderr, and
 /// their memory is leaked.

@@ -6,9 +6,10 @@
 //! ended, even while this thread runs, and `fork` treats a program with one thread of its own as
 //! single-threaded.
 //!
-//! The price is that this thread must not use any part of the C library that needs a thread known
-//! to it: no thread-locals except this allocator's, no locks, no panics. Its block of thread-locals
-//! is zero wherever the C library and this allocator read it.
+//! The price is that this thread must not use any part of the C library that depends on the
+//! library's own record of the thread: no thread-locals except this allocator's, no locks, no
+//! panics. Its block of thread-locals is zero, except for a few words, wherever the C library and
+//! this allocator read it.
 //!
 //! At most one such thread exists. Its stack and its block are reserved once and reused.
 
