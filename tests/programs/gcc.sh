@@ -1,5 +1,5 @@
-# GCC builds programs in C++ with large headers, of JSON and of regular expressions, whose answers tell that they
-# were built alike.
+# GCC builds C++ programs with large headers for JSON and for regular expressions. The programs'
+# answers and checksums show that they were built identically.
 packages="g++ nlohmann-json3-dev"
 binary=$(g++ -print-prog-name=cc1plus 2> /dev/null || true)
 

@@ -1,4 +1,4 @@
-# Git clones a repository with a history that was made up, packs it anew, and checks it.
+# Git clones a repository with a made-up history, repacks it, and checks it.
 packages="git"
 binary=/usr/bin/git
 

@@ -1,4 +1,5 @@
-# The Java compiler and a program of its making: most of it is in the heap of the virtual machine, which is not the allocator's.
+# The Java compiler, and a program that it compiled. Most of their memory is the virtual machine's
+# own heap, which does not come from the allocator.
 packages="openjdk-17-jdk-headless"
 binary=/usr/bin/java
 
@@ -48,7 +49,8 @@ public class Work {
 J
 }
 
-# Heaps of a fixed size, and code compiled when it is due: or else memory would say how busy the machine was.
+# Heaps have a fixed size, and code is compiled synchronously. Otherwise memory would depend on how
+# busy the machine was.
 run() {
     under javac -J-Xbatch -J-XX:+UseSerialGC -J-Xms64m -J-Xmx64m Work.java
     under java -Xbatch -XX:+UseSerialGC -Xms128m -Xmx128m Work "$SIZE"

@@ -1,4 +1,5 @@
-# An nginx server of two processes compresses files as they are asked for; each file arrives as it is.
+# An nginx server with two worker processes compresses each requested file. Each file must arrive
+# unchanged.
 packages="nginx-light apache2-utils curl"
 binary=/usr/sbin/nginx
 

@@ -1,4 +1,5 @@
-# Node.js parses and prints JSON, fills and compares buffers, compresses, hashes, and has worker threads do the same.
+# Node.js parses and prints JSON, fills and compares buffers, compresses and hashes, in its main
+# thread and in worker threads.
 packages="nodejs"
 binary=/usr/bin/node
 
@@ -51,5 +52,6 @@ if (isMainThread) {
 J
 }
 
-# Its collector works at the same places each time, or else memory would say how busy the machine was.
+# The collector runs at the same points each time. Otherwise memory would depend on how busy the
+# machine was.
 run() { under node --single-threaded-gc --predictable-gc-schedule work.js "$SIZE"; }

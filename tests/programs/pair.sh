@@ -1,4 +1,4 @@
-# A loop that allocates 64 bytes and frees them: what a pair costs through a shared library.
+# A loop that allocates and frees 64 bytes: the cost of a pair through a shared library.
 packages="gcc libc6-dev"
 binary=$PWD/pair
 

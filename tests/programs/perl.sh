@@ -1,4 +1,4 @@
-# Perl counts words in a hash of hashes, sorts, matches, builds and splits strings.
+# Perl counts words in a hash of hashes, sorts, matches, and builds and splits strings.
 packages="perl"
 binary=/usr/bin/perl
 

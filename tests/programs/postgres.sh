@@ -1,11 +1,13 @@
-# A PostgreSQL server runs the transactions of pgbench, and questions that sort and hash: what was changed adds up. Its shared
-# memory is none of the allocator's, and its processes are many: it is counted how much all of them had at their highest that
-# was neither shared nor a file's.
+# A PostgreSQL server runs the transactions of pgbench, and queries that sort and hash. The sums of
+# all changes must match. Its shared memory does not come from the allocator, and it has many
+# processes. The measured memory is therefore the sum of the processes' peaks, without shared and
+# file-backed memory.
 packages="postgresql procps"
 binary=$(echo /usr/lib/postgresql/*/bin/postgres)
 
 bin=$(dirname "$binary")
-# It refuses to run as root; its user need not be able to come here, and a socket's path must be short.
+# The server refuses to run as root. Its user may lack access to this folder, and a socket's path
+# must be short, so its data is in /tmp.
 [ "$(id -u)" != 0 ] || as=(runuser -u postgres --)
 
 prepare() { :; }

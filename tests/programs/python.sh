@@ -1,5 +1,5 @@
-# Python's own tests of 38 modules. Where they are only checked, also those of threads and of processes that talk to each other,
-# which wait more than they work.
+# Python's own tests of 38 modules. A check adds the tests of threads and of communicating
+# processes, which wait more than they work and are therefore not measured.
 packages="python3 libpython3.11-testsuite"
 binary=/usr/bin/python3.11
 
@@ -10,7 +10,7 @@ modules="test_json test_gc test_dict test_list test_set test_unicode test_re tes
 
 prepare() { :; }
 
-# What it says of the outcome, without times.
+# Extracts the outcome from the report, without times.
 outcome() { grep -aE '^(All|Result|Tests result)|fail|warning' | sort -u; }
 
 run() {

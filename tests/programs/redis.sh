@@ -1,5 +1,6 @@
-# A Redis server gets commands on data of all types, and then those of its benchmark, whose keys differ from run to run. The
-# answer is a digest of the data before, what the benchmark must have left, and whether all of it can be saved and loaded.
+# A Redis server executes commands on data of all types, and then those of its benchmark, whose keys
+# differ from run to run. The answer is a digest of the data before the benchmark, the invariants of
+# the benchmark's data, and whether all data can be saved and loaded.
 packages="redis-server redis-tools"
 binary=/usr/bin/redis-server
 
@@ -33,7 +34,8 @@ run() {
     ask debug digest
     client redis-benchmark -p "$PORT" -q -P 16 -c 20 -n $((40000 * SIZE)) -r 100000 -d 200 -t set,get,incr,lpush,rpop,sadd,hset \
         > /dev/null
-    # Each `incr` counted one of these, each `lpush` was met by an `rpop`, and each value set is as long as was asked for.
+    # The counters add up to the number of `incr`, each `lpush` has its `rpop`, and each value has
+    # the requested length.
     ask eval "local sum, odd = 0, 0
         for _, key in ipairs(redis.call('keys', 'counter:*')) do sum = sum + redis.call('get', key) end
         for _, key in ipairs(redis.call('keys', 'key:*')) do odd = odd + math.abs(redis.call('strlen', key) - 200) end

@@ -1,5 +1,6 @@
-# Cargo and rustc build a program with a macro that derives, and what that needs: the program's answer is the answer. The compiler
-# is Debian's: that of rustup has jemalloc built in, which a library that is preloaded cannot replace.
+# Cargo and rustc build a program with a derive macro and its dependencies. The answer is the output
+# of that program. The compiler is Debian's, since rustup's has jemalloc built in, which a preloaded
+# library cannot replace.
 packages="cargo rustc"
 binary=/usr/bin/rustc
 

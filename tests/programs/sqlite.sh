@@ -1,5 +1,5 @@
-# The SQLite shell reads a script of 500 MB: rows of two tables with an index, some of them changed and deleted again, and
-# questions about them.
+# The SQLite shell reads a script of SIZE times 50 MB: rows of two tables with an index, some of
+# them updated or deleted later, and queries.
 packages="sqlite3"
 binary=/usr/bin/sqlite3
 

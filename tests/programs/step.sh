@@ -1,11 +1,19 @@
 #!/usr/bin/env bash
-# One step of one program, for the driver `run`: `step.sh PROGRAM STEP`. Each NAME.sh beside this file sets `packages`, what apt
-# has to install, and `binary`, what the allocator has to be found in; it has the steps `prepare`, which makes what the program
-# works on, and `run`, which writes to standard output what must be the same under every allocator.
+# Runs one step of one program, for the driver `run`: `step.sh PROGRAM STEP`.
 #
-# The driver sets LIBRARY, what is preloaded; SIZE, how much there is to do, 1 to check, 10 to measure; PORT, free for a server;
-# CARGO, of the toolchain that builds Hayloft; FIGURES, the file to append to what was measured, as lines of "kind elapsed user
-# system peak" in seconds and KiB. Steps run in a folder of their own.
+# Each NAME.sh beside this file sets `packages`, the packages that apt must install, and `binary`,
+# the file that must call the allocator. It defines two steps: `prepare` makes the program's input,
+# and `run` writes to standard output the answer, which must be the same under every allocator.
+#
+# The driver sets these variables:
+#   LIBRARY  the library to preload
+#   SIZE     the amount of work: 1 to check, 10 to measure
+#   PORT     a free port for a server
+#   CARGO    the cargo of the toolchain that builds Hayloft
+#   FIGURES  the file to which measurements are appended, as lines of
+#            "kind elapsed user system peak" in seconds and KiB
+#
+# Each step runs in a folder of its own.
 set -euo pipefail
 export LC_ALL=C TZ=UTC PATH=/usr/sbin:/usr/bin:/sbin:/bin
 here=$(dirname "$(realpath "$0")")
@@ -16,10 +24,11 @@ measured() {
     /usr/bin/time --quiet --append --output="$FIGURES" --format="$kind %e %U %S %M" "$@"
 }
 
-# The program, under the allocator: its time counts, and its memory.
+# under COMMAND...: runs the program under the allocator. Its time and its memory count.
 under() { measured program env LD_PRELOAD="$LIBRARY" "$@"; }
 
-# serve PIDFILE SERVER...: the same for a server, of which only the memory counts. It is ended with this step at the latest.
+# serve PIDFILE SERVER...: starts a server under the allocator. Its memory and processor time count,
+# not its elapsed time. It ends at the latest with this step.
 serve() {
     pidfile=$1
     shift
@@ -35,10 +44,10 @@ served() {
     trap - EXIT
 }
 
-# client COMMAND...: what a server is asked, without the allocator: its time counts.
+# client COMMAND...: runs a client of the server without the allocator. Its elapsed time counts.
 client() { measured client "$@"; }
 
-# patiently COMMAND...: tries for ten seconds.
+# patiently COMMAND...: repeats a command until it succeeds, for ten seconds at most.
 patiently() {
     for _ in $(seq 100); do
         "$@" > /dev/null 2>&1 && return
@@ -47,7 +56,8 @@ patiently() {
     "$@"
 }
 
-# How a server runs, and what it is: `forked` if its memory is measured in another way.
+# The prefix of the server's command, and the kind of its figures: `forked` if its memory is
+# measured in another way.
 as=()
 served_as=server
 

@@ -124,8 +124,9 @@ impl<F: FnOnce()> Scenario<F> {
         }
     }
 
-    /// Starts the child without waiting for it. Returns `None` in a child, and for a scenario that
-    /// [`ONLY`] excludes.
+    /// In the parent, starts the child without waiting for it, or returns `None` if [`ONLY`]
+    /// excludes the scenario. In the child, runs the body and exits if this is the requested
+    /// scenario, and otherwise returns `None`.
     fn start(self) -> Option<Running> {
         let test = test_name::<F>();
         let scenario = format!("{test}/{}", self.label);
@@ -150,7 +151,7 @@ impl<F: FnOnce()> Scenario<F> {
         let mut command = Command::new(executable);
         command.args([test, "--exact", "--include-ignored", "--nocapture", "--test-threads=1"]);
         command.env(CHILD, scenario).env(DECAY, NO_DECAY);
-        // Where memory is short, std hangs in a backtrace, and the message is lost.
+        // Where memory is short, std hangs while it prints a backtrace, and the message is lost.
         command.env("RUST_BACKTRACE", "0");
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         let (limits, refused) = (self.limits.clone(), self.refused.clone());
