@@ -75,9 +75,10 @@ fn open_device(path: &CPath) -> Option<File> {
     (is_device && unsafe { libc::fcntl(file.0, libc::F_SETFL, 0) } == 0).then_some(file)
 }
 
-/// Replaces the file at `path` with one that `write` writes. A concurrent reader finds either the
-/// old or the new file, whole. A symbolic link is replaced, not followed, unless it leads to
-/// something other than a regular file, which is written to in place. Returns false on failure.
+/// Replaces the file at `path` with a new one, which `write` fills. A concurrent reader finds
+/// either the old or the new file, whole. A symbolic link is replaced, not followed, unless it
+/// leads to something other than a regular file, which is written to in place. Returns false on
+/// failure.
 pub(crate) fn replace(path: fmt::Arguments<'_>, write: impl FnOnce(c_int) -> bool) -> bool {
     /// Makes the temporary name unique in this process, also against a writer that this one
     /// interrupted.

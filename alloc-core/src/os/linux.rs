@@ -1,8 +1,8 @@
-//! Linux: bare system calls, and the C library where it knows more than the kernel.
+//! Linux: bare system calls, and C library functions where the library keeps state of its own.
 //!
 //! Slow paths make their system calls directly. The C library's functions for these calls may be
 //! wrapped by a library that allocates in the wrapper or holds a lock there, and they are
-//! cancellation points. Neither may occur within a slow path. Nor do bare calls touch `errno`.
+//! cancellation points. A slow path permits none of this. Nor do bare calls touch `errno`.
 
 use core::cell::UnsafeCell;
 use core::ffi::{CStr, c_int, c_long, c_uint, c_ulong, c_void};
@@ -216,8 +216,8 @@ pub(crate) unsafe fn prefer_huge_pages(address: NonNull<u8>, len: usize, huge: b
 
 /// Makes the kernel take the memory of reserved pages from one of its nodes while that node has
 /// memory, whichever CPU touches the pages first. Has no effect if the node does not exist or the
-/// process lacks the right. Nor does it override a memory policy of the user's (`numactl
-/// --interleave`).
+/// process lacks the right. Does not override a memory policy that the user chose (such as by
+/// `numactl --interleave`).
 ///
 /// # Safety
 /// `address..address + len` lies in one reservation, on page boundaries.

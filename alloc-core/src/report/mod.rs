@@ -365,8 +365,8 @@ fn ask(setting: Setting) {
     }
 }
 
-/// Returns whether a fault raises `signal`. When a handler had written a report and returned, the
-/// program would fault again, forever.
+/// Returns whether a fault raises `signal`. A handler that writes a report and returns would make
+/// the program fault again, forever.
 fn is_of_a_fault(signal: c_int) -> bool {
     matches!(
         signal,

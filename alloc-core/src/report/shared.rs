@@ -7,7 +7,8 @@
 //! its page behind, and the next program that looks for processes removes it.
 //!
 //! Containers may share the folder, while process numbers belong to a PID namespace. So the name
-//! contains the namespace, and nobody judges pages of other namespaces.
+//! contains the namespace, and a process does not judge whether pages of other namespaces are
+//! stale.
 
 extern crate std;
 
@@ -232,8 +233,8 @@ pub enum AttachError {
     ShowsNothing(u32),
     /// The process belongs to another user.
     Denied(u32),
-    /// The only page for this process number is of another PID namespace. Only there can its
-    /// process be found alive or dead.
+    /// The only page for this process number is of another PID namespace. Only processes there can
+    /// find out whether its writer is alive.
     Elsewhere(u32),
     /// The file is not Hayloft's, or was written on another architecture.
     Foreign(u32),

@@ -64,8 +64,7 @@ pub struct Stats {
     pub in_slabs: usize,
     /// Bytes of blocks that are too large for slabs.
     pub large: usize,
-    /// Bytes of the process in memory, including those of others than this allocator; 0 if
-    /// unreadable.
+    /// Resident bytes of the process, including memory outside this allocator; 0 if unreadable.
     pub resident: usize,
     /// Maximum of `held` (`HAYLOFT_LIMIT`); 0 if there is no limit.
     pub limit: usize,
@@ -339,7 +338,7 @@ pub fn gather_own() -> Stats {
     }
 }
 
-/// Returns the bytes of the process in memory.
+/// Returns the resident bytes of the process.
 fn resident() -> Option<usize> {
     let mut room = [0; 128];
     let text = os::read(format_args!("/proc/self/statm"), &mut room)?;

@@ -1,11 +1,11 @@
 //! Grace periods: detects that all earlier readers have left. (SRCU of Linux,
 //! `kernel/rcu/srcutree.c`, with polled epochs.)
 //!
-//! A reader counts itself in a slot, on one of two sides, which is the parity of the epoch, and
-//! leaves on the same side. The epoch advances when the other side, which has the readers of the
-//! previous epoch, is empty. After two advances that *began* after a request, both sides have been
-//! seen empty. A further advance may have begun before the request. So a grace period ends three
-//! epochs after its beginning.
+//! A reader counts itself in a slot, on the even or the odd side according to the epoch, and leaves
+//! on the same side. The epoch advances when the other side, which has the readers of the previous
+//! epoch, is empty. After two advances that *began* after a request, both sides have been seen
+//! empty. A further advance may have begun before the request. So a grace period ends three epochs
+//! after its beginning.
 //!
 //! A reader that is stopped between reading the epoch and counting itself may appear on either side
 //! at any time. It counts itself before its reads: if the thread that advances the epoch does not

@@ -49,8 +49,8 @@ impl Fork {
     }
 }
 
-/// Marks that this thread may hold a lock without being its recorded owner yet, or still: it is
-/// acquiring or releasing the lock. The mark ends when this is dropped.
+/// Marks that this thread may hold a lock without being its recorded owner: it is acquiring or
+/// releasing the lock. The mark ends when this is dropped.
 ///
 /// That takes a few instructions, but a signal handler is likely to interrupt just there: after a
 /// fork, the first store to a page faults.
