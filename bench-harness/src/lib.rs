@@ -31,8 +31,8 @@ mod rows;
 
 use std::process::ExitCode;
 
-/// Converts the outcome of a `main` to its exit code. Prints an error. The code is 1 for an error
-/// and for `Ok(false)`.
+/// Converts the outcome of a `main` to its exit code, which is 1 for an error and for `Ok(false)`.
+/// Prints the error.
 fn exit(outcome: Result<bool, String>) -> ExitCode {
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

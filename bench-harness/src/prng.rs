@@ -27,8 +27,8 @@ impl Prng {
         (((self.next() >> 32) * bound as u64) >> 32) as usize
     }
 
-    /// Returns a number above `low` and up to `high`, whose quotient is a power of two. Every
-    /// octave between them is equally likely.
+    /// Returns a number above `low` and up to `high`. Every octave between them is equally likely.
+    /// Expects `high / low` to be a power of two.
     #[inline(always)]
     pub(crate) fn geometric(&mut self, low: usize, high: usize) -> usize {
         let octaves = (high / low).ilog2() as usize;

@@ -36,7 +36,7 @@ pub struct Line {
 /// The judgement of a difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The difference is within that of rounds, or within three percent.
+    /// The difference is no larger than those between rounds, or within three percent.
     Noise,
     /// The later run takes less time or memory.
     Better,

@@ -95,7 +95,7 @@ struct Place {
 }
 
 impl Place {
-    /// Derives the place from the path of this executable, which is `<target>/<profile>`. The
+    /// Derives the place from the path of this executable, which lies in `<target>/<profile>`. The
     /// directory of the profile `dev` is called `debug`.
     fn of_this_executable(args: &Args) -> Result<Self, String> {
         let path = std::env::current_exe().map_err(|error| format!("where am I? {error}"))?;

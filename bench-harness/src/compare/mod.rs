@@ -42,7 +42,8 @@ pub fn main() -> ExitCode {
         print!("{}", listing());
         return ExitCode::SUCCESS;
     }
-    // Fails before the measurement, which takes long.
+    // Saved runs are loaded first: an error should not come after the measurement, which takes
+    // long.
     match Saved::load(&args) {
         Ok(saved) => crate::exit(compare(&args, saved)),
         Err(error) => {

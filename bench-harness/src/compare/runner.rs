@@ -224,7 +224,7 @@ pub(crate) fn try_measure(
     let output = thread::spawn(|| drain(output));
     let Some(status) = child.wait_timeout(patience(workload)).map_err(|error| error.to_string())?
     else {
-        // Either call fails only if the process is gone, which is their purpose.
+        // Both calls fail only if the process has already ended, which is their purpose.
         let _ = child.kill();
         let _ = child.wait();
         return Err(Failure { how: HUNG.to_owned(), said: drain(child.stderr.take()) });

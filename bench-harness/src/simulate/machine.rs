@@ -68,7 +68,7 @@ impl Topology {
     }
 }
 
-/// No CPU: no CPU has the line yet.
+/// The number of no CPU: none has the line yet.
 const NOBODY: u16 = u16::MAX;
 
 /// The costs of transferring a cache line between CPUs.

@@ -52,7 +52,7 @@ pub(super) fn btree_map(run: &mut Run) {
     });
 }
 
-/// Takes lines of text to pieces and puts them together again.
+/// Splits lines of text into words and fields, and joins them again.
 pub(super) fn strings(run: &mut Run) {
     let lines: u64 = run.pick(150_000, 10_000, 100);
     let mut prng = Prng::new(37);

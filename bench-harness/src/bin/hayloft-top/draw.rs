@@ -256,8 +256,8 @@ fn draw_table(frame: &mut Frame<'_>, app: &App, entries: &[Entry], theme: Theme,
         Value::Text(name) => name.chars().count() as u16,
         _ => 0,
     };
-    // As wide as the longest name, but at most a quarter of the screen or 13 characters, whichever
-    // is more.
+    // As wide as the longest name, within bounds: at least 13 characters, and at most a quarter of
+    // the screen where that is more.
     let longest = entries.iter().map(name_width).max().unwrap_or(0);
     let name_width = longest.clamp(13, (area.width / 4).max(13));
     let (columns, course_room) = fitting(app, name_width, area.width);
