@@ -744,8 +744,8 @@ fn the_child_of_a_fork_has_caches() {
 }
 
 /// In a program that does nothing more, one or two window ends complete the frees that a signal
-/// handler deferred and those that wait for readers. It has no CPU threads, and no
-/// thread waits.
+/// handler deferred and those that wait for readers. Such a program has no CPU threads, and none of
+/// its threads waits.
 #[test]
 fn idle_programs_free_what_was_deferred() {
     on_both_backends(|| {

@@ -1,5 +1,5 @@
-//! Forks in the middle of slow paths, both the forking thread's and other threads', and while
-//! others are in the control plane.
+//! Forks in the middle of slow paths, the forking thread's own or another thread's, and while other
+//! threads are in the control plane.
 //!
 //! Afterwards the child allocates, starts CPUs of its own, waits for deferred frees, and creates
 //! and destroys a cache. So does the parent.

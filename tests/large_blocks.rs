@@ -154,7 +154,7 @@ fn in_a_block_that_took_its_place() {
     });
 }
 
-/// The former block lies in one that grew over it.
+/// The former block lies inside a block that grew over it.
 #[test]
 fn in_a_block_that_grew() {
     is_found("in the midst of a block of 9175040 bytes", || {
@@ -238,8 +238,8 @@ fn an_object_as_a_large_block() {
     Scenario::new("layout", scenario).run(|output| assert_found(output, "in a run of 65536"));
 }
 
-/// Middle-size blocks are objects of slabs. Their misuse is found as well, even if others were
-/// freed since.
+/// Middle-size blocks are objects of slabs. Their misuse is found as well, even if other blocks
+/// were freed since.
 #[test]
 fn a_middle_block_twice() {
     for size in [40_000, 100_000, 1 << 20] {

@@ -157,8 +157,8 @@ fn failed_realloc() {
     });
 }
 
-/// The whole usable size can be used and may be freed by any layout in between. A block that grows
-/// in place keeps its address and contents.
+/// A block can be used up to its usable size, and freed with any layout in between. A block that
+/// grows in place keeps its address and contents.
 #[test]
 fn usable_sizes() {
     on_both_backends(|| {

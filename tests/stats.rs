@@ -652,7 +652,7 @@ fn processes_that_show_nothing_are_told_apart() {
     says(ours, "shows no statistics");
     says(u32::MAX, "there is no process");
     let page = Temporary(page_of(ours));
-    // So a page looks before it is written for the first time.
+    // Before its first write a page is empty or all zeros.
     fs::write(&page.0, "").expect("the file can be written");
     says(ours, "shows no statistics");
     fs::write(&page.0, vec![0; 1 << 20]).expect("the file can be written");

@@ -75,7 +75,7 @@ fn many_of_a_size() {
     });
 }
 
-/// Memory that was written and freed is zeroed when it is allocated as zeroed.
+/// `alloc_zeroed` returns zeroed memory even if that was written and freed before.
 #[test]
 fn zeroed_after_dirty_frees() {
     on_both_backends(|| {
