@@ -55,13 +55,14 @@ pub use alloc_core::{report, stats};
 use core::alloc::{GlobalAlloc, Layout};
 
 /// Releases all idle memory to the system at once. Returns the number of bytes. Without this call
-/// idle memory goes after a while (`HAYLOFT_DECAY_MS`). Must not be called in signal handlers.
+/// idle memory is released after a while (`HAYLOFT_DECAY_MS`). Must not be called in signal
+/// handlers.
 pub fn trim() -> usize {
     cache::trim()
 }
 
-/// Returns the statistics of the whole allocator, whose methods give those of its caches, CPUs and
-/// nodes. May be called in any context, signal handlers included.
+/// Returns the statistics of the whole allocator. Their methods return those of its caches, CPUs
+/// and nodes. May be called in any context, signal handlers included.
 ///
 /// ```
 /// #[global_allocator]

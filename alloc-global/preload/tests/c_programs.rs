@@ -34,8 +34,8 @@ fn check_preloaded(program: &Path) {
     run_checks(program, |backend| preloaded(program, backend));
 }
 
-/// Runs each check of `program` on both backends, without preloading. The library is linked
-/// statically or dynamically.
+/// Runs each check of `program` on both backends, without preloading. The library is linked, or is
+/// found by `dlopen`.
 fn check_linked(program: &Path) {
     run_checks(program, |backend| {
         let mut command = Command::new(program);
