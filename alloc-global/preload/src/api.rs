@@ -163,7 +163,7 @@ unsafe extern "C" fn hayloft_cache_alloc_nolock(cache: *const Cache) -> *mut c_v
 #[unsafe(no_mangle)]
 unsafe extern "C" fn hayloft_cache_free(cache: *const Cache, object: *mut c_void) {
     if let Some(object) = NonNull::new(object.cast()) {
-        // SAFETY: the caller guarantees that `cache` is live and owns `object`.
+        // SAFETY: the caller guarantees that `object` is a live object of `cache`.
         unsafe { (*cache).free(object) };
     }
 }
@@ -173,7 +173,7 @@ unsafe extern "C" fn hayloft_cache_free(cache: *const Cache, object: *mut c_void
 #[unsafe(no_mangle)]
 unsafe extern "C" fn hayloft_cache_free_nolock(cache: *const Cache, object: *mut c_void) {
     if let Some(object) = NonNull::new(object.cast()) {
-        // SAFETY: the caller guarantees that `cache` is live and owns `object`.
+        // SAFETY: the caller guarantees that `object` is a live object of `cache`.
         unsafe { (*cache).free_nolock(object) };
     }
 }
