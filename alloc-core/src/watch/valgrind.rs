@@ -78,6 +78,6 @@ pub(super) fn make_accessible(address: *mut u8, len: usize, is_defined: bool) {
 /// As [`make_noaccess`], but memcheck reports no accesses to these bytes.
 #[inline(always)]
 pub(super) fn hide(address: *mut u8, len: usize) {
-    close(address, len);
+    make_noaccess(address, len);
     request(DISABLE_ERRORS_IN_RANGE, [address.addr(), len, 0, 0]);
 }
