@@ -48,13 +48,13 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
     batch: usize,
 
-    /// Arenas, each for the barns and slabs of some CPUs; there is one with `--tuning one-lock`.
+    /// Arenas, each for the barns and slabs of some CPUs; there is one with `--protocol one-lock`.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
     arenas: usize,
 
     /// The allocator that serves the traces.
     #[arg(long, value_enum, default_value = "hayloft")]
-    tuning: Protocol,
+    protocol: Protocol,
 
     /// Time that a thread spends between two operations, in nanoseconds.
     #[arg(long, value_name = "NS", default_value_t = 10.0)]
@@ -126,8 +126,8 @@ impl Args {
         };
         let mut setup = Setup::new(topology, costs, self.work);
         setup.scale_sheaves(self.batch);
-        setup.tuning = self.tuning;
-        setup.arenas = match self.tuning {
+        setup.protocol = self.protocol;
+        setup.arenas = match self.protocol {
             Protocol::Hayloft => self.arenas,
             Protocol::OneLock => 1,
         };

@@ -44,7 +44,7 @@ pub struct Setup {
     /// Tuning constants of each class.
     pub numbers: Vec<Numbers>,
     /// Allocator that serves the trace.
-    pub tuning: Protocol,
+    pub protocol: Protocol,
     /// Number of arenas, one of which a shared store uses. One by default; `alloc-core` has one per
     /// node.
     pub arenas: usize,
@@ -55,7 +55,7 @@ impl Setup {
     pub fn new(topology: Topology, costs: Costs, work: f64) -> Self {
         let class = |index| Class::from_index(index).expect("a class");
         let numbers = (0..CLASSES).map(|index| tuning::of_class(class(index))).collect();
-        Self { topology, costs, work, numbers, tuning: Protocol::Hayloft, arenas: 1 }
+        Self { topology, costs, work, numbers, protocol: Protocol::Hayloft, arenas: 1 }
     }
 
     /// Makes all sheaves, batches and barns `factor` times as large.
@@ -359,7 +359,7 @@ impl<'a> Model<'a> {
                 continue;
             }
             state.time += work;
-            if self.setup.tuning == Protocol::OneLock {
+            if self.setup.protocol == Protocol::OneLock {
                 let class = self.trace.classes[number as usize].into();
                 (state.class, state.number, state.step) = (class, number, Step::OneLock);
                 let time = state.time;
@@ -624,7 +624,7 @@ impl<'a> Model<'a> {
 
     /// Ends a slow path: moves the batch, or the freed object, to the sheaf.
     fn finish(&mut self, cpu: usize) {
-        if self.setup.tuning == Protocol::OneLock {
+        if self.setup.protocol == Protocol::OneLock {
             return self.finish_under_one_lock(cpu);
         }
         let state = &mut self.cpus[cpu];
@@ -751,7 +751,7 @@ mod tests {
     #[test]
     fn one_lock_does_not_scale() {
         let setup =
-            Setup { tuning: Protocol::OneLock, ..Setup::new(topology(), Costs::recorded(), 5.0) };
+            Setup { protocol: Protocol::OneLock, ..Setup::new(topology(), Costs::recorded(), 5.0) };
         let pair = rule("pair").unwrap();
         let outcomes = [1, 6].map(|cpus| Model::new(&(pair.make)(cpus), &setup).run());
         assert!(outcomes[1].throughput() < outcomes[0].throughput());
