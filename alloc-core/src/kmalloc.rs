@@ -244,6 +244,7 @@ extern "C" fn alloc_large(layout: Layout, zeroed: bool) -> *mut u8 {
     if let Some(class) = middle_class_of(layout)
         && let Some(object) = NonNull::new(percpu::pop(class))
     {
+        percpu::refund(class.size());
         let object = checked_out(object, class).as_ptr();
         return if !middle_out(object) && zeroed { clear(object, layout.size()) } else { object };
     }
@@ -266,7 +267,7 @@ extern "C" fn alloc_large_slow(layout: Layout, zeroed: bool) -> *mut u8 {
         return alloc_block(one_byte(layout));
     }
     if let Some(class) = middle_class_of(layout) {
-        let object = alloc_slow(class);
+        let object = alloc_larger(class).unwrap_or_else(|| alloc_slow(class));
         let is_zero = object.is_null() || middle_out(object);
         return if !is_zero && zeroed { clear(object, layout.size()) } else { object };
     }
@@ -275,6 +276,16 @@ extern "C" fn alloc_large_slow(layout: Layout, zeroed: bool) -> *mut u8 {
         let block = alloc_run(context, layout, zeroed);
         have_threads(context);
         block
+    })
+}
+
+/// Allocates an object of one of the next larger classes from this CPU's sheaves, after that of
+/// `class` had none.
+fn alloc_larger(class: Class) -> Option<*mut u8> {
+    class.larger_middle().find_map(|class| {
+        let object = NonNull::new(percpu::pop(class))?;
+        percpu::refund(class.size());
+        Some(checked_out(object, class).as_ptr())
     })
 }
 
@@ -321,12 +332,12 @@ pub(crate) unsafe extern "C" fn free_large(object: *mut u8, layout: Layout) {
     if let Some(class) = middle_class_of(layout)
         && let Some(found) = middle_in(object)
     {
-        if found != class {
+        if !class.may_be_served_by(found) {
             misused(object, class, Misuse::Foreign);
         }
-        checked_in(object, class);
+        checked_in(object, found);
         // SAFETY: the caller guarantees that `object` is not used, and `middle_in` found its class.
-        return unsafe { free_middle(object, class) };
+        return unsafe { free_middle(object, found) };
     }
     let run = run_of(object, layout);
     watch::freed(object);

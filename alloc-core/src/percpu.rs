@@ -770,8 +770,8 @@ pub(crate) fn held(cpu: usize, class: Class) -> usize {
     top.load(Ordering::Relaxed).saturating_sub(floor(class)) as usize
 }
 
-/// Takes `bytes` from this CPU's allowance for objects of middle sizes that enter its sheaves.
-/// Returns whether the allowance is used up.
+/// Takes `bytes`, the size of an object that entered a sheaf, from this CPU's allowance for middle
+/// sizes. Returns whether the allowance is used up.
 #[inline(always)]
 pub(crate) fn spend(bytes: usize) -> bool {
     allowance_of(cpu()).is_some_and(|word| {
@@ -781,7 +781,15 @@ pub(crate) fn spend(bytes: usize) -> bool {
     })
 }
 
-/// Sets the allowance of a CPU, which [`spend`] draws on, in bytes.
+/// Returns `bytes`, the size of an object that left a sheaf, to this CPU's allowance.
+#[inline(always)]
+pub(crate) fn refund(bytes: usize) {
+    if let Some(word) = allowance_of(cpu()) {
+        arch::add(word, bytes as u64);
+    }
+}
+
+/// Sets the allowance of a CPU, in bytes.
 pub(crate) fn set_allowance(cpu: usize, bytes: usize) {
     if let Some(word) = allowance_of(cpu) {
         word.store(bytes as u64, Ordering::Relaxed);

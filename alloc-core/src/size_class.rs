@@ -101,6 +101,10 @@ static LOOKUP_MALLOC: [u8; MAX_SMALL / MALLOC_ALIGN + 1] = {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Class(usize);
 
+/// The number of larger classes that may serve a middle size. A program that replaces blocks of
+/// random middle sizes finds most of the missing ones there.
+const NEIGHBOURS: usize = 2;
+
 impl Class {
     /// Returns the size class with this index, or `None` from [`CLASSES`] up.
     pub const fn from_index(index: usize) -> Option<Class> {
@@ -136,6 +140,18 @@ impl Class {
     /// Returns all classes of middle sizes.
     pub(crate) fn middle() -> impl Iterator<Item = Class> {
         (SMALL_CLASSES..CLASSES).map(Class)
+    }
+
+    /// Returns the next larger middle classes, whose objects may serve requests of this one.
+    pub(crate) fn larger_middle(self) -> impl Iterator<Item = Class> {
+        (self.0 + 1..CLASSES.min(self.0 + 1 + NEIGHBOURS)).map(Class)
+    }
+
+    /// Returns whether requests of this middle class may be served by objects of `other`: its own,
+    /// or those of [`Class::larger_middle`].
+    #[inline]
+    pub(crate) const fn may_be_served_by(self, other: Class) -> bool {
+        other.0.wrapping_sub(self.0) <= NEIGHBOURS
     }
 
     /// Returns whether this is the class of a middle size.
