@@ -9,7 +9,8 @@ use std::process::Output;
 
 use alloc_core::by_address;
 use tests::routes::Hayloft;
-use tests::scenario::{Scenario, describe};
+use tests::scenario::{Scenario, describe, on_both_backends};
+use tests::sysfs::pin_here;
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -264,6 +265,32 @@ fn in_a_middle_block() {
             free_wrongly(door, block.wrapping_add(offset), 300_000);
         });
     }
+}
+
+/// A request whose class has no free object takes one of the next two classes, and returns it there.
+#[test]
+fn larger_neighbours_serve_middle_sizes() {
+    on_both_backends(|| {
+        pin_here();
+        // Of the classes 224, 256, 288 and 320 KiB.
+        let sizes = [224, 256, 288, 320].map(|kib| layout(kib << 10));
+        // SAFETY: the sizes are not zero, and each block is freed with the layout of its request.
+        unsafe {
+            let largest = Hayloft.alloc(sizes[3]);
+            Hayloft.dealloc(largest, sizes[3]);
+            let far = Hayloft.alloc(sizes[0]);
+            assert_ne!(far, largest);
+            for nearer in [sizes[1], sizes[2], sizes[3]] {
+                let block = Hayloft.alloc_zeroed(nearer);
+                assert_eq!(block, largest);
+                let bytes = std::slice::from_raw_parts_mut(block, nearer.size());
+                assert!(bytes.iter().all(|byte| *byte == 0));
+                bytes.fill(1);
+                Hayloft.dealloc(block, nearer);
+            }
+            Hayloft.dealloc(far, sizes[0]);
+        }
+    });
 }
 
 #[test]
