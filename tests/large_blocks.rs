@@ -272,8 +272,8 @@ fn in_a_middle_block() {
 fn larger_neighbours_serve_middle_sizes() {
     on_both_backends(|| {
         pin_here();
-        // Of the classes 224, 256, 288 and 320 KiB.
-        let sizes = [224, 256, 288, 320].map(|kib| layout(kib << 10));
+        // Of the classes 36, 40, 44 and 48 KiB.
+        let sizes = [36, 40, 44, 48].map(|kib| layout(kib << 10));
         // SAFETY: the sizes are not zero, and each block is freed with the layout of its request.
         unsafe {
             let largest = Hayloft.alloc(sizes[3]);
