@@ -267,7 +267,7 @@ extern "C" fn alloc_large_slow(layout: Layout, zeroed: bool) -> *mut u8 {
         return alloc_block(one_byte(layout));
     }
     if let Some(class) = middle_class_of(layout) {
-        let object = alloc_larger(class).unwrap_or_else(|| alloc_slow(class));
+        let object = alloc_slow(class);
         let is_zero = object.is_null() || middle_out(object);
         return if !is_zero && zeroed { clear(object, layout.size()) } else { object };
     }
@@ -276,16 +276,6 @@ extern "C" fn alloc_large_slow(layout: Layout, zeroed: bool) -> *mut u8 {
         let block = alloc_run(context, layout, zeroed);
         have_threads(context);
         block
-    })
-}
-
-/// Allocates an object of one of the next larger classes from this CPU's sheaves, after that of
-/// `class` had none.
-fn alloc_larger(class: Class) -> Option<*mut u8> {
-    class.larger_middle().find_map(|class| {
-        let object = NonNull::new(percpu::pop(class))?;
-        percpu::refund(class.size());
-        Some(checked_out(object, class).as_ptr())
     })
 }
 

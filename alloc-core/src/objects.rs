@@ -21,6 +21,7 @@ extern crate std;
 
 use core::cell::UnsafeCell;
 use core::fmt;
+use core::iter;
 use core::mem;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
@@ -211,12 +212,27 @@ impl core::error::Error for AllocError {}
 pub(crate) fn alloc_object(context: Context, class: Class) -> Result<NonNull<u8>, AllocError> {
     free_deferred(context);
     let backend = percpu::backend(context);
-    let object = backend.pop(class);
-    let object = if object.is_null() { refill(context, backend, class) } else { Ok(object) };
+    let (object, class) = match pop(backend, class) {
+        Some((object, class)) => (Ok(object), class),
+        None => (refill(context, backend, class), class),
+    };
     let object = object.and_then(|object| NonNull::new(object).ok_or(AllocError::OutOfMemory));
     note_nolock(context, object.is_ok());
     have_threads(context);
     Ok(checked_out(object?, class))
+}
+
+/// Pops an object of `class` from this CPU's sheaf, or of a larger class that may serve it. Returns
+/// the object and its class.
+fn pop(backend: Backend, class: Class) -> Option<(*mut u8, Class)> {
+    let found = iter::once(class).chain(class.larger_middle()).find_map(|class| {
+        let object = backend.pop(class);
+        (!object.is_null()).then_some((object, class))
+    });
+    if let Some((_, class)) = found.filter(|(_, class)| class.is_middle()) {
+        percpu::refund(class.size());
+    }
+    found
 }
 
 /// Allocations beyond sheaves in contexts that must not wait, and those of them that failed.

@@ -142,9 +142,11 @@ impl Class {
         (SMALL_CLASSES..CLASSES).map(Class)
     }
 
-    /// Returns the next larger middle classes, whose objects may serve requests of this one.
+    /// Returns the larger classes whose objects may serve requests of this one: the next two of a
+    /// middle class, none of another.
     pub(crate) fn larger_middle(self) -> impl Iterator<Item = Class> {
-        (self.0 + 1..CLASSES.min(self.0 + 1 + NEIGHBOURS)).map(Class)
+        let count = if self.is_middle() { NEIGHBOURS } else { 0 };
+        (1..=count).map(move |more| Class(self.0 + more)).filter(|class| class.is_middle())
     }
 
     /// Returns whether requests of this middle class may be served by objects of `other`: its own,
