@@ -17,7 +17,7 @@ use crate::kmalloc;
 use crate::nolock;
 use crate::objects::{self, checked_in, checked_out, free_run, may_reclaim};
 use crate::os;
-use crate::page::{self, META_SIZE, Unit};
+use crate::page::{self, ENTRY_SIZE, Unit};
 use crate::percpu;
 use crate::size_class::{Class, MALLOC_ALIGN, small_class_of, small_class_of_size};
 use crate::slab;
@@ -90,10 +90,10 @@ pub unsafe fn free(block: *mut u8) {
 #[inline(always)]
 pub unsafe fn free_or(block: *mut u8, foreign: Foreign) {
     note_free(block);
-    // SAFETY: the caller guarantees that a block in our arenas is live, so its unit has metadata
+    // SAFETY: the caller guarantees that a block in our arenas is live, so its unit has an entry
     // and keeps its class.
     unsafe {
-        match arch::push_by_address::<META_SIZE, { slab::IN_UNIT }, { slab::CLASS }>(block) {
+        match arch::push_by_address::<ENTRY_SIZE, { slab::IN_UNIT }, { slab::CLASS }>(block) {
             Push::Done => {}
             Push::Refused => free_refused(block),
             Push::Elsewhere => free_elsewhere(block, foreign),

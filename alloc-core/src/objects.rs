@@ -38,7 +38,7 @@ use crate::page::{self, Allocation, Unit};
 use crate::percpu::{self, Backend, Event};
 use crate::reclaim::{self, Occasion};
 use crate::size_class::{CLASSES, Class, MAX_CLASSES, MIDDLE_CLASSES, UNIT};
-use crate::slab::{self, Counts, Emptied, Misuse, Shape, Slab, Slabs};
+use crate::slab::{self, Counts, Emptied, Entry, Misuse, Shape, Slab, Slabs};
 use crate::sync::counters::{self, Line};
 use crate::sync::{Context, Guard, Lock, LockClass, RawLock, do_what_was_left};
 use crate::thread::{self, MAX_CPUS};
@@ -47,6 +47,7 @@ use crate::watch::{self, WATCHED};
 // The metadata of a slab's first unit is its descriptor. The metadata of its other units follows
 // directly.
 const _: () = assert!(size_of::<Slab>() == page::META_SIZE);
+const _: () = assert!(size_of::<Entry>() == page::ENTRY_SIZE);
 
 /// The state of a class on a node. (`kmem_cache_node` of `mm/slub.c`.)
 #[repr(align(64))]
@@ -366,7 +367,8 @@ fn take_batch(
         // The slab belongs to the node that asked for it, although its run may come from another
         // node that had memory left. On the lists of that other node nobody would look for it, and
         // this node would make a new slab for each batch.
-        Slab::init(slab, run.address.as_ptr(), class, node as u8, run.zeroed);
+        let entries = unit.entry().cast();
+        Slab::init(slab, entries, run.address.as_ptr(), class, node as u8, run.zeroed);
         watch::slab(run.address.as_ptr(), true, || units * UNIT);
         if class.cache_index().is_some()
             && catch_unwind(AssertUnwindSafe(|| Slab::construct(slab))).is_err()
@@ -625,9 +627,9 @@ pub(crate) unsafe fn defer(context: Context, block: *mut u8) {
 /// `object` is of `class`, and nobody uses it.
 unsafe fn defer_object(context: Context, class: Class, object: *mut u8) {
     if let (true, Some(unit)) = (class.is_middle(), Unit::of(object)) {
-        // SAFETY: the caller guarantees that `object` is of `class`, so its unit has metadata. The
+        // SAFETY: the caller guarantees that `object` is of `class`, so its unit has an entry. The
         // link is about to be written into the object.
-        unsafe { Slab::middle_written(unit.meta().cast(), object) };
+        unsafe { (*unit.entry().cast::<Entry>()).middle_written(object) };
     }
     // SAFETY: the link lies within the object, which nobody uses.
     unsafe { defer(context, object.add(slab::shape(class).link as usize)) };
@@ -1346,8 +1348,7 @@ fn note(object: *mut u8, class: Class, held: bool) {
 /// as zero.
 #[inline(always)]
 pub(crate) fn middle_out(object: *mut u8) -> bool {
-    // SAFETY: the metadata belongs to the unit of an object that was just allocated.
-    page::meta_at(object).is_some_and(|meta| unsafe { Slab::middle_out(meta.cast(), object) })
+    entry_at(object).is_some_and(|entry| entry.middle_out(object))
 }
 
 /// Records that the program frees the block at `address`, and returns its class, if it is an object
@@ -1355,9 +1356,15 @@ pub(crate) fn middle_out(object: *mut u8) -> bool {
 /// start of one that the program holds.
 #[inline(always)]
 pub(crate) fn middle_in(address: *mut u8) -> Option<Class> {
-    let meta = page::meta_at(address)?;
-    // SAFETY: `meta_at` returns committed metadata of the address's unit.
-    unsafe { Slab::middle_in(meta.cast(), address) }.or_else(|| no_middle(address))
+    entry_at(address)?.middle_in(address).or_else(|| no_middle(address))
+}
+
+/// Returns the entry of the unit that holds `address`, or `None` if the address is foreign or its
+/// unit is not committed.
+#[inline(always)]
+fn entry_at(address: *mut u8) -> Option<&'static Entry> {
+    // SAFETY: `page::entry_at` returns committed memory that is zero or an entry, and zero is one.
+    page::entry_at(address).map(|entry| unsafe { &*entry.cast() })
 }
 
 /// Ends the process if `address` lies in a slab of objects of a middle size.

@@ -21,11 +21,13 @@
 //! *Locking.* A descriptor is read and written under the lock of its [`Slabs`]. The exception is
 //! `identity`, which does not change while objects of the slab are out.
 
+mod entry;
+
 use core::cell::UnsafeCell;
 use core::mem::{self, MaybeUninit};
 use core::ops::{Deref, DerefMut};
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use crate::batch::Batch;
 use crate::size_class::{Class, MAX_CLASSES, MAX_SMALL, UNIT};
@@ -33,6 +35,9 @@ use crate::size_class::{Class, MAX_CLASSES, MAX_SMALL, UNIT};
 use crate::sync::RawLock;
 use crate::sync::counters::{self, Line};
 use crate::sync::{Context, Guard, Link, Llist, Lock, LockClass};
+pub(crate) use entry::Entry;
+#[cfg(not(loom))]
+pub(crate) use entry::{CLASS, IN_UNIT};
 
 /// Bits of a word of the bitmap.
 const WORD: usize = u64::BITS as usize;
@@ -243,18 +248,7 @@ const fn units_for(size: usize) -> usize {
 struct Identity {
     base: *mut u8,
     tag: Tag,
-    /// The word that decides whether an object starts at an address, see [`Shape::in_unit`]. 0 if
-    /// the unit belongs to no slab.
-    in_unit: u32,
 }
-
-/// Byte offset in a descriptor of the word that decides where objects start in its unit: at each
-/// address whose last 16 bits, times that word, are below the word, in 32 bits. The word is 0 in a
-/// unit that belongs to no slab.
-pub(crate) const IN_UNIT: usize = mem::offset_of!(Slab, identity.in_unit);
-/// Byte offset in a descriptor of the index of the class of the objects in its unit.
-pub(crate) const CLASS: usize = mem::offset_of!(Slab, identity.tag.class);
-const _: () = assert!(UNIT == 1 << 16);
 
 /// The kind of slab that a unit belongs to. Read and written as one word, since
 /// [`Slab::for_each_out`] reads the tags of all units.
@@ -301,44 +295,18 @@ impl Tag {
     }
 }
 
-/// The state of an object of a middle size.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-enum Middle {
-    /// Free, with arbitrary contents.
-    Dirty,
-    /// Free, and reads as zero.
-    Clean,
-    /// Held by the program. The bits above hold the start of the object: see [`Middle::held_at`].
-    Held,
-}
-
-impl Middle {
-    /// The alignment of objects of middle sizes.
-    const ALIGN: usize = 4096;
-
-    /// Returns the state of an object that the program holds, and that starts at `address`, a
-    /// multiple of [`Middle::ALIGN`].
-    #[inline(always)]
-    fn held_at(address: *mut u8) -> u8 {
-        const { assert!(UNIT / Middle::ALIGN <= 1 << 6) };
-        ((address.addr() % UNIT / Middle::ALIGN) as u8) << 2 | Middle::Held as u8
-    }
-}
-
 /// The descriptor of a slab.
 #[repr(C, align(64))]
 pub(crate) struct Slab {
     identity: Identity,
     next: *mut Slab,
     previous: *mut Slab,
+    /// The entries of the slab's units.
+    entries: *const Entry,
     /// Number of free objects.
     free_count: u32,
     /// The list that holds this slab, or [`UNLISTED`], [`ARRIVING`] or [`LENT`].
     list: u8,
-    /// The states of the objects of a middle size that start in the first and in the second half of
-    /// this unit. No two objects start in the same half.
-    middle: [AtomicU8; 2],
     /// The decay window in which the slab was listed or last cut from, whichever is later.
     window: u32,
     bitmap: Bitmap,
@@ -371,27 +339,27 @@ impl Slab {
     /// `zeroed` states that the objects read as zero.
     ///
     /// # Safety
-    /// `this` is the first of as many descriptors as the slab has units, and nobody else uses
-    /// these. `base` is the run of their units.
+    /// `this` and `entries` are the first of as many descriptors and entries as the slab has units,
+    /// and nobody else uses the descriptors. `base` is the run of these units.
     pub(crate) unsafe fn init(
         this: *mut Slab,
+        entries: *const Entry,
         base: *mut u8,
         class: Class,
         node: u8,
         zeroed: bool,
     ) {
         let objects = shape(class).objects as usize;
-        let state = if zeroed { Middle::Clean } else { Middle::Dirty } as u8;
         // SAFETY: the caller guarantees that nobody else uses the descriptors. Fields are written
         // here, not read.
         unsafe {
             let tag = Tag { class: class.index() as u16, node, live: true };
             for unit in 0..shape(class).units as usize {
                 (&raw mut (*this.add(unit)).identity.base).write(base);
-                (&raw mut (*this.add(unit)).identity.in_unit).write(shape(class).in_unit());
-                (&raw mut (*this.add(unit)).middle).write([state, state].map(AtomicU8::new));
+                (*entries.add(unit)).set(class, shape(class).in_unit(), zeroed);
                 Tag::store(&raw mut (*this.add(unit)).identity.tag, tag);
             }
+            (&raw mut (*this).entries).write(entries);
             (&raw mut (*this).free_count).write(objects as u32);
             (&raw mut (*this).list).write(ARRIVING);
             let words = objects.div_ceil(WORD);
@@ -431,7 +399,7 @@ impl Slab {
         unsafe {
             let tag = Tag { live: false, ..(*this).identity.tag };
             for unit in 0..shape_of(this).units as usize {
-                (&raw mut (*this.add(unit)).identity.in_unit).write(0);
+                (*(*this).entries.add(unit)).clear();
                 Tag::store(&raw mut (*this.add(unit)).identity.tag, tag);
             }
         }
@@ -489,64 +457,6 @@ impl Slab {
             let is_of_class = Tag::load(&raw mut (*this).identity.tag).is_of(class);
             is_of_class.then(|| (*this).identity.base)
         }
-    }
-
-    /// Records that the program receives the object of a middle size that starts at `object`.
-    /// Returns whether the object reads as zero.
-    ///
-    /// # Safety
-    /// `this` is metadata of the unit that contains `object`, which is an object of a middle size
-    /// that nobody else has.
-    #[inline(always)]
-    pub(crate) unsafe fn middle_out(this: *mut Slab, object: *mut u8) -> bool {
-        // SAFETY: the caller guarantees that `this` is metadata of the unit of `object`.
-        let word = unsafe { Slab::middle_at(this, object) };
-        // Relaxed, here and in `middle_in`: a thread that passes the object on orders that itself.
-        let is_clean = word.load(Ordering::Relaxed) == Middle::Clean as u8;
-        word.store(Middle::held_at(object), Ordering::Relaxed);
-        is_clean
-    }
-
-    /// Records that the program frees the object at `address`, and returns its class, if it is an
-    /// object of a middle size that the program holds. If two threads free an object at the same
-    /// moment, which is an error, both may succeed.
-    ///
-    /// # Safety
-    /// `this` is committed metadata of the unit that contains `address`.
-    #[inline(always)]
-    pub(crate) unsafe fn middle_in(this: *mut Slab, address: *mut u8) -> Option<Class> {
-        // SAFETY: the caller guarantees that `this` is committed; zeroed metadata is a valid tag.
-        let (tag, word) =
-            unsafe { (Tag::load(&raw mut (*this).identity.tag), Slab::middle_at(this, address)) };
-        let class = Class::any_from_index(tag.class.into())?;
-        let is_held = word.load(Ordering::Relaxed) == Middle::held_at(address)
-            && address.addr().is_multiple_of(Middle::ALIGN);
-        if !(tag.live && class.is_middle() && is_held) {
-            return None;
-        }
-        word.store(Middle::Dirty as u8, Ordering::Relaxed);
-        Some(class)
-    }
-
-    /// Records that a free object of a middle size no longer reads as zero.
-    ///
-    /// # Safety
-    /// As [`Slab::middle_out`].
-    pub(crate) unsafe fn middle_written(this: *mut Slab, object: *mut u8) {
-        // SAFETY: the caller guarantees that `this` is metadata of the unit of `object`.
-        unsafe { Slab::middle_at(this, object) }.store(Middle::Dirty as u8, Ordering::Relaxed);
-    }
-
-    /// Returns the state of the object of a middle size that starts in the same half of a unit as
-    /// `address`.
-    ///
-    /// # Safety
-    /// `this` is committed metadata of the unit that contains `address`.
-    #[inline(always)]
-    unsafe fn middle_at<'a>(this: *mut Slab, address: *mut u8) -> &'a AtomicU8 {
-        let half = address.addr() / (UNIT / 2) % 2;
-        // SAFETY: the caller guarantees that `this` is committed; `half` is 0 or 1.
-        unsafe { &*(&raw const (*this).middle).cast::<AtomicU8>().add(half) }
     }
 
     /// Returns the node whose lists the slab belongs to.
@@ -1543,6 +1453,9 @@ mod tests {
         }
     }
 
+    /// The entry of all units, since no test here frees by address.
+    static ENTRY: Entry = Entry::none();
+
     /// Slabs of four objects of 16 KiB, with descriptors of their own.
     struct Fixture {
         class: Class,
@@ -1559,7 +1472,14 @@ mod tests {
                     // SAFETY: a new descriptor of this test, whose objects nobody touches.
                     unsafe {
                         let slab = std::alloc::alloc_zeroed(DESCRIPTOR).cast();
-                        Slab::init(slab, address(BASE + index * UNIT), class, 0, true);
+                        Slab::init(
+                            slab,
+                            &raw const ENTRY,
+                            address(BASE + index * UNIT),
+                            class,
+                            0,
+                            true,
+                        );
                         slabs.arrive(waiting(), slab);
                         slab
                     }

@@ -135,7 +135,7 @@ pub(crate) struct Locals {
 #[cfg(debug_assertions)]
 pub(crate) const WITNESS_WORDS: usize = 34;
 
-/// Address and length of the first arena's units, and the address of their metadata. They lie on a
+/// Address and length of the first arena's units, and the address of their entries. They lie on a
 /// cache line that is never written again once they are set, unlike the lines of the arena.
 #[repr(C, align(64))]
 pub(crate) struct First {
@@ -143,7 +143,7 @@ pub(crate) struct First {
     /// the Acquire of readers.
     pub(crate) bytes: AtomicUsize,
     pub(crate) base: AtomicPtr<u8>,
-    pub(crate) meta: AtomicPtr<u8>,
+    pub(crate) entries: AtomicPtr<u8>,
 }
 
 pub(crate) static FIRST: First = First {
@@ -151,7 +151,7 @@ pub(crate) static FIRST: First = First {
     // No address is near this one: a reader that still sees it with the final length finds every
     // address foreign.
     base: AtomicPtr::new(ptr::without_provenance_mut(1 << (usize::BITS - 1))),
-    meta: AtomicPtr::new(ptr::null_mut()),
+    entries: AtomicPtr::new(ptr::null_mut()),
 };
 
 /// Outcome of pushing an object that is found by its address.
@@ -170,12 +170,12 @@ const UNIT_SHIFT: u32 = 16;
 /// Pushes the object at `address` onto this CPU's sheaf, as [`push_once`], if it is one of the
 /// first arena.
 ///
-/// The metadata of a unit has `SIZE` bytes. At byte `CLASS` it has the class number of the unit's
+/// The entry of a unit has `SIZE` bytes. At byte `CLASS` it has the class number of the unit's
 /// objects, in 16 bits; at byte `TEST` it has a 32-bit word. An object starts at every address
 /// whose low 16 bits times that word, modulo 2^32, are less than the word.
 ///
 /// # Safety
-/// If the address lies in the first arena, its metadata is committed. An object that starts there
+/// If the address lies in the first arena, its entry is committed. An object that starts there
 /// is of its unit's class, and nobody uses it.
 #[cfg(not(all(target_arch = "x86_64", not(any(miri, loom)))))]
 #[inline(always)]
@@ -188,16 +188,16 @@ pub(crate) unsafe fn push_by_address<const SIZE: usize, const TEST: usize, const
     if offset >= bytes {
         return Push::Elsewhere;
     }
-    // SAFETY: the address lies in the first arena, so the caller guarantees that its metadata is
+    // SAFETY: the address lies in the first arena, so the caller guarantees that its entry is
     // committed and that an object there is unused.
     unsafe {
-        let meta = FIRST.meta.load(Ordering::Relaxed).add((offset >> UNIT_SHIFT) * SIZE);
-        let word = meta.add(TEST).cast::<u32>().read();
+        let entry = FIRST.entries.load(Ordering::Relaxed).add((offset >> UNIT_SHIFT) * SIZE);
+        let word = entry.add(TEST).cast::<u32>().read();
         let in_unit = (address.addr() & ((1 << UNIT_SHIFT) - 1)) as u32;
         if in_unit.wrapping_mul(word) >= word {
             return Push::Elsewhere;
         }
-        let class = usize::from(meta.add(CLASS).cast::<u16>().read());
+        let class = usize::from(entry.add(CLASS).cast::<u16>().read());
         if push_once(class, address) { Push::Done } else { Push::Refused }
     }
 }

@@ -303,34 +303,33 @@ pub(crate) unsafe fn push_once(class: usize, object: *mut u8) -> bool {
 /// Pushes the object at `address` onto this CPU's sheaf, as [`push_once`], if it is one of the
 /// first arena.
 ///
-/// The metadata of a unit has `SIZE` bytes. At byte `CLASS` it has the class number of the unit's
+/// The entry of a unit has `SIZE` bytes. At byte `CLASS` it has the class number of the unit's
 /// objects, in 16 bits; at byte `TEST` it has a 32-bit word. An object starts at every address
 /// whose low 16 bits times that word, modulo 2^32, are less than the word.
 ///
 /// # Safety
-/// If the address lies in the first arena, its metadata is committed. An object that starts there
+/// If the address lies in the first arena, its entry is committed. An object that starts there
 /// is of its unit's class, and nobody uses it.
 #[inline(always)]
 pub(crate) unsafe fn push_by_address<const SIZE: usize, const TEST: usize, const CLASS: usize>(
     address: *mut u8,
 ) -> Push {
     let mut push = Push::Done;
-    // SAFETY: `base` is loaded before `bytes` and `meta` after it, and x86-64 keeps that order. So
-    // metadata is read for addresses of the first arena only, for which the caller guarantees that
-    // it is committed. Then as in `push_once`.
+    // SAFETY: `base` is loaded before `bytes` and `entries` after it, and x86-64 keeps that order.
+    // So entries are read for addresses of the first arena only, for which the caller guarantees
+    // that they are committed. Then as in `push_once`.
     unsafe {
         asm!(
             "sub {unit}, qword ptr [rip + {first} + {base}]",
             "cmp {unit}, qword ptr [rip + {first} + {bytes}]",
             "jae {elsewhere}",
-            "mov {class}, qword ptr [rip + {first} + {meta}]",
+            "mov {class}, qword ptr [rip + {first} + {entries}]",
             "shr {unit}, {unit_shift}",
-            "imul {unit}, {unit}, {size}",
             "movzx {top:e}, {object:x}",
-            "imul {top:e}, dword ptr [{class} + {unit} + {test}]",
-            "cmp {top:e}, dword ptr [{class} + {unit} + {test}]",
+            "imul {top:e}, dword ptr [{class} + {unit}*{size} + {test}]",
+            "cmp {top:e}, dword ptr [{class} + {unit}*{size} + {test}]",
             "jae {elsewhere}",
-            "movzx {class:e}, word ptr [{class} + {unit} + {number}]",
+            "movzx {class:e}, word ptr [{class} + {unit}*{size} + {number}]",
             begin!("jmp {refused}"),
             "lea {header}, [{at} + {class}*8 + {headers}]",
             "mov {top:e}, dword ptr [{header}]",
@@ -354,7 +353,7 @@ pub(crate) unsafe fn push_by_address<const SIZE: usize, const TEST: usize, const
             first = sym FIRST,
             base = const offset_of!(First, base),
             bytes = const offset_of!(First, bytes),
-            meta = const offset_of!(First, meta),
+            entries = const offset_of!(First, entries),
             unit_shift = const UNIT_SHIFT,
             size = const SIZE,
             test = const TEST,

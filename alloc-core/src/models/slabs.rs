@@ -9,7 +9,7 @@ use super::{address, race};
 use crate::barn::Barn;
 use crate::batch::{Batch, MAX_BATCH};
 use crate::size_class::{CLASSES, Class};
-use crate::slab::{Emptied, Misuse, Slab, Slabs};
+use crate::slab::{Emptied, Entry, Misuse, Slab, Slabs};
 use crate::sync::Context;
 
 /// Two CPUs put a batch each and take an object. No object is lost or duplicated, whatever stale
@@ -52,6 +52,9 @@ fn barn_keeps_objects() {
     });
 }
 
+/// The entry of all units, since no model frees by address.
+static ENTRY: Entry = Entry::none();
+
 /// A slab of four objects, with its descriptor.
 struct Single {
     slab: *mut Slab,
@@ -72,7 +75,7 @@ impl Single {
         let slab = Box::into_raw(Box::<Slab>::new_zeroed()).cast();
         let base = address(1 << 20);
         // SAFETY: a new descriptor that nobody else uses; no object is ever touched.
-        unsafe { Slab::init(slab, base, class, 0, true) };
+        unsafe { Slab::init(slab, &raw const ENTRY, base, class, 0, true) };
         Single { slab, base, class, slabs: Slabs::new() }
     }
 

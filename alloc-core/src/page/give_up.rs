@@ -3,7 +3,7 @@
 
 use core::sync::atomic::Ordering;
 
-use super::{Arena, Arrays, BLOCK, META_SIZE, Run, arenas};
+use super::{Arena, Arrays, BLOCK, PER_UNIT, arenas};
 use crate::arch::FIRST;
 use crate::os;
 use crate::size_class::{UNIT, UNIT_SHIFT};
@@ -11,8 +11,6 @@ use crate::sync::Context;
 
 /// Blocks of each reserve that are kept.
 const KEPT_BLOCKS: usize = 16;
-/// Bytes of address space for each unit.
-const PER_UNIT: usize = UNIT + META_SIZE + size_of::<Run>();
 
 /// Gives up address space that no arena has committed, if the process has more than `most` bytes of
 /// address space. Half of what the limit leaves stays reserved, as when an arena is made under a
@@ -60,9 +58,7 @@ impl Arrays {
     /// descriptors and metadata.
     fn unmap(&self, from: u32, to: u32) {
         let (from, to) = (from as usize, to as usize);
-        let arrays =
-            [(self.base, UNIT), (self.meta, META_SIZE), (self.runs.cast(), size_of::<Run>())];
-        for (base, size) in arrays {
+        for (base, size) in self.metadata().into_iter().chain([(self.base, UNIT)]) {
             let (from, to) = ((from * size).next_multiple_of(UNIT), (to * size) & !(UNIT - 1));
             if from < to {
                 // SAFETY: the range lies in the array at `base`, and nobody uses it.

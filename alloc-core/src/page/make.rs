@@ -5,7 +5,10 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::reserve::Reserve;
-use super::{ARENAS, Arrays, BLOCK, CLAIMED, HugePages, MAX_ARENAS, META_SIZE, Run, limit};
+use super::{
+    ARENAS, Arrays, BLOCK, CLAIMED, ENTRY_SIZE, HugePages, MAX_ARENAS, META_SIZE, PER_UNIT, Run,
+    limit,
+};
 use crate::arch::FIRST;
 use crate::fault::{self, Place};
 use crate::node;
@@ -72,8 +75,8 @@ fn least_bytes(need: u32) -> Option<usize> {
     let reserve = (need / (RESERVE_SHARE - 1)).min(Reserve::BLOCKS as u32 * BLOCK) + BLOCK;
     // The reserve also ends on a block.
     let units = need.checked_add(1)?.checked_add(reserve)?.checked_add(BLOCK)?;
-    // Three units are for aligning the arrays.
-    let bytes = (units as usize).checked_mul(UNIT + META_SIZE + size_of::<Run>())? + 3 * UNIT;
+    // Four units are for aligning the arrays.
+    let bytes = (units as usize).checked_mul(PER_UNIT)? + 4 * UNIT;
     bytes.checked_next_multiple_of(UNIT)
 }
 
@@ -127,7 +130,8 @@ fn fill(reserved: NonNull<u8>, bytes: usize, node: usize, need: u32) -> Option<(
     // Relaxed: only the number matters; `bytes` publishes the arena.
     let index = CLAIMED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim).ok()?;
     let arena = ARENAS.get(index)?;
-    let (base, meta, bytes) = (arrays.base, arrays.meta, (arrays.units as usize) << UNIT_SHIFT);
+    let (base, entries, bytes) =
+        (arrays.base, arrays.entries, (arrays.units as usize) << UNIT_SHIFT);
     arena.end.store(arrays.reserve, Ordering::Relaxed);
     arena.behind.store(arrays.units, Ordering::Relaxed);
     // SAFETY: this thread has claimed the arena, which is not published yet, so nobody else uses
@@ -140,8 +144,8 @@ fn fill(reserved: NonNull<u8>, bytes: usize, node: usize, need: u32) -> Option<(
     arena.bytes.store(bytes, Ordering::Release);
     if index == 0 {
         FIRST.base.store(base, Ordering::Relaxed);
-        FIRST.meta.store(meta, Ordering::Relaxed);
-        // Release: pairs with the Acquire in `push_by_address` and in `meta_at`.
+        FIRST.entries.store(entries, Ordering::Relaxed);
+        // Release: pairs with the Acquire in `push_by_address` and in `entry_at`.
         FIRST.bytes.store(bytes, Ordering::Release);
     }
     Some(())
@@ -150,18 +154,20 @@ fn fill(reserved: NonNull<u8>, bytes: usize, node: usize, need: u32) -> Option<(
 impl Arrays {
     /// Divides a reservation into the arrays.
     fn within(reserved: NonNull<u8>, bytes: usize, node: usize) -> Arrays {
-        // Each array starts on a unit; three units are set aside for that.
+        // Each array starts on a unit; four units are set aside for that.
         let padding = reserved.as_ptr().align_offset(UNIT);
-        let units = (bytes - 3 * UNIT) / (UNIT + META_SIZE + size_of::<Run>());
+        let units = (bytes - 4 * UNIT) / PER_UNIT;
+        let entries_bytes = (units * ENTRY_SIZE).next_multiple_of(UNIT);
         let runs_bytes = (units * size_of::<Run>()).next_multiple_of(UNIT);
         let meta_bytes = (units * META_SIZE).next_multiple_of(UNIT);
         let units = units
-            .min((bytes - padding - runs_bytes - meta_bytes) / UNIT)
+            .min((bytes - padding - entries_bytes - runs_bytes - meta_bytes) / UNIT)
             .min(u32::MAX as usize / 2);
-        // SAFETY: both offsets lie within the reservation, by the computation of `units`.
-        let (runs, base) = unsafe {
-            let runs = reserved.as_ptr().add(padding);
-            (runs, runs.add(runs_bytes + meta_bytes))
+        // SAFETY: all offsets lie within the reservation, by the computation of `units`.
+        let (entries, runs, meta, base) = unsafe {
+            let entries = reserved.as_ptr().add(padding);
+            let runs = entries.add(entries_bytes);
+            (entries, runs, runs.add(runs_bytes), runs.add(runs_bytes + meta_bytes))
         };
         // The reserve starts on a block and ends on one.
         let past = ((base.addr() >> UNIT_SHIFT) + units) as u32 % BLOCK;
@@ -169,8 +175,9 @@ impl Arrays {
         let blocks = (end / RESERVE_SHARE / BLOCK).min(Reserve::BLOCKS as u32);
         Arrays {
             base,
+            entries,
             runs: runs.cast(),
-            meta: runs.wrapping_add(runs_bytes),
+            meta,
             reserve: end - blocks * BLOCK,
             units: end,
             node,

@@ -65,6 +65,12 @@ use reserve::Reserve;
 /// Bytes of metadata per unit, for the slab layer.
 pub(crate) const META_SIZE: usize = if cfg!(debug_assertions) { 1088 } else { 576 };
 
+/// Metadata per unit that the fast paths read, in bytes.
+pub(crate) const ENTRY_SIZE: usize = 8;
+
+/// Address space per unit, in bytes.
+const PER_UNIT: usize = UNIT + ENTRY_SIZE + size_of::<Run>() + META_SIZE;
+
 /// Units of a huge page.
 const HUGE_PAGE: u32 = (2 << 20) / UNIT as u32;
 
@@ -134,6 +140,7 @@ const MOVED: u32 = 2;
 #[cfg_attr(test, derive(Debug))]
 struct Arrays {
     base: *mut u8,
+    entries: *mut u8,
     runs: *mut Run,
     meta: *mut u8,
     /// The first unit of the reserve, and the unit behind its last one.
@@ -149,6 +156,11 @@ impl Arrays {
         NonNull::new(address).unwrap_or(NonNull::dangling())
     }
 
+    /// Returns the arrays of metadata, with the bytes of an element.
+    fn metadata(&self) -> [(*mut u8, usize); 3] {
+        [(self.entries, ENTRY_SIZE), (self.runs.cast(), size_of::<Run>()), (self.meta, META_SIZE)]
+    }
+
     /// Returns the number of the arena's first unit, counted from address 0 and truncated to 32
     /// bits, which is enough for arithmetic on alignment.
     #[inline(always)]
@@ -156,15 +168,22 @@ impl Arrays {
         (self.base.addr() >> UNIT_SHIFT) as u32
     }
 
-    /// Makes the units `from..to`, their descriptors and their metadata readable and writable.
-    /// Returns whether the system did.
-    fn commit(&self, from: u32, to: u32) -> bool {
+    /// Makes the units `from..to` and their metadata readable and writable. Returns whether the
+    /// system did. `continues` states that all units below are committed, from unit 1 on.
+    fn commit(&self, from: u32, to: u32, continues: bool) -> bool {
         let (from, to) = (from as usize, to as usize);
-        // Metadata is committed in whole units as well, so a part of it may be committed a second
-        // time, which changes nothing.
+        // Metadata is committed in whole units as well, so that of these units may be committed
+        // already.
         let meta = |base: *mut u8, size: usize| {
-            let start = (from * size) & !(UNIT - 1);
+            let start = if continues && from > 1 {
+                (from * size).next_multiple_of(UNIT)
+            } else {
+                (from * size) & !(UNIT - 1)
+            };
             let end = (to * size).next_multiple_of(UNIT);
+            if start >= end {
+                return true;
+            }
             // SAFETY: `from` and `to` are at most the number of units, so both ends lie in the
             // array at `base`.
             let done = unsafe { os::commit(NonNull::new_unchecked(base.add(start)), end - start) };
@@ -172,8 +191,7 @@ impl Arrays {
             done
         };
         let (first, len) = (self.address(from as u32), (to - from) << UNIT_SHIFT);
-        let done = meta(self.runs.cast(), size_of::<Run>())
-            && meta(self.meta, META_SIZE)
+        let done = self.metadata().into_iter().all(|(base, size)| meta(base, size))
             // SAFETY: these units lie in this arena and are not in use.
             && unsafe { os::commit(first, len) };
         watch::make_noaccess(first.as_ptr(), len);
@@ -188,8 +206,9 @@ impl Arrays {
         // Up to the end of a huge page, so that no huge page is committed in parts.
         let past = committed.saturating_add(wish).wrapping_add(self.base_unit()) % HUGE_PAGE;
         let wish = wish.saturating_add((HUGE_PAGE - past) % HUGE_PAGE).min(rest);
-        let commit =
-            |more: &u32| (room..=rest).contains(more) && self.commit(committed, committed + more);
+        let commit = |more: &u32| {
+            (room..=rest).contains(more) && self.commit(committed, committed + more, true)
+        };
         let more = [wish, room].into_iter().find(commit)?;
         if HugePages::are_for(room, committed) {
             let bytes = (more as usize) << UNIT_SHIFT;
@@ -312,6 +331,15 @@ impl Unit {
         unsafe { self.arena.arrays().meta.add(self.index as usize * META_SIZE) }
     }
 
+    /// Returns the entry of the unit: [`ENTRY_SIZE`] bytes, aligned to as many, that are zero until
+    /// they are first written. The entry can be read and written as long as the metadata can, and
+    /// keeps its contents forever.
+    #[inline]
+    pub(crate) fn entry(self) -> *mut u8 {
+        // SAFETY: `index` is a unit of this arena, so the address lies in its array of entries.
+        unsafe { self.arena.arrays().entries.add(self.index as usize * ENTRY_SIZE) }
+    }
+
     /// Returns whether the metadata of the unit can be read: the unit is committed, or lies in a
     /// block of the reserve that is taken and committed.
     pub(crate) fn is_committed(self) -> bool {
@@ -340,10 +368,10 @@ impl Unit {
     }
 }
 
-/// Returns the metadata of the unit that holds `address`, or `None` if the address is foreign or
+/// Returns the entry of the unit that holds `address`, or `None` if the address is foreign or
 /// its unit is not committed.
 #[inline(always)]
-pub(crate) fn meta_at(address: *mut u8) -> Option<*mut u8> {
+pub(crate) fn entry_at(address: *mut u8) -> Option<*mut u8> {
     // Nearly all addresses lie in the arena that was made first. Acquire: pairs with the Release in
     // `fill`.
     let bytes = FIRST.bytes.load(Ordering::Acquire);
@@ -353,17 +381,17 @@ pub(crate) fn meta_at(address: *mut u8) -> Option<*mut u8> {
     let committed = unsafe { &(*(&raw const ARENAS).cast::<Arena>()).committed };
     // Acquire: as in `Unit::is_committed`.
     if offset < bytes && (offset >> UNIT_SHIFT) < committed.load(Ordering::Acquire) as usize {
-        let meta = FIRST.meta.load(Ordering::Relaxed);
-        return Some(meta.wrapping_add((offset >> UNIT_SHIFT) * META_SIZE));
+        let entries = FIRST.entries.load(Ordering::Relaxed);
+        return Some(entries.wrapping_add((offset >> UNIT_SHIFT) * ENTRY_SIZE));
     }
     elsewhere(address)
 }
 
-/// As [`meta_at`], for an address in any arena.
+/// As [`entry_at`], for an address in any arena.
 #[cold]
 #[inline(never)]
 fn elsewhere(address: *mut u8) -> Option<*mut u8> {
-    Unit::of(address).filter(|unit| unit.is_committed()).map(Unit::meta)
+    Unit::of(address).filter(|unit| unit.is_committed()).map(Unit::entry)
 }
 
 /// The reason why no block in use starts at an address.
@@ -695,6 +723,7 @@ impl Arena {
             bytes: AtomicUsize::new(0),
             arrays: UnsafeCell::new(Arrays {
                 base: ptr::null_mut(),
+                entries: ptr::null_mut(),
                 runs: ptr::null_mut(),
                 meta: ptr::null_mut(),
                 reserve: 0,
@@ -1011,7 +1040,7 @@ impl Arena {
         let start = arrays.reserve + block as u32 * BLOCK;
         // Commit whole blocks, so that the metadata of all units of a block is committed, or of
         // none.
-        if !arrays.commit(start, start + count as u32 * BLOCK) {
+        if !arrays.commit(start, start + count as u32 * BLOCK, false) {
             self.reserve.give(block, count);
             limit::uncharge(len);
             return None;
