@@ -86,6 +86,11 @@ fn parts_add_up() {
         let trimmed = stats::gather();
         assert!(trimmed.decommitted >= stats.decommitted + (10 << 20), "{trimmed:?}");
         assert!(trimmed.held + (10 << 20) <= stats.held, "{trimmed:?}");
+        assert!(trimmed.decommits > stats.decommits, "{trimmed:?}");
+        assert!(trimmed.decommit_nanoseconds > stats.decommit_nanoseconds, "{trimmed:?}");
+        // Decommitted pages that are used again.
+        drop(vec![1_u8; 4 << 20]);
+        assert!(stats::gather().faults >= trimmed.faults + 500, "{trimmed:?}");
     });
 }
 

@@ -1270,11 +1270,10 @@ fn punch_slab(context: Context, node_class: &NodeClass, even_busy: bool) -> Opti
     lent.for_each_hole(os::page_size(), |address, len| {
         // SAFETY: a hole has only free objects, which leave no slab while it is lent, and free
         // objects of size classes have no contents.
-        if unsafe { os::decommit(address, len) } {
+        if unsafe { page::decommit(address, len) } {
             bytes += len;
         }
     });
-    page::note_decommitted(bytes);
     // Fails only in a fork child, if a thread that does not exist there held the lock. The slab is
     // lost then, like all slabs of its class on this node.
     let mut emptied = Emptied::new();

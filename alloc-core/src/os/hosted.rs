@@ -302,6 +302,14 @@ pub(crate) fn milliseconds() -> u64 {
     0
 }
 
+pub(crate) fn nanoseconds() -> u64 {
+    0
+}
+
+pub(crate) fn minor_faults() -> Option<u64> {
+    None
+}
+
 pub(crate) fn env(_name: &CStr) -> Option<&'static [u8]> {
     None
 }

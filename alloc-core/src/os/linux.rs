@@ -1066,13 +1066,35 @@ fn larger_pages(text: &[u8], least: usize) -> Option<usize> {
 /// Returns the time of a coarse monotonic clock in milliseconds, for decay. Takes no system call if
 /// the vDSO has `clock_gettime`.
 pub(crate) fn milliseconds() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    if !vdso::clock(libc::CLOCK_MONOTONIC_COARSE, &mut now) {
-        let to = (&raw mut now).expose_provenance();
-        // SAFETY: the kernel writes only the local struct; the clock exists since Linux 2.6.32.
-        let _ = unsafe { call(libc::SYS_clock_gettime, [word(libc::CLOCK_MONOTONIC_COARSE), to]) };
-    }
+    let now = time(libc::CLOCK_MONOTONIC_COARSE);
     now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
+}
+
+/// Returns the time of a precise clock, in nanoseconds, to measure how long something takes.
+pub(crate) fn nanoseconds() -> u64 {
+    let now = time(libc::CLOCK_MONOTONIC);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+fn time(clock: c_int) -> libc::timespec {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    if !vdso::clock(clock, &mut now) {
+        let to = (&raw mut now).expose_provenance();
+        // SAFETY: the kernel writes only the local struct. Both clocks exist since Linux 2.6.32.
+        let _ = unsafe { call(libc::SYS_clock_gettime, [word(clock), to]) };
+    }
+    now
+}
+
+/// Returns the page faults of this process that needed no file or device.
+pub(crate) fn minor_faults() -> Option<u64> {
+    // SAFETY: zero is a valid `rusage`, and the kernel writes only the local struct.
+    unsafe {
+        let mut usage: libc::rusage = core::mem::zeroed();
+        let to = (&raw mut usage).expose_provenance();
+        call(libc::SYS_getrusage, [word(libc::RUSAGE_SELF), to]).ok()?;
+        Some(usage.ru_minflt as u64)
+    }
 }
 
 /// Writes all of `bytes` to an open file. Returns false if a write fails.

@@ -61,9 +61,9 @@ pub(crate) use imp::{
     CpuMask, Signal, ThreadExit, ThreadSlot, admit_signal, affinity, at_exit, at_fork,
     block_signals, commit, cpu_numbers, current_cpu, current_cpu_and_node, decommit,
     has_little_address_space, has_signals_blocked, is_main_thread, is_realtime_signal, let_read,
-    list, milliseconds, most_threads, name_thread, page_size, prefer_huge_pages, prefer_node,
-    process_id, read, read_bytes, register_rseq, remap, remove, renew, reserve,
-    restart_sections_on, schedule_as_the_process, set_dumped, share, signal_thread,
+    list, milliseconds, minor_faults, most_threads, name_thread, nanoseconds, page_size,
+    prefer_huge_pages, prefer_node, process_id, read, read_bytes, register_rseq, remap, remove,
+    renew, reserve, restart_sections_on, schedule_as_the_process, set_dumped, share, signal_thread,
     sleep_microseconds, spawn, system_page_size, take_signal, thread_id, unregister_rseq,
     unreserve, write_all, yield_now,
 };

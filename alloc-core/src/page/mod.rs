@@ -555,11 +555,32 @@ pub(crate) fn charged() -> usize {
 
 /// Bytes decommitted so far.
 static DECOMMITTED: AtomicU64 = AtomicU64::new(0);
+/// Calls to the system that decommitted memory, and the nanoseconds that all such calls took.
+static DECOMMITS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
-/// Counts `bytes` as decommitted.
-pub(crate) fn note_decommitted(bytes: usize) {
-    // Relaxed: a statistic that guards nothing.
-    DECOMMITTED.fetch_add(bytes as u64, Ordering::Relaxed);
+/// Decommits `len` bytes, and counts them. Returns whether they read as zero afterwards.
+///
+/// # Safety
+/// As [`os::decommit`].
+pub(crate) unsafe fn decommit(address: NonNull<u8>, len: usize) -> bool {
+    let start = os::nanoseconds();
+    // SAFETY: the caller keeps the promises of `os::decommit`.
+    let done = unsafe { os::decommit(address, len) };
+    let [calls, nanoseconds] = &DECOMMITS;
+    // Relaxed: statistics that guard nothing.
+    nanoseconds.fetch_add(os::nanoseconds().wrapping_sub(start), Ordering::Relaxed);
+    if done {
+        calls.fetch_add(1, Ordering::Relaxed);
+        DECOMMITTED.fetch_add(len as u64, Ordering::Relaxed);
+    }
+    done
+}
+
+/// Returns the number of calls to the system that decommitted memory, and the nanoseconds that all
+/// such calls took, those that the system refused included. May be called in any context.
+pub(crate) fn decommits() -> (u64, u64) {
+    let [calls, nanoseconds] = &DECOMMITS;
+    (calls.load(Ordering::Relaxed), nanoseconds.load(Ordering::Relaxed))
 }
 
 /// Returns the bytes decommitted so far. May be called in any context.
@@ -950,9 +971,7 @@ impl Arena {
         unsafe { self.decommit_metadata(start, len) };
         let bytes = (len as usize) << UNIT_SHIFT;
         // SAFETY: the caller guarantees that it alone owns the run and that its contents are dead.
-        let is_clean = unsafe { os::decommit(self.arrays().address(start), bytes) };
-        note_decommitted(if is_clean { bytes } else { 0 });
-        is_clean
+        unsafe { decommit(self.arrays().address(start), bytes) }
     }
 
     /// # Safety
@@ -967,9 +986,7 @@ impl Arena {
                 (*run).marks |= SPARSE;
                 os::prefer_huge_pages(address, bytes, false);
             }
-            let is_decommitted = !zeroed && os::decommit(address, bytes);
-            note_decommitted(if is_decommitted { bytes } else { 0 });
-            zeroed || is_decommitted
+            zeroed || decommit(address, bytes)
         }
     }
 

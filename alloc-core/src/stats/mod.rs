@@ -81,6 +81,13 @@ pub struct Stats {
     pub flushed: u64,
     /// Irq works queued so far.
     pub irq_works: u64,
+    /// Calls to the system so far that decommitted memory.
+    pub decommits: u64,
+    /// Nanoseconds so far in calls to the system to decommit memory.
+    pub decommit_nanoseconds: u64,
+    /// Minor page faults of the process so far, including those outside this allocator; 0 if
+    /// unreadable. Memory that is used again after it was decommitted takes one for each page.
+    pub faults: u64,
 }
 
 /// Counts of events so far in the sheaves of a class, on one CPU or all.
@@ -307,7 +314,11 @@ pub struct NodeStats {
 /// ```
 #[must_use]
 pub fn gather() -> Stats {
-    Stats { resident: resident().unwrap_or(0), ..gather_own() }
+    Stats {
+        resident: resident().unwrap_or(0),
+        faults: os::minor_faults().unwrap_or(0),
+        ..gather_own()
+    }
 }
 
 /// As [`gather`], without a system call: `resident` is 0.
@@ -320,6 +331,7 @@ pub fn gather_own() -> Stats {
     }
     let (held, unneeded) = (page::charged(), page::dirty());
     let (nolock_tries, nolock_failures) = objects::nolock_counts();
+    let (decommits, decommit_nanoseconds) = page::decommits();
     let deferred = objects::deferred_frees();
     Stats {
         held,
@@ -335,6 +347,9 @@ pub fn gather_own() -> Stats {
         deferred: deferred.deferred,
         flushed: deferred.flushed,
         irq_works: irq_work::count(),
+        decommits,
+        decommit_nanoseconds,
+        faults: 0,
     }
 }
 

@@ -177,7 +177,7 @@ const fn counter<T>(name: &'static str, help: &'static str, of: fn(&T) -> u64) -
 }
 
 /// Metrics of the whole allocator.
-static METRICS: [Metric<Stats>; 13] = [
+static METRICS: [Metric<Stats>; 16] = [
     gauge("held_bytes", "Handed out, or kept for what may come.", |stats| stats.held as u64),
     gauge("free_bytes", "Of held_bytes, free.", |stats| stats.free as u64),
     gauge("unneeded_bytes", "Of held_bytes, on the way back to the system.", |stats| {
@@ -197,6 +197,13 @@ static METRICS: [Metric<Stats>; 13] = [
     counter("deferred_frees", "Frees put off.", |stats| stats.deferred),
     counter("flushed_frees", "Of deferred_frees, done.", |stats| stats.flushed),
     counter("irq_works", "Irq works queued.", |stats| stats.irq_works),
+    counter("decommits", "Calls to the system that decommitted memory.", |stats| stats.decommits),
+    counter("decommit_nanoseconds", "Time in calls to decommit memory.", |stats| {
+        stats.decommit_nanoseconds
+    }),
+    counter("minor_faults", "Page faults of the process without a file or device.", |stats| {
+        stats.faults
+    }),
 ];
 
 /// Metrics of each cache.

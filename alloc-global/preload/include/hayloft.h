@@ -49,6 +49,9 @@ struct hayloft_stats {
     uint64_t deferred;        /* frees that had to be deferred */
     uint64_t flushed;         /* completed ones of these */
     uint64_t irq_works;       /* works queued for CPUs */
+    uint64_t decommits;       /* system calls that returned memory */
+    uint64_t decommit_nanoseconds; /* time in such calls */
+    uint64_t faults;          /* minor page faults of the process */
 };
 /* A function has the same name as the type, so C++ requires `struct` before the type's name. The
  * typedef does without. */

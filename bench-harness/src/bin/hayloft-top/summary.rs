@@ -71,9 +71,13 @@ pub(crate) fn events(history: &History) -> [(&'static str, String); 6] {
         (
             "given back",
             format!(
-                "{} ({})",
+                "{} ({}), {} of the time; {} faults",
                 number::bytes(stats.decommitted),
-                rate(|stats| stats.decommitted, |rate| number::bytes(rate as u64))
+                rate(|stats| stats.decommitted, |rate| number::bytes(rate as u64)),
+                history
+                    .rate(|snapshot| Some(snapshot.stats.decommit_nanoseconds))
+                    .map_or_else(|| "-".into(), |rate| format!("{:.1} %", rate / 1e7)),
+                rate(|stats| stats.faults, number::rate)
             ),
         ),
         (
@@ -117,6 +121,8 @@ mod tests {
         second.stats.deferred = 7;
         second.stats.flushed = 5;
         second.stats.decommitted = 4096;
+        second.stats.decommit_nanoseconds = 30_000_000;
+        second.stats.faults = 1;
         second.stats.limit = 20 << 20;
         let history = history([first, second]);
         let text = |name| {
@@ -125,7 +131,7 @@ mod tests {
         };
         assert_eq!(text("misses"), "20/s, 0/s on to slabs");
         assert_eq!(text("deferred"), "7 (3.5/s), 2 waiting");
-        assert_eq!(text("given back"), "4.0K (2.0K/s)");
+        assert_eq!(text("given back"), "4.0K (2.0K/s), 1.5 % of the time; 0.5/s faults");
         assert_eq!(part_of_limit(&history), Some(0.5));
         let [resident, ..] = memory(&history);
         assert_eq!((resident.now, resident.course), (20 << 20, vec![20 << 20; 2]));
