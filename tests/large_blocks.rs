@@ -267,7 +267,7 @@ fn in_a_middle_block() {
     }
 }
 
-/// A request whose class has no free object takes one of the next two classes, and returns it there.
+/// A request whose class has no free object takes one of the next two classes.
 #[test]
 fn larger_neighbours_serve_middle_sizes() {
     on_both_backends(|| {

@@ -15,7 +15,7 @@ use crate::size_class::{Class, UNIT};
 /// they are relaxed, since a thread that passes an object on orders that itself.
 #[repr(C, align(8))]
 pub(crate) struct Entry {
-    /// Tells at which addresses of the unit objects start, as [`Shape::in_unit`] defines. 0 where
+    /// Decides at which addresses of the unit objects start, as [`Shape::in_unit`] defines. 0 where
     /// that takes a closer look: without a slab, and in slabs of middle sizes.
     ///
     /// [`Shape::in_unit`]: super::Shape::in_unit
@@ -27,7 +27,7 @@ pub(crate) struct Entry {
     middle: [AtomicU8; 2],
 }
 
-/// Byte offset in an entry of the word that tells where objects start: at every address whose low
+/// Byte offset in an entry of the word that decides where objects start: at every address whose low
 /// 16 bits times that word, modulo 2^32, are less than the word.
 pub(crate) const IN_UNIT: usize = mem::offset_of!(Entry, in_unit);
 /// Byte offset in an entry of the index of the class, of 16 bits.
