@@ -12,7 +12,7 @@
 //! The variables are read once, at the start. An invalid value is ignored and reported in a line on
 //! stderr, and so is an unknown name that begins with `HAYLOFT_`. An empty value means that the
 //! variable is not set. Set-uid programs, and others with rights that their user lacks, ignore all
-//! of them. The README of the repository has the ranges.
+//! of them. `docs/settings.md` in the repository has the ranges.
 //!
 //! | variable | meaning |
 //! |---|---|
