@@ -44,14 +44,21 @@ fn imports(source: &str) -> Vec<String> {
     found
 }
 
-/// Returns the source files of a module: one, or those of its folder.
+/// Returns the source files of a module: one, or all below its folder.
 fn files(module: &str) -> Vec<PathBuf> {
     let folder = Path::new(SOURCES).join(module);
     if !folder.is_dir() {
         return vec![folder.with_extension("rs")];
     }
-    let entries = fs::read_dir(folder).expect("the folder can be read");
-    entries.map(|entry| entry.expect("the entry can be read").path()).collect()
+    let mut files = Vec::new();
+    let mut folders = vec![folder];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("the folder can be read") {
+            let path = entry.expect("the entry can be read").path();
+            if path.is_dir() { folders.push(path) } else { files.push(path) }
+        }
+    }
+    files
 }
 
 #[test]

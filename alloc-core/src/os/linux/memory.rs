@@ -1,0 +1,249 @@
+//! Address space: reserving, committing and decommitting it, moving pages, and advice about pages.
+//!
+//! A reservation is inaccessible. Committing makes pages of it accessible, and decommitting returns
+//! their memory while they stay so. Ranges consist of whole pages of [`page_size`], which may be
+//! larger than the kernel's own.
+
+use core::ffi::{c_int, c_ulong};
+use core::ptr::{self, NonNull};
+
+use super::super::Remapped;
+use super::super::inject::{Call, fails};
+use super::environment::{page_size, system_page_size};
+use super::system_call::{call, word};
+
+/// Maps anonymous memory.
+///
+/// # Safety
+/// As `mmap(2)`.
+unsafe fn map(address: usize, len: usize, rights: c_int, flags: c_int) -> Result<*mut u8, c_int> {
+    let flags = flags | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: the caller guarantees that the mapping is sound.
+    let mapped =
+        unsafe { call(libc::SYS_mmap, [address, len, word(rights), word(flags), word(-1), 0])? };
+    Ok(ptr::with_exposed_provenance_mut(mapped))
+}
+
+/// Unmaps memory.
+///
+/// # Safety
+/// As `munmap(2)`.
+unsafe fn unmap(address: usize, len: usize) {
+    // SAFETY: the caller guarantees that nobody uses the range. The call can fail only for lack of
+    // mappings; then the memory stays mapped.
+    let _ = unsafe { call(libc::SYS_munmap, [address, len]) };
+}
+
+/// Reserves `len` bytes of inaccessible address space on a page boundary. `len` is in whole pages.
+/// The mapping is made without `MAP_NORESERVE`: the kernel does not account for inaccessible
+/// memory, and must be able to refuse a commit beyond the memory of the system. Reserved memory is
+/// left out of core files, where some debuggers write all of it as zeros.
+pub(crate) fn reserve(len: usize) -> Option<NonNull<u8>> {
+    if fails(Call::Mmap) {
+        return None;
+    }
+    // The kernel aligns to its own pages, which may be smaller than those that a setting asks for.
+    let page = page_size();
+    let excess = page - system_page_size();
+    let mapped_len = len.checked_add(excess)?;
+    // SAFETY: a new mapping at an address of the kernel's choice affects no existing memory.
+    let mapped = unsafe { map(0, mapped_len, libc::PROT_NONE, 0).ok()? };
+    let before = mapped.addr().wrapping_neg() & (page - 1);
+    // SAFETY: both ends lie in the mapping, which is `excess` bytes longer than needed; nobody uses
+    // it yet.
+    unsafe {
+        for (from, len) in [(0, before), (before + len, excess - before)] {
+            if len > 0 {
+                unmap(mapped.addr() + from, len);
+            }
+        }
+        let reserved = NonNull::new(mapped.add(before))?;
+        set_dumped(reserved, len, false);
+        Some(reserved)
+    }
+}
+
+/// Includes memory in core files, or excludes it.
+///
+/// # Safety
+/// `address..address + len` lies in one reservation, on page boundaries.
+pub(crate) unsafe fn set_dumped(address: NonNull<u8>, len: usize, dumped: bool) {
+    debug_assert_pages(address, len);
+    let advice = if dumped { libc::MADV_DODUMP } else { libc::MADV_DONTDUMP };
+    // SAFETY: the caller guarantees a range of one reservation; the advice does not change
+    // contents.
+    let _ = unsafe { call(libc::SYS_madvise, [address.addr().get(), len, word(advice)]) };
+}
+
+/// Asserts, in debug builds, that a range consists of whole pages.
+#[track_caller]
+fn debug_assert_pages(address: NonNull<u8>, len: usize) {
+    let page = page_size();
+    debug_assert!(
+        address.addr().get().is_multiple_of(page) && len.is_multiple_of(page),
+        "{len} bytes at {address:p} are not whole pages"
+    );
+}
+
+/// Unmaps address space from [`reserve`].
+///
+/// # Safety
+/// `address..address + len` lies in one reservation and nobody uses it any longer.
+pub(crate) unsafe fn unreserve(address: NonNull<u8>, len: usize) {
+    debug_assert_pages(address, len);
+    if fails(Call::Munmap) {
+        return;
+    }
+    // SAFETY: the caller guarantees that the range is of a reservation and unused.
+    unsafe { unmap(address.addr().get(), len) };
+}
+
+/// Makes reserved pages readable and writable; they read as zero. Returns false if the system has
+/// no memory for them.
+///
+/// # Safety
+/// `address..address + len` lies in one reservation, on page boundaries.
+pub(crate) unsafe fn commit(address: NonNull<u8>, len: usize) -> bool {
+    debug_assert_pages(address, len);
+    let rights = libc::PROT_READ | libc::PROT_WRITE;
+    let arguments = [address.addr().get(), len, word(rights)];
+    // SAFETY: the caller guarantees a range of one reservation; the call only adds rights.
+    let done = !fails(Call::Mprotect) && unsafe { call(libc::SYS_mprotect, arguments).is_ok() };
+    if done {
+        // SAFETY: the caller guarantees a range of one reservation.
+        unsafe { set_dumped(address, len, true) };
+    }
+    done
+}
+
+/// Makes reserved pages readable; they read as zero and take no memory. Returns false if the kernel
+/// refuses.
+///
+/// # Safety
+/// `address..address + len` lies in one reservation, on page boundaries.
+pub(crate) unsafe fn let_read(address: NonNull<u8>, len: usize) -> bool {
+    debug_assert_pages(address, len);
+    let arguments = [address.addr().get(), len, word(libc::PROT_READ)];
+    // SAFETY: the caller guarantees a range of one reservation; the call only adds rights.
+    !fails(Call::Mprotect) && unsafe { call(libc::SYS_mprotect, arguments).is_ok() }
+}
+
+/// Decommits pages: returns their memory to the system. They stay accessible and read as zero.
+/// Returns false if the kernel refuses.
+///
+/// # Safety
+/// `address..address + len` is committed, on page boundaries, and its contents are dead.
+pub(crate) unsafe fn decommit(address: NonNull<u8>, len: usize) -> bool {
+    /// Like `MADV_DONTNEED`, but also for locked memory. Since Linux 5.18.
+    const MADV_DONTNEED_LOCKED: c_int = 24;
+    debug_assert_pages(address, len);
+    let advise = |advice| {
+        // SAFETY: the caller guarantees that the contents of the range are dead.
+        unsafe { call(libc::SYS_madvise, [address.addr().get(), len, word(advice)]) }
+    };
+    // The kernel rejects locked memory (`mlockall`) as an invalid argument.
+    !fails(Call::Madvise)
+        && match advise(libc::MADV_DONTNEED) {
+            Err(libc::EINVAL) => advise(MADV_DONTNEED_LOCKED).is_ok(),
+            result => result.is_ok(),
+        }
+}
+
+/// Advises the kernel for or against transparent huge pages. Has no effect where the system
+/// disables them.
+///
+/// # Safety
+/// `address..address + len` lies in one reservation, on page boundaries.
+pub(crate) unsafe fn prefer_huge_pages(address: NonNull<u8>, len: usize, huge: bool) {
+    debug_assert_pages(address, len);
+    let advice = if huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
+    // SAFETY: the caller guarantees a range of one reservation; the advice does not change
+    // contents.
+    let _ = unsafe { call(libc::SYS_madvise, [address.addr().get(), len, word(advice)]) };
+}
+
+/// Makes the kernel take the memory of reserved pages from one of its nodes while that node has
+/// memory, whichever CPU touches the pages first. Has no effect if the node does not exist or the
+/// process lacks the right. Does not override a memory policy that the user chose (such as by
+/// `numactl --interleave`).
+///
+/// # Safety
+/// `address..address + len` lies in one reservation, on page boundaries.
+pub(crate) unsafe fn prefer_node(address: NonNull<u8>, len: usize, node: usize) {
+    if fails(Call::Mbind) {
+        return;
+    }
+    let mut mode = libc::MPOL_DEFAULT;
+    let mut nodes = NodeMask::default();
+    let Some(bits) = nodes.get_mut(node / c_ulong::BITS as usize) else { return };
+    *bits = 1 << (node % c_ulong::BITS as usize);
+    // SAFETY: the kernel writes `mode`, and reads `MAX_NUMNODES - 1` bits of the mask, which has
+    // `MAX_NUMNODES`. A policy does not change contents.
+    unsafe {
+        let of_thread = [(&raw mut mode).expose_provenance(), 0, 0, 0, 0];
+        if call(libc::SYS_get_mempolicy, of_thread).is_ok() && mode == libc::MPOL_DEFAULT {
+            let prefer = word(libc::MPOL_PREFERRED);
+            let mask = (&raw const nodes).expose_provenance();
+            let arguments = [address.addr().get(), len, prefer, mask, MAX_NUMNODES, 0];
+            let _ = call(libc::SYS_mbind, arguments);
+        }
+    }
+}
+
+/// Maximum number of nodes of a kernel. (`CONFIG_NODES_SHIFT` is 10 or less.)
+const MAX_NUMNODES: usize = 1024;
+/// A set of the kernel's nodes, one bit each.
+type NodeMask = [c_ulong; MAX_NUMNODES / c_ulong::BITS as usize];
+
+/// Maps committed pages anew, so that they form one mapping with their neighbours again, even if
+/// other pages were moved there. They read as zero. Returns false if the kernel cannot do this;
+/// then the pages must not be touched any longer.
+///
+/// # Safety
+/// `address..address + len` is committed, on page boundaries, and its contents are dead.
+pub(crate) unsafe fn renew(address: NonNull<u8>, len: usize) -> bool {
+    debug_assert_pages(address, len);
+    let rights = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: the caller guarantees that the range is committed and its contents are dead.
+    !fails(Call::Mmap) && unsafe { map(address.addr().get(), len, rights, libc::MAP_FIXED).is_ok() }
+}
+
+/// Moves the pages at `from` to `to` without copying. `from` stays committed and reads as zero.
+///
+/// # Safety
+/// Both ranges are committed, on page boundaries, and do not overlap; the contents at `to` are
+/// dead.
+pub(crate) unsafe fn remap(from: NonNull<u8>, to: NonNull<u8>, len: usize) -> Remapped {
+    debug_assert_pages(from, len);
+    debug_assert_pages(to, len);
+    if fails(Call::Mremap) {
+        return Remapped::Refused;
+    }
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
+    let (from, to) = (from.addr().get(), to.addr().get());
+    // SAFETY: the caller guarantees two committed ranges and dead contents at `to`;
+    // `MREMAP_DONTUNMAP` keeps `from` mapped.
+    match unsafe { call(libc::SYS_mremap, [from, len, len, word(flags), to]) } {
+        Ok(_) => return Remapped::Moved,
+        // The kernel lacks this call or forbids it; nothing has changed.
+        Err(libc::EINVAL | libc::ENOSYS | libc::EPERM) => return Remapped::Refused,
+        Err(_) => {}
+    }
+    // The kernel unmaps `to` before it checks the other conditions: that as much memory can be
+    // committed once more, and before 6.17, that `from` is one mapping. From then on another thread
+    // may map something at `to` at any moment. So whatever is mapped there belongs to another,
+    // unless the call below maps it.
+    let rights = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: `MAP_FIXED_NOREPLACE` replaces no mapping. Kernels before 4.17 may map elsewhere;
+    // nobody uses such a mapping yet.
+    unsafe {
+        match map(to, len, rights, libc::MAP_FIXED_NOREPLACE) {
+            Ok(mapped) if mapped.addr() == to => Remapped::Refused,
+            Ok(mapped) => {
+                unmap(mapped.addr(), len);
+                Remapped::Lost
+            }
+            Err(_) => Remapped::Lost,
+        }
+    }
+}

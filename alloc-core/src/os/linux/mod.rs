@@ -1,0 +1,58 @@
+//! Linux: bare system calls, and C library functions where the library keeps state of its own.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `signal` | sending, handling and blocking signals |
+//! | `thread` | threads of the C library, and hooks for their end |
+//! | `memory` `rseq` `affinity` | address space; restartable sequences; CPUs and scheduling |
+//! | `environment` | page sizes, the kernel's version, limits |
+//! | `file` `futex` `clock` `process` | files; futexes; time; the process, its forks and its end |
+//! | `system_call` | bare system calls, and `errno` around others |
+//!
+//! A module imports only from lower rows.
+
+mod affinity;
+mod clock;
+mod environment;
+mod file;
+#[cfg(not(loom))]
+mod futex;
+mod memory;
+mod process;
+mod rseq;
+mod signal;
+mod system_call;
+mod thread;
+
+pub(crate) use affinity::{
+    CpuMask, affinity, cpu_numbers, current_cpu, current_cpu_and_node, schedule_as_the_process,
+    yield_now,
+};
+pub(crate) use clock::{milliseconds, nanoseconds, sleep_microseconds};
+#[cfg(target_arch = "aarch64")]
+pub(crate) use environment::release;
+pub(crate) use environment::{
+    has_little_address_space, minor_faults, most_threads, page_size, system_page_size,
+};
+pub(super) use file::File;
+pub(crate) use file::{list, read, read_bytes, remove, share, write_all};
+#[cfg(not(loom))]
+pub(super) use futex::futex_wait_shared;
+#[cfg(not(loom))]
+pub(crate) use futex::{futex_wait, futex_wait_for, futex_wake_all, futex_wake_one};
+pub(crate) use memory::{
+    commit, decommit, let_read, prefer_huge_pages, prefer_node, remap, renew, reserve, set_dumped,
+    unreserve,
+};
+pub(super) use process::abort;
+pub(crate) use process::{
+    at_exit, at_fork, lock_streams, process_id, renew_streams, unlock_streams,
+};
+pub(crate) use rseq::{register_rseq, restart_sections_on, unregister_rseq};
+pub(super) use signal::change_bare_mask;
+pub(crate) use signal::{
+    Signal, admit_signal, block_signals, has_signals_blocked, is_realtime_signal, signal_thread,
+    take_signal,
+};
+pub(super) use system_call::{SavedErrno, call};
+pub(crate) use thread::{ThreadExit, ThreadSlot, is_main_thread, name_thread, spawn, thread_id};

@@ -1,0 +1,56 @@
+//! The process as a whole: its number, hooks for its end and its forks, and the lock of the C
+//! library's streams, which is held across forks.
+
+use super::system_call::call;
+use crate::arch;
+
+/// Returns the number of this process.
+pub(crate) fn process_id() -> i32 {
+    // SAFETY: `getpid` takes no arguments; it cannot fail.
+    unsafe { call(libc::SYS_getpid, []) }.unwrap_or(0) as i32
+}
+
+/// Registers `hook` to run when the program ends by `exit` or by returning from `main`.
+pub(crate) fn at_exit(hook: extern "C" fn()) {
+    // SAFETY: the hook lives as long as the program.
+    unsafe { libc::atexit(hook) };
+}
+
+/// Ends the process by `SIGABRT`.
+pub(in super::super) fn abort() -> ! {
+    // SAFETY: `abort` may be called anywhere.
+    unsafe { libc::abort() }
+}
+
+/// Registers functions to call at each fork: before it, and after it in the parent and in the
+/// child.
+pub(crate) fn at_fork(prepare: extern "C" fn(), parent: extern "C" fn(), child: extern "C" fn()) {
+    // SAFETY: the functions may be called at a fork. If the C library has no memory to record them,
+    // they are never called.
+    unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
+}
+
+/// Acquires the lock of the C library's list of all streams, if it has one. It is held across
+/// forks.
+pub(crate) fn lock_streams() {
+    call_streams(0);
+}
+
+/// Releases the lock of [`lock_streams`].
+pub(crate) fn unlock_streams() {
+    call_streams(1);
+}
+
+/// Resets the lock of [`lock_streams`] to free, in a fork child.
+pub(crate) fn renew_streams() {
+    call_streams(2);
+}
+
+fn call_streams(which: usize) {
+    let function = arch::stream_locks()[which];
+    if !function.is_null() {
+        // SAFETY: the function is glibc's `_IO_list_lock`, `_IO_list_unlock` or
+        // `_IO_list_resetlock`, which take and return nothing.
+        unsafe { core::mem::transmute::<*const (), unsafe extern "C" fn()>(function)() };
+    }
+}
