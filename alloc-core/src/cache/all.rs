@@ -1,0 +1,41 @@
+//! Operations on all caches and size classes at once.
+
+use super::registry::{SLAB_MUTEX, defer_free_barrier, slab_mutex};
+use crate::cpu;
+use crate::objects;
+use crate::rcu;
+
+/// Waits until every block freed before this call, in whatever context, is actually free: no free
+/// remains deferred. Starts the CPU threads (see [`cpu`]). Not for signal handlers.
+pub fn barrier() {
+    let cpus = cpu::read_lock();
+    let caches = slab_mutex(&cpus);
+    defer_free_barrier(&caches, &cpus);
+}
+
+/// Returns all memory to the system that no live object needs: flushes sheaves and barns to slabs,
+/// and decommits empty slabs and free pages. Returns the number of bytes decommitted, some of which
+/// may never have been touched. Empty slabs of a cache with [`CacheFlags::TYPESAFE_BY_RCU`] stay:
+/// see [`Cache::shrink`]. Not for signal handlers. (`malloc_trim`.)
+///
+/// [`CacheFlags::TYPESAFE_BY_RCU`]: super::CacheFlags::TYPESAFE_BY_RCU
+/// [`Cache::shrink`]: super::Cache::shrink
+pub fn trim() -> usize {
+    let _caches = SLAB_MUTEX.lock();
+    rcu::setting_aside(|| objects::trim(rcu::set_aside))
+}
+
+/// Ends a decay window: memory that was idle throughout the window moves a step further towards the
+/// system, as it does after a third of `HAYLOFT_DECAY_MS`. Returns whether more memory can be
+/// returned. For tests, which must not depend on time.
+#[cfg(feature = "fault-points")]
+pub fn end_window() -> bool {
+    objects::end_window_now()
+}
+
+/// As [`end_window`], but decommits the memory that is due in `slices` parts, one after the other,
+/// as the reclaiming thread does during a window. Calls `between` after each part. For tests.
+#[cfg(feature = "fault-points")]
+pub fn end_window_in_slices(slices: u32, between: impl FnMut()) {
+    objects::end_window_in_slices(slices, between);
+}
