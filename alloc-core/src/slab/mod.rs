@@ -630,12 +630,12 @@ impl Bitmap {
 /// takes no branches.
 #[inline(always)]
 fn is_row(objects: &[*mut u8], count: usize, step: usize) -> bool {
-    let (Some(low_bits), Some(others)) = (objects.get(..count - 1), objects.get(1..count)) else {
+    let (Some(firsts), Some(seconds)) = (objects.get(..count - 1), objects.get(1..count)) else {
         return false;
     };
     let strays =
         |(one, other): (&*mut u8, &*mut u8)| (other.addr().wrapping_sub(one.addr())) ^ step;
-    low_bits.iter().zip(others).map(strays).fold(0, |all, strays| all | strays) == 0
+    firsts.iter().zip(seconds).map(strays).fold(0, |all, strays| all | strays) == 0
 }
 
 /// Returns a word with its lowest `count` bits set, at least one.
@@ -1363,8 +1363,8 @@ mod tests {
             assert_eq!(bitmap.set_free(again, base, &shape), Err(object(7)));
             assert_eq!(free_of(&bitmap), 1, "those of its word stay as they were");
         }
-        let find_double_free = [object(70), object(90), object(70)];
-        assert_eq!(bitmap.set_free(&find_double_free, base, &shape), Err(object(70)));
+        let repeated = [object(70), object(90), object(70)];
+        assert_eq!(bitmap.set_free(&repeated, base, &shape), Err(object(70)));
         assert_eq!(free_of(&bitmap), 1);
     }
 
