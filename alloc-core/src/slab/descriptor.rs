@@ -1,0 +1,295 @@
+//! Descriptors: the metadata of slabs.
+//!
+//! A slab's descriptor lies outside the slab, in the metadata that `page` keeps per unit. The
+//! descriptor of the first unit describes the slab and holds the bitmap of its free objects. The
+//! descriptors of the other units hold only a copy of the identity.
+//!
+//! A descriptor is read and written under the lock of the [`Slabs`] that the slab belongs to. The
+//! exception is `identity`, which does not change while objects of the slab are out.
+//!
+//! [`Slabs`]: super::Slabs
+
+use core::mem;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use super::bitmap::Bitmap;
+use super::entry::Entry;
+use super::lists::ARRIVING;
+use super::shape::{SHAPES, Shape, WORD, shape};
+use crate::batch::Batch;
+use crate::size_class::Class;
+use crate::sync::Link;
+
+/// The slab that the objects of a unit belong to. Every unit of a slab has a copy.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct Identity {
+    pub(super) base: *mut u8,
+    pub(super) tag: Tag,
+}
+
+/// The kind of slab that a unit belongs to. Read and written as one word, since
+/// [`Slab::for_each_out`] reads the tags of all units.
+#[derive(Clone, Copy)]
+#[repr(C, align(4))]
+pub(super) struct Tag {
+    class: u16,
+    node: u8,
+    /// Whether the unit belongs to a slab at present.
+    live: bool,
+}
+
+impl Tag {
+    /// Returns whether this is the tag of a slab of `class`. Zeroed metadata is not.
+    #[inline(always)]
+    pub(super) fn is_of(&self, class: Class) -> bool {
+        self.live && usize::from(self.class) == class.index()
+    }
+
+    /// Stores a tag.
+    ///
+    /// # Safety
+    /// `this` is the tag of a descriptor that nobody else writes.
+    unsafe fn store(this: *mut Tag, tag: Tag) {
+        // SAFETY: the caller guarantees that `this` is valid. A tag has the size and alignment of a
+        // word, and all its bytes are initialised. Relaxed: a thread that may read more of a slab
+        // than its tag is ordered by whatever gave it that right.
+        unsafe {
+            AtomicU32::from_ptr(this.cast())
+                .store(mem::transmute::<Tag, u32>(tag), Ordering::Relaxed);
+        }
+    }
+
+    /// Loads a tag.
+    ///
+    /// # Safety
+    /// `this` is the tag of a descriptor that is committed.
+    unsafe fn load(this: *mut Tag) -> Tag {
+        // SAFETY: the caller guarantees that `this` is committed. It is zero, or was stored.
+        // Relaxed: a thread that may read more of a slab than its tag is ordered by whatever gave
+        // it that right.
+        unsafe {
+            mem::transmute::<u32, Tag>(AtomicU32::from_ptr(this.cast()).load(Ordering::Relaxed))
+        }
+    }
+}
+
+/// The descriptor of a slab.
+#[repr(C, align(64))]
+pub(crate) struct Slab {
+    pub(super) identity: Identity,
+    pub(super) next: *mut Slab,
+    pub(super) previous: *mut Slab,
+    /// The entries of the slab's units.
+    entries: *const Entry,
+    /// Number of free objects.
+    pub(super) free_count: u32,
+    /// The list that holds this slab, or [`UNLISTED`], [`ARRIVING`] or [`LENT`].
+    ///
+    /// [`UNLISTED`]: super::lists::UNLISTED
+    /// [`LENT`]: super::lists::LENT
+    pub(super) list: u8,
+    /// The decay window in which the slab was listed or last cut from, whichever is later.
+    pub(super) window: u32,
+    pub(super) bitmap: Bitmap,
+    /// A bit per object that the program holds, to detect double frees.
+    #[cfg(debug_assertions)]
+    pub(super) held: [core::sync::atomic::AtomicU64; WORD],
+}
+
+/// What is wrong with a free.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Misuse {
+    /// There is no slab at the address, or one of another class, or no object starts there.
+    Foreign,
+    /// The object is free already.
+    DoubleFree,
+}
+
+impl Slab {
+    /// Initialises a descriptor as that of a slab that has yet to arrive, with all objects free.
+    /// `zeroed` states that the objects read as zero.
+    ///
+    /// # Safety
+    /// `this` and `entries` are the first of as many descriptors and entries as the slab has units,
+    /// and nobody else uses the descriptors. `base` is the run of these units.
+    pub(crate) unsafe fn init(
+        this: *mut Slab,
+        entries: *const Entry,
+        base: *mut u8,
+        class: Class,
+        node: u8,
+        zeroed: bool,
+    ) {
+        let objects = shape(class).objects as usize;
+        // SAFETY: the caller guarantees that nobody else uses the descriptors. Fields are written
+        // here, not read.
+        unsafe {
+            let tag = Tag { class: class.index() as u16, node, live: true };
+            for unit in 0..shape(class).units as usize {
+                (&raw mut (*this.add(unit)).identity.base).write(base);
+                (*entries.add(unit)).set(class, shape(class).in_unit(), zeroed);
+                Tag::store(&raw mut (*this.add(unit)).identity.tag, tag);
+            }
+            (&raw mut (*this).entries).write(entries);
+            (&raw mut (*this).free_count).write(objects as u32);
+            (&raw mut (*this).list).write(ARRIVING);
+            let words = objects.div_ceil(WORD);
+            (&raw mut (*this).bitmap.summary).write(u64::MAX >> (WORD - words));
+            let free: *mut u64 = (&raw mut (*this).bitmap.free).cast();
+            for word in 0..words {
+                free.add(word).write(u64::MAX);
+            }
+            if !objects.is_multiple_of(WORD) {
+                free.add(words - 1).write(u64::MAX >> (WORD - objects % WORD));
+            }
+        }
+    }
+
+    /// Runs the constructor of the class, if there is one, on all objects of a new slab.
+    ///
+    /// # Safety
+    /// [`Slab::init`] made `this`, and no object of it is out yet.
+    pub(crate) unsafe fn construct(this: *mut Slab) {
+        // SAFETY: the caller guarantees that `this` is a slab, and that this thread alone has it.
+        let (base, shape) = unsafe { ((*this).identity.base, shape_of(this)) };
+        if let Some(constructor) = shape.constructor {
+            for index in 0..shape.objects as usize {
+                // SAFETY: the address of an object of the slab.
+                constructor(unsafe { NonNull::new_unchecked(base.add(index * shape.stride())) });
+            }
+        }
+    }
+
+    /// Marks the units of a slab as belonging to no slab. For a slab that never arrived, or left
+    /// its lists when it was empty.
+    ///
+    /// # Safety
+    /// [`Slab::init`] made `this`, and no object of it is out.
+    pub(crate) unsafe fn abandon(this: *mut Slab) {
+        // SAFETY: the caller guarantees that no object is out, so this thread alone has the slab.
+        unsafe {
+            let tag = Tag { live: false, ..(*this).identity.tag };
+            for unit in 0..shape_of(this).units as usize {
+                (*(*this).entries.add(unit)).clear();
+                Tag::store(&raw mut (*this.add(unit)).identity.tag, tag);
+            }
+        }
+    }
+
+    /// Cuts the first objects of a new slab into a batch, until that holds `len`.
+    ///
+    /// # Safety
+    /// [`Slab::init`] made `this`, and no object of it is out yet.
+    pub(crate) unsafe fn cut_new(this: *mut Slab, batch: &mut Batch, len: usize) {
+        // SAFETY: the caller guarantees that no object is out, so this thread alone has the slab.
+        unsafe {
+            let count = (*this).bitmap.cut((*this).identity.base, &shape_of(this), batch, len);
+            (*this).free_count -= count;
+        }
+    }
+
+    /// Returns the class of the objects of a unit, or `None` if it belongs to no slab.
+    ///
+    /// # Safety
+    /// `this` is metadata of a unit that holds an object or a run in use.
+    #[inline(always)]
+    pub(crate) unsafe fn class_of_unit(this: *mut Slab) -> Option<Class> {
+        // SAFETY: the caller guarantees that the unit is in use, so its identity does not change.
+        // Zeroed metadata is a valid identity. A live tag has the index of a class.
+        unsafe {
+            let tag = &raw const (*this).identity.tag;
+            (*tag).live.then(|| Class::any_from_index((*tag).class.into()).unwrap_unchecked())
+        }
+    }
+
+    /// Returns the class of the objects of a unit, and whether one of them starts at `address`.
+    /// Returns `None` if the unit belongs to no slab.
+    ///
+    /// # Safety
+    /// `this` is committed metadata of the unit that contains `address`.
+    pub(crate) unsafe fn find(this: *mut Slab, address: *mut u8) -> Option<(Class, bool)> {
+        // SAFETY: the caller guarantees that `this` is committed; zeroed metadata is a valid tag.
+        let tag = unsafe { Tag::load(&raw mut (*this).identity.tag) };
+        let class = Class::any_from_index(tag.class.into()).filter(|_| tag.live)?;
+        // SAFETY: `this` is committed, and a unit whose tag is live has its base.
+        let base = unsafe { (*this).identity.base };
+        let offset = address.addr().wrapping_sub(base.addr());
+        Some((class, shape(class).index_at(offset).is_some()))
+    }
+
+    /// Returns the address at which the slab of a unit starts, if it is a slab of `class`.
+    ///
+    /// # Safety
+    /// `this` is committed metadata of a unit.
+    pub(crate) unsafe fn base_of(this: *mut Slab, class: Class) -> Option<*mut u8> {
+        // SAFETY: the caller guarantees that `this` is committed. Zeroed metadata is a valid tag,
+        // and a unit whose tag is live has its base.
+        unsafe {
+            let is_of_class = Tag::load(&raw mut (*this).identity.tag).is_of(class);
+            is_of_class.then(|| (*this).identity.base)
+        }
+    }
+
+    /// Returns the node whose lists the slab belongs to.
+    ///
+    /// # Safety
+    /// `this` is the descriptor of a slab that has objects out.
+    #[inline]
+    pub(crate) unsafe fn node(this: *mut Slab) -> usize {
+        // SAFETY: the caller guarantees that objects are out, so the identity does not change.
+        unsafe { (*this).identity.tag.node.into() }
+    }
+
+    /// Calls `visit` with each object that is not free, if this is the first unit of a slab of
+    /// `class`.
+    ///
+    /// # Safety
+    /// `this` is metadata of the unit at `address`, and nobody changes slabs of this class
+    /// meanwhile.
+    pub(crate) unsafe fn for_each_out(
+        this: *mut Slab,
+        address: *mut u8,
+        class: Class,
+        visit: &mut dyn FnMut(NonNull<u8>),
+    ) {
+        // SAFETY: the caller guarantees that no slab of `class` changes. Zeroed metadata is a valid
+        // tag; that of another class may be written at this moment, so it is loaded as a whole.
+        unsafe {
+            if !Tag::load(&raw mut (*this).identity.tag).is_of(class)
+                || (*this).identity.base != address
+            {
+                return;
+            }
+            let shape = shape(class);
+            for index in 0..shape.objects as usize {
+                if (*this).bitmap.free[index / WORD] >> (index % WORD) & 1 == 0 {
+                    visit(NonNull::new_unchecked(address.add(index * shape.stride())));
+                }
+            }
+        }
+    }
+}
+
+// SAFETY: only lists use `next`, and a slab that arrives is on no other list.
+unsafe impl Link for Slab {
+    unsafe fn link(slab: *mut Slab) -> *mut *mut Slab {
+        // SAFETY: the caller guarantees that `slab` is valid.
+        unsafe { &raw mut (*slab).next }
+    }
+}
+
+/// Returns the shape of a slab.
+///
+/// # Safety
+/// The slab is live.
+#[inline]
+pub(super) unsafe fn shape_of(slab: *mut Slab) -> Shape {
+    // SAFETY: the caller guarantees that the slab is live, so its class is below `MAX_CLASSES`, and
+    // the shape of that does not change.
+    unsafe {
+        let class = usize::from((*slab).identity.tag.class);
+        SHAPES.0.get().cast::<Shape>().add(class).read()
+    }
+}
