@@ -81,10 +81,10 @@ pub(crate) const MOST_ABORTS: u32 = 16;
 pub(crate) const REGION_SHIFT: u32 = 18;
 
 #[cfg(all(target_arch = "x86_64", not(any(miri, loom))))]
-#[path = "x86_64.rs"]
+#[path = "x86_64/mod.rs"]
 mod imp;
 #[cfg(all(target_arch = "aarch64", not(any(miri, loom))))]
-#[path = "aarch64.rs"]
+#[path = "aarch64/mod.rs"]
 mod imp;
 #[cfg(any(miri, loom, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
 #[path = "none.rs"]

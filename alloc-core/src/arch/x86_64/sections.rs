@@ -1,8 +1,8 @@
-//! Restartable sequences on x86-64.
+//! The critical sections: operations on this CPU's sheaves.
 //!
-//! Registers of a critical section: `rs` is the offset of `struct rseq` from the thread pointer;
-//! `at` is scratch, then this CPU's region; `class` is the number of the sheaf's header in it;
-//! `top` is the index of the topmost word.
+//! Registers of a section: `rs` is the offset of `struct rseq` from the thread pointer; `at` is
+//! scratch, then this CPU's region; `class` is the number of the sheaf's header in it; `top` is the
+//! index of the topmost word.
 //!
 //! Intel cores forward a store to a load before either address is known (memory renaming), but only
 //! if both addresses are a bare register; an address with an index waits. `pop` and `push` read
@@ -10,111 +10,17 @@
 //! Rapids a pair then takes 1.9 ns instead of 4, and through `free`, where the class depends on the
 //! block, 3 ns instead of 8.
 
-use super::{
-    FIRST, First, HEADERS, Locals, MOST_ABORTS, OPEN, Push, REGION_SHIFT, RseqArea, STATE,
-    UNIT_SHIFT,
-};
-use core::arch::{asm, global_asm};
+use core::arch::asm;
 use core::mem::offset_of;
 use core::sync::atomic::AtomicU64;
 
-/// This build has restartable sequences. Whether the kernel grants them is found out at run time.
-pub(crate) const HAVE_RSEQ: bool = true;
-
-/// Signature that the kernel requires in front of an abort handler, and at registration.
-pub(crate) const SIGNATURE: u32 = 0x5305_3053;
-
-/// Initial values by which the offset of our own thread-local gets into the hot words. Without
-/// glibc the linker fills the offset in, which it does in executables only. With glibc, whose
-/// loader knows indirect functions, the resolver of such a function stores the offset; its address
-/// is kept beside the hot words.
-#[cfg(not(target_env = "gnu"))]
-macro_rules! initial {
-    (offset) => {
-        "hayloft_rseq_area@tpoff"
-    };
-    (resolver) => {
-        "0"
-    };
-}
-#[cfg(target_env = "gnu")]
-macro_rules! initial {
-    (offset) => {
-        "0"
-    };
-    (resolver) => {
-        "hayloft_place_rseq_area"
-    };
-}
-
-// Linkers refuse `@tpoff` in the data of a shared library, although the loader could fill it in.
-// They let the loader fill it only into the offset table, which is read-only from then on. But a
-// word that refers to an indirect function makes the loader call the function's resolver, after all
-// else of the library is relocated and before any of its code runs. This resolver is there for its
-// side effect; nobody uses its return value. (Some linkers would store that value in the word,
-// others let the word refer to a stub.) In a static program the resolver runs before thread-locals
-// exist, so it must not touch any.
-#[cfg(target_env = "gnu")]
-global_asm!(
-    ".pushsection .text.hayloft_place_rseq_area, \"ax\", @progbits",
-    ".type hayloft_place_rseq_area, @gnu_indirect_function",
-    ".hidden hayloft_place_rseq_area",
-    ".globl hayloft_place_rseq_area",
-    "hayloft_place_rseq_area:",
-    "mov rax, qword ptr [rip + hayloft_rseq_area@GOTTPOFF]",
-    "mov qword ptr [rip + hayloft_rseq_offset], rax",
-    "ret",
-    ".size hayloft_place_rseq_area, . - hayloft_place_rseq_area",
-    ".popsection",
-);
-
-// The two hot words share a cache line. The first operation of a process must find a valid,
-// unregistered area through them: our own thread-local.
-global_asm!(
-    ".pushsection .tdata.hayloft_rseq, \"awT\", @progbits",
-    ".balign {align}",
-    ".type hayloft_rseq_area, @object",
-    ".size hayloft_rseq_area, {area}",
-    ".hidden hayloft_rseq_area",
-    ".globl hayloft_rseq_area",
-    "hayloft_rseq_area:",
-    ".long 0, -1",
-    ".zero {area} - 8",
-    ".type hayloft_locals, @object",
-    ".size hayloft_locals, {locals}",
-    ".hidden hayloft_locals",
-    ".globl hayloft_locals",
-    "hayloft_locals: .zero {aborts}",
-    ".hidden hayloft_aborts",
-    ".globl hayloft_aborts",
-    "hayloft_aborts: .zero {locals} - {aborts}",
-    ".popsection",
-    ".pushsection .bss.hayloft_closed_region, \"aw\", @nobits",
-    ".balign 64",
-    // The regions of CPU -2, for threads that were refused, and of CPU -1.
-    "hayloft_closed_region: .zero (1 << {shift}) + 4096",
-    ".popsection",
-    ".pushsection .data.hayloft_hot, \"aw\", @progbits",
-    ".balign 64",
-    ".hidden hayloft_rseq_offset",
-    ".globl hayloft_rseq_offset",
-    concat!("hayloft_rseq_offset: .quad ", initial!(offset)),
-    ".hidden hayloft_region",
-    ".globl hayloft_region",
-    "hayloft_region: .quad hayloft_closed_region + (2 << {shift})",
-    concat!(".quad ", initial!(resolver)),
-    ".zero 40",
-    ".popsection",
-    shift = const REGION_SHIFT,
-    locals = const size_of::<Locals>(),
-    area = const size_of::<RseqArea>(),
-    align = const align_of::<RseqArea>(),
-    aborts = const offset_of!(Locals, aborts),
-);
+use super::super::{
+    FIRST, First, HEADERS, MOST_ABORTS, OPEN, Push, REGION_SHIFT, STATE, UNIT_SHIFT,
+};
 
 /// Opens a critical section. If the code from here to `44:` is interrupted, it restarts at `66:`,
 /// or, after too many interruptions, leaves by executing the argument, as if there were no sheaf
-/// (see [`super`]). Puts this CPU's region into `at`.
+/// (see [`crate::arch`]). Puts this CPU's region into `at`.
 ///
 /// A signal that interrupts the section finds the thread at the abort handler, so a stack walk from
 /// a signal handler starts there. The abort handler's unwind table says that it was called from
@@ -534,51 +440,6 @@ pub(crate) unsafe fn widen(class: usize, last: u32) {
     }
 }
 
-/// Publishes the address of CPU 0's region to all threads.
-///
-/// # Safety
-/// Two closed regions lie below it; the regions of all CPUs start at it, for the rest of the life
-/// of the process.
-pub(crate) unsafe fn publish_region(region: *mut u8) {
-    // SAFETY: an aligned store of a word is a release on x86-64; the readers are the loads in
-    // `begin!`.
-    unsafe { asm!("mov qword ptr [rip + hayloft_region], {}", in(reg) region, options(nostack)) };
-}
-
-/// Publishes the offset of `struct rseq` to all threads. Call after [`publish_region`].
-///
-/// # Safety
-/// Every thread, present and future, has a `struct rseq` at this offset from its thread pointer. It
-/// is registered or has a negative CPU number.
-pub(crate) unsafe fn publish_rseq_offset(offset: isize) {
-    // SAFETY: as in `publish_region`.
-    unsafe {
-        asm!("mov qword ptr [rip + hayloft_rseq_offset], {}", in(reg) offset, options(nostack));
-    }
-}
-
-/// Returns the offset from the thread pointer at which the C library has registered every thread's
-/// `struct rseq`, if it has.
-pub(crate) fn libc_rseq() -> Option<isize> {
-    let offset: *const isize;
-    let size: *const u32;
-    // SAFETY: loads two addresses from the offset table, which are zero if a weak symbol is
-    // undefined.
-    unsafe {
-        asm!(
-            // Weak: C libraries that register rseq define these two (glibc since 2.35).
-            ".weak __rseq_offset",
-            ".weak __rseq_size",
-            "mov {}, qword ptr [rip + __rseq_offset@GOTPCREL]",
-            "mov {}, qword ptr [rip + __rseq_size@GOTPCREL]",
-            out(reg) offset,
-            out(reg) size,
-            options(pure, readonly, nostack, preserves_flags),
-        );
-        if offset.is_null() || size.is_null() || *size == 0 { None } else { Some(*offset) }
-    }
-}
-
 /// Adds to a word that is mostly written by this CPU. Nothing else on this CPU comes between its
 /// load and its store.
 #[inline(always)]
@@ -588,157 +449,4 @@ pub(crate) fn add(word: &AtomicU64, more: u64) {
     unsafe {
         asm!("add qword ptr [{}], {}", in(reg) word.as_ptr(), in(reg) more, options(nostack))
     };
-}
-
-/// Returns the number of the CPU that this thread runs on, if the thread is registered.
-pub(crate) fn cpu() -> Option<usize> {
-    let cpu: u64;
-    // SAFETY: reads the thread's `struct rseq`.
-    unsafe {
-        asm!(
-            "mov {0}, qword ptr [rip + hayloft_rseq_offset]",
-            "movsxd {0}, dword ptr fs:[{0} + 4]",
-            out(reg) cpu,
-            options(readonly, nostack, preserves_flags),
-        );
-    }
-    usize::try_from(cpu as i64).ok()
-}
-
-/// Returns this thread's thread pointer.
-pub(crate) fn thread_pointer() -> *mut u8 {
-    let pointer: *mut u8;
-    // SAFETY: the ABI keeps the thread pointer in the first word it points to.
-    unsafe {
-        asm!("mov {}, qword ptr fs:[0]", out(reg) pointer, options(pure, readonly, nostack, preserves_flags));
-    }
-    pointer
-}
-
-/// Computes the address of a thread-local of ours in the initial-exec model, by an offset that the
-/// loader has filled in. In a shared library, the compiler's own thread-locals call the C library,
-/// which may allocate.
-macro_rules! thread_local {
-    ($symbol:literal) => {{
-        let address: *mut u8;
-        // SAFETY: only computes an address.
-        unsafe {
-            asm!(
-                concat!("mov {0}, qword ptr [rip + ", $symbol, "@GOTTPOFF]"),
-                "add {0}, qword ptr fs:[0]",
-                out(reg) address,
-                options(pure, readonly, nostack),
-            );
-        }
-        address.cast()
-    }};
-}
-
-/// Returns this thread's own `struct rseq`, for use if the C library registers none.
-pub(crate) fn own_rseq() -> *mut RseqArea {
-    thread_local!("hayloft_rseq_area")
-}
-
-/// Returns the allocator's state for this thread. The reference must not leave the thread.
-#[inline]
-pub(crate) fn locals() -> &'static Locals {
-    let locals: *mut Locals = thread_local!("hayloft_locals");
-    // SAFETY: the symbol is a thread-local block with the size and alignment of `Locals`. It starts
-    // as zeros and is only accessed as atomics.
-    unsafe { &*locals }
-}
-
-/// Makes a system call. Returns its result, or the negated error number.
-///
-/// # Safety
-/// The effect of the call with these arguments is sound.
-#[inline]
-pub(crate) unsafe fn system_call(number: usize, arguments: [usize; 6]) -> isize {
-    let [first, second, third, fourth, fifth, sixth] = arguments;
-    let result: isize;
-    // SAFETY: the caller guarantees that the call is sound; the registers follow the kernel's
-    // calling convention.
-    unsafe {
-        asm!(
-            "syscall",
-            inlateout("rax") number => result,
-            in("rdi") first,
-            in("rsi") second,
-            in("rdx") third,
-            in("r10") fourth,
-            in("r8") fifth,
-            in("r9") sixth,
-            lateout("rcx") _,
-            lateout("r11") _,
-            options(nostack),
-        );
-    }
-    result
-}
-
-/// Returns the addresses of glibc's functions that take, release and reset the lock of the list of
-/// all streams; null where the C library has no such function.
-pub(crate) fn stream_locks() -> [*const (); 3] {
-    let (lock, unlock, renew): (*const (), *const (), *const ());
-    // SAFETY: loads addresses from the offset table, which are zero if a weak symbol is undefined.
-    unsafe {
-        asm!(
-            ".weak _IO_list_lock",
-            ".weak _IO_list_unlock",
-            ".weak _IO_list_resetlock",
-            "mov {}, qword ptr [rip + _IO_list_lock@GOTPCREL]",
-            "mov {}, qword ptr [rip + _IO_list_unlock@GOTPCREL]",
-            "mov {}, qword ptr [rip + _IO_list_resetlock@GOTPCREL]",
-            out(reg) lock,
-            out(reg) unlock,
-            out(reg) renew,
-            options(pure, readonly, nostack, preserves_flags),
-        );
-    }
-    [lock, unlock, renew]
-}
-
-/// Starts a thread by a bare `clone` with these flags; it runs `body` and ends. Returns its number,
-/// or the negated error number. The kernel stores the number at `number`, and clears it there when
-/// the thread has left its stack. The `clone` of the C library does not start threads everywhere
-/// (musl).
-///
-/// # Safety
-/// `stack` is the end of memory for a stack, aligned to 16 bytes, and `pointer` a thread pointer.
-/// Nobody else uses either. `body` needs nothing of the C library beyond these.
-pub(crate) unsafe fn start_thread(
-    flags: i32,
-    stack: *mut u8,
-    number: *mut u32,
-    pointer: *mut u8,
-    body: extern "C" fn(),
-) -> isize {
-    let result: isize;
-    // SAFETY: the caller guarantees that nobody else uses the stack and the thread pointer; the
-    // registers follow the kernel's calling convention. The new thread has the registers of this
-    // one, except for its stack, and does not leave the block.
-    unsafe {
-        asm!(
-            "syscall",
-            "test rax, rax",
-            "jnz 22f",
-            "xor ebp, ebp",
-            "call r12",
-            "xor edi, edi",
-            "mov eax, 60",
-            "syscall",
-            "ud2",
-            "22:",
-            inlateout("rax") 56usize => result,
-            in("rdi") flags as usize,
-            in("rsi") stack,
-            in("rdx") number,
-            in("r10") number,
-            in("r8") pointer,
-            in("r12") body,
-            lateout("rcx") _,
-            lateout("r11") _,
-        );
-    }
-    result
 }

@@ -1,0 +1,20 @@
+//! Restartable sequences and system calls on AArch64.
+//!
+//! `sections` holds the critical sections, `words` the symbols that they read, and `system` the
+//! calls of the kernel. Apart from these symbols, no module uses another.
+
+mod sections;
+mod system;
+mod words;
+
+pub(crate) use sections::{add, open, pop, pop_bulk, push, push_bulk, push_once, widen};
+pub(crate) use system::{start_thread, stream_locks, system_call};
+pub(crate) use words::{
+    cpu, libc_rseq, locals, own_rseq, publish_region, publish_rseq_offset, thread_pointer,
+};
+
+/// This build has restartable sequences. Whether the kernel grants them is found out at run time.
+pub(crate) const HAVE_RSEQ: bool = true;
+
+/// Signature that the kernel requires in front of an abort handler, and at registration.
+pub(crate) const SIGNATURE: u32 = 0xd428_bc00;

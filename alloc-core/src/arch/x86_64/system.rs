@@ -1,0 +1,98 @@
+//! System calls, bare threads, and functions that only some C libraries have.
+
+use core::arch::asm;
+
+/// Makes a system call. Returns its result, or the negated error number.
+///
+/// # Safety
+/// The effect of the call with these arguments is sound.
+#[inline]
+pub(crate) unsafe fn system_call(number: usize, arguments: [usize; 6]) -> isize {
+    let [first, second, third, fourth, fifth, sixth] = arguments;
+    let result: isize;
+    // SAFETY: the caller guarantees that the call is sound; the registers follow the kernel's
+    // calling convention.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") number => result,
+            in("rdi") first,
+            in("rsi") second,
+            in("rdx") third,
+            in("r10") fourth,
+            in("r8") fifth,
+            in("r9") sixth,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    result
+}
+
+/// Returns the addresses of glibc's functions that take, release and reset the lock of the list of
+/// all streams; null where the C library has no such function.
+pub(crate) fn stream_locks() -> [*const (); 3] {
+    let (lock, unlock, renew): (*const (), *const (), *const ());
+    // SAFETY: loads addresses from the offset table, which are zero if a weak symbol is undefined.
+    unsafe {
+        asm!(
+            ".weak _IO_list_lock",
+            ".weak _IO_list_unlock",
+            ".weak _IO_list_resetlock",
+            "mov {}, qword ptr [rip + _IO_list_lock@GOTPCREL]",
+            "mov {}, qword ptr [rip + _IO_list_unlock@GOTPCREL]",
+            "mov {}, qword ptr [rip + _IO_list_resetlock@GOTPCREL]",
+            out(reg) lock,
+            out(reg) unlock,
+            out(reg) renew,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    [lock, unlock, renew]
+}
+
+/// Starts a thread by a bare `clone` with these flags; it runs `body` and ends. Returns its number,
+/// or the negated error number. The kernel stores the number at `number`, and clears it there when
+/// the thread has left its stack. The `clone` of the C library does not start threads everywhere
+/// (musl).
+///
+/// # Safety
+/// `stack` is the end of memory for a stack, aligned to 16 bytes, and `pointer` a thread pointer.
+/// Nobody else uses either. `body` needs nothing of the C library beyond these.
+pub(crate) unsafe fn start_thread(
+    flags: i32,
+    stack: *mut u8,
+    number: *mut u32,
+    pointer: *mut u8,
+    body: extern "C" fn(),
+) -> isize {
+    let result: isize;
+    // SAFETY: the caller guarantees that nobody else uses the stack and the thread pointer; the
+    // registers follow the kernel's calling convention. The new thread has the registers of this
+    // one, except for its stack, and does not leave the block.
+    unsafe {
+        asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 22f",
+            "xor ebp, ebp",
+            "call r12",
+            "xor edi, edi",
+            "mov eax, 60",
+            "syscall",
+            "ud2",
+            "22:",
+            inlateout("rax") 56usize => result,
+            in("rdi") flags as usize,
+            in("rsi") stack,
+            in("rdx") number,
+            in("r10") number,
+            in("r8") pointer,
+            in("r12") body,
+            lateout("rcx") _,
+            lateout("r11") _,
+        );
+    }
+    result
+}
