@@ -1,8 +1,8 @@
 //! Shapes: the layout and the policy of the slabs of a class.
 //!
 //! A shape maps offsets in a slab to objects, and numbers of free objects to lists, without a
-//! division: it holds reciprocals. It also holds the policy for empty slabs and for the
-//! contents of free objects.
+//! division: it holds reciprocals. It also holds the policy for empty slabs and for the contents of
+//! free objects.
 
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
