@@ -1,0 +1,207 @@
+//! What lies where in a CPU's region, and the arithmetic of sheaf headers.
+//!
+//! A region has `1 << REGION_SHIFT` bytes. `arch` fixes its first part, which sections read; the
+//! rest is fixed here:
+//!
+//! ```text
+//! 0                 null: the word that a pop from a closed sheaf reads               arch
+//! STATE             whether sheaves may be opened                                     arch
+//! HEADERS           a header per sheaf: `top` and `last`, 32 bits each                arch
+//! LOCK_OFFSET       the try-lock of the locked backend
+//! SEEN_OFFSET       per class: what the last decay window saw of the sheaf
+//! TOPS_OFFSET       per class: the `top` of a sheaf that is being closed
+//! IDLE_OFFSET       per class: an `Idle` in a byte
+//! ALLOWANCE_OFFSET  bytes of middle sizes that may still enter the sheaves
+//! EVENTS_OFFSET     per class: a counter for each kind of event
+//! SHEAVES_OFFSET    per class: the floor, which holds null, and a word for each object
+//! ```
+//!
+//! A sheaf's *capacity* is the most objects that it ever holds; its *width*, at most the capacity,
+//! is the number that it holds before it is full. A header counts in words from the start of the
+//! region: `top` and `last` are `floor` plus the number of objects, and `floor` plus the width.
+//!
+//! The place of a sheaf's words never changes, and there are enough of them for the largest
+//! capacity that its class may have. So no header, old or new, points beyond them.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use crate::arch::{HEADERS, OPEN, REGION_SHIFT, STATE};
+use crate::batch::MAX_BATCH;
+use crate::size_class::{Class, MAX_CLASSES};
+use crate::sync::Lock;
+
+pub(super) const REGION: usize = 1 << REGION_SHIFT;
+/// State of a region in which no sheaf may be opened.
+pub(super) const CLOSED: usize = OPEN + 1;
+
+pub(super) const WORD: usize = 8;
+/// Byte offset of the locked backend's try-lock: behind the headers.
+pub(super) const LOCK_OFFSET: usize = HEADERS + MAX_CLASSES * WORD;
+/// Byte offset of a word per sheaf with what `remote::flush_unused` last saw: its `top`, and a
+/// count of its refills and flushes.
+pub(super) const SEEN_OFFSET: usize = LOCK_OFFSET + size_of::<Lock<()>>();
+/// Byte offset of a word per sheaf in which `rseq::close` keeps its `top`. On the stack, which may
+/// be a small one, this array would be a third of all that a slow path uses.
+pub(super) const TOPS_OFFSET: usize = SEEN_OFFSET + MAX_CLASSES * size_of::<u32>();
+/// Byte offset of an `Idle` per class, one byte each.
+pub(super) const IDLE_OFFSET: usize = TOPS_OFFSET + MAX_CLASSES * size_of::<u32>();
+/// Byte offset of the allowance that `allowance::spend` draws on.
+pub(super) const ALLOWANCE_OFFSET: usize = (IDLE_OFFSET + MAX_CLASSES).next_multiple_of(WORD);
+/// Number of kinds of events: of the variants of `events::Event`.
+pub(super) const EVENTS: usize = 6;
+/// Byte offset of the event counters: for each class, one word per kind of event.
+pub(super) const EVENTS_OFFSET: usize = ALLOWANCE_OFFSET + WORD;
+
+/// Byte offset of the first sheaf's words.
+pub(super) const SHEAVES_OFFSET: usize = EVENTS_OFFSET + MAX_CLASSES * EVENTS * WORD;
+
+/// Returns the most objects that a sheaf holds, by their size in bytes.
+///
+/// A random walk of allocations and frees takes O(capacity²) steps to empty or fill a sheaf, so
+/// misses fall quadratically with capacity, while idle memory grows only linearly. (Compare
+/// `calculate_sheaf_capacity` of `mm/slub.c`.) `objects` also bounds the bytes of middle sizes that
+/// all sheaves of a CPU hold together.
+const fn capacity_for(size: usize) -> usize {
+    match size {
+        ..=128 => 256,
+        129..=512 => 64,
+        513..=4096 => 32,
+        _ => 16,
+    }
+}
+
+/// Most objects in a sheaf of an object cache: each such sheaf has this number of words in a
+/// region.
+const MAX_CACHE_CAPACITY: usize = 92;
+
+/// Returns the largest value of [`batch_len`] for classes of objects of `size` bytes.
+pub(crate) const fn batch_len_for(size: usize) -> usize {
+    capacity_for(size) / 2
+}
+
+/// Largest value of [`batch_len`] for classes of object caches.
+pub(crate) const MAX_CACHE_BATCH: usize = MAX_CACHE_CAPACITY / 2;
+
+/// Headers of all sheaves when open, empty, and at full capacity. Those of size classes never
+/// change. A cache class's header is written when the cache is made, while the class's sheaves are
+/// empty.
+static EMPTY_HEADERS: [AtomicU64; MAX_CLASSES] = {
+    let mut headers = [const { AtomicU64::new(0) }; MAX_CLASSES];
+    let mut word = SHEAVES_OFFSET / WORD;
+    let mut index = 0;
+    while index < MAX_CLASSES {
+        let words = match Class::from_index(index) {
+            Some(class) => capacity_for(class.size()),
+            None => MAX_CACHE_CAPACITY,
+        };
+        assert!(words / 2 <= MAX_BATCH || cfg!(loom));
+        headers[index] = AtomicU64::new(header(word, words));
+        word += words + 1;
+        index += 1;
+    }
+    assert!(word * WORD <= REGION);
+    headers
+};
+
+/// Returns the header of an empty sheaf above the word `floor`.
+const fn header(floor: usize, capacity: usize) -> u64 {
+    floor as u64 | ((floor + capacity) as u64) << 32
+}
+
+/// Returns the header of an open and empty sheaf at full capacity.
+#[inline]
+pub(super) fn empty_header(class: Class) -> u64 {
+    // Relaxed: a thread gets an object's class from the thread that defined it, and that orders
+    // this load after the store.
+    EMPTY_HEADERS.get(class.index()).map_or(0, |header| header.load(Ordering::Relaxed))
+}
+
+/// Sets the capacity of a cache class's sheaves, which must be empty, for objects of `size` bytes.
+pub(super) fn define(class: Class, size: usize) {
+    let capacity = capacity_for(size).min(MAX_CACHE_CAPACITY);
+    if let Some(word) = EMPTY_HEADERS.get(class.index()) {
+        word.store(header(floor(class) as usize, capacity), Ordering::Relaxed);
+    }
+}
+
+/// Returns the index of the word below a sheaf.
+#[inline]
+pub(super) fn floor(class: Class) -> u32 {
+    empty_header(class) as u32
+}
+
+/// Returns the most objects that a sheaf of this class holds.
+pub(crate) fn capacity(class: Class) -> usize {
+    let header = empty_header(class);
+    ((header >> 32) - (header & u64::from(u32::MAX))) as usize
+}
+
+/// Divisor of the capacity that gives a newly opened sheaf's width.
+const FIRST_PART: usize = 8;
+
+/// Returns the width, in objects, of a newly opened sheaf. The rcu sheaf starts at full capacity:
+/// its objects come seldom, but all at once.
+#[inline]
+pub(super) fn first_width(class: Class) -> usize {
+    let capacity = capacity(class);
+    if class == Class::RCU { capacity } else { (capacity / FIRST_PART).max(capacity.min(2)) }
+}
+
+/// Returns the header of a newly opened sheaf.
+#[inline]
+pub(super) fn first_header(class: Class) -> u64 {
+    header(floor(class) as usize, first_width(class))
+}
+
+/// Returns the number of objects moved at once between a full-capacity sheaf and the layers behind
+/// it. It is half a sheaf, so that neither an allocation nor a free right after the move misses.
+#[inline]
+pub(crate) fn batch_len(class: Class) -> usize {
+    capacity(class) / 2
+}
+
+/// Returns the byte offset of a sheaf's header in a region.
+const fn header_offset(class: Class) -> usize {
+    HEADERS + class.index() * WORD
+}
+
+/// Returns the width to which a sheaf that ends at `last` is widened: twice its width, at most its
+/// capacity. For a closed sheaf, returns the width at which it is opened.
+#[inline]
+pub(super) fn wider(class: Class, last: &AtomicU32) -> u32 {
+    // A guess: sections may be running.
+    let width = last.load(Ordering::Relaxed).saturating_sub(floor(class));
+    if width == 0 { first_width(class) as u32 } else { (2 * width).min(capacity(class) as u32) }
+}
+
+/// Returns all classes, including those of object caches and the rcu class.
+#[inline]
+pub(super) fn all_classes() -> impl Iterator<Item = Class> + Clone {
+    (0..MAX_CLASSES).filter_map(Class::any_from_index)
+}
+
+/// Returns the word of a region that says whether sheaves may be opened in it.
+///
+/// # Safety
+/// `base` is the address of a region.
+#[inline]
+pub(super) unsafe fn state_word<'a>(base: *mut u8) -> &'a AtomicUsize {
+    // SAFETY: the caller guarantees that `base` is a region. The word is only accessed as an
+    // atomic, or by sections.
+    unsafe { &*base.add(STATE).cast() }
+}
+
+/// Returns the halves of a sheaf's header, `top` and `last`. Other threads than the sheaf's user
+/// read them, too.
+///
+/// # Safety
+/// `base` is the address of a region.
+#[inline]
+pub(super) unsafe fn header_halves<'a>(base: *mut u8, class: Class) -> [&'a AtomicU32; 2] {
+    // SAFETY: the caller guarantees that `base` is a region, in which the header lies. It is only
+    // accessed as atomics, or by sections.
+    unsafe {
+        let top: *const AtomicU32 = base.add(header_offset(class)).cast();
+        [&*top, &*top.add(1)]
+    }
+}

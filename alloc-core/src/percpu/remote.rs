@@ -1,0 +1,190 @@
+//! Closing and flushing the sheaves of any CPU, while threads may be using them there.
+//!
+//! [`CLOSING`] serialises closers with each other and with everything else that changes the state
+//! of a region. A region that [`close`] closed stays so until [`open`]: its CPU is offline.
+//! [`flush`], [`flush_all`] and [`flush_unused`] restore the state that they found.
+
+use core::iter;
+use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+
+use super::events::{Event, counted};
+use super::layout::{
+    CLOSED, IDLE_OFFSET, SEEN_OFFSET, all_classes, empty_header, floor, header_halves, state_word,
+};
+use super::region::{CLOSING, commit_region, region_of, regions};
+use super::select::{Backend, backend};
+use super::{locked, rseq};
+use crate::arch::OPEN;
+use crate::batch::Batch;
+use crate::idle::{Idle, Seen};
+use crate::size_class::{Class, MAX_CLASSES};
+use crate::sync::Context;
+
+/// Re-enables a CPU's region: its sheaves may be opened again. Serialised with closers: if a sheaf
+/// opened while one ran, each would write one half of its header.
+pub(crate) fn open(context: Context, cpu: usize) {
+    let _closing = CLOSING.acquire(context);
+    if let Some(base) = region_of(cpu) {
+        // SAFETY: `base` is the region of a CPU.
+        let state = unsafe { state_word(base) };
+        // An open region is skipped: the store would make its page resident here, as a copy after a
+        // fork.
+        if state.load(Ordering::Relaxed) != OPEN {
+            // Release: a section that reads this and opens a sheaf does so after the closer has
+            // read the sheaf.
+            state.store(OPEN, Ordering::Release);
+        }
+    }
+}
+
+/// Closes all sheaves of a CPU, even while other threads use them, and passes their objects to
+/// `take` in batches. No sheaf is opened there again before [`open`]. Returns false, with all
+/// objects in their sheaves still, if that is impossible: the kernel cannot restart sections there,
+/// a lock is not available in this context, or the region of the CPU cannot be committed.
+pub(crate) fn close(context: Context, cpu: usize, take: impl FnMut(Class, &mut Batch)) -> bool {
+    CLOSING.acquire(context).is_some_and(|_closing| {
+        // A CPU without a region gets a closed one, so that it does not get an open one later.
+        if !commit_region(cpu, CLOSED) {
+            return false;
+        }
+        let done = close_some(context, cpu, all_classes(), take);
+        if !done && let Some(base) = region_of(cpu) {
+            // SAFETY: `base` is the region of a CPU. Release: as in `open`.
+            unsafe { state_word(base) }.store(OPEN, Ordering::Release);
+        }
+        done
+    })
+}
+
+/// As [`close`] for the sheaf of one class, which may be opened again at once.
+pub(crate) fn flush(
+    context: Context,
+    cpu: usize,
+    class: Class,
+    mut take: impl FnMut(&mut Batch),
+) -> bool {
+    empty(context, cpu, iter::once(class), |_, batch| take(batch))
+}
+
+/// As [`close`], but all sheaves may be opened again at once.
+pub(crate) fn flush_all(context: Context, cpu: usize, take: impl FnMut(Class, &mut Batch)) -> bool {
+    empty(context, cpu, all_classes(), take)
+}
+
+/// As [`flush_all`], at the end of a window, for the sheaves that were [idle](Idle) long enough,
+/// and with `even_busy` for all others. The rcu sheaf is left alone. Returns whether any sheaf was
+/// flushed, or may be idle by the end of the next window.
+pub(crate) fn flush_unused(
+    context: Context,
+    cpu: usize,
+    even_busy: bool,
+    take: impl FnMut(Class, &mut Batch),
+) -> bool {
+    let Some(base) = region_of(cpu) else { return false };
+    // One bit per class.
+    let mut idle = [0u64; MAX_CLASSES.div_ceil(64)];
+    let is_idle =
+        |idle: &[u64], class: Class| idle[class.index() / 64] >> (class.index() % 64) & 1 != 0;
+    let (mut any_idle, mut any_busy) = (false, false);
+    for class in all_classes().filter(|class| *class != Class::RCU) {
+        // SAFETY: `base` is the region of a CPU; a word and a byte of it that are only accessed as
+        // atomics.
+        let ([top, _], last, memory) = unsafe {
+            let last = base.add(SEEN_OFFSET + class.index() * size_of::<u32>());
+            let memory = base.add(IDLE_OFFSET + class.index());
+            (header_halves(base, class), &*last.cast::<AtomicU32>(), &*memory.cast::<AtomicU8>())
+        };
+        let top = top.load(Ordering::Relaxed);
+        let seen = if top <= floor(class) {
+            Seen::Empty
+        } else {
+            // A busy sheaf may be as full at each look, but was refilled or flushed in between.
+            // Only pairs of an allocation and a free leave no trace. `top` takes 16 bits: a region
+            // has fewer than 2^16 words.
+            let events = counted(cpu, class, Event::Refill) + counted(cpu, class, Event::Flush);
+            let now = top | (events as u32) << 16;
+            let is_unchanged = last.load(Ordering::Relaxed) == now;
+            last.store(now, Ordering::Relaxed);
+            if is_unchanged { Seen::Unchanged } else { Seen::Busy }
+        };
+        let before = memory.load(Ordering::Relaxed);
+        let mut remembered = Idle::from_byte(before);
+        let is_due = remembered.end_window(seen);
+        // Unchanged bytes are not written, so that idle regions stay untouched.
+        if remembered.to_byte() != before {
+            memory.store(remembered.to_byte(), Ordering::Relaxed);
+        }
+        if seen != Seen::Empty {
+            let is_due = is_due || even_busy;
+            idle[class.index() / 64] |= u64::from(is_due) << (class.index() % 64);
+            any_idle |= is_due;
+            // Perhaps only the fast path used the sheaf, and it notifies nobody: ask for another
+            // window.
+            any_busy |= !is_due;
+        }
+    }
+    let classes = all_classes().filter(|class| is_idle(&idle, *class));
+    (any_idle && empty(context, cpu, classes, take)) || any_busy
+}
+
+fn empty(
+    context: Context,
+    cpu: usize,
+    classes: impl Iterator<Item = Class> + Clone,
+    take: impl FnMut(Class, &mut Batch),
+) -> bool {
+    let Some(base) = region_of(cpu) else { return true };
+    let Some(_closing) = CLOSING.acquire(context) else { return false };
+    // SAFETY: `base` is the region of a CPU.
+    let state = unsafe { state_word(base) };
+    let before = state.load(Ordering::Relaxed);
+    let done = close_some(context, cpu, classes, take);
+    // Release: as in `open`.
+    state.store(before, Ordering::Release);
+    done
+}
+
+/// Closes the region of a CPU and the sheaves of `classes` in it, and passes their objects to
+/// `take`. Returns false if the lock is not available or the kernel refuses to restart sections:
+/// then all objects are in their sheaves, some of which may have got their full width. The caller
+/// holds [`CLOSING`] and sets the state of the region afterwards.
+fn close_some(
+    context: Context,
+    cpu: usize,
+    classes: impl Iterator<Item = Class> + Clone,
+    take: impl FnMut(Class, &mut Batch),
+) -> bool {
+    let backend = backend(context);
+    let Some(base) = region_of(cpu) else { return true };
+    let mut batch = Batch::new();
+    match backend {
+        Backend::Locked => locked::close(context, cpu, classes, &mut batch, take),
+        // SAFETY: `base` is the region of `cpu`, and the caller holds `CLOSING`.
+        _ => unsafe { rseq::close(base, cpu, classes, &mut batch, take) },
+    }
+}
+
+/// Resets the regions in a fork child, where no CPU is offline and no other thread is closing
+/// sheaves: reopens every region and makes half-closed sheaves usable. If the fork interrupted this
+/// thread while it was closing sheaves, everything stays as it is: the thread continues with that.
+pub(super) fn in_child() {
+    if CLOSING.raw().is_mine() {
+        return;
+    }
+    for base in (0..regions()).filter_map(region_of) {
+        // SAFETY: `base` is the region of a CPU, and there is no other thread.
+        let state = unsafe { state_word(base) };
+        // Open regions are not written: the page would be copied.
+        if state.load(Ordering::Relaxed) == OPEN {
+            continue;
+        }
+        state.store(OPEN, Ordering::Relaxed);
+        for class in all_classes() {
+            // SAFETY: `base` is the region of a CPU.
+            let [top, last] = unsafe { header_halves(base, class) };
+            if top.load(Ordering::Relaxed) != 0 && last.load(Ordering::Relaxed) == 0 {
+                last.store((empty_header(class) >> 32) as u32, Ordering::Relaxed);
+            }
+        }
+    }
+}
