@@ -96,12 +96,12 @@ fn room_of_barn(class: Class) -> usize {
 }
 
 /// The slots of the barns of all size classes on all nodes.
-struct Shelves(UnsafeCell<[*mut u8; BARN_SLOTS.1 * MAX_NODES]>);
+struct BarnSlots(UnsafeCell<[*mut u8; BARN_SLOTS.1 * MAX_NODES]>);
 
 // SAFETY: each barn uses a range of its own, under its lock.
-unsafe impl Sync for Shelves {}
+unsafe impl Sync for BarnSlots {}
 
-static OBJECTS: Shelves = Shelves(UnsafeCell::new([ptr::null_mut(); BARN_SLOTS.1 * MAX_NODES]));
+static OBJECTS: BarnSlots = BarnSlots(UnsafeCell::new([ptr::null_mut(); BARN_SLOTS.1 * MAX_NODES]));
 
 /// The node classes of all size classes. Those of one node are adjacent, so that only that node
 /// touches most of their pages.
@@ -114,25 +114,25 @@ static USED: [AtomicBool; CLASSES * MAX_NODES] =
     [const { AtomicBool::new(false) }; CLASSES * MAX_NODES];
 
 /// The node classes of one object cache's class, with the slots of their barns.
-struct CacheDepots {
+struct CacheNodeClasses {
     node_classes: [NodeClass; MAX_NODES],
     slots: [[*mut u8; barn::room_for(percpu::MAX_CACHE_BATCH, 0)]; MAX_NODES],
 }
 
 /// The memory of each cache class. A class keeps it when its cache is destroyed.
-static CACHE_DEPOTS: [AtomicPtr<CacheDepots>; MAX_CLASSES - CLASSES] =
+static CACHE_NODE_CLASSES: [AtomicPtr<CacheNodeClasses>; MAX_CLASSES - CLASSES] =
     [const { AtomicPtr::new(ptr::null_mut()) }; MAX_CLASSES - CLASSES];
 
 /// Returns the state of a class on a node. Attaches the slots of its barn on the first use of a
 /// size class there.
 fn node_class(node: usize, class: Class) -> &'static NodeClass {
     // SAFETY: `node` is below `node::count` and the class below `MAX_CLASSES`; the class of a live
-    // cache has its `CacheDepots`. Raw pointers, since Miri visits everything that a reference
+    // cache has its `CacheNodeClasses`. Raw pointers, since Miri visits everything that a reference
     // covers.
     unsafe {
         if let Some(number) = class.cache_index() {
             // Acquire: pairs with the Release in `define`.
-            let node_classes = CACHE_DEPOTS.get_unchecked(number).load(Ordering::Acquire);
+            let node_classes = CACHE_NODE_CLASSES.get_unchecked(number).load(Ordering::Acquire);
             return &*(&raw const (*node_classes).node_classes).cast::<NodeClass>().add(node);
         }
         let index = node * CLASSES + class.index();
@@ -155,7 +155,7 @@ fn node_class(node: usize, class: Class) -> &'static NodeClass {
 
 /// Returns the state of a class on a node like [`node_class`], and marks it as touched in this
 /// decay window. For refills and flushes.
-fn depot_in_use(node: usize, class: Class) -> &'static NodeClass {
+fn node_class_in_use(node: usize, class: Class) -> &'static NodeClass {
     let node_class = node_class(node, class);
     // Relaxed: a hint, which may miss the end of a window.
     if !node_class.touched.load(Ordering::Relaxed) {
@@ -177,7 +177,7 @@ fn node_classes(class: Class) -> impl Iterator<Item = &'static NodeClass> {
 fn is_used(node: usize, class: Class) -> bool {
     match class.cache_index() {
         // Acquire: pairs with the Release in `define`, as in `node_class`.
-        Some(number) => CACHE_DEPOTS
+        Some(number) => CACHE_NODE_CLASSES
             .get(number)
             .is_some_and(|node_classes| !node_classes.load(Ordering::Acquire).is_null()),
         None => USED[node * CLASSES + class.index()].load(Ordering::Relaxed),
@@ -350,7 +350,7 @@ fn take_batch(
     batch: &mut Batch,
     len: usize,
 ) -> Result<(), AllocError> {
-    let node_class = depot_in_use(node, class);
+    let node_class = node_class_in_use(node, class);
     node_class.take(context, class, batch, len);
     if batch.len() > 0 {
         return Ok(());
@@ -548,7 +548,7 @@ pub(crate) unsafe fn free_bulk(context: Context, class: Class, objects: &[*mut u
 /// Empties the batch into the barn, or else into the slabs. If the context must not wait and the
 /// locks are busy, pushes the objects to the sheaf, and defers those that do not fit.
 fn put_away(context: Context, backend: Backend, class: Class, node: usize, batch: &mut Batch) {
-    if batch.len() > 0 && !depot_in_use(node, class).barn.put(context, batch) {
+    if batch.len() > 0 && !node_class_in_use(node, class).barn.put(context, batch) {
         percpu::count(class, Event::BarnFull, 1);
         flush_to_slabs(context, backend, class, batch);
     }
@@ -715,17 +715,18 @@ pub(crate) fn offline(cpu: usize, mut waiting: impl FnMut(&mut Batch)) -> bool {
 /// # Safety
 /// Nobody uses the class.
 pub(crate) unsafe fn define(class: Class, shape: Shape) -> bool {
-    let Some(node_classes) = class.cache_index().and_then(|number| CACHE_DEPOTS.get(number)) else {
+    let Some(node_classes) = class.cache_index().and_then(|number| CACHE_NODE_CLASSES.get(number))
+    else {
         return false;
     };
     if node_classes.load(Ordering::Relaxed).is_null() {
-        let units = size_of::<CacheDepots>().div_ceil(UNIT);
+        let units = size_of::<CacheNodeClasses>().div_ceil(UNIT);
         let Some(run) = Context::enter(|context| alloc_run(context, node::current(), units, 1))
         else {
             return false;
         };
-        let memory: *mut CacheDepots = run.address.as_ptr().cast();
-        // SAFETY: the run has at least the size of `CacheDepots`, and this thread alone holds it.
+        let memory: *mut CacheNodeClasses = run.address.as_ptr().cast();
+        // SAFETY: the run is as long as `CacheNodeClasses`, and this thread alone holds it.
         unsafe {
             if !run.zeroed {
                 run.address.write_bytes(0, units * UNIT);
@@ -890,7 +891,7 @@ impl Census {
 
 /// Returns whether objects of a class may exist. Whatever sheaves and barns hold came through a
 /// node class.
-pub(crate) fn has_depots(class: Class) -> bool {
+pub(crate) fn has_node_classes(class: Class) -> bool {
     node_classes(class).next().is_some()
 }
 
@@ -970,7 +971,7 @@ pub(crate) fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
     let node_classes = node_classes
         .filter(|(_, used)| used.load(Ordering::Relaxed))
         .map(|(node_class, _)| node_class);
-    let of_caches = CACHE_DEPOTS.iter().flat_map(|node_classes| {
+    let of_caches = CACHE_NODE_CLASSES.iter().flat_map(|node_classes| {
         let node_classes = node_classes.load(Ordering::Acquire);
         let count = if node_classes.is_null() { 0 } else { node::count() };
         // SAFETY: `define` made as many node classes as there are nodes.

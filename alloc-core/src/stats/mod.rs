@@ -429,7 +429,7 @@ impl Stats {
 /// out.
 fn classes() -> impl Iterator<Item = Class> {
     let all = (0..MAX_CLASSES).filter_map(Class::any_from_index);
-    all.filter(|class| *class != Class::RCU && objects::has_depots(*class))
+    all.filter(|class| *class != Class::RCU && objects::has_node_classes(*class))
 }
 
 fn all_caches() -> impl Iterator<Item = CacheStats> {
