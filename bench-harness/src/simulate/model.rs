@@ -3,7 +3,7 @@
 //! Each virtual CPU runs one thread of a trace. Operations that stay in its sheaves affect no other
 //! CPU, and are not events. Looks at a barn and requests for a lock are events, and happen in the
 //! order of their times. All work under a lock is done at the moment of its acquisition, and takes
-//! as long as its parts cost. The paths are those of `objects.rs`:
+//! as long as its parts cost. The paths are those of `objects`:
 //!
 //! ```text
 //! alloc: sheaf -> look at barn [lock] -> [lock] partial slabs

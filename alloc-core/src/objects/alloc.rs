@@ -1,0 +1,213 @@
+//! Allocates an object that the sheaf of this CPU did not have: refills the sheaf from the barn,
+//! the slabs or a new slab.
+
+extern crate std;
+
+use core::fmt;
+use core::iter;
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicU64, Ordering};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::check::checked_out;
+use super::deferral::free_deferred;
+use super::flush::{FLUSHING, empty_node_classes, empty_sheaves};
+use super::lookup::move_event;
+use super::node_class::{node_class_in_use, node_classes};
+use super::put::{bound_middle, free_run, put_away};
+use crate::batch::Batch;
+use crate::fault::{self, Place};
+use crate::node;
+use crate::page::{self, Allocation, Unit};
+use crate::percpu::{self, Backend, Event};
+use crate::size_class::{Class, UNIT};
+use crate::slab::{self, Slab};
+use crate::sync::{Context, do_what_was_left};
+use crate::watch;
+
+/// The reason why a cache could not allocate an object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum AllocError {
+    /// There is no memory, or none without waiting.
+    OutOfMemory,
+    /// The constructor of the cache panicked. The slab whose objects it was constructing was freed.
+    Constructor,
+}
+
+impl fmt::Display for AllocError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            AllocError::OutOfMemory => "out of memory",
+            AllocError::Constructor => "the constructor of the cache panicked",
+        })
+    }
+}
+
+impl core::error::Error for AllocError {}
+
+/// Allocates an object after this CPU's sheaf had none.
+///
+/// # Errors
+/// Fails if there is no memory, or none without waiting in a context that must not wait, or if the
+/// constructor panics.
+pub(crate) fn alloc_object(context: Context, class: Class) -> Result<NonNull<u8>, AllocError> {
+    free_deferred(context);
+    let backend = percpu::backend(context);
+    let (object, class) = match pop(backend, class) {
+        Some((object, class)) => (Ok(object), class),
+        None => (refill(context, backend, class), class),
+    };
+    let object = object.and_then(|object| NonNull::new(object).ok_or(AllocError::OutOfMemory));
+    note_nolock(context, object.is_ok());
+    have_threads(context);
+    Ok(checked_out(object?, class))
+}
+
+/// Pops an object of `class` from this CPU's sheaf, or of a larger class that may serve it. Returns
+/// the object and its class.
+fn pop(backend: Backend, class: Class) -> Option<(*mut u8, Class)> {
+    let found = iter::once(class).chain(class.larger_middle()).find_map(|class| {
+        let object = backend.pop(class);
+        (!object.is_null()).then_some((object, class))
+    });
+    if let Some((_, class)) = found.filter(|(_, class)| class.is_middle()) {
+        percpu::refund(class.size());
+    }
+    found
+}
+
+/// Refills this CPU's empty sheaf with a batch from the barn or the slabs, and returns one object
+/// of that batch. Returns null if there are no objects.
+fn refill(context: Context, backend: Backend, class: Class) -> Result<*mut u8, AllocError> {
+    let mut batch = Batch::new();
+    let node = node::current();
+    percpu::count(class, Event::Refill, 1);
+    take_batch(context, class, node, &mut batch, backend.widen(class))?;
+    watch::refill(|| move_event(class, batch.len(), percpu::cpu()));
+    let Some(object) = batch.pop_last() else { return Ok(ptr::null_mut()) };
+    // SAFETY: the batch has just left the barn or a slab, so this thread alone holds its objects.
+    unsafe { backend.fill(class, &mut batch) };
+    put_away(context, backend, class, node, &mut batch);
+    if class.is_middle() {
+        bound_middle(context, backend, Some(class));
+    }
+    Ok(object)
+}
+
+/// Fills an empty batch with up to `len` objects from the node's barn, or else from its partial
+/// slabs, or else from a new slab. Without memory for a slab, it takes them from any node; if no
+/// node has any, the batch stays empty. Fails only if a constructor panics.
+pub(super) fn take_batch(
+    context: Context,
+    class: Class,
+    node: usize,
+    batch: &mut Batch,
+    len: usize,
+) -> Result<(), AllocError> {
+    let node_class = node_class_in_use(node, class);
+    node_class.take(context, class, batch, len);
+    if batch.len() > 0 {
+        return Ok(());
+    }
+    let units = slab::shape(class).units as usize;
+    let Some(run) = alloc_run(context, node, units, 1) else {
+        take_from_any(context, class, batch, len);
+        return Ok(());
+    };
+    let Some(unit) = Unit::of(run.address.as_ptr()) else { return Ok(()) };
+    let slab: *mut Slab = unit.meta().cast();
+    // SAFETY: this thread alone holds the run and the metadata of its units until the slab arrives.
+    unsafe {
+        // The slab belongs to the node that asked for it, although its run may come from another
+        // node that had memory left. On the lists of that other node nobody would look for it, and
+        // this node would make a new slab for each batch.
+        let entries = unit.entry().cast();
+        Slab::init(slab, entries, run.address.as_ptr(), class, node as u8, run.zeroed);
+        watch::slab(run.address.as_ptr(), true, || units * UNIT);
+        if class.cache_index().is_some()
+            && catch_unwind(AssertUnwindSafe(|| Slab::construct(slab))).is_err()
+        {
+            Slab::abandon(slab);
+            watch::slab(run.address.as_ptr(), false, || units * UNIT);
+            free_run(context, run.address.as_ptr());
+            return Err(AllocError::Constructor);
+        }
+        if !slab::shape(class).keeps_contents() {
+            watch::make_noaccess(run.address.as_ptr(), units * UNIT);
+        }
+        Slab::cut_new(slab, batch, len);
+        percpu::count(class, Event::NewSlab, 1);
+        fault::point(Place::SlabArriving);
+        node_class.slabs.arrive(context, slab);
+    }
+    Ok(())
+}
+
+/// Fills an empty batch from any node. The last resort when there is no memory for a new slab.
+#[cold]
+fn take_from_any(context: Context, class: Class, batch: &mut Batch, len: usize) {
+    for node_class in node_classes(class) {
+        node_class.take(context, class, batch, len);
+        if batch.len() > 0 {
+            break;
+        }
+    }
+}
+
+/// Allocates a run like [`page::alloc`]. Without memory for it, flushes what CPUs and nodes hold
+/// and tries again.
+pub(crate) fn alloc_run(
+    context: Context,
+    node: usize,
+    units: usize,
+    align: usize,
+) -> Option<Allocation> {
+    page::alloc(context, node, units, align)
+        .or_else(|| alloc_after_all(context, node, units, align))
+}
+
+/// Frees and purges all idle memory, and retries the allocation. Returns `None` if the context must
+/// not wait, or if memory is still short.
+#[cold]
+fn alloc_after_all(
+    context: Context,
+    node: usize,
+    units: usize,
+    align: usize,
+) -> Option<Allocation> {
+    if !context.may_wait() || !page::may_have(units) {
+        return None;
+    }
+    // Wait for another thread's flush: the objects that it is moving are needed, too.
+    if let Some(flushing) = FLUSHING.acquire(context) {
+        empty_sheaves(context, &flushing, true);
+        empty_node_classes(context, &flushing, true);
+    }
+    page::alloc_after_trim(context, node, units, align)
+}
+
+/// Starts the threads of this allocator that a fork child has yet to start. Call last in every slow
+/// path that allocates beyond sheaves, holding no lock.
+pub(crate) fn have_threads(context: Context) {
+    do_what_was_left(context);
+}
+
+/// Allocations beyond sheaves in contexts that must not wait, and those of them that failed.
+static NOLOCK: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+
+/// Counts an allocation beyond sheaves, and its failure, if the context must not wait.
+pub(crate) fn note_nolock(context: Context, succeeded: bool) {
+    if !context.may_wait() {
+        let [tries, failures] = &NOLOCK;
+        // Relaxed: statistics, which order nothing.
+        tries.fetch_add(1, Ordering::Relaxed);
+        failures.fetch_add(u64::from(!succeeded), Ordering::Relaxed);
+    }
+}
+
+/// Returns the attempts and the failures that [`note_nolock`] counted. Any context.
+pub(crate) fn nolock_counts() -> (u64, u64) {
+    let [tries, failures] = &NOLOCK;
+    (tries.load(Ordering::Relaxed), failures.load(Ordering::Relaxed))
+}

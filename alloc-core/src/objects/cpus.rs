@@ -1,0 +1,50 @@
+//! Opens the sheaves and the deferred list of a CPU that comes online, and empties those of a CPU
+//! that goes offline.
+
+use super::lookup::move_event;
+use super::put::{DEFERRED, free_block, put_away};
+use crate::batch::Batch;
+use crate::node;
+use crate::percpu;
+use crate::size_class::Class;
+use crate::sync::Context;
+use crate::watch;
+
+/// Opens the sheaves and the deferred list of a CPU that comes online.
+pub(crate) fn online(cpu: usize) {
+    Context::enter(|context| {
+        percpu::open(context, cpu);
+        DEFERRED.online(context, cpu, free_block(context));
+    });
+}
+
+/// Empties a CPU that goes offline: frees its deferred blocks, closes its sheaves and moves their
+/// objects to the barn of its node, or else to the slabs. Objects that wait for readers go to
+/// `waiting`. Returns false if the kernel does not support closing sheaves of other threads; then
+/// the sheaves keep their objects.
+pub(crate) fn offline(cpu: usize, mut waiting: impl FnMut(&mut Batch)) -> bool {
+    Context::enter(|context| {
+        DEFERRED.offline(context, cpu, free_block(context));
+        let backend = percpu::backend(context);
+        let node = node::of(cpu);
+        percpu::close(context, cpu, |class, batch| match class {
+            Class::RCU => waiting(batch),
+            _ => {
+                watch::flush(|| move_event(class, batch.len(), cpu));
+                put_away(context, backend, class, node, batch);
+            }
+        })
+    })
+}
+
+/// Closes the deferred lists of all CPUs and frees their blocks. From now on blocks are deferred to
+/// the list that serves a process without CPUs.
+pub(crate) fn end_cpus() {
+    Context::enter(|context| DEFERRED.end(context, free_block(context)));
+}
+
+/// Moves the blocks deferred on CPUs to the list that serves a process without CPUs. Called in a
+/// fork child, which has none.
+pub(crate) fn without_cpus() {
+    DEFERRED.without_cpus();
+}

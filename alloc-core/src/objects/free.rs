@@ -1,0 +1,78 @@
+//! Entry points of the fast paths that free one object: the sheaf refused it, or it used up the
+//! allowance of middle sizes.
+
+#![expect(improper_ctypes_definitions, reason = "`extern \"C\"` for its unwinding rule, not for C")]
+
+use super::check::misused;
+use super::deferral::free_deferred;
+use super::put::{bound_middle, free_object, put_away};
+use super::reclaim::may_reclaim;
+use crate::batch::Batch;
+use crate::node;
+use crate::percpu::{self, Backend};
+use crate::size_class::Class;
+use crate::slab::Misuse;
+use crate::sync::Context;
+
+/// Frees `object` after this CPU's sheaf had no room for it.
+///
+/// # Safety
+/// `object` is of `class`, and nobody uses it.
+#[cold]
+#[inline(never)]
+pub(crate) unsafe extern "C" fn free_slow(class: Class, object: *mut u8) {
+    Context::enter(|context| {
+        free_deferred(context);
+        // SAFETY: the caller guarantees that `object` is of `class` and not in use.
+        unsafe { free_object(context, class, object) };
+        may_reclaim(context);
+    });
+}
+
+/// Frees an object that `push_once` or `push_by_address` refused. The sheaf may be full, or may
+/// hold the object already; in the second case, this aborts the process.
+///
+/// # Safety
+/// `object` is of `class`, and nobody uses it.
+#[cold]
+#[inline(never)]
+pub(crate) unsafe extern "C" fn free_refused(class: Class, object: *mut u8) {
+    Context::enter(|context| {
+        free_deferred(context);
+        let backend = percpu::backend(context);
+        if is_on_top(context, backend, class, object) {
+            misused(object, class, Misuse::DoubleFree);
+        }
+        // SAFETY: the caller guarantees that `object` is of `class` and not in use.
+        unsafe { free_object(context, class, object) };
+        may_reclaim(context);
+    });
+}
+
+/// Returns whether `object` is one of the two topmost of this CPU's sheaf.
+#[inline(never)]
+fn is_on_top(context: Context, backend: Backend, class: Class, object: *mut u8) -> bool {
+    if backend == Backend::Locked {
+        return percpu::is_on_top(class, object);
+    }
+    // With rseq, plain loads may see what the sheaf held before: only a section on this CPU reads
+    // it reliably. So take the two topmost off for a moment.
+    let mut batch = Batch::new();
+    backend.drain(class, &mut batch, 2);
+    let found = batch.objects().contains(&object);
+    // SAFETY: the batch has just left a sheaf, so this thread alone holds its objects.
+    unsafe { backend.fill(class, &mut batch) };
+    put_away(context, backend, class, node::current(), &mut batch);
+    found
+}
+
+/// Runs [`bound_middle`] after a fast path has pushed an object of a middle size and used up the
+/// allowance of its CPU.
+#[cold]
+#[inline(never)]
+pub(crate) extern "C" fn allowance_is_used_up() {
+    Context::enter(|context| {
+        bound_middle(context, percpu::backend(context), None);
+        may_reclaim(context);
+    });
+}
