@@ -2,7 +2,7 @@
 //!
 //! This file knows only the lengths and the heads of lists. Callers maintain the links.
 
-use super::NONE;
+use super::descriptor::NONE;
 
 /// Free runs of one state, in bins by length: one bin for each length below 16, then eight to an
 /// octave.

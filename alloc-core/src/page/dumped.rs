@@ -6,8 +6,9 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::{Arrays, UNIT, UNIT_SHIFT};
+use super::arrays::Arrays;
 use crate::os;
+use crate::size_class::{UNIT, UNIT_SHIFT};
 
 /// Units of a block.
 pub(super) const BLOCK: u32 = (2 << 20) / UNIT as u32;

@@ -3,7 +3,9 @@
 
 use core::sync::atomic::Ordering;
 
-use super::{Arena, Arrays, BLOCK, PER_UNIT, arenas};
+use super::arrays::{Arrays, PER_UNIT};
+use super::reserve::BLOCK;
+use super::{Arena, arenas};
 use crate::arch::FIRST;
 use crate::os;
 use crate::size_class::{UNIT, UNIT_SHIFT};

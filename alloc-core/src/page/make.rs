@@ -1,17 +1,17 @@
-//! Makes arenas: reserves address space, divides it into the three arrays, and commits what the
-//! first run needs.
+//! Makes arenas: reserves address space, divides it into its arrays, and commits what the first
+//! run needs.
 
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use super::reserve::Reserve;
-use super::{
-    ARENAS, Arrays, BLOCK, CLAIMED, ENTRY_SIZE, HugePages, MAX_ARENAS, META_SIZE, PER_UNIT, Run,
-    limit,
-};
+use super::advice::{HugePages, prefer_node};
+use super::arrays::{Arrays, ENTRY_SIZE, META_SIZE, PER_UNIT};
+use super::descriptor::Run;
+use super::limit;
+use super::reserve::{BLOCK, Reserve};
+use super::{ARENAS, CLAIMED, MAX_ARENAS};
 use crate::arch::FIRST;
 use crate::fault::{self, Place};
-use crate::node;
 use crate::os;
 use crate::size_class::{UNIT, UNIT_SHIFT};
 use crate::sync::{Context, Lock, LockClass, RawLock};
@@ -101,17 +101,6 @@ fn reserve(least: usize) -> Option<(NonNull<u8>, usize)> {
         bytes = keep;
     }
     Some((reserved, bytes))
-}
-
-/// Asks the kernel to take the memory of an arena's pages from the arena's node, if there are
-/// several nodes.
-pub(super) fn prefer_node(address: NonNull<u8>, bytes: usize, node: usize) {
-    if node::count() > 1
-        && let Some(number) = node::number(node)
-    {
-        // SAFETY: callers pass whole pages of one reservation.
-        unsafe { os::prefer_node(address, bytes, number) };
-    }
 }
 
 /// Turns a reservation into an arena and publishes it. Returns `None` if the system does not commit

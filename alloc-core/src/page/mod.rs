@@ -1,10 +1,8 @@
 //! Pages: address space reserved in *arenas*, divided into 64 KiB *units* and allocated in *runs*
 //! of consecutive units.
 //!
-//! An arena is one reservation of address space that holds three parallel arrays: the descriptors
-//! of runs, the slab layer's metadata for each unit, and the units themselves. So pointer → unit →
-//! descriptor is arithmetic, and "is it ours" is a range check. Nearly always there is one arena
-//! per node, of 256 GiB. More are made where a limit on address space made the first one small.
+//! Nearly always there is one arena per node, of 256 GiB. More are made where a limit on address
+//! space made the first one small.
 //!
 //! Units are committed from the bottom of the arena upwards. A free run is *clean* or *dirty*. A
 //! clean run has not been touched since its pages were committed or last decommitted: it reads as
@@ -27,11 +25,12 @@
 //! First touch alone would place a page near the thread that first used its run; but runs are
 //! reused, and must stay near the threads that allocate them later. If a node's arenas cannot serve
 //! a request, the arenas of other nodes are tried before the request is refused.
-//!
-//! Transparent huge pages are requested beyond the first [`HUGE_FROM`] units and for runs of at
-//! least [`LONG`] units (`HAYLOFT_THP=auto|always|never`). Everywhere else they are switched off.
 
+mod advice;
+mod arrays;
 mod bins;
+mod decommit;
+mod descriptor;
 mod dumped;
 mod give_up;
 mod limit;
@@ -41,7 +40,7 @@ mod reserve;
 
 use core::cell::UnsafeCell;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use core::{fmt, mem};
 
 use crate::arch::FIRST;
@@ -52,7 +51,12 @@ use crate::size_class::{UNIT, UNIT_SHIFT};
 use crate::sync::counters::{self, Line};
 use crate::sync::{Context, Lock, LockClass, RawLock};
 use crate::watch;
+use advice::{HugePages, prefer_node};
+use arrays::Arrays;
+pub(crate) use arrays::{ENTRY_SIZE, META_SIZE};
 use bins::Bins;
+pub(crate) use decommit::{decommit, decommits, decommitted};
+use descriptor::{MOVED, NONE, PIECES, Run, RunState, SPARSE};
 use dumped::LeftOut;
 pub(crate) use give_up::limit_address_space;
 use make::make_arena;
@@ -60,164 +64,7 @@ pub(crate) use purge::{
     Purging, alloc_after_trim, due, end_window, in_child, lock as purging_lock, purge_due, trim,
     trim_to,
 };
-use reserve::Reserve;
-
-/// Bytes of metadata per unit, for the slab layer.
-pub(crate) const META_SIZE: usize = if cfg!(debug_assertions) { 1088 } else { 576 };
-
-/// Metadata per unit that the fast paths read, in bytes.
-pub(crate) const ENTRY_SIZE: usize = 8;
-
-/// Address space per unit, in bytes.
-const PER_UNIT: usize = UNIT + ENTRY_SIZE + size_of::<Run>() + META_SIZE;
-
-/// Units of a huge page.
-const HUGE_PAGE: u32 = (2 << 20) / UNIT as u32;
-
-/// Number of committed units of an arena from which on huge pages are requested. In a heap that
-/// large, the unused rest of half-used huge pages is a small part of the whole. In smaller heaps,
-/// programs took up to 10 % more memory with huge pages, and on the whole no less time: a heap that
-/// grows to 340 MB in phases took 1 % less time, Perl with 90 MB 5 % more, and SQLite with 530 MB
-/// 10 % more. (Measured on a virtual machine, whose host has to find 2 MiB of memory, too.)
-const HUGE_FROM: u32 = (1 << 30) / UNIT as u32;
-
-/// Length in units from which on a run that has to be committed gets huge pages in any heap, since
-/// it will be used from end to end. With them a block that grows to a gigabyte takes 0.77 of the
-/// time, and blocks of up to 64 MB that come and go take 0.6.
-const LONG: u32 = (8 << 20) / UNIT as u32;
-
-/// Fewest units to commit at once, unless the arena or the system has fewer left.
-const GROWTH: u32 = 16;
-/// Most units to commit at once, unless a single request needs more. Rounded up to a huge page.
-const MAX_GROWTH: u32 = 1024;
-
-/// Units of a block of the reserve: the longest slab.
-const BLOCK: u32 = 4;
-/// Stands for "no run". Unit 0 of an arena is never part of a run, so that zeroed memory is an
-/// empty set of bins.
-const NONE: u32 = 0;
-
-/// State of the run that starts or ends at a unit, as its descriptor holds it. The descriptor of an
-/// inner unit of a run may hold any state except `Used`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-enum RunState {
-    /// No run starts here: in zeroed memory, and on the last unit of a run that is not free.
-    Silent,
-    /// Start of a run in use.
-    Used,
-    /// Start of a run that is about to be decommitted: neither free nor in use.
-    Leaving,
-    Dirty,
-    Clean,
-}
-
-/// Descriptor of a unit. It is meaningful on the first unit of any run and on the last unit of a
-/// free run.
-#[repr(C)]
-struct Run {
-    /// Length of the run, in units.
-    len: u32,
-    state: RunState,
-    /// The neighbours in the bin, by their first units. Valid on the first unit of a free run only.
-    /// On the first unit of a run in use, `next` holds the value of [`set_used_bytes`], in
-    /// [`PIECES`].
-    next: u32,
-    previous: u32,
-    /// [`SPARSE`] and [`MOVED`], on the first unit of a run in use.
-    marks: u32,
-}
-
-/// Granularity in bytes of the used length that [`set_used_bytes`] records.
-const PIECES: usize = 4096;
-
-/// Mark of a run that gets no huge pages.
-const SPARSE: u32 = 1;
-/// Mark of a run whose pages were moved into it (`mremap`), so that it is a mapping of its own.
-const MOVED: u32 = 2;
-
-/// The arrays of an arena, by their first elements. Written once, before the arena is published.
-#[cfg_attr(test, derive(Debug))]
-struct Arrays {
-    base: *mut u8,
-    entries: *mut u8,
-    runs: *mut Run,
-    meta: *mut u8,
-    /// The first unit of the reserve, and the unit behind its last one.
-    reserve: u32,
-    units: u32,
-    node: usize,
-}
-
-impl Arrays {
-    /// Returns the address of a unit. Meaningful only if the arena has that unit.
-    fn address(&self, index: u32) -> NonNull<u8> {
-        let address = self.base.wrapping_add((index as usize) << UNIT_SHIFT);
-        NonNull::new(address).unwrap_or(NonNull::dangling())
-    }
-
-    /// Returns the arrays of metadata, with the bytes of an element.
-    fn metadata(&self) -> [(*mut u8, usize); 3] {
-        [(self.entries, ENTRY_SIZE), (self.runs.cast(), size_of::<Run>()), (self.meta, META_SIZE)]
-    }
-
-    /// Returns the number of the arena's first unit, counted from address 0 and truncated to 32
-    /// bits, which is enough for arithmetic on alignment.
-    #[inline(always)]
-    fn base_unit(&self) -> u32 {
-        (self.base.addr() >> UNIT_SHIFT) as u32
-    }
-
-    /// Makes the units `from..to` and their metadata readable and writable. Returns whether the
-    /// system did. `continues` states that all units below are committed, from unit 1 on.
-    fn commit(&self, from: u32, to: u32, continues: bool) -> bool {
-        let (from, to) = (from as usize, to as usize);
-        // Metadata is committed in whole units as well, so that of these units may be committed
-        // already.
-        let meta = |base: *mut u8, size: usize| {
-            let start = if continues && from > 1 {
-                (from * size).next_multiple_of(UNIT)
-            } else {
-                (from * size) & !(UNIT - 1)
-            };
-            let end = (to * size).next_multiple_of(UNIT);
-            if start >= end {
-                return true;
-            }
-            // SAFETY: `from` and `to` are at most the number of units, so both ends lie in the
-            // array at `base`.
-            let done = unsafe { os::commit(NonNull::new_unchecked(base.add(start)), end - start) };
-            watch::hide(base.wrapping_add(start), end - start);
-            done
-        };
-        let (first, len) = (self.address(from as u32), (to - from) << UNIT_SHIFT);
-        let done = self.metadata().into_iter().all(|(base, size)| meta(base, size))
-            // SAFETY: these units lie in this arena and are not in use.
-            && unsafe { os::commit(first, len) };
-        watch::make_noaccess(first.as_ptr(), len);
-        done
-    }
-
-    /// Commits at least `room` units from `committed` on, where nothing is committed yet, and none
-    /// from `end` on. Returns the number of units committed.
-    fn commit_more(&self, committed: u32, end: u32, room: u32) -> Option<u32> {
-        let rest = end - committed;
-        let wish = room.max(GROWTH).max((committed / 8).min(MAX_GROWTH));
-        // Up to the end of a huge page, so that no huge page is committed in parts.
-        let past = committed.saturating_add(wish).wrapping_add(self.base_unit()) % HUGE_PAGE;
-        let wish = wish.saturating_add((HUGE_PAGE - past) % HUGE_PAGE).min(rest);
-        let commit = |more: &u32| {
-            (room..=rest).contains(more) && self.commit(committed, committed + more, true)
-        };
-        let more = [wish, room].into_iter().find(commit)?;
-        if HugePages::are_for(room, committed) {
-            let bytes = (more as usize) << UNIT_SHIFT;
-            // SAFETY: these units lie in this arena and were committed above.
-            unsafe { os::prefer_huge_pages(self.address(committed), bytes, true) };
-        }
-        Some(more)
-    }
-}
+use reserve::{BLOCK, Reserve};
 
 struct Arena {
     /// Bytes of all units, or only of those below the address space that was given up. 0 until the
@@ -553,41 +400,6 @@ pub(crate) fn charged() -> usize {
     limit::charged() << UNIT_SHIFT
 }
 
-/// Bytes decommitted so far.
-static DECOMMITTED: AtomicU64 = AtomicU64::new(0);
-/// Calls to the system that decommitted memory, and the nanoseconds that all such calls took.
-static DECOMMITS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
-
-/// Decommits `len` bytes, and counts them. Returns whether they read as zero afterwards.
-///
-/// # Safety
-/// As [`os::decommit`].
-pub(crate) unsafe fn decommit(address: NonNull<u8>, len: usize) -> bool {
-    let start = os::nanoseconds();
-    // SAFETY: the caller keeps the promises of `os::decommit`.
-    let done = unsafe { os::decommit(address, len) };
-    let [calls, nanoseconds] = &DECOMMITS;
-    // Relaxed: statistics that guard nothing.
-    nanoseconds.fetch_add(os::nanoseconds().wrapping_sub(start), Ordering::Relaxed);
-    if done {
-        calls.fetch_add(1, Ordering::Relaxed);
-        DECOMMITTED.fetch_add(len as u64, Ordering::Relaxed);
-    }
-    done
-}
-
-/// Returns the number of calls to the system that decommitted memory, and the nanoseconds that all
-/// such calls took, those that the system refused included. May be called in any context.
-pub(crate) fn decommits() -> (u64, u64) {
-    let [calls, nanoseconds] = &DECOMMITS;
-    (calls.load(Ordering::Relaxed), nanoseconds.load(Ordering::Relaxed))
-}
-
-/// Returns the bytes decommitted so far. May be called in any context.
-pub(crate) fn decommitted() -> u64 {
-    DECOMMITTED.load(Ordering::Relaxed)
-}
-
 /// Returns the hard limit on [`charged`] in bytes, or `None` if there is none.
 pub(crate) fn limit() -> Option<usize> {
     limit::hard().checked_mul(UNIT)
@@ -687,55 +499,6 @@ pub(crate) unsafe fn shrink(context: Context, unit: Unit, units: usize) {
     // SAFETY: the caller guarantees that a run of at least `units` units starts at `unit`, so that
     // the number fits.
     unsafe { unit.arena.shrink(context, unit.index, units as u32) };
-}
-
-/// When huge pages are requested.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-enum HugePages {
-    /// From [`HUGE_FROM`] committed units on, and for runs of at least [`LONG`] units.
-    Auto = 1,
-    Always,
-    Never,
-}
-
-impl HugePages {
-    /// Returns the setting of `HAYLOFT_THP`.
-    fn wanted() -> HugePages {
-        /// The setting, or 0 before it was read.
-        static WANTED: AtomicU8 = AtomicU8::new(0);
-        const AUTO: u8 = HugePages::Auto as u8;
-        const ALWAYS: u8 = HugePages::Always as u8;
-        const NEVER: u8 = HugePages::Never as u8;
-        // Relaxed: the value guards nothing, and never changes once it is not 0.
-        match WANTED.load(Ordering::Relaxed) {
-            AUTO => return HugePages::Auto,
-            ALWAYS => return HugePages::Always,
-            NEVER => return HugePages::Never,
-            _ => {}
-        }
-        let wanted = match os::env(c"HAYLOFT_THP") {
-            None | Some(b"auto") => HugePages::Auto,
-            Some(b"always") => HugePages::Always,
-            Some(b"never") => HugePages::Never,
-            Some(_) => {
-                os::ignored(c"HAYLOFT_THP", format_args!("none of auto, always and never"));
-                HugePages::Auto
-            }
-        };
-        WANTED.store(wanted as u8, Ordering::Relaxed);
-        wanted
-    }
-
-    /// Returns whether to request huge pages for `room` units in an arena that has `committed`
-    /// units already.
-    fn are_for(room: u32, committed: u32) -> bool {
-        match HugePages::wanted() {
-            HugePages::Auto => room >= LONG || committed >= HUGE_FROM,
-            HugePages::Always => true,
-            HugePages::Never => false,
-        }
-    }
 }
 
 impl Arena {
@@ -1006,7 +769,7 @@ impl Arena {
             if !unsafe { os::renew(address, bytes) } {
                 return None;
             }
-            make::prefer_node(address, bytes, self.arrays().node);
+            prefer_node(address, bytes, self.arrays().node);
             state = RunState::Clean;
         }
         // SAFETY: the caller guarantees that it owns these units and that their contents are dead.

@@ -8,8 +8,9 @@
 //! Only contexts that may wait purge. Any other might fail to get the arena's lock again, which it
 //! needs to return the piece to the bins.
 
+use super::descriptor::RunState;
 use super::limit;
-use super::{Allocation, Arena, Leaving, RunState, alloc_without_trim, arenas, dirty};
+use super::{Allocation, Arena, Leaving, alloc_without_trim, arenas, dirty};
 use crate::fault::{self, Place};
 use crate::size_class::UNIT;
 use crate::sync::{Context, Guard, Lock, LockClass, RawLock};

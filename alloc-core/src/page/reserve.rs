@@ -12,6 +12,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::sync::counters::{self, Line};
 
+/// Units of a block of the reserve: the longest slab.
+pub(super) const BLOCK: u32 = 4;
+
 const WORD: usize = u64::BITS as usize;
 const WORDS: usize = if cfg!(miri) { 8 } else { 1024 };
 
