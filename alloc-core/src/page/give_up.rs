@@ -3,9 +3,10 @@
 
 use core::sync::atomic::Ordering;
 
+use super::arena::Arena;
+use super::arenas::arenas;
 use super::arrays::{Arrays, PER_UNIT};
 use super::reserve::BLOCK;
-use super::{Arena, arenas};
 use crate::arch::FIRST;
 use crate::os;
 use crate::size_class::{UNIT, UNIT_SHIFT};

@@ -5,11 +5,11 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::advice::{HugePages, prefer_node};
+use super::arenas::{ARENAS, CLAIMED, MAX_ARENAS};
 use super::arrays::{Arrays, ENTRY_SIZE, META_SIZE, PER_UNIT};
 use super::descriptor::Run;
 use super::limit;
 use super::reserve::{BLOCK, Reserve};
-use super::{ARENAS, CLAIMED, MAX_ARENAS};
 use crate::arch::FIRST;
 use crate::fault::{self, Place};
 use crate::os;

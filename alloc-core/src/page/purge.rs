@@ -8,16 +8,15 @@
 //! Only contexts that may wait purge. Any other might fail to get the arena's lock again, which it
 //! needs to return the piece to the bins.
 
+use super::arena::{Arena, Leaving};
+use super::arenas::arenas;
 use super::descriptor::RunState;
 use super::limit;
-use super::{Allocation, Arena, Leaving, alloc_without_trim, arenas, dirty};
+use super::runs::Allocation;
+use super::{alloc_without_trim, dirty};
 use crate::fault::{self, Place};
 use crate::size_class::UNIT;
 use crate::sync::{Context, Guard, Lock, LockClass, RawLock};
-
-/// Most units to decommit at once. Other threads that wait for `PURGING`, or for the kernel's lock
-/// of the address space, wait no longer than that takes.
-pub(super) const PIECE: u32 = (8 << 20) / UNIT as u32;
 
 /// Units that are being decommitted: in no bin, and not in use.
 #[derive(Clone, Copy)]

@@ -1,0 +1,358 @@
+//! The runs of one arena: allocating, freeing, resizing and clearing them.
+//!
+//! A run is cut from the arena's free runs, behind which more units are committed if need be, or
+//! from its reserve. The reserve needs no lock. It serves contexts that must not wait for the lock,
+//! and any context once nothing else is left.
+//!
+//! Committing takes time, so it runs under `committing` and without the arena's lock. Whole pages
+//! of metadata are decommitted with the runs that they describe.
+//!
+//! The owner of a run alone changes its marks: [`SPARSE`] if it gets no huge pages, [`MOVED`] if
+//! its pages were moved into it. When the run is freed, or a part of it, its memory is made like
+//! that of any other run.
+
+use core::mem;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use super::advice::{HugePages, prefer_node};
+use super::arena::Arena;
+use super::arrays::META_SIZE;
+use super::decommit::decommit;
+use super::descriptor::{MOVED, NONE, RunState, SPARSE};
+use super::limit;
+use super::reserve::BLOCK;
+use crate::fault::{self, Place};
+use crate::os;
+use crate::size_class::UNIT_SHIFT;
+use crate::sync::Context;
+use crate::watch;
+
+/// A run that was allocated.
+pub(crate) struct Allocation {
+    pub(crate) address: NonNull<u8>,
+    /// Whether the run reads as zero.
+    pub(crate) zeroed: bool,
+    /// Number of units at the start of the run that may hold anything. The others read as zero and
+    /// take no memory yet.
+    pub(crate) dirty: usize,
+}
+
+/// Number of runs in use whose pages were moved into them.
+pub(super) static MOVES: AtomicU32 = AtomicU32::new(0);
+
+/// Returns the number of runs in use whose pages were moved into them.
+pub(crate) fn moves() -> u32 {
+    MOVES.load(Ordering::Relaxed)
+}
+
+impl Arena {
+    /// Makes the [`Allocation`] of a run that leaves the arena. Its first `dirty` units may hold
+    /// anything.
+    fn handed_out(&self, start: u32, len: u32, dirty: u32) -> Allocation {
+        let (address, zeroed) = (self.arrays().address(start), dirty == 0);
+        watch::make_accessible(address.as_ptr(), (len as usize) << UNIT_SHIFT, zeroed);
+        Allocation { address, zeroed, dirty: dirty as usize }
+    }
+
+    /// Allocates a run of `len` units whose address is a multiple of `align` units, a power of two,
+    /// and commits units for it if need be.
+    pub(super) fn alloc(&self, context: Context, len: u32, align: u32) -> Option<Allocation> {
+        let mut may_commit = true;
+        let (mut units, found) = loop {
+            let mut units = self.state.acquire(context)?;
+            fault::point(Place::ArenaAllocating);
+            match units.find(self, len, align, may_commit) {
+                Ok(found) => break (units, found),
+                Err(_) if !may_commit => return None,
+                Err(more) => {
+                    let committed = self.committed();
+                    drop(units);
+                    may_commit = self.commit_more(context, committed, more);
+                }
+            }
+        };
+        let start = self.aligned(found.start, align);
+        let end = start + len;
+        let clean = found.clean.clamp(start, end);
+        if !limit::charge(end - clean) {
+            return None;
+        }
+        units.remove_all(self, found.start, found.end);
+        units.insert_parts(self, found.start, start, found.clean);
+        units.insert_parts(self, end, found.end, found.clean);
+        units.note_least(self);
+        // SAFETY: the lock is held, and these units were just taken off their bins.
+        unsafe { self.set_used(start, len) };
+        // SAFETY: `start` is the first unit of the run that was just taken.
+        unsafe { (*self.run(start)).marks = 0 };
+        drop(units);
+        self.left_out.take_in(self.arrays(), clean, end);
+        Some(self.handed_out(start, len, clean - start))
+    }
+
+    /// Frees a run as `state`. Returns false, and the run is still the caller's, if the lock would
+    /// have to be waited for.
+    ///
+    /// # Safety
+    /// `start` is the first unit of a run from [`Arena::alloc`] or [`Arena::alloc_reserved`], and
+    /// nobody uses the run any longer. If `state` is `Clean`, the run was not touched since its
+    /// pages were last decommitted or moved away.
+    pub(super) unsafe fn free(&self, context: Context, start: u32, state: RunState) -> bool {
+        // SAFETY: the caller guarantees that a run in use starts at `start`, which is committed
+        // then; nobody else changes its descriptor.
+        let Some(len) = (unsafe { self.used_len(start) }) else { self.misused(context, start) };
+        watch::make_noaccess(self.arrays().address(start).as_ptr(), (len as usize) << UNIT_SHIFT);
+        // SAFETY: a run in use starts at `start`, and the caller owns it.
+        let marks = unsafe { mem::take(&mut (*self.run(start)).marks) };
+        // SAFETY: the caller guarantees that it owns the run and that its contents are dead.
+        let Some(state) = (unsafe { self.unmark(marks, start, len, state) }) else {
+            // The run stays in use, so that nobody is given its addresses.
+            return true;
+        };
+        if marks & MOVED != 0 {
+            MOVES.fetch_sub(1, Ordering::Relaxed);
+        }
+        if let Some(block) = self.reserved_block(start) {
+            // SAFETY: the caller guarantees that it owns the run and that its contents are dead.
+            unsafe {
+                (*self.run(start)).state = RunState::Silent;
+                self.decommit(start, len);
+            }
+            self.reserve.give(block, len.div_ceil(BLOCK) as usize);
+            limit::uncharge(len);
+            return true;
+        }
+        let Some(mut units) = self.state.acquire(context) else { return false };
+        fault::point(Place::ArenaFreeing);
+        // A double free may race on two threads, so look again under the lock.
+        // SAFETY: the unit is committed: it held the start of a run in use above.
+        let Some(len) = (unsafe { self.used_len(start) }) else {
+            drop(units);
+            self.misused(context, start);
+        };
+        units.give(self, start, len, state);
+        if state == RunState::Clean {
+            limit::uncharge(len);
+        }
+        true
+    }
+
+    /// Decommits a run, which reads as zero from then on, and the whole pages of metadata that
+    /// describe it. Returns false if the kernel refused.
+    ///
+    /// # Safety
+    /// The caller alone owns the run, and its contents and metadata are dead.
+    pub(super) unsafe fn decommit(&self, start: u32, len: u32) -> bool {
+        // SAFETY: the caller guarantees that it alone owns the run and that its metadata is dead.
+        unsafe { self.decommit_metadata(start, len) };
+        let bytes = (len as usize) << UNIT_SHIFT;
+        // SAFETY: the caller guarantees that it alone owns the run and that its contents are dead.
+        unsafe { decommit(self.arrays().address(start), bytes) }
+    }
+
+    /// Makes a run read as zero by decommitting its memory, unless it is `zeroed` already. The run
+    /// gets no huge pages unless `HAYLOFT_THP=always`. Returns false if the system refused.
+    ///
+    /// # Safety
+    /// `start` is the first unit of a run from [`Arena::alloc`] or [`Arena::alloc_reserved`], and
+    /// the contents of the run are dead.
+    pub(super) unsafe fn clear(&self, start: u32, zeroed: bool) -> bool {
+        // SAFETY: the caller guarantees that a run from `alloc` with dead contents starts at
+        // `start`.
+        unsafe {
+            let (address, run) = (self.arrays().address(start), self.run(start));
+            let bytes = ((*run).len as usize) << UNIT_SHIFT;
+            if HugePages::wanted() != HugePages::Always {
+                (*run).marks |= SPARSE;
+                os::prefer_huge_pages(address, bytes, false);
+            }
+            zeroed || decommit(address, bytes)
+        }
+    }
+
+    /// Makes the memory of a run with `marks`, or of a part of it, like that of any other run: maps
+    /// moved pages anew, decommits sparse ones, and sets the advice on huge pages. Returns `Clean`
+    /// if the memory reads as zero afterwards, and otherwise `state`. Returns `None` if mapping
+    /// anew failed: then nobody may touch the memory any longer.
+    ///
+    /// # Safety
+    /// The caller owns the run, and the contents of the part are dead.
+    unsafe fn unmark(&self, marks: u32, start: u32, len: u32, state: RunState) -> Option<RunState> {
+        let (address, bytes) = (self.arrays().address(start), (len as usize) << UNIT_SHIFT);
+        let mut state = state;
+        if marks & MOVED != 0 {
+            // SAFETY: the caller guarantees that it owns these units and that their contents are
+            // dead.
+            if !unsafe { os::renew(address, bytes) } {
+                return None;
+            }
+            prefer_node(address, bytes, self.arrays().node);
+            state = RunState::Clean;
+        }
+        // SAFETY: the caller guarantees that it owns these units and that their contents are dead.
+        if marks & SPARSE != 0 && unsafe { os::decommit(address, bytes) } {
+            // Pages written here and there would be in the way of huge pages.
+            state = RunState::Clean;
+        }
+        if marks != 0 {
+            // SAFETY: these units lie in this arena.
+            unsafe { os::prefer_huge_pages(address, bytes, HugePages::are_for(len, start)) };
+        }
+        Some(state)
+    }
+
+    /// Decommits the whole pages of metadata that describe a run.
+    ///
+    /// # Safety
+    /// The caller alone owns the run, and its metadata is dead.
+    unsafe fn decommit_metadata(&self, start: u32, len: u32) {
+        let meta = self.arrays().meta;
+        let page = os::page_size();
+        let first = (meta.addr() + start as usize * META_SIZE).next_multiple_of(page);
+        let end = (meta.addr() + (start + len) as usize * META_SIZE) & !(page - 1);
+        // SAFETY: the caller guarantees that the metadata of the run is dead. Pages that also
+        // describe other units lie outside of `first..end`.
+        unsafe {
+            if first < end {
+                let first = NonNull::new_unchecked(meta.add(first - meta.addr()));
+                os::decommit(first, end - first.addr().get());
+            }
+        }
+    }
+
+    /// As [`Arena::alloc`], from the reserve and without a lock. The run may hold anything.
+    pub(super) fn alloc_reserved(&self, len: u32, align: u32) -> Option<Allocation> {
+        let arrays = self.arrays();
+        let (count, align) = (len.div_ceil(BLOCK) as usize, align.div_ceil(BLOCK) as usize);
+        let room = (arrays.units - arrays.reserve) / BLOCK;
+        let past = (arrays.reserve.wrapping_add(self.arrays().base_unit()) / BLOCK) as usize;
+        if !limit::charge(len) {
+            return None;
+        }
+        let taken = self.reserve.take(count, align, past, room as usize);
+        let Some(block) = taken else {
+            limit::uncharge(len);
+            return None;
+        };
+        let start = arrays.reserve + block as u32 * BLOCK;
+        // Commit whole blocks, so that the metadata of all units of a block is committed, or of
+        // none.
+        if !arrays.commit(start, start + count as u32 * BLOCK, false) {
+            self.reserve.give(block, count);
+            limit::uncharge(len);
+            return None;
+        }
+        self.reserve.set_committed(block, count);
+        // SAFETY: these units are committed, and their blocks were just taken from the reserve.
+        unsafe { self.set_used(start, len) };
+        // SAFETY: `start` is the first unit of the run that was just taken.
+        unsafe { (*self.run(start)).marks = 0 };
+        Some(self.handed_out(start, len, len))
+    }
+
+    /// Extends a run to at least `len` units without moving it. Returns false if that is
+    /// impossible.
+    ///
+    /// # Safety
+    /// `start` is the first unit of a run from [`Arena::alloc`] or [`Arena::alloc_reserved`] that
+    /// the caller owns.
+    pub(super) unsafe fn grow(&self, context: Context, start: u32, len: u32) -> bool {
+        // SAFETY: the caller guarantees that a run in use starts at `start`; nobody else changes
+        // its descriptor.
+        let old = unsafe { (*self.run(start)).len };
+        if len <= old {
+            // All of the run is used from now on.
+            // SAFETY: a run in use starts at `start`, and the caller owns it.
+            unsafe { (*self.run(start)).next = NONE };
+            return true;
+        }
+        if self.reserved_block(start).is_some() {
+            return false;
+        }
+        let (next, end) = (start + old, start + len);
+        // A clean and a dirty run may follow each other, so several free runs may be needed.
+        let (mut units, free_end, last, fresh) = loop {
+            let Some(units) = self.state.acquire(context) else { return false };
+            fault::point(Place::ArenaGrowing);
+            let (mut at, mut last, mut fresh) = (next, RunState::Silent, 0);
+            while at < end && at < self.committed() {
+                // SAFETY: `at` is the first unit of a run, below `committed`; the lock is held.
+                let (state, len) = unsafe { self.tag(at) };
+                match state {
+                    RunState::Silent | RunState::Used | RunState::Leaving => return false,
+                    RunState::Dirty => {}
+                    RunState::Clean => fresh += len.min(end - at),
+                }
+                at += len;
+                last = state;
+            }
+            if at >= end {
+                break (units, at, last, fresh);
+            }
+            drop(units);
+            if !self.commit_more(context, at, end - at) {
+                return false;
+            }
+        };
+        if !limit::charge(fresh) {
+            return false;
+        }
+        units.remove_all(self, next, free_end);
+        if free_end > end {
+            units.insert(self, end, free_end - end, last);
+        }
+        units.note_least(self);
+        // SAFETY: the lock is held; the caller owns the run, and the units behind it were just
+        // taken off their bins.
+        unsafe { self.set_used(start, len) };
+        drop(units);
+        self.left_out.take_in(self.arrays(), next, end);
+        true
+    }
+
+    /// Commits at least `room` units behind the first `committed` ones. Does nothing if another
+    /// thread has committed some already. Returns false if committing is impossible.
+    fn commit_more(&self, context: Context, committed: u32, room: u32) -> bool {
+        let Some(_committing) = self.committing.acquire(context) else { return false };
+        if self.committed() != committed {
+            return true;
+        }
+        fault::point(Place::ArenaCommitting);
+        let Some(more) = self.arrays().commit_more(committed, self.end(), room) else {
+            return false;
+        };
+        let Some(mut units) = self.state.acquire(context) else { return false };
+        units.add(self, committed, more);
+        true
+    }
+
+    /// Shortens a run to `len` units, at least one, without moving it, if that is possible.
+    ///
+    /// # Safety
+    /// `start` is the first unit of a run from [`Arena::alloc`] or [`Arena::alloc_reserved`] that
+    /// the caller owns. Nobody uses the units cut off any longer.
+    pub(super) unsafe fn shrink(&self, context: Context, start: u32, len: u32) {
+        // SAFETY: the caller guarantees that a run in use starts at `start`; nobody else changes
+        // its descriptor.
+        let (old, marks) = unsafe { ((*self.run(start)).len, (*self.run(start)).marks) };
+        if old <= len || self.reserved_block(start).is_some() {
+            return;
+        }
+        // SAFETY: the caller guarantees that it owns the run and that nobody uses the units cut
+        // off.
+        let state = unsafe { self.unmark(marks, start + len, old - len, RunState::Dirty) };
+        if let Some(state) = state
+            && let Some(mut units) = self.state.acquire(context)
+        {
+            fault::point(Place::ArenaShrinking);
+            // Write the tag of the new end first: freeing the rest looks at its neighbours.
+            // SAFETY: the lock is held, and the caller owns the run.
+            unsafe { self.set_used(start, len) };
+            units.give(self, start + len, old - len, state);
+            if state == RunState::Clean {
+                limit::uncharge(old - len);
+            }
+        }
+    }
+}
