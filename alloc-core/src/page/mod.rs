@@ -1,12 +1,26 @@
 //! Pages: address space reserved in *arenas*, divided into 64 KiB *units* and allocated in *runs*
 //! of consecutive units.
 //!
-//! A low-water mark decides which dirty runs return to the system: units that stayed dirty through
-//! a whole window are decommitted at its end. (This is the working-set estimate of FreeBSD's UMA,
-//! applied to pages.) `reclaim` decides when windows end and how long they are.
+//! An arena is one reservation of address space, with a descriptor of each unit. Its memory belongs
+//! to a NUMA node. Units are committed from the bottom of the arena upwards. The free ones form
+//! *dirty* runs, whose pages take memory, and *clean* ones, which read as zero and take none.
+//! Allocations prefer dirty runs; purging makes them clean.
 //!
-//! If a node's arenas cannot serve a request, the arenas of other nodes are tried before the
-//! request is refused.
+//! This module holds the functions that other layers call for a run. The modules below hold the
+//! rest, from top to bottom; each imports only from lower rows:
+//!
+//! | module | holds |
+//! |---|---|
+//! | `purge` | decommitting dirty runs; the windows that decide which |
+//! | `placement` | the arena that serves a request |
+//! | `make` `give_up` `unit` | making arenas; giving up address space; units by address |
+//! | `arenas` `runs` | all arenas; the runs of one arena: allocating, freeing, resizing |
+//! | `misplaced` | why no block starts at an address |
+//! | `arena` | an arena and its free runs |
+//! | `bins` `dumped` | free runs by length; free memory that core files leave out |
+//! | `arrays` | addresses of units and of their metadata; committing both |
+//! | `advice` `descriptor` | huge pages and NUMA nodes; the descriptor of a unit |
+//! | `decommit` `limit` `reserve` | decommitting; the limit on memory; the blocks of a reserve |
 
 mod advice;
 mod arena;
@@ -20,142 +34,31 @@ mod give_up;
 mod limit;
 mod make;
 mod misplaced;
+mod placement;
 mod purge;
 mod reserve;
 mod runs;
+mod unit;
 
 use core::sync::atomic::Ordering;
 
-use crate::arch::FIRST;
-use crate::node;
 use crate::size_class::{UNIT, UNIT_SHIFT};
 use crate::sync::{Context, LockClass, RawLock};
-use arena::Arena;
-use arenas::{ARENAS, CLAIMED, arenas, arenas_beside, arenas_of};
+use arenas::arenas;
 pub(crate) use arrays::{ENTRY_SIZE, META_SIZE};
 pub(crate) use decommit::{decommit, decommits, decommitted};
 use descriptor::{MOVED, NONE, PIECES, RunState};
 pub(crate) use give_up::limit_address_space;
-use make::make_arena;
 pub(crate) use misplaced::Misplaced;
+use placement::alloc_without_trim;
+pub(crate) use placement::{alloc_room, may_have};
 pub(crate) use purge::{
-    Purging, alloc_after_trim, due, end_window, in_child, lock as purging_lock, purge_due, trim,
-    trim_to,
+    Purging, alloc_after_trim, dirty, due, end_window, in_child, is_dirty, keep_limit,
+    lock as purging_lock, purge_due, trim, trim_to,
 };
 use runs::MOVES;
 pub(crate) use runs::{Allocation, moves};
-
-/// A unit of one of our arenas, found by an address in it.
-#[derive(Clone, Copy)]
-pub(crate) struct Unit {
-    arena: &'static Arena,
-    index: u32,
-}
-
-impl Unit {
-    /// Returns the unit that holds `address`, or `None` if no arena of ours does.
-    #[inline]
-    pub(crate) fn of(address: *mut u8) -> Option<Unit> {
-        arenas().find_map(|arena| {
-            let offset = address.addr().wrapping_sub(arena.arrays().base.addr());
-            let index = (offset >> UNIT_SHIFT) as u32;
-            let is_here = offset < arena.bytes.load(Ordering::Relaxed)
-                || arena.is_of_reserve(offset >> UNIT_SHIFT);
-            is_here.then_some(Unit { arena, index })
-        })
-    }
-
-    /// Returns the unit that starts at `address`, which is this unit or one below it in the same
-    /// run.
-    #[inline]
-    pub(crate) fn at(self, address: *mut u8) -> Unit {
-        let below = (self.address().addr() - address.addr()) >> UNIT_SHIFT;
-        Unit { arena: self.arena, index: self.index - below as u32 }
-    }
-
-    /// Returns the node of the unit's arena.
-    pub(crate) fn node(self) -> usize {
-        self.arena.arrays().node
-    }
-
-    /// Returns the address of the unit.
-    #[inline]
-    pub(crate) fn address(self) -> *mut u8 {
-        // SAFETY: `index` is a unit of this arena, so the address lies in its array of units.
-        unsafe { self.arena.arrays().base.add((self.index as usize) << UNIT_SHIFT) }
-    }
-
-    /// Returns the metadata of the unit: [`META_SIZE`] bytes, aligned to a cache line, that are
-    /// zero until they are first written. The metadata stays committed as long as a run holds the
-    /// unit.
-    #[inline]
-    pub(crate) fn meta(self) -> *mut u8 {
-        // SAFETY: `index` is a unit of this arena, so the address lies in its array of metadata.
-        unsafe { self.arena.arrays().meta.add(self.index as usize * META_SIZE) }
-    }
-
-    /// Returns the entry of the unit: [`ENTRY_SIZE`] bytes, aligned to as many, that are zero until
-    /// they are first written. The entry can be read and written as long as the metadata can, and
-    /// keeps its contents forever.
-    #[inline]
-    pub(crate) fn entry(self) -> *mut u8 {
-        // SAFETY: `index` is a unit of this arena, so the address lies in its array of entries.
-        unsafe { self.arena.arrays().entries.add(self.index as usize * ENTRY_SIZE) }
-    }
-
-    /// Returns whether the metadata of the unit can be read: the unit is committed, or lies in a
-    /// block of the reserve that is taken and committed.
-    pub(crate) fn is_committed(self) -> bool {
-        // Acquire: pairs with the Release in `FreeRuns::add`.
-        self.index < self.arena.committed.load(Ordering::Acquire)
-            || self
-                .arena
-                .reserved_block(self.index)
-                .is_some_and(|block| self.arena.reserve.has(block))
-    }
-
-    /// Returns the length in units of the run in use that starts here, or `None` if none does. The
-    /// answer is reliable for the owner of the run only, since nobody else changes its descriptor.
-    pub(crate) fn run_len(self) -> Option<usize> {
-        if !self.is_committed() {
-            return None;
-        }
-        // SAFETY: the unit is committed, as was just checked.
-        unsafe { self.arena.used_len(self.index) }.map(|len| len as usize)
-    }
-
-    /// Explains, for a message, why no block in use starts at an address in this unit.
-    #[cold]
-    pub(crate) fn misplaced(self) -> Misplaced {
-        Context::enter(|context| self.arena.misplaced(context, self.index))
-    }
-}
-
-/// Returns the entry of the unit that holds `address`, or `None` if the address is foreign or
-/// its unit is not committed.
-#[inline(always)]
-pub(crate) fn entry_at(address: *mut u8) -> Option<*mut u8> {
-    // Nearly all addresses lie in the arena that was made first. Acquire: pairs with the Release in
-    // `fill`.
-    let bytes = FIRST.bytes.load(Ordering::Acquire);
-    let offset = address.addr().wrapping_sub(FIRST.base.load(Ordering::Relaxed).addr());
-    // SAFETY: `ARENAS` has an element 0. By a pointer, since a reference to the array would make
-    // Miri look at all of it.
-    let committed = unsafe { &(*(&raw const ARENAS).cast::<Arena>()).committed };
-    // Acquire: as in `Unit::is_committed`.
-    if offset < bytes && (offset >> UNIT_SHIFT) < committed.load(Ordering::Acquire) as usize {
-        let entries = FIRST.entries.load(Ordering::Relaxed);
-        return Some(entries.wrapping_add((offset >> UNIT_SHIFT) * ENTRY_SIZE));
-    }
-    elsewhere(address)
-}
-
-/// As [`entry_at`], for an address in any arena.
-#[cold]
-#[inline(never)]
-fn elsewhere(address: *mut u8) -> Option<*mut u8> {
-    Unit::of(address).filter(|unit| unit.is_committed()).map(Unit::entry)
-}
+pub(crate) use unit::{Unit, entry_at, for_each_unit};
 
 /// Allocates a run of `units` units whose address is a multiple of `align` units, a power of two.
 /// Its memory is of `node` if that node has some. Returns `None` when out of memory.
@@ -172,56 +75,6 @@ pub(crate) fn alloc(
     Some(run)
 }
 
-/// As [`alloc`], without trimming when the soft limit is exceeded.
-fn alloc_without_trim(
-    context: Context,
-    node: usize,
-    units: usize,
-    align: usize,
-) -> Option<Allocation> {
-    let len = u32::try_from(units).ok()?;
-    let align = u32::try_from(align).ok()?;
-    let need = len.checked_add(align)?;
-    let mut has_made = false;
-    loop {
-        let claimed = CLAIMED.load(Ordering::Relaxed);
-        let mut found = arenas_of(node).find_map(|arena| arena.alloc(context, len, align));
-        // Prefer a new arena of this node to the arenas of other nodes.
-        if found.is_none()
-            && !has_made
-            && node::count() > 1
-            && !limit::forbids(len)
-            && make::may_succeed(need)
-            && !arenas_of(node).any(|arena| arena.has_room(need))
-            && let Some(made) = make_arena(context, node, need, claimed)
-        {
-            has_made = made;
-            continue;
-        }
-        let mut with_reserves = arenas_of(node).chain(arenas_beside(node));
-        found = found
-            .or_else(|| arenas_beside(node).find_map(|arena| arena.alloc(context, len, align)))
-            .or_else(|| with_reserves.find_map(|arena| arena.alloc_reserved(len, align)));
-        if found.is_some() {
-            return found;
-        }
-        // Another arena does not help where an arena still has address space: then memory ran out,
-        // or the limit is reached.
-        let is_in_vain = |arena: &Arena| arena.has_room(need) && arena.may_be_had(context);
-        if has_made || limit::forbids(len) || arenas().any(is_in_vain) {
-            return None;
-        }
-        has_made = make_arena(context, node, need, claimed)?;
-    }
-}
-
-/// Allocates a run that is longer than its block has to be. It comes from the existing arenas of
-/// `node` only, never from a reserve, another node or a new arena.
-pub(crate) fn alloc_room(context: Context, node: usize, units: usize) -> Option<Allocation> {
-    let len = u32::try_from(units).ok()?;
-    arenas_of(node).find_map(|arena| arena.alloc(context, len, 1))
-}
-
 /// Frees a run. Returns false, and the run is still the caller's, if the lock would have to be
 /// waited for.
 ///
@@ -233,10 +86,11 @@ pub(crate) unsafe fn free(context: Context, unit: Unit) -> bool {
     unsafe { unit.arena.free(context, unit.index, RunState::Dirty) }
 }
 
-/// As [`free`], for a run whose pages read as zero.
+/// Frees a run as [`free`] does, but one whose pages read as zero.
 ///
 /// # Safety
-/// As [`free`], and the run was not touched since its pages were last decommitted or moved away.
+/// `unit` is the first of a run from [`alloc`], and nobody uses the run any longer. The run was not
+/// touched since its pages were last decommitted or moved away.
 #[must_use]
 pub(crate) unsafe fn free_clean(context: Context, unit: Unit) -> bool {
     // SAFETY: the caller guarantees that an unused and untouched run from `alloc` starts at `unit`.
@@ -265,20 +119,6 @@ pub(crate) unsafe fn note_move(unit: Unit) {
     MOVES.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Returns the bytes of dirty free memory, which the system still counts as ours. The sum is a
-/// guess while other threads allocate and free.
-pub(crate) fn dirty() -> usize {
-    arenas().map(|arena| arena.dirty.load(Ordering::Relaxed) as usize * UNIT).sum()
-}
-
-/// Returns whether a run of `units` units that was refused might be allocated after decommitting
-/// all idle memory. Units that the system refuses to commit now, it would refuse to commit then.
-pub(crate) fn may_have(units: usize) -> bool {
-    let is_limited = u32::try_from(units).is_ok_and(limit::forbids);
-    let is_committed = |arena: &Arena| arena.committed() as usize > units;
-    units <= limit::hard() && (is_limited || arenas().any(is_committed))
-}
-
 /// Returns the bytes of memory in use and of dirty free memory, which the system still counts as
 /// ours.
 pub(crate) fn charged() -> usize {
@@ -288,41 +128,6 @@ pub(crate) fn charged() -> usize {
 /// Returns the hard limit on [`charged`] in bytes, or `None` if there is none.
 pub(crate) fn limit() -> Option<usize> {
     limit::hard().checked_mul(UNIT)
-}
-
-/// Trims all free memory at once if the soft limit is exceeded. Does nothing in a context that must
-/// not wait. Call after frees, and after allocating a clean run.
-#[inline]
-pub(crate) fn keep_limit(context: Context) {
-    if limit::is_soft_exceeded() {
-        trim(context);
-    }
-}
-
-/// Returns whether there is memory to purge. Waits for frees in progress, so that they count, too.
-/// Runs that the system refused to decommit count only after something else is freed, so that they
-/// are not offered to it again and again.
-pub(crate) fn is_dirty(context: Context) -> bool {
-    arenas().any(|arena| {
-        let units = arena.state.acquire(context);
-        units.is_some_and(|units| arena.dirty() > 0 && !units.was_refused)
-    })
-}
-
-/// Calls `visit` with every unit whose metadata can be read.
-pub(crate) fn for_each_unit(visit: &mut dyn FnMut(Unit)) {
-    for arena in arenas() {
-        let arrays = arena.arrays();
-        // Unit 0 is never part of a run.
-        for index in
-            (1..arena.committed.load(Ordering::Acquire)).chain(arrays.reserve..arrays.units)
-        {
-            let unit = Unit { arena, index };
-            if unit.is_committed() {
-                visit(unit);
-            }
-        }
-    }
 }
 
 /// Calls `visit` with every lock of this layer except [`purging_lock`], which is taken before the
@@ -367,9 +172,9 @@ pub(crate) unsafe fn used_bytes(unit: Unit) -> usize {
 /// Returns false if that is impossible.
 ///
 /// # Safety
-/// `unit` is the first of a run from [`alloc`].
+/// `unit` is the first of a run from [`alloc`] that the caller owns.
 pub(crate) unsafe fn grow(context: Context, unit: Unit, units: usize) -> bool {
-    // SAFETY: the caller guarantees that a run from `alloc` starts at `unit`.
+    // SAFETY: the caller guarantees that it owns the run from `alloc` that starts at `unit`.
     u32::try_from(units).is_ok_and(|len| unsafe { unit.arena.grow(context, unit.index, len) })
 }
 
@@ -378,11 +183,11 @@ pub(crate) unsafe fn grow(context: Context, unit: Unit, units: usize) -> bool {
 /// moved pages anew.
 ///
 /// # Safety
-/// `unit` is the first of a run from [`alloc`] that has at least `units` units. Nobody uses the
-/// units cut off any longer.
+/// `unit` is the first of a run from [`alloc`] that the caller owns and that has at least `units`
+/// units. Nobody uses the units cut off any longer.
 pub(crate) unsafe fn shrink(context: Context, unit: Unit, units: usize) {
-    // SAFETY: the caller guarantees that a run of at least `units` units starts at `unit`, so that
-    // the number fits.
+    // SAFETY: the caller guarantees that it owns the run that starts at `unit` and that the run has
+    // at least `units` units, so that the number fits.
     unsafe { unit.arena.shrink(context, unit.index, units as u32) };
 }
 

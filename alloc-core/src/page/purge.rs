@@ -1,5 +1,9 @@
 //! Purging: decommits free memory, a piece at a time.
 //!
+//! A low-water mark decides which dirty runs return to the system: units that stayed dirty through
+//! a whole window are decommitted at its end. (This is the working-set estimate of FreeBSD's UMA,
+//! applied to pages.) `reclaim` decides when windows end and how long they are.
+//!
 //! While the system takes a piece, the piece is in no bin and no arena's lock is held, so all other
 //! threads can allocate and free. The thread that has taken a piece holds [`PURGING`]. So there is
 //! one piece at a time, a fork waits for it, and an allocation that would be refused can make sure
@@ -8,12 +12,14 @@
 //! Only contexts that may wait purge. Any other might fail to get the arena's lock again, which it
 //! needs to return the piece to the bins.
 
+use core::sync::atomic::Ordering;
+
 use super::arena::{Arena, Leaving};
 use super::arenas::arenas;
 use super::descriptor::RunState;
 use super::limit;
+use super::placement::alloc_without_trim;
 use super::runs::Allocation;
-use super::{alloc_without_trim, dirty};
 use crate::fault::{self, Place};
 use crate::size_class::UNIT;
 use crate::sync::{Context, Guard, Lock, LockClass, RawLock};
@@ -128,6 +134,15 @@ pub(crate) fn trim(context: Context) -> usize {
     arenas().map(|arena| purge(arena.dirty(), |most| purge_piece(context, arena, most))).sum()
 }
 
+/// Trims all free memory at once if the soft limit is exceeded. Does nothing in a context that must
+/// not wait. Call after frees, and after allocating a clean run.
+#[inline]
+pub(crate) fn keep_limit(context: Context) {
+    if limit::is_soft_exceeded() {
+        trim(context);
+    }
+}
+
 /// Decommits the dirty memory beyond `keep` bytes. Returns the bytes decommitted.
 pub(crate) fn trim_to(context: Context, keep: usize) -> usize {
     let mut left = dirty().saturating_sub(keep).div_ceil(UNIT) as u32;
@@ -152,8 +167,24 @@ pub(crate) fn end_window(context: Context) {
     }
 }
 
+/// Returns the bytes of dirty free memory, which the system still counts as ours. The sum is a
+/// guess while other threads allocate and free.
+pub(crate) fn dirty() -> usize {
+    arenas().map(|arena| arena.dirty.load(Ordering::Relaxed) as usize * UNIT).sum()
+}
+
+/// Returns whether there is memory to purge. Waits for frees in progress, so that they count, too.
+/// Runs that the system refused to decommit count only after something else is freed, so that they
+/// are not offered to it again and again.
+pub(crate) fn is_dirty(context: Context) -> bool {
+    arenas().any(|arena| {
+        let units = arena.state.acquire(context);
+        units.is_some_and(|units| arena.dirty() > 0 && !units.was_refused)
+    })
+}
+
 /// Returns the bytes that are due to be decommitted. Runs that the system refused to decommit do
-/// not count, as in [`is_dirty`](super::is_dirty).
+/// not count, as in [`is_dirty`].
 pub(crate) fn due(context: Context) -> usize {
     let units = |arena: &Arena| {
         let units = arena.state.acquire(context).filter(|units| !units.was_refused);
@@ -182,8 +213,8 @@ pub(crate) fn purge_due(context: Context, most: usize) -> usize {
     most - left
 }
 
-/// As [`alloc`](super::alloc), for a request that was refused. Decommits all free memory first, and
-/// then tries while no other thread has a piece.
+/// Allocates as [`alloc_without_trim`] does, for a request that was refused. Decommits all free
+/// memory first, and then tries while no other thread has a piece.
 pub(crate) fn alloc_after_trim(
     context: Context,
     node: usize,
