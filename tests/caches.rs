@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use alloc_core::cache::{AllocError, Cache, CacheError, CacheFlags, TypedCache};
 use alloc_core::fault::{self, Place};
-use alloc_core::{cache, cpu, rcu};
+use alloc_core::{cpu, heap, rcu};
 use tests::everywhere::{defer_a_run, defer_here};
 use tests::process::{this_thread, wait_until_asleep};
 use tests::routes::Hayloft;
@@ -150,12 +150,12 @@ fn busy_sheaves_are_left_alone() {
             });
             let level = cache.stats().in_sheaves;
             levels.insert(level);
-            let _ = cache::end_window();
+            let _ = heap::end_window();
             assert_eq!(cache.stats().in_sheaves, level, "round {round}");
         }
         assert!(levels.len() < 12, "no level came twice: {levels:?}");
         // Now the cache is idle.
-        let _ = cache::end_window();
+        let _ = heap::end_window();
         assert_eq!(cache.stats().in_sheaves, 0);
         cache.destroy().expect("no object is in use");
     });
@@ -176,13 +176,13 @@ fn sheaves_of_pairs_are_left_alone_in_the_end() {
                     // use.
                     unsafe { cache.free(object) };
                 });
-                let _ = cache::end_window();
+                let _ = heap::end_window();
             }
             cache.stats().events.refills - before
         };
         let (first, then) = (refills_of(40), refills_of(160));
         assert!((2..=8).contains(&first) && then <= 12, "{first} refills, then {then}");
-        (0..40).for_each(|_| _ = cache::end_window());
+        (0..40).for_each(|_| _ = heap::end_window());
         assert_eq!(cache.stats().in_sheaves, 0);
         cache.destroy().expect("no object is in use");
     });
@@ -486,7 +486,7 @@ fn what_others_take_home_is_found() {
             unsafe { cache.free(object) };
         });
         destroy_while_at(Place::SheavesClosed, cache, || {
-            cache::end_window();
+            heap::end_window();
         });
     });
 }
@@ -751,10 +751,10 @@ fn idle_programs_free_what_was_deferred() {
     on_both_backends(|| {
         fault::set_hook(defer_here);
         defer_a_run();
-        let counts = cache::deferred_frees();
+        let counts = heap::deferred_frees();
         assert_eq!((counts.deferred, counts.flushed), (1, 0));
-        cache::end_window();
-        assert_eq!(cache::deferred_frees().flushed, 1);
+        heap::end_window();
+        assert_eq!(heap::deferred_frees().flushed, 1);
 
         let cache = Cache::builder("idle", Layout::new::<[u64; 5]>())
             .flags(CacheFlags::NO_MERGE)
@@ -766,12 +766,12 @@ fn idle_programs_free_what_was_deferred() {
             // SAFETY: the objects belong to this cache and are freed once. The reader does not use
             // them.
             objects.into_iter().for_each(|object| unsafe { cache.free_rcu(object) });
-            (0..5).for_each(|_| assert!(cache::end_window()));
+            (0..5).for_each(|_| assert!(heap::end_window()));
             assert_eq!(cache.stats().in_use, 20);
             drop(reader);
             // One window end finds that the sheaf is idle, another one ends the grace period.
             for _ in 0..5 {
-                let _ = cache::end_window();
+                let _ = heap::end_window();
             }
             assert_eq!(cache.stats().in_use, 0);
         }

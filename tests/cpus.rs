@@ -13,7 +13,7 @@ use std::thread;
 use alloc_core::cpu::{self, CpuError};
 use alloc_core::fault;
 use alloc_core::irq_work::IrqWork;
-use alloc_core::{cache, nolock};
+use alloc_core::{heap, nolock};
 use tests::cgroup::{Cgroup, be_kept_to};
 use tests::everywhere::{defer_a_run, defer_here};
 use tests::routes::Hayloft;
@@ -51,7 +51,7 @@ fn work_on_each_cpu() {
         assert!(if cpu::is_online(cpu) { core == cpu } else { cpu::is_online(core) });
     }
     defer_a_run();
-    cache::barrier();
+    heap::barrier();
 }
 
 /// Returns the sets of CPUs that a test keeps in turn: the first half, the second half, and all. If
@@ -182,10 +182,10 @@ fn cpus_come_and_go() {
                 if let [.., _] = online[1..] {
                     let cpu = online[cycle % online.len()];
                     assert_eq!(cpu::down(cpu), Ok(()));
-                    cache::barrier();
+                    heap::barrier();
                     assert_eq!(cpu::up(cpu), Ok(()));
                 }
-                cache::barrier();
+                heap::barrier();
             }
             DONE.store(true, Ordering::Relaxed);
         });

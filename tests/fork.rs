@@ -19,7 +19,7 @@ use alloc_core::cache::Cache;
 use alloc_core::cpu;
 use alloc_core::fault::{self, Place};
 use alloc_core::irq_work::IrqWork;
-use alloc_core::{cache, nolock, stats};
+use alloc_core::{heap, nolock, stats};
 use tests::everywhere::{
     defer_a_run, defer_here, fail, go_everywhere, grow_the_heap, handle, pass_a_block_on, raise,
 };
@@ -41,7 +41,7 @@ fn live() {
     assert_eq!(words.concat().len(), 2890);
     RAN.store(false, Ordering::Relaxed);
     WORK.queue();
-    cache::barrier();
+    heap::barrier();
     let online: Vec<_> = cpu::online().collect();
     assert!(!online.is_empty());
     WORK.sync();
@@ -458,7 +458,7 @@ fn while_others_are_in_the_control_plane() {
                     }
                 });
             });
-            for body in [cache::barrier, || drop(cpu::read_lock()), defer_a_run] {
+            for body in [heap::barrier, || drop(cpu::read_lock()), defer_a_run] {
                 scope.spawn(move || until_done(body));
             }
             for number in 0..30 {

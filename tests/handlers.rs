@@ -14,7 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 use alloc_core::fault::{self, Place};
-use alloc_core::{cache, cpu, stats};
+use alloc_core::{cpu, heap, stats};
 use tests::everywhere::{
     defer_a_run, defer_here, fail, go_everywhere, grow_the_heap, handle, is_interruptible,
     pass_a_block_on, raise,
@@ -201,10 +201,10 @@ fn threads_are_interrupted() {
             let threads = [(); 4].map(|()| scope.spawn(|| go_everywhere(|| false)));
             while threads.iter().any(|thread| !thread.is_finished()) {
                 if cpu::down(cpu).is_ok() {
-                    cache::barrier();
+                    heap::barrier();
                     assert_eq!(cpu::up(cpu), Ok(()));
                 }
-                cache::barrier();
+                heap::barrier();
             }
         });
         ARMED.store(false, Ordering::Relaxed);

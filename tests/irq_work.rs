@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use alloc_core::cpu::{self, CpuError};
 use alloc_core::fault::{self, Place};
 use alloc_core::irq_work::IrqWork;
-use alloc_core::{cache, dump};
+use alloc_core::{dump, heap};
 use tests::everywhere::{defer_a_run, defer_here};
 use tests::process::{Limit, this_thread};
 use tests::routes::Hayloft;
@@ -227,7 +227,7 @@ fn no_cpu_can_be_had() {
     let work = || {
         cpu::start();
         fault::set_hook(defer);
-        let ends: [fn(); 2] = [|| drop(vec![0_u64; 50_000]), cache::barrier];
+        let ends: [fn(); 2] = [|| drop(vec![0_u64; 50_000]), heap::barrier];
         for end in ends {
             TAKEN.store(0, Ordering::Relaxed);
             defer_a_run();
@@ -236,7 +236,7 @@ fn no_cpu_can_be_had() {
             assert_ne!(TAKEN.load(Ordering::Relaxed), 0);
         }
         let cpus = cpu::read_lock();
-        cache::barrier();
+        heap::barrier();
         assert!(cpus.online().next().is_none());
         drop(cpus);
         for round in 1..=3 {
@@ -245,7 +245,7 @@ fn no_cpu_can_be_had() {
             assert!(cpu::online().next().is_none());
             WORK.sync();
             assert_eq!(RUNS.load(Ordering::Relaxed), round);
-            cache::barrier();
+            heap::barrier();
         }
         let cpu = cpu::present().next().expect("a CPU");
         assert_eq!(cpu::up(cpu), Err(CpuError::Refused));
@@ -276,7 +276,7 @@ fn threads_of_cpus() -> BTreeSet<String> {
 fn threads_come_when_they_are_needed() {
     in_every_mode(|| {
         static WORK: IrqWork = IrqWork::new(count);
-        cache::barrier();
+        heap::barrier();
         assert_eq!(threads_of_cpus(), BTreeSet::new());
         let mut names = BTreeSet::new();
         for cpu in cpu::online() {
@@ -304,7 +304,7 @@ fn cpus_share_a_thread() {
                 assert_eq!(RUNS.load(Ordering::Relaxed), round * online.len() + number + 1);
             }
         }
-        cache::barrier();
+        heap::barrier();
         assert!(threads_of_cpus().len() <= most);
         if let [first, _, ..] = online[..] {
             assert_eq!(cpu::down(first), Ok(()));
@@ -429,10 +429,10 @@ fn deferred_frees_are_counted() {
     in_every_mode(|| {
         fault::set_hook(defer_here);
         defer_a_run();
-        let counts = cache::deferred_frees();
+        let counts = heap::deferred_frees();
         assert_eq!((counts.deferred, counts.flushed), (1, 0));
-        cache::barrier();
-        let counts = cache::deferred_frees();
+        heap::barrier();
+        let counts = heap::deferred_frees();
         assert_eq!((counts.deferred, counts.flushed), (1, 1));
     });
 }
@@ -450,10 +450,10 @@ fn deferred_frees_take_a_millisecond_at_most() {
             .map(|_| {
                 // Lets the thread that the last free woke fall asleep again.
                 thread::sleep(Duration::from_millis(1));
-                let before = cache::deferred_frees().flushed;
+                let before = heap::deferred_frees().flushed;
                 let start = Instant::now();
                 defer_a_run();
-                while cache::deferred_frees().flushed == before {
+                while heap::deferred_frees().flushed == before {
                     thread::yield_now();
                 }
                 start.elapsed()
@@ -504,7 +504,7 @@ fn what_is_stuck_is_told() {
 #[test]
 #[cfg(debug_assertions)]
 fn sleeping_in_a_handler_is_named() {
-    static SLEEPY: IrqWork = IrqWork::new(|_| cache::barrier());
+    static SLEEPY: IrqWork = IrqWork::new(|_| heap::barrier());
     let sleep = || {
         cpu::start();
         SLEEPY.queue();

@@ -4,7 +4,7 @@
 use std::alloc::{GlobalAlloc, Layout};
 use std::fs;
 
-use alloc_core::{by_address, cache, stats};
+use alloc_core::{by_address, heap, stats};
 use tests::process::status_bytes;
 use tests::routes::Hayloft;
 use tests::scenario::{Scenario, on_both_backends};
@@ -202,7 +202,7 @@ fn cpus_keep_few_middle_blocks() {
             blocks.drain(..).for_each(|(block, layout)| unsafe { Hayloft.dealloc(block, layout) });
             check();
         }
-        cache::trim();
+        heap::trim();
         for number in 0..16 * SIZES {
             // SAFETY: the size is not zero, and the block is freed once, with the same layout.
             unsafe { Hayloft.dealloc(Hayloft.alloc(of(number % SIZES)), of(number % SIZES)) };
@@ -336,7 +336,7 @@ fn locked_memory_goes_back() {
 fn what_is_refused_is_not_offered_for_ever() {
     Scenario::new("refused", || {
         drop(vec![1_u8; 32 * MIB]);
-        let windows = (0..20).take_while(|_| cache::end_window()).count();
+        let windows = (0..20).take_while(|_| heap::end_window()).count();
         assert!(windows < 20, "each window has more to give back");
         assert!(alloc_core::stats::gather_own().unneeded >= 32 * MIB);
     })

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use alloc_core::fault::{self, Place};
-use alloc_core::{cache, nolock, stats};
+use alloc_core::{heap, nolock, stats};
 use tests::hoard::Hoard;
 use tests::process::status_bytes;
 use tests::routes::Hayloft;
@@ -201,7 +201,7 @@ fn all_goes_back_for_an_allocation() {
         // Nothing freed from here on has been idle for a whole window.
         alloc_global::trim();
         IS_ON_ITS_WAY.store(false, Ordering::Relaxed);
-        cache::end_window();
+        heap::end_window();
         // Every second block stays live, so that there are many dirty runs, none of them long
         // enough.
         let mut number = 0;
@@ -212,7 +212,7 @@ fn all_goes_back_for_an_allocation() {
         thread::scope(|scope| {
             scope.spawn(|| {
                 wait_until(|| IS_ON_ITS_WAY.load(Ordering::Relaxed));
-                cache::end_window();
+                heap::end_window();
                 HAS_ENDED.store(true, Ordering::Relaxed);
             });
             // SAFETY: the size is not zero, and the block is freed once.

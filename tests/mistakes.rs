@@ -8,8 +8,8 @@ use std::mem;
 use std::ptr::NonNull;
 use std::thread;
 
-use alloc_core::cache::{self, Cache, CacheFlags, TypedCache};
-use alloc_core::{by_address, nolock, rcu};
+use alloc_core::cache::{Cache, CacheFlags, TypedCache};
+use alloc_core::{by_address, heap, nolock, rcu};
 use alloc_global::Hayloft;
 
 #[global_allocator]
@@ -105,8 +105,8 @@ fn objects() {
         }
     }
     rcu::barrier();
-    cache::barrier();
-    cache::trim();
+    heap::barrier();
+    heap::trim();
     for cache in [plain, zeroed, made, kept] {
         cache.destroy().unwrap();
     }

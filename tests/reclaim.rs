@@ -7,7 +7,7 @@ use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use alloc_core::cache;
+use alloc_core::heap;
 use tests::process::status_bytes;
 use tests::routes::Hayloft;
 use tests::scenario::{amid_decay, on_both_backends, on_both_backends_with, with_larger_pages};
@@ -145,7 +145,7 @@ fn what_windows_find_unneeded_goes_back() {
     on_both_backends(|| {
         let (before, peak) = burst();
         let mut windows = 1;
-        while cache::end_window() {
+        while heap::end_window() {
             assert!(
                 windows < 10,
                 "{} of {peak} stay after {windows} windows",
@@ -169,9 +169,9 @@ fn memory_goes_back_in_slices() {
         let freed = unneeded() - rest;
         assert!(freed >= 400 * MB, "{freed}");
         // The memory is not due before a whole window has ended.
-        cache::end_window_in_slices(SLICES as u32, || assert!(unneeded() >= freed));
+        heap::end_window_in_slices(SLICES as u32, || assert!(unneeded() >= freed));
         let mut left = Vec::new();
-        cache::end_window_in_slices(SLICES as u32, || left.push(unneeded()));
+        heap::end_window_in_slices(SLICES as u32, || left.push(unneeded()));
         let mut before = freed + rest;
         for (slice, left) in left.iter().enumerate() {
             let share = (before - left).abs_diff(freed / SLICES);

@@ -51,7 +51,7 @@ fn objects_are_counted_where_they_are() {
         assert_eq!(empty.in_use, before.in_use, "{empty:?}");
         assert!(empty.events.flushes > 0 && empty.events.barn_full > 0, "{empty:?}");
         assert!(empty.in_sheaves > 0 && empty.in_barns > 0, "{empty:?}");
-        alloc_core::cache::trim();
+        alloc_core::heap::trim();
         let trimmed = of_size(LAYOUT.size());
         assert_eq!((trimmed.slabs, trimmed.partial_slabs), (0, 0), "{trimmed:?}");
         assert_eq!(trimmed.in_sheaves + trimmed.in_barns, 0);
@@ -82,7 +82,7 @@ fn parts_add_up() {
         assert_eq!(refills, stats.caches().map(|cache| cache.events.refills).sum::<u64>());
         hoard.free_all(LAYOUT);
         large.free_all(Layout::new::<[u8; 1 << 20]>());
-        alloc_core::cache::trim();
+        alloc_core::heap::trim();
         let trimmed = stats::gather();
         assert!(trimmed.decommitted >= stats.decommitted + (10 << 20), "{trimmed:?}");
         assert!(trimmed.held + (10 << 20) <= stats.held, "{trimmed:?}");

@@ -12,7 +12,8 @@
 //! | `fork` [`dump`] `tuning` | work around a fork; a dump of the state; numbers for a model |
 //! | [`report`] | statistics for the program's operator |
 //! | `allocator` | caches as allocators of collections |
-//! | [`cache`] | object caches, and operations on all caches at once |
+//! | [`heap`] | operations on all size classes and caches at once |
+//! | [`cache`] | object caches |
 //! | [`by_address`] | blocks freed by address alone, as in C |
 //! | [`stats`] | current state and event counts |
 //! | [`nolock`] [`cpu`] | allocating and freeing without ever waiting; CPU hotplug |
@@ -86,6 +87,8 @@ pub mod dump;
 pub mod fault;
 #[cfg(all(target_os = "linux", not(loom)))]
 mod fork;
+#[cfg(all(target_os = "linux", not(loom)))]
+pub mod heap;
 #[cfg(all(target_os = "linux", not(loom)))]
 mod idle;
 #[cfg(target_os = "linux")]

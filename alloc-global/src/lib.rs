@@ -49,7 +49,7 @@ mod allocator;
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-use alloc_core::{cache, kmalloc};
+use alloc_core::{heap, kmalloc};
 
 pub use alloc_core::{report, stats};
 use core::alloc::{GlobalAlloc, Layout};
@@ -58,7 +58,7 @@ use core::alloc::{GlobalAlloc, Layout};
 /// idle memory is released after a while (`HAYLOFT_DECAY_MS`). Must not be called in signal
 /// handlers.
 pub fn trim() -> usize {
-    cache::trim()
+    heap::trim()
 }
 
 /// Returns the statistics of the whole allocator. Their methods return those of its caches, CPUs

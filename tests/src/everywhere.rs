@@ -8,7 +8,7 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
-use alloc_core::cache;
+use alloc_core::heap;
 
 use alloc_core::fault::Place;
 use alloc_core::nolock;
@@ -199,6 +199,6 @@ pub fn go_everywhere(is_over: fn() -> bool) {
     // reclaiming thread would.
     free(allocated(2_000_000, 2));
     let survivor = allocated(SIZES[0], 3);
-    cache::trim();
+    heap::trim();
     free(survivor);
 }

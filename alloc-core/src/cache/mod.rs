@@ -29,22 +29,20 @@
 //!
 //! [`rcu`]: crate::rcu
 
-// A module imports only from modules after it in this list: `typed`, `builder`, `untyped`, `all`,
+// A module imports only from modules after it in this list: `typed`, `builder`, `untyped`,
 // `registry`, `flags`.
-mod all;
 mod builder;
 mod flags;
 mod registry;
 mod typed;
 mod untyped;
 
-pub use crate::objects::{AllocError, DeferredFrees, deferred_frees};
+pub use crate::objects::AllocError;
 pub use crate::stats::CacheStats;
-pub use all::{barrier, trim};
-#[cfg(feature = "fault-points")]
-pub use all::{end_window, end_window_in_slices};
 pub use builder::{Builder, CacheError};
 pub use flags::CacheFlags;
-pub(crate) use registry::{in_child, mutex_is_held};
+pub(crate) use registry::{
+    defer_free_barrier, in_child, mutex_is_held, slab_mutex, slab_mutex_alone,
+};
 pub use typed::{CacheBox, TypedCache};
 pub use untyped::{Cache, DestroyError};

@@ -18,18 +18,24 @@ use crate::stats;
 use crate::sync::{ControlGuard, ControlMutex, LockClass};
 
 /// Serialises changes to the set of caches, and waits for deferred frees. (`slab_mutex`.)
-pub(super) static SLAB_MUTEX: ControlMutex = ControlMutex::new(LockClass::SlabMutex);
+static SLAB_MUTEX: ControlMutex = ControlMutex::new(LockClass::SlabMutex);
 
 /// A guard of the cache mutex.
 #[derive(Debug)]
-pub(super) struct SlabMutexGuard {
+pub(crate) struct SlabMutexGuard {
     _guard: ControlGuard,
 }
 
 /// Acquires the cache mutex. The order, after the hotplug lock, is fixed by the argument: in the
 /// other order, a thread that changes CPUs and one that changes caches could deadlock.
 #[inline]
-pub(super) fn slab_mutex(_cpus: &CpusReadGuard) -> SlabMutexGuard {
+pub(crate) fn slab_mutex(_cpus: &CpusReadGuard) -> SlabMutexGuard {
+    SlabMutexGuard { _guard: SLAB_MUTEX.lock() }
+}
+
+/// Acquires the cache mutex for a caller that does not acquire the hotplug lock while it holds the
+/// mutex, so the order does not matter.
+pub(crate) fn slab_mutex_alone() -> SlabMutexGuard {
     SlabMutexGuard { _guard: SLAB_MUTEX.lock() }
 }
 
@@ -46,7 +52,7 @@ pub(crate) fn mutex_is_held() -> bool {
 /// forever. So its arguments prove that the caller holds the mutex and, since a CPU that comes or
 /// goes moves its list, the hotplug lock. (`defer_free_barrier` of `mm/slub.c`, which took
 /// neither.)
-pub(super) fn defer_free_barrier(_caches: &SlabMutexGuard, cpus: &CpusReadGuard) {
+pub(crate) fn defer_free_barrier(_caches: &SlabMutexGuard, cpus: &CpusReadGuard) {
     // The boot list still has the blocks deferred before there were CPUs, if no CPU thread could be
     // created.
     objects::deferred_barrier(None);

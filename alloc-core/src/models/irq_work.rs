@@ -327,7 +327,7 @@ fn nothing_is_left_behind_on_a_cpu() {
 }
 
 /// A CPU goes offline with a free deferred on it, whose work is being queued, while another thread
-/// waits for all deferred frees. Both hold the hotplug lock, as `cpu::down` and `cache::barrier`
+/// waits for all deferred frees. Both hold the hotplug lock, as `cpu::down` and `heap::barrier`
 /// do.
 #[test]
 fn a_cpu_that_goes_is_waited_for() {

@@ -37,7 +37,7 @@ pub(crate) fn is_deferred_on(cpu: Option<usize>) -> bool {
 pub struct DeferredFrees {
     /// Frees deferred so far.
     pub deferred: u64,
-    /// Deferred frees done so far. Equal to `deferred` after [`barrier`](fn@crate::cache::barrier),
+    /// Deferred frees done so far. Equal to `deferred` after [`barrier`](fn@crate::heap::barrier),
     /// unless more frees were deferred since.
     pub flushed: u64,
 }

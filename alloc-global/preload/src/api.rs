@@ -6,7 +6,8 @@ use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
 
 use alloc_core::by_address;
-use alloc_core::cache::{self, Cache, CacheError, CacheFlags};
+use alloc_core::cache::{Cache, CacheError, CacheFlags};
+use alloc_core::heap;
 use alloc_core::report::{self, Format};
 use alloc_core::stats::{self, CacheStats, Stats};
 
@@ -34,12 +35,12 @@ unsafe extern "C" fn hayloft_free_nolock(block: *mut c_void) {
 
 #[unsafe(no_mangle)]
 extern "C" fn hayloft_trim() -> usize {
-    cache::trim()
+    heap::trim()
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn hayloft_barrier() {
-    cache::barrier();
+    heap::barrier();
 }
 
 /// # Safety

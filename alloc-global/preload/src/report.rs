@@ -3,7 +3,7 @@
 
 use core::ffi::{c_char, c_int};
 
-use alloc_core::cache;
+use alloc_core::heap;
 use alloc_core::stats::{self, Stats};
 
 unsafe extern "C" {
@@ -88,7 +88,7 @@ extern "C" fn malloc_stats() {
 /// top of the heap at which to leave `_pad` bytes.
 #[unsafe(no_mangle)]
 extern "C" fn malloc_trim(_pad: usize) -> c_int {
-    c_int::from(cache::trim() > 0)
+    c_int::from(heap::trim() > 0)
 }
 
 /// Accepts the settings of glibc and ignores them, for programs that insist on success. Returns 1,

@@ -5,7 +5,7 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use alloc_core::{cache, cpu};
+use alloc_core::{cpu, heap};
 
 use crate::companion::{Companion, Task};
 use crate::failure::{Actor, Role};
@@ -61,13 +61,13 @@ pub(crate) fn run(plan: &Plan) -> Outcome {
         irq::RUN.end();
         supervisor.beat();
         totals += clear(&shared);
-        cache::barrier();
+        heap::barrier();
         supervisor.beat();
         let events = Events {
             handler_operations: signals::operations(),
             handlers: signals::HANDLERS.beats(),
             irq: irq::counts(),
-            deferred: cache::deferred_frees(),
+            deferred: heap::deferred_frees(),
             hotplug_cycles: Companion::done(&shared.companions, Task::Hotplug),
             forks: Companion::done(&shared.companions, Task::Fork),
             destroys: Companion::done(&shared.companions, Task::Caches),

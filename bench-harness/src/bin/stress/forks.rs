@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use alloc_core::cache;
+use alloc_core::heap;
 
 use crate::draw::Rng;
 use crate::failure::{self, Actor, Role};
@@ -42,7 +42,7 @@ fn live(rng: &mut Rng, actor: Actor, visits: usize) -> ! {
         Visit::new(Role::Child, 0, 0).run();
     }
     // From here on the child has CPU threads.
-    cache::barrier();
+    heap::barrier();
     for _ in 0..visits {
         let mut visit = Visit::new(Role::Child, 0, 0);
         visit.run();
@@ -50,7 +50,7 @@ fn live(rng: &mut Rng, actor: Actor, visits: usize) -> ! {
     }
     caches::cycle(rng, actor, true);
     irq::settle();
-    cache::barrier();
+    heap::barrier();
     // SAFETY: `_exit` has no preconditions. Exit handlers are left to the parent.
     unsafe { libc::_exit(0) }
 }

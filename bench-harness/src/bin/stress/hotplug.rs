@@ -4,7 +4,7 @@ use std::mem;
 use std::thread;
 use std::time::Duration;
 
-use alloc_core::{cache, cpu};
+use alloc_core::{cpu, heap};
 
 use crate::draw::Rng;
 
@@ -32,7 +32,7 @@ pub(crate) fn cycle(rng: &mut Rng) -> u64 {
     }
     assert!(!cpu::is_online(cpu));
     if rng.below(2) == 0 {
-        cache::barrier();
+        heap::barrier();
     }
     if by_affinity {
         cpu::refresh().expect("the CPU can come back");

@@ -1,15 +1,17 @@
-//! Operations on all caches and size classes at once.
+//! Operations on the whole heap: all size classes and caches at once.
 
-use super::registry::{SLAB_MUTEX, defer_free_barrier, slab_mutex};
+use crate::cache::{self, defer_free_barrier};
 use crate::cpu;
 use crate::objects;
 use crate::rcu;
+
+pub use crate::objects::{DeferredFrees, deferred_frees};
 
 /// Waits until every block freed before this call, in whatever context, is actually free: no free
 /// remains deferred. Starts the CPU threads (see [`cpu`]). Not for signal handlers.
 pub fn barrier() {
     let cpus = cpu::read_lock();
-    let caches = slab_mutex(&cpus);
+    let caches = cache::slab_mutex(&cpus);
     defer_free_barrier(&caches, &cpus);
 }
 
@@ -18,10 +20,10 @@ pub fn barrier() {
 /// may never have been touched. Empty slabs of a cache with [`CacheFlags::TYPESAFE_BY_RCU`] stay:
 /// see [`Cache::shrink`]. Not for signal handlers. (`malloc_trim`.)
 ///
-/// [`CacheFlags::TYPESAFE_BY_RCU`]: super::CacheFlags::TYPESAFE_BY_RCU
-/// [`Cache::shrink`]: super::Cache::shrink
+/// [`CacheFlags::TYPESAFE_BY_RCU`]: crate::cache::CacheFlags::TYPESAFE_BY_RCU
+/// [`Cache::shrink`]: crate::cache::Cache::shrink
 pub fn trim() -> usize {
-    let _caches = SLAB_MUTEX.lock();
+    let _caches = cache::slab_mutex_alone();
     rcu::setting_aside(|| objects::trim(rcu::set_aside))
 }
 
