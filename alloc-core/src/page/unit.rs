@@ -1,7 +1,7 @@
 //! Units, found by the addresses in them.
 //!
-//! [`Unit::of`] searches all arenas. [`entry_at`], which every free by address calls, looks at the
-//! first arena before that, whose bounds `arch` holds.
+//! [`Unit::of`] searches all arenas. [`entry_at`], on the path of objects of middle sizes, first
+//! looks at the arena that was made first, whose bounds are in [`FIRST`].
 
 use core::sync::atomic::Ordering;
 
@@ -118,7 +118,7 @@ pub(crate) fn entry_at(address: *mut u8) -> Option<*mut u8> {
     elsewhere(address)
 }
 
-/// Returns the entry of the unit that holds `address`, as [`entry_at`] does, in any arena.
+/// Does the work of [`entry_at`] for an address in any arena.
 #[cold]
 #[inline(never)]
 fn elsewhere(address: *mut u8) -> Option<*mut u8> {
