@@ -6,8 +6,7 @@
  * Unless noted otherwise, a function that allocates returns null and sets errno when it fails.
  * free() accepts the blocks and objects that these functions allocate.
  *
- * Environment variables configure the allocator: see the table in docs/settings.md,
- * https://github.com/hayloft-alloc/hayloft/blob/main/docs/settings.md
+ * Environment variables configure the allocator: see the table in docs/settings.md.
  */
 #ifndef HAYLOFT_H
 #define HAYLOFT_H
