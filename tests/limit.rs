@@ -11,9 +11,9 @@ use std::time::Duration;
 use alloc_core::fault::{self, Place};
 use alloc_core::{heap, nolock, stats};
 use tests::hoard::Hoard;
-use tests::process::status_bytes;
+use tests::process::{Limit, status_bytes};
 use tests::routes::Hayloft;
-use tests::scenario::on_both_backends_with;
+use tests::scenario::{Scenario, on_both_backends_with};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -34,6 +34,31 @@ fn wait_until(is_so: impl Fn() -> bool) {
 
 fn layout(size: usize) -> Layout {
     Layout::from_size_align(size, 16).expect("a valid layout")
+}
+
+/// Blocks that grew have no room that other allocations are refused for.
+#[test]
+fn room_to_grow_leaves_the_limit_to_others() {
+    let body = || {
+        let mut hoard = Hoard::on(vec![ptr::null_mut(); 1000].leak());
+        for (from, to) in [(2 * MB, 3 * MB), (9 * MB, 10 * MB)] {
+            let mut grown = Vec::with_capacity(4);
+            for _ in 0..grown.capacity() {
+                // SAFETY: the size is not zero, and the block is live with its first layout.
+                let block = unsafe { GLOBAL.realloc(GLOBAL.alloc(layout(from)), layout(from), to) };
+                assert!(!block.is_null());
+                grown.push(block);
+            }
+            hoard.fill_up(layout(2 * MB));
+            let live = grown.len() * to + hoard.len() * 2 * MB;
+            assert!(live > 128 * MB * 7 / 10, "{live} bytes");
+            hoard.free_all(layout(2 * MB));
+            // SAFETY: the blocks are live with this layout.
+            grown.into_iter().for_each(|block| unsafe { GLOBAL.dealloc(block, layout(to)) });
+        }
+    };
+    within("128M", body);
+    Scenario::new("data", body).limit(Limit::Data, 128 * MB).succeeds();
 }
 
 /// Freed memory of one size is available to the next size. Sheaves, barns and empty slabs withhold

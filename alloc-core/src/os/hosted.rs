@@ -302,6 +302,10 @@ pub(crate) fn milliseconds() -> u64 {
     0
 }
 
+pub(crate) fn data_limit() -> Option<usize> {
+    None
+}
+
 pub(crate) fn nanoseconds() -> u64 {
     0
 }

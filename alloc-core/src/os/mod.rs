@@ -59,7 +59,7 @@ pub(crate) use imp::bare;
 pub(crate) use imp::release;
 pub(crate) use imp::{
     CpuMask, Signal, ThreadExit, ThreadSlot, admit_signal, affinity, at_exit, at_fork,
-    block_signals, commit, cpu_numbers, current_cpu, current_cpu_and_node, decommit,
+    block_signals, commit, cpu_numbers, current_cpu, current_cpu_and_node, data_limit, decommit,
     has_little_address_space, has_signals_blocked, is_main_thread, is_realtime_signal, let_read,
     list, milliseconds, minor_faults, most_threads, name_thread, nanoseconds, page_size,
     prefer_huge_pages, prefer_node, process_id, read, read_bytes, register_rseq, remap, remove,

@@ -20,14 +20,25 @@ static CHARGED: AtomicUsize = AtomicUsize::new(0);
 static SOFT: AtomicUsize = AtomicUsize::new(usize::MAX);
 static HARD: AtomicUsize = AtomicUsize::new(usize::MAX);
 
+/// Most units that may be charged when room to grow is allocated. Room cannot be taken back before
+/// an allocation is refused, so only programs far from their limit get it.
+static WITH_ROOM: AtomicUsize = AtomicUsize::new(usize::MAX);
+/// The divisor of a limit that yields [`WITH_ROOM`].
+const ROOM_PART: usize = 4;
+
 /// Reads the setting. Call before any memory is allocated; a second call changes nothing.
 pub(super) fn read() {
+    // Committed memory counts as data, touched or not.
+    if let Some(bytes) = os::data_limit() {
+        WITH_ROOM.fetch_min((bytes >> UNIT_SHIFT) / ROOM_PART, Ordering::Relaxed);
+    }
     let Some(text) = os::env(c"HAYLOFT_LIMIT") else { return };
     match core::str::from_utf8(text).map_err(|_| NO_LIMIT).and_then(parse) {
         Ok((soft, hard)) => {
             // Relaxed, here and below: numbers that guard nothing.
             SOFT.store(soft, Ordering::Relaxed);
             HARD.store(hard, Ordering::Relaxed);
+            WITH_ROOM.fetch_min(soft.min(hard) / ROOM_PART, Ordering::Relaxed);
         }
         Err(why) => os::ignored(c"HAYLOFT_LIMIT", format_args!("{why}")),
     }
@@ -95,6 +106,11 @@ pub(super) fn charged() -> usize {
 /// Returns whether allocating `units` clean units would exceed the hard limit.
 pub(super) fn forbids(units: u32) -> bool {
     charged().saturating_add(units as usize) > HARD.load(Ordering::Relaxed)
+}
+
+/// Returns whether `units` clean units may be allocated as room for a block to grow.
+pub(super) fn allows_room(units: u32) -> bool {
+    charged().saturating_add(units as usize) <= WITH_ROOM.load(Ordering::Relaxed)
 }
 
 /// Returns whether the soft limit is exceeded.

@@ -61,9 +61,10 @@ pub(super) fn alloc_without_trim(
 }
 
 /// Allocates a run that is longer than its block has to be. It comes from the existing arenas of
-/// `node` only, never from a reserve, another node or a new arena.
+/// `node` only, never from a reserve, another node or a new arena, and only while the heap is far
+/// below its limit.
 pub(crate) fn alloc_room(context: Context, node: usize, units: usize) -> Option<Allocation> {
-    let len = u32::try_from(units).ok()?;
+    let len = u32::try_from(units).ok().filter(|len| limit::allows_room(*len))?;
     arenas_of(node).find_map(|arena| arena.alloc(context, len, 1))
 }
 

@@ -70,12 +70,23 @@ pub(crate) fn release(room: &mut [u8; 65]) -> &[u8] {
 
 /// Returns whether the address space of the process is limited.
 pub(crate) fn has_little_address_space() -> bool {
+    soft_limit(libc::RLIMIT_AS as usize).is_some()
+}
+
+/// Returns the most bytes of private writable memory that the process may have, or `None` if there
+/// is no limit.
+pub(crate) fn data_limit() -> Option<usize> {
+    soft_limit(libc::RLIMIT_DATA as usize)
+}
+
+/// Returns the soft limit on a resource, or `None` if there is no limit.
+fn soft_limit(resource: usize) -> Option<usize> {
     const THIS_PROCESS: usize = 0;
     let mut limit = [u64::MAX; 2];
     let to = (&raw mut limit).expose_provenance();
-    let arguments = [THIS_PROCESS, libc::RLIMIT_AS as usize, 0, to];
     // SAFETY: the kernel writes two 64-bit numbers to the local array.
-    unsafe { call(libc::SYS_prlimit64, arguments).is_ok() && limit[0] != u64::MAX }
+    let known = unsafe { call(libc::SYS_prlimit64, [THIS_PROCESS, resource, 0, to]) }.is_ok();
+    (known && limit[0] != u64::MAX).then_some(limit[0] as usize)
 }
 
 /// Returns the number of threads that this process may have, shared with other processes of its

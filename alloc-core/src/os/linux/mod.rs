@@ -32,7 +32,7 @@ pub(crate) use clock::{milliseconds, nanoseconds, sleep_microseconds};
 #[cfg(target_arch = "aarch64")]
 pub(crate) use environment::release;
 pub(crate) use environment::{
-    has_little_address_space, minor_faults, most_threads, page_size, system_page_size,
+    data_limit, has_little_address_space, minor_faults, most_threads, page_size, system_page_size,
 };
 pub(super) use file::File;
 pub(crate) use file::{list, read, read_bytes, remove, share, write_all};
