@@ -43,7 +43,7 @@ const SPAWN_FROM_ALL: usize = 16 << 20;
 /// Heap size in bytes from which a single-threaded program gets the thread, too.
 const MUCH: usize = 256 << 20;
 /// Number of windows after which the thread ends even though frees go on.
-const LIFE: u32 = 100;
+const LIFE: u32 = 1000;
 /// Milliseconds until starting the thread is tried again after it failed.
 const RETRY: u64 = 1000;
 
@@ -266,7 +266,9 @@ pub(crate) fn has_several_threads() -> bool {
     let this = Context::thread();
     let first = FIRST_THREAD.compare_exchange(0, this, Ordering::Relaxed, Ordering::Relaxed);
     let is_first = first.is_ok_and(|_| true) || first == Err(this);
-    HAS_OTHERS.store(!is_first, Ordering::Relaxed);
+    if !is_first {
+        HAS_OTHERS.store(true, Ordering::Relaxed);
+    }
     !is_first
 }
 
@@ -351,6 +353,10 @@ extern "C" fn thread_main() {
         // If the program goes on freeing, the next free starts another thread.
         let is_old = windows >= LIFE && was_noted;
         if (!has_more || is_old) && (swap(QUIET, NOBODY) || is_old && swap(NOTED, NOBODY)) {
+            // If it does not, nobody else returns what is left.
+            if has_more {
+                Context::enter(|context| end_window(context, Occasion::Shortage));
+            }
             break;
         }
     }
@@ -362,12 +368,16 @@ extern "C" fn thread_main() {
 fn wait(looks_at_pressure: bool, slice: impl Fn(u32) -> bool) -> Occasion {
     let window = WINDOW.load(Ordering::Relaxed);
     let slice_len = (window / SLICES).max(SHORTEST);
-    let (mut left, mut is_due, mut unlooked) = (window, true, 0);
+    let (mut left, mut is_due, mut unsliced, mut unlooked) = (window, true, 0, 0);
     while left > 0 {
-        is_due = is_due && slice(left.div_ceil(slice_len));
-        let some = left.min(if is_due { slice_len } else { LOOK_EVERY });
+        if is_due && unsliced == 0 {
+            is_due = slice(left.div_ceil(slice_len));
+            unsliced = slice_len;
+        }
+        let some = left.min(LOOK_EVERY).min(if is_due { unsliced } else { left });
         os::sleep_microseconds(some * 1000);
         left -= some;
+        unsliced = unsliced.saturating_sub(some);
         unlooked += some;
         if looks_at_pressure && (left == 0 || unlooked >= LOOK_EVERY) {
             unlooked = 0;
