@@ -267,6 +267,27 @@ fn in_a_middle_block() {
     }
 }
 
+/// A block that was freed is not resized, even if its size class stays the same.
+#[test]
+fn a_freed_middle_block_is_not_resized() {
+    for door in ["layout", "address"] {
+        let scenario = || {
+            // SAFETY: the size is not zero; the last call breaks the contract, as it should be
+            // found.
+            unsafe {
+                let block = Hayloft.alloc(layout(100_000));
+                Hayloft.dealloc(block, layout(100_000));
+                if door == "layout" {
+                    Hayloft.realloc(block, layout(100_000), 99_000);
+                } else {
+                    let _ = by_address::realloc(block, 99_000);
+                }
+            }
+        };
+        Scenario::new(door, scenario).run(|output| assert_found(output, "double free"));
+    }
+}
+
 /// A request whose class has no free object takes one of the next two classes.
 #[test]
 fn larger_neighbours_serve_middle_sizes() {

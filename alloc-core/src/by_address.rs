@@ -279,6 +279,7 @@ pub unsafe fn realloc(block: *mut u8, new_size: usize) -> *mut u8 {
             // Shrinking a little is not worth a copy.
             Place::Object(class) => match objects::size(class) {
                 size if (size / 2..=size).contains(&new_size) => {
+                    objects::check_middle(block, class);
                     return watch::resized(block, block, new_size);
                 }
                 size => size,

@@ -395,9 +395,13 @@ pub(crate) unsafe extern "C" fn realloc_large(
     new_layout: Layout,
 ) -> *mut u8 {
     let found = objects::find(object);
+    let is_served = |layout: Layout, by: Class| {
+        middle_class_of(layout).is_some_and(|class| class.may_be_served_by(by))
+    };
     if let Some((class, true)) = found
-        && [layout, new_layout].into_iter().all(|layout| middle_class_of(layout) == Some(class))
+        && [layout, new_layout].into_iter().all(|layout| is_served(layout, class))
     {
+        objects::check_middle(object, class);
         return watch::resized(object, object, new_layout.size());
     }
     let is_run = |layout: Layout| layout.size() > 0 && small_class_of(layout).is_none();

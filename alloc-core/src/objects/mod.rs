@@ -62,7 +62,7 @@ pub use deferral::{DeferredFrees, deferred_frees};
 pub(crate) use deferral::{deferred_barrier, free_deferred, is_deferred_on};
 pub(crate) use free::{allowance_is_used_up, free_refused, free_slow};
 pub(crate) use lookup::{class_of_object, find, size};
-pub(crate) use middle::{middle_in, middle_out};
+pub(crate) use middle::{check_middle, middle_in, middle_out};
 pub(crate) use node_class::has_node_classes;
 pub(crate) use put::{defer, free_block, free_run};
 pub(crate) use reclaim::{at_end_of_window, may_reclaim, trim};

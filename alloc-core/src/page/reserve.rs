@@ -12,7 +12,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::sync::counters::{self, Line};
 
-/// Units of a block of the reserve: the longest slab.
+/// Units of a block of the reserve: the longest slab of a small size.
 pub(super) const BLOCK: u32 = 4;
 
 const WORD: usize = u64::BITS as usize;

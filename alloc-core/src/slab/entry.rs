@@ -114,6 +114,12 @@ impl Entry {
         Class::any_from_index(self.class.load(Ordering::Relaxed).into())
     }
 
+    /// Returns whether the program holds an object of a middle size that starts at `address`, in
+    /// this unit.
+    pub(crate) fn holds(&self, address: *mut u8) -> bool {
+        self.middle_at(address).load(Ordering::Relaxed) == Middle::held_at(address)
+    }
+
     /// Returns the state of the object of a middle size that starts in the same half of the unit as
     /// `address`.
     #[inline(always)]

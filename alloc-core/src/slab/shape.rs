@@ -22,8 +22,8 @@ pub(crate) const MIN_EMPTY: u32 = 1;
 pub(crate) struct Shape {
     /// Bytes from one object to the next.
     pub(super) size: u32,
-    /// 2^32 / size, rounded up. Multiplied by an offset in the slab, it yields the exact index of
-    /// the object, in the upper 32 bits.
+    /// 2^32 / size, rounded up. Multiplied by the offset of an object in the slab, it yields the
+    /// object's index in the upper 32 bits. Within an object the index is exact for small sizes.
     reciprocal: u32,
     /// Objects of a slab.
     pub(super) objects: u32,
