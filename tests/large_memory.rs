@@ -176,8 +176,7 @@ fn growth_in_small_steps_copies_little() {
 fn cpus_keep_few_middle_blocks() {
     on_both_backends(|| {
         const SIZES: usize = 40;
-        // What a CPU may always keep, a sixteenth of that until the sheaves are checked again, and a
-        // block.
+        // The least bound of a CPU, a sixteenth of it until the next check, and a block.
         const KEPT: usize = MIB + MIB / 16 + MIB;
         let of = |number: usize| layout(((9 + number % 8) << 12) << (number / 8));
         // Returns the most bytes that one CPU keeps, since the thread may run on several.

@@ -87,7 +87,11 @@ fn parts_add_up() {
         assert!(trimmed.decommitted >= stats.decommitted + (10 << 20), "{trimmed:?}");
         assert!(trimmed.held + (10 << 20) <= stats.held, "{trimmed:?}");
         assert!(trimmed.decommits > stats.decommits, "{trimmed:?}");
-        assert!(trimmed.decommit_nanoseconds > stats.decommit_nanoseconds, "{trimmed:?}");
+        // The clock is a coarse one: some calls take a tick, and most take none.
+        while stats::gather().decommit_nanoseconds == stats.decommit_nanoseconds {
+            drop(vec![1_u8; 64 << 20]);
+            alloc_core::heap::trim();
+        }
         // Decommitted pages that are used again.
         drop(vec![1_u8; 4 << 20]);
         assert!(stats::gather().faults >= trimmed.faults + 500, "{trimmed:?}");

@@ -191,7 +191,7 @@ impl Arena {
             state = RunState::Clean;
         }
         // SAFETY: the caller guarantees that it owns these units and that their contents are dead.
-        if marks & SPARSE != 0 && unsafe { os::decommit(address, bytes) } {
+        if marks & SPARSE != 0 && unsafe { decommit(address, bytes) } {
             // Pages written here and there would be in the way of huge pages.
             state = RunState::Clean;
         }
@@ -216,7 +216,7 @@ impl Arena {
         unsafe {
             if first < end {
                 let first = NonNull::new_unchecked(meta.add(first - meta.addr()));
-                os::decommit(first, end - first.addr().get());
+                decommit(first, end - first.addr().get());
             }
         }
     }

@@ -8,22 +8,24 @@ use super::system_call::{call, word};
 /// Returns the time of a coarse monotonic clock in milliseconds, for decay. Takes no system call if
 /// the vDSO has `clock_gettime`.
 pub(crate) fn milliseconds() -> u64 {
-    let now = time(libc::CLOCK_MONOTONIC_COARSE);
+    let now = time();
     now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
 }
 
-/// Returns the time of a precise clock, in nanoseconds, to measure how long something takes.
+/// Returns the time of the same clock, in nanoseconds, to sum up how long something takes. Such a
+/// sum is right on average, as the clock advances by a tick in a part of the measurements.
 pub(crate) fn nanoseconds() -> u64 {
-    let now = time(libc::CLOCK_MONOTONIC);
+    let now = time();
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-fn time(clock: c_int) -> libc::timespec {
+fn time() -> libc::timespec {
+    const CLOCK: c_int = libc::CLOCK_MONOTONIC_COARSE;
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    if !vdso::clock(clock, &mut now) {
+    if !vdso::clock(CLOCK, &mut now) {
         let to = (&raw mut now).expose_provenance();
-        // SAFETY: the kernel writes only the local struct. Both clocks exist since Linux 2.6.32.
-        let _ = unsafe { call(libc::SYS_clock_gettime, [word(clock), to]) };
+        // SAFETY: the kernel writes only the local struct. The clock exists since Linux 2.6.32.
+        let _ = unsafe { call(libc::SYS_clock_gettime, [word(CLOCK), to]) };
     }
     now
 }
