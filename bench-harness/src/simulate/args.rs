@@ -38,7 +38,7 @@ pub(super) struct Args {
 
     /// CPUs that share barns and lists of slabs [default: those of a socket].
     #[arg(long, value_name = "N", value_parser = at_least_one)]
-    per_depot: Option<usize>,
+    per_store: Option<usize>,
 
     /// Nodes with state of their own; those beyond share with the first ones.
     #[arg(long, value_name = "N", default_value_t = tuning::NODES, value_parser = at_least_one)]
@@ -121,8 +121,8 @@ impl Args {
         let topology = Topology {
             per_cache: self.per_cache,
             per_socket: self.per_socket,
-            per_depot: self.per_depot.unwrap_or(self.per_socket),
-            depots: self.nodes,
+            per_store: self.per_store.unwrap_or(self.per_socket),
+            stores: self.nodes,
         };
         let mut setup = Setup::new(topology, costs, self.work);
         setup.scale_sheaves(self.batch);
@@ -136,7 +136,7 @@ impl Args {
 
     /// Returns the topology of two CPUs of the machine that this runs on.
     pub(super) fn here(&self) -> Topology {
-        Topology { per_cache: 2, per_socket: 2, per_depot: 2, depots: 1 }
+        Topology { per_cache: 2, per_socket: 2, per_store: 2, stores: 1 }
     }
 }
 

@@ -85,7 +85,7 @@ struct Row {
 
 impl Row {
     fn of(trace: &Trace, costs: Costs) -> Self {
-        let topology = Topology { per_cache: 1, per_socket: 1, per_depot: 1, depots: 1 };
+        let topology = Topology { per_cache: 1, per_socket: 1, per_store: 1, stores: 1 };
         let Counts { hit, slow, lock, copy, bit, visit, page, make } =
             Model::new(trace, &Setup::new(topology, costs, 0.0)).run().counts;
         let (hayloft, nothing) = real::measure(trace, ROUNDS);

@@ -115,7 +115,7 @@ mod tests {
     use crate::simulate::machine::{Costs, Topology, ns};
 
     fn distances() -> Distances {
-        let topology = Topology { per_cache: 8, per_socket: 8, per_depot: 8, depots: 1 };
+        let topology = Topology { per_cache: 8, per_socket: 8, per_store: 8, stores: 1 };
         Distances::new(topology, &Costs { line: [1.0, 2.0, 3.0], ..Costs::recorded() })
     }
 

@@ -56,15 +56,15 @@ pub struct Topology {
     pub per_socket: usize,
     /// CPUs that share barns and partial slabs. The real allocator has one shared store of a class
     /// per node, for a limited number of nodes.
-    pub per_depot: usize,
+    pub per_store: usize,
     /// Most shared stores of a class. CPUs beyond share with the first ones.
-    pub depots: usize,
+    pub stores: usize,
 }
 
 impl Topology {
     /// Returns the index of a CPU's shared store.
-    pub fn depot(&self, cpu: usize) -> usize {
-        (cpu / self.per_depot) % self.depots
+    pub fn store(&self, cpu: usize) -> usize {
+        (cpu / self.per_store) % self.stores
     }
 }
 
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn lines_cost_what_they_travel() {
-        let topology = Topology { per_cache: 2, per_socket: 4, per_depot: 4, depots: 2 };
+        let topology = Topology { per_cache: 2, per_socket: 4, per_store: 4, stores: 2 };
         let costs = Costs { line: [1.0, 10.0, 100.0], ..Costs::recorded() };
         let distances = Distances::new(topology, &costs);
         let here = |cpu| Here { cpu, distances: &distances };

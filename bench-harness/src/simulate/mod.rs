@@ -20,9 +20,9 @@ pub mod record;
 pub mod trace;
 
 mod args;
-mod depot;
 mod lock;
 mod report;
+mod store;
 
 use std::fs::File;
 use std::process::ExitCode;

@@ -18,9 +18,9 @@ use std::collections::{BinaryHeap, HashMap};
 use alloc_core::size_class::{CLASSES, Class};
 use alloc_core::tuning::{self, Numbers};
 
-use super::depot::{AllSlabs, Depot, Object, Work, slab_of};
 use super::lock::Lock;
 use super::machine::{Costs, Distances, Here, Line, Time, Topology, ns};
+use super::store::{AllSlabs, Object, Store, Work, slab_of};
 use super::trace::{Op, Trace};
 
 /// The allocator that serves a trace.
@@ -181,7 +181,7 @@ pub struct Model<'a> {
     cpus: Vec<Cpu>,
     events: BinaryHeap<Reverse<(Time, u64, usize, Event)>>,
     order: u64,
-    depots: Vec<Depot>,
+    stores: Vec<Store>,
     locks: Vec<Lock>,
     slabs: AllSlabs,
     arenas: Vec<Line>,
@@ -205,7 +205,7 @@ impl<'a> Model<'a> {
     /// Creates a simulation in the state before the first operation.
     pub fn new(trace: &'a Trace, setup: &'a Setup) -> Self {
         let cpus = trace.threads.len();
-        let depots = setup.topology.depots.min(cpus.div_ceil(setup.topology.per_depot));
+        let stores = setup.topology.stores.min(cpus.div_ceil(setup.topology.per_store));
         let cpu = |_| Cpu {
             time: 0,
             at: 0,
@@ -221,7 +221,7 @@ impl<'a> Model<'a> {
             timed: false,
             sheaves: vec![Vec::new(); CLASSES],
         };
-        let depot = |index: usize| Depot::new(&setup.numbers[index % CLASSES]);
+        let store = |index: usize| Store::new(&setup.numbers[index % CLASSES]);
         Self {
             trace,
             setup,
@@ -229,8 +229,8 @@ impl<'a> Model<'a> {
             cpus: (0..cpus).map(cpu).collect(),
             events: BinaryHeap::new(),
             order: 0,
-            depots: (0..depots * CLASSES).map(depot).collect(),
-            locks: (0..2 * depots * CLASSES + setup.arenas).map(|_| Lock::new(cpus)).collect(),
+            stores: (0..stores * CLASSES).map(store).collect(),
+            locks: (0..2 * stores * CLASSES + setup.arenas).map(|_| Lock::new(cpus)).collect(),
             slabs: AllSlabs::default(),
             arenas: vec![Line::NEW; setup.arenas],
             lists: vec![Vec::new(); CLASSES],
@@ -311,7 +311,7 @@ impl<'a> Model<'a> {
             Step::LookToTake => {
                 let lock = self.lock_for(cpu, Step::Take);
                 let way = self.locks[lock].look(Here { cpu, distances: &self.distances });
-                let is_empty = self.depots[lock / 2].barn.objects.is_empty();
+                let is_empty = self.stores[lock / 2].barn.objects.is_empty();
                 self.cpus[cpu].step = if is_empty { Step::Cut } else { Step::Take };
                 self.schedule(time + way, cpu, Event::Go);
             }
@@ -320,7 +320,7 @@ impl<'a> Model<'a> {
                 let way = self.locks[lock].look(Here { cpu, distances: &self.distances });
                 let Cpu { class, batch, .. } = &self.cpus[cpu];
                 let numbers = &self.setup.numbers[*class];
-                let has_room = self.depots[lock / 2].barn.has_room(batch.len(), numbers);
+                let has_room = self.stores[lock / 2].barn.has_room(batch.len(), numbers);
                 self.cpus[cpu].step = if has_room { Step::Put } else { Step::PutHome };
                 self.schedule(time + way, cpu, Event::Go);
             }
@@ -442,22 +442,22 @@ impl<'a> Model<'a> {
     /// Returns the lock that a step needs.
     fn lock_for(&self, cpu: usize, step: Step) -> usize {
         let state = &self.cpus[cpu];
-        let own = self.setup.topology.depot(cpu);
+        let own = self.setup.topology.store(cpu);
         match step {
             Step::Take | Step::Put => 2 * (own * CLASSES + state.class),
             Step::Cut | Step::Arrive => 2 * (own * CLASSES + state.class) + 1,
             Step::PutHome => {
                 let last = *state.batch.last().expect("something is to be put home");
-                let depot = usize::from(self.slabs.slabs[slab_of(last)].depot);
-                2 * (depot * CLASSES + state.class) + 1
+                let store = usize::from(self.slabs.slabs[slab_of(last)].store);
+                2 * (store * CLASSES + state.class) + 1
             }
-            _ => 2 * self.depots.len() + own % self.setup.arenas,
+            _ => 2 * self.stores.len() + own % self.setup.arenas,
         }
     }
 
     fn kind(&self, lock: usize) -> Kind {
         match lock {
-            _ if lock >= 2 * self.depots.len() => Kind::Arena,
+            _ if lock >= 2 * self.stores.len() => Kind::Arena,
             _ if lock.is_multiple_of(2) => Kind::Barn,
             _ => Kind::Slabs,
         }
@@ -506,12 +506,12 @@ impl<'a> Model<'a> {
         let pages = u64::from(matches!(state.step, Step::Page | Step::FreePage));
         match state.step {
             Step::Take => {
-                let barn = &mut self.depots[lock / 2].barn;
+                let barn = &mut self.stores[lock / 2].barn;
                 work.add(barn.take(numbers.batch, here, &mut state.batch));
                 state.step = if state.batch.is_empty() { Step::Cut } else { Step::Run };
             }
             Step::Put => {
-                let barn = &mut self.depots[lock / 2].barn;
+                let barn = &mut self.stores[lock / 2].barn;
                 if barn.has_room(state.batch.len(), &numbers) {
                     work.add(barn.put(&mut state.batch, here));
                     state.step = Step::Run;
@@ -520,34 +520,34 @@ impl<'a> Model<'a> {
                 }
             }
             Step::Cut => {
-                let partial = &mut self.depots[lock / 2].partial;
+                let partial = &mut self.stores[lock / 2].partial;
                 work.lines += partial.fetch(here);
                 work.add(partial.cut(&numbers, here, &mut self.slabs, &mut state.batch));
                 state.step = if state.batch.is_empty() { Step::Page } else { Step::Run };
             }
             Step::Page => {
                 // Three lines: the bins, and the descriptors of both ends of the run.
-                work.lines += 3 * self.arenas[lock - 2 * self.depots.len()].write(here);
+                work.lines += 3 * self.arenas[lock - 2 * self.stores.len()].write(here);
                 lasts += ns(costs.page);
-                let depot = (self.setup.topology.depot(cpu)) as u16;
-                state.slab = self.slabs.make(depot, &numbers);
+                let store = (self.setup.topology.store(cpu)) as u16;
+                state.slab = self.slabs.make(store, &numbers);
                 let cut = self.slabs.cut(state.slab, numbers.batch, here, &mut state.batch);
                 work.add(cut);
                 state.step = Step::Arrive;
             }
             Step::Arrive => {
-                let partial = &mut self.depots[lock / 2].partial;
+                let partial = &mut self.stores[lock / 2].partial;
                 work.lines += partial.fetch(here);
                 work.visits += 1;
                 partial.add(state.slab, &mut self.slabs);
                 state.step = Step::Run;
             }
             Step::PutHome => {
-                let partial = &mut self.depots[lock / 2].partial;
+                let partial = &mut self.stores[lock / 2].partial;
                 work.lines += partial.fetch(here);
-                let depot = lock / 2 / CLASSES;
+                let store = lock / 2 / CLASSES;
                 work.add(partial.put(
-                    depot,
+                    store,
                     here,
                     &mut self.slabs,
                     &mut state.batch,
@@ -560,7 +560,7 @@ impl<'a> Model<'a> {
                 };
             }
             Step::FreePage => {
-                work.lines += 3 * self.arenas[lock - 2 * self.depots.len()].write(here);
+                work.lines += 3 * self.arenas[lock - 2 * self.stores.len()].write(here);
                 lasts += ns(costs.page);
                 let slab = state.emptied.pop().expect("a slab is empty");
                 self.slabs.unused.push(slab);
@@ -569,7 +569,7 @@ impl<'a> Model<'a> {
             Step::OneLock => {
                 // Only the head of the list is counted: the line of the object itself is part of
                 // the program's own work.
-                work.lines += self.arenas[lock - 2 * self.depots.len()].write(here);
+                work.lines += self.arenas[lock - 2 * self.stores.len()].write(here);
                 lasts += ns(costs.hit);
                 state.step = Step::Run;
             }
@@ -668,9 +668,9 @@ impl<'a> Model<'a> {
             }
             cpu.batch.iter().copied().for_each(&mut found);
         }
-        for (index, depot) in self.depots.iter().enumerate() {
-            assert!(depot.barn.objects.len() <= self.setup.numbers[index % CLASSES].barn);
-            depot.barn.objects.iter().copied().for_each(&mut found);
+        for (index, store) in self.stores.iter().enumerate() {
+            assert!(store.barn.objects.len() <= self.setup.numbers[index % CLASSES].barn);
+            store.barn.objects.iter().copied().for_each(&mut found);
         }
         let live = self.blocks.iter().filter_map(|block| match block {
             Block::Live(object) => Some(*object),
@@ -696,7 +696,7 @@ mod tests {
     use super::*;
 
     fn topology() -> Topology {
-        Topology { per_cache: 2, per_socket: 4, per_depot: 4, depots: 2 }
+        Topology { per_cache: 2, per_socket: 4, per_store: 4, stores: 2 }
     }
 
     #[test]

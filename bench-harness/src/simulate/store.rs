@@ -78,7 +78,7 @@ impl Barn {
 
 /// A slab. Each set bit in `free` is a free object.
 pub(super) struct Slab {
-    pub(super) depot: u16,
+    pub(super) store: u16,
     pub(super) objects: usize,
     pub(super) free: Vec<u64>,
     pub(super) free_count: usize,
@@ -104,14 +104,14 @@ pub(super) struct AllSlabs {
 
 impl AllSlabs {
     /// Creates a slab whose objects are all free, on no list, and returns its number.
-    pub(super) fn make(&mut self, depot: u16, numbers: &Numbers) -> usize {
+    pub(super) fn make(&mut self, store: u16, numbers: &Numbers) -> usize {
         let words = numbers.slab.div_ceil(WORD);
         let mut free = vec![u64::MAX; words];
         if !numbers.slab.is_multiple_of(WORD) {
             free[words - 1] = u64::MAX >> (WORD - numbers.slab % WORD);
         }
         let slab = Slab {
-            depot,
+            store,
             objects: numbers.slab,
             free,
             free_count: numbers.slab,
@@ -212,7 +212,7 @@ impl Partial {
     /// store. Slabs that become empty beyond the number kept move to `emptied`.
     pub(super) fn put(
         &mut self,
-        depot: usize,
+        store: usize,
         here: Here<'_>,
         all: &mut AllSlabs,
         batch: &mut Vec<Object>,
@@ -221,7 +221,7 @@ impl Partial {
         let mut work = Work::default();
         let mut last = None;
         while let Some(object) = batch.last()
-            && usize::from(all.slabs[slab_of(*object)].depot) == depot
+            && usize::from(all.slabs[slab_of(*object)].store) == store
         {
             let object = batch.pop().expect("there is one");
             let number = slab_of(object);
@@ -300,12 +300,12 @@ impl Work {
 }
 
 /// A shared store: the barn and the partial slabs of a class for one group of CPUs.
-pub(super) struct Depot {
+pub(super) struct Store {
     pub(super) barn: Barn,
     pub(super) partial: Partial,
 }
 
-impl Depot {
+impl Store {
     pub(super) fn new(numbers: &Numbers) -> Self {
         Self { barn: Barn::new(numbers), partial: Partial::new() }
     }
