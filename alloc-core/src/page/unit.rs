@@ -129,7 +129,7 @@ fn elsewhere(address: *mut u8) -> Option<*mut u8> {
 pub(crate) fn for_each_unit(visit: &mut dyn FnMut(Unit)) {
     for arena in arenas() {
         let arrays = arena.arrays();
-        // Unit 0 is never part of a run.
+        // Unit 0 is never part of a run. Acquire: pairs with the Release in `FreeRuns::add`.
         for index in
             (1..arena.committed.load(Ordering::Acquire)).chain(arrays.reserve..arrays.units)
         {

@@ -507,7 +507,7 @@ mod tests {
             count
         };
         assert_eq!((empty(EMPTY), empty(EMPTY + PUNCHED)), (1, 0));
-        assert!(some.lend_and_relist(), "an empty one is not settled");
+        assert!(some.lend_and_relist(), "an empty one is not relisted");
         assert_eq!((empty(EMPTY), empty(EMPTY + PUNCHED)), (0, 1));
         let mut emptied = Emptied::new();
         some.lock().shed(some.class, &mut emptied);
