@@ -144,6 +144,7 @@ pub(crate) struct First {
     pub(crate) bytes: AtomicUsize,
     pub(crate) base: AtomicPtr<u8>,
     pub(crate) entries: AtomicPtr<u8>,
+    pub(crate) meta: AtomicPtr<u8>,
 }
 
 pub(crate) static FIRST: First = First {
@@ -152,6 +153,7 @@ pub(crate) static FIRST: First = First {
     // address foreign.
     base: AtomicPtr::new(ptr::without_provenance_mut(1 << (usize::BITS - 1))),
     entries: AtomicPtr::new(ptr::null_mut()),
+    meta: AtomicPtr::new(ptr::null_mut()),
 };
 
 /// Outcome of pushing an object that is found by its address.

@@ -4,8 +4,7 @@
 //! CPU. A fast path that pushes such an object spends from the CPU's allowance. When the allowance
 //! is used up, the slow path bounds the sheaves and sets the next allowance.
 //!
-//! The *entry* of a unit records which of the objects that start in the unit the program holds. The
-//! fast paths read no other metadata.
+//! The metadata of a unit records which of the objects that start there the program holds.
 
 use super::check::misused;
 use super::lookup::find;
@@ -14,7 +13,7 @@ use crate::page;
 use crate::percpu::{self, Backend};
 use crate::reclaim;
 use crate::size_class::{Class, MIDDLE_CLASSES};
-use crate::slab::{Entry, Misuse};
+use crate::slab::{Misuse, Slab};
 
 /// Bytes of middle sizes that the sheaves of a CPU may always hold. Memory that serves one size
 /// only is cold: with 4 MiB, a program that has one block of 32 KiB to 4 MiB at a time takes 1.2
@@ -75,7 +74,8 @@ pub(super) fn bound(
 /// as zero.
 #[inline(always)]
 pub(crate) fn middle_out(object: *mut u8) -> bool {
-    entry_at(object).is_some_and(|entry| entry.middle_out(object))
+    // SAFETY: the metadata belongs to the unit of an object that was just allocated.
+    page::meta_at(object).is_some_and(|meta| unsafe { Slab::middle_out(meta.cast(), object) })
 }
 
 /// Records that the program frees the block at `address`, and returns its class, if it is an object
@@ -83,22 +83,19 @@ pub(crate) fn middle_out(object: *mut u8) -> bool {
 /// start of one that the program holds.
 #[inline(always)]
 pub(crate) fn middle_in(address: *mut u8) -> Option<Class> {
-    entry_at(address)?.middle_in(address).or_else(|| no_middle(address))
+    let meta = page::meta_at(address)?;
+    // SAFETY: `meta_at` returns committed metadata of the address's unit.
+    unsafe { Slab::middle_in(meta.cast(), address) }.or_else(|| no_middle(address))
 }
 
 /// Ends the process if `object`, of `class`, is of a middle size and the program does not hold it.
 pub(crate) fn check_middle(object: *mut u8, class: Class) {
-    if class.is_middle() && !entry_at(object).is_some_and(|entry| entry.holds(object)) {
+    // SAFETY: `meta_at` returns committed metadata of the object's unit.
+    let held =
+        page::meta_at(object).and_then(|meta| unsafe { Slab::middle_held(meta.cast(), object) });
+    if class.is_middle() && held.is_none() {
         misused(object, class, Misuse::DoubleFree);
     }
-}
-
-/// Returns the entry of the unit that holds `address`, or `None` if the address is foreign or its
-/// unit is not committed.
-#[inline(always)]
-fn entry_at(address: *mut u8) -> Option<&'static Entry> {
-    // SAFETY: `page::entry_at` returns committed memory that is zero or an entry, and zero is one.
-    page::entry_at(address).map(|entry| unsafe { &*entry.cast() })
 }
 
 /// Ends the process if `address` lies in a slab of objects of a middle size.

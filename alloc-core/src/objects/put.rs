@@ -22,7 +22,7 @@ use crate::node;
 use crate::page::{self, Unit};
 use crate::percpu::{self, Backend, Event};
 use crate::size_class::{Class, UNIT};
-use crate::slab::{self, Emptied, Entry, Misuse, Slab};
+use crate::slab::{self, Emptied, Misuse, Slab};
 use crate::sync::Context;
 use crate::thread::MAX_CPUS;
 use crate::watch;
@@ -187,9 +187,9 @@ pub(crate) unsafe fn defer(context: Context, block: *mut u8) {
 /// `object` is of `class`, and nobody uses it.
 unsafe fn defer_object(context: Context, class: Class, object: *mut u8) {
     if let (true, Some(unit)) = (class.is_middle(), Unit::of(object)) {
-        // SAFETY: the caller guarantees that `object` is of `class`, so its unit has an entry. The
+        // SAFETY: the caller guarantees that `object` is of `class`, so its unit has metadata. The
         // link is about to be written into the object.
-        unsafe { (*unit.entry().cast::<Entry>()).middle_written(object) };
+        unsafe { Slab::middle_written(unit.meta().cast(), object) };
     }
     // SAFETY: the link lies within the object, which nobody uses.
     unsafe { defer(context, object.add(slab::shape(class).link as usize)) };

@@ -388,7 +388,7 @@ impl FreeRuns {
     /// Adds the `more` units that were committed behind the first `committed` ones.
     #[inline]
     pub(super) fn add(&mut self, arena: &Arena, committed: u32, more: u32) {
-        // Release: pairs with the Acquire in `Unit::is_committed`, in `entry_at` and in
+        // Release: pairs with the Acquire in `Unit::is_committed`, in `meta_at` and in
         // `for_each_unit`.
         arena.committed.store(committed + more, Ordering::Release);
         self.give(arena, committed, more, RunState::Clean);

@@ -119,8 +119,8 @@ fn fill(reserved: NonNull<u8>, bytes: usize, node: usize, need: u32) -> Option<(
     // Relaxed: only the number matters; `bytes` publishes the arena.
     let index = CLAIMED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim).ok()?;
     let arena = ARENAS.get(index)?;
-    let (base, entries, bytes) =
-        (arrays.base, arrays.entries, (arrays.units as usize) << UNIT_SHIFT);
+    let (base, entries, meta) = (arrays.base, arrays.entries, arrays.meta);
+    let bytes = (arrays.units as usize) << UNIT_SHIFT;
     arena.end.store(arrays.reserve, Ordering::Relaxed);
     arena.behind.store(arrays.units, Ordering::Relaxed);
     // SAFETY: this thread has claimed the arena, which is not published yet, so nobody else uses
@@ -134,7 +134,8 @@ fn fill(reserved: NonNull<u8>, bytes: usize, node: usize, need: u32) -> Option<(
     if index == 0 {
         FIRST.base.store(base, Ordering::Relaxed);
         FIRST.entries.store(entries, Ordering::Relaxed);
-        // Release: pairs with the Acquire in `push_by_address` and in `entry_at`.
+        FIRST.meta.store(meta, Ordering::Relaxed);
+        // Release: pairs with the Acquire in `push_by_address` and in `meta_at`.
         FIRST.bytes.store(bytes, Ordering::Release);
     }
     Some(())

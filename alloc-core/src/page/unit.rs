@@ -1,6 +1,6 @@
 //! Units, found by the addresses in them.
 //!
-//! [`Unit::of`] searches all arenas. [`entry_at`], on the path of objects of middle sizes, first
+//! [`Unit::of`] searches all arenas. [`meta_at`], on the path of objects of middle sizes, first
 //! looks at the arena that was made first, whose bounds are in [`FIRST`].
 
 use core::sync::atomic::Ordering;
@@ -99,10 +99,10 @@ impl Unit {
     }
 }
 
-/// Returns the entry of the unit that holds `address`, or `None` if the address is foreign or
+/// Returns the metadata of the unit that holds `address`, or `None` if the address is foreign or
 /// its unit is not committed.
 #[inline(always)]
-pub(crate) fn entry_at(address: *mut u8) -> Option<*mut u8> {
+pub(crate) fn meta_at(address: *mut u8) -> Option<*mut u8> {
     // Nearly all addresses lie in the arena that was made first. Acquire: pairs with the Release in
     // `fill`.
     let bytes = FIRST.bytes.load(Ordering::Acquire);
@@ -112,17 +112,17 @@ pub(crate) fn entry_at(address: *mut u8) -> Option<*mut u8> {
     let committed = unsafe { &(*(&raw const ARENAS).cast::<Arena>()).committed };
     // Acquire: pairs with the Release in `FreeRuns::add`.
     if offset < bytes && (offset >> UNIT_SHIFT) < committed.load(Ordering::Acquire) as usize {
-        let entries = FIRST.entries.load(Ordering::Relaxed);
-        return Some(entries.wrapping_add((offset >> UNIT_SHIFT) * ENTRY_SIZE));
+        let meta = FIRST.meta.load(Ordering::Relaxed);
+        return Some(meta.wrapping_add((offset >> UNIT_SHIFT) * META_SIZE));
     }
     elsewhere(address)
 }
 
-/// Does the work of [`entry_at`] for an address in any arena.
+/// Does the work of [`meta_at`] for an address in any arena.
 #[cold]
 #[inline(never)]
 fn elsewhere(address: *mut u8) -> Option<*mut u8> {
-    Unit::of(address).filter(|unit| unit.is_committed()).map(Unit::entry)
+    Unit::of(address).filter(|unit| unit.is_committed()).map(Unit::meta)
 }
 
 /// Calls `visit` with every unit whose metadata can be read.

@@ -2,7 +2,8 @@
 //!
 //! A slab's descriptor lies outside the slab, in the metadata that `page` keeps per unit. The
 //! descriptor of the first unit describes the slab and holds the bitmap of its free objects. The
-//! descriptors of the other units hold only a copy of the identity.
+//! descriptors of the other units hold only a copy of the identity, and all hold
+//! the states of the objects of a middle size that start in their unit.
 //!
 //! A descriptor is read and written under the lock of the [`Slabs`] that the slab belongs to. The
 //! exception is `identity`, which does not change while objects of the slab are out.
@@ -16,6 +17,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use super::bitmap::Bitmap;
 use super::entry::Entry;
 use super::lists::ARRIVING;
+use super::middle::States;
 use super::shape::{SHAPES, Shape, WORD, shape};
 use crate::batch::Batch;
 use crate::size_class::Class;
@@ -47,6 +49,12 @@ impl Tag {
         self.live && usize::from(self.class) == class.index()
     }
 
+    /// Returns the class of the slab, or `None` if the unit belongs to none.
+    #[inline(always)]
+    pub(super) fn class(&self) -> Option<Class> {
+        Class::any_from_index(self.class.into()).filter(|_| self.live)
+    }
+
     /// Stores a tag.
     ///
     /// # Safety
@@ -65,7 +73,8 @@ impl Tag {
     ///
     /// # Safety
     /// `this` is the tag of a descriptor that is committed.
-    unsafe fn load(this: *mut Tag) -> Tag {
+    #[inline(always)]
+    pub(super) unsafe fn load(this: *mut Tag) -> Tag {
         // SAFETY: the caller guarantees that `this` is committed. It is zero, or was stored.
         // Relaxed: a thread that may read more of a slab than its tag is ordered by whatever gave
         // it that right.
@@ -90,6 +99,8 @@ pub(crate) struct Slab {
     /// [`UNLISTED`]: super::lists::UNLISTED
     /// [`LENT`]: super::lists::LENT
     pub(super) list: u8,
+    /// The states of the objects of a middle size that start in this unit.
+    pub(super) middle: States,
     /// The decay window in which the slab was listed or last cut from, whichever is later.
     pub(super) window: u32,
     pub(super) bitmap: Bitmap,
@@ -129,7 +140,8 @@ impl Slab {
             let tag = Tag { class: class.index() as u16, node, live: true };
             for unit in 0..shape(class).units as usize {
                 (&raw mut (*this.add(unit)).identity.base).write(base);
-                (*entries.add(unit)).set(class, shape(class).in_unit(), zeroed);
+                (*entries.add(unit)).set(class, shape(class).in_unit());
+                (&raw mut (*this.add(unit)).middle).write(States::new(zeroed));
                 Tag::store(&raw mut (*this.add(unit)).identity.tag, tag);
             }
             (&raw mut (*this).entries).write(entries);
@@ -230,6 +242,56 @@ impl Slab {
             let is_of_class = Tag::load(&raw mut (*this).identity.tag).is_of(class);
             is_of_class.then(|| (*this).identity.base)
         }
+    }
+
+    /// Records that the program receives the object of a middle size that starts at `object`.
+    /// Returns whether the object reads as zero.
+    ///
+    /// # Safety
+    /// `this` is metadata of the unit that contains `object`, which is an object of a middle size
+    /// that nobody else has.
+    #[inline(always)]
+    pub(crate) unsafe fn middle_out(this: *mut Slab, object: *mut u8) -> bool {
+        // SAFETY: the caller guarantees that `this` is metadata of a live slab.
+        unsafe { (*this).middle.hold(object) }
+    }
+
+    /// Records that the program frees the object at `address`, and returns its class, if it is an
+    /// object of a middle size that the program holds. If two threads free an object at the same
+    /// moment, which is an error, both may succeed.
+    ///
+    /// # Safety
+    /// `this` is committed metadata of the unit that contains `address`.
+    #[inline(always)]
+    pub(crate) unsafe fn middle_in(this: *mut Slab, address: *mut u8) -> Option<Class> {
+        // SAFETY: the caller guarantees that `this` is committed.
+        let class = unsafe { Slab::middle_held(this, address)? };
+        // SAFETY: `this` has states, as it is committed.
+        unsafe { (*this).middle.release(address) };
+        Some(class)
+    }
+
+    /// Returns the class of the object at `address`, if it is an object of a middle size that the
+    /// program holds.
+    ///
+    /// # Safety
+    /// As [`Slab::middle_in`].
+    #[inline(always)]
+    pub(crate) unsafe fn middle_held(this: *mut Slab, address: *mut u8) -> Option<Class> {
+        // SAFETY: the caller guarantees that `this` is committed; zeroed metadata is a valid tag
+        // and valid states.
+        let (tag, is_held) =
+            unsafe { (Tag::load(&raw mut (*this).identity.tag), (*this).middle.holds(address)) };
+        tag.class().filter(|class| class.is_middle() && is_held)
+    }
+
+    /// Records that a free object of a middle size no longer reads as zero.
+    ///
+    /// # Safety
+    /// As [`Slab::middle_out`].
+    pub(crate) unsafe fn middle_written(this: *mut Slab, object: *mut u8) {
+        // SAFETY: the caller guarantees that `this` is metadata of a live slab.
+        unsafe { (*this).middle.release(object) };
     }
 
     /// Returns the node whose lists the slab belongs to.

@@ -11,7 +11,7 @@
 //! | `descriptor` | the metadata of a slab |
 //! | `bitmap` | the free objects of a slab |
 //! | `shape` | layout and policy of the slabs of a class |
-//! | `lists` `entry` | numbers of lists; the part of the metadata that the fast paths read |
+//! | `lists` `entry` `middle` | numbers of lists; what C's `free` reads; states of middle sizes |
 //!
 //! *Arrival.* A new slab is private to its maker until it *arrives* at the lists, after its maker
 //! has cut objects from it. The maker lists it at once. If the lock is busy and the maker must not
@@ -29,6 +29,7 @@ mod emptied;
 mod entry;
 mod lent;
 mod lists;
+mod middle;
 mod partial;
 mod shape;
 #[cfg(all(test, not(loom), not(miri)))]
