@@ -16,6 +16,7 @@
 //! | [`sysfs`]      | made-up NUMA nodes, and pinning to CPUs                            |
 //! | [`cgroup`]     | cgroups that confine a process to some CPUs or limit its memory    |
 //! | [`process`]    | the kernel's figures on this process, and limits on it             |
+//! | [`temporary`]  | files and folders that are removed after a test                    |
 
 use std::io::{self, Write as _};
 
@@ -36,3 +37,4 @@ pub mod routes;
 pub mod scenario;
 pub mod sizes;
 pub mod sysfs;
+pub mod temporary;

@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
 
 /// Returns a figure of `/proc/self/status`, such as `VmRSS`, in bytes.
 ///
@@ -40,6 +42,17 @@ pub fn this_thread() -> libc::pid_t {
     //
     // SAFETY: `gettid` has no arguments.
     unsafe { libc::syscall(libc::SYS_gettid) as libc::pid_t }
+}
+
+/// Returns the path of the shared page of a process in this process's PID namespace.
+///
+/// # Panics
+///
+/// If `/proc` is not mounted.
+#[must_use]
+pub fn shared_page_of(process: u32) -> PathBuf {
+    let namespace = fs::metadata("/proc/self/ns/pid").expect("/proc is mounted").ino();
+    PathBuf::from(format!("/dev/shm/hayloft-{process}-{namespace}"))
 }
 
 /// Blocks until a thread of this process sleeps in the kernel.
