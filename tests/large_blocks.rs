@@ -288,20 +288,20 @@ fn a_freed_middle_block_is_not_resized() {
     }
 }
 
-/// A request whose class has no free object takes one of the next two classes.
+/// A request whose class has no free object takes one of the next three classes.
 #[test]
 fn larger_neighbours_serve_middle_sizes() {
     on_both_backends(|| {
         pin_here();
-        // Of the classes 36, 40, 44 and 48 KiB.
-        let sizes = [36, 40, 44, 48].map(|kib| layout(kib << 10));
+        // Of the classes 36, 40, 44, 48 and 52 KiB.
+        let sizes = [36, 40, 44, 48, 52].map(|kib| layout(kib << 10));
         // SAFETY: the sizes are not zero, and each block is freed with the layout of its request.
         unsafe {
-            let largest = Hayloft.alloc(sizes[3]);
-            Hayloft.dealloc(largest, sizes[3]);
+            let largest = Hayloft.alloc(sizes[4]);
+            Hayloft.dealloc(largest, sizes[4]);
             let far = Hayloft.alloc(sizes[0]);
             assert_ne!(far, largest);
-            for nearer in [sizes[1], sizes[2], sizes[3]] {
+            for nearer in [sizes[1], sizes[2], sizes[3], sizes[4]] {
                 let block = Hayloft.alloc_zeroed(nearer);
                 assert_eq!(block, largest);
                 let bytes = std::slice::from_raw_parts_mut(block, nearer.size());

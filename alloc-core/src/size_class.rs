@@ -103,7 +103,7 @@ pub struct Class(usize);
 
 /// The number of larger classes that may serve a middle size. A program that replaces blocks of
 /// random middle sizes finds most of the missing ones there.
-const NEIGHBOURS: usize = 2;
+const NEIGHBOURS: usize = 3;
 
 impl Class {
     /// Returns the size class with this index, or `None` from [`CLASSES`] up.
@@ -142,7 +142,7 @@ impl Class {
         (SMALL_CLASSES..CLASSES).map(Class)
     }
 
-    /// Returns the larger classes whose objects may serve requests of this one: the next two of a
+    /// Returns the larger classes whose objects may serve requests of this one: the next three of a
     /// middle class, none of another.
     pub(crate) fn larger_middle(self) -> impl Iterator<Item = Class> {
         let count = if self.is_middle() { NEIGHBOURS } else { 0 };
