@@ -127,6 +127,10 @@ pub(super) unsafe fn close(
     batch: &mut Batch,
     mut take: impl FnMut(Class, &mut Batch),
 ) -> bool {
+    // SeqCst in this function: each store must be visible to every section that begins after the
+    // next `restart_sections_on`, whose system call is a full barrier here and on that CPU. Relaxed
+    // stores would do beside it; the path is cold, and SeqCst says that the order matters.
+    //
     // By halves: sections that may be running store the first half only, once the region is closed.
     // SAFETY: the caller guarantees that `base` is the region of `cpu`.
     let half = |class: Class, number: usize| unsafe { header_halves(base, class)[number] };
