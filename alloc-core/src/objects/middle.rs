@@ -41,7 +41,9 @@ pub(super) fn bound(
 ) {
     let cpu = percpu::cpu();
     let part = if reclaim::has_several_threads() { MIDDLE_PART_OF_THREADS } else { MIDDLE_PART };
-    let most = LEAST_MIDDLE.max(page::charged() / (part * percpu::regions().max(1)));
+    // Idle memory is no part of the heap: after a burst the sheaves would keep a share of it.
+    let heap = page::charged().saturating_sub(page::dirty());
+    let most = LEAST_MIDDLE.max(heap / (part * percpu::regions().max(1)));
     let mut held = [0; MIDDLE_CLASSES];
     for (bytes, class) in held.iter_mut().zip(Class::middle()) {
         *bytes = percpu::held(cpu, class) * class.size();
