@@ -27,6 +27,19 @@ impl Prng {
         (((self.next() >> 32) * bound as u64) >> 32) as usize
     }
 
+    /// Returns one of `choices`, each of which has its share in percent. The shares make a hundred.
+    #[inline(always)]
+    pub(crate) fn weighted<T>(&mut self, choices: impl IntoIterator<Item = (usize, T)>) -> T {
+        let mut draw = self.below(100);
+        for (share, choice) in choices {
+            if draw < share {
+                return choice;
+            }
+            draw -= share;
+        }
+        unreachable!("shares make a hundred")
+    }
+
     /// Returns a number above `low` and up to `high`. Every octave between them is equally likely.
     /// Expects `high / low` to be a power of two.
     #[inline(always)]

@@ -92,10 +92,13 @@ pub(crate) fn middle_in(address: *mut u8) -> Option<Class> {
 
 /// Ends the process if `object`, of `class`, is of a middle size and the program does not hold it.
 pub(crate) fn check_middle(object: *mut u8, class: Class) {
+    if !class.is_middle() {
+        return;
+    }
     // SAFETY: `meta_at` returns committed metadata of the object's unit.
     let held =
         page::meta_at(object).and_then(|meta| unsafe { Slab::middle_held(meta.cast(), object) });
-    if class.is_middle() && held.is_none() {
+    if held.is_none() {
         misused(object, class, Misuse::DoubleFree);
     }
 }

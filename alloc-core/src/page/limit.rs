@@ -38,7 +38,7 @@ pub(super) fn read() {
             // Relaxed, here and below: numbers that guard nothing.
             SOFT.store(soft, Ordering::Relaxed);
             HARD.store(hard, Ordering::Relaxed);
-            WITH_ROOM.fetch_min(soft.min(hard) / ROOM_PART, Ordering::Relaxed);
+            WITH_ROOM.fetch_min(soft / ROOM_PART, Ordering::Relaxed);
         }
         Err(why) => os::ignored(c"HAYLOFT_LIMIT", format_args!("{why}")),
     }

@@ -224,7 +224,7 @@ impl Slab {
     pub(crate) unsafe fn find(this: *mut Slab, address: *mut u8) -> Option<(Class, bool)> {
         // SAFETY: the caller guarantees that `this` is committed; zeroed metadata is a valid tag.
         let tag = unsafe { Tag::load(&raw mut (*this).identity.tag) };
-        let class = Class::any_from_index(tag.class.into()).filter(|_| tag.live)?;
+        let class = tag.class()?;
         // SAFETY: `this` is committed, and a unit whose tag is live has its base.
         let base = unsafe { (*this).identity.base };
         let offset = address.addr().wrapping_sub(base.addr());

@@ -92,11 +92,7 @@ fn soft_limit(resource: usize) -> Option<usize> {
 /// Returns the number of threads that this process may have, shared with other processes of its
 /// user and its cgroup. Returns `usize::MAX` if there is no limit.
 pub(crate) fn most_threads() -> usize {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the pointer is to a local limit that the call may write.
-    let known = unsafe { libc::getrlimit(libc::RLIMIT_NPROC, &raw mut limit) } == 0;
-    let mut most =
-        if known { usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX) } else { usize::MAX };
+    let mut most = soft_limit(libc::RLIMIT_NPROC as usize).unwrap_or(usize::MAX);
     let mut at = |path: fmt::Arguments<'_>| {
         let mut room = [0; 32];
         let number = read(path, &mut room).and_then(|text| text.trim().parse().ok());

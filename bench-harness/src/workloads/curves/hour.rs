@@ -10,8 +10,8 @@ use crate::prng::Prng;
 
 /// Lifetimes in simulated seconds, with the percentage of blocks in each range. Within a range
 /// every octave is equally likely; 0 means freed within the same second.
-const LIVES: [(usize, usize, usize); 5] =
-    [(60, 0, 0), (25, 1, 8), (10, 8, 64), (4, 64, 1024), (1, 1024, 4096)];
+const LIVES: [(usize, (usize, usize)); 5] =
+    [(60, (0, 0)), (25, (1, 8)), (10, (8, 64)), (4, (64, 1024)), (1, (1024, 4096))];
 
 /// The kinds of blocks, with the percentage of blocks of each: 840 B on average.
 const KINDS: [(usize, &Mix); 3] = [(94, &SMALL), (5, &RECORDS), (1, &BUFFERS)];
@@ -66,25 +66,14 @@ impl Hour {
     }
 
     fn size(&mut self) -> usize {
-        let mut draw = self.prng.below(100);
-        for (share, mix) in KINDS {
-            if draw < share {
-                return mix.size(&mut self.prng);
-            }
-            draw -= share;
-        }
-        unreachable!("shares make a hundred")
+        self.prng.weighted(KINDS).size(&mut self.prng)
     }
 
     fn life(&mut self) -> usize {
-        let mut draw = self.prng.below(100);
-        for (share, shortest, longest) in LIVES {
-            if draw < share {
-                return if longest == 0 { 0 } else { self.prng.geometric(shortest, longest) };
-            }
-            draw -= share;
+        match self.prng.weighted(LIVES) {
+            (_, 0) => 0,
+            (shortest, longest) => self.prng.geometric(shortest, longest),
         }
-        unreachable!("shares make a hundred")
     }
 }
 

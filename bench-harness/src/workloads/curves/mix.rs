@@ -2,32 +2,27 @@
 
 use crate::prng::Prng;
 
-/// Ranges of sizes, with the percentage of blocks in each: `(percentage, smallest, largest)`.
+/// Ranges of sizes, with the percentage of blocks in each: `(percentage, (smallest, largest))`.
 /// Within a range every octave is equally likely.
-pub(super) struct Mix(&'static [(usize, usize, usize)]);
+pub(super) struct Mix(&'static [(usize, (usize, usize))]);
 
 /// The nodes and strings that most programs consist of: smaller blocks are more frequent. 230 B on
 /// average.
-pub(super) static SMALL: Mix = Mix(&[(60, 8, 64), (25, 64, 256), (10, 256, 1024), (5, 1024, 4096)]);
+pub(super) static SMALL: Mix =
+    Mix(&[(60, (8, 64)), (25, (64, 256)), (10, (256, 1024)), (5, (1024, 4096))]);
 /// Keys, names, small nodes. 60 B on average.
-pub(super) static STRINGS: Mix = Mix(&[(50, 8, 32), (40, 32, 128), (10, 128, 512)]);
+pub(super) static STRINGS: Mix = Mix(&[(50, (8, 32)), (40, (32, 128)), (10, (128, 512))]);
 /// Rows, cached objects. 490 B on average.
-pub(super) static RECORDS: Mix = Mix(&[(80, 128, 512), (20, 512, 2048)]);
+pub(super) static RECORDS: Mix = Mix(&[(80, (128, 512)), (20, (512, 2048))]);
 /// Buffers of files and sockets. 60 KiB on average.
-pub(super) static BUFFERS: Mix = Mix(&[(80, 4 << 10, 64 << 10), (20, 64 << 10, 512 << 10)]);
+pub(super) static BUFFERS: Mix = Mix(&[(80, (4 << 10, 64 << 10)), (20, (64 << 10, 512 << 10))]);
 
 impl Mix {
     /// Returns the size of the next block: a multiple of eight, at least 16.
     #[inline]
     pub(super) fn size(&self, prng: &mut Prng) -> usize {
-        let mut draw = prng.below(100);
-        for &(share, smallest, largest) in self.0 {
-            if draw < share {
-                return prng.geometric(smallest, largest).next_multiple_of(8);
-            }
-            draw -= share;
-        }
-        unreachable!("shares make a hundred")
+        let (smallest, largest) = prng.weighted(self.0.iter().copied());
+        prng.geometric(smallest, largest).next_multiple_of(8)
     }
 }
 
