@@ -105,7 +105,7 @@ mod hook {
 
     static HOOK: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
 
-    /// Installs `hook` to be called at every fault point, on every thread.
+    /// Makes every fault point call `hook`, on whatever thread reaches it.
     pub fn set_hook(hook: fn(Place)) {
         // Relaxed: calling a function depends on no other memory.
         HOOK.store(hook as *mut (), Ordering::Relaxed);

@@ -14,26 +14,32 @@
 //! variable is not set. Set-uid programs, and others with rights that their user lacks, ignore all
 //! of them. `docs/settings.md` in the repository has the ranges.
 //!
-//! | variable | meaning |
-//! |---|---|
-//! | `HAYLOFT_BACKEND` | how per-CPU sheaves are operated: `rseq` (the default where the kernel has restartable sequences) or `fallback` (a try-lock per CPU) |
-//! | `HAYLOFT_LIMIT` | the most memory to hold, as `512M`: beyond 7/8 of it, or the first part of `400M:512M`, free memory returns to the system at once |
-//! | `HAYLOFT_DECAY_MS` | milliseconds that memory may stay idle before it returns to the system: 300 by default, 0 for the shortest possible time |
-//! | `HAYLOFT_BACKGROUND` | which programs have a thread that returns memory: those with several threads or 256 MiB held (the default), all (`1`) or none (`0`, frees do it) |
-//! | `HAYLOFT_PRESSURE` | whether all idle memory returns when the kernel reports that memory is short: `1` (the default), `0`, or the path of a file with such reports |
-//! | `HAYLOFT_THP` | when to request huge pages: `auto` (the default: from a heap of 1 GiB on, and for blocks of 8 MiB), `always` or `never` |
-//! | `HAYLOFT_STATS` | where, how and when to write statistics: see [`report`] |
-//! | `HAYLOFT_STATS_SHM` | `1` shows statistics to `hayloft-top` |
-//! | `HAYLOFT_IRQ` | how the work queued for a CPU runs: `hard` (the default, in a signal handler), `threaded` or `none` |
-//! | `HAYLOFT_IRQ_SIGNAL` | the real-time signal for that work |
-//! | `HAYLOFT_SYSFS`, `HAYLOFT_FAULT`, `HAYLOFT_PAGE_SIZE` | for tests: the directory that nodes are read from, system calls to fail, larger pages |
+//! - `HAYLOFT_BACKEND`: how per-CPU sheaves are operated: `rseq` (the default where the kernel has
+//!   restartable sequences) or `fallback` (a try-lock per CPU).
+//! - `HAYLOFT_LIMIT`: the most memory to hold, as `512M`. Beyond 7/8 of it, or the first part of
+//!   `400M:512M`, free memory returns to the system at once.
+//! - `HAYLOFT_DECAY_MS`: milliseconds that memory may stay idle before it returns to the system:
+//!   300 by default, 0 for the shortest possible time.
+//! - `HAYLOFT_BACKGROUND`: which programs have a thread that returns memory: those with several
+//!   threads or 256 MiB held (the default), all (`1`) or none (`0`, frees do it).
+//! - `HAYLOFT_PRESSURE`: whether all idle memory returns when the kernel reports that memory is
+//!   short: `1` (the default), `0`, or the path of a file with such reports.
+//! - `HAYLOFT_THP`: when to request huge pages: `auto` (the default: from a heap of 1 GiB on, and
+//!   for blocks of 8 MiB), `always` or `never`.
+//! - `HAYLOFT_STATS`: where, how and when to write statistics: see [`report`].
+//! - `HAYLOFT_STATS_SHM`: `1` shows statistics to `hayloft-top`.
+//! - `HAYLOFT_IRQ`: how the work queued for a CPU runs: `hard` (the default, in a signal handler),
+//!   `threaded` or `none`.
+//! - `HAYLOFT_IRQ_SIGNAL`: the real-time signal for that work.
+//! - `HAYLOFT_SYSFS`, `HAYLOFT_FAULT`, `HAYLOFT_PAGE_SIZE`: for tests: the directory that nodes are
+//!   read from, system calls to fail, larger pages.
 //!
 //! # Features
 //! None is enabled by default.
 //!
 //! | feature | adds |
 //! |---|---|
-//! | `allocator-api2` | that crate's `Allocator` for [`Hayloft`] and for caches, as used by `hashbrown`'s collections and others |
+//! | `allocator-api2` | that crate's `Allocator` for [`Hayloft`] and for caches |
 //! | `serde` | statistics can be serialised, and written as JSON |
 //! | `usdt` | probes for tracers, each a `nop` until it is used: `docs/tracing.md` |
 //! | `valgrind` | reports blocks to memcheck, and makes each 16 bytes longer: `docs/valgrind.md` |

@@ -93,7 +93,7 @@ fn age(context: Context, occasion: Occasion) -> bool {
 /// The routine that frees objects that waited for readers: a `fn(Context) -> bool`, or null.
 static FOR_READERS: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
 
-/// Registers `routine` to be called at the end of each decay window. It frees objects that waited
+/// Sets the routine that the end of each decay window calls. The routine frees objects that waited
 /// for readers, and returns whether any are still waiting.
 pub(crate) fn at_end_of_window(routine: fn(Context) -> bool) {
     // Relaxed: the function depends on no other data.

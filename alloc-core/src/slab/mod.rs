@@ -7,7 +7,7 @@
 //! | module | holds |
 //! |---|---|
 //! | `partial` | the lists of partial slabs |
-//! | `emptied` `lent` `check` | empty slabs off the lists; slabs whose holes are decommitted; debug checks |
+//! | `emptied` `lent` `check` | empty slabs off the lists; slabs being punched; debug checks |
 //! | `descriptor` | the metadata of a slab |
 //! | `bitmap` | the free objects of a slab |
 //! | `shape` | layout and policy of the slabs of a class |

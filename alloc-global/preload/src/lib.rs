@@ -9,7 +9,7 @@
 //! | `limits` | `setrlimit` and `prlimit` |
 //! | `operators` | `operator new` and `operator delete` of C++ |
 //! | `report` | glibc's reports about its heap (`mallinfo` and others) |
-//! | `api` | Hayloft's own functions: caches, allocation without waiting; declared in `include/hayloft.h` |
+//! | `api` | Hayloft's own functions, declared in `include/hayloft.h` |
 //!
 //! The library needs no special care while the process starts. It calls no function of the C
 //! library that allocates. Its thread-locals exist from the start of a thread. The loader never
