@@ -13,10 +13,10 @@ use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 use std::time::Instant;
 
-use alloc_core::cache::{AllocError, Cache};
+use hayloft::cache::{AllocError, Cache};
 
 #[global_allocator]
-static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
+static GLOBAL: hayloft::Hayloft = hayloft::Hayloft;
 
 /// Objects that all batches of a round allocate together.
 const OBJECTS: usize = 1 << 15;

@@ -35,7 +35,7 @@ use std::thread;
 use std::time::Duration;
 
 #[global_allocator]
-static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
+static GLOBAL: hayloft::Hayloft = hayloft::Hayloft;
 
 const SIGNALS: [(c_int, &str); 5] = [
     (libc::SIGSEGV, "SIGSEGV"),
@@ -392,7 +392,7 @@ fn in_allocator(report: &str, executable: &str) -> Option<bool> {
     let mapping = mappings.0.values().find(of_file)?;
     let mut found = false;
     backtrace::resolve((mapping.start + offset - mapping.offset) as *mut c_void, |symbol| {
-        found |= symbol.name().is_some_and(|name| name.to_string().contains("alloc_core"));
+        found |= symbol.name().is_some_and(|name| name.to_string().contains("hayloft_core"));
     });
     Some(found)
 }

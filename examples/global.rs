@@ -3,7 +3,7 @@
 //! Run it with `cargo run --release -p examples --bin global`.
 
 #[global_allocator]
-static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
+static GLOBAL: hayloft::Hayloft = hayloft::Hayloft;
 
 fn main() {
     let words: Vec<String> = (1..=5).map(|number| format!("bale {number}")).collect();

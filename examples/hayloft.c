@@ -3,7 +3,7 @@
  * allocates events while the program is in an allocation storm. Then the program allocates objects
  * in batches, fails to destroy a cache that is in use, and releases memory to the system.
  *
- *     cargo build --release -p preload
+ *     cargo build --release -p libhayloft
  *     cc -Ialloc-global/preload/include examples/hayloft.c target/release/libhayloft.a \
  *         -lgcc_s -lpthread -ldl -lm
  *

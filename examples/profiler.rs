@@ -36,7 +36,7 @@ use std::thread;
 use std::time::Duration;
 
 #[global_allocator]
-static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
+static GLOBAL: hayloft::Hayloft = hayloft::Hayloft;
 
 /// Microseconds of CPU time between samples; the kernel rounds up to its tick.
 const INTERVAL: i64 = 1000;

@@ -17,11 +17,11 @@ use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use alloc_core::cpu;
-use alloc_core::irq_work::IrqWork;
+use hayloft::cpu;
+use hayloft::irq_work::IrqWork;
 
 #[global_allocator]
-static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
+static GLOBAL: hayloft::Hayloft = hayloft::Hayloft;
 
 const ROUNDS: usize = 10_000;
 

@@ -15,11 +15,11 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 
-use alloc_core::cache::{AllocError, Cache, CacheBox, TypedCache};
-use alloc_core::rcu;
+use hayloft::cache::{AllocError, Cache, CacheBox, TypedCache};
+use hayloft::rcu;
 
 #[global_allocator]
-static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
+static GLOBAL: hayloft::Hayloft = hayloft::Hayloft;
 
 const PACKETS: usize = 500_000;
 const WORKERS: usize = 3;

@@ -27,7 +27,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 #[global_allocator]
-static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
+static GLOBAL: hayloft::Hayloft = hayloft::Hayloft;
 
 /// Concurrent requests.
 const CLIENTS: usize = 8;
@@ -60,7 +60,7 @@ async fn words(text: String) -> Json<BTreeMap<String, usize>> {
 
 async fn metrics() -> impl IntoResponse {
     let format = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([("content-type", format)], alloc_global::stats().open_metrics().to_string())
+    ([("content-type", format)], hayloft::stats().open_metrics().to_string())
 }
 
 /// Serves until `end` completes, and finishes the requests that have already come in.
@@ -145,6 +145,6 @@ async fn main() -> Result<(), Failure> {
     drop(done);
     server.await??;
     statistics?;
-    println!("{} requests answered rightly, {:?}", answers?, alloc_global::stats());
+    println!("{} requests answered rightly, {:?}", answers?, hayloft::stats());
     Ok(())
 }

@@ -12,9 +12,9 @@ use std::sync::{OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use alloc_core::cache::{AllocError, Cache, CacheError, CacheFlags, TypedCache};
-use alloc_core::fault::{self, Place};
-use alloc_core::{cpu, heap, rcu};
+use hayloft_core::cache::{AllocError, Cache, CacheError, CacheFlags, TypedCache};
+use hayloft_core::fault::{self, Place};
+use hayloft_core::{cpu, heap, rcu};
 use tests::everywhere::{defer_a_run, defer_here};
 use tests::process::{this_thread, wait_until_asleep};
 use tests::routes::Hayloft;

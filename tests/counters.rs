@@ -5,9 +5,9 @@
 
 use std::alloc::Layout;
 
-use alloc_core::counters::{Snapshot, snapshot};
-use alloc_core::kmalloc;
-use alloc_core::stats::{self, Events};
+use hayloft_core::counters::{Snapshot, snapshot};
+use hayloft_core::kmalloc;
+use hayloft_core::stats::{self, Events};
 use tests::sysfs::pin_here;
 
 /// Capacity of a sheaf of `LAYOUT`'s class.

@@ -10,10 +10,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
-use alloc_core::cpu::{self, CpuError};
-use alloc_core::fault;
-use alloc_core::irq_work::IrqWork;
-use alloc_core::{heap, nolock};
+use hayloft_core::cpu::{self, CpuError};
+use hayloft_core::fault;
+use hayloft_core::irq_work::IrqWork;
+use hayloft_core::{heap, nolock};
 use tests::cgroup::{Cgroup, be_kept_to};
 use tests::everywhere::{defer_a_run, defer_here};
 use tests::routes::Hayloft;

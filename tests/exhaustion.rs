@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use alloc_core::fault::{self, Place};
-use alloc_core::kmalloc;
+use hayloft_core::fault::{self, Place};
+use hayloft_core::kmalloc;
 use tests::hoard::Hoard;
 use tests::process::{Limit, status_bytes};
 use tests::routes::Hayloft;
@@ -74,7 +74,7 @@ fn blocks_of_a_hundred_mebibytes() {
 fn larger_pages() {
     with_larger_pages(Some(160 * MIB), || {
         exhaust(5000, 160 * MIB);
-        alloc_global::trim();
+        hayloft::trim();
         assert_eq!(vec![7_u8; 20 * MIB].len(), 20 * MIB);
     });
 }
@@ -119,7 +119,7 @@ fn a_block_that_shrinks() {
             // SAFETY: the block is live and has at least `size` bytes.
             unsafe {
                 block.write_bytes(7, size);
-                let shrunk = alloc_core::by_address::realloc(block, 100);
+                let shrunk = hayloft_core::by_address::realloc(block, 100);
                 assert_eq!(shrunk, block, "of {size} bytes");
                 assert!((0..100).all(|offset| *block.add(offset) == 7));
             }

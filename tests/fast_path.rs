@@ -9,7 +9,7 @@
 use std::process::Command;
 
 #[global_allocator]
-static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
+static GLOBAL: hayloft::Hayloft = hayloft::Hayloft;
 
 const MOST_INSTRUCTIONS: usize = 18;
 const MOST_BRANCHES: usize = 2;

@@ -1,7 +1,7 @@
 //! Two functions for `fast_path.rs` to disassemble: `alloc` and `dealloc` of a layout known at
 //! compile time.
 
-use alloc_global::Hayloft;
+use hayloft::Hayloft;
 use std::alloc::{GlobalAlloc, Layout};
 
 const LAYOUT: Layout = Layout::new::<[u64; 8]>();

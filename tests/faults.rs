@@ -7,8 +7,8 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::path::Path;
 use std::ptr::NonNull;
 
-use alloc_core::cache::{Cache, CacheFlags};
-use alloc_core::cpu;
+use hayloft_core::cache::{Cache, CacheFlags};
+use hayloft_core::cpu;
 use tests::pattern;
 use tests::routes::Hayloft;
 use tests::scenario::{Scenario, describe};
@@ -105,7 +105,7 @@ fn use_memory(random: &mut Random) -> usize {
             _ => {}
         }
         if number % 1000 == 999 {
-            alloc_global::trim();
+            hayloft::trim();
         }
     }
     refused

@@ -15,11 +15,11 @@ use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use alloc_core::cache::Cache;
-use alloc_core::cpu;
-use alloc_core::fault::{self, Place};
-use alloc_core::irq_work::IrqWork;
-use alloc_core::{heap, nolock, stats};
+use hayloft_core::cache::Cache;
+use hayloft_core::cpu;
+use hayloft_core::fault::{self, Place};
+use hayloft_core::irq_work::IrqWork;
+use hayloft_core::{heap, nolock, stats};
 use tests::everywhere::{
     defer_a_run, defer_here, fail, go_everywhere, grow_the_heap, handle, pass_a_block_on, raise,
 };
@@ -532,13 +532,13 @@ fn fork_while_another_purges(fork: fn()) {
     let held = stats::gather_own().held;
     drop(block);
     thread::scope(|scope| {
-        scope.spawn(alloc_global::trim);
+        scope.spawn(hayloft::trim);
         while !STOPPED.load(Ordering::Acquire) {
             thread::yield_now();
         }
         fork();
         if is_child() {
-            alloc_global::trim();
+            hayloft::trim();
             let now = stats::gather_own().held;
             assert!(now + BYTES - (1 << 20) < held, "{held} bytes with the block, {now} without");
             live_as_a_child();

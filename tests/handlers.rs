@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use alloc_core::fault::{self, Place};
-use alloc_core::{cpu, heap, stats};
+use hayloft_core::fault::{self, Place};
+use hayloft_core::{cpu, heap, stats};
 use tests::everywhere::{
     defer_a_run, defer_here, fail, go_everywhere, grow_the_heap, handle, is_interruptible,
     pass_a_block_on, raise,

@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use alloc_core::cpu::{self, CpuError};
-use alloc_core::fault::{self, Place};
-use alloc_core::irq_work::IrqWork;
-use alloc_core::{dump, heap};
+use hayloft_core::cpu::{self, CpuError};
+use hayloft_core::fault::{self, Place};
+use hayloft_core::irq_work::IrqWork;
+use hayloft_core::{dump, heap};
 use tests::everywhere::{defer_a_run, defer_here};
 use tests::process::{Limit, this_thread};
 use tests::routes::Hayloft;

@@ -7,7 +7,7 @@ use std::env;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::Output;
 
-use alloc_core::by_address;
+use hayloft_core::by_address;
 use tests::routes::Hayloft;
 use tests::scenario::{Scenario, describe, on_both_backends};
 use tests::sysfs::pin_here;
@@ -212,7 +212,7 @@ fn twice_after_it_went_back() {
             door.free(below, UNIT);
             door.free(block, 4 * UNIT);
         }
-        alloc_global::trim();
+        hayloft::trim();
         free_wrongly(door, block, 4 * UNIT);
     });
 }

@@ -4,7 +4,7 @@
 use std::alloc::{GlobalAlloc, Layout};
 use std::fs;
 
-use alloc_core::{by_address, heap, stats};
+use hayloft_core::{by_address, heap, stats};
 use tests::process::status_bytes;
 use tests::routes::Hayloft;
 use tests::scenario::{Scenario, on_both_backends};
@@ -276,7 +276,7 @@ fn core_files_have_what_is_in_use() {
             // SAFETY: the blocks are live with these layouts, and each is freed once.
             unsafe {
                 Hayloft.dealloc(block, layout(64 * MIB));
-                alloc_global::trim();
+                hayloft::trim();
                 let now = dumped_bytes();
                 assert!(now < before + 32 * MIB, "{before} bytes for a core file, then {now}");
                 assert!(dumped_at(behind));
@@ -301,10 +301,10 @@ fn core_files_have_few_small_blocks_that_were_freed() {
                 unsafe { Hayloft.dealloc(block, layout(1000)) };
             }
             if number % 1000 == 0 {
-                alloc_global::trim();
+                hayloft::trim();
             }
         }
-        alloc_global::trim();
+        hayloft::trim();
         let now = dumped_bytes();
         assert!(now < before + 32 * MIB, "{before} bytes for a core file, then {now}");
     });
@@ -324,7 +324,7 @@ fn locked_memory_goes_back() {
         let block = filled(layout(64 * MIB));
         // SAFETY: the block is live with this layout, and freed once.
         unsafe { Hayloft.dealloc(block, layout(64 * MIB)) };
-        alloc_global::trim();
+        hayloft::trim();
         let more = status_bytes("VmRSS").saturating_sub(before);
         assert!(more < 8 * MIB, "{more} bytes are still there");
     });
@@ -337,7 +337,7 @@ fn what_is_refused_is_not_offered_for_ever() {
         drop(vec![1_u8; 32 * MIB]);
         let windows = (0..20).take_while(|_| heap::end_window()).count();
         assert!(windows < 20, "each window has more to give back");
-        assert!(alloc_core::stats::gather_own().unneeded >= 32 * MIB);
+        assert!(hayloft_core::stats::gather_own().unneeded >= 32 * MIB);
     })
     .env("HAYLOFT_FAULT", "madvise:1/1")
     .env("HAYLOFT_DECAY_MS", "3600000")

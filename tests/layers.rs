@@ -1,5 +1,5 @@
-//! Checks the layers of `alloc-core`: its sources against the table in its `lib.rs` of which module
-//! may import which.
+//! Checks the layers of `hayloft-core`: its sources against the table in its `lib.rs` of which
+//! module may import which.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use alloc_core::fault::{self, Place};
-use alloc_core::{heap, nolock, stats};
+use hayloft_core::fault::{self, Place};
+use hayloft_core::{heap, nolock, stats};
 use tests::hoard::Hoard;
 use tests::process::{Limit, status_bytes};
 use tests::routes::Hayloft;
@@ -194,7 +194,7 @@ fn a_free_that_may_not_wait_loses_nothing() {
             MAY_NOT_WAIT.set(false);
             IS_OVER.store(true, Ordering::Relaxed);
         });
-        alloc_global::trim();
+        hayloft::trim();
         let now = stats::gather_own().held;
         assert!(now + 90 * MB < held, "{held} bytes held with the block, {now} without");
     });
@@ -224,7 +224,7 @@ fn all_goes_back_for_an_allocation() {
         });
         let mut blocks: Vec<Vec<u8>> = (0..36).map(|_| vec![1; MB]).collect();
         // Nothing freed from here on has been idle for a whole window.
-        alloc_global::trim();
+        hayloft::trim();
         IS_ON_ITS_WAY.store(false, Ordering::Relaxed);
         heap::end_window();
         // Every second block stays live, so that there are many dirty runs, none of them long

@@ -8,9 +8,9 @@ use std::mem;
 use std::ptr::NonNull;
 use std::thread;
 
-use alloc_core::cache::{Cache, CacheFlags, TypedCache};
-use alloc_core::{by_address, heap, nolock, rcu};
-use alloc_global::Hayloft;
+use hayloft::Hayloft;
+use hayloft_core::cache::{Cache, CacheFlags, TypedCache};
+use hayloft_core::{by_address, heap, nolock, rcu};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;

@@ -7,7 +7,7 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::Output;
 
-use alloc_core::cache::{Cache, CacheFlags};
+use hayloft_core::cache::{Cache, CacheFlags};
 use tests::routes::Hayloft;
 use tests::scenario::{Scenario, describe};
 
@@ -237,8 +237,8 @@ fn free_of_a_static_to_a_cache() {
 #[test]
 fn a_reader_that_waits_for_readers() {
     Scenario::new("reader", || {
-        let _reading = alloc_core::rcu::read_lock();
-        alloc_core::rcu::synchronize();
+        let _reading = hayloft_core::rcu::read_lock();
+        hayloft_core::rcu::synchronize();
     })
     .run(|output| {
         let said = String::from_utf8_lossy(&output.stderr);

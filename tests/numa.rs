@@ -13,8 +13,8 @@ use std::ptr::{self, NonNull};
 use std::sync::mpsc;
 use std::thread;
 
-use alloc_core::cache::{Cache, CacheFlags};
-use alloc_core::{cpu, nolock};
+use hayloft_core::cache::{Cache, CacheFlags};
+use hayloft_core::{cpu, nolock};
 use tests::pattern;
 use tests::process::{Limit, status_bytes};
 use tests::routes::Hayloft;
@@ -316,7 +316,7 @@ fn blocks_go_home() {
             assert!(foreign <= KEPT, "{foreign} of {count} blocks of {size} did not go home");
         }
         // Runs return to their node at once. After the trim there is no other dirty memory.
-        alloc_global::trim();
+        hayloft::trim();
         pin_to(cpus[0]);
         let runs = Block::many(2_000_000, 50);
         let near = runs[0].at();
@@ -348,7 +348,7 @@ fn trim_serves_all_nodes() {
         drop(of_far);
         let full = status_bytes("VmRSS");
         assert!(full > before + 100 * MIB);
-        assert!(alloc_global::trim() > 80 * MIB);
+        assert!(hayloft::trim() > 80 * MIB);
         let after = status_bytes("VmRSS");
         assert!(after < before + 8 * MIB, "{before} before, {full} full, {after} after");
     });
@@ -507,7 +507,7 @@ fn nodes_pass_blocks_to_each_other() {
             })
         });
         while !threads.iter().all(thread::JoinHandle::is_finished) {
-            alloc_global::trim();
+            hayloft::trim();
             thread::yield_now();
         }
         threads.into_iter().for_each(|thread| thread.join().expect("no thread failed"));

@@ -106,7 +106,7 @@ fn traces_on_larger_pages() {
     with_larger_pages(None, || {
         for_all_traces(50, |trace| {
             play(Registered, 3, trace);
-            alloc_global::trim();
+            hayloft::trim();
         });
     });
 }

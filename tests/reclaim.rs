@@ -7,7 +7,7 @@ use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use alloc_core::heap;
+use hayloft_core::heap;
 use tests::process::status_bytes;
 use tests::routes::Hayloft;
 use tests::scenario::{amid_decay, on_both_backends, on_both_backends_with, with_larger_pages};
@@ -93,11 +93,11 @@ const THREAD: (&str, &str) = ("HAYLOFT_BACKGROUND", "1");
 fn trim_gives_back_at_once() {
     on_both_backends(|| {
         let (before, peak) = burst();
-        let given_back = alloc_global::trim();
+        let given_back = hayloft::trim();
         let now = status_bytes("VmRSS");
         assert!(now < before + REST, "{before} before, {peak} at the peak, {now} now");
         assert!(given_back > peak - before - REST, "{given_back} were given back");
-        assert!(alloc_global::trim() < REST, "there is no more to give back");
+        assert!(hayloft::trim() < REST, "there is no more to give back");
     });
 }
 
@@ -107,7 +107,7 @@ fn trim_gives_back_at_once() {
 fn larger_pages_are_given_back() {
     with_larger_pages(None, || {
         let (before, _) = burst();
-        alloc_global::trim();
+        hayloft::trim();
         let now = status_bytes("VmRSS");
         assert!(now < before + REST, "{before} before, {now} now");
         let (_, peak) = burst();
@@ -133,7 +133,7 @@ fn trim_leaves_memory_in_use_alone() {
             })
             .collect();
         while !workers.iter().all(thread::JoinHandle::is_finished) {
-            alloc_global::trim();
+            hayloft::trim();
         }
         workers.into_iter().for_each(|worker| worker.join().expect("no worker failed"));
     });
@@ -163,7 +163,7 @@ fn what_windows_find_unneeded_goes_back() {
 fn memory_goes_back_in_slices() {
     const SLICES: usize = 10;
     on_both_backends(|| {
-        let unneeded = || alloc_core::stats::gather_own().unneeded;
+        let unneeded = || hayloft_core::stats::gather_own().unneeded;
         let rest = unneeded();
         drop((0..50).map(|_| vec![1_u8; 8 * MB]).collect::<Vec<_>>());
         let freed = unneeded() - rest;
@@ -279,7 +279,7 @@ fn survivors_keep_their_pages_only() {
             let limit = before + table + BURST / size / 16 * pages * 4096 + REST;
             assert!(peak > limit + 16 * MB, "there is something to give back");
             if asked {
-                alloc_global::trim();
+                hayloft::trim();
                 assert!(status_bytes("VmRSS") < limit);
             } else {
                 wait_until_resident(limit);
@@ -296,7 +296,7 @@ fn survivors_keep_their_pages_only() {
                 assert!(*block == Some(vec![number as u8; size]));
             }
             drop(blocks);
-            alloc_global::trim();
+            hayloft::trim();
         }
     });
 }

@@ -11,7 +11,7 @@ use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use alloc_core::report::Reader;
+use hayloft_core::report::Reader;
 use tests::hoard::Hoard;
 use tests::process::shared_page_of;
 use tests::routes::Hayloft;

@@ -7,7 +7,7 @@ use std::io;
 use std::process;
 use std::thread;
 
-use alloc_core::cpu;
+use hayloft_core::cpu;
 use tests::routes::Hayloft;
 use tests::scenario::{Scenario, describe};
 

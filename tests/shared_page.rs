@@ -8,7 +8,7 @@ use std::process::{self, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use alloc_core::report::{self, AttachError, Reader};
+use hayloft_core::report::{self, AttachError, Reader};
 use tests::hoard::Hoard;
 use tests::process::shared_page_of;
 use tests::routes::Hayloft;

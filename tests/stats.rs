@@ -8,9 +8,9 @@ use std::process;
 use std::sync::mpsc;
 use std::thread;
 
-use alloc_core::cache::{Cache, CacheFlags};
-use alloc_core::report::{self, Format};
-use alloc_core::stats::{self, CacheStats, NodeStats, Stats};
+use hayloft_core::cache::{Cache, CacheFlags};
+use hayloft_core::report::{self, Format};
+use hayloft_core::stats::{self, CacheStats, NodeStats, Stats};
 use serde_json::Value;
 use tests::hoard::Hoard;
 use tests::routes::Hayloft;
@@ -47,7 +47,7 @@ fn objects_are_counted_where_they_are() {
         assert_eq!(empty.in_use, before.in_use, "{empty:?}");
         assert!(empty.events.flushes > 0 && empty.events.barn_full > 0, "{empty:?}");
         assert!(empty.in_sheaves > 0 && empty.in_barns > 0, "{empty:?}");
-        alloc_core::heap::trim();
+        hayloft_core::heap::trim();
         let trimmed = of_size(LAYOUT.size());
         assert_eq!((trimmed.slabs, trimmed.partial_slabs), (0, 0), "{trimmed:?}");
         assert_eq!(trimmed.in_sheaves + trimmed.in_barns, 0);
@@ -78,7 +78,7 @@ fn parts_add_up() {
         assert_eq!(refills, stats.caches().map(|cache| cache.events.refills).sum::<u64>());
         hoard.free_all(LAYOUT);
         large.free_all(Layout::new::<[u8; 1 << 20]>());
-        alloc_core::heap::trim();
+        hayloft_core::heap::trim();
         let trimmed = stats::gather();
         assert!(trimmed.decommitted >= stats.decommitted + (10 << 20), "{trimmed:?}");
         assert!(trimmed.held + (10 << 20) <= stats.held, "{trimmed:?}");
@@ -86,7 +86,7 @@ fn parts_add_up() {
         // The clock is a coarse one: some calls take a tick, and most take none.
         while stats::gather().decommit_nanoseconds == stats.decommit_nanoseconds {
             drop(vec![1_u8; 64 << 20]);
-            alloc_core::heap::trim();
+            hayloft_core::heap::trim();
         }
         // Decommitted pages that are used again.
         drop(vec![1_u8; 4 << 20]);

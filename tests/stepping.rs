@@ -12,9 +12,9 @@ use std::mem::MaybeUninit;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
-use alloc_core::by_address;
-use alloc_core::cache::Cache;
-use alloc_global::Hayloft;
+use hayloft::Hayloft;
+use hayloft_core::by_address;
+use hayloft_core::cache::Cache;
 use tests::scenario::on_both_backends;
 
 #[global_allocator]

@@ -105,9 +105,9 @@ fn use_memory() -> usize {
         refused += usize::from(!block.resize(size * 3)) + usize::from(!block.resize(size / 2));
     }
     blocks.iter_mut().step_by(3).filter_map(Option::take).for_each(Block::free);
-    alloc_global::trim();
+    hayloft::trim();
     blocks.iter_mut().filter_map(Option::take).for_each(Block::free);
-    alloc_global::trim();
+    hayloft::trim();
     refused
 }
 

@@ -271,7 +271,7 @@ impl Footprint {
     /// Measures the process, after releasing memory kept for later and waiting for joined threads
     /// to disappear.
     fn now() -> Self {
-        alloc_global::trim();
+        hayloft::trim();
         let threads = || fs::read_dir("/proc/self/task").expect("/proc is mounted").count();
         for _ in 0..60_000 {
             // The main thread, the test's, and the one that reclaims memory.

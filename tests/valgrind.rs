@@ -4,7 +4,7 @@
 use std::process::{Command, Output};
 
 #[global_allocator]
-static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
+static GLOBAL: hayloft::Hayloft = hayloft::Hayloft;
 
 const FOUND: i32 = 99;
 

@@ -18,7 +18,7 @@ use crate::cache::Cache;
 ///
 /// ```
 /// use allocator_api2::vec::Vec;
-/// use alloc_core::cache::Cache;
+/// use hayloft_core::cache::Cache;
 /// use std::alloc::Layout;
 ///
 /// let lines = Cache::builder("lines", Layout::new::<[u8; 80]>()).build()?;

@@ -17,7 +17,7 @@ use crate::{cache, cpu, irq_work, objects, rcu};
 /// Owners of locks are identified by a token: an address in the thread-local storage of the thread.
 ///
 /// ```
-/// alloc_core::dump::machine(&|line| eprintln!("{line}"));
+/// hayloft_core::dump::machine(&|line| eprintln!("{line}"));
 /// ```
 pub fn machine(line: &dyn Fn(fmt::Arguments<'_>)) {
     line(format_args!("irq work: {:?}", thread::mode()));

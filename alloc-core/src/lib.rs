@@ -141,9 +141,9 @@ mod watch;
 /// `counters`.
 ///
 /// ```
-/// let before = alloc_core::counters::snapshot();
+/// let before = hayloft_core::counters::snapshot();
 /// // ...
-/// let during = alloc_core::counters::snapshot().since(&before);
+/// let during = hayloft_core::counters::snapshot().since(&before);
 /// for lock in during.locks().filter(|lock| lock.acquired > 0) {
 ///     println!("{}: {} times, {} of them contended", lock.name, lock.acquired, lock.contended);
 /// }

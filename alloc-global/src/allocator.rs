@@ -4,8 +4,8 @@
 use core::alloc::Layout;
 use core::ptr::{self, NonNull};
 
-use alloc_core::kmalloc;
 use allocator_api2::alloc::{AllocError, Allocator};
+use hayloft_core::kmalloc;
 
 use crate::Hayloft;
 
@@ -16,7 +16,7 @@ use crate::Hayloft;
 /// block is resized in place if its class or the neighbouring pages allow it.
 ///
 /// ```
-/// use alloc_global::Hayloft;
+/// use hayloft::Hayloft;
 /// use hashbrown::HashMap;
 ///
 /// let mut map = HashMap::new_in(Hayloft);

@@ -2,11 +2,14 @@
 //!
 //! ```
 //! #[global_allocator]
-//! static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
+//! static GLOBAL: hayloft::Hayloft = hayloft::Hayloft;
 //!
 //! let words: Vec<String> = ["no", "other", "line"].map(String::from).to_vec();
 //! assert_eq!(words.join(" "), "no other line");
 //! ```
+//!
+//! Programs need no other crate of the project: object caches are in [`cache`], allocation that never
+//! waits in [`nolock`], readers without locks in [`rcu`], work for a CPU in [`irq_work`].
 //!
 //! # Environment
 //! The variables are read once, at the start. An invalid value is ignored and reported in a line on
@@ -55,10 +58,11 @@ mod allocator;
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-use alloc_core::{heap, kmalloc};
-
-pub use alloc_core::{report, stats};
 use core::alloc::{GlobalAlloc, Layout};
+
+use hayloft_core::{heap, kmalloc};
+
+pub use hayloft_core::{cache, cpu, irq_work, nolock, rcu, report, stats};
 
 /// Releases all idle memory to the system at once. Returns the number of bytes. Without this call
 /// idle memory is released after a while (`HAYLOFT_DECAY_MS`). Must not be called in signal
@@ -72,10 +76,10 @@ pub fn trim() -> usize {
 ///
 /// ```
 /// #[global_allocator]
-/// static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
+/// static GLOBAL: hayloft::Hayloft = hayloft::Hayloft;
 ///
 /// let many: Vec<String> = (0..1000).map(|number| number.to_string()).collect();
-/// let stats = alloc_global::stats();
+/// let stats = hayloft::stats();
 /// assert!(stats.caches().any(|cache| cache.in_use >= many.len()));
 /// print!("{}", stats.slabinfo());
 /// ```
@@ -98,7 +102,7 @@ impl Hayloft {
     /// from the requested one up to the returned one.
     ///
     /// ```
-    /// use alloc_global::Hayloft;
+    /// use hayloft::Hayloft;
     /// use std::alloc::{GlobalAlloc, Layout};
     ///
     /// let layout = Layout::from_size_align(100, 8).unwrap();

@@ -9,10 +9,10 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::time::{Duration, Instant};
 
-use alloc_core::cache::{Cache, CacheFlags};
-use alloc_core::irq_work::IrqWork;
-use alloc_core::{cpu, kmalloc, nolock, rcu};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use hayloft_core::cache::{Cache, CacheFlags};
+use hayloft_core::irq_work::IrqWork;
+use hayloft_core::{cpu, kmalloc, nolock, rcu};
 use hdrhistogram::Histogram;
 use mimalloc::MiMalloc;
 

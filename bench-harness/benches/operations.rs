@@ -8,8 +8,8 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::hint::black_box;
 use std::time::Duration;
 
-use alloc_global::Hayloft;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use hayloft::Hayloft;
 use mimalloc::MiMalloc;
 
 const SIZES: [usize; 5] = [16, 64, 512, 4096, 65_536];

@@ -26,7 +26,7 @@ impl Allocator {
 
 /// All allocators, in the order of the tables.
 pub static ALL: [Allocator; 7] = [
-    Allocator { name: "hayloft", crates: &["alloc-global", "alloc-core"], needs_peers: false },
+    Allocator { name: "hayloft", crates: &["hayloft", "hayloft-core"], needs_peers: false },
     Allocator { name: "mimalloc", crates: &["mimalloc", "libmimalloc-sys"], needs_peers: false },
     Allocator { name: "system", crates: &[], needs_peers: false },
     Allocator { name: "snmalloc", crates: &["snmalloc-rs", "snmalloc-sys"], needs_peers: true },

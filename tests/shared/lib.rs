@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 #[global_allocator]
-static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
+static GLOBAL: hayloft::Hayloft = hayloft::Hayloft;
 
 /// Whether this library's constructor could use the heap.
 static CONSTRUCTED: AtomicBool = AtomicBool::new(false);

@@ -8,10 +8,10 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
-use alloc_core::heap;
+use hayloft_core::heap;
 
-use alloc_core::fault::Place;
-use alloc_core::nolock;
+use hayloft_core::fault::Place;
+use hayloft_core::nolock;
 
 use crate::pattern;
 use crate::routes::Registered;

@@ -6,7 +6,7 @@
 use std::alloc::{self, GlobalAlloc, Layout};
 use std::hint::black_box;
 
-pub use alloc_global::Hayloft;
+pub use hayloft::Hayloft;
 
 /// The registered global allocator, through `std::alloc`.
 #[derive(Clone, Copy, Debug, Default)]

@@ -6,7 +6,7 @@
 //! the child the test reaches the same scenario, runs its body and exits.
 //!
 //! In a child no decay window ends unless the scenario asks for it: by [`amid_decay`], by
-//! `HAYLOFT_DECAY_MS`, or by `alloc_core::heap::end_window`, which ends one at once.
+//! `HAYLOFT_DECAY_MS`, or by `hayloft_core::heap::end_window`, which ends one at once.
 //!
 //! ```no_run
 //! # use tests::scenario::Scenario;

@@ -15,7 +15,7 @@ use crate::objects::AllocError;
 /// A cache of values of one type, each owned by a [`CacheBox`].
 ///
 /// ```
-/// use alloc_core::cache::TypedCache;
+/// use hayloft_core::cache::TypedCache;
 ///
 /// let packets = TypedCache::new("typed packets")?;
 /// let mut packet = packets.alloc([0u8; 1500]).map_err(|(error, _)| error)?;

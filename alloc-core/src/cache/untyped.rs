@@ -27,7 +27,7 @@ use crate::watch::{self, WATCHED};
 /// A cache of objects of one layout.
 ///
 /// ```
-/// use alloc_core::cache::Cache;
+/// use hayloft_core::cache::Cache;
 /// use std::alloc::Layout;
 ///
 /// let cache = Cache::builder("plain packets", Layout::new::<[u64; 16]>()).build()?;
@@ -42,7 +42,7 @@ use crate::watch::{self, WATCHED};
 ///
 /// ```compile_fail,E0382
 /// # let layout = std::alloc::Layout::new::<u64>();
-/// # let cache = alloc_core::cache::Cache::builder("gone", layout).build().unwrap();
+/// # let cache = hayloft_core::cache::Cache::builder("gone", layout).build().unwrap();
 /// cache.destroy().unwrap();
 /// let _ = cache.alloc();
 /// ```

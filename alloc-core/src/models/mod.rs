@@ -1,6 +1,6 @@
 //! Loom models of the state that several CPUs share.
 //!
-//! Run by `RUSTFLAGS="--cfg loom" cargo test -p alloc-core --release --lib models`. Constants are
+//! Run by `RUSTFLAGS="--cfg loom" cargo test -p hayloft-core --release --lib models`. Constants are
 //! small here, so that edge cases are reached. Some models show what this project must not do: they
 //! pass when loom finds the fault.
 

@@ -309,7 +309,7 @@ pub struct NodeStats {
 /// Gathers the totals. May be called in any context.
 ///
 /// ```
-/// let stats = alloc_core::stats::gather();
+/// let stats = hayloft_core::stats::gather();
 /// assert!(stats.free <= stats.held);
 /// ```
 #[must_use]

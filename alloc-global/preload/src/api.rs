@@ -5,11 +5,11 @@ use core::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
 
-use alloc_core::by_address;
-use alloc_core::cache::{Cache, CacheError, CacheFlags};
-use alloc_core::heap;
-use alloc_core::report::{self, Format};
-use alloc_core::stats::{self, CacheStats, Stats};
+use hayloft_core::by_address;
+use hayloft_core::cache::{Cache, CacheError, CacheFlags};
+use hayloft_core::heap;
+use hayloft_core::report::{self, Format};
+use hayloft_core::stats::{self, CacheStats, Stats};
 
 use crate::{fail, or_no_memory};
 

@@ -9,7 +9,7 @@ use core::ffi::{CStr, c_void};
 use core::mem;
 use core::ptr::NonNull;
 
-use alloc_core::by_address;
+use hayloft_core::by_address;
 
 /// Returns the function `name` of the next library that has one, if there is any.
 fn next(name: &CStr) -> Option<NonNull<c_void>> {

@@ -34,7 +34,7 @@ use core::ffi::{c_int, c_void};
 
 /// The allocator of the Rust standard library in this library, which uses the same heap.
 #[global_allocator]
-static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
+static GLOBAL: hayloft::Hayloft = hayloft::Hayloft;
 
 // The standard library's unwinder, from the compiler's archive. With the shared one, `libgcc_s`,
 // each program would load another library at its start, only to use it when a panic ends the

@@ -5,7 +5,7 @@
 
 use core::ffi::{c_int, c_long};
 
-use alloc_core::kmalloc;
+use hayloft_core::kmalloc;
 use libc::{pid_t, rlimit};
 
 /// Sets a resource limit of this process.

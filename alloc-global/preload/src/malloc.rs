@@ -11,7 +11,7 @@
 use core::ffi::{c_int, c_void};
 use core::ptr;
 
-use alloc_core::by_address;
+use hayloft_core::by_address;
 
 use crate::{fail, foreign, or_no_memory};
 

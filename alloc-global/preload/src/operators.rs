@@ -24,7 +24,7 @@ use core::ffi::{CStr, c_void};
 use core::mem;
 use core::ptr::NonNull;
 
-use alloc_core::by_address;
+use hayloft_core::by_address;
 
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("std::size_t has another letter");

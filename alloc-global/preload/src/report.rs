@@ -3,8 +3,8 @@
 
 use core::ffi::{c_char, c_int};
 
-use alloc_core::heap;
-use alloc_core::stats::{self, Stats};
+use hayloft_core::heap;
+use hayloft_core::stats::{self, Stats};
 
 unsafe extern "C" {
     fn dprintf(file: c_int, format: *const c_char, ...) -> c_int;

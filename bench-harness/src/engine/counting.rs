@@ -7,7 +7,7 @@ use crate::measurement::Sharing;
 mod imp {
     use parking_lot::Mutex;
 
-    use alloc_core::counters::{Snapshot, snapshot};
+    use hayloft_core::counters::{Snapshot, snapshot};
 
     use super::Sharing;
 

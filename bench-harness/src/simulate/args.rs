@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use alloc_core::tuning;
 use clap::Parser;
+use hayloft_core::tuning;
 
 use super::machine::{Costs, Topology};
 use super::model::{Protocol, Setup};

@@ -6,8 +6,8 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use alloc_core::kmalloc;
-use alloc_core::size_class::MAX_MIDDLE;
+use hayloft_core::kmalloc;
+use hayloft_core::size_class::MAX_MIDDLE;
 
 use super::machine::{Costs, Topology};
 use super::model::{Counts, Model, Setup};

@@ -1,4 +1,4 @@
-//! A model of the lock of `alloc-core`: a word that CPUs try, spin on, and then sleep on in a
+//! A model of the lock of `hayloft-core`: a word that CPUs try, spin on, and then sleep on in a
 //! futex.
 
 use std::collections::VecDeque;

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`trace`] | the requests that each thread of a program makes to its allocator |
 //! | [`machine`] | virtual CPUs, their distances, and the costs of operations (`costs.toml`) |
-//! | [`model`] | the paths of `alloc-core`, as a simulation of discrete events |
+//! | [`model`] | the paths of `hayloft-core`, as a simulation of discrete events |
 //! | [`record`] | traces of workloads as they run |
 //! | [`real`] | traces replayed on this machine |
 //! | [`calibrate`] | measurement of the costs on this machine |

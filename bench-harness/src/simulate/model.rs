@@ -1,4 +1,4 @@
-//! The paths of `alloc-core` on a virtual machine, as a simulation of discrete events.
+//! The paths of `hayloft-core` on a virtual machine, as a simulation of discrete events.
 //!
 //! Each virtual CPU runs one thread of a trace. Operations that stay in its sheaves affect no other
 //! CPU, and are not events. Looks at a barn and requests for a lock are events, and happen in the
@@ -15,8 +15,8 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
-use alloc_core::size_class::{CLASSES, Class};
-use alloc_core::tuning::{self, Numbers};
+use hayloft_core::size_class::{CLASSES, Class};
+use hayloft_core::tuning::{self, Numbers};
 
 use super::lock::Lock;
 use super::machine::{Costs, Distances, Here, Line, Time, Topology, ns};
@@ -45,13 +45,13 @@ pub struct Setup {
     pub numbers: Vec<Numbers>,
     /// Allocator that serves the trace.
     pub protocol: Protocol,
-    /// Number of arenas, one of which a shared store uses. One by default; `alloc-core` has one per
-    /// node.
+    /// Number of arenas, one of which a shared store uses. One by default; `hayloft-core` has one
+    /// per node.
     pub arenas: usize,
 }
 
 impl Setup {
-    /// Creates a setup with the tuning constants of `alloc-core`.
+    /// Creates a setup with the tuning constants of `hayloft-core`.
     pub fn new(topology: Topology, costs: Costs, work: f64) -> Self {
         let class = |index| Class::from_index(index).expect("a class");
         let numbers = (0..CLASSES).map(|index| tuning::of_class(class(index))).collect();

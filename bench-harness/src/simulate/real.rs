@@ -8,8 +8,8 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::time::Instant;
 
-use alloc_core::kmalloc;
-use alloc_core::size_class::{CLASSES, Class};
+use hayloft_core::kmalloc;
+use hayloft_core::size_class::{CLASSES, Class};
 
 use super::trace::{Op, Thread, Trace};
 use crate::compare::statistics::median;

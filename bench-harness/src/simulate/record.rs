@@ -13,8 +13,8 @@ use std::process::ExitCode;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use alloc_core::size_class::{Class, class_of};
 use clap::Parser;
+use hayloft_core::size_class::{Class, class_of};
 
 use super::trace::{Maker, Trace};
 use crate::engine::{Run, Scale};

@@ -1,11 +1,11 @@
-//! The shared stores behind the sheaves, as in `alloc-core`: barns, slabs, and lists of slabs.
+//! The shared stores behind the sheaves, as in `hayloft-core`: barns, slabs, and lists of slabs.
 //! Objects are mere numbers here. Every operation returns counts of its work, which the model
 //! multiplies by costs.
 //!
-//! A shared store belongs to a class and a group of CPUs. In `alloc-core` that group is a node, and
-//! the store is called a node class.
+//! A shared store belongs to a class and a group of CPUs. In `hayloft-core` that group is a node,
+//! and the store is called a node class.
 
-use alloc_core::tuning::{LISTS, MIN_EMPTY, Numbers};
+use hayloft_core::tuning::{LISTS, MIN_EMPTY, Numbers};
 
 use super::machine::{Here, Line, Time};
 

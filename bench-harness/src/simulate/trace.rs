@@ -10,7 +10,7 @@
 
 use std::io::{Read, Write};
 
-use alloc_core::size_class::{CLASSES, Class, class_of};
+use hayloft_core::size_class::{CLASSES, Class, class_of};
 use serde::{Deserialize, Serialize};
 
 use crate::prng::Prng;
@@ -203,7 +203,7 @@ impl Maker {
 }
 
 /// Returns the class of a block of `size` bytes, at most
-/// [`MAX_MIDDLE`](alloc_core::size_class::MAX_MIDDLE).
+/// [`MAX_MIDDLE`](hayloft_core::size_class::MAX_MIDDLE).
 pub fn class_of_size(size: usize) -> Class {
     let layout = std::alloc::Layout::from_size_align(size, 8).expect("a size that a class serves");
     class_of(layout).expect("a size that a class serves")

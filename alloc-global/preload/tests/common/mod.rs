@@ -50,7 +50,7 @@ pub(crate) fn build(name: &str, features: &str) -> PathBuf {
     let target = format!("{FOLDER}/{name}");
     output_of(
         Command::new(env!("CARGO"))
-            .args(["build", "--release", "--locked", "--package", "preload"])
+            .args(["build", "--release", "--locked", "--package", "libhayloft"])
             .args(["--features", features, "--target-dir", &target])
             .current_dir(PACKAGE)
             .env_remove("CARGO_BUILD_TARGET")

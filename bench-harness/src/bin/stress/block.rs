@@ -4,7 +4,7 @@ use std::alloc::{self, Layout};
 use std::hint::black_box;
 use std::ptr::{self, NonNull};
 
-use alloc_core::nolock;
+use hayloft_core::nolock;
 
 use crate::failure::{self, Actor, Fault};
 use crate::pattern;

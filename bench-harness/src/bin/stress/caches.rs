@@ -14,7 +14,7 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering, compiler_fence};
 use std::thread;
 
-use alloc_core::cache::{Cache, CacheFlags};
+use hayloft_core::cache::{Cache, CacheFlags};
 use parking_lot::Mutex;
 
 use crate::draw::Rng;

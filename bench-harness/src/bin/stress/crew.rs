@@ -5,7 +5,7 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use alloc_core::{cpu, heap};
+use hayloft_core::{cpu, heap};
 
 use crate::companion::{Companion, Task};
 use crate::failure::{Actor, Role};

@@ -118,7 +118,7 @@ pub(crate) fn say(line: fmt::Arguments<'_>) {
 /// Callable in any context.
 pub(crate) fn give_up(what: fmt::Arguments<'_>) -> ! {
     say(format_args!("stress: {what}"));
-    alloc_core::dump::machine(&|line| say(format_args!("  {line}")));
+    hayloft_core::dump::machine(&|line| say(format_args!("  {line}")));
     exit_at_once()
 }
 

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use alloc_core::heap;
+use hayloft_core::heap;
 
 use crate::draw::Rng;
 use crate::failure::{self, Actor, Role};

@@ -4,7 +4,7 @@ use std::mem;
 use std::thread;
 use std::time::Duration;
 
-use alloc_core::{cpu, heap};
+use hayloft_core::{cpu, heap};
 
 use crate::draw::Rng;
 

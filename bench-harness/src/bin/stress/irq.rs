@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use alloc_core::irq_work::IrqWork;
+use hayloft_core::irq_work::IrqWork;
 
 use crate::draw::Rng;
 use crate::failure::Role;

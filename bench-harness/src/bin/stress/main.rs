@@ -57,7 +57,7 @@ use std::process::{Command, ExitCode};
 use clap::Parser as _;
 
 #[global_allocator]
-static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
+static GLOBAL: hayloft::Hayloft = hayloft::Hayloft;
 
 /// Environment variable that selects how irq work runs. The allocator reads it before `main`.
 const IRQ: &str = "HAYLOFT_IRQ";

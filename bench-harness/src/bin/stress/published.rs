@@ -3,7 +3,7 @@
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use alloc_core::rcu;
+use hayloft_core::rcu;
 
 use crate::draw::Rng;
 use crate::failure::Actor;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::AddAssign;
 use std::time::Duration;
 
-use alloc_core::heap::DeferredFrees;
+use hayloft_core::heap::DeferredFrees;
 
 use crate::draw;
 use crate::irq;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use alloc_core::report;
+use hayloft::report;
 use procfs::{Current as _, Uptime};
 
 /// A process.

@@ -1,7 +1,7 @@
 //! `hayloft-top`: shows live what the allocator of another process holds and does.
 //!
 //! The process was started with `HAYLOFT_STATS_SHM=1`. It writes its statistics into a page that
-//! this program reads ([`alloc_core::report`]). The program sends no request to the process, which
+//! this program reads ([`hayloft::report`]). The program sends no request to the process, which
 //! does not notice it.
 //!
 //! | module | contents |
@@ -35,15 +35,15 @@ use std::env;
 use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 
-use alloc_core::report::{self, AttachError, Reader};
 use clap::Parser as _;
+use hayloft::report::{self, AttachError, Reader};
 
 use app::App;
 use options::Options;
 use process::Process;
 
 #[global_allocator]
-static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
+static GLOBAL: hayloft::Hayloft = hayloft::Hayloft;
 
 /// The reason to stop, printed in one line.
 #[derive(Debug)]

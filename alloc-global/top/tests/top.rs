@@ -10,10 +10,10 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use alloc_core::cache::{Cache, CacheFlags};
+use hayloft::cache::{Cache, CacheFlags};
 
 #[global_allocator]
-static GLOBAL: alloc_global::Hayloft = alloc_global::Hayloft;
+static GLOBAL: hayloft::Hayloft = hayloft::Hayloft;
 
 const TOP: &str = env!("CARGO_BIN_EXE_hayloft-top");
 

@@ -3,8 +3,8 @@
 use std::io::Write;
 use std::thread;
 
-use alloc_core::report::{AttachError, Reader, Snapshot};
 use comfy_table::{CellAlignment, Table, presets};
+use hayloft::report::{AttachError, Reader, Snapshot};
 
 use crate::Failure;
 use crate::history::History;
@@ -119,4 +119,4 @@ fn page(process: &Process, history: &History, columns: &[&Column], entries: &[En
 
 /// Explanation of a missing hit rate.
 pub(crate) const NO_HITS: &str =
-    "HIT%: hits are counted only where alloc-core is built with the feature `counters`";
+    "HIT%: hits are counted only where hayloft-core is built with the feature `counters`";

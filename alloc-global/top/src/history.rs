@@ -3,8 +3,8 @@
 
 use std::collections::VecDeque;
 
-use alloc_core::report::Snapshot;
-use alloc_core::stats::{CacheStats, CpuStats, NodeStats};
+use hayloft::report::Snapshot;
+use hayloft::stats::{CacheStats, CpuStats, NodeStats};
 
 /// Snapshots kept: as many as fit side by side on a wide screen.
 const KEPT: usize = 240;
@@ -174,7 +174,7 @@ impl<'a, T: Subject> Line<'a, T> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use alloc_core::stats::Name;
+    use hayloft::stats::Name;
 
     /// Returns a cache with slabs of 64 KiB and a thousand objects each.
     pub(crate) fn cache(name: &str, slabs: usize, in_use: usize, refills: u64) -> CacheStats {

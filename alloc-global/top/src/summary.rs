@@ -1,7 +1,7 @@
 //! Totals of the process, each with its name.
 
-use alloc_core::report::Snapshot;
-use alloc_core::stats::{CacheStats, Stats};
+use hayloft::report::Snapshot;
+use hayloft::stats::{CacheStats, Stats};
 
 use crate::history::History;
 use crate::number;

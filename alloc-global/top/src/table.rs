@@ -3,9 +3,9 @@
 
 use std::cmp::Ordering;
 
-use alloc_core::stats::{CacheStats, CpuStats, NodeStats};
 use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
+use hayloft::stats::{CacheStats, CpuStats, NodeStats};
 
 use crate::history::{History, Line, Subject};
 use crate::{number, process};
