@@ -322,17 +322,24 @@ fn spawn(end_window: Window) {
     }
     // Relaxed: starting the thread orders this store before all that the thread does.
     ROUTINE.store(end_window as *mut (), Ordering::Relaxed);
-    if !os::bare::spawn(thread_main) {
+    if !os::spawn_bare::<Reclaim>() {
         FAILED.store(os::milliseconds().max(1), Ordering::Relaxed);
         _ = swap(SPAWNING, NOBODY);
     }
 }
 
-/// Body of the thread.
-extern "C" fn thread_main() {
+/// The reclaim thread.
+struct Reclaim;
+
+impl os::Service for Reclaim {
+    const NAME: Option<&'static str> = Some("reclaim");
+    const SCHEDULING: os::Scheduling = os::Scheduling::AsTheProcess;
+    const MAIN: fn(usize) = thread_main;
+}
+
+fn thread_main(_: usize) {
     // Every free from now on finds the thread.
     STATE.store(NOTED, Ordering::Relaxed);
-    os::name_thread(c"hayloft/reclaim");
     let looks_at_pressure = os::bare::own_descriptors();
     // SAFETY: `spawn` stored a `Window` there before it started this thread.
     let end_window: Window = unsafe { mem::transmute(ROUTINE.load(Ordering::Relaxed)) };

@@ -25,14 +25,10 @@
 //! A CPU thread is made when work is first queued for its CPU, possibly in a handler. So there is
 //! one more thread, *the maker*, pinned to no CPU. If a CPU cannot have a thread, or a bound on
 //! their number is reached, the maker does the work of that CPU.
-//!
-//! These are not threads of the standard library: such a thread takes a lock of the library when it
-//! starts and when it ends, and a child forked while that is held could not make any threads.
 
 extern crate std;
 
-use core::ffi::{CStr, c_int, c_void};
-use core::fmt::Write as _;
+use core::ffi::{c_int, c_void};
 use core::ptr;
 use core::sync::atomic::{
     AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering, fence,
@@ -44,9 +40,6 @@ use crate::sync::{Backoff, WakeFlag, witness};
 
 /// Number of CPUs with state of their own; higher CPU numbers alias modulo this.
 pub(crate) const MAX_CPUS: usize = 512;
-
-/// Stack size of these threads, in bytes.
-const STACK: usize = 256 << 10;
 
 /// Divisor of the process's thread limit that gives the bound on CPU threads.
 const SHARE: usize = 8;
@@ -198,9 +191,7 @@ pub(crate) fn start(routines: &'static Routines) -> bool {
     MAKER_ENDS.store(false, Ordering::Relaxed);
     // Release: pairs with the Acquire in `mode`.
     MODE.store(mode as u8, Ordering::Release);
-    // The new thread inherits the mask.
-    let _masked = os::block_signals();
-    let made = os::spawn(STACK, make_threads, ptr::null_mut());
+    let made = os::spawn::<Maker>(0);
     let is_there = made.is_some();
     MAKER.set(made);
     if !is_there {
@@ -270,16 +261,22 @@ fn end(thread: &Thread, then: u32) {
     thread.state.store(then, Ordering::Release);
 }
 
-/// Main function of the maker.
-extern "C" fn make_threads(_: *mut c_void) -> *mut c_void {
-    os::name_thread(c"hayloft/cpus");
-    os::schedule_as_the_process();
+/// The thread that makes CPU threads.
+struct Maker;
+
+impl os::Service for Maker {
+    const NAME: Option<&'static str> = Some("cpus");
+    const SCHEDULING: os::Scheduling = os::Scheduling::AsTheProcess;
+    const MAIN: fn(usize) = make_threads;
+}
+
+fn make_threads(_: usize) {
     // While a thread waits for work: a time, and the CPUs whose wake flags were set then.
     let mut watch = None;
     loop {
         MAKER_WAKE.clear();
         if MAKER_ENDS.load(Ordering::Acquire) {
-            return ptr::null_mut();
+            return;
         }
         let now = os::milliseconds();
         if let Some((since, late)) = watch
@@ -345,7 +342,7 @@ fn make(cpu: usize) -> bool {
     if count >= BOUND.load(Ordering::Relaxed) || !thread.exchange(WANTED, MAKING) {
         return false;
     }
-    let made = os::spawn(STACK, thread_main, ptr::without_provenance_mut(cpu));
+    let made = os::spawn::<CpuThread>(cpu);
     let is_there = made.is_some();
     thread.thread.set(made);
     COUNT.fetch_add(usize::from(is_there), Ordering::Relaxed);
@@ -381,14 +378,18 @@ fn round(cpu: usize) {
     (routines().work)(cpu);
 }
 
-/// Main function of a CPU thread.
-extern "C" fn thread_main(cpu: *mut c_void) -> *mut c_void {
-    let cpu = cpu.addr();
+/// A CPU thread, numbered as its CPU.
+struct CpuThread;
+
+impl os::Service for CpuThread {
+    const NAME: Option<&'static str> = None;
+    /// The maker's, until the maker pins the thread.
+    const SCHEDULING: os::Scheduling = os::Scheduling::AsItsCreator;
+    const MAIN: fn(usize) = thread_main;
+}
+
+fn thread_main(cpu: usize) {
     let thread = &THREADS[cpu];
-    let mut name = os::Line::<16>::new();
-    let _ = write!(name, "hayloft/{cpu}");
-    let name = name.into_bytes();
-    os::name_thread(CStr::from_bytes_until_nul(&name).unwrap_or_default());
     let mut backoff = Backoff::new();
     // Until the maker has pinned this thread.
     while thread.state.load(Ordering::Acquire) == MAKING {
@@ -400,7 +401,7 @@ extern "C" fn thread_main(cpu: *mut c_void) -> *mut c_void {
         thread.wake.clear();
         round(cpu);
         if thread.state.load(Ordering::Acquire) == ENDS {
-            return ptr::null_mut();
+            return;
         }
         // A signal that arrived since the start of the round is handled here; the flag that was set
         // before it ends the sleep.

@@ -18,10 +18,9 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use super::inject::{Call, fails};
 use super::linux::{self, call};
+use super::service::STACK;
 use crate::arch;
 
-/// Bytes of the thread's stack.
-const STACK: usize = 256 << 10;
 /// Stack alignment in bytes that the ABIs require.
 const STACK_ALIGNMENT: usize = 16;
 /// Bytes on both sides of the known thread-locals, where the C library keeps its thread descriptor.
@@ -33,8 +32,6 @@ const REFUSED: i32 = -2;
 /// The kernel's number of the thread; 0 while there is none. The kernel clears it, and wakes its
 /// waiters, when the thread has left its stack.
 static NUMBER: AtomicU32 = AtomicU32::new(0);
-/// The function that the thread runs. Written before the thread starts.
-static BODY: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
 /// The lowest address of the thread's memory: a guard page, the stack, the block of thread-locals.
 /// Null before the first thread.
 static MEMORY: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
@@ -86,11 +83,10 @@ pub(crate) fn in_child() {
     NUMBER.store(0, Ordering::Relaxed);
 }
 
-/// Starts the thread, which runs `body` with all signals blocked, ordinary scheduling, the CPUs
-/// that the process may use, and an empty descriptor table of its own. Returns false if no thread
-/// can be created. Waits for the previous thread to leave its stack. May be called in any context,
-/// by one caller at a time.
-pub(crate) fn spawn(body: extern "C" fn()) -> bool {
+/// Starts the thread, which runs `body` with all signals blocked, including those that the C
+/// library reserves for itself. Returns false if no thread can be created. Waits for the previous
+/// thread to leave its stack. May be called in any context, by one caller at a time.
+pub(super) fn spawn(body: extern "C" fn()) -> bool {
     if fails(Call::Clone) {
         return false;
     }
@@ -116,13 +112,12 @@ pub(crate) fn spawn(body: extern "C" fn()) -> bool {
             | libc::CLONE_SETTLS
             | libc::CLONE_PARENT_SETTID
             | libc::CLONE_CHILD_CLEARTID;
-        BODY.store(body as *mut (), Ordering::Relaxed);
         // The new thread inherits the signal mask.
         linux::change_bare_mask(&all, Some(&mut before));
         // Not at the very end: Valgrind takes the page of the stack pointer for the last page of
         // the stack.
         let stack = memory.add(layout.stack_end - STACK_ALIGNMENT).as_ptr();
-        let made = arch::start_thread(flags, stack, NUMBER.as_ptr(), pointer, thread_main);
+        let made = arch::start_thread(flags, stack, NUMBER.as_ptr(), pointer, body);
         linux::change_bare_mask(&before, None);
         made > 0
     }
@@ -173,13 +168,6 @@ unsafe fn prepare(block: *mut u8, layout: &Layout, pointer: *mut u8) {
             (&raw mut (*area).cpu_id).write(REFUSED);
         }
     }
-}
-
-/// Entry point of the thread.
-extern "C" fn thread_main() {
-    linux::schedule_as_the_process();
-    // SAFETY: `spawn` stored a function of this type before it started the thread.
-    unsafe { core::mem::transmute::<*mut (), extern "C" fn()>(BODY.load(Ordering::Relaxed))() }
 }
 
 /// Gives this thread an empty descriptor table of its own. The program neither sees nor closes

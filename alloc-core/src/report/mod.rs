@@ -32,7 +32,6 @@ mod shared;
 
 use core::ffi::{c_int, c_void};
 use core::fmt;
-use core::ptr;
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::OnceLock;
 
@@ -282,16 +281,11 @@ fn is_of_a_fault(signal: c_int) -> bool {
     )
 }
 
-/// Bytes of the reporting thread's stack.
-const STACK: usize = 256 << 10;
-
 fn spawn() {
     if os::is_main_thread() {
         MAIN_EXIT.expect();
     }
-    // The new thread inherits the signal mask.
-    let _masked = os::block_signals();
-    if os::spawn(STACK, thread_main, ptr::null_mut()).is_none() {
+    if os::spawn::<Reporter>(0).is_none() {
         os::warn(format_args!("there is no thread to report statistics"));
     }
 }
@@ -319,13 +313,20 @@ unsafe extern "C" fn end_thread(_: *mut c_void) {
     }
 }
 
-/// Entry point of the reporting thread. It lives as long as the process, or as its main thread.
-extern "C" fn thread_main(_: *mut c_void) -> *mut c_void {
-    os::name_thread(c"hayloft/stats");
+/// The reporting thread. It lives as long as the process, or as its main thread.
+struct Reporter;
+
+impl os::Service for Reporter {
+    const NAME: Option<&'static str> = Some("stats");
+    const SCHEDULING: os::Scheduling = os::Scheduling::AsItsCreator;
+    const MAIN: fn(usize) = thread_main;
+}
+
+fn thread_main(_: usize) {
     let is_shared = shared::is_open() || shared::open_again();
     let period = period();
     if !is_shared && period.is_none() {
-        return ptr::null_mut();
+        return;
     }
     let mut due = period.map(|period| os::milliseconds() + period);
     loop {
@@ -344,7 +345,7 @@ extern "C" fn thread_main(_: *mut c_void) -> *mut c_void {
         let left = left.clamp(1, if is_shared { TICK } else { LONGEST_SLEEP });
         END.sleep_for(left);
         if !END.is_clear() {
-            return ptr::null_mut();
+            return;
         }
     }
 }

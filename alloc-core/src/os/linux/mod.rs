@@ -55,4 +55,5 @@ pub(crate) use signal::{
     take_signal,
 };
 pub(super) use system_call::{SavedErrno, call};
-pub(crate) use thread::{ThreadExit, ThreadSlot, is_main_thread, name_thread, spawn, thread_id};
+pub(super) use thread::{Thread, name_thread, spawn};
+pub(crate) use thread::{ThreadExit, ThreadSlot, is_main_thread, thread_id};
