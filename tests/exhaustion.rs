@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use hayloft_core::fault::{self, Place};
-use hayloft_core::kmalloc;
+use hayloft_core::heap;
 use tests::hoard::Hoard;
 use tests::process::{Limit, status_bytes};
 use tests::routes::Hayloft;
@@ -215,7 +215,7 @@ fn address_space_that_was_reserved_goes_back() {
         const MOST: usize = 400 * MIB;
         let kept = vec![1_u8; 10 * MIB];
         Limit::AddressSpace.set(MOST).expect("the limit can be lowered");
-        kmalloc::limit_address_space(MOST);
+        heap::limit_address_space(MOST);
         assert!(status_bytes("VmSize") < MOST);
         thread::spawn(|| ()).join().expect("there is room for a thread");
         let layout = Layout::from_size_align(MIB, 16).expect("a valid layout");

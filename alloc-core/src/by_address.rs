@@ -13,16 +13,17 @@ use core::alloc::Layout;
 use core::ptr::{self, NonNull};
 
 use crate::arch::{self, Push};
+use crate::instrument::{self, EXACT, handed_out, resized, run_taken_back, taken_back};
 use crate::kmalloc;
+use crate::large::{self, Found};
 use crate::nolock;
-use crate::objects::{self, checked_in, checked_out, free_run, may_reclaim};
+use crate::objects;
 use crate::os;
-use crate::page::{self, ENTRY_SIZE, Unit};
+use crate::page::{ENTRY_SIZE, Unit};
 use crate::percpu;
 use crate::size_class::{Class, MALLOC_ALIGN, small_class_of, small_class_of_size};
 use crate::slab;
 use crate::sync::Context;
-use crate::watch::{self, WATCHED};
 
 /// Returns the layout that serves `size` bytes, or `None` if no layout can be that large.
 fn layout_of(size: usize) -> Option<Layout> {
@@ -36,8 +37,8 @@ fn layout_of(size: usize) -> Option<Layout> {
 pub fn pop(size: usize) -> Option<NonNull<u8>> {
     let class = small_class_of_size(size)?;
     let object = NonNull::new(percpu::pop(class))?;
-    kmalloc::handed_out(object.as_ptr(), size, false);
-    Some(checked_out(object, class))
+    handed_out(object.as_ptr(), size, false);
+    Some(object)
 }
 
 /// Allocates `size` bytes. Returns null when there is no memory. A size of 0 is served like a size
@@ -89,7 +90,7 @@ pub unsafe fn free(block: *mut u8) {
 /// As [`free`], except that the block may be foreign.
 #[inline(always)]
 pub unsafe fn free_or(block: *mut u8, foreign: Foreign) {
-    note_free(block);
+    taken_back(block);
     // SAFETY: the caller guarantees that a block in our arenas is live, so its unit has an entry
     // and keeps its class.
     unsafe {
@@ -101,22 +102,12 @@ pub unsafe fn free_or(block: *mut u8, foreign: Foreign) {
     }
 }
 
-/// Reports that the program frees an object, in builds with observers or debug checks.
-#[inline(always)]
-fn note_free(block: *mut u8) {
-    if (WATCHED || cfg!(debug_assertions))
-        && let Some((class, true)) = objects::find(block)
-    {
-        checked_in(block, class);
-    }
-}
-
 /// As [`free`], without ever waiting.
 ///
 /// # Safety
 /// As [`free`].
 pub unsafe fn free_nolock(block: *mut u8) {
-    note_free(block);
+    taken_back(block);
     // SAFETY: the caller guarantees that `block` is null, or live and not used.
     Context::without_waiting(|| unsafe { free_elsewhere(block, refuse) });
 }
@@ -171,11 +162,8 @@ unsafe extern "C" fn free_anywhere(block: *mut u8, foreign: Foreign) {
                 }
             }
             Place::Run(_) => {
-                watch::freed(block);
-                Context::enter(|context| {
-                    free_run(context, block);
-                    may_reclaim(context);
-                });
+                run_taken_back(block);
+                large::free_found(block);
             }
         }
     }
@@ -214,7 +202,6 @@ impl Place {
     /// # Safety
     /// If the block is of this allocator, it was not freed.
     unsafe fn of(block: *mut u8) -> Place {
-        let Some(unit) = Unit::of(block) else { return Place::Foreign };
         match objects::find(block) {
             Some((class, true)) => return Place::Object(class),
             Some((class, false)) => os::abort(format_args!(
@@ -223,12 +210,12 @@ impl Place {
             )),
             None => {}
         }
-        if unit.run_len().is_some() && unit.address() == block {
-            // SAFETY: a run in use starts at `block`, and the caller guarantees that it owns the
-            // block.
-            return Place::Run(unsafe { page::used_bytes(unit) });
+        // SAFETY: the caller guarantees that a block of this allocator was not freed.
+        match unsafe { large::find(block) } {
+            Found::Foreign => Place::Foreign,
+            Found::Run(bytes) => Place::Run(bytes),
+            Found::Nothing(why) => os::abort(format_args!("{block:p} is no block in use: {why}")),
         }
-        os::abort(format_args!("{block:p} is no block in use: {}", unit.misplaced()))
     }
 }
 
@@ -243,7 +230,7 @@ pub unsafe fn usable_size(block: *mut u8) -> usize {
     match unsafe { Place::of(block) } {
         Place::Foreign => 0,
         // SAFETY: `block` is of this allocator, and the caller guarantees that it was not freed.
-        _ if watch::EXACT => unsafe { kmalloc::usable_size(block) },
+        _ if EXACT => unsafe { instrument::usable_size(block) },
         Place::Object(class) => objects::size(class),
         Place::Run(size) => size,
     }
@@ -265,13 +252,13 @@ pub unsafe fn realloc(block: *mut u8, new_size: usize) -> *mut u8 {
     unsafe {
         let size = match Place::of(block) {
             Place::Foreign => return ptr::null_mut(),
-            _ if watch::EXACT => usable_size(block),
+            _ if EXACT => usable_size(block),
             Place::Run(size) if small_class_of(new_layout).is_none() => {
                 let layout = Layout::from_size_align_unchecked(size, MALLOC_ALIGN);
                 let new = kmalloc::realloc_large(block, layout, new_layout);
                 // The rest of the run is room to grow. As a part of the block it would be copied.
-                if let Some(unit) = Unit::of(new).filter(|_| objects::find(new).is_none()) {
-                    page::set_used_bytes(unit, new_size);
+                if objects::find(new).is_none() {
+                    large::set_used_bytes(new, new_size);
                 }
                 return new;
             }
@@ -280,7 +267,7 @@ pub unsafe fn realloc(block: *mut u8, new_size: usize) -> *mut u8 {
             Place::Object(class) => match objects::size(class) {
                 size if (size / 2..=size).contains(&new_size) => {
                     objects::check_middle(block, class);
-                    return watch::resized(block, block, new_size);
+                    return resized(block, block, new_size);
                 }
                 size => size,
             },
@@ -288,8 +275,8 @@ pub unsafe fn realloc(block: *mut u8, new_size: usize) -> *mut u8 {
         let new = kmalloc::alloc(new_layout);
         if new.is_null() {
             // If there is no memory for a smaller block, the old one is large enough.
-            let stays = new_size <= size && !watch::EXACT;
-            return if stays { watch::resized(block, block, new_size) } else { new };
+            let stays = new_size <= size && !EXACT;
+            return if stays { resized(block, block, new_size) } else { new };
         }
         ptr::copy_nonoverlapping(block, new, size.min(new_size));
         free(block);

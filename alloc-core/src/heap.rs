@@ -3,7 +3,9 @@
 use crate::cache::{self, defer_free_barrier};
 use crate::cpu;
 use crate::objects;
+use crate::page;
 use crate::rcu;
+use crate::sync::Context;
 
 pub use crate::objects::{DeferredFrees, deferred_frees};
 
@@ -25,6 +27,13 @@ pub fn barrier() {
 pub fn trim() -> usize {
     let _caches = cache::slab_mutex_alone();
     rcu::setting_aside(|| objects::trim(rcu::set_aside))
+}
+
+/// Gives up address space that is reserved for future use, if the process has more than `most`
+/// bytes of address space. Call when the program has limited its address space (`RLIMIT_AS`), as
+/// the reservation would leave it none otherwise. Needs `/proc`.
+pub fn limit_address_space(most: usize) {
+    Context::enter(|context| page::limit_address_space(context, most));
 }
 
 /// Ends a decay window: memory that was idle throughout the window moves a step further towards the

@@ -17,7 +17,9 @@
 //! | [`by_address`] | blocks freed by address alone, as in C |
 //! | [`stats`] | current state and event counts |
 //! | [`nolock`] [`cpu`] | allocating and freeing without ever waiting; CPU hotplug |
-//! | [`kmalloc`] [`rcu`] | size classes, large objects, realloc; readers without locks |
+//! | [`kmalloc`] [`rcu`] | memory for any layout; readers without locks |
+//! | `instrument` | blocks that pass the entry points, as observers and debug builds see them |
+//! | `large` | blocks that are runs of pages of their own |
 //! | `objects` | the path of an object of a class, across all layers below |
 //! | `deferred` | blocks freed in contexts that must not wait |
 //! | [`irq_work`] | work for a CPU, queued from any context |
@@ -31,6 +33,19 @@
 //! | `os` | system calls |
 //! | `arch` | restartable sequences |
 //! | [`fault`] | fault points for tests |
+//!
+//! # A class, and where its parts are
+//! A class is a number: first those of the size classes, then those of object caches.
+//!
+//! | part | static or place | module |
+//! |---|---|---|
+//! | size of a size class; the class of a size | `LOOKUP`, `LOOKUP_MALLOC` | `size_class` |
+//! | stride, objects per slab, units, link of a free object, constructor | `SHAPES` | `slab::shape` |
+//! | width of a new sheaf | `EMPTY_HEADERS` | `percpu::layout` |
+//! | header and slots of its sheaf on each CPU; events | the CPU's region | `percpu::{layout, events}` |
+//! | barn and partial slabs on each node | `NODE_CLASSES`, `CACHE_NODE_CLASSES` | `objects::node_class` |
+//! | of a cache: its name for statistics | `LABELS` | `stats::label` |
+//! | of a cache: its sharers, and whether others may share it | `ENTRIES` | `cache::registry` |
 //!
 //! # Features
 //! None is on by default.
@@ -91,11 +106,15 @@ mod fork;
 pub mod heap;
 #[cfg(all(target_os = "linux", not(loom)))]
 mod idle;
+#[cfg(all(target_os = "linux", not(loom)))]
+mod instrument;
 #[cfg(target_os = "linux")]
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 pub mod irq_work;
 #[cfg(all(target_os = "linux", not(loom)))]
 pub mod kmalloc;
+#[cfg(all(target_os = "linux", not(loom)))]
+mod large;
 #[cfg(all(target_os = "linux", test, loom))]
 mod models;
 #[cfg(all(target_os = "linux", not(loom)))]

@@ -11,6 +11,7 @@
 use core::alloc::Layout;
 use core::ptr::NonNull;
 
+use crate::instrument::{handed_out, object_taken_back};
 use crate::kmalloc;
 use crate::objects;
 use crate::percpu;
@@ -25,8 +26,8 @@ pub fn alloc(layout: Layout) -> Option<NonNull<u8>> {
     if let Some(class) = small_class_of(layout)
         && let Some(object) = NonNull::new(percpu::pop(class))
     {
-        kmalloc::handed_out(object.as_ptr(), layout.size(), false);
-        return Some(objects::checked_out(object, class));
+        handed_out(object.as_ptr(), layout.size(), false);
+        return Some(object);
     }
     NonNull::new(alloc_slow(layout))
 }
@@ -44,7 +45,7 @@ pub unsafe fn free(object: NonNull<u8>, layout: Layout) {
         // class.
         return unsafe { free_large(object, layout) };
     };
-    objects::checked_in(object, class);
+    object_taken_back(object, class);
     // SAFETY: the caller guarantees that `object` is live and of `layout`, and thus of `class`.
     unsafe {
         if !percpu::push(class, object) {

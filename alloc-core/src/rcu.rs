@@ -26,7 +26,8 @@ use crate::arch;
 use crate::batch::Batch;
 use crate::deferred::Block;
 use crate::fault::{self, Place};
-use crate::objects;
+use crate::instrument::object_taken_back;
+use crate::objects::{self, slow_path};
 use crate::percpu;
 use crate::size_class::Class;
 use crate::slab;
@@ -145,7 +146,7 @@ static WAITING: Lock<Waiting> =
 /// The object is of that class, and nobody but readers uses it.
 #[inline]
 pub(crate) unsafe fn free(class: Class, object: *mut u8) {
-    objects::checked_in(object, class);
+    object_taken_back(object, class);
     // The object is free, but readers may still look at it.
     watch::make_accessible(object, objects::size(class), true);
     // SAFETY: the caller guarantees that only readers use the object; the sheaf holds pointers of
@@ -163,7 +164,7 @@ pub(crate) unsafe fn free(class: Class, object: *mut u8) {
 #[inline(never)]
 unsafe extern "C" fn free_slow(object: *mut u8) {
     objects::at_end_of_window(end_window);
-    Context::enter(|context| {
+    slow_path::free(|context| {
         let backend = percpu::backend(context);
         // SAFETY: the caller guarantees that only readers use the object.
         if unsafe { backend.push(Class::RCU, object) } {
@@ -180,7 +181,6 @@ unsafe extern "C" fn free_slow(object: *mut u8) {
             set_aside(&mut batch);
         });
         free_waiting(context);
-        objects::may_reclaim(context);
     });
 }
 

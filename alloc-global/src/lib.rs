@@ -8,8 +8,8 @@
 //! assert_eq!(words.join(" "), "no other line");
 //! ```
 //!
-//! Programs need no other crate of the project: object caches are in [`cache`], allocation that never
-//! waits in [`nolock`], readers without locks in [`rcu`], work for a CPU in [`irq_work`].
+//! Programs need no other crate of the project: object caches are in [`cache`], allocation that
+//! never waits in [`nolock`], readers without locks in [`rcu`], work for a CPU in [`irq_work`].
 //!
 //! # Environment
 //! The variables are read once, at the start. An invalid value is ignored and reported in a line on
@@ -60,9 +60,9 @@ struct Readme;
 
 use core::alloc::{GlobalAlloc, Layout};
 
-use hayloft_core::{heap, kmalloc};
+use hayloft_core::kmalloc;
 
-pub use hayloft_core::{cache, cpu, irq_work, nolock, rcu, report, stats};
+pub use hayloft_core::{cache, cpu, heap, irq_work, nolock, rcu, report, stats};
 
 /// Releases all idle memory to the system at once. Returns the number of bytes. Without this call
 /// idle memory is released after a while (`HAYLOFT_DECAY_MS`). Must not be called in signal

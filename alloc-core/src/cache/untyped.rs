@@ -14,6 +14,7 @@ use std::vec::Vec;
 use super::flags::CacheFlags;
 use super::registry::{Named, defer_free_barrier, slab_mutex};
 use crate::cpu;
+use crate::instrument::{object_handed_out, object_taken_back};
 use crate::objects::{self, AllocError};
 use crate::os;
 use crate::percpu;
@@ -22,7 +23,7 @@ use crate::size_class::Class;
 use crate::slab;
 use crate::stats::{self, CacheStats, Name};
 use crate::sync::Context;
-use crate::watch::{self, WATCHED};
+use crate::watch::WATCHED;
 
 /// A cache of objects of one layout.
 ///
@@ -101,7 +102,7 @@ impl Cache {
     #[inline(always)]
     pub fn alloc(&self) -> Result<NonNull<u8>, AllocError> {
         match NonNull::new(percpu::pop(self.class)) {
-            Some(object) => Ok(self.prepared(objects::checked_out(object, self.class))),
+            Some(object) => Ok(self.prepared(object)),
             None => alloc_slow(self.class).map(|object| self.prepared(object)),
         }
     }
@@ -112,14 +113,15 @@ impl Cache {
     #[must_use]
     pub fn alloc_nolock(&self) -> Option<NonNull<u8>> {
         match NonNull::new(percpu::pop(self.class)) {
-            Some(object) => Some(self.prepared(objects::checked_out(object, self.class))),
+            Some(object) => Some(self.prepared(object)),
             None => alloc_slow_nolock(self.class).map(|object| self.prepared(object)),
         }
     }
 
     #[inline(always)]
     fn prepared(&self, object: NonNull<u8>) -> NonNull<u8> {
-        watch::allocated(object.as_ptr(), self.layout.size(), WATCHED && self.keeps_contents());
+        let is_defined = WATCHED && self.keeps_contents();
+        object_handed_out(object.as_ptr(), self.layout.size(), is_defined);
         if self.zeroed > 0 {
             // SAFETY: the object has room for the layout, and is not handed out yet.
             unsafe { object.write_bytes(0, self.zeroed) };
@@ -135,7 +137,7 @@ impl Cache {
     #[inline(always)]
     pub unsafe fn free(&self, object: NonNull<u8>) {
         let object = object.as_ptr();
-        objects::checked_in(object, self.class);
+        object_taken_back(object, self.class);
         // SAFETY: the caller guarantees a live object of this cache, and thus of its class.
         unsafe {
             if !percpu::push(self.class, object) {
@@ -151,7 +153,7 @@ impl Cache {
     #[inline(always)]
     pub unsafe fn free_nolock(&self, object: NonNull<u8>) {
         let object = object.as_ptr();
-        objects::checked_in(object, self.class);
+        object_taken_back(object, self.class);
         // SAFETY: the caller guarantees a live object of this cache, and thus of its class.
         unsafe {
             if !percpu::push(self.class, object) {
@@ -174,7 +176,7 @@ impl Cache {
         for object in room.iter().take(count) {
             // SAFETY: the first `count` elements were written above.
             let object = unsafe { object.assume_init() };
-            self.prepared(objects::checked_out(object, self.class));
+            self.prepared(object);
         }
         count
     }
@@ -187,7 +189,7 @@ impl Cache {
         // SAFETY: `NonNull<u8>` has the layout of `*mut u8`.
         let objects: &[*mut u8] = unsafe { mem::transmute(objects) };
         if cfg!(debug_assertions) || WATCHED {
-            objects.iter().for_each(|object| objects::checked_in(*object, self.class));
+            objects.iter().for_each(|object| object_taken_back(*object, self.class));
         }
         // SAFETY: the caller guarantees live objects of this cache, each listed once.
         unsafe {
@@ -313,7 +315,7 @@ impl Drop for Cache {
 #[cold]
 #[inline(never)]
 extern "C" fn alloc_slow(class: Class) -> Result<NonNull<u8>, AllocError> {
-    Context::enter(|context| objects::alloc_object(context, class))
+    objects::alloc_object(class)
 }
 
 #[cold]
@@ -328,7 +330,7 @@ extern "C" fn alloc_slow_nolock(class: Class) -> Option<NonNull<u8>> {
 #[inline(never)]
 unsafe extern "C" fn alloc_bulk_slow(class: Class, to: *mut *mut u8, len: usize) -> usize {
     // SAFETY: the caller guarantees that `to` is writable for `len` pointers.
-    Context::enter(|context| unsafe { objects::alloc_bulk(context, class, to, len) })
+    unsafe { objects::alloc_bulk(class, to, len) }
 }
 
 /// # Safety
@@ -337,7 +339,7 @@ unsafe extern "C" fn alloc_bulk_slow(class: Class, to: *mut *mut u8, len: usize)
 #[inline(never)]
 unsafe extern "C" fn free_bulk_slow(class: Class, objects: &[*mut u8]) {
     // SAFETY: the caller guarantees live objects of `class`, each listed once.
-    Context::enter(|context| unsafe { objects::free_bulk(context, class, objects) });
+    unsafe { objects::free_bulk(class, objects) };
 }
 
 /// The error of a cache that was not destroyed and remains usable.

@@ -1,6 +1,7 @@
 //! Tests of the general-purpose allocator.
 
 use super::*;
+use crate::size_class::UNIT;
 use core::sync::atomic::AtomicPtr;
 use std::vec::Vec;
 

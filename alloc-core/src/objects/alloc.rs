@@ -9,12 +9,11 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::check::checked_out;
-use super::deferral::free_deferred;
 use super::flush::{FLUSHING, empty_node_classes, empty_sheaves};
 use super::lookup::move_event;
 use super::node_class::{node_class_in_use, node_classes};
 use super::put::{bound_middle, free_run, put_away};
+use super::slow_path;
 use crate::batch::Batch;
 use crate::fault::{self, Place};
 use crate::node;
@@ -22,7 +21,7 @@ use crate::page::{self, Allocation, Unit};
 use crate::percpu::{self, Backend, Event};
 use crate::size_class::{Class, UNIT};
 use crate::slab::{self, Slab};
-use crate::sync::{Context, do_what_was_left};
+use crate::sync::Context;
 use crate::watch;
 
 /// The reason why a cache could not allocate an object.
@@ -51,22 +50,21 @@ impl core::error::Error for AllocError {}
 /// # Errors
 /// Fails if there is no memory, or none without waiting in a context that must not wait, or if the
 /// constructor panics.
-pub(crate) fn alloc_object(context: Context, class: Class) -> Result<NonNull<u8>, AllocError> {
-    free_deferred(context);
-    let backend = percpu::backend(context);
-    let (object, class) = match pop(backend, class) {
-        Some((object, class)) => (Ok(object), class),
-        None => (refill(context, backend, class), class),
-    };
-    let object = object.and_then(|object| NonNull::new(object).ok_or(AllocError::OutOfMemory));
-    note_nolock(context, object.is_ok());
-    have_threads(context);
-    Ok(checked_out(object?, class))
+pub(crate) fn alloc_object(class: Class) -> Result<NonNull<u8>, AllocError> {
+    slow_path::alloc(|context| {
+        let backend = percpu::backend(context);
+        let object = match pop(backend, class) {
+            Some(object) => Ok(object),
+            None => refill(context, backend, class),
+        };
+        let object = object.and_then(|object| NonNull::new(object).ok_or(AllocError::OutOfMemory));
+        note_nolock(context, object.is_ok());
+        object
+    })
 }
 
-/// Pops an object of `class` from this CPU's sheaf, or of a larger class that may serve it. Returns
-/// the object and its class.
-fn pop(backend: Backend, class: Class) -> Option<(*mut u8, Class)> {
+/// Pops an object of `class` from this CPU's sheaf, or of a larger class that may serve it.
+fn pop(backend: Backend, class: Class) -> Option<*mut u8> {
     let found = iter::once(class).chain(class.larger_middle()).find_map(|class| {
         let object = backend.pop(class);
         (!object.is_null()).then_some((object, class))
@@ -74,7 +72,7 @@ fn pop(backend: Backend, class: Class) -> Option<(*mut u8, Class)> {
     if let Some((_, class)) = found.filter(|(_, class)| class.is_middle()) {
         percpu::refund(class.size());
     }
-    found
+    found.map(|(object, _)| object)
 }
 
 /// Refills this CPU's empty sheaf with a batch from the barn or the slabs, and returns one object
@@ -185,12 +183,6 @@ fn alloc_after_all(
         empty_node_classes(context, &flushing, true);
     }
     page::alloc_after_trim(context, node, units, align)
-}
-
-/// Starts the threads of this allocator that a fork child has yet to start. Call last in every slow
-/// path that allocates beyond sheaves, holding no lock.
-pub(crate) fn have_threads(context: Context) {
-    do_what_was_left(context);
 }
 
 /// Allocations beyond sheaves in contexts that must not wait, and those of them that failed.

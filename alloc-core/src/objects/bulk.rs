@@ -1,15 +1,13 @@
 //! Allocates and frees many objects at once, in batches.
 
-use super::alloc::{have_threads, take_batch};
-use super::deferral::free_deferred;
+use super::alloc::take_batch;
 use super::lookup::move_event;
 use super::put::put_away;
-use super::reclaim::may_reclaim;
+use super::slow_path;
 use crate::batch::Batch;
 use crate::node;
 use crate::percpu;
 use crate::size_class::Class;
-use crate::sync::Context;
 use crate::watch;
 
 /// Allocates up to `len` objects into `to`, after this CPU's sheaf had fewer. Returns the number of
@@ -17,54 +15,49 @@ use crate::watch;
 ///
 /// # Safety
 /// `to` is writable for `len` pointers.
-pub(crate) unsafe fn alloc_bulk(
-    context: Context,
-    class: Class,
-    to: *mut *mut u8,
-    len: usize,
-) -> usize {
-    free_deferred(context);
-    let backend = percpu::backend(context);
-    let node = node::current();
-    let mut batch = Batch::new();
-    let mut count = 0;
-    while count < len {
-        backend.drain(class, &mut batch, len - count);
-        percpu::count_hits(class, batch.len());
-        if batch.len() == 0
-            && (take_batch(context, class, node, &mut batch, percpu::batch_len(class)).is_err()
-                || batch.len() == 0)
-        {
-            break;
+pub(crate) unsafe fn alloc_bulk(class: Class, to: *mut *mut u8, len: usize) -> usize {
+    slow_path::alloc(|context| {
+        let backend = percpu::backend(context);
+        let node = node::current();
+        let mut batch = Batch::new();
+        let mut count = 0;
+        while count < len {
+            backend.drain(class, &mut batch, len - count);
+            percpu::count_hits(class, batch.len());
+            if batch.len() == 0
+                && (take_batch(context, class, node, &mut batch, percpu::batch_len(class)).is_err()
+                    || batch.len() == 0)
+            {
+                break;
+            }
+            watch::refill(|| move_event(class, batch.len(), percpu::cpu()));
+            while let Some(object) = (count < len).then(|| batch.pop_last()).flatten() {
+                // SAFETY: `count` is below `len`, for which `to` is writable.
+                unsafe { to.add(count).write(object) };
+                count += 1;
+            }
+            // SAFETY: the batch has just left a sheaf, the barn or a slab, so this thread alone
+            // holds its objects.
+            unsafe { backend.fill(class, &mut batch) };
+            put_away(context, backend, class, node, &mut batch);
         }
-        watch::refill(|| move_event(class, batch.len(), percpu::cpu()));
-        while let Some(object) = (count < len).then(|| batch.pop_last()).flatten() {
-            // SAFETY: `count` is below `len`, for which `to` is writable.
-            unsafe { to.add(count).write(object) };
-            count += 1;
-        }
-        // SAFETY: the batch has just left a sheaf, the barn or a slab, so this thread alone holds
-        // its objects.
-        unsafe { backend.fill(class, &mut batch) };
-        put_away(context, backend, class, node, &mut batch);
-    }
-    have_threads(context);
-    count
+        count
+    })
 }
 
 /// Frees objects for which this CPU's sheaf had no room.
 ///
 /// # Safety
 /// The objects are of `class`, and nobody uses them.
-pub(crate) unsafe fn free_bulk(context: Context, class: Class, objects: &[*mut u8]) {
-    free_deferred(context);
-    let backend = percpu::backend(context);
-    let node = node::current();
-    let mut batch = Batch::new();
-    for objects in objects.chunks(percpu::batch_len(class).max(1)) {
-        batch.fill(objects);
-        watch::flush(|| move_event(class, batch.len(), percpu::cpu()));
-        put_away(context, backend, class, node, &mut batch);
-    }
-    may_reclaim(context);
+pub(crate) unsafe fn free_bulk(class: Class, objects: &[*mut u8]) {
+    slow_path::free(|context| {
+        let backend = percpu::backend(context);
+        let node = node::current();
+        let mut batch = Batch::new();
+        for objects in objects.chunks(percpu::batch_len(class).max(1)) {
+            batch.fill(objects);
+            watch::flush(|| move_event(class, batch.len(), percpu::cpu()));
+            put_away(context, backend, class, node, &mut batch);
+        }
+    });
 }

@@ -5,11 +5,10 @@
 //! program holds it, and check the record at each free.
 
 use core::fmt;
-use core::ptr::NonNull;
 
+use super::lookup::find;
 #[cfg(debug_assertions)]
 use super::lookup::slab_at;
-use super::lookup::{find, size};
 use crate::os;
 #[cfg(debug_assertions)]
 use crate::page::Unit;
@@ -17,34 +16,11 @@ use crate::size_class::Class;
 #[cfg(debug_assertions)]
 use crate::slab::Slab;
 use crate::slab::{self, Misuse};
-use crate::watch::{self, WATCHED};
 
-/// Records in debug builds that the program receives an object, and returns that object.
-#[inline(always)]
-pub(crate) fn checked_out(object: NonNull<u8>, class: Class) -> NonNull<u8> {
-    #[cfg(debug_assertions)]
-    note(object.as_ptr(), class, true);
-    #[cfg(not(debug_assertions))]
-    let _ = class;
-    object
-}
-
-/// Reports a free to watchers. In debug builds, ends the process unless the program holds `object`
-/// and it is of `class`. Call for every object that the program frees.
-#[inline(always)]
-pub(crate) fn checked_in(object: *mut u8, class: Class) {
-    watch::freed(object);
-    if WATCHED && slab::shape(class).keeps_contents() {
-        watch::make_accessible(object, size(class), true);
-    }
-    #[cfg(debug_assertions)]
-    note(object, class, false);
-    #[cfg(not(debug_assertions))]
-    let _ = (object, class);
-}
-
+/// Records whether the program holds `object`. Ends the process if it is not of `class`, or if the
+/// program frees it and does not hold it.
 #[cfg(debug_assertions)]
-fn note(object: *mut u8, class: Class, held: bool) {
+pub(crate) fn note(object: *mut u8, class: Class, held: bool) {
     let unit = Unit::of(object).filter(|unit| unit.is_committed());
     let noted = unit.ok_or(Misuse::Foreign).and_then(|unit| {
         // SAFETY: committed metadata of the first unit of the object's slab, if it is in a slab of

@@ -4,9 +4,8 @@
 #![expect(improper_ctypes_definitions, reason = "`extern \"C\"` for its unwinding rule, not for C")]
 
 use super::check::misused;
-use super::deferral::free_deferred;
 use super::put::{bound_middle, free_object, put_away};
-use super::reclaim::may_reclaim;
+use super::slow_path;
 use crate::batch::Batch;
 use crate::node;
 use crate::percpu::{self, Backend};
@@ -21,11 +20,9 @@ use crate::sync::Context;
 #[cold]
 #[inline(never)]
 pub(crate) unsafe extern "C" fn free_slow(class: Class, object: *mut u8) {
-    Context::enter(|context| {
-        free_deferred(context);
+    slow_path::free(|context| {
         // SAFETY: the caller guarantees that `object` is of `class` and not in use.
         unsafe { free_object(context, class, object) };
-        may_reclaim(context);
     });
 }
 
@@ -37,15 +34,13 @@ pub(crate) unsafe extern "C" fn free_slow(class: Class, object: *mut u8) {
 #[cold]
 #[inline(never)]
 pub(crate) unsafe extern "C" fn free_refused(class: Class, object: *mut u8) {
-    Context::enter(|context| {
-        free_deferred(context);
+    slow_path::free(|context| {
         let backend = percpu::backend(context);
         if is_on_top(context, backend, class, object) {
             misused(object, class, Misuse::DoubleFree);
         }
         // SAFETY: the caller guarantees that `object` is of `class` and not in use.
         unsafe { free_object(context, class, object) };
-        may_reclaim(context);
     });
 }
 
@@ -71,8 +66,5 @@ fn is_on_top(context: Context, backend: Backend, class: Class, object: *mut u8) 
 #[cold]
 #[inline(never)]
 pub(crate) extern "C" fn allowance_is_used_up() {
-    Context::enter(|context| {
-        bound_middle(context, percpu::backend(context), None);
-        may_reclaim(context);
-    });
+    slow_path::free(|context| bound_middle(context, percpu::backend(context), None));
 }

@@ -9,7 +9,7 @@
 //!
 //! A context that must not wait skips a step whose lock is busy and tries the next one. Its last
 //! resort is the reserve of `page` for an allocation, and `deferred` for a free. Slow paths that
-//! may wait first free what was deferred.
+//! may wait first free what was deferred: `slow_path` holds the steps that all have in common.
 //!
 //! The classes of `kmalloc` and those of object caches share these paths. Callers inline the first
 //! step. The cold functions that they call are `extern "C"`, so they cannot unwind: callers need no
@@ -22,6 +22,7 @@
 //! | `free` `bulk` | entry points of frees that a sheaf refused; many objects at once |
 //! | `cache_class` `cpus` `census` | caches' classes; CPUs that come and go; statistics |
 //! | `alloc` | the path of an allocation; runs for slabs and large blocks |
+//! | `slow_path` | the first and the last step of every slow path |
 //! | `reclaim` | idle memory on its way to the system; trimming |
 //! | `punch` | holes of partial slabs, decommitted |
 //! | `flush` | sheaves and barns, emptied into slabs |
@@ -47,25 +48,28 @@ mod node_class;
 mod punch;
 mod put;
 mod reclaim;
+pub(crate) mod slow_path;
 
 use crate::page;
 use crate::percpu;
 use crate::sync::{LockClass, RawLock};
 pub use alloc::AllocError;
-pub(crate) use alloc::{alloc_object, alloc_run, have_threads, nolock_counts, note_nolock};
+pub(crate) use alloc::{alloc_object, alloc_run, nolock_counts, note_nolock};
 pub(crate) use bulk::{alloc_bulk, free_bulk};
 pub(crate) use cache_class::{define, flush, shed};
 pub(crate) use census::{Census, census, counts_of_node, for_each_out};
-pub(crate) use check::{Kind, checked_in, checked_out, misused};
+#[cfg(debug_assertions)]
+pub(crate) use check::note;
+pub(crate) use check::{Kind, misused};
 pub(crate) use cpus::{end_cpus, offline, online, without_cpus};
 pub use deferral::{DeferredFrees, deferred_frees};
-pub(crate) use deferral::{deferred_barrier, free_deferred, is_deferred_on};
+pub(crate) use deferral::{deferred_barrier, is_deferred_on};
 pub(crate) use free::{allowance_is_used_up, free_refused, free_slow};
 pub(crate) use lookup::{class_of_object, find, size};
 pub(crate) use middle::{check_middle, middle_in, middle_out};
 pub(crate) use node_class::has_node_classes;
 pub(crate) use put::{defer, free_block, free_run};
-pub(crate) use reclaim::{at_end_of_window, may_reclaim, trim};
+pub(crate) use reclaim::{at_end_of_window, trim};
 #[cfg(feature = "fault-points")]
 pub(crate) use reclaim::{end_window_in_slices, end_window_now};
 

@@ -5,7 +5,7 @@
 
 use core::ffi::{c_int, c_long};
 
-use hayloft_core::kmalloc;
+use hayloft_core::heap;
 use libc::{pid_t, rlimit};
 
 /// Sets a resource limit of this process.
@@ -47,7 +47,7 @@ unsafe extern "C" fn prlimit(
             && let Some(limit) = new.as_ref()
             && (process == 0 || process == libc::getpid())
         {
-            kmalloc::limit_address_space(usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX));
+            heap::limit_address_space(usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX));
         }
         result as c_int
     }
