@@ -119,3 +119,73 @@ impl Batch {
         (self.start, self.end) = if len > 0 { (0, len) } else { (MAX_BATCH, MAX_BATCH) };
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use core::ptr;
+    use std::vec::Vec;
+
+    use super::*;
+
+    /// Returns pointers that are only compared.
+    fn objects(numbers: impl IntoIterator<Item = usize>) -> Vec<*mut u8> {
+        numbers.into_iter().map(ptr::without_provenance_mut).collect()
+    }
+
+    #[test]
+    fn objects_leave_from_the_end() {
+        let mut batch = Batch::new();
+        assert!(batch.len() == 0 && batch.pop_last().is_none());
+        batch.fill(&objects(1..4));
+        let popped: Vec<_> = core::iter::from_fn(|| batch.pop_last()).collect();
+        assert_eq!(popped, objects([3, 2, 1]));
+    }
+
+    #[test]
+    fn more_objects_than_fit_are_left_out() {
+        let mut batch = Batch::new();
+        batch.fill(&objects(0..MAX_BATCH + 1));
+        assert_eq!(batch.objects(), objects(0..MAX_BATCH));
+    }
+
+    #[test]
+    fn skipped_objects_leave_room_in_front() {
+        let mut batch = Batch::new();
+        batch.fill(&objects(0..MAX_BATCH));
+        batch.skip_first(3);
+        batch.push_first(objects([99])[0]);
+        assert_eq!(batch.objects()[..2], objects([99, 3]));
+        assert_eq!(batch.len(), MAX_BATCH - 2);
+        batch.skip_first(usize::MAX - MAX_BATCH);
+        assert_eq!(batch.len(), 0);
+        batch.push_first(objects([7])[0]);
+        assert_eq!(batch.objects(), objects([7]));
+    }
+
+    #[test]
+    fn objects_cut_from_a_slab_come_in_front() {
+        let mut batch = Batch::new();
+        // Writes all slots except the first `left` ones, in ascending order of the objects.
+        let cut = |batch: &mut Batch, len: usize, left: usize| {
+            let fill = |slots: &mut [MaybeUninit<*mut u8>]| {
+                let count = slots.len();
+                for (at, slot) in slots.iter_mut().enumerate().skip(left) {
+                    slot.write(ptr::without_provenance_mut(count - at));
+                }
+                left
+            };
+            // SAFETY: all slots except the first `left` are written.
+            unsafe { batch.fill_in_front(len, fill) };
+        };
+        cut(&mut batch, 3, 0);
+        assert_eq!(batch.objects(), objects([3, 2, 1]));
+        assert_eq!(batch.pop_last(), Some(objects([1])[0]), "the first object cut is used first");
+        cut(&mut batch, 5, 1);
+        assert_eq!(batch.objects(), objects([2, 1, 3, 2]));
+        cut(&mut batch, 2, 0);
+        assert_eq!(batch.len(), 4, "a batch that is long enough stays");
+        // There is room in front for fewer than requested.
+        cut(&mut batch, MAX_BATCH + 5, 0);
+        assert_eq!(batch.len(), MAX_BATCH - 1);
+    }
+}

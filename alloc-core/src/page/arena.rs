@@ -559,3 +559,6 @@ pub(super) struct Leaving {
     pub(super) end: u32,
     pub(super) to: u32,
 }
+
+#[cfg(test)]
+mod tests;

@@ -205,3 +205,69 @@ pub(super) unsafe fn header_halves<'a>(base: *mut u8, class: Class) -> [&'a Atom
         [&*top, &*top.add(1)]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use core::ops::Range;
+    use std::vec::Vec;
+
+    use super::*;
+
+    /// Returns the words of a sheaf at full capacity, its floor included.
+    fn words(class: Class) -> Range<u64> {
+        let header = empty_header(class);
+        (header & u64::from(u32::MAX))..(header >> 32) + 1
+    }
+
+    #[test]
+    fn parts_of_a_region_are_disjoint() {
+        let parts = [
+            STATE..STATE + WORD,
+            HEADERS..LOCK_OFFSET,
+            LOCK_OFFSET..LOCK_OFFSET + size_of::<Lock<()>>(),
+            SEEN_OFFSET..SEEN_OFFSET + MAX_CLASSES * size_of::<u32>(),
+            TOPS_OFFSET..TOPS_OFFSET + MAX_CLASSES * size_of::<u32>(),
+            IDLE_OFFSET..IDLE_OFFSET + MAX_CLASSES,
+            ALLOWANCE_OFFSET..ALLOWANCE_OFFSET + WORD,
+            EVENTS_OFFSET..SHEAVES_OFFSET,
+        ];
+        for (part, next) in parts.iter().zip(&parts[1..]) {
+            assert!(part.end <= next.start, "{part:?} {next:?}");
+        }
+        assert!(SHEAVES_OFFSET.is_multiple_of(WORD) && ALLOWANCE_OFFSET.is_multiple_of(WORD));
+    }
+
+    #[test]
+    fn sheaves_are_disjoint_and_lie_in_the_region() {
+        let all: Vec<_> = all_classes().map(words).collect();
+        assert_eq!(all.len(), MAX_CLASSES);
+        assert!(all.is_sorted_by(|one, next| one.end <= next.start));
+        assert!(all[0].start as usize * WORD >= SHEAVES_OFFSET);
+        assert!(all[MAX_CLASSES - 1].end as usize * WORD <= REGION);
+    }
+
+    #[test]
+    fn sheaves_widen_up_to_their_capacity() {
+        for class in all_classes() {
+            let last = AtomicU32::new((first_header(class) >> 32) as u32);
+            let mut width = first_width(class) as u32;
+            assert!(width >= 1 && first_header(class) as u32 == floor(class));
+            assert_eq!(last.load(Ordering::Relaxed) - floor(class), width);
+            while (width as usize) < capacity(class) {
+                let wide = wider(class, &last);
+                assert!(wide > width && wide as usize <= capacity(class), "{}", class.index());
+                last.store(floor(class) + wide, Ordering::Relaxed);
+                width = wide;
+            }
+            assert_eq!(wider(class, &last), width, "a full sheaf stays as wide as it is");
+            assert_eq!(wider(class, &AtomicU32::new(0)) as usize, first_width(class));
+        }
+    }
+
+    #[test]
+    fn half_a_sheaf_fits_into_a_batch() {
+        for class in all_classes() {
+            assert!((1..=MAX_BATCH).contains(&batch_len(class)), "{}", class.index());
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Tests of free runs: runs are allocated, resized and freed at random, and the whole arena is
+//! checked in between.
+
+use std::vec::Vec;
+
+use super::*;
+use crate::page::{self, Unit};
+use crate::sync::Context;
+
+/// Checks the boundary tags of all runs of an arena, the bins, and the number of dirty units.
+fn validate(arena: &Arena, runs: &FreeRuns) {
+    let mut found = [0, 0];
+    let (mut at, mut before) = (1, RunState::Silent);
+    while at < arena.committed() {
+        // SAFETY: `at` is the first unit of a run, below `committed`; the lock is held.
+        let (state, len) = unsafe { arena.tag(at) };
+        assert!(len > 0 && at + len <= arena.committed(), "run at {at} of {len} units");
+        match state {
+            RunState::Dirty | RunState::Clean => {
+                assert_ne!(before, state, "neighbours of one state are merged: unit {at}");
+                // SAFETY: the last unit of the run is committed; the lock is held.
+                assert_eq!(unsafe { arena.tag(at + len - 1) }, (state, len), "last unit of {at}");
+                found[usize::from(state == RunState::Dirty)] += len;
+            }
+            RunState::Used | RunState::Leaving => {}
+            RunState::Silent => panic!("no run starts at unit {at}"),
+        }
+        (at, before) = (at + len, state);
+    }
+    assert_eq!(at, arena.committed());
+    for (bins, state) in [(&runs.clean_bins, RunState::Clean), (&runs.dirty_bins, RunState::Dirty)]
+    {
+        let mut units = 0;
+        let mut next = bins.first_from(0);
+        while let Some(bin) = next {
+            let (mut start, mut previous) = (bins.head(bin), NONE);
+            while start != NONE {
+                // SAFETY: a free run starts at `start`; the lock is held.
+                let run = unsafe { arena.run(start).read() };
+                assert_eq!(
+                    (run.state, run.previous, Bins::holding(run.len)),
+                    (state, previous, bin)
+                );
+                units += run.len;
+                (previous, start) = (start, run.next);
+            }
+            next = bins.first_from(bin + 1);
+        }
+        assert_eq!(units, found[usize::from(state == RunState::Dirty)], "units in bins");
+    }
+    assert_eq!(arena.dirty(), found[1]);
+    assert!(runs.least_dirty <= found[1] && runs.unneeded <= found[1]);
+}
+
+/// Returns numbers that look random (xorshift), always the same ones.
+fn numbers() -> impl Iterator<Item = usize> {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    core::iter::repeat_with(move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 33) as usize
+    })
+}
+
+#[test]
+fn free_runs_stay_consistent() {
+    let mut numbers = numbers();
+    let mut number = move |below: usize| numbers.next().unwrap_or(0) % below;
+    // The runs, and whether each is untouched.
+    let mut live: Vec<(Unit, bool)> = Vec::new();
+    for round in 0..if cfg!(miri) { 60 } else { 4000 } {
+        Context::enter(|context| {
+            let at = number(live.len().max(1));
+            // SAFETY: the test owns the runs in `live`, and forgets those that it frees.
+            unsafe {
+                match number(4) {
+                    _ if live.len() < 8 => {}
+                    0 => page::shrink(context, live[at].0, 1 + number(8)),
+                    1 => {
+                        page::grow(context, live[at].0, 1 + number(40));
+                        live[at].1 = false;
+                    }
+                    _ => {
+                        let (unit, is_clean) = live.swap_remove(at);
+                        let freed = if is_clean {
+                            page::free_clean(context, unit)
+                        } else {
+                            page::free(context, unit)
+                        };
+                        assert!(freed);
+                    }
+                }
+            }
+            let (units, align) = (1 + number(30), 1 << number(4));
+            if let Some(run) = page::alloc(context, 0, units, align) {
+                let unit = Unit::of(run.address.as_ptr()).expect("the run lies in an arena");
+                assert_eq!(run.address.addr().get() % (align * UNIT), 0);
+                assert!(unit.run_len().is_some_and(|len| len == units));
+                live.push((unit, run.zeroed));
+            }
+            if round % 16 == 0 {
+                live.iter().for_each(|(unit, _)| {
+                    let runs = unit.arena.state.acquire(context).expect("the context may wait");
+                    validate(unit.arena, &runs);
+                });
+            }
+        });
+        if live.len() > 60 {
+            Context::enter(|context| {
+                for (unit, _) in live.drain(20..) {
+                    // SAFETY: the test owns the run, and `drain` removes it from the list.
+                    assert!(unsafe { page::free(context, unit) });
+                }
+            });
+        }
+        if round % 500 == 499 {
+            Context::enter(page::trim);
+        }
+    }
+    Context::enter(|context| {
+        for (unit, _) in live {
+            // SAFETY: the test owns the run, which it forgets.
+            assert!(unsafe { page::free(context, unit) });
+        }
+    });
+}
