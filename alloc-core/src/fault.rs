@@ -99,23 +99,17 @@ impl Place {
 #[cfg(feature = "fault-points")]
 mod hook {
     use super::Place;
-    use core::mem;
-    use core::ptr;
-    use core::sync::atomic::{AtomicPtr, Ordering};
+    use crate::atomic_fn::AtomicFn;
 
-    static HOOK: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
+    static HOOK: AtomicFn<fn(Place)> = AtomicFn::new();
 
     /// Makes every fault point call `hook`, on whatever thread reaches it.
     pub fn set_hook(hook: fn(Place)) {
-        // Relaxed: calling a function depends on no other memory.
-        HOOK.store(hook as *mut (), Ordering::Relaxed);
+        HOOK.set(hook);
     }
 
     pub(crate) fn point(place: Place) {
-        let hook = HOOK.load(Ordering::Relaxed);
-        if !hook.is_null() {
-            // SAFETY: a pointer that is not null was stored by `set_hook`, from a `fn(Place)`.
-            let hook: fn(Place) = unsafe { mem::transmute(hook) };
+        if let Some(hook) = HOOK.get() {
             hook(place);
         }
     }

@@ -33,6 +33,7 @@
 //! | `os` | system calls |
 //! | `arch` | restartable sequences |
 //! | [`fault`] | fault points for tests |
+//! | `atomic_fn` | function pointers that change at run time |
 //!
 //! # A class, and where its parts are
 //! A class is a number: first those of the size classes, then those of object caches.
@@ -80,6 +81,9 @@ compile_error!("Hayloft reserves hundreds of gigabytes of address space: it need
 mod allocator;
 #[cfg(all(target_os = "linux", not(loom)))]
 mod arch;
+#[cfg(target_os = "linux")]
+#[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
+mod atomic_fn;
 #[cfg(target_os = "linux")]
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 mod barn;

@@ -25,12 +25,9 @@
 //!
 //! The thread also checks whether memory is short (`pressure`), and then purges all idle memory.
 
-use core::mem;
-use core::ptr;
-use core::sync::atomic::{
-    AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
-};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use crate::atomic_fn::AtomicFn;
 use crate::os;
 use crate::page;
 use crate::pressure;
@@ -109,8 +106,8 @@ pub(crate) enum Occasion {
 /// Ends a window. Returns whether there may be more to do at the end of the next one.
 pub(crate) type Window = fn(Context, Occasion) -> bool;
 
-/// The [`Window`] that the thread calls. Written before the thread is started.
-static ROUTINE: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
+/// The function that the thread calls. Set before the thread is started.
+static ROUTINE: AtomicFn<Window> = AtomicFn::new();
 
 /// Purges memory that is due, or leaves that to the thread. Call after a free, holding no lock.
 /// `end_window` must be the same function in all calls.
@@ -320,8 +317,8 @@ fn spawn(end_window: Window) {
     if failed != 0 && os::milliseconds().wrapping_sub(failed) < RETRY || !swap(NOBODY, SPAWNING) {
         return;
     }
-    // Relaxed: starting the thread orders this store before all that the thread does.
-    ROUTINE.store(end_window as *mut (), Ordering::Relaxed);
+    // Starting the thread orders this before all that the thread does.
+    ROUTINE.set(end_window);
     if !os::spawn_bare::<Reclaim>() {
         FAILED.store(os::milliseconds().max(1), Ordering::Relaxed);
         _ = swap(SPAWNING, NOBODY);
@@ -338,11 +335,11 @@ impl os::Service for Reclaim {
 }
 
 fn thread_main(_: usize) {
+    // `spawn` has set it.
+    let Some(end_window) = ROUTINE.get() else { return };
     // Every free from now on finds the thread.
     STATE.store(NOTED, Ordering::Relaxed);
     let looks_at_pressure = os::bare::own_descriptors();
-    // SAFETY: `spawn` stored a `Window` there before it started this thread.
-    let end_window: Window = unsafe { mem::transmute(ROUTINE.load(Ordering::Relaxed)) };
     let mut windows = 0;
     loop {
         let occasion = wait(looks_at_pressure, |left| {

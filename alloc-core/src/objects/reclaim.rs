@@ -3,15 +3,12 @@
 //! `crate::reclaim` decides when a window ends, and whether its thread or a free does the work of
 //! the window. This module does that work.
 
-use core::mem;
-use core::ptr;
-use core::sync::atomic::{AtomicPtr, Ordering};
-
 use super::flush::{FLUSHING, empty_node_class, empty_node_classes, empty_sheaves};
 use super::lookup::move_event;
 use super::node_class::node_classes;
 use super::punch::{Punch, punch_holes};
 use super::put::{DEFERRED, flush_to_slabs, free_block};
+use crate::atomic_fn::AtomicFn;
 use crate::batch::Batch;
 use crate::page;
 use crate::percpu;
@@ -90,21 +87,17 @@ fn age(context: Context, occasion: Occasion) -> bool {
     freed || moved
 }
 
-/// The routine that frees objects that waited for readers: a `fn(Context) -> bool`, or null.
-static FOR_READERS: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
+/// The routine that frees objects that waited for readers.
+static FOR_READERS: AtomicFn<fn(Context) -> bool> = AtomicFn::new();
 
 /// Sets the routine that the end of each decay window calls. The routine frees objects that waited
 /// for readers, and returns whether any are still waiting.
 pub(crate) fn at_end_of_window(routine: fn(Context) -> bool) {
-    // Relaxed: the function depends on no other data.
-    FOR_READERS.store(routine as *mut (), Ordering::Relaxed);
+    FOR_READERS.set(routine);
 }
 
 fn free_for_readers(context: Context) -> bool {
-    let routine = FOR_READERS.load(Ordering::Relaxed);
-    // SAFETY: not null, so it is a function that `at_end_of_window` stored.
-    !routine.is_null()
-        && unsafe { mem::transmute::<*mut (), fn(Context) -> bool>(routine)(context) }
+    FOR_READERS.get().is_some_and(|routine| routine(context))
 }
 
 /// Flushes the sheaves and barns of all classes, frees empty slabs, purges dirty runs and punches

@@ -7,9 +7,9 @@
 //! (`vdso(7)`, and `Documentation/ABI/stable/vdso` of Linux.)
 
 use core::ffi::{CStr, c_int, c_void};
-use core::mem;
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, Ordering};
+
+use crate::atomic_fn::{AtomicFn, FnPtr};
 
 type Clock = unsafe extern "C" fn(c_int, *mut libc::timespec) -> c_int;
 type CurrentCpu = unsafe extern "C" fn(*mut u32, *mut u32, *mut c_void) -> c_int;
@@ -20,41 +20,55 @@ const NAMES: [&CStr; 2] = [c"__kernel_clock_gettime", c"__kernel_getcpu"];
 const NAMES: [&CStr; 2] = [c"__vdso_clock_gettime", c"__vdso_getcpu"];
 
 /// A function of the image, looked up on first use.
-struct Function {
+struct Function<F> {
     name: &'static CStr,
-    /// Null before the look-up, and [`ABSENT`] if the image does not have it.
-    address: AtomicPtr<c_void>,
+    /// The function that is called if the image has none of this name.
+    absent: F,
+    /// `None` before the look-up. Every thread finds the same function.
+    found: AtomicFn<F>,
 }
 
-static CLOCK: Function = Function { name: NAMES[0], address: AtomicPtr::new(ptr::null_mut()) };
-static CPU: Function = Function { name: NAMES[1], address: AtomicPtr::new(ptr::null_mut()) };
+// SAFETY: the kernel's function of this name is a `Clock`.
+static CLOCK: Function<Clock> = unsafe { Function::new(NAMES[0], no_clock) };
+// SAFETY: the kernel's function of this name is a `CurrentCpu`.
+static CPU: Function<CurrentCpu> = unsafe { Function::new(NAMES[1], no_cpu) };
 
-/// Marks a function that the image does not have.
-const ABSENT: *mut c_void = ptr::without_provenance_mut(1);
+/// Stands for the kernel's function where it is absent.
+unsafe extern "C" fn no_clock(_: c_int, _: *mut libc::timespec) -> c_int {
+    -libc::ENOSYS
+}
 
-impl Function {
-    /// Returns the address, or `None` if the image does not have the function.
+/// Stands for the kernel's function where it is absent.
+unsafe extern "C" fn no_cpu(_: *mut u32, _: *mut u32, _: *mut c_void) -> c_int {
+    -libc::ENOSYS
+}
+
+impl<F: FnPtr> Function<F> {
+    /// # Safety
+    /// A function of this name in the image is of type `F`.
+    const unsafe fn new(name: &'static CStr, absent: F) -> Function<F> {
+        Function { name, absent, found: AtomicFn::new() }
+    }
+
+    /// Returns the function.
     #[inline]
-    fn get(&self) -> Option<*mut c_void> {
-        // Relaxed: the address never changes once known, and guards no other memory.
-        match self.address.load(Ordering::Relaxed) {
-            ABSENT => None,
-            address if address.is_null() => self.look_up(),
-            address => Some(address),
-        }
+    fn get(&self) -> F {
+        self.found.get().unwrap_or_else(|| self.look_up())
     }
 
     #[cold]
-    fn look_up(&self) -> Option<*mut c_void> {
+    fn look_up(&self) -> F {
         // SAFETY: `getauxval` may be called anywhere; its result is the address of the image, or 0.
         let image: *const u8 = ptr::with_exposed_provenance(unsafe {
             libc::getauxval(libc::AT_SYSINFO_EHDR) as usize
         });
         // SAFETY: an address other than null is that of the kernel's image.
         let found = (!image.is_null()).then(|| unsafe { find(image, self.name) }).flatten();
-        // Relaxed: every thread finds the same address, which guards no other memory.
-        self.address.store(found.unwrap_or(ABSENT), Ordering::Relaxed);
-        found
+        // SAFETY: by the contract of `new`, a function of this name is of type `F`.
+        let found = found.and_then(|address| unsafe { F::at(address.cast()) });
+        let function = found.unwrap_or(self.absent);
+        self.found.set(function);
+        function
     }
 }
 
@@ -139,21 +153,15 @@ unsafe fn count_by_gnu_hash(table: *const u32) -> usize {
 
 /// Reads a clock. Returns false, and writes nothing, if that takes a system call.
 pub(super) fn clock(clock: c_int, to: &mut libc::timespec) -> bool {
-    CLOCK.get().is_some_and(|function| {
-        // SAFETY: the kernel's function of this name has this signature and writes only the time.
-        unsafe { mem::transmute::<*mut c_void, Clock>(function)(clock, to) == 0 }
-    })
+    // SAFETY: the function writes only the time.
+    unsafe { CLOCK.get()(clock, to) == 0 }
 }
 
 /// Reads the CPU that this thread runs on, and its node. Returns false if that takes a system call.
 pub(super) fn current_cpu(cpu: &mut u32, node: &mut u32) -> bool {
-    CPU.get().is_some_and(|function| {
-        // SAFETY: the kernel's function of this name has this signature and writes only the two
-        // numbers; the third argument is unused since Linux 2.6.24.
-        unsafe {
-            mem::transmute::<*mut c_void, CurrentCpu>(function)(cpu, node, ptr::null_mut()) == 0
-        }
-    })
+    // SAFETY: the function writes only the two numbers; the third argument is unused since Linux
+    // 2.6.24.
+    unsafe { CPU.get()(cpu, node, ptr::null_mut()) == 0 }
 }
 
 #[cfg(test)]
@@ -173,13 +181,14 @@ mod tests {
 
     #[test]
     fn absent_functions_are_not_found() {
-        let missing =
-            Function { name: c"__vdso_nothing", address: AtomicPtr::new(ptr::null_mut()) };
-        assert_eq!((missing.get(), missing.get()), (None, None));
+        // SAFETY: the image has no function of this name.
+        let missing: Function<Clock> = unsafe { Function::new(c"__vdso_nothing", no_clock) };
+        let is_absent = || ptr::fn_addr_eq(missing.get(), missing.absent);
+        assert!(is_absent() && is_absent());
         // Linux has both functions on the supported architectures; valgrind and others hide them.
         // SAFETY: `getauxval` may be called anywhere.
         if unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) } != 0 {
-            assert!(CLOCK.get().is_some());
+            assert!(!ptr::fn_addr_eq(CLOCK.get(), CLOCK.absent));
         }
     }
 }

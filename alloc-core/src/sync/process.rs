@@ -3,12 +3,12 @@
 //! State stamped with an older generation belonged to a thread that does not exist in this process.
 
 #[cfg(not(loom))]
-use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
-#[cfg(not(loom))]
-use core::{mem, ptr};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 #[cfg(not(loom))]
 use super::Context;
+#[cfg(not(loom))]
+use crate::atomic_fn::AtomicFn;
 
 #[cfg(not(loom))]
 static FORKS: AtomicU32 = AtomicU32::new(0);
@@ -29,25 +29,24 @@ pub(crate) fn count_fork() {
     FORKS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Pending work of a fork child: a `fn() -> bool`, or null.
+/// Pending work of a fork child.
 #[cfg(not(loom))]
-static LEFT: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
+static LEFT: AtomicFn<fn() -> bool> = AtomicFn::new();
 
 /// Makes allocations beyond sheaves call `routine`, without holding a lock, until it returns true.
 /// For work that is too much for the fork itself, and not worth doing in a child that soon ends or
 /// becomes another program.
 #[cfg(not(loom))]
 pub(crate) fn leave_for_later(routine: fn() -> bool) {
-    // Relaxed, here and below: the process has one thread, and later threads find the pointer
-    // stored.
-    LEFT.store(routine as *mut (), Ordering::Relaxed);
+    // The process has one thread, and later threads find the function set.
+    LEFT.set(routine);
 }
 
 /// Runs the pending work of a fork child, if there is any and the context may wait.
 #[cfg(not(loom))]
 #[inline]
 pub(crate) fn do_what_was_left(context: Context) {
-    if !LEFT.load(Ordering::Relaxed).is_null() && context.may_wait() {
+    if LEFT.get().is_some() && context.may_wait() {
         run_pending();
     }
 }
@@ -55,15 +54,11 @@ pub(crate) fn do_what_was_left(context: Context) {
 #[cfg(not(loom))]
 #[cold]
 fn run_pending() {
-    // The swap keeps other threads, and allocations of the routine itself, from running it
-    // meanwhile.
-    let routine = LEFT.swap(ptr::null_mut(), Ordering::Relaxed);
-    if routine.is_null() {
-        return;
-    }
-    // SAFETY: `leave_for_later` stored a pointer of this type.
-    let is_done = unsafe { mem::transmute::<*mut (), fn() -> bool>(routine)() };
-    if !is_done {
-        LEFT.store(routine, Ordering::Relaxed);
+    // Taking the routine keeps other threads, and allocations of the routine itself, from running
+    // it meanwhile.
+    if let Some(routine) = LEFT.take()
+        && !routine()
+    {
+        LEFT.set(routine);
     }
 }

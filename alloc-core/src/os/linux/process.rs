@@ -3,6 +3,7 @@
 
 use super::system_call::call;
 use crate::arch;
+use crate::atomic_fn::FnPtr;
 
 /// Returns the number of this process.
 pub(crate) fn process_id() -> i32 {
@@ -47,10 +48,12 @@ pub(crate) fn renew_streams() {
 }
 
 fn call_streams(which: usize) {
-    let function = arch::stream_locks()[which];
-    if !function.is_null() {
-        // SAFETY: the function is glibc's `_IO_list_lock`, `_IO_list_unlock` or
-        // `_IO_list_resetlock`, which take and return nothing.
-        unsafe { core::mem::transmute::<*const (), unsafe extern "C" fn()>(function)() };
+    let address = arch::stream_locks()[which].cast_mut();
+    // SAFETY: the address is null, or that of glibc's `_IO_list_lock`, `_IO_list_unlock` or
+    // `_IO_list_resetlock`, which take and return nothing.
+    unsafe {
+        if let Some(function) = <unsafe extern "C" fn()>::at(address) {
+            function();
+        }
     }
 }
