@@ -14,11 +14,11 @@ use hayloft_core::cpu::{self, CpuError};
 use hayloft_core::fault;
 use hayloft_core::irq_work::IrqWork;
 use hayloft_core::{heap, nolock};
-use tests::cgroup::{Cgroup, be_kept_to};
-use tests::everywhere::{defer_a_run, defer_here};
-use tests::routes::Hayloft;
+use tests::cgroup::{Cgroup, confine_to};
+use tests::entry_points::Hayloft;
 use tests::scenario::{Scenario, in_every_mode};
 use tests::skipped;
+use tests::slow_paths::{defer_run, defer_run_hook};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -28,19 +28,19 @@ fn online() -> Vec<usize> {
 }
 
 /// Core on which the last work ran.
-static SEEN: AtomicUsize = AtomicUsize::new(usize::MAX);
+static LAST_CORE: AtomicUsize = AtomicUsize::new(usize::MAX);
 
 /// Queues work on `cpu` and waits for it. Returns the core on which it ran.
 fn work_on(cpu: usize) -> usize {
     static WORK: IrqWork = IrqWork::new(|_| {
         // SAFETY: `sched_getcpu` has no preconditions.
         let core = unsafe { libc::sched_getcpu() };
-        SEEN.store(core as usize, Ordering::Relaxed);
+        LAST_CORE.store(core as usize, Ordering::Relaxed);
     });
-    SEEN.store(usize::MAX, Ordering::Relaxed);
-    assert!(WORK.queue_on(cpu));
+    LAST_CORE.store(usize::MAX, Ordering::Relaxed);
+    assert!(WORK.queue_on(cpu), "the work is queued already");
     WORK.sync();
-    SEEN.load(Ordering::Relaxed)
+    LAST_CORE.load(Ordering::Relaxed)
 }
 
 /// Checks that work queued on a CPU runs there, or on an online CPU if that one is offline, and
@@ -48,9 +48,10 @@ fn work_on(cpu: usize) -> usize {
 fn work_on_each_cpu() {
     for cpu in 0..cpu::possible() {
         let core = work_on(cpu);
-        assert!(if cpu::is_online(cpu) { core == cpu } else { cpu::is_online(core) });
+        let is_right = if cpu::is_online(cpu) { core == cpu } else { cpu::is_online(core) };
+        assert!(is_right, "work for CPU {cpu} ran on {core}");
     }
-    defer_a_run();
+    defer_run();
     heap::barrier();
 }
 
@@ -63,10 +64,10 @@ fn subsets(all: &[usize]) -> [&[usize]; 3] {
 
 /// The allocator takes the affinity of the first thread for that of the process.
 #[test]
-fn affinities_change() {
+fn affinity_changes_are_followed() {
     in_every_mode(|| {
         cpu::start();
-        fault::set_hook(defer_here);
+        fault::set_hook(defer_run_hook);
         let all = online();
         for kept in subsets(&all) {
             // SAFETY: a zeroed set is empty, and the set is as long as the call says.
@@ -86,28 +87,30 @@ fn affinities_change() {
 }
 
 #[test]
-fn cpusets_change() {
+fn cpuset_changes_are_followed() {
     const PATH: &str = "TEST_CPUSET";
-    // The parent makes the cpuset, its children use it.
-    let cpuset = env::var_os(PATH).is_none().then(Cgroup::of_cpus).flatten();
+    // The parent creates the cpuset, its children use it.
+    let cpuset = env::var_os(PATH).is_none().then(Cgroup::cpuset).flatten();
     let path = cpuset.as_ref().map(|cpuset| cpuset.path().into()).or_else(|| env::var_os(PATH));
     let Some(path) = path else {
-        skipped("cpusets that change", "no cpuset can be made here");
+        skipped("changing cpusets", "cpusets cannot be created here");
         return;
     };
     let change = || {
         let cpuset = env::var_os(PATH).expect("a path");
         let all: Vec<_> = cpu::present().collect();
-        let keep_to = |cpus| be_kept_to(Path::new(&cpuset), cpus).expect("a cpuset of ours");
+        let keep_to =
+            |cpus| confine_to(Path::new(&cpuset), cpus).expect("this test created the cpuset");
         keep_to(&all);
         cpu::start();
-        fault::set_hook(defer_here);
+        fault::set_hook(defer_run_hook);
         for kept in subsets(&all) {
             keep_to(kept);
             assert_eq!(cpu::present().collect::<Vec<_>>(), kept);
             // The CPUs stay online until `refresh`. Their threads run where the kernel moved them.
             for cpu in 0..cpu::possible() {
-                assert!(kept.contains(&work_on(cpu)));
+                let core = work_on(cpu);
+                assert!(kept.contains(&core), "work for CPU {cpu} ran on {core}");
             }
             assert_eq!(cpu::refresh(), Ok(()));
             assert_eq!(online(), kept);
@@ -120,7 +123,7 @@ fn cpusets_change() {
 }
 
 #[test]
-fn cpus_that_cannot_come_or_go() {
+fn invalid_hotplug_requests_are_rejected() {
     in_every_mode(|| {
         static DOWN: IrqWork = IrqWork::new(|_| {
             assert_eq!(cpu::down(0), Err(CpuError::OwnThread));
@@ -149,7 +152,7 @@ fn cpus_that_cannot_come_or_go() {
 
 /// CPUs go offline and come online while threads allocate, free without waiting, and queue work.
 #[test]
-fn cpus_come_and_go() {
+fn allocation_continues_during_hotplug() {
     in_every_mode(|| {
         static WORK: IrqWork = IrqWork::new(|_| {});
         static DONE: AtomicBool = AtomicBool::new(false);
@@ -190,6 +193,6 @@ fn cpus_come_and_go() {
             DONE.store(true, Ordering::Relaxed);
         });
         WORK.sync();
-        assert!(!WORK.is_busy());
+        assert!(!WORK.is_busy(), "the work is busy after `sync`");
     });
 }

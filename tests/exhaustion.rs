@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use hayloft_core::fault::{self, Place};
 use hayloft_core::heap;
-use tests::hoard::Hoard;
+use tests::block_stack::BlockStack;
+use tests::entry_points::Hayloft;
 use tests::process::{Limit, status_bytes};
-use tests::routes::Hayloft;
 use tests::scenario::{Scenario, on_both_backends, on_both_backends_within, with_larger_pages};
 
 #[global_allocator]
@@ -23,55 +23,55 @@ const MIB: usize = 1 << 20;
 /// Exhausts memory twice with blocks of `size` bytes. The table has room for `within` bytes of
 /// blocks and can therefore never be full.
 fn exhaust(size: usize, within: usize) {
-    exhaust_into(Hoard::new(within / size), size, within);
+    exhaust_into(BlockStack::new(within / size), size, within);
 }
 
 /// Exhausts memory as [`exhaust`] does, with a table made in advance.
-fn exhaust_into(mut hoard: Hoard, size: usize, within: usize) {
+fn exhaust_into(mut stack: BlockStack, size: usize, within: usize) {
     let layout = Layout::from_size_align(size, 16).expect("a valid layout");
-    hoard.fill_up(layout);
-    let first = hoard.len();
-    assert!(!hoard.is_full(), "never refused");
-    assert_ne!(first, 0, "no block of {size} bytes in {within} bytes of address space");
+    stack.fill(layout);
+    let first = stack.len();
+    assert!(!stack.is_full(), "no allocation was refused");
+    assert_ne!(first, 0, "no block of {size} bytes fits into {within} bytes");
     // Allocations by all three functions are refused as well, and every block is still intact.
-    let last = hoard.last();
+    let last = stack.last();
     let large = Layout::from_size_align(within, 16).expect("a valid layout");
     // SAFETY: the sizes are not zero, and the last block is live with this layout.
     unsafe {
-        assert!(Hayloft.realloc(last, layout, large.size()).is_null());
-        assert!(Hayloft.alloc(large).is_null());
-        assert!(Hayloft.alloc_zeroed(large).is_null());
+        assert!(Hayloft.realloc(last, layout, large.size()).is_null(), "realloc succeeded");
+        assert!(Hayloft.alloc(large).is_null(), "alloc succeeded");
+        assert!(Hayloft.alloc_zeroed(large).is_null(), "alloc_zeroed succeeded");
     }
-    hoard.free_all(layout);
+    stack.free_all(layout);
 
-    hoard.fill_up(layout);
-    let second = hoard.len();
-    assert!(second >= first / 2, "{first} blocks the first time, then {second}");
-    hoard.free_all(layout);
+    stack.fill(layout);
+    let second = stack.len();
+    assert!(second >= first / 2, "{first} blocks fit the first time, then {second}");
+    stack.free_all(layout);
 }
 
 #[test]
-fn blocks_of_64_bytes() {
+fn blocks_of_64_bytes_survive_exhaustion() {
     on_both_backends_within(160 * MIB, || exhaust(64, 160 * MIB));
 }
 
 #[test]
-fn blocks_of_a_page() {
+fn blocks_of_a_page_survive_exhaustion() {
     on_both_backends_within(320 * MIB, || exhaust(4096, 320 * MIB));
 }
 
 #[test]
-fn blocks_of_a_mebibyte() {
+fn blocks_of_1_mib_survive_exhaustion() {
     on_both_backends_within(320 * MIB, || exhaust(MIB, 320 * MIB));
 }
 
 #[test]
-fn blocks_of_a_hundred_mebibytes() {
+fn blocks_of_100_mib_survive_exhaustion() {
     on_both_backends_within(320 * MIB, || exhaust(100 * MIB, 320 * MIB));
 }
 
 #[test]
-fn larger_pages() {
+fn blocks_survive_exhaustion_with_larger_pages() {
     with_larger_pages(Some(160 * MIB), || {
         exhaust(5000, 160 * MIB);
         hayloft::trim();
@@ -82,16 +82,19 @@ fn larger_pages() {
 /// Where the kernel limits memory but not address space, reserving more address space does not help
 /// and is not attempted.
 #[test]
-fn no_memory_is_no_want_of_address_space() {
+fn data_limit_causes_no_reservations() {
     for backend in ["rseq", "fallback"] {
         Scenario::new(backend, || {
             let reserved = status_bytes("VmSize");
             // Both tables are mapped before memory is exhausted.
-            for (size, hoard) in [64, MIB].map(|size| (size, Hoard::new(320 * MIB / size))) {
-                exhaust_into(hoard, size, 320 * MIB);
+            for (size, stack) in [64, MIB].map(|size| (size, BlockStack::new(320 * MIB / size))) {
+                exhaust_into(stack, size, 320 * MIB);
             }
             let now = status_bytes("VmSize");
-            assert!(now < reserved + 1024 * MIB, "{reserved} bytes reserved, now {now}");
+            assert!(
+                now < reserved + 1024 * MIB,
+                "{reserved} bytes of address space before, {now} after"
+            );
         })
         .env("HAYLOFT_BACKEND", backend)
         .limit(Limit::Data, 256 * MIB)
@@ -101,27 +104,27 @@ fn no_memory_is_no_want_of_address_space() {
 
 /// Shrinking a block by C's `realloc` needs no memory, since the block has room for its contents.
 #[test]
-fn a_block_that_shrinks() {
+fn shrinking_needs_no_memory() {
     on_both_backends(|| {
         let large = Layout::from_size_align(100_000, 16).expect("a valid layout");
         let middle = Layout::from_size_align(20_000, 16).expect("a valid layout");
         let small = Layout::from_size_align(100, 16).expect("a valid layout");
         let [mut first, mut second, mut third] =
-            [large, middle, small].map(|layout| Hoard::new(160 * MIB / layout.size()));
+            [large, middle, small].map(|layout| BlockStack::new(160 * MIB / layout.size()));
         let limit = status_bytes("VmData") + 100 * MIB;
         Limit::Data.set(limit).expect("the limit can be lowered");
         // SAFETY: the size is not zero.
         let of_middle = unsafe { Hayloft.alloc(middle) };
-        first.fill_up(large);
-        second.fill_up(middle);
-        third.fill_up(small);
+        first.fill(large);
+        second.fill(middle);
+        third.fill(small);
         for (block, size) in [(first.last(), 100_000), (of_middle, 20_000)] {
             // SAFETY: the block is live and has at least `size` bytes.
             unsafe {
                 block.write_bytes(7, size);
                 let shrunk = hayloft_core::by_address::realloc(block, 100);
-                assert_eq!(shrunk, block, "of {size} bytes");
-                assert!((0..100).all(|offset| *block.add(offset) == 7));
+                assert_eq!(shrunk, block, "a block of {size} bytes moved");
+                assert!((0..100).all(|offset| *block.add(offset) == 7), "contents changed");
             }
         }
     });
@@ -130,33 +133,35 @@ fn a_block_that_shrinks() {
 /// The limit is set while the heap is in use and may have reserved address space. Memory may then
 /// last beyond the limit, but every refusal is null.
 #[test]
-fn a_limit_set_late() {
+fn late_limits_refuse_with_null() {
     on_both_backends(|| {
         let layout = Layout::from_size_align(10_000, 16).expect("a valid layout");
-        let mut hoard = Hoard::new(600 * MIB / layout.size());
+        let mut stack = BlockStack::new(600 * MIB / layout.size());
         drop(vec![1_u8; 3 * MIB]);
         for (limit, figure) in [(Limit::AddressSpace, "VmSize"), (Limit::Data, "VmData")] {
             limit.set(status_bytes(figure) + 300 * MIB).expect("the limit can be lowered");
         }
         for _ in 0..2 {
-            hoard.fill_up(layout);
-            assert_ne!(hoard.len(), 0);
-            hoard.free_all(layout);
+            stack.fill(layout);
+            assert_ne!(stack.len(), 0, "no block fits");
+            stack.free_all(layout);
         }
     });
 }
 
 /// A vector that cannot grow reports that and keeps its elements.
 #[test]
-fn a_vector_that_cannot_grow() {
+fn failed_vector_growth_keeps_elements() {
     on_both_backends_within(320 * MIB, || {
         let mut vector: Vec<u64> = (0..1000).collect();
         while vector.try_reserve(vector.len()).is_ok() {
             vector.extend_from_within(..);
         }
-        assert!(vector.iter().enumerate().all(|(index, value)| *value == index as u64 % 1000));
+        let is_intact = vector.iter().enumerate().all(|(at, value)| *value == at as u64 % 1000);
+        assert!(is_intact, "elements changed");
         let len = vector.len();
-        assert!(vector.try_reserve(isize::MAX as usize / 8 - len).is_err());
+        let result = vector.try_reserve(isize::MAX as usize / 8 - len);
+        assert!(result.is_err(), "a vector of half the address space fits");
         drop(vector);
         assert_eq!(vec![7_u8; MIB].len(), MIB);
     });
@@ -165,7 +170,7 @@ fn a_vector_that_cannot_grow() {
 /// A request beyond what the system grants returns null, reserves no address space and flushes no
 /// sheaves.
 #[test]
-fn much_too_large() {
+fn oversized_requests_have_no_side_effects() {
     const GIB: usize = 1 << 30;
     for backend in ["rseq", "fallback"] {
         Scenario::new(backend, || {
@@ -180,11 +185,11 @@ fn much_too_large() {
             for size in sizes.chain((40..47).map(|shift| 1 << shift)) {
                 let layout = Layout::from_size_align(size, 16).expect("a valid layout");
                 // SAFETY: the size is not zero.
-                assert!(unsafe { GLOBAL.alloc(layout) }.is_null(), "{size} bytes");
+                assert!(unsafe { GLOBAL.alloc(layout) }.is_null(), "{size} bytes were granted");
             }
             let now = status_bytes("VmSize");
-            assert!(now < reserved + GIB, "{reserved} bytes reserved, now {now}");
-            assert_eq!(CLOSED.load(Ordering::Relaxed), 0);
+            assert!(now < reserved + GIB, "{reserved} bytes of address space before, {now} after");
+            assert_eq!(CLOSED.load(Ordering::Relaxed), 0, "sheaves were flushed");
             assert_eq!(vec![1_u8; 400 * MIB].len(), 400 * MIB);
         })
         .env("HAYLOFT_BACKEND", backend)
@@ -195,13 +200,13 @@ fn much_too_large() {
 
 /// A block for which there is address space is not refused because of how arenas divide it.
 #[test]
-fn a_large_block_within_a_limit() {
+fn large_block_fits_within_the_limit() {
     on_both_backends_within(840 * MIB, || {
         let layout = Layout::from_size_align(400 * MIB, 16).expect("a valid layout");
         // SAFETY: the size is not zero, and the block is freed once.
         unsafe {
             let block = GLOBAL.alloc(layout);
-            assert!(!block.is_null());
+            assert!(!block.is_null(), "400 MiB were refused");
             GLOBAL.dealloc(block, layout);
         }
     });
@@ -210,34 +215,35 @@ fn a_large_block_within_a_limit() {
 /// After a program lowers its own limit, the remaining address space serves blocks and mappings
 /// alike, and the limit holds.
 #[test]
-fn address_space_that_was_reserved_goes_back() {
+fn reserved_address_space_is_released_for_a_limit() {
     on_both_backends(|| {
         const MOST: usize = 400 * MIB;
         let kept = vec![1_u8; 10 * MIB];
         Limit::AddressSpace.set(MOST).expect("the limit can be lowered");
         heap::limit_address_space(MOST);
-        assert!(status_bytes("VmSize") < MOST);
+        let size = status_bytes("VmSize");
+        assert!(size < MOST, "{size} bytes of address space beyond the limit");
         thread::spawn(|| ()).join().expect("there is room for a thread");
         let layout = Layout::from_size_align(MIB, 16).expect("a valid layout");
         let small = Layout::from_size_align(100, 16).expect("a valid layout");
-        let (mut hoard, mut objects) = (Hoard::new(MOST / MIB), Hoard::new(MOST / 100));
+        let (mut stack, mut objects) = (BlockStack::new(MOST / MIB), BlockStack::new(MOST / 100));
         for _ in 0..2 {
-            hoard.fill_up(layout);
-            assert!(hoard.len() > 100 && !hoard.is_full(), "{} MiB", hoard.len());
-            hoard.free_all(layout);
+            stack.fill(layout);
+            assert!(stack.len() > 100 && !stack.is_full(), "{} blocks of 1 MiB fit", stack.len());
+            stack.free_all(layout);
         }
         // Objects need metadata, which lies near the released address space.
-        objects.fill_up(small);
-        assert!(!objects.is_full() && objects.len() > 500_000, "{} objects", objects.len());
+        objects.fill(small);
+        assert!(!objects.is_full() && objects.len() > 500_000, "{} objects fit", objects.len());
         objects.free_all(small);
-        assert!(kept.iter().all(|byte| *byte == 1));
+        assert!(kept.iter().all(|byte| *byte == 1), "contents changed");
     });
 }
 
 /// While one thread waits for the system to commit memory, others allocate what is committed
 /// already.
 #[test]
-fn committing_keeps_nobody_waiting() {
+fn committing_does_not_block_other_threads() {
     static IS_COMMITTING: AtomicBool = AtomicBool::new(false);
     static IS_DONE: AtomicBool = AtomicBool::new(false);
     on_both_backends(|| {
@@ -257,11 +263,14 @@ fn committing_keeps_nobody_waiting() {
                             thread::sleep(Duration::from_millis(1));
                         }
                     }
-                    assert!(IS_DONE.load(Ordering::Relaxed), "another thread waits");
+                    assert!(
+                        IS_DONE.load(Ordering::Relaxed),
+                        "another thread waited for the commit"
+                    );
                 }
             });
             drop(vec![1_u8; 100 * MIB]);
         });
-        assert!(IS_COMMITTING.load(Ordering::Relaxed));
+        assert!(IS_COMMITTING.load(Ordering::Relaxed), "no memory was committed");
     });
 }

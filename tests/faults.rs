@@ -9,8 +9,8 @@ use std::ptr::NonNull;
 
 use hayloft_core::cache::{Cache, CacheFlags};
 use hayloft_core::cpu;
+use tests::entry_points::Hayloft;
 use tests::pattern;
-use tests::routes::Hayloft;
 use tests::scenario::{Scenario, describe};
 use tests::sysfs::{SYSFS, Tree};
 
@@ -50,7 +50,7 @@ impl Block {
                 return None;
             }
             let bytes = std::slice::from_raw_parts(address, if zeroed { layout.size() } else { 0 });
-            assert!(bytes.iter().all(|byte| *byte == 0), "zeroed memory is zero");
+            assert!(bytes.iter().all(|byte| *byte == 0), "zeroed memory is not zero");
             pattern::fill(address, 0, layout.size(), id);
             Some(Block { address, layout, id })
         }
@@ -58,7 +58,8 @@ impl Block {
 
     fn check(&self, len: usize) {
         // SAFETY: the block is filled and at least `len` bytes long.
-        assert_eq!(unsafe { pattern::find_mismatch(self.address, len, self.id) }, None);
+        let mismatch = unsafe { pattern::find_mismatch(self.address, len, self.id) };
+        assert_eq!(mismatch, None, "block {} of {:?}", self.id, self.layout);
     }
 
     /// Resizes the block. Returns whether there was memory for it.
@@ -140,7 +141,7 @@ fn use_caches(random: &mut Random) {
 }
 
 #[test]
-fn nothing_is_lost() {
+fn failed_system_calls_lose_no_blocks() {
     // `mbind` is called only where there are several nodes.
     let tree = Tree::new([(0, "0"), (1, "1-1000")]);
     for backend in ["rseq", "fallback"] {
@@ -173,9 +174,9 @@ fn nothing_is_lost() {
                         assert!(output.status.success(), "{all}");
                         // Allocations are refused if nine in ten commits fail. No other fault
                         // refuses any.
-                        let said = String::from_utf8_lossy(&output.stdout);
+                        let stdout = String::from_utf8_lossy(&output.stdout);
                         assert_eq!(
-                            said.contains("\n0 refused"),
+                            stdout.contains("\n0 refused"),
                             fault != "mprotect:9/10,4711",
                             "{all}"
                         );
@@ -187,16 +188,16 @@ fn nothing_is_lost() {
 
 /// Lack of memory for sheaves is reported once.
 #[test]
-fn no_memory_for_sheaves() {
+fn lack_of_memory_for_sheaves_is_reported_once() {
     let scenario = || {
         for _ in 0..3 {
-            assert!(Block::new(&mut Random(7), 1).is_none());
+            assert!(Block::new(&mut Random(7), 1).is_none(), "memory was granted");
         }
     };
     Scenario::new("", scenario).env("HAYLOFT_FAULT", "mprotect:1/1").run(|output| {
-        let said = String::from_utf8_lossy(&output.stderr);
+        let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{}", describe(output));
-        let lines = said.lines().filter(|line| line.contains("no memory for sheaves"));
+        let lines = stderr.lines().filter(|line| line.contains("no memory for sheaves"));
         assert_eq!(lines.count(), 1, "{}", describe(output));
     });
 }

@@ -15,12 +15,12 @@ use std::time::Duration;
 
 use hayloft_core::fault::{self, Place};
 use hayloft_core::{cpu, heap, stats};
-use tests::everywhere::{
-    defer_a_run, defer_here, fail, go_everywhere, grow_the_heap, handle, is_interruptible,
-    pass_a_block_on, raise,
+use tests::entry_points::Hayloft;
+use tests::scenario::{Scenario, in_every_mode, with_decay};
+use tests::slow_paths::{
+    abort_with, defer_run, defer_run_hook, exchange_block, grow_heap, handle_sigusr1,
+    is_interruptible, raise_sigusr1, reach_all_slow_paths,
 };
-use tests::routes::Hayloft;
-use tests::scenario::{Scenario, amid_decay, in_every_mode};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -53,7 +53,7 @@ thread_local! {
 }
 
 fn interrupt(place: Place) {
-    defer_here(place);
+    defer_run_hook(place);
     if !is_interruptible() {
         let taken = usize::from(place == Place::DeferredTaken);
         TAKEN_BY_CPUS.fetch_add(taken, Ordering::Relaxed);
@@ -71,7 +71,7 @@ fn interrupt(place: Place) {
     // end.
     let hits = hits_of(place).fetch_add(1, Ordering::Relaxed);
     if hits < 200 || hits.is_multiple_of(17) {
-        raise();
+        raise_sigusr1();
     }
 }
 
@@ -81,18 +81,18 @@ extern "C" fn handler(_: libc::c_int) {
     let errno = unsafe { libc::__errno_location() };
     // SAFETY: the pointer is valid for this thread, and only it accesses its `errno`.
     let before = unsafe { errno.replace(ERRNO) };
-    pass_a_block_on();
+    exchange_block();
     // Only now and then, so that the tests end. Each fault point is interrupted hundreds of times.
     if HANDLED.fetch_add(1, Ordering::Relaxed).is_multiple_of(16) {
         let stats = stats::gather();
         if stats.free > stats.held || stats.caches().any(|cache| cache.in_use > cache.objects()) {
-            fail("the statistics make no sense");
+            abort_with("the statistics are inconsistent\n");
         }
     }
     // SAFETY: the pointer is valid for this thread, and only it accesses its `errno`.
     let after = unsafe { errno.replace(before) };
     if after != ERRNO {
-        fail("errno changed");
+        abort_with("a handler changed errno\n");
     }
     LEVEL.set(LEVEL.get() - 1);
 }
@@ -100,7 +100,7 @@ extern "C" fn handler(_: libc::c_int) {
 /// Installs handler and hook before anything is allocated, so that even the first slow path is
 /// interrupted. Called by the loader.
 extern "C" fn before_main() {
-    handle(handler);
+    handle_sigusr1(handler);
     fault::set_hook(interrupt);
     ARMED.store(true, Ordering::Relaxed);
 }
@@ -120,22 +120,22 @@ fn hits(place: Place) -> usize {
 }
 
 /// Reaches all fault points and checks that each was interrupted.
-fn be_interrupted() {
+fn interrupt_every_fault_point() {
     let has_cpus = cpu::online().next().is_some();
     // A CPU thread completes a deferred free, or this thread does in its next slow path.
     while has_cpus && TAKEN_BY_CPUS.load(Ordering::Relaxed) == 0 {
-        defer_a_run();
+        defer_run();
         thread::sleep(Duration::from_millis(1));
     }
     while hits(Place::DeferredTaken) == 0 {
-        defer_a_run();
-        pass_a_block_on();
+        defer_run();
+        exchange_block();
     }
-    go_everywhere(|| false);
+    reach_all_slow_paths(|| false);
     // Handlers that were not interrupted themselves may have grown the heap enough for all of the
     // above.
     while hits(Place::ArenaCommitting) == 0 {
-        grow_the_heap();
+        grow_heap();
     }
     ARMED.store(false, Ordering::Relaxed);
     let fallback = env::var("HAYLOFT_BACKEND").is_ok_and(|backend| backend == "fallback");
@@ -150,31 +150,34 @@ fn be_interrupted() {
             Place::ArenaMaking => continue,
             _ => true,
         };
-        assert_eq!(hits(place) > 0, reached, "{place:?}");
+        assert_eq!(hits(place) > 0, reached, "whether {place:?} was interrupted");
     }
 }
 
 /// One thread is interrupted at every fault point.
 #[test]
-fn every_place_is_interrupted() {
-    amid_decay(|| {
-        be_interrupted();
+fn handlers_can_interrupt_every_fault_point() {
+    with_decay(|| {
+        interrupt_every_fault_point();
     });
     let name = FIRST_ARENA.to_str().expect("a name");
-    let first_arena = || assert_eq!(hits(Place::ArenaMaking), 2, "once by the handler");
+    let first_arena = || assert_eq!(hits(Place::ArenaMaking), 2, "the second hit is the handler's");
     Scenario::new("arena", first_arena).env(name, "").succeeds();
 }
 
 /// A handler interrupts the first thread right after the allocator registered it for restartable
 /// sequences, and finds the sheaves of its CPU.
 #[test]
-fn the_first_registration_is_interrupted() {
+fn handler_can_interrupt_the_first_rseq_registration() {
     let registered = || {
-        pass_a_block_on();
+        exchange_block();
         // SAFETY: without an area the call registers nothing.
         let has_rseq = unsafe { libc::syscall(libc::SYS_rseq, 0, 0, 0, 0) } == -1
             && io::Error::last_os_error().raw_os_error() != Some(libc::ENOSYS);
-        assert!(!has_rseq || hits(Place::ThreadRegistered) > 0, "it was not come to");
+        assert!(
+            !has_rseq || hits(Place::ThreadRegistered) > 0,
+            "the registration was not interrupted"
+        );
     };
     Scenario::new("", registered)
         .env("HAYLOFT_BACKEND", "rseq")
@@ -184,21 +187,21 @@ fn the_first_registration_is_interrupted() {
 
 /// The same with CPU threads, whose irq work completes the frees that handlers deferred.
 #[test]
-fn every_place_is_interrupted_with_cpus() {
+fn handlers_can_interrupt_every_fault_point_with_cpu_threads() {
     in_every_mode(|| {
         cpu::start();
-        be_interrupted();
+        interrupt_every_fault_point();
     });
 }
 
 /// Threads are interrupted at their own fault points, and in each other's critical sections, while
 /// CPUs go offline and come online.
 #[test]
-fn threads_are_interrupted() {
+fn handlers_can_interrupt_threads_during_hotplug() {
     in_every_mode(|| {
         let cpu = cpu::present().last().expect("a CPU");
         thread::scope(|scope| {
-            let threads = [(); 4].map(|()| scope.spawn(|| go_everywhere(|| false)));
+            let threads = [(); 4].map(|()| scope.spawn(|| reach_all_slow_paths(|| false)));
             while threads.iter().any(|thread| !thread.is_finished()) {
                 if cpu::down(cpu).is_ok() {
                     heap::barrier();

@@ -14,10 +14,10 @@ use hayloft_core::cpu::{self, CpuError};
 use hayloft_core::fault::{self, Place};
 use hayloft_core::irq_work::IrqWork;
 use hayloft_core::{dump, heap};
-use tests::everywhere::{defer_a_run, defer_here};
+use tests::entry_points::Hayloft;
 use tests::process::{Limit, this_thread};
-use tests::routes::Hayloft;
 use tests::scenario::{Scenario, describe, in_every_mode};
+use tests::slow_paths::{defer_run, defer_run_hook};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -29,12 +29,12 @@ fn count(_: &IrqWork) {
 }
 
 /// Core on which the last item ran.
-static SEEN_CPU: AtomicUsize = AtomicUsize::new(usize::MAX);
+static LAST_CORE: AtomicUsize = AtomicUsize::new(usize::MAX);
 
-fn note_cpu(_: &IrqWork) {
+fn record_cpu(_: &IrqWork) {
     // SAFETY: `sched_getcpu` has no preconditions.
     let cpu = unsafe { libc::sched_getcpu() };
-    SEEN_CPU.store(cpu as usize, Ordering::Relaxed);
+    LAST_CORE.store(cpu as usize, Ordering::Relaxed);
 }
 
 #[test]
@@ -43,17 +43,18 @@ fn queued_work_runs() {
         static WORK: IrqWork = IrqWork::new(count);
         static HARD: IrqWork = IrqWork::new(count).hard();
         // Before `cpu::start` the waiting thread runs the item.
-        assert!(WORK.queue() && WORK.is_pending() && !WORK.queue());
+        assert!(WORK.queue(), "an idle item was refused");
+        assert!(WORK.is_pending() && !WORK.queue(), "a queued item was queued again");
         WORK.sync();
-        assert!(!WORK.is_busy());
+        assert!(!WORK.is_busy(), "the item is busy after `sync`");
         assert_eq!(RUNS.swap(0, Ordering::Relaxed), 1);
 
         cpu::start();
         for work in [&WORK, &HARD] {
             for _ in 0..1000 {
-                assert!(work.queue());
+                assert!(work.queue(), "an idle item was refused");
                 work.sync();
-                assert!(!work.is_busy() && !work.is_pending());
+                assert!(!work.is_busy() && !work.is_pending(), "the item is busy after `sync`");
             }
             assert_eq!(RUNS.swap(0, Ordering::Relaxed), 1000);
         }
@@ -61,35 +62,38 @@ fn queued_work_runs() {
         // as it was accepted.
         let accepted = (0..100_000).filter(|_| WORK.queue()).count();
         WORK.sync();
-        assert_eq!(RUNS.load(Ordering::Relaxed), accepted);
+        assert_eq!(RUNS.load(Ordering::Relaxed), accepted, "runs of an item queued repeatedly");
     });
 }
 
 #[test]
 fn work_runs_on_its_cpu() {
     in_every_mode(|| {
-        static WORK: IrqWork = IrqWork::new(note_cpu);
+        static WORK: IrqWork = IrqWork::new(record_cpu);
         cpu::start();
         let online: Vec<_> = cpu::online().collect();
         assert_eq!(online, cpu::present().collect::<Vec<_>>());
         for cpu in online {
-            assert!(WORK.queue_on(cpu));
+            assert!(WORK.queue_on(cpu), "an idle item was refused");
             WORK.sync();
-            assert_eq!(SEEN_CPU.load(Ordering::Relaxed), cpu);
+            assert_eq!(LAST_CORE.load(Ordering::Relaxed), cpu);
         }
         let names: BTreeSet<_> = fs::read_dir("/proc/self/task")
             .expect("/proc is mounted")
             .filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok())
             .collect();
         for cpu in cpu::online() {
-            assert!(names.contains(&format!("hayloft/{cpu}\n")), "{names:?}");
+            assert!(
+                names.contains(&format!("hayloft/{cpu}\n")),
+                "no thread of CPU {cpu}: {names:?}"
+            );
         }
     });
 }
 
 /// An item may be freed once `sync` returned, on however many CPUs it ran.
 #[test]
-fn waited_for_work_may_go() {
+fn work_may_be_freed_after_sync() {
     in_every_mode(|| {
         cpu::start();
         let online: Vec<_> = cpu::online().collect();
@@ -110,7 +114,7 @@ fn waited_for_work_may_go() {
 /// Several threads queue items and wait for them before there are CPU threads, and while these
 /// start.
 #[test]
-fn early_work_may_go() {
+fn work_queued_before_start_may_be_freed_after_sync() {
     in_every_mode(|| {
         thread::scope(|scope| {
             for _ in 0..4 {
@@ -134,8 +138,8 @@ fn early_work_may_go() {
 
 /// A panic in an item's function ends the process, since waiters of the item would wait forever.
 #[test]
-fn work_that_panics_ends_the_process() {
-    static PANICS: IrqWork = IrqWork::new(|_| panic!("as it should"));
+fn work_that_panics_aborts_the_process() {
+    static PANICS: IrqWork = IrqWork::new(|_| panic!("on purpose"));
     let panics = |started: bool| {
         if started {
             cpu::start();
@@ -150,14 +154,14 @@ fn work_that_panics_ends_the_process() {
                 .run(|output| {
                     let all = describe(output);
                     assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{all}");
-                    assert!(all.contains("as it should"), "{all}");
+                    assert!(all.contains("on purpose"), "{all}");
                 });
         }
     }
 }
 
 #[test]
-fn work_is_queued_by_handlers() {
+fn handlers_can_queue_work() {
     in_every_mode(|| {
         static WORK: IrqWork = IrqWork::new(count);
         extern "C" fn handler(_: libc::c_int) {
@@ -171,13 +175,14 @@ fn work_is_queued_by_handlers() {
             unsafe { libc::raise(libc::SIGUSR1) };
         }
         WORK.sync();
-        assert!((1..=1000).contains(&RUNS.load(Ordering::Relaxed)));
+        let runs = RUNS.load(Ordering::Relaxed);
+        assert!((1..=1000).contains(&runs), "{runs} runs of an item queued 1000 times");
     });
 }
 
 /// Where the kernel refuses to send the signal, the CPU thread is woken without it.
 #[test]
-fn work_runs_though_signals_are_refused() {
+fn work_runs_without_signals() {
     static WORK: IrqWork = IrqWork::new(count).hard();
     extern "C" fn handler(_: libc::c_int) {
         for _ in 0..10 {
@@ -189,14 +194,15 @@ fn work_runs_though_signals_are_refused() {
         // SAFETY: the handler makes async-signal-safe calls only.
         unsafe { libc::signal(libc::SIGALRM, handler as *const () as usize) };
         for _ in 0..100 {
-            assert!(WORK.queue());
+            assert!(WORK.queue(), "an idle item was refused");
             WORK.sync();
             // A signal with a number this low needs no memory, and `tkill` is not filtered.
             // SAFETY: the handler is installed.
             unsafe { libc::syscall(libc::SYS_tkill, this_thread(), libc::SIGALRM) };
             WORK.sync();
         }
-        assert!(RUNS.load(Ordering::Relaxed) >= 200);
+        let runs = RUNS.load(Ordering::Relaxed);
+        assert!(runs >= 200, "{runs} runs, less than one for each `sync`");
         let online: Vec<_> = cpu::online().collect();
         let last = if online.len() == 1 { Err(CpuError::Last) } else { Ok(()) };
         assert_eq!(cpu::down(online[0]), last);
@@ -208,18 +214,18 @@ fn work_runs_though_signals_are_refused() {
             .succeeds();
         Scenario::new(format!("filtered-{irq}"), work)
             .env("HAYLOFT_IRQ", irq)
-            .refuse(libc::SYS_tgkill)
+            .refuse_system_call(libc::SYS_tgkill)
             .succeeds();
     }
 }
 
 /// Where threads cannot be created there are no CPU threads, and everything works without them.
 #[test]
-fn no_cpu_can_be_had() {
+fn everything_works_without_cpu_threads() {
     static WORK: IrqWork = IrqWork::new(count);
     static TAKEN: AtomicUsize = AtomicUsize::new(0);
     fn defer(place: Place) {
-        defer_here(place);
+        defer_run_hook(place);
         if place == Place::DeferredTaken {
             TAKEN.fetch_add(1, Ordering::Relaxed);
         }
@@ -230,19 +236,19 @@ fn no_cpu_can_be_had() {
         let ends: [fn(); 2] = [|| drop(vec![0_u64; 50_000]), heap::barrier];
         for end in ends {
             TAKEN.store(0, Ordering::Relaxed);
-            defer_a_run();
-            assert_eq!(TAKEN.load(Ordering::Relaxed), 0);
+            defer_run();
+            assert_eq!(TAKEN.load(Ordering::Relaxed), 0, "the deferred free was taken early");
             end();
-            assert_ne!(TAKEN.load(Ordering::Relaxed), 0);
+            assert_ne!(TAKEN.load(Ordering::Relaxed), 0, "the deferred free was not taken");
         }
         let cpus = cpu::read_lock();
         heap::barrier();
-        assert!(cpus.online().next().is_none());
+        assert!(cpus.online().next().is_none(), "a CPU is online without a thread");
         drop(cpus);
         for round in 1..=3 {
-            assert!(WORK.queue());
+            assert!(WORK.queue(), "an idle item was refused");
             cpu::start();
-            assert!(cpu::online().next().is_none());
+            assert!(cpu::online().next().is_none(), "a CPU is online without a thread");
             WORK.sync();
             assert_eq!(RUNS.load(Ordering::Relaxed), round);
             heap::barrier();
@@ -261,7 +267,7 @@ fn no_cpu_can_be_had() {
 }
 
 /// Returns the names of the CPU threads.
-fn threads_of_cpus() -> BTreeSet<String> {
+fn cpu_thread_names() -> BTreeSet<String> {
     let all = fs::read_dir("/proc/self/task").expect("/proc is mounted");
     let names = all.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
     let of_cpu = |name: &String| {
@@ -273,17 +279,17 @@ fn threads_of_cpus() -> BTreeSet<String> {
 
 /// A CPU's thread starts when the first item is queued for the CPU, and not earlier.
 #[test]
-fn threads_come_when_they_are_needed() {
+fn cpu_threads_start_on_first_use() {
     in_every_mode(|| {
         static WORK: IrqWork = IrqWork::new(count);
         heap::barrier();
-        assert_eq!(threads_of_cpus(), BTreeSet::new());
+        assert_eq!(cpu_thread_names(), BTreeSet::new());
         let mut names = BTreeSet::new();
         for cpu in cpu::online() {
             WORK.queue_on(cpu);
             WORK.sync();
             names.insert(format!("hayloft/{cpu}\n"));
-            assert_eq!(threads_of_cpus(), names);
+            assert_eq!(cpu_thread_names(), names);
         }
     });
 }
@@ -291,21 +297,22 @@ fn threads_come_when_they_are_needed() {
 /// Where threads cannot be pinned, or the process may have few threads, one CPU thread also does
 /// the work of the CPUs without one.
 #[test]
-fn cpus_share_a_thread() {
+fn cpus_can_share_a_thread() {
     static WORK: IrqWork = IrqWork::new(count);
     let work = |most: usize| {
         cpu::start();
         let online: Vec<_> = cpu::online().collect();
-        assert!(!online.is_empty());
+        assert!(!online.is_empty(), "no CPU is online");
         for round in 0..3 {
             for (number, cpu) in online.iter().enumerate() {
-                assert!(WORK.queue_on(*cpu));
+                assert!(WORK.queue_on(*cpu), "an idle item was refused");
                 WORK.sync();
                 assert_eq!(RUNS.load(Ordering::Relaxed), round * online.len() + number + 1);
             }
         }
         heap::barrier();
-        assert!(threads_of_cpus().len() <= most);
+        let threads = cpu_thread_names();
+        assert!(threads.len() <= most, "more than {most} CPU threads: {threads:?}");
         if let [first, _, ..] = online[..] {
             assert_eq!(cpu::down(first), Ok(()));
             assert_eq!(cpu::up(first), Ok(()));
@@ -314,7 +321,7 @@ fn cpus_share_a_thread() {
     for irq in ["hard", "threaded", "none"] {
         Scenario::new(format!("unpinned-{irq}"), || work(0))
             .env("HAYLOFT_IRQ", irq)
-            .refuse(libc::SYS_sched_setaffinity)
+            .refuse_system_call(libc::SYS_sched_setaffinity)
             .succeeds();
         // With this limit, users other than root could have no thread at all.
         // SAFETY: `geteuid` has no preconditions.
@@ -328,37 +335,37 @@ fn cpus_share_a_thread() {
     }
 }
 
-/// If a CPU thread does not get to an item, a waiter runs it.
+/// If a CPU thread is busy, a waiter runs the item.
 #[test]
-fn who_waits_helps() {
+fn waiter_runs_work_of_a_busy_cpu() {
     in_every_mode(|| {
-        static OVER: AtomicBool = AtomicBool::new(false);
-        static BEGUN: AtomicBool = AtomicBool::new(false);
-        static HOG: IrqWork = IrqWork::new(|_| {
-            BEGUN.store(true, Ordering::Relaxed);
-            while !OVER.load(Ordering::Relaxed) {
+        static DONE: AtomicBool = AtomicBool::new(false);
+        static STARTED: AtomicBool = AtomicBool::new(false);
+        static ENDLESS: IrqWork = IrqWork::new(|_| {
+            STARTED.store(true, Ordering::Relaxed);
+            while !DONE.load(Ordering::Relaxed) {
                 thread::yield_now();
             }
         });
         static WORK: IrqWork = IrqWork::new(count);
         cpu::start();
         let cpu = cpu::online().next().expect("a CPU");
-        HOG.queue_on(cpu);
-        while !BEGUN.load(Ordering::Relaxed) {
+        ENDLESS.queue_on(cpu);
+        while !STARTED.load(Ordering::Relaxed) {
             thread::yield_now();
         }
         WORK.queue_on(cpu);
         WORK.sync();
         assert_eq!(RUNS.load(Ordering::Relaxed), 1);
-        OVER.store(true, Ordering::Relaxed);
-        HOG.sync();
+        DONE.store(true, Ordering::Relaxed);
+        ENDLESS.sync();
     });
 }
 
 /// A signal with the number that CPU threads use, sent to the process by other code, reaches the
 /// thread that waits for it.
 #[test]
-fn signals_of_others_are_passed_on() {
+fn foreign_signals_are_forwarded() {
     static WORK: IrqWork = IrqWork::new(count);
     let wait = |value: Option<i32>| {
         // SAFETY: the set, the record and the timeout are local. All threads of this process block
@@ -376,9 +383,9 @@ fn signals_of_others_are_passed_on() {
                 None => assert_eq!(libc::kill(libc::getpid(), signal), 0),
             }
             let mut info: libc::siginfo_t = std::mem::zeroed();
-            let patience = libc::timespec { tv_sec: 60, tv_nsec: 0 };
+            let timeout = libc::timespec { tv_sec: 60, tv_nsec: 0 };
             assert_eq!(
-                libc::sigtimedwait(&raw const set, &raw mut info, &raw const patience),
+                libc::sigtimedwait(&raw const set, &raw mut info, &raw const timeout),
                 signal
             );
             assert_eq!(info.si_pid(), libc::getpid());
@@ -387,7 +394,7 @@ fn signals_of_others_are_passed_on() {
             }
         }
     };
-    let take_turns = || {
+    let fork_and_wait = || {
         // The child has one thread, so all later threads inherit the blocked signal.
         // SAFETY: the child relies only on what the allocator promises for it.
         let child = unsafe { libc::fork() };
@@ -418,17 +425,17 @@ fn signals_of_others_are_passed_on() {
         let mut status = 0;
         // SAFETY: `status` is valid for the write.
         assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
-        assert_eq!(status, 0);
+        assert_eq!(status, 0, "the child failed");
     };
-    in_every_mode(take_turns);
+    in_every_mode(fork_and_wait);
 }
 
 /// A deferred free is counted, and after a barrier it is counted as flushed.
 #[test]
 fn deferred_frees_are_counted() {
     in_every_mode(|| {
-        fault::set_hook(defer_here);
-        defer_a_run();
+        fault::set_hook(defer_run_hook);
+        defer_run();
         let counts = heap::deferred_frees();
         assert_eq!((counts.deferred, counts.flushed), (1, 0));
         heap::barrier();
@@ -441,18 +448,18 @@ fn deferred_frees_are_counted() {
 ///
 /// `cargo test --release -p tests --test irq_work -- --ignored --nocapture`
 #[test]
-#[ignore = "a measurement, which wants a machine that is idle"]
-fn deferred_frees_take_a_millisecond_at_most() {
+#[ignore = "a measurement, which needs an idle machine"]
+fn deferred_frees_complete_within_a_millisecond() {
     let measure = || {
         cpu::start();
-        fault::set_hook(defer_here);
+        fault::set_hook(defer_run_hook);
         let mut times: Vec<_> = (0..2000)
             .map(|_| {
                 // Lets the thread that the last free woke fall asleep again.
                 thread::sleep(Duration::from_millis(1));
                 let before = heap::deferred_frees().flushed;
                 let start = Instant::now();
-                defer_a_run();
+                defer_run();
                 while heap::deferred_frees().flushed == before {
                     thread::yield_now();
                 }
@@ -467,32 +474,32 @@ fn deferred_frees_take_a_millisecond_at_most() {
     for irq in ["hard", "threaded", "none"] {
         Scenario::new(irq, measure).env("HAYLOFT_IRQ", irq).run(|output| {
             assert!(output.status.success(), "{}", describe(output));
-            let said = String::from_utf8_lossy(&output.stdout);
-            println!("{irq}: {}", said.lines().find(|line| line.contains("p99")).unwrap_or(""));
+            let stdout = String::from_utf8_lossy(&output.stdout);
+            println!("{irq}: {}", stdout.lines().find(|line| line.contains("p99")).unwrap_or(""));
         });
     }
 }
 
 /// The report names the item in which a CPU thread is stuck.
 #[test]
-fn what_is_stuck_is_told() {
+fn dump_names_stuck_work() {
     in_every_mode(|| {
-        static BEGUN: AtomicBool = AtomicBool::new(false);
-        static OVER: AtomicBool = AtomicBool::new(false);
+        static STARTED: AtomicBool = AtomicBool::new(false);
+        static DONE: AtomicBool = AtomicBool::new(false);
         static STUCK: IrqWork = IrqWork::new(|_| {
-            BEGUN.store(true, Ordering::Relaxed);
-            while !OVER.load(Ordering::Relaxed) {
+            STARTED.store(true, Ordering::Relaxed);
+            while !DONE.load(Ordering::Relaxed) {
                 thread::yield_now();
             }
         });
         cpu::start();
         STUCK.queue();
-        while !BEGUN.load(Ordering::Relaxed) {
+        while !STARTED.load(Ordering::Relaxed) {
             thread::yield_now();
         }
         let report = RefCell::new(String::new());
         dump::machine(&|line| writeln!(report.borrow_mut(), "{line}").expect("a string has room"));
-        OVER.store(true, Ordering::Relaxed);
+        DONE.store(true, Ordering::Relaxed);
         let (report, item) = (report.into_inner(), format!("at item {:p};", &raw const STUCK));
         assert_eq!(report.matches(&item).count(), 1, "{report}");
         assert!(report.contains("hotplug lock: free"), "{report}");
@@ -503,12 +510,12 @@ fn what_is_stuck_is_told() {
 /// The lock witness of debug builds reports a sleeping call in a CPU thread's signal handler.
 #[test]
 #[cfg(debug_assertions)]
-fn sleeping_in_a_handler_is_named() {
-    static SLEEPY: IrqWork = IrqWork::new(|_| heap::barrier());
+fn sleeping_in_a_handler_is_reported() {
+    static SLEEPING: IrqWork = IrqWork::new(|_| heap::barrier());
     let sleep = || {
         cpu::start();
-        SLEEPY.queue();
-        SLEEPY.sync();
+        SLEEPING.queue();
+        SLEEPING.sync();
     };
     Scenario::new("hard", sleep).env("HAYLOFT_IRQ", "hard").run(|output| {
         let all = describe(output);
@@ -523,18 +530,18 @@ fn sleeping_in_a_handler_is_named() {
 /// An item has room for one waiter. Debug builds report two threads that wait at once.
 #[test]
 #[cfg(debug_assertions)]
-fn two_waiters_are_named() {
+fn two_waiters_are_reported() {
     /// Whether a waiter has returned or panicked, which ends the item.
-    static OVER: AtomicBool = AtomicBool::new(false);
+    static DONE: AtomicBool = AtomicBool::new(false);
     static SLOW: IrqWork = IrqWork::new(|_| {
-        while !OVER.load(Ordering::Relaxed) {
+        while !DONE.load(Ordering::Relaxed) {
             thread::yield_now();
         }
     });
     struct End;
     impl Drop for End {
         fn drop(&mut self) {
-            OVER.store(true, Ordering::Relaxed);
+            DONE.store(true, Ordering::Relaxed);
         }
     }
     let wait = || {

@@ -8,7 +8,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::Output;
 
 use hayloft_core::by_address;
-use tests::routes::Hayloft;
+use tests::entry_points::Hayloft;
 use tests::scenario::{Scenario, describe, on_both_backends};
 use tests::sysfs::pin_here;
 
@@ -22,16 +22,17 @@ const PAGES: usize = 64 << 10;
 
 /// The two entry points for a free: by layout, and by address alone.
 #[derive(Clone, Copy, Debug)]
-enum Door {
+enum EntryPoint {
     Layout,
     Address,
 }
 
-impl Door {
+impl EntryPoint {
     /// Returns the entry point that this process uses.
-    fn of_scenario() -> Door {
-        let is_address = env::var_os("DOOR").is_some_and(|door| door == "address");
-        if is_address { Door::Address } else { Door::Layout }
+    fn from_env() -> EntryPoint {
+        let is_address =
+            env::var_os("ENTRY_POINT").is_some_and(|entry_point| entry_point == "address");
+        if is_address { EntryPoint::Address } else { EntryPoint::Layout }
     }
 
     /// Frees `block` of `bytes` bytes.
@@ -44,19 +45,19 @@ impl Door {
         // does not return.
         unsafe {
             match self {
-                Door::Layout => Hayloft.dealloc(block, layout(bytes)),
-                Door::Address => by_address::free(block),
+                EntryPoint::Layout => Hayloft.dealloc(block, layout(bytes)),
+                EntryPoint::Address => by_address::free(block),
             }
         }
     }
 }
 
 fn layout(bytes: usize) -> Layout {
-    Layout::from_size_align(bytes, 16).expect("a layout")
+    Layout::from_size_align(bytes, 16).expect("a valid layout")
 }
 
 /// Allocates adjacent blocks, each a multiple of `UNIT` long.
-fn row<const COUNT: usize>(units: [usize; COUNT]) -> [*mut u8; COUNT] {
+fn adjacent_blocks<const COUNT: usize>(units: [usize; COUNT]) -> [*mut u8; COUNT] {
     let all: usize = units.iter().sum();
     // SAFETY: the sizes are not zero, and the freed block is not used again.
     unsafe {
@@ -67,17 +68,21 @@ fn row<const COUNT: usize>(units: [usize; COUNT]) -> [*mut u8; COUNT] {
         let blocks = units.map(|units| Hayloft.alloc(layout(units * UNIT)));
         for (index, block) in blocks.into_iter().enumerate() {
             let before: usize = units[..index].iter().sum();
-            assert_eq!(block.addr(), places[1].addr() + before * UNIT, "they are in no row");
+            assert_eq!(
+                block.addr(),
+                places[1].addr() + before * UNIT,
+                "the blocks are not adjacent"
+            );
         }
         blocks
     }
 }
 
 /// Frees `address`, at which no block of `bytes` bytes is live. Must be the scenario's last step.
-fn free_wrongly(door: Door, address: *mut u8, bytes: usize) {
+fn free_wrongly(entry_point: EntryPoint, address: *mut u8, bytes: usize) {
     println!("address {address:p}");
     // SAFETY: the contract is broken on purpose, so the call must not return.
-    unsafe { door.free(address, bytes) };
+    unsafe { entry_point.free(address, bytes) };
 }
 
 fn assert_found(output: &Output, words: &str) {
@@ -87,154 +92,159 @@ fn assert_found(output: &Output, words: &str) {
     assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{all}");
     let mut addresses = stdout.lines().filter_map(|line| line.strip_prefix("address "));
     let message = stderr.lines().find(|line| line.starts_with("hayloft[")).unwrap_or_default();
-    assert!(addresses.all(|address| message.contains(address)), "no address: {all}");
-    assert!(message.contains(words), "not `{words}`: {all}");
+    assert!(
+        addresses.all(|address| message.contains(address)),
+        "the message lacks the address: {all}"
+    );
+    assert!(message.contains(words), "the message lacks `{words}`: {all}");
 }
 
-/// Runs `body` with both entry points. Each time the process must end with a message that contains
-/// `words`.
-fn is_found<F: Fn()>(words: &str, body: F) {
-    for door in ["layout", "address"] {
-        Scenario::new(door, &body).env("DOOR", door).run(|output| assert_found(output, words));
+/// Runs `body` with both entry points. Each time the process must abort with a message that
+/// contains `words`.
+fn assert_misuse_is_found<F: Fn()>(words: &str, body: F) {
+    for entry_point in ["layout", "address"] {
+        Scenario::new(entry_point, &body)
+            .env("ENTRY_POINT", entry_point)
+            .run(|output| assert_found(output, words));
     }
 }
 
 #[test]
-fn twice() {
-    is_found("double free, among 5242880 free bytes", || {
-        let door = Door::of_scenario();
-        let [block, _] = row([4, 1]);
+fn double_free_is_found() {
+    assert_misuse_is_found("double free, among 5242880 free bytes", || {
+        let entry_point = EntryPoint::from_env();
+        let [block, _] = adjacent_blocks([4, 1]);
         // SAFETY: the block is live, and freed for the first time.
-        unsafe { door.free(block, 4 * UNIT) };
-        free_wrongly(door, block, 4 * UNIT);
+        unsafe { entry_point.free(block, 4 * UNIT) };
+        free_wrongly(entry_point, block, 4 * UNIT);
     });
 }
 
 /// The block merged with a free one below it, so no run starts at its address.
 #[test]
-fn twice_after_a_merge_below() {
-    is_found("double free, among 6553600 free bytes", || {
-        let door = Door::of_scenario();
-        let [below, block, _] = row([1, 4, 1]);
+fn double_free_after_a_merge_below_is_found() {
+    assert_misuse_is_found("double free, among 6553600 free bytes", || {
+        let entry_point = EntryPoint::from_env();
+        let [below, block, _] = adjacent_blocks([1, 4, 1]);
         // SAFETY: the blocks are live, and freed for the first time.
         unsafe {
-            door.free(below, UNIT);
-            door.free(block, 4 * UNIT);
+            entry_point.free(below, UNIT);
+            entry_point.free(block, 4 * UNIT);
         }
-        free_wrongly(door, block, 4 * UNIT);
+        free_wrongly(entry_point, block, 4 * UNIT);
     });
 }
 
 #[test]
-fn twice_after_a_merge_above() {
-    is_found("double free, among 9175040 free bytes", || {
-        let door = Door::of_scenario();
-        let [block, above, _] = row([4, 3, 1]);
+fn double_free_after_a_merge_above_is_found() {
+    assert_misuse_is_found("double free, among 9175040 free bytes", || {
+        let entry_point = EntryPoint::from_env();
+        let [block, above, _] = adjacent_blocks([4, 3, 1]);
         // SAFETY: the blocks are live, and freed for the first time.
         unsafe {
-            door.free(block, 4 * UNIT);
-            door.free(above, 3 * UNIT);
+            entry_point.free(block, 4 * UNIT);
+            entry_point.free(above, 3 * UNIT);
         }
-        free_wrongly(door, above, 3 * UNIT);
+        free_wrongly(entry_point, above, 3 * UNIT);
     });
 }
 
 /// The former block lies in the middle of a block that replaced it.
 #[test]
-fn in_a_block_that_took_its_place() {
-    is_found("in the midst of a block of 9175040 bytes", || {
-        let door = Door::of_scenario();
-        let [one, other, _] = row([4, 3, 1]);
+fn stale_free_inside_a_replacement_is_found() {
+    assert_misuse_is_found("in the midst of a block of 9175040 bytes", || {
+        let entry_point = EntryPoint::from_env();
+        let [one, other, _] = adjacent_blocks([4, 3, 1]);
         // SAFETY: the blocks are live and freed for the first time, and the new size is not zero.
         unsafe {
-            door.free(one, 4 * UNIT);
-            door.free(other, 3 * UNIT);
+            entry_point.free(one, 4 * UNIT);
+            entry_point.free(other, 3 * UNIT);
             assert_eq!(Hayloft.alloc(layout(7 * UNIT)), one);
         }
-        free_wrongly(door, other, 3 * UNIT);
+        free_wrongly(entry_point, other, 3 * UNIT);
     });
 }
 
 /// The former block lies inside a block that grew over it.
 #[test]
-fn in_a_block_that_grew() {
-    is_found("in the midst of a block of 9175040 bytes", || {
-        let door = Door::of_scenario();
-        let [one, other, _] = row([4, 3, 1]);
+fn stale_free_inside_a_grown_block_is_found() {
+    assert_misuse_is_found("in the midst of a block of 9175040 bytes", || {
+        let entry_point = EntryPoint::from_env();
+        let [one, other, _] = adjacent_blocks([4, 3, 1]);
         // SAFETY: the blocks are live with these layouts, and the new size is valid.
         unsafe {
-            door.free(other, 3 * UNIT);
+            entry_point.free(other, 3 * UNIT);
             assert_eq!(Hayloft.realloc(one, layout(4 * UNIT), 7 * UNIT), one);
         }
-        free_wrongly(door, other, 3 * UNIT);
+        free_wrongly(entry_point, other, 3 * UNIT);
     });
 }
 
 #[test]
-fn at_the_last_unit() {
-    is_found("in the midst of a block of 5242880 bytes", || {
-        let door = Door::of_scenario();
-        let [block, _] = row([4, 1]);
+fn free_at_the_last_unit_is_found() {
+    assert_misuse_is_found("in the midst of a block of 5242880 bytes", || {
+        let entry_point = EntryPoint::from_env();
+        let [block, _] = adjacent_blocks([4, 1]);
         println!("address {block:p}");
-        free_wrongly(door, block.wrapping_add(3 * UNIT), UNIT);
+        free_wrongly(entry_point, block.wrapping_add(3 * UNIT), UNIT);
     });
 }
 
 #[test]
-fn within_the_first_unit() {
-    is_found("in the midst of a block of 5242880 bytes", || {
-        let door = Door::of_scenario();
-        let [block, _] = row([4, 1]);
-        free_wrongly(door, block.wrapping_add(16), 4 * UNIT);
+fn free_within_the_first_unit_is_found() {
+    assert_misuse_is_found("in the midst of a block of 5242880 bytes", || {
+        let entry_point = EntryPoint::from_env();
+        let [block, _] = adjacent_blocks([4, 1]);
+        free_wrongly(entry_point, block.wrapping_add(16), 4 * UNIT);
     });
 }
 
 /// The units cut off from a block that shrank belong to no block.
 #[test]
-fn behind_a_block_that_shrank() {
-    is_found("double free, among 2621440 free bytes", || {
-        let door = Door::of_scenario();
-        let [block, _] = row([4, 1]);
+fn free_behind_a_shrunk_block_is_found() {
+    assert_misuse_is_found("double free, among 2621440 free bytes", || {
+        let entry_point = EntryPoint::from_env();
+        let [block, _] = adjacent_blocks([4, 1]);
         // SAFETY: the block is live with this layout, and the new size is valid.
         unsafe { assert_eq!(Hayloft.realloc(block, layout(4 * UNIT), 2 * UNIT), block) };
-        free_wrongly(door, block.wrapping_add(2 * UNIT), UNIT);
+        free_wrongly(entry_point, block.wrapping_add(2 * UNIT), UNIT);
     });
 }
 
 /// A decommitted run counts as free, too.
 #[test]
-fn twice_after_it_went_back() {
-    is_found("double free, among", || {
-        let door = Door::of_scenario();
-        let [below, block, _] = row([1, 4, 1]);
+fn double_free_after_decommit_is_found() {
+    assert_misuse_is_found("double free, among", || {
+        let entry_point = EntryPoint::from_env();
+        let [below, block, _] = adjacent_blocks([1, 4, 1]);
         // SAFETY: the blocks are live, and freed for the first time.
         unsafe {
-            door.free(below, UNIT);
-            door.free(block, 4 * UNIT);
+            entry_point.free(below, UNIT);
+            entry_point.free(block, 4 * UNIT);
         }
         hayloft::trim();
-        free_wrongly(door, block, 4 * UNIT);
+        free_wrongly(entry_point, block, 4 * UNIT);
     });
 }
 
 /// A layout of another length does not match the block.
 #[test]
-fn with_too_long_a_layout() {
+fn free_with_a_longer_layout_is_found() {
     let scenario = || {
-        let [block, _] = row([4, 1]);
-        free_wrongly(Door::Layout, block, 9 * UNIT);
+        let [block, _] = adjacent_blocks([4, 1]);
+        free_wrongly(EntryPoint::Layout, block, 9 * UNIT);
     };
     Scenario::new("layout", scenario).run(|output| assert_found(output, "11796480 bytes"));
 }
 
 /// A slab is a run as well, but not a block.
 #[test]
-fn an_object_as_a_large_block() {
+fn free_of_an_object_as_a_large_block_is_found() {
     let scenario = || {
         // SAFETY: the size is not zero.
         let objects = [(); 5000].map(|()| unsafe { Hayloft.alloc(Layout::new::<[u64; 8]>()) });
         let first = objects.into_iter().find(|object| object.addr().is_multiple_of(PAGES));
-        free_wrongly(Door::Layout, first.expect("the first object of a slab"), UNIT);
+        free_wrongly(EntryPoint::Layout, first.expect("the first object of a slab"), UNIT);
     };
     Scenario::new("layout", scenario).run(|output| assert_found(output, "in a run of 65536"));
 }
@@ -242,49 +252,49 @@ fn an_object_as_a_large_block() {
 /// Middle-size blocks are objects of slabs. Their misuse is found as well, even if other blocks
 /// were freed since.
 #[test]
-fn a_middle_block_twice() {
+fn double_free_of_a_middle_block_is_found() {
     for size in [40_000, 100_000, 1 << 20] {
-        is_found("double free of", || {
-            let door = Door::of_scenario();
+        assert_misuse_is_found("double free of", || {
+            let entry_point = EntryPoint::from_env();
             // SAFETY: the size is not zero.
             let blocks = [(); 8].map(|()| unsafe { Hayloft.alloc(layout(size)) });
             // SAFETY: the block is live, and freed for the first time.
-            blocks.into_iter().for_each(|block| unsafe { door.free(block, size) });
-            free_wrongly(door, blocks[0], size);
+            blocks.into_iter().for_each(|block| unsafe { entry_point.free(block, size) });
+            free_wrongly(entry_point, blocks[0], size);
         });
     }
 }
 
 #[test]
-fn in_a_middle_block() {
+fn free_inside_a_middle_block_is_found() {
     for offset in [16, 4096, 64 << 10] {
-        is_found("no object starts", || {
-            let door = Door::of_scenario();
+        assert_misuse_is_found("no object starts", || {
+            let entry_point = EntryPoint::from_env();
             // SAFETY: the size is not zero.
             let block = unsafe { Hayloft.alloc(layout(300_000)) };
-            free_wrongly(door, block.wrapping_add(offset), 300_000);
+            free_wrongly(entry_point, block.wrapping_add(offset), 300_000);
         });
     }
 }
 
 /// A block that was freed is not resized, even if its size class stays the same.
 #[test]
-fn a_freed_middle_block_is_not_resized() {
-    for door in ["layout", "address"] {
+fn realloc_of_a_freed_middle_block_is_found() {
+    for entry_point in ["layout", "address"] {
         let scenario = || {
             // SAFETY: the size is not zero; the last call breaks the contract, as it should be
             // found.
             unsafe {
                 let block = Hayloft.alloc(layout(100_000));
                 Hayloft.dealloc(block, layout(100_000));
-                if door == "layout" {
+                if entry_point == "layout" {
                     Hayloft.realloc(block, layout(100_000), 99_000);
                 } else {
                     let _ = by_address::realloc(block, 99_000);
                 }
             }
         };
-        Scenario::new(door, scenario).run(|output| assert_found(output, "double free"));
+        Scenario::new(entry_point, scenario).run(|output| assert_found(output, "double free"));
     }
 }
 
@@ -305,7 +315,7 @@ fn larger_neighbours_serve_middle_sizes() {
                 let block = Hayloft.alloc_zeroed(nearer);
                 assert_eq!(block, largest);
                 let bytes = std::slice::from_raw_parts_mut(block, nearer.size());
-                assert!(bytes.iter().all(|byte| *byte == 0));
+                assert!(bytes.iter().all(|byte| *byte == 0), "zeroed memory is not zero");
                 bytes.fill(1);
                 Hayloft.dealloc(block, nearer);
             }
@@ -315,11 +325,11 @@ fn larger_neighbours_serve_middle_sizes() {
 }
 
 #[test]
-fn a_middle_block_of_another_size() {
+fn free_of_a_middle_block_with_another_size_is_found() {
     let scenario = || {
         // SAFETY: the size is not zero.
         let block = unsafe { Hayloft.alloc(layout(300_000)) };
-        free_wrongly(Door::Layout, block, 500_000);
+        free_wrongly(EntryPoint::Layout, block, 500_000);
     };
     Scenario::new("layout", scenario)
         .run(|output| assert_found(output, "it is one of class 327680"));

@@ -5,8 +5,8 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::fs;
 
 use hayloft_core::{by_address, heap, stats};
+use tests::entry_points::Hayloft;
 use tests::process::status_bytes;
-use tests::routes::Hayloft;
 use tests::scenario::{Scenario, on_both_backends};
 
 #[global_allocator]
@@ -19,7 +19,7 @@ const UNIT: usize = 20 * PAGES;
 const PAGES: usize = 64 << 10;
 
 fn layout(bytes: usize) -> Layout {
-    Layout::from_size_align(bytes, 16).expect("a layout")
+    Layout::from_size_align(bytes, 16).expect("a valid layout")
 }
 
 /// Allocates a block and writes all of its bytes.
@@ -35,10 +35,10 @@ fn filled(layout: Layout) -> *mut u8 {
 
 /// A hole of exactly the wanted length and alignment is reused.
 #[test]
-fn aligned_blocks_use_holes_again() {
+fn aligned_blocks_reuse_holes() {
     on_both_backends(|| {
         for bytes in [2 * PAGES, 2 * MIB] {
-            let layout = Layout::from_size_align(bytes, bytes).expect("a layout");
+            let layout = Layout::from_size_align(bytes, bytes).expect("a valid layout");
             let blocks = [(); 20].map(|()| filled(layout));
             for block in blocks {
                 // SAFETY: the block is live with this layout, and freed once.
@@ -51,7 +51,7 @@ fn aligned_blocks_use_holes_again() {
 
 /// New slabs of two units take the places of freed ones.
 #[test]
-fn slabs_use_holes_again() {
+fn slabs_reuse_holes() {
     on_both_backends(|| {
         let object = layout(20_000);
         let mut objects: Vec<_> = (0..6000).map(|_| filled(object)).collect();
@@ -69,13 +69,13 @@ fn slabs_use_holes_again() {
         let resident = status_bytes("VmRSS");
         objects.extend((0..freed).map(|_| filled(object)));
         let more = status_bytes("VmRSS").saturating_sub(resident);
-        assert!(more < freed * 20_000 / 4, "{more} bytes more for {freed} objects");
+        assert!(more < freed * 20_000 / 4, "{more} bytes of new memory for {freed} objects");
     });
 }
 
 /// A zeroed table takes memory only where it is written, whatever the memory held before.
 #[test]
-fn sparse_tables_of_zeros() {
+fn zeroed_tables_stay_sparse() {
     on_both_backends(|| {
         let layout = layout(64 * MIB);
         let before = status_bytes("VmRSS");
@@ -90,7 +90,7 @@ fn sparse_tables_of_zeros() {
                     *table.add(at) = 1;
                 }
                 let more = status_bytes("VmRSS").saturating_sub(before);
-                assert!(more < 8 * MIB, "{more} bytes for 64 pages");
+                assert!(more < 8 * MIB, "{more} bytes resident for 64 written pages");
                 Hayloft.dealloc(table, layout);
             }
         }
@@ -100,7 +100,7 @@ fn sparse_tables_of_zeros() {
 /// A block that grows gets room to grow further. The room takes no memory, or at most as much as
 /// the block. Shrinking the block releases it.
 #[test]
-fn room_to_grow() {
+fn growing_blocks_get_room_to_grow() {
     on_both_backends(|| {
         let grown = || {
             let block = filled(layout(2 * UNIT));
@@ -114,7 +114,11 @@ fn room_to_grow() {
         // SAFETY: the blocks are live with these layouts, and each is freed once.
         unsafe {
             let block = grown();
-            assert_eq!(by_address::usable_size(block), 16 * UNIT, "there is no room");
+            assert_eq!(
+                by_address::usable_size(block),
+                16 * UNIT,
+                "bytes of the block with its room"
+            );
             assert_eq!(Hayloft.realloc(block, layout(4 * UNIT), 4 * UNIT - 1), block);
             assert_eq!(by_address::usable_size(block), 4 * UNIT);
             Hayloft.dealloc(block, layout(4 * UNIT - 1));
@@ -140,7 +144,7 @@ fn growth_in_small_steps_copies_little() {
             |block, old, new| unsafe { Hayloft.realloc(block, layout(old), new) };
         // SAFETY: the caller passes a live block and a valid new size.
         let by_address: Realloc = |block, _, new| unsafe { by_address::realloc(block, new) };
-        for (door, realloc) in [("layout", by_layout), ("address", by_address)] {
+        for (entry_point, realloc) in [("layout", by_layout), ("address", by_address)] {
             let (mut block, mut copied) = (filled(layout(FIRST)), 0);
             let mut neighbours = Vec::new();
             for size in (FIRST..LAST).step_by(4096) {
@@ -148,7 +152,8 @@ fn growth_in_small_steps_copies_little() {
                 // before they are read.
                 unsafe {
                     let grown = realloc(block, size, size + 4096);
-                    assert!(!grown.is_null() && *grown == 1 && *grown.add(size - 1) == 1);
+                    assert!(!grown.is_null(), "{} bytes were refused", size + 4096);
+                    assert!(*grown == 1 && *grown.add(size - 1) == 1, "contents changed");
                     grown.add(size).write_bytes(1, 4096);
                     assert!(by_address::usable_size(grown) >= size + 4096);
                     copied += if grown == block { 0 } else { size };
@@ -159,10 +164,10 @@ fn growth_in_small_steps_copies_little() {
                 }
             }
             // Moving pages, which starts at 8 MiB, costs far less than copying them.
-            assert!(copied < 6 * LAST, "by {door}: {copied} bytes copied or moved");
+            assert!(copied < 6 * LAST, "realloc by {entry_point} copied or moved {copied} bytes");
             // SAFETY: the blocks are live with these layouts, and each is freed once.
             unsafe {
-                assert!((0..LAST).step_by(4096).all(|at| *block.add(at) == 1));
+                assert!((0..LAST).step_by(4096).all(|at| *block.add(at) == 1), "contents changed");
                 Hayloft.dealloc(block, layout(LAST));
                 neighbours.iter().for_each(|block| Hayloft.dealloc(*block, layout(2 * MIB)));
             }
@@ -186,7 +191,7 @@ fn cpus_keep_few_middle_blocks() {
             // Or half of the heap, and a sixteenth of that.
             assert!(
                 kept <= KEPT.max(stats.held / 2 + stats.held / 32),
-                "{kept} bytes kept of {}",
+                "a CPU keeps {kept} bytes of {}",
                 stats.held
             );
             kept
@@ -206,21 +211,22 @@ fn cpus_keep_few_middle_blocks() {
             // SAFETY: the size is not zero, and the block is freed once, with the same layout.
             unsafe { Hayloft.dealloc(Hayloft.alloc(of(number % SIZES)), of(number % SIZES)) };
         }
-        assert!(check() >= MIB / 4);
+        let kept = check();
+        assert!(kept >= MIB / 4, "a CPU keeps only {kept} bytes");
     });
 }
 
 /// Returns the kernel's `VmFlags` of the mapping at `address`: two letters each.
 fn flags_at(address: *mut u8) -> Vec<String> {
     let smaps = fs::read_to_string("/proc/self/smaps").expect("/proc is mounted");
-    let mut is_there = false;
+    let mut is_found = false;
     for line in smaps.lines() {
         if let Some((from, to)) = line.split(' ').next().and_then(|range| range.split_once('-'))
             && let (Ok(from), Ok(to)) =
                 (usize::from_str_radix(from, 16), usize::from_str_radix(to, 16))
         {
-            is_there = (from..to).contains(&address.addr());
-        } else if let Some(flags) = line.strip_prefix("VmFlags:").filter(|_| is_there) {
+            is_found = (from..to).contains(&address.addr());
+        } else if let Some(flags) = line.strip_prefix("VmFlags:").filter(|_| is_found) {
             return flags.split_whitespace().map(str::to_owned).collect();
         }
     }
@@ -230,7 +236,7 @@ fn flags_at(address: *mut u8) -> Vec<String> {
 /// Even where the system enables huge pages for every mapping, only long blocks use them, unless
 /// the setting says otherwise.
 #[test]
-fn huge_pages() {
+fn huge_pages_follow_the_setting() {
     for (setting, of_small, of_large) in
         [("auto", "nh", "hg"), ("always", "hg", "hg"), ("never", "nh", "nh")]
     {
@@ -239,7 +245,7 @@ fn huge_pages() {
             let blocks = [filled(layout(100)), filled(layout(64 * MIB)).wrapping_add(32 * MIB)];
             for (block, flag) in blocks.into_iter().zip([of_small, of_large]) {
                 let flags = flags_at(block);
-                assert!(flags.iter().any(|other| other == flag), "no {flag} in {flags:?}");
+                assert!(flags.iter().any(|other| other == flag), "expected {flag} in {flags:?}");
             }
         })
         .env("HAYLOFT_THP", setting)
@@ -263,25 +269,29 @@ fn dumped_bytes() -> usize {
 
 /// Core files exclude memory that is not in use. Some debuggers write it as zeros.
 #[test]
-fn core_files_have_what_is_in_use() {
+fn core_files_contain_only_memory_in_use() {
     on_both_backends(|| {
         let dumped_at = |block: *mut u8| !flags_at(block).iter().any(|flag| flag == "dd");
         let before = dumped_bytes();
-        assert!(before < 512 * MIB, "{before} bytes for a core file");
+        assert!(before < 512 * MIB, "{before} bytes in a core file");
         for _ in 0..2 {
             let (block, behind) = (filled(layout(64 * MIB)), filled(layout(UNIT)));
             for at in (0..64 * MIB).step_by(4 * MIB) {
-                assert!(dumped_at(block.wrapping_add(at)) && dumped_at(behind));
+                let is_dumped = dumped_at(block.wrapping_add(at)) && dumped_at(behind);
+                assert!(is_dumped, "a core file lacks memory in use");
             }
             // SAFETY: the blocks are live with these layouts, and each is freed once.
             unsafe {
                 Hayloft.dealloc(block, layout(64 * MIB));
                 hayloft::trim();
                 let now = dumped_bytes();
-                assert!(now < before + 32 * MIB, "{before} bytes for a core file, then {now}");
-                assert!(dumped_at(behind));
+                assert!(
+                    now < before + 32 * MIB,
+                    "{before} bytes in a core file before, {now} after"
+                );
+                assert!(dumped_at(behind), "a core file lacks memory in use");
                 let small = filled(layout(MIB));
-                assert!(dumped_at(small));
+                assert!(dumped_at(small), "a core file lacks memory in use");
                 Hayloft.dealloc(small, layout(MIB));
                 Hayloft.dealloc(behind, layout(UNIT));
             }
@@ -291,7 +301,7 @@ fn core_files_have_what_is_in_use() {
 
 /// The same holds for small blocks, whose memory is decommitted a little at a time.
 #[test]
-fn core_files_have_few_small_blocks_that_were_freed() {
+fn core_files_exclude_freed_small_blocks() {
     on_both_backends(|| {
         let before = dumped_bytes();
         let blocks: Vec<_> = (0..64_000).map(|_| filled(layout(1000))).collect();
@@ -306,18 +316,18 @@ fn core_files_have_few_small_blocks_that_were_freed() {
         }
         hayloft::trim();
         let now = dumped_bytes();
-        assert!(now < before + 32 * MIB, "{before} bytes for a core file, then {now}");
+        assert!(now < before + 32 * MIB, "{before} bytes in a core file before, {now} after");
     });
 }
 
 /// A process that locks its memory decommits idle memory all the same.
 #[test]
-fn locked_memory_goes_back() {
+fn locked_memory_is_decommitted() {
     on_both_backends(|| {
         assert!(!filled(layout(MIB)).is_null());
         // SAFETY: `mlockall` takes flags only.
         if unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_ONFAULT) } != 0 {
-            println!("skipped: memory may not be locked");
+            println!("skipped: memory cannot be locked");
             return;
         }
         let before = status_bytes("VmRSS");
@@ -326,17 +336,17 @@ fn locked_memory_goes_back() {
         unsafe { Hayloft.dealloc(block, layout(64 * MIB)) };
         hayloft::trim();
         let more = status_bytes("VmRSS").saturating_sub(before);
-        assert!(more < 8 * MIB, "{more} bytes are still there");
+        assert!(more < 8 * MIB, "{more} bytes stay resident");
     });
 }
 
 /// Memory whose decommit the system refused is not tried again until something is freed.
 #[test]
-fn what_is_refused_is_not_offered_for_ever() {
+fn refused_decommits_are_not_repeated() {
     Scenario::new("refused", || {
         drop(vec![1_u8; 32 * MIB]);
         let windows = (0..20).take_while(|_| heap::end_window()).count();
-        assert!(windows < 20, "each window has more to give back");
+        assert!(windows < 20, "each of 20 windows tried to decommit");
         assert!(hayloft_core::stats::gather_own().unneeded >= 32 * MIB);
     })
     .env("HAYLOFT_FAULT", "madvise:1/1")

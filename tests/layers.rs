@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use tests::routes::Hayloft;
+use tests::entry_points::Hayloft;
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -62,8 +62,8 @@ fn files(module: &str) -> Vec<PathBuf> {
 }
 
 #[test]
-fn lower_modules_know_nothing_of_higher_ones() {
-    let lib = fs::read_to_string(Path::new(SOURCES).join("lib.rs")).expect("the crate is there");
+fn modules_import_only_from_lower_layers() {
+    let lib = fs::read_to_string(Path::new(SOURCES).join("lib.rs")).expect("lib.rs can be read");
     let rows = rows(&lib);
     let declared = lib
         .lines()
@@ -71,18 +71,22 @@ fn lower_modules_know_nothing_of_higher_ones() {
     for module in declared.filter(|module| *module != "models") {
         assert!(rows.contains_key(module), "`{module}` is not in the table of lib.rs");
     }
-    let mut seen = 0;
+    let mut count = 0;
     for (module, row) in &rows {
         for file in files(module) {
-            let source = fs::read_to_string(&file).expect("each module has its source");
+            let source = fs::read_to_string(&file).expect("the source can be read");
             for import in imports(&source) {
                 let below = rows.get(&import).is_some_and(|of_import| of_import > row);
-                assert!(below, "{} imports `{import}`, which is not below it", file.display());
-                seen += 1;
+                assert!(
+                    below,
+                    "{} imports `{import}`, which is not in a lower row",
+                    file.display()
+                );
+                count += 1;
             }
         }
     }
-    assert!(seen > 20, "the scan found only {seen} imports");
+    assert!(count > 20, "the scan found only {count} imports");
 }
 
 #[test]

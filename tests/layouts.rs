@@ -3,8 +3,8 @@
 
 use std::alloc::{GlobalAlloc, Layout};
 
+use tests::entry_points::{Hayloft, Registered};
 use tests::pattern;
-use tests::routes::{Hayloft, Registered};
 use tests::scenario::on_both_backends;
 
 #[global_allocator]
@@ -22,15 +22,15 @@ fn layout(size: usize, align: usize) -> Layout {
 /// `GlobalAlloc` leaves zero-size layouts undefined. Hayloft defines them, since C programs and
 /// careless callers use them: `alloc` returns an aligned address that may be freed.
 #[test]
-fn zero_size() {
+fn zero_size_blocks_are_aligned_and_can_be_freed() {
     on_both_backends(|| {
         for power in 0..=16 {
             let empty = layout(0, 1 << power);
             // SAFETY: Hayloft defines layouts of zero size.
             let blocks = unsafe { [Hayloft.alloc(empty), Hayloft.alloc_zeroed(empty)] };
             for address in blocks {
-                assert!(!address.is_null(), "{empty:?}");
-                assert!(address.addr().is_multiple_of(empty.align()), "{empty:?}");
+                assert!(!address.is_null(), "{empty:?} was refused");
+                assert!(address.addr().is_multiple_of(empty.align()), "{address:p} for {empty:?}");
                 // SAFETY: Hayloft returned the block for this layout.
                 unsafe { Hayloft.dealloc(address, empty) };
             }
@@ -40,7 +40,7 @@ fn zero_size() {
 
 /// A block may grow from zero size and shrink to it.
 #[test]
-fn zero_size_and_realloc() {
+fn realloc_works_from_and_to_zero_size() {
     on_both_backends(|| {
         for power in 0..=12 {
             let (empty, full) = (layout(0, 1 << power), layout(1000, 1 << power));
@@ -48,11 +48,11 @@ fn zero_size_and_realloc() {
             // zero size.
             unsafe {
                 let grown = Hayloft.realloc(Hayloft.alloc(empty), empty, full.size());
-                assert!(!grown.is_null());
+                assert!(!grown.is_null(), "{full:?} was refused");
                 pattern::fill(grown, 0, full.size(), 1);
                 assert_eq!(pattern::find_mismatch(grown, full.size(), 1), None);
                 let shrunk = Hayloft.realloc(grown, full, 0);
-                assert!(!shrunk.is_null());
+                assert!(!shrunk.is_null(), "{empty:?} was refused");
                 Hayloft.dealloc(shrunk, empty);
             }
         }
@@ -61,7 +61,7 @@ fn zero_size_and_realloc() {
 
 /// Sizes larger than any address space are refused with null, at every alignment of a layout.
 #[test]
-fn huge_sizes() {
+fn impossible_sizes_return_null() {
     on_both_backends(|| {
         for power in 0..=62 {
             let align = 1 << power;
@@ -71,7 +71,7 @@ fn huge_sizes() {
                 }
                 let huge = layout(size, align);
                 // SAFETY: the size is not zero.
-                let answers = unsafe {
+                let addresses = unsafe {
                     [
                         Hayloft.alloc(huge),
                         Hayloft.alloc_zeroed(huge),
@@ -79,7 +79,8 @@ fn huge_sizes() {
                         Registered.alloc_zeroed(huge),
                     ]
                 };
-                assert!(answers.iter().all(|address| address.is_null()), "{huge:?}: {answers:?}");
+                let is_refused = addresses.iter().all(|address| address.is_null());
+                assert!(is_refused, "{huge:?} was granted: {addresses:?}");
             }
         }
     });
@@ -87,7 +88,7 @@ fn huge_sizes() {
 
 /// Blocks are aligned up to a gigabyte, with sizes below, at and above a page.
 #[test]
-fn alignment_up_to_a_gigabyte() {
+fn blocks_are_aligned_up_to_a_gigabyte() {
     on_both_backends(|| {
         for power in 0..=30 {
             for size in [1, 4096, 5000, 1 << power, (1 << power) + 1] {
@@ -96,8 +97,11 @@ fn alignment_up_to_a_gigabyte() {
                 // accessed.
                 unsafe {
                     let address = Hayloft.alloc(layout);
-                    assert!(!address.is_null(), "{layout:?}");
-                    assert!(address.addr().is_multiple_of(layout.align()), "{layout:?}");
+                    assert!(!address.is_null(), "{layout:?} was refused");
+                    assert!(
+                        address.addr().is_multiple_of(layout.align()),
+                        "{address:p} for {layout:?}"
+                    );
                     address.write(1);
                     address.add(size - 1).write(2);
                     assert_eq!(address.add(size - 1).read(), 2);
@@ -110,7 +114,7 @@ fn alignment_up_to_a_gigabyte() {
 
 /// Blocks of large alignment do not overlap, and their zeroed memory is zero.
 #[test]
-fn large_alignments_side_by_side() {
+fn blocks_of_large_alignment_do_not_overlap() {
     on_both_backends(|| {
         for power in 12..=26 {
             let layout = layout(3 * 4096 + 1, 1 << power);
@@ -118,8 +122,11 @@ fn large_alignments_side_by_side() {
             unsafe {
                 let blocks: [*mut u8; 4] = std::array::from_fn(|_| Hayloft.alloc_zeroed(layout));
                 for (id, &address) in blocks.iter().enumerate() {
-                    assert!(!address.is_null(), "{layout:?}");
-                    assert!(address.addr().is_multiple_of(layout.align()), "{layout:?}");
+                    assert!(!address.is_null(), "{layout:?} was refused");
+                    assert!(
+                        address.addr().is_multiple_of(layout.align()),
+                        "{address:p} for {layout:?}"
+                    );
                     assert_eq!(pattern::find_nonzero(address, layout.size()), None);
                     pattern::fill(address, 0, layout.size(), id as u64);
                 }
@@ -134,7 +141,7 @@ fn large_alignments_side_by_side() {
 
 /// A failed `realloc` returns null and leaves the block unchanged.
 #[test]
-fn failed_realloc() {
+fn failed_realloc_keeps_the_block() {
     on_both_backends(|| {
         for align in [1, 16, 4096, 2 << 20] {
             for size in [1, 100, 5000, 70_000, 300_000, 4 << 20] {
@@ -143,11 +150,13 @@ fn failed_realloc() {
                 // its size and freed once.
                 unsafe {
                     let address = Hayloft.alloc(layout);
-                    assert!(!address.is_null(), "{layout:?}");
+                    assert!(!address.is_null(), "{layout:?} was refused");
                     pattern::fill(address, 0, size, 9);
                     for new_size in [largest(align), isize::MAX as usize / 2] {
-                        assert!(Hayloft.realloc(address, layout, new_size).is_null());
-                        assert!(Registered.realloc(address, layout, new_size).is_null());
+                        let moved = Hayloft.realloc(address, layout, new_size);
+                        assert!(moved.is_null(), "{new_size} bytes were granted");
+                        let moved = Registered.realloc(address, layout, new_size);
+                        assert!(moved.is_null(), "{new_size} bytes were granted");
                         assert_eq!(pattern::find_mismatch(address, size, 9), None, "{layout:?}");
                     }
                     Hayloft.dealloc(address, layout);
@@ -160,7 +169,7 @@ fn failed_realloc() {
 /// A block can be used up to its usable size, and freed with any layout in between. A block that
 /// grows in place keeps its address and contents.
 #[test]
-fn usable_sizes() {
+fn blocks_can_be_used_up_to_their_usable_size() {
     on_both_backends(|| {
         for (size, align) in [
             (0, 1),
@@ -174,20 +183,21 @@ fn usable_sizes() {
             (300_000, 1 << 17),
             (9 << 20, 8),
         ] {
-            let asked = layout(size, align);
-            let (address, usable) = Hayloft.alloc_excess(asked);
-            assert!(!address.is_null() && usable >= size.max(1), "{asked:?}");
+            let requested = layout(size, align);
+            let (address, usable) = Hayloft.alloc_excess(requested);
+            assert!(!address.is_null(), "{requested:?} was refused");
+            assert!(usable >= size.max(1), "{usable} usable bytes for {requested:?}");
             for size in [size, (size + usable) / 2, usable] {
                 let between = layout(size, align);
                 // SAFETY: the block is live and has `usable` bytes. Each layout that names it is
                 // between its requested and its usable size.
                 unsafe {
-                    let block = Hayloft.alloc_excess(asked).0;
-                    assert!(Hayloft.usable_size(block) >= usable, "{asked:?}");
+                    let block = Hayloft.alloc_excess(requested).0;
+                    assert!(Hayloft.usable_size(block) >= usable, "{requested:?}");
                     pattern::fill(block, 0, usable, 7);
-                    assert!(Hayloft.grow_in_place(block, asked, size));
+                    assert!(Hayloft.grow_in_place(block, requested, size), "no growth to {size}");
                     let moved = Hayloft.realloc(block, between, usable + 1);
-                    assert_eq!(pattern::find_mismatch(moved, size, 7), None, "{asked:?}");
+                    assert_eq!(pattern::find_mismatch(moved, size, 7), None, "{requested:?}");
                     Hayloft.dealloc(moved, layout(usable + 1, align));
                 }
             }
@@ -196,8 +206,8 @@ fn usable_sizes() {
             unsafe {
                 pattern::fill(address, 0, usable, 9);
                 let larger = usable + 100_000;
-                let grown = Hayloft.grow_in_place(address, asked, larger);
-                assert_eq!(pattern::find_mismatch(address, usable, 9), None, "{asked:?}");
+                let grown = Hayloft.grow_in_place(address, requested, larger);
+                assert_eq!(pattern::find_mismatch(address, usable, 9), None, "{requested:?}");
                 let size = if grown { larger } else { usable };
                 assert!(Hayloft.usable_size(address) >= size);
                 pattern::fill(address, 0, size, 11);

@@ -5,8 +5,8 @@ use std::process;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
+use tests::entry_points::Hayloft;
 use tests::pattern;
-use tests::routes::Hayloft;
 use tests::scenario::{Scenario, describe, on_both_backends};
 
 #[global_allocator]
@@ -50,35 +50,35 @@ fn check(kept: &[Vec<u8>]) {
         let id = 2 * index as u64 + 1;
         // SAFETY: the range is the whole vector.
         let mismatch = unsafe { pattern::find_mismatch(bytes.as_ptr(), bytes.len(), id) };
-        assert_eq!(mismatch, None);
+        assert_eq!(mismatch, None, "contents changed");
     }
 }
 
 /// Writes `text` to standard output unbuffered, so that it reaches the parent even as the process's
 /// last act.
-fn say(text: &str) {
+fn print_unbuffered(text: &str) {
     // SAFETY: the pointer and the length are those of `text`.
     let written = unsafe { libc::write(libc::STDOUT_FILENO, text.as_ptr().cast(), text.len()) };
     assert_eq!(written, text.len() as isize);
 }
 
 /// Checks that a child exited with status 0 and wrote `text`.
-fn assert_said(output: &process::Output, text: &str) {
-    let said = String::from_utf8_lossy(&output.stdout).contains(text);
-    assert!(output.status.success() && said, "{}", describe(output));
+fn assert_printed(output: &process::Output, text: &str) {
+    let is_printed = String::from_utf8_lossy(&output.stdout).contains(text);
+    assert!(output.status.success() && is_printed, "{}", describe(output));
 }
 
 #[test]
 fn the_heap_works_before_main() {
     on_both_backends(|| {
-        assert_eq!(EARLY_RUNS.load(Ordering::Relaxed), 1);
+        assert_eq!(EARLY_RUNS.load(Ordering::Relaxed), 1, "runs before main");
         let early = EARLY.swap(ptr::null_mut(), Ordering::Acquire);
-        assert!(!early.is_null());
+        assert!(!early.is_null(), "the vector made before main is missing");
         // SAFETY: `before_main` stored a box of this type, and the swap made this thread its owner.
         let early = unsafe { Box::from_raw(early) };
         // SAFETY: the range is the whole vector.
         let mismatch = unsafe { pattern::find_mismatch(early.as_ptr(), early.len(), 7) };
-        assert_eq!(mismatch, None);
+        assert_eq!(mismatch, None, "contents changed");
         drop(early);
         drop(churn());
     });
@@ -86,7 +86,7 @@ fn the_heap_works_before_main() {
 
 extern "C" fn at_exit() {
     drop(churn());
-    say("ok at exit\n");
+    print_unbuffered("ok at exit\n");
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn the_heap_works_in_exit_handlers() {
         };
         Scenario::new(backend, exits)
             .env("HAYLOFT_BACKEND", backend)
-            .run(|output| assert_said(output, "ok at exit"));
+            .run(|output| assert_printed(output, "ok at exit"));
     }
 }
 
@@ -128,7 +128,7 @@ fn the_heap_works_in_exit_handlers_while_threads_run() {
         };
         Scenario::new(backend, exits)
             .env("HAYLOFT_BACKEND", backend)
-            .run(|output| assert_said(output, "ok at exit"));
+            .run(|output| assert_printed(output, "ok at exit"));
     }
 }
 
@@ -140,7 +140,7 @@ fn the_heap_works_in_a_forked_child() {
         for _ in 0..10 {
             // SAFETY: the child uses nothing but the heap, and leaves by `_exit`.
             let child = unsafe { libc::fork() };
-            assert!(child >= 0, "fork");
+            assert!(child >= 0, "fork failed");
             if child == 0 {
                 check(&kept);
                 drop(churn());

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use hayloft_core::fault::{self, Place};
 use hayloft_core::{heap, nolock, stats};
-use tests::hoard::Hoard;
+use tests::block_stack::BlockStack;
+use tests::entry_points::Hayloft;
 use tests::process::{Limit, status_bytes};
-use tests::routes::Hayloft;
 use tests::scenario::{Scenario, on_both_backends_with};
 
 #[global_allocator]
@@ -25,9 +25,9 @@ fn within<F: Fn()>(limit: &str, body: F) {
     on_both_backends_with(&[("HAYLOFT_LIMIT", limit)], body);
 }
 
-/// Spins until another thread makes `is_so` true.
-fn wait_until(is_so: impl Fn() -> bool) {
-    while !is_so() {
+/// Spins until another thread makes `condition` true.
+fn wait_until(condition: impl Fn() -> bool) {
+    while !condition() {
         thread::yield_now();
     }
 }
@@ -38,21 +38,21 @@ fn layout(size: usize) -> Layout {
 
 /// Blocks that grew have no room that other allocations are refused for.
 #[test]
-fn room_to_grow_leaves_the_limit_to_others() {
+fn room_to_grow_causes_no_refusals() {
     let body = || {
-        let mut hoard = Hoard::on(vec![ptr::null_mut(); 1000].leak());
+        let mut stack = BlockStack::with_table(vec![ptr::null_mut(); 1000].leak());
         for (from, to) in [(2 * MB, 3 * MB), (9 * MB, 10 * MB)] {
             let mut grown = Vec::with_capacity(4);
             for _ in 0..grown.capacity() {
                 // SAFETY: the size is not zero, and the block is live with its first layout.
                 let block = unsafe { GLOBAL.realloc(GLOBAL.alloc(layout(from)), layout(from), to) };
-                assert!(!block.is_null());
+                assert!(!block.is_null(), "{to} bytes were refused");
                 grown.push(block);
             }
-            hoard.fill_up(layout(2 * MB));
-            let live = grown.len() * to + hoard.len() * 2 * MB;
-            assert!(live > 128 * MB * 7 / 10, "{live} bytes");
-            hoard.free_all(layout(2 * MB));
+            stack.fill(layout(2 * MB));
+            let live = grown.len() * to + stack.len() * 2 * MB;
+            assert!(live > 128 * MB * 7 / 10, "only {live} bytes could be allocated");
+            stack.free_all(layout(2 * MB));
             // SAFETY: the blocks are live with this layout.
             grown.into_iter().for_each(|block| unsafe { GLOBAL.dealloc(block, layout(to)) });
         }
@@ -64,35 +64,35 @@ fn room_to_grow_leaves_the_limit_to_others() {
 /// Freed memory of one size is available to the next size. Sheaves, barns and empty slabs withhold
 /// none of it.
 #[test]
-fn the_hard_limit_is_null() {
+fn allocations_beyond_the_hard_limit_return_null() {
     within("48M", || {
         let before = status_bytes("VmRSS");
-        let mut hoard = Hoard::on(vec![ptr::null_mut(); 48 * MB / 64].leak());
+        let mut stack = BlockStack::with_table(vec![ptr::null_mut(); 48 * MB / 64].leak());
         for size in [64, 3000, MB, 20_000, 5 * MB, 64] {
-            hoard.fill_up(layout(size));
-            assert!(!hoard.is_full(), "never refused");
-            let bytes = hoard.len() * size;
-            assert!(bytes < 48 * MB, "{bytes} bytes of {size}");
-            assert!(bytes > 32 * MB, "{bytes} bytes of {size}");
+            stack.fill(layout(size));
+            assert!(!stack.is_full(), "no allocation was refused");
+            let bytes = stack.len() * size;
+            assert!(bytes < 48 * MB, "{bytes} bytes granted in blocks of {size}");
+            assert!(bytes > 32 * MB, "only {bytes} bytes granted in blocks of {size}");
             // Every further allocation is refused, and the last block is intact.
-            let last = hoard.last();
+            let last = stack.last();
             // SAFETY: the sizes are not zero, and the last block is live with this layout.
             unsafe {
-                assert!(GLOBAL.alloc(layout(6 * MB)).is_null());
-                assert!(GLOBAL.alloc_zeroed(layout(6 * MB)).is_null());
-                assert!(GLOBAL.realloc(last, layout(size), 20 * MB).is_null());
-                assert!(nolock::alloc(layout(6 * MB)).is_none());
+                assert!(GLOBAL.alloc(layout(6 * MB)).is_null(), "alloc succeeded");
+                assert!(GLOBAL.alloc_zeroed(layout(6 * MB)).is_null(), "alloc_zeroed succeeded");
+                assert!(GLOBAL.realloc(last, layout(size), 20 * MB).is_null(), "realloc succeeded");
+                assert!(nolock::alloc(layout(6 * MB)).is_none(), "nolock::alloc succeeded");
             }
-            hoard.free_all(layout(size));
+            stack.free_all(layout(size));
         }
         let peak = status_bytes("VmHWM");
-        assert!(peak < before + 52 * MB, "{before} before, {peak} at the peak");
+        assert!(peak < before + 52 * MB, "{before} bytes resident before, {peak} at the peak");
     });
 }
 
 /// Frees beyond the soft limit decommit at once, and frees below it do not.
 #[test]
-fn the_soft_limit_gives_back() {
+fn frees_beyond_the_soft_limit_decommit_at_once() {
     within("24M:200M", || {
         let burst = |bytes: usize| {
             let blocks: Vec<Vec<u8>> = (0..bytes / 8000).map(|_| vec![1; 8000]).collect();
@@ -102,24 +102,31 @@ fn the_soft_limit_gives_back() {
         };
         let before = status_bytes("VmRSS");
         let (full, freed) = burst(12 * MB);
-        assert!(full > before + 11 * MB && freed > before + 9 * MB, "{before}, {full}, {freed}");
+        assert!(
+            full > before + 11 * MB && freed > before + 9 * MB,
+            "{before} bytes resident before, {full} at the peak, {freed} now"
+        );
         let (full, freed) = burst(100 * MB);
-        assert!(full > before + 95 * MB, "{before}, {full}");
-        assert!(freed < before + 30 * MB, "{before} before, {full} at the peak, {freed} now");
+        assert!(full > before + 95 * MB, "{before} bytes resident before, {full} at the peak");
+        assert!(
+            freed < before + 30 * MB,
+            "{before} bytes resident before, {full} at the peak, {freed} now"
+        );
     });
 }
 
 /// A vector at the limit reports that and keeps its elements. Its memory is available to others
 /// after it is dropped.
 #[test]
-fn a_vector_at_the_limit() {
+fn vector_at_the_limit_keeps_its_elements() {
     within("32M", || {
         let mut vector: Vec<u64> = (0..1000).collect();
         while vector.try_reserve(vector.len()).is_ok() {
             vector.extend_from_within(..);
         }
-        assert!(vector.len() * 8 >= 4 * MB, "refused at {} elements", vector.len());
-        assert!(vector.iter().enumerate().all(|(index, value)| *value == index as u64 % 1000));
+        assert!(vector.len() * 8 >= 4 * MB, "growth was refused at {} elements", vector.len());
+        let is_intact = vector.iter().enumerate().all(|(at, value)| *value == at as u64 % 1000);
+        assert!(is_intact, "elements changed");
         drop(vector);
         assert_eq!(vec![7_u8; 20 * MB].len(), 20 * MB);
     });
@@ -127,24 +134,24 @@ fn a_vector_at_the_limit() {
 
 /// An allocation waits for memory that another thread is decommitting, instead of being refused.
 #[test]
-fn memory_on_its_way_is_waited_for() {
-    static IS_ON_ITS_WAY: AtomicBool = AtomicBool::new(false);
+fn allocation_waits_for_a_purge_in_progress() {
+    static PURGE_STARTED: AtomicBool = AtomicBool::new(false);
     within("20M:48M", || {
         fault::set_hook(|place| {
-            if place == Place::ArenaPurging && !IS_ON_ITS_WAY.swap(true, Ordering::Relaxed) {
+            if place == Place::ArenaPurging && !PURGE_STARTED.swap(true, Ordering::Relaxed) {
                 thread::sleep(Duration::from_millis(100));
             }
         });
         let block = vec![1_u8; 30 * MB];
         thread::scope(|scope| {
             scope.spawn(move || drop(block));
-            while !IS_ON_ITS_WAY.load(Ordering::Relaxed) {
+            while !PURGE_STARTED.load(Ordering::Relaxed) {
                 thread::yield_now();
             }
             // SAFETY: the size is not zero, and the block is freed once.
             unsafe {
                 let block = GLOBAL.alloc(layout(30 * MB));
-                assert!(!block.is_null());
+                assert!(!block.is_null(), "30 MiB were refused");
                 GLOBAL.dealloc(block, layout(30 * MB));
             }
         });
@@ -153,28 +160,28 @@ fn memory_on_its_way_is_waited_for() {
 
 thread_local! {
     /// Whether this thread stops while it holds an arena's lock.
-    static KEEPS_THE_ARENA: Cell<bool> = const { Cell::new(false) };
-    /// Whether this thread is in a call that must not wait.
-    static MAY_NOT_WAIT: Cell<bool> = const { Cell::new(false) };
+    static HOLDS_ARENA: Cell<bool> = const { Cell::new(false) };
+    /// Whether this thread is in a free that must not wait.
+    static IN_NOLOCK_FREE: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Decommitting in a context that must not wait does not depend on a lock that another thread takes
 /// meanwhile.
 #[test]
-fn a_free_that_may_not_wait_loses_nothing() {
-    static IS_KEPT: AtomicBool = AtomicBool::new(false);
-    static IS_WANTED: AtomicBool = AtomicBool::new(false);
-    static IS_OVER: AtomicBool = AtomicBool::new(false);
+fn nolock_free_decommits_despite_a_busy_arena() {
+    static ARENA_HELD: AtomicBool = AtomicBool::new(false);
+    static PURGE_STARTED: AtomicBool = AtomicBool::new(false);
+    static FREE_RETURNED: AtomicBool = AtomicBool::new(false);
     within("1M:512M", || {
         fault::set_hook(|place| match place {
             // The purging thread lets the other one take the arena's lock.
-            Place::ArenaPurging if MAY_NOT_WAIT.get() => {
-                IS_WANTED.store(true, Ordering::Relaxed);
-                wait_until(|| IS_KEPT.load(Ordering::Relaxed));
+            Place::ArenaPurging if IN_NOLOCK_FREE.get() => {
+                PURGE_STARTED.store(true, Ordering::Relaxed);
+                wait_until(|| ARENA_HELD.load(Ordering::Relaxed));
             }
-            Place::ArenaAllocating if KEEPS_THE_ARENA.get() => {
-                IS_KEPT.store(true, Ordering::Relaxed);
-                wait_until(|| IS_OVER.load(Ordering::Relaxed));
+            Place::ArenaAllocating if HOLDS_ARENA.get() => {
+                ARENA_HELD.store(true, Ordering::Relaxed);
+                wait_until(|| FREE_RETURNED.load(Ordering::Relaxed));
             }
             _ => {}
         });
@@ -183,28 +190,30 @@ fn a_free_that_may_not_wait_loses_nothing() {
         let held = stats::gather_own().held;
         thread::scope(|scope| {
             scope.spawn(|| {
-                wait_until(|| IS_WANTED.load(Ordering::Relaxed) || IS_OVER.load(Ordering::Relaxed));
-                KEEPS_THE_ARENA.set(true);
+                wait_until(|| {
+                    PURGE_STARTED.load(Ordering::Relaxed) || FREE_RETURNED.load(Ordering::Relaxed)
+                });
+                HOLDS_ARENA.set(true);
                 drop(vec![1_u8; MB]);
-                KEEPS_THE_ARENA.set(false);
+                HOLDS_ARENA.set(false);
             });
-            MAY_NOT_WAIT.set(true);
+            IN_NOLOCK_FREE.set(true);
             // SAFETY: the block is live with this layout, and freed once.
             unsafe { nolock::free(block, large) };
-            MAY_NOT_WAIT.set(false);
-            IS_OVER.store(true, Ordering::Relaxed);
+            IN_NOLOCK_FREE.set(false);
+            FREE_RETURNED.store(true, Ordering::Relaxed);
         });
         hayloft::trim();
         let now = stats::gather_own().held;
-        assert!(now + 90 * MB < held, "{held} bytes held with the block, {now} without");
+        assert!(now + 90 * MB < held, "{held} bytes held with the block, {now} after trim");
     });
 }
 
 /// A window that ends while an allocation decommits memory does not stop that.
 #[test]
-fn all_goes_back_for_an_allocation() {
-    static IS_ON_ITS_WAY: AtomicBool = AtomicBool::new(false);
-    static HAS_ENDED: AtomicBool = AtomicBool::new(false);
+fn window_end_does_not_stop_a_purge_for_an_allocation() {
+    static PURGE_STARTED: AtomicBool = AtomicBool::new(false);
+    static WINDOW_ENDED: AtomicBool = AtomicBool::new(false);
     let settings = [
         ("HAYLOFT_LIMIT", "48M:48M"),
         ("HAYLOFT_DECAY_MS", "3600000"),
@@ -213,10 +222,10 @@ fn all_goes_back_for_an_allocation() {
     ];
     on_both_backends_with(&settings, || {
         fault::set_hook(|place| {
-            if place == Place::ArenaPurging && !IS_ON_ITS_WAY.swap(true, Ordering::Relaxed) {
+            if place == Place::ArenaPurging && !PURGE_STARTED.swap(true, Ordering::Relaxed) {
                 // Bounded, since the other thread may have to wait for this one.
                 for _ in 0..100 {
-                    if !HAS_ENDED.load(Ordering::Relaxed) {
+                    if !WINDOW_ENDED.load(Ordering::Relaxed) {
                         thread::sleep(Duration::from_millis(1));
                     }
                 }
@@ -225,7 +234,7 @@ fn all_goes_back_for_an_allocation() {
         let mut blocks: Vec<Vec<u8>> = (0..36).map(|_| vec![1; MB]).collect();
         // Nothing freed from here on has been idle for a whole window.
         hayloft::trim();
-        IS_ON_ITS_WAY.store(false, Ordering::Relaxed);
+        PURGE_STARTED.store(false, Ordering::Relaxed);
         heap::end_window();
         // Every second block stays live, so that there are many dirty runs, none of them long
         // enough.
@@ -236,14 +245,14 @@ fn all_goes_back_for_an_allocation() {
         });
         thread::scope(|scope| {
             scope.spawn(|| {
-                wait_until(|| IS_ON_ITS_WAY.load(Ordering::Relaxed));
+                wait_until(|| PURGE_STARTED.load(Ordering::Relaxed));
                 heap::end_window();
-                HAS_ENDED.store(true, Ordering::Relaxed);
+                WINDOW_ENDED.store(true, Ordering::Relaxed);
             });
             // SAFETY: the size is not zero, and the block is freed once.
             unsafe {
                 let block = GLOBAL.alloc(layout(24 * MB));
-                assert!(!block.is_null());
+                assert!(!block.is_null(), "24 MiB were refused");
                 GLOBAL.dealloc(block, layout(24 * MB));
             }
         });
@@ -252,13 +261,13 @@ fn all_goes_back_for_an_allocation() {
 
 /// A refused allocation is not retried for as long as another thread decommits memory.
 #[test]
-fn a_refusal_does_not_take_for_ever() {
-    static IS_ON_ITS_WAY: AtomicBool = AtomicBool::new(false);
+fn refused_allocation_is_retried_a_bounded_number_of_times() {
+    static PURGE_STARTED: AtomicBool = AtomicBool::new(false);
     static TRIES: AtomicUsize = AtomicUsize::new(0);
     const MOST: usize = 1000;
     within("20M:48M", || {
         fault::set_hook(|place| match place {
-            Place::ArenaPurging if !IS_ON_ITS_WAY.swap(true, Ordering::Relaxed) => {
+            Place::ArenaPurging if !PURGE_STARTED.swap(true, Ordering::Relaxed) => {
                 for _ in 0..200 {
                     if TRIES.load(Ordering::Relaxed) < MOST {
                         thread::sleep(Duration::from_millis(1));
@@ -271,12 +280,13 @@ fn a_refusal_does_not_take_for_ever() {
         let (stays, block) = (vec![1_u8; 10 * MB], vec![1_u8; 20 * MB]);
         thread::scope(|scope| {
             scope.spawn(move || drop(block));
-            wait_until(|| IS_ON_ITS_WAY.load(Ordering::Relaxed));
+            wait_until(|| PURGE_STARTED.load(Ordering::Relaxed));
             TRIES.store(0, Ordering::Relaxed);
             // SAFETY: the size is not zero.
-            assert!(unsafe { GLOBAL.alloc(layout(40 * MB)) }.is_null());
+            assert!(unsafe { GLOBAL.alloc(layout(40 * MB)) }.is_null(), "40 MiB were granted");
         });
-        assert!(TRIES.load(Ordering::Relaxed) < MOST);
+        let tries = TRIES.load(Ordering::Relaxed);
+        assert!(tries < MOST, "the allocation was tried {tries} times");
         drop(stays);
     });
 }

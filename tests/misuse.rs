@@ -8,7 +8,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::Output;
 
 use hayloft_core::cache::{Cache, CacheFlags};
-use tests::routes::Hayloft;
+use tests::entry_points::Hayloft;
 use tests::scenario::{Scenario, describe};
 
 #[global_allocator]
@@ -21,11 +21,11 @@ const BACKENDS: [&str; 2] = ["rseq", "fallback"];
 const LAYOUT: Layout = Layout::new::<[u64; 8]>();
 
 /// Reports to the parent the address that is about to be misused.
-fn announce(address: *const u8) {
+fn print_address(address: *const u8) {
     println!("address {address:p}");
 }
 
-/// Checks that the child announced an address, was aborted, and wrote a message that contains all
+/// Checks that the child printed an address, aborted, and wrote a message that contains all
 /// of `words` and that address.
 fn assert_abort(output: &Output, words: &[&str]) {
     let (stdout, stderr) =
@@ -33,9 +33,9 @@ fn assert_abort(output: &Output, words: &[&str]) {
     let all = describe(output);
     assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{all}");
     let address = stdout.lines().find_map(|line| line.strip_prefix("address "));
-    let address = address.unwrap_or_else(|| panic!("no address announced: {all}"));
+    let address = address.unwrap_or_else(|| panic!("the child printed no address: {all}"));
     let message = stderr.lines().find(|line| line.starts_with("hayloft["));
-    let message = message.unwrap_or_else(|| panic!("no message: {all}"));
+    let message = message.unwrap_or_else(|| panic!("the child wrote no message: {all}"));
     for word in words.iter().chain([&address]) {
         assert!(message.contains(word), "`{word}` is not in `{message}`");
     }
@@ -46,7 +46,7 @@ fn free_twice(between: impl Fn()) {
     // SAFETY: the second free breaks the contract on purpose, so it must not return.
     unsafe {
         let address = Hayloft.alloc(LAYOUT);
-        announce(address);
+        print_address(address);
         Hayloft.dealloc(address, LAYOUT);
         between();
         Hayloft.dealloc(address, LAYOUT);
@@ -82,7 +82,7 @@ fn double_free_under_other_frees() {
 
 /// Frees an address that does not come from the heap.
 fn free_foreign(address: *mut u8) {
-    announce(address);
+    print_address(address);
     // SAFETY: the contract is broken on purpose, so the call must not return.
     unsafe { Hayloft.dealloc(address, LAYOUT) };
 }
@@ -128,13 +128,13 @@ fn free_of_a_mapping() {
     }
 }
 
-/// Allocates with [`LAYOUT`], announces the address that `of` derives from the block, and frees
-/// that.
+/// Allocates with [`LAYOUT`], prints the address that `of` derives from the block, and frees that
+/// address.
 fn free_instead(of: impl Fn(*mut u8) -> (*mut u8, Layout)) {
     // SAFETY: the free breaks the contract on purpose, so it must not return.
     unsafe {
         let (address, layout) = of(Hayloft.alloc(LAYOUT));
-        announce(address);
+        print_address(address);
         Hayloft.dealloc(address, layout);
     }
 }
@@ -165,7 +165,7 @@ fn double_free_of_a_large_block() {
             // SAFETY: the second free breaks the contract on purpose, so it must not return.
             unsafe {
                 let address = Hayloft.alloc(layout);
-                announce(address);
+                print_address(address);
                 Hayloft.dealloc(address, layout);
                 Hayloft.dealloc(address, layout);
             }
@@ -188,7 +188,7 @@ fn free_to_another_cache() {
         let scenario = || {
             let (owner, other) = (cache("owner"), cache("other"));
             let object = owner.alloc().expect("memory");
-            announce(object.as_ptr());
+            print_address(object.as_ptr());
             // SAFETY: the contract is broken on purpose, so the call must not return.
             unsafe { other.free(object) };
         };
@@ -204,7 +204,7 @@ fn double_free_to_a_cache() {
         let scenario = || {
             let cache = cache("twice");
             let object = cache.alloc().expect("memory");
-            announce(object.as_ptr());
+            print_address(object.as_ptr());
             // SAFETY: the second free breaks the contract on purpose, so it must not return.
             unsafe {
                 cache.free_rcu(object);
@@ -223,7 +223,7 @@ fn free_of_a_static_to_a_cache() {
     for backend in BACKENDS {
         let scenario = || {
             let cache = cache("foreign");
-            announce(FOREIGN.as_ptr().cast());
+            print_address(FOREIGN.as_ptr().cast());
             // SAFETY: the contract is broken on purpose, so the call must not return.
             unsafe { cache.free(std::ptr::NonNull::from(&FOREIGN).cast()) };
         };
@@ -235,13 +235,14 @@ fn free_of_a_static_to_a_cache() {
 
 /// A reader that waits for readers would wait for itself forever.
 #[test]
-fn a_reader_that_waits_for_readers() {
+fn reader_that_waits_for_readers_is_reported() {
     Scenario::new("reader", || {
         let _reading = hayloft_core::rcu::read_lock();
         hayloft_core::rcu::synchronize();
     })
     .run(|output| {
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success() && said.contains("a reader waits for itself"), "{said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let is_reported = stderr.contains("a reader waits for itself");
+        assert!(!output.status.success() && is_reported, "{}", describe(output));
     });
 }

@@ -15,9 +15,9 @@ use std::thread;
 
 use hayloft_core::cache::{Cache, CacheFlags};
 use hayloft_core::{cpu, nolock};
+use tests::entry_points::Hayloft;
 use tests::pattern;
 use tests::process::{Limit, status_bytes};
-use tests::routes::Hayloft;
 use tests::scenario::{Scenario, describe};
 use tests::skipped;
 use tests::sysfs::{SYSFS, Tree, pin_to, two_cpus};
@@ -37,7 +37,7 @@ const MAX_NODES: usize = 8;
 const NO_CPU: usize = 4000;
 
 fn layout(size: usize) -> Layout {
-    Layout::from_size_align(size, 8).expect("a layout")
+    Layout::from_size_align(size, 8).expect("a valid layout")
 }
 
 /// A filled block, checked and freed when dropped.
@@ -59,7 +59,7 @@ impl Block {
     }
 
     fn many(size: usize, count: usize) -> Vec<Block> {
-        (0..count).map(|_| Block::new(size).expect("there is memory")).collect()
+        (0..count).map(|_| Block::new(size).expect("memory")).collect()
     }
 
     fn at(&self) -> usize {
@@ -76,14 +76,18 @@ impl Block {
         // SAFETY: the block is live, filled and at least `len` bytes long.
         let mismatch =
             unsafe { pattern::find_mismatch(self.address.as_ptr(), len, address as u64) };
-        assert_eq!(mismatch, None, "block of {} at {:p}", self.size, self.address);
+        assert_eq!(
+            mismatch, None,
+            "the contents of a block of {} bytes at {:p} changed",
+            self.size, self.address
+        );
     }
 
     fn resize(&mut self, size: usize) {
         let (at, old) = (self.at(), self.size);
         // SAFETY: the block is live with this layout, and the new size is valid.
         let new = unsafe { Hayloft.realloc(self.address.as_ptr(), layout(old), size) };
-        self.address = NonNull::new(new).expect("there is memory");
+        self.address = NonNull::new(new).expect("memory");
         self.size = size;
         self.check(old.min(size), at);
         self.fill();
@@ -99,7 +103,7 @@ impl Drop for Block {
 }
 
 /// Returns whether two addresses are in one arena. The tests use only a small part of each.
-fn together(one: usize, other: usize) -> bool {
+fn in_one_arena(one: usize, other: usize) -> bool {
     one.abs_diff(other) < 32 * GIB
 }
 
@@ -133,7 +137,10 @@ fn on_cpu(cpu: usize) -> (usize, Vec<Block>) {
     let some = |size| Block::many(size, (8 * MIB / size).clamp(3, 200));
     let blocks: Vec<_> = SIZES.into_iter().flat_map(some).collect();
     let first = blocks[0].at();
-    assert!(blocks.iter().all(|block| together(block.at(), first)), "one arena on CPU {cpu}");
+    assert!(
+        blocks.iter().all(|block| in_one_arena(block.at(), first)),
+        "blocks of CPU {cpu} are in several arenas"
+    );
     (first, blocks)
 }
 
@@ -165,43 +172,43 @@ fn may_bind() -> bool {
 }
 
 #[test]
-fn each_node_has_its_memory() {
+fn nodes_allocate_from_their_own_memory() {
     let Some((cpus, tree)) = two_nodes() else { return };
     on_both_backends("two", &tree, || {
         let [(near, mut of_near), (far, of_far)] = cpus.map(on_cpu);
-        assert!(!together(near, far), "two arenas");
+        assert!(!in_one_arena(near, far), "both nodes use one arena");
         // A thread that moves gets memory of the node on which it runs now.
         for (cpu, node) in [(cpus[0], near), (cpus[1], far), (cpus[0], near)] {
             pin_to(cpu);
-            let block = Block::new(200_000).expect("there is memory");
-            assert!(together(block.at(), node));
+            let block = Block::new(200_000).expect("memory");
+            assert!(in_one_arena(block.at(), node), "a block of another node");
         }
         // Moved pages stay on their node.
-        let mut block = Block::new(9 * MIB).expect("there is memory");
+        let mut block = Block::new(9 * MIB).expect("memory");
         pin_to(cpus[1]);
         for size in [40 * MIB, 100 * MIB] {
             block.resize(size);
-            assert!(together(block.at(), near));
+            assert!(in_one_arena(block.at(), near), "moved pages left their node");
         }
         // Copied pages do not.
         let mut block = of_near.pop().expect("one of 3 MiB");
         block.resize(7 * MIB);
         let moved = block.at();
         drop((of_near, of_far));
-        assert!(together(moved, far));
+        assert!(in_one_arena(moved, far), "copied pages are not on the current node");
         if may_bind() && policy_at(near).is_some() {
             assert_eq!(policy_at(near).as_deref(), Some("prefer:0"));
             // The kernel has no node 8.
             assert_eq!(policy_at(far).as_deref(), Some("default"));
         } else {
-            skipped("policies of nodes", "the kernel lets nobody choose");
+            skipped("memory policies of nodes", "the kernel does not let this process choose");
         }
     });
 }
 
 /// `numactl` and the like determine where all memory of a program is, so their policy is kept.
 #[test]
-fn a_policy_of_the_process_stays() {
+fn memory_policy_of_the_process_is_kept() {
     let Some((cpus, tree)) = two_nodes() else { return };
     on_both_backends("two", &tree, || {
         let (nodes, bits) = (1_u64, 64_usize);
@@ -211,11 +218,11 @@ fn a_policy_of_the_process_stays() {
             libc::syscall(libc::SYS_set_mempolicy, interleave, &raw const nodes, bits)
         };
         let [(near, _near), (far, _far)] = cpus.map(on_cpu);
-        assert!(!together(near, far));
+        assert!(!in_one_arena(near, far), "both nodes use one arena");
         if set == 0
             && let Some(policy) = policy_at(near)
         {
-            assert!(!policy.starts_with("prefer"), "{policy}");
+            assert!(!policy.starts_with("prefer"), "the policy is {policy}");
         }
     });
 }
@@ -223,7 +230,7 @@ fn a_policy_of_the_process_stays() {
 /// Nodes without CPUs do not count. Nodes beyond the first eight share with these. For a CPU that
 /// no node lists, the kernel is asked.
 #[test]
-fn trees() {
+fn cpus_belong_to_the_nodes_that_list_them() {
     let Some((cpus, _)) = two_nodes() else { return };
     let [one, other] = cpus.map(|cpu| cpu.to_string());
     let nowhere: Vec<_> =
@@ -231,7 +238,7 @@ fn trees() {
     let some = |count: usize| nowhere.iter().take(count).map(|(number, cpus)| (*number, &**cpus));
     let share = || {
         let [(one, _one), (other, _other)] = cpus.map(on_cpu);
-        assert!(together(one, other));
+        assert!(in_one_arena(one, other), "the CPUs use two arenas");
     };
     let both = format!("{one},{other}");
     on_both_backends("same", &Tree::new([(0, &*both)]), share);
@@ -242,7 +249,7 @@ fn trees() {
 
     let apart = || {
         let [(one, _one), (other, _other)] = cpus.map(on_cpu);
-        assert!(!together(one, other));
+        assert!(!in_one_arena(one, other), "the CPUs use one arena");
     };
     let many = some(MAX_NODES - 1).skip(1).chain([(0, &*one), (MAX_NODES - 1, &*other)]);
     on_both_backends("just as many", &Tree::new(many), apart);
@@ -254,12 +261,12 @@ fn trees() {
 
 /// A malformed tree costs one line of warning and results in one node.
 #[test]
-fn trees_that_make_no_sense() {
+fn malformed_trees_yield_one_node_and_a_warning() {
     let Some((cpus, _)) = two_nodes() else { return };
     let [one, other] = cpus.map(|cpu| cpu.to_string());
     let many = "long/".repeat(60);
     for (label, tree) in [
-        ("no list", Tree::with_online("quux")),
+        ("not a list", Tree::with_online("quux")),
         ("an empty list", Tree::with_online("")),
         ("too high a number", Tree::with_online("0-5000")),
         ("no such nodes", Tree::with_online("0-1")),
@@ -277,7 +284,7 @@ fn trees_that_make_no_sense() {
         };
         let body = || {
             let [(one, _one), (other, _other)] = cpus.map(on_cpu);
-            assert!(together(one, other));
+            assert!(in_one_arena(one, other), "the CPUs use two arenas");
         };
         Scenario::new(label, body).env(SYSFS, path).run(|output| {
             let all = describe(output);
@@ -292,7 +299,7 @@ fn trees_that_make_no_sense() {
 /// Blocks freed on another node stay there as far as its barn has room, and beyond that return to
 /// their own node.
 #[test]
-fn blocks_go_home() {
+fn blocks_return_to_their_node() {
     let Some((cpus, tree)) = two_nodes() else { return };
     on_both_backends("two", &tree, || {
         for (size, count) in [(64, 40_000), (1000, 20_000), (5000, 8000)] {
@@ -303,17 +310,23 @@ fn blocks_go_home() {
             pin_to(cpus[1]);
             drop(blocks);
             let of_far = Block::many(size, count);
-            let foreign = of_far.iter().filter(|block| together(block.at(), near)).count();
-            assert!(foreign <= KEPT, "{foreign} of {count} blocks of {size} did not go home");
+            let foreign = of_far.iter().filter(|block| in_one_arena(block.at(), near)).count();
+            assert!(
+                foreign <= KEPT,
+                "{foreign} of {count} blocks of {size} bytes are on the wrong node"
+            );
             pin_to(cpus[0]);
             let again = Block::many(size, count - KEPT);
             let new = again.iter().filter(|block| !all.contains(&block.at())).count();
-            assert!(new <= KEPT, "{new} of {count} blocks of {size} are new ones");
+            assert!(new <= KEPT, "{new} of {count} blocks of {size} bytes are new");
             // The same in the other direction.
             drop(of_far);
             let more = Block::many(size, count);
-            let foreign = more.iter().filter(|block| !together(block.at(), near)).count();
-            assert!(foreign <= KEPT, "{foreign} of {count} blocks of {size} did not go home");
+            let foreign = more.iter().filter(|block| !in_one_arena(block.at(), near)).count();
+            assert!(
+                foreign <= KEPT,
+                "{foreign} of {count} blocks of {size} bytes are on the wrong node"
+            );
         }
         // Runs return to their node at once. After the trim there is no other dirty memory.
         hayloft::trim();
@@ -323,16 +336,20 @@ fn blocks_go_home() {
         let all: HashSet<usize> = runs.iter().map(Block::at).collect();
         pin_to(cpus[1]);
         drop(runs);
-        assert!(Block::many(2_000_000, 50).iter().all(|run| !together(run.at(), near)));
+        let of_far = Block::many(2_000_000, 50);
+        let is_far = of_far.iter().all(|run| !in_one_arena(run.at(), near));
+        assert!(is_far, "a freed run stayed on the other node");
+        drop(of_far);
         pin_to(cpus[0]);
         let again = Block::many(2_000_000, 50);
-        assert!(again.iter().filter(|run| all.contains(&run.at())).count() > 40);
+        let reused = again.iter().filter(|run| all.contains(&run.at())).count();
+        assert!(reused > 40, "only {reused} of 50 runs were reused");
     });
 }
 
 /// `trim` decommits the memory of all nodes, on whichever node it is called.
 #[test]
-fn trim_serves_all_nodes() {
+fn trim_decommits_memory_of_all_nodes() {
     let Some((cpus, tree)) = two_nodes() else { return };
     on_both_backends("two", &tree, || {
         let before = status_bytes("VmRSS");
@@ -347,10 +364,14 @@ fn trim_serves_all_nodes() {
         pin_to(cpus[1]);
         drop(of_far);
         let full = status_bytes("VmRSS");
-        assert!(full > before + 100 * MIB);
-        assert!(hayloft::trim() > 80 * MIB);
+        assert!(full > before + 100 * MIB, "{before} bytes resident before, {full} at the peak");
+        let trimmed = hayloft::trim();
+        assert!(trimmed > 80 * MIB, "{trimmed} bytes were decommitted");
         let after = status_bytes("VmRSS");
-        assert!(after < before + 8 * MIB, "{before} before, {full} full, {after} after");
+        assert!(
+            after < before + 8 * MIB,
+            "{before} bytes resident before, {full} at the peak, {after} after"
+        );
     });
 }
 
@@ -358,7 +379,7 @@ fn trim_serves_all_nodes() {
 fn exhaust(size: usize, most: usize) -> Vec<Block> {
     let mut blocks = Vec::with_capacity(most);
     while let Some(block) = Block::new(size) {
-        assert!(blocks.len() < most, "never refused");
+        assert!(blocks.len() < most, "no allocation was refused");
         blocks.push(block);
     }
     blocks
@@ -367,7 +388,7 @@ fn exhaust(size: usize, most: usize) -> Vec<Block> {
 /// A node whose arenas cannot grow uses memory of other nodes: runs, and objects of slabs that
 /// exist already.
 #[test]
-fn a_node_takes_what_others_have() {
+fn exhausted_node_uses_memory_of_others() {
     let Some((cpus, tree)) = two_nodes() else { return };
     for backend in ["rseq", "fallback"] {
         let body = || {
@@ -376,7 +397,10 @@ fn a_node_takes_what_others_have() {
             let of_near = exhaust(MIB, most / MIB).len();
             pin_to(cpus[1]);
             let of_far = exhaust(MIB, most / MIB).len();
-            assert!(of_far >= of_near * 3 / 4, "{of_near} MiB on one node, {of_far} on the other");
+            assert!(
+                of_far >= of_near * 3 / 4,
+                "{of_near} MiB fit on one node, {of_far} on the other"
+            );
 
             for [one, other] in [cpus, [cpus[1], cpus[0]]] {
                 pin_to(one);
@@ -389,7 +413,11 @@ fn a_node_takes_what_others_have() {
                 });
                 pin_to(other);
                 let others = exhaust(4000, most / 4000).len();
-                assert!(others > blocks.len() / 2, "{others} where {} were freed", blocks.len());
+                assert!(
+                    others > blocks.len() / 2,
+                    "{others} blocks fit where {} were freed",
+                    blocks.len()
+                );
             }
         };
         Scenario::new(backend, body)
@@ -402,7 +430,7 @@ fn a_node_takes_what_others_have() {
 
 /// Allocations and frees that must not wait.
 #[test]
-fn nolock_takes_memory_of_its_node() {
+fn nolock_allocates_from_its_node() {
     let Some((cpus, tree)) = two_nodes() else { return };
     on_both_backends("two", &tree, || {
         let [near, far] = cpus.map(|cpu| {
@@ -410,15 +438,17 @@ fn nolock_takes_memory_of_its_node() {
             let blocks: Vec<_> = SIZES
                 .iter()
                 .flat_map(|size| (0..100).map(|_| (*size, nolock::alloc(layout(*size)))))
-                .map(|(size, address)| Block { address: address.expect("there is memory"), size })
+                .map(|(size, address)| Block { address: address.expect("memory"), size })
                 .collect();
             blocks.iter().for_each(Block::fill);
             blocks
         });
         let (of_near, of_far) = (near[0].at(), far[0].at());
-        assert!(!together(of_near, of_far));
-        assert!(near.iter().all(|block| together(block.at(), of_near)));
-        assert!(far.iter().all(|block| together(block.at(), of_far)));
+        assert!(!in_one_arena(of_near, of_far), "both nodes use one arena");
+        for (blocks, node) in [(&near, of_near), (&far, of_far)] {
+            let is_own = blocks.iter().all(|block| in_one_arena(block.at(), node));
+            assert!(is_own, "a block of another node");
+        }
         // Each block is freed on the other node.
         for (cpu, blocks) in [(cpus[1], near), (cpus[0], far)] {
             pin_to(cpu);
@@ -432,8 +462,8 @@ fn nolock_takes_memory_of_its_node() {
         for (cpu, node) in [(cpus[0], of_near), (cpus[1], of_far)] {
             pin_to(cpu);
             let blocks = Block::many(64, 10_000);
-            let foreign = blocks.iter().filter(|block| !together(block.at(), node)).count();
-            assert!(foreign <= KEPT);
+            let foreign = blocks.iter().filter(|block| !in_one_arena(block.at(), node)).count();
+            assert!(foreign <= KEPT, "{foreign} blocks are of the other node");
         }
     });
 }
@@ -441,7 +471,7 @@ fn nolock_takes_memory_of_its_node() {
 /// Objects of caches return to their nodes, even if CPUs go offline and come online with sheaves
 /// full of them.
 #[test]
-fn caches_have_all_nodes() {
+fn cache_objects_return_to_their_nodes() {
     let Some((cpus, tree)) = two_nodes() else { return };
     on_both_backends("two", &tree, || {
         cpu::start();
@@ -449,19 +479,22 @@ fn caches_have_all_nodes() {
             .flags(CacheFlags::NO_MERGE)
             .build()
             .expect("a cache");
-        let mut home = None;
+        let mut near_node = None;
         for round in 0..3 {
             let [near, far] = cpus.map(|cpu| {
                 pin_to(cpu);
-                let objects: Vec<_> =
-                    (0..20_000).map(|_| cache.alloc().expect("there is memory")).collect();
+                let objects: Vec<_> = (0..20_000).map(|_| cache.alloc().expect("memory")).collect();
                 objects
             });
-            let home = *home.get_or_insert(near[0].addr().get());
+            let near_node = *near_node.get_or_insert(near[0].addr().get());
             let strays = |objects: &[NonNull<u8>], stays: bool| {
-                objects.iter().filter(|object| together(object.addr().get(), home) != stays).count()
+                objects
+                    .iter()
+                    .filter(|object| in_one_arena(object.addr().get(), near_node) != stays)
+                    .count()
             };
-            assert!(strays(&near, true) <= KEPT && strays(&far, false) <= KEPT);
+            let counts = [strays(&near, true), strays(&far, false)];
+            assert!(counts.iter().all(|count| *count <= KEPT), "{counts:?} objects of other nodes");
             for (cpu, objects) in [(cpus[1], near), (cpus[0], far)] {
                 pin_to(cpu);
                 // SAFETY: the objects belong to this cache, and each is freed once.
@@ -470,13 +503,13 @@ fn caches_have_all_nodes() {
             let _ = cpu::down(cpus[round % 2]);
             let _ = cpu::up(cpus[round % 2]);
         }
-        cache.destroy().expect("none is in use");
+        cache.destroy().expect("no object is in use");
     });
 }
 
 /// Threads of both nodes exchange blocks while another thread trims. Afterwards a child is forked.
 #[test]
-fn nodes_pass_blocks_to_each_other() {
+fn nodes_can_exchange_blocks() {
     let Some((cpus, tree)) = two_nodes() else { return };
     on_both_backends("two", &tree, || {
         let (to_far, from_near) = mpsc::sync_channel::<Block>(500);
@@ -491,7 +524,7 @@ fn nodes_pass_blocks_to_each_other() {
                     state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                     let random = (state >> 33) as usize;
                     let most = if random.is_multiple_of(100) { 300_000 } else { 2000 };
-                    let block = Block::new(1 + random / 100 % most).expect("there is memory");
+                    let block = Block::new(1 + random / 100 % most).expect("memory");
                     if let Err(error) = to.try_send(block)
                         && let mpsc::TrySendError::Full(block) = error
                     {
@@ -510,7 +543,7 @@ fn nodes_pass_blocks_to_each_other() {
             hayloft::trim();
             thread::yield_now();
         }
-        threads.into_iter().for_each(|thread| thread.join().expect("no thread failed"));
+        threads.into_iter().for_each(|thread| thread.join().expect("the thread does not panic"));
         let kept = Block::many(1000, 100);
         // SAFETY: the child relies only on what the allocator promises for it, and leaves by
         // `_exit`.
@@ -525,11 +558,11 @@ fn nodes_pass_blocks_to_each_other() {
                     small.and_then(|_| Block::new(2_000_000))
                 });
                 let at = |block: Option<Block>| block.map_or(0, |block| block.at());
-                libc::_exit(i32::from(together(at(one), at(other))));
+                libc::_exit(i32::from(in_one_arena(at(one), at(other))));
             }
             let mut status = 0;
             assert_eq!(libc::waitpid(child, &raw mut status, 0), child);
-            assert_eq!(status, 0);
+            assert_eq!(status, 0, "the child failed");
         }
         drop(kept);
     });

@@ -6,9 +6,9 @@ use std::thread;
 
 use proptest::prelude::*;
 use proptest::test_runner::{FileFailurePersistence, TestRunner};
+use tests::entry_points::{Hayloft, Registered};
 use tests::model::Model;
-use tests::routes::{Hayloft, Registered};
-use tests::scenario::{amid_decay, with_larger_pages};
+use tests::scenario::{with_decay, with_larger_pages};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -58,7 +58,7 @@ fn trace() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step(), 1..300)
 }
 
-/// Plays a trace through one route. The model panics on a wrong result.
+/// Plays a trace through one entry point. The model panics on a wrong result.
 fn play(allocator: impl GlobalAlloc, salt: u64, trace: &[Step]) {
     let mut model = Model::new(allocator, salt);
     for step in trace {
@@ -92,17 +92,17 @@ fn for_all_traces(cases: u32, property: impl Fn(&[Step])) {
 }
 
 #[test]
-fn traces_through_the_registered_allocator() {
-    amid_decay(|| for_all_traces(200, |trace| play(Registered, 1, trace)));
+fn traces_match_the_model_through_std_alloc() {
+    with_decay(|| for_all_traces(200, |trace| play(Registered, 1, trace)));
 }
 
 #[test]
-fn traces_through_the_methods() {
-    amid_decay(|| for_all_traces(200, |trace| play(Hayloft, 2, trace)));
+fn traces_match_the_model_through_the_methods() {
+    with_decay(|| for_all_traces(200, |trace| play(Hayloft, 2, trace)));
 }
 
 #[test]
-fn traces_on_larger_pages() {
+fn traces_match_the_model_on_larger_pages() {
     with_larger_pages(None, || {
         for_all_traces(50, |trace| {
             play(Registered, 3, trace);
@@ -114,8 +114,8 @@ fn traces_on_larger_pages() {
 /// Four threads play one trace at once. Their patterns differ, so a block handed out twice is
 /// detected.
 #[test]
-fn traces_on_threads() {
-    amid_decay(|| {
+fn traces_match_the_model_on_threads() {
+    with_decay(|| {
         for_all_traces(40, |trace| {
             thread::scope(|scope| {
                 for salt in 10..14 {

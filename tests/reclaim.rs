@@ -8,9 +8,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use hayloft_core::heap;
+use tests::entry_points::Hayloft;
 use tests::process::status_bytes;
-use tests::routes::Hayloft;
-use tests::scenario::{amid_decay, on_both_backends, on_both_backends_with, with_larger_pages};
+use tests::scenario::{on_both_backends, on_both_backends_with, with_decay, with_larger_pages};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -36,15 +36,15 @@ fn burst() -> (usize, usize) {
     }
     let peak = status_bytes("VmRSS");
     drop(blocks);
-    assert!(peak > before + BURST * 9 / 10, "the burst was resident");
+    assert!(peak > before + BURST * 9 / 10, "{before} bytes resident before, {peak} at the peak");
     (before, peak)
 }
 
 /// Waits until at most `limit` bytes are resident, doing nothing but checking.
 fn wait_until_resident(limit: usize) {
-    let patience = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while status_bytes("VmRSS") > limit {
-        assert!(Instant::now() < patience, "{} bytes stay resident", status_bytes("VmRSS"));
+        assert!(Instant::now() < deadline, "{} bytes stay resident", status_bytes("VmRSS"));
         thread::sleep(Duration::from_millis(20));
     }
 }
@@ -63,9 +63,9 @@ fn threads() -> usize {
 
 /// Waits until the process has `count` threads.
 fn wait_for_threads(count: usize) {
-    let patience = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while threads() != count {
-        assert!(Instant::now() < patience, "{} threads", threads());
+        assert!(Instant::now() < deadline, "{} threads, not {count}", threads());
         thread::sleep(Duration::from_millis(5));
     }
 }
@@ -82,44 +82,51 @@ fn in_child(body: impl FnOnce()) {
         }
         let mut status = 0;
         assert_eq!(libc::waitpid(child, &raw mut status, 0), child);
-        assert_eq!(status, 0);
+        assert_eq!(status, 0, "the child failed");
     }
 }
 
 /// Setting by which any program has the background thread that decommits memory.
-const THREAD: (&str, &str) = ("HAYLOFT_BACKGROUND", "1");
+const WITH_BACKGROUND_THREAD: (&str, &str) = ("HAYLOFT_BACKGROUND", "1");
 
 #[test]
-fn trim_gives_back_at_once() {
+fn trim_decommits_at_once() {
     on_both_backends(|| {
         let (before, peak) = burst();
-        let given_back = hayloft::trim();
+        let trimmed = hayloft::trim();
         let now = status_bytes("VmRSS");
-        assert!(now < before + REST, "{before} before, {peak} at the peak, {now} now");
-        assert!(given_back > peak - before - REST, "{given_back} were given back");
-        assert!(hayloft::trim() < REST, "there is no more to give back");
+        assert!(
+            now < before + REST,
+            "{before} bytes resident before, {peak} at the peak, {now} now"
+        );
+        assert!(trimmed > peak - before - REST, "{trimmed} bytes were decommitted");
+        let trimmed = hayloft::trim();
+        assert!(trimmed < REST, "another {trimmed} bytes were decommitted");
     });
 }
 
 /// With larger pages, memory and metadata return in whole pages, both at once and in an idle
 /// program.
 #[test]
-fn larger_pages_are_given_back() {
+fn freed_memory_returns_with_larger_pages() {
     with_larger_pages(None, || {
         let (before, _) = burst();
         hayloft::trim();
         let now = status_bytes("VmRSS");
-        assert!(now < before + REST, "{before} before, {now} now");
+        assert!(now < before + REST, "{before} bytes resident before, {now} after trim");
         let (_, peak) = burst();
-        assert!(peak > before + BURST * 9 / 10);
+        assert!(
+            peak > before + BURST * 9 / 10,
+            "{before} bytes resident before, {peak} at the peak"
+        );
         wait_until_resident(before + REST);
     });
 }
 
 /// Threads allocate and free while another one trims. No block that is in use is decommitted.
 #[test]
-fn trim_leaves_memory_in_use_alone() {
-    amid_decay(|| {
+fn trim_keeps_memory_in_use() {
+    with_decay(|| {
         let workers: Vec<_> = (0..4)
             .map(|number: u8| {
                 thread::spawn(move || {
@@ -127,7 +134,8 @@ fn trim_leaves_memory_in_use_alone() {
                         let blocks: Vec<Vec<u8>> = (0..200)
                             .map(|index| vec![number; 1 + (index * 131 + round) % 5000])
                             .collect();
-                        assert!(blocks.iter().flatten().all(|byte| *byte == number));
+                        let is_intact = blocks.iter().flatten().all(|byte| *byte == number);
+                        assert!(is_intact, "contents changed");
                     }
                 })
             })
@@ -135,58 +143,61 @@ fn trim_leaves_memory_in_use_alone() {
         while !workers.iter().all(thread::JoinHandle::is_finished) {
             hayloft::trim();
         }
-        workers.into_iter().for_each(|worker| worker.join().expect("no worker failed"));
+        workers.into_iter().for_each(|worker| worker.join().expect("the worker does not panic"));
     });
 }
 
 /// Idle memory returns as windows end, however much time is between them.
 #[test]
-fn what_windows_find_unneeded_goes_back() {
+fn idle_memory_returns_as_windows_end() {
     on_both_backends(|| {
         let (before, peak) = burst();
         let mut windows = 1;
         while heap::end_window() {
             assert!(
                 windows < 10,
-                "{} of {peak} stay after {windows} windows",
+                "{} of {peak} bytes stay resident after {windows} windows",
                 status_bytes("VmRSS")
             );
             windows += 1;
         }
         let now = status_bytes("VmRSS");
-        assert!(now < before + REST, "{before} before, {peak} at the peak, {now} now");
+        assert!(
+            now < before + REST,
+            "{before} bytes resident before, {peak} at the peak, {now} now"
+        );
     });
 }
 
 /// Memory that is due decreases by equal shares in the course of a window, not at once.
 #[test]
-fn memory_goes_back_in_slices() {
+fn due_memory_returns_in_slices() {
     const SLICES: usize = 10;
     on_both_backends(|| {
         let unneeded = || hayloft_core::stats::gather_own().unneeded;
         let rest = unneeded();
         drop((0..50).map(|_| vec![1_u8; 8 * MB]).collect::<Vec<_>>());
         let freed = unneeded() - rest;
-        assert!(freed >= 400 * MB, "{freed}");
+        assert!(freed >= 400 * MB, "{freed} bytes are idle after 400 MiB were freed");
         // The memory is not due before a whole window has ended.
-        heap::end_window_in_slices(SLICES as u32, || assert!(unneeded() >= freed));
+        heap::end_window_in_slices(SLICES as u32, || assert!(unneeded() >= freed, "not due yet"));
         let mut left = Vec::new();
         heap::end_window_in_slices(SLICES as u32, || left.push(unneeded()));
         let mut before = freed + rest;
         for (slice, left) in left.iter().enumerate() {
             let share = (before - left).abs_diff(freed / SLICES);
             // A run is decommitted in pieces of some megabytes.
-            assert!(share < 16 * MB, "slice {slice}: from {before} to {left}");
+            assert!(share < 16 * MB, "slice {slice} went from {before} to {left} bytes");
             before = *left;
         }
-        assert!(before < 8 * MB, "{before}");
+        assert!(before < 8 * MB, "{before} bytes stay idle after the window");
     });
 }
 
 /// The background thread ends when there is nothing left to decommit, and is started again.
 #[test]
-fn an_idle_program_gives_back() {
-    amid_decay(|| {
+fn idle_program_returns_memory() {
+    with_decay(|| {
         let before_threads = threads();
         for _ in 0..2 {
             let (before, _) = burst();
@@ -199,8 +210,8 @@ fn an_idle_program_gives_back() {
 /// A program that handles signals by `sigwait` blocks them in every thread. Its idle memory returns
 /// all the same.
 #[test]
-fn blocked_signals_keep_no_memory() {
-    amid_decay(|| {
+fn memory_returns_with_all_signals_blocked() {
+    with_decay(|| {
         // SAFETY: the set is local, and `sigfillset` initialises it.
         unsafe {
             let mut signals = std::mem::zeroed();
@@ -215,7 +226,7 @@ fn blocked_signals_keep_no_memory() {
 /// A program of one thread may enter a user namespace, which the kernel refuses to one of several
 /// threads. It therefore gets no background thread, and needs none.
 #[test]
-fn a_program_of_one_thread_gets_no_other() {
+fn single_threaded_program_stays_single_threaded() {
     // `HAYLOFT_BACKGROUND` is unset, as it is for users.
     on_both_backends_with(&[("HAYLOFT_DECAY_MS", "300")], || {
         in_child(|| {
@@ -223,21 +234,24 @@ fn a_program_of_one_thread_gets_no_other() {
             let now = status_bytes("VmRSS");
             // Most that stays resident without a background thread.
             let most = 64 << 20;
-            assert!(now < before + most + REST, "{before} before, {peak} at the peak, {now} now");
-            assert!(now < peak - REST, "{peak} at the peak, {now} now");
+            assert!(
+                now < before + most + REST,
+                "{before} bytes resident before, {peak} at the peak, {now} now"
+            );
+            assert!(now < peak - REST, "{peak} bytes resident at the peak, {now} now");
             assert_eq!(threads(), 1);
             // SAFETY: `unshare` takes flags only.
             let entered = unsafe { libc::unshare(libc::CLONE_NEWUSER) } == 0;
             let error = std::io::Error::last_os_error().raw_os_error();
-            assert!(entered || error != Some(libc::EINVAL), "there is one thread");
+            assert!(entered || error != Some(libc::EINVAL), "unshare found several threads");
         });
     });
 }
 
 /// The background thread keeps none of the program's descriptors open.
 #[test]
-fn descriptors_are_not_shared() {
-    on_both_backends_with(&[("HAYLOFT_DECAY_MS", "3000"), THREAD], || {
+fn background_thread_shares_no_descriptors() {
+    on_both_backends_with(&[("HAYLOFT_DECAY_MS", "3000"), WITH_BACKGROUND_THREAD], || {
         let mut ends = [0; 2];
         // SAFETY: `ends` has room for two descriptors.
         assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
@@ -259,28 +273,32 @@ fn descriptors_are_not_shared() {
 /// Pages of partial slabs that hold no live object are decommitted, in an idle program or on
 /// request. No other pages are.
 #[test]
-fn survivors_keep_their_pages_only() {
-    amid_decay(|| {
-        for (size, asked) in [(4096, false), (1000, true), (20_000, false), (1500, true)] {
+fn pages_without_live_objects_are_decommitted() {
+    with_decay(|| {
+        for (size, by_trim) in [(4096, false), (1000, true), (20_000, false), (1500, true)] {
             let before = status_bytes("VmRSS");
             let mut blocks: Vec<Option<Vec<u8>>> =
                 (0..BURST / size).map(|number| Some(vec![number as u8; size])).collect();
             let table = blocks.len() * size_of::<Option<Vec<u8>>>();
             let peak = status_bytes("VmRSS");
             // One block in each sixteen survives, at a varying position.
-            let stays = |number: usize| number % 16 == number / 16 * 7 % 16;
+            let survives = |number: usize| number % 16 == number / 16 * 7 % 16;
             for (number, block) in blocks.iter_mut().enumerate() {
-                if !stays(number) {
+                if !survives(number) {
                     *block = None;
                 }
             }
             // A survivor keeps the pages on which it lies.
             let pages = (size - 1) / 4096 + 2;
             let limit = before + table + BURST / size / 16 * pages * 4096 + REST;
-            assert!(peak > limit + 16 * MB, "there is something to give back");
-            if asked {
+            assert!(
+                peak > limit + 16 * MB,
+                "{peak} bytes resident at the peak, {limit} expected to stay"
+            );
+            if by_trim {
                 hayloft::trim();
-                assert!(status_bytes("VmRSS") < limit);
+                let now = status_bytes("VmRSS");
+                assert!(now < limit, "{now} bytes resident after trim, not {limit}");
             } else {
                 wait_until_resident(limit);
             }
@@ -288,12 +306,12 @@ fn survivors_keep_their_pages_only() {
             // intact.
             for (number, block) in blocks.iter_mut().enumerate() {
                 match block {
-                    Some(block) => assert!(*block == vec![number as u8; size]),
+                    Some(block) => assert!(*block == vec![number as u8; size], "contents changed"),
                     None => *block = Some(vec![number as u8; size]),
                 }
             }
             for (number, block) in blocks.iter().enumerate() {
-                assert!(*block == Some(vec![number as u8; size]));
+                assert!(*block == Some(vec![number as u8; size]), "contents changed");
             }
             drop(blocks);
             hayloft::trim();
@@ -304,7 +322,7 @@ fn survivors_keep_their_pages_only() {
 /// Where programs stall for memory, idle memory returns early: memory kept for the next burst as
 /// well as pages between survivors.
 #[test]
-fn memory_goes_back_where_it_is_short() {
+fn memory_pressure_returns_idle_memory() {
     let file = env::temp_dir().join(format!("hayloft-pressure-{}", process::id()));
     let stalled = |microseconds: u64| {
         let next = env::var("HAYLOFT_PRESSURE").expect("this is a child") + ".next";
@@ -313,38 +331,42 @@ fn memory_goes_back_where_it_is_short() {
         fs::rename(&next, next.trim_end_matches(".next")).expect("the file can be replaced");
     };
     let path = file.to_str().expect("a path that is text");
-    on_both_backends_with(&[("HAYLOFT_PRESSURE", path), THREAD], || {
+    on_both_backends_with(&[("HAYLOFT_PRESSURE", path), WITH_BACKGROUND_THREAD], || {
         stalled(1000);
         let (before, peak) = burst();
         thread::sleep(Duration::from_millis(1500));
         let rested = status_bytes("VmRSS");
-        assert!(rested > peak - REST, "{before} before, {peak} at the peak, {rested} later");
+        assert!(
+            rested > peak - REST,
+            "{before} bytes resident before, {peak} at the peak, {rested} later"
+        );
         stalled(1_000_000_000);
         wait_until_resident(before + REST);
     });
     // Only the parent gets here.
-    fs::remove_file(&file).expect("a child made it");
+    fs::remove_file(&file).expect("a child created it");
 }
 
 /// Stalls of other programs and stalls for page cache do not count as memory pressure on this
 /// program. Stalls of its own cgroup do.
 #[test]
-fn only_the_own_cgroup_is_short_of_memory() {
+fn pressure_outside_the_cgroup_is_ignored() {
     let folder = env::temp_dir().join(format!("hayloft-cgroup-{}", process::id()));
     let files = |anon: usize, microseconds: u64| {
         let root = env::var("HAYLOFT_SYSFS").expect("this is a child");
         let cgroup = format!("{root}/fs/cgroup");
-        fs::create_dir_all(&cgroup).expect("folders can be made");
+        fs::create_dir_all(&cgroup).expect("folders can be created");
         let write = |name: &str, text: String| {
             fs::write(format!("{cgroup}/next"), text).expect("the file can be written");
-            fs::rename(format!("{cgroup}/next"), format!("{cgroup}/{name}")).expect("and replaced");
+            fs::rename(format!("{cgroup}/next"), format!("{cgroup}/{name}"))
+                .expect("the file can be replaced");
         };
         write("memory.stat", format!("anon {anon}\nfile 1000000\nkernel 5\n"));
         let line = format!("some avg10=0.00 avg60=0.00 avg300=0.00 total={microseconds}\n");
         write("memory.pressure", line);
     };
     let path = folder.to_str().expect("a path that is text");
-    on_both_backends_with(&[("HAYLOFT_SYSFS", path), THREAD], || {
+    on_both_backends_with(&[("HAYLOFT_SYSFS", path), WITH_BACKGROUND_THREAD], || {
         files(10, 1000);
         let (before, peak) = burst();
         for round in 1..6 {
@@ -352,24 +374,27 @@ fn only_the_own_cgroup_is_short_of_memory() {
             files(10, round * 1_000_000_000);
         }
         let rested = status_bytes("VmRSS");
-        assert!(rested > peak - REST, "{before} before, {peak} at the peak, {rested} later");
-        let patience = Instant::now() + Duration::from_secs(60);
+        assert!(
+            rested > peak - REST,
+            "{before} bytes resident before, {peak} at the peak, {rested} later"
+        );
+        let deadline = Instant::now() + Duration::from_secs(60);
         for round in 10.. {
             files(2_000_000, round * 1_000_000_000);
             thread::sleep(Duration::from_millis(50));
             if status_bytes("VmRSS") < before + REST {
                 break;
             }
-            assert!(Instant::now() < patience, "{} bytes stay", status_bytes("VmRSS"));
+            assert!(Instant::now() < deadline, "{} bytes stay resident", status_bytes("VmRSS"));
         }
     });
     // Only the parent gets here.
-    fs::remove_dir_all(&folder).expect("a child made it");
+    fs::remove_dir_all(&folder).expect("a child created it");
 }
 
 /// A block larger than the one before takes over its memory, and only as much more as it needs.
 #[test]
-fn growing_blocks_use_what_is_there() {
+fn growing_blocks_reuse_freed_memory() {
     on_both_backends(|| {
         let before = status_bytes("VmRSS");
         for size in (8..64).map(|size| size * MB) {
@@ -377,38 +402,41 @@ fn growing_blocks_use_what_is_there() {
         }
         let peak = status_bytes("VmHWM");
         // Less than twice the largest block, although some block may lie behind one of the first.
-        assert!(peak < before + 96 * MB, "{before} before, {peak} at the peak");
+        assert!(peak < before + 96 * MB, "{before} bytes resident before, {peak} at the peak");
     });
 }
 
 /// With a decay time of zero, frees decommit pages at once where no background thread would do so a
 /// moment later.
 #[test]
-fn at_once_is_when_something_is_freed() {
+fn zero_decay_decommits_at_each_free() {
     on_both_backends_with(&[("HAYLOFT_DECAY_MS", "0"), ("HAYLOFT_BACKGROUND", "0")], || {
         let (before, peak) = burst();
         let now = status_bytes("VmRSS");
         // One empty slab of each class stays, and so do the objects in sheaves.
-        assert!(now < before + 2 * REST, "{before} before, {peak} at the peak, {now} now");
+        assert!(
+            now < before + 2 * REST,
+            "{before} bytes resident before, {peak} at the peak, {now} now"
+        );
     });
 }
 
 #[test]
-fn at_once_is_a_moment_later_by_a_thread() {
-    on_both_backends_with(&[("HAYLOFT_DECAY_MS", "0"), THREAD], || {
+fn zero_decay_decommits_soon_with_the_background_thread() {
+    on_both_backends_with(&[("HAYLOFT_DECAY_MS", "0"), WITH_BACKGROUND_THREAD], || {
         let (before, _) = burst();
         wait_until_resident(before + REST);
     });
 }
 
 #[test]
-fn without_a_thread_frees_give_back() {
+fn frees_return_memory_without_the_background_thread() {
     on_both_backends_with(&[("HAYLOFT_BACKGROUND", "0"), ("HAYLOFT_DECAY_MS", "100")], || {
         let before_threads = threads();
         let (before, _) = burst();
-        let patience = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while status_bytes("VmRSS") > before + 2 * REST {
-            assert!(Instant::now() < patience);
+            assert!(Instant::now() < deadline, "{} bytes stay resident", status_bytes("VmRSS"));
             drop(vec![1u8; 2 * MB]);
             thread::sleep(Duration::from_millis(20));
         }
@@ -417,8 +445,8 @@ fn without_a_thread_frees_give_back() {
 }
 
 #[test]
-fn small_programs_have_no_thread() {
-    amid_decay(|| {
+fn small_programs_start_no_background_thread() {
+    with_decay(|| {
         let before = threads();
         for round in 1..200 {
             drop(vec![1u8; round * 1000]);
@@ -429,8 +457,8 @@ fn small_programs_have_no_thread() {
 
 /// The child of a fork lacks the background thread, and starts its own when it needs one.
 #[test]
-fn the_child_of_a_fork_gives_back() {
-    amid_decay(|| {
+fn forked_child_returns_memory() {
+    with_decay(|| {
         let (before, _) = burst();
         wait_until_resident(before + REST);
         in_child(|| {

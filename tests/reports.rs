@@ -12,9 +12,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use hayloft_core::report::Reader;
-use tests::hoard::Hoard;
+use tests::block_stack::BlockStack;
+use tests::entry_points::Hayloft;
 use tests::process::shared_page_of;
-use tests::routes::Hayloft;
 use tests::scenario::{Scenario, describe, is_child};
 use tests::temporary::Temporary;
 
@@ -27,7 +27,7 @@ const LAYOUT: Layout = Layout::new::<[u8; 3072]>();
 /// A report at the end goes to a file descriptor, to standard error or to a path, in the requested
 /// format.
 #[test]
-fn at_the_end() {
+fn report_is_written_at_exit() {
     let use_the_heap = || drop((0..1000).map(|number| number.to_string()).collect::<Vec<_>>());
     for (value, start) in [
         ("stderr", "slabinfo - version"),
@@ -49,7 +49,7 @@ fn at_the_end() {
 }
 
 #[test]
-fn settings_that_make_no_sense() {
+fn malformed_settings_are_reported() {
     for value in [
         ",",
         "2",
@@ -63,9 +63,9 @@ fn settings_that_make_no_sense() {
     ] {
         Scenario::new(value, || {}).env("HAYLOFT_STATS", value).run(|output| {
             let stderr = String::from_utf8_lossy(&output.stderr);
-            let is_named = stderr.contains(&format!("]: HAYLOFT_STATS={value}: "));
-            let is_named = is_named && stderr.lines().count() == 1;
-            assert!(output.status.success() && is_named, "{}", describe(output));
+            let is_reported = stderr.contains(&format!("]: HAYLOFT_STATS={value}: "));
+            let is_reported = is_reported && stderr.lines().count() == 1;
+            assert!(output.status.success() && is_reported, "{}", describe(output));
         });
     }
     for (value, line) in [
@@ -80,7 +80,8 @@ fn settings_that_make_no_sense() {
                 "{}",
                 describe(output)
             );
-            assert!(output.status.success() && stderr.lines().count() == 1);
+            let is_one_line = stderr.lines().count() == 1;
+            assert!(output.status.success() && is_one_line, "{}", describe(output));
         });
     }
     for value in ["", "0", "off"] {
@@ -99,7 +100,7 @@ fn settings_that_make_no_sense() {
 /// Signals that cannot request a report: those that cannot be handled, those that do not exist, and
 /// those of faults, which would recur endlessly.
 #[test]
-fn signals_that_cannot_ask() {
+fn unusable_signals_are_rejected() {
     let faults = [
         libc::SIGSEGV,
         libc::SIGBUS,
@@ -127,7 +128,7 @@ fn signals_that_cannot_ask() {
             let line = format!("]: signal {signal} is taken, of a fault, or none; ignored\n");
             let stderr = String::from_utf8_lossy(&output.stderr);
             assert!(stderr.ends_with(&line) && stderr.lines().count() == 1, "{}", describe(output));
-            assert!(output.status.success());
+            assert!(output.status.success(), "{}", describe(output));
         });
     }
 }
@@ -135,8 +136,8 @@ fn signals_that_cannot_ask() {
 /// With `%p` in the path, each process writes a report. Otherwise only the process that was started
 /// does, not its forks.
 #[test]
-fn forks_write_to_files_of_their_own() {
-    let fork_and_end = || {
+fn forked_children_write_their_own_files() {
+    let fork_and_exit = || {
         // SAFETY: the child does nothing but end, and so does the parent after it.
         unsafe {
             if libc::fork() > 0 {
@@ -145,12 +146,12 @@ fn forks_write_to_files_of_their_own() {
         }
     };
     let folder = Temporary::folder("forks");
-    let files = || fs::read_dir(&folder.0).expect("the folder is there").count();
+    let files = || fs::read_dir(&folder.0).expect("the folder can be read").count();
     let path = folder.0.join("%p.txt");
-    Scenario::new("apart", fork_and_end).env("HAYLOFT_STATS", path).run(|output| {
+    Scenario::new("per-process", fork_and_exit).env("HAYLOFT_STATS", path).run(|output| {
         assert_eq!(files(), 2, "{}", describe(output));
     });
-    Scenario::new("once", fork_and_end).env("HAYLOFT_STATS", "stderr").run(|output| {
+    Scenario::new("shared", fork_and_exit).env("HAYLOFT_STATS", "stderr").run(|output| {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(stderr.matches("slabinfo - version").count(), 1, "{}", describe(output));
     });
@@ -158,7 +159,7 @@ fn forks_write_to_files_of_their_own() {
 
 /// Forks. The child raises a signal that requests a report, uses the heap for a while, and ends by
 /// `exit`.
-fn fork_a_child_that_asks() {
+fn fork_child_that_requests_reports() {
     // SAFETY: the child relies only on what the allocator promises for it, and ends here.
     unsafe {
         let child = libc::fork();
@@ -178,18 +179,18 @@ fn fork_a_child_that_asks() {
 
 /// Allocates and frees enough objects to overflow the sheaves.
 fn use_the_heap() {
-    let mut hoard = Hoard::new(1000);
-    hoard.fill_up(LAYOUT);
-    hoard.free_all(LAYOUT);
+    let mut stack = BlockStack::new(1000);
+    stack.fill(LAYOUT);
+    stack.free_all(LAYOUT);
 }
 
 /// The child writes no report on a signal, periodically, or at its end.
 #[test]
-fn a_child_does_not_write_over_the_file_of_its_parent() {
+fn forked_child_does_not_overwrite_its_parents_file() {
     let folder = Temporary::folder("parents");
     let path = folder.0.join("file");
     let scenario = Scenario::new("", || {
-        fork_a_child_that_asks();
+        fork_child_that_requests_reports();
         // SAFETY: `_exit` has no preconditions. It skips the report at the end.
         unsafe { libc::_exit(0) };
     });
@@ -197,14 +198,14 @@ fn a_child_does_not_write_over_the_file_of_its_parent() {
     let setting = format!("{},every=100,signal={}", path.display(), libc::SIGUSR2);
     scenario.env("HAYLOFT_STATS", setting).run(|output| {
         assert!(output.status.success() && output.stderr.is_empty(), "{}", describe(output));
-        assert_eq!(fs::read_dir(&folder.0).expect("the folder is there").count(), 0);
+        assert_eq!(fs::read_dir(&folder.0).expect("the folder can be read").count(), 0);
     });
 }
 
 /// The child of a fork that stays alive, as a daemon does, writes its own file periodically and at
 /// its end.
 #[test]
-fn a_child_that_stays_reports_like_its_parent() {
+fn long_lived_child_writes_its_own_reports() {
     let folder = Temporary::folder("daemon");
     let setting = folder.0.join("%p,every=1");
     let scenario = Scenario::new("", || {
@@ -212,10 +213,11 @@ fn a_child_that_stays_reports_like_its_parent() {
         unsafe {
             let child = libc::fork();
             if child == 0 {
-                let setting = std::env::var("HAYLOFT_STATS").expect("it is set");
+                let setting = std::env::var("HAYLOFT_STATS").expect("the variable is set");
                 let path = setting.replace("%p,every=1", &process::id().to_string());
-                let shown = || Reader::attach(process::id()).is_ok_and(|mut to| to.read().is_ok());
-                while !Path::new(&path).exists() || !shown() {
+                let is_shown =
+                    || Reader::attach(process::id()).is_ok_and(|mut to| to.read().is_ok());
+                while !Path::new(&path).exists() || !is_shown() {
                     use_the_heap();
                     thread::sleep(Duration::from_millis(10));
                 }
@@ -228,12 +230,15 @@ fn a_child_that_stays_reports_like_its_parent() {
     });
     scenario.env("HAYLOFT_STATS", setting).env("HAYLOFT_STATS_SHM", "1").run(|output| {
         assert!(output.status.success() && output.stderr.is_empty(), "{}", describe(output));
-        assert_eq!(fs::read_dir(&folder.0).expect("the folder is there").count(), 2);
+        assert_eq!(fs::read_dir(&folder.0).expect("the folder can be read").count(), 2);
         let text = String::from_utf8_lossy(&output.stdout);
-        let number = text.lines().find_map(|line| line.strip_prefix("page ")).expect("it says it");
+        let number = text
+            .lines()
+            .find_map(|line| line.strip_prefix("page "))
+            .expect("the child prints its number");
         assert!(
             !shared_page_of(number.parse().expect("a number")).exists(),
-            "it takes its page along"
+            "the child left its shared page behind"
         );
     });
 }
@@ -241,15 +246,15 @@ fn a_child_that_stays_reports_like_its_parent() {
 /// A file that is being rewritten always reads as a whole report, and no other files remain in the
 /// folder. A symbolic link at the path is replaced, not followed.
 #[test]
-fn a_file_is_never_found_half_written() {
+fn report_files_are_replaced_atomically() {
     let folder = Temporary::folder("whole");
     let (path, other) = (folder.0.join("file"), folder.0.join("other"));
     if !is_child() {
         fs::write(&other, "precious").expect("the file can be written");
-        symlink(&other, &path).expect("the link can be made");
+        symlink(&other, &path).expect("the link can be created");
     }
     let scenario = Scenario::new("", || {
-        let setting = std::env::var("HAYLOFT_STATS").expect("it is set");
+        let setting = std::env::var("HAYLOFT_STATS").expect("the variable is set");
         let path = setting.split(',').next().expect("a path");
         let writer = || {
             for _ in 0..500 {
@@ -264,22 +269,24 @@ fn a_file_is_never_found_half_written() {
         let mut later = BTreeSet::new();
         while later.len() < 2 {
             if writers.iter().all(thread::JoinHandle::is_finished) {
-                later.insert(fs::metadata(path).expect("it is there").modified().expect("a time"));
+                later.insert(
+                    fs::metadata(path).expect("the file can be read").modified().expect("a time"),
+                );
             }
-            let text = fs::read_to_string(path).expect("it is there");
+            let text = fs::read_to_string(path).expect("the file can be read");
             if text != "precious" {
                 assert!(text.starts_with("slabinfo - version"), "{text}");
                 assert!(text.contains("\n# irq_works ") && text.ends_with('\n'), "{text}");
-                files.insert(fs::metadata(path).expect("it is there").ino());
+                files.insert(fs::metadata(path).expect("the file can be read").ino());
             }
         }
-        assert!(files.len() > 1, "each is another one");
+        assert!(files.len() > 1, "the file was rewritten in place");
     });
     let setting = format!("{},every=1,signal={}", path.display(), libc::SIGUSR2);
     scenario.env("HAYLOFT_STATS", setting).run(|output| {
         assert!(output.status.success() && output.stderr.is_empty(), "{}", describe(output));
-        assert_eq!(fs::read_dir(&folder.0).expect("the folder is there").count(), 2);
-        assert_eq!(fs::read_to_string(&other).expect("it is there"), "precious");
+        assert_eq!(fs::read_dir(&folder.0).expect("the folder can be read").count(), 2);
+        assert_eq!(fs::read_to_string(&other).expect("the file can be read"), "precious");
         assert!(fs::symlink_metadata(&path).is_ok_and(|file| file.is_file()));
     });
 }
@@ -287,7 +294,7 @@ fn a_file_is_never_found_half_written() {
 /// A program may close its standard error before it ends, or open another file with that
 /// descriptor.
 #[test]
-fn the_file_of_the_start_is_written_or_none() {
+fn report_at_exit_is_written_to_the_original_file_only() {
     let closed = || {
         use_the_heap();
         // SAFETY: nothing else here uses the descriptor.
@@ -301,8 +308,8 @@ fn the_file_of_the_start_is_written_or_none() {
     // A daemon closes all descriptors, and its own files get the lowest numbers.
     let replaced = || {
         use_the_heap();
-        let path = std::env::var("PRECIOUS").expect("it is set");
-        let file = File::create(path).expect("the file can be made");
+        let path = std::env::var("PRECIOUS").expect("the variable is set");
+        let file = File::create(path).expect("the file can be created");
         // SAFETY: nothing else here uses these descriptors.
         unsafe {
             libc::dup2(file.as_raw_fd(), 2);
@@ -319,22 +326,22 @@ fn the_file_of_the_start_is_written_or_none() {
 
 /// Reports are written on request, in a signal handler, and periodically while the program runs.
 #[test]
-fn while_the_program_runs() {
-    let on_demand = || {
+fn reports_are_written_on_a_signal_and_periodically() {
+    let raise_and_exit = || {
         // SAFETY: the allocator handles this signal, and `_exit` has no preconditions.
         unsafe {
             libc::raise(libc::SIGUSR2);
             libc::_exit(0);
         }
     };
-    let asked = Scenario::new("asked", on_demand);
-    asked.env("HAYLOFT_STATS", format!("stderr,signal={}", libc::SIGUSR2)).run(|output| {
+    let on_signal = Scenario::new("on-signal", raise_and_exit);
+    on_signal.env("HAYLOFT_STATS", format!("stderr,signal={}", libc::SIGUSR2)).run(|output| {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(stderr.matches("slabinfo - version").count(), 1, "{}", describe(output));
     });
     let path = Temporary::new("every");
-    let wait_for_it = || {
-        let setting = std::env::var("HAYLOFT_STATS").expect("it is set");
+    let wait_for_report = || {
+        let setting = std::env::var("HAYLOFT_STATS").expect("the variable is set");
         let path = setting.split(',').next().expect("a path");
         while fs::metadata(path).map_or(0, |file| file.len()) == 0 {
             thread::sleep(Duration::from_millis(10));
@@ -343,7 +350,7 @@ fn while_the_program_runs() {
         unsafe { libc::_exit(0) };
     };
     let value = format!("{},every=1", path.0.display());
-    Scenario::new("every", wait_for_it).env("HAYLOFT_STATS", value).run(|output| {
+    Scenario::new("periodic", wait_for_report).env("HAYLOFT_STATS", value).run(|output| {
         assert!(output.status.success(), "{}", describe(output));
         assert!(path.text().starts_with("slabinfo"));
     });

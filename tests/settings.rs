@@ -8,7 +8,7 @@ use std::process;
 use std::thread;
 
 use hayloft_core::cpu;
-use tests::routes::Hayloft;
+use tests::entry_points::Hayloft;
 use tests::scenario::{Scenario, describe};
 
 #[global_allocator]
@@ -38,7 +38,7 @@ const SETTINGS: [(&str, &[&str]); 11] = [
 
 /// A malformed value is reported by one line that names the variable, and the program goes on.
 #[test]
-fn malformed() {
+fn malformed_values_cost_one_warning() {
     for (name, _) in SETTINGS {
         for value in ["quux", "rseq,auto", "\u{1F344}"] {
             let scenario = || println!("{} bytes\nprocess {}", use_the_heap(), process::id());
@@ -51,7 +51,10 @@ fn malformed() {
                 assert_eq!(lines.len(), 1, "{all}");
                 let process = String::from_utf8_lossy(&output.stdout);
                 let process = process.lines().find_map(|line| line.strip_prefix("process "));
-                let start = format!("hayloft[{}]: {name}={value}: ", process.expect("it says so"));
+                let start = format!(
+                    "hayloft[{}]: {name}={value}: ",
+                    process.expect("the child prints its number")
+                );
                 assert!(lines[0].starts_with(&start) && lines[0].ends_with("; ignored"), "{all}");
             });
         }
@@ -60,7 +63,7 @@ fn malformed() {
 
 /// A well-formed or empty value is not reported.
 #[test]
-fn well_formed() {
+fn well_formed_values_cause_no_warning() {
     for (name, values) in SETTINGS {
         for value in values.iter().chain([&""]) {
             let scenario = || println!("{} bytes", use_the_heap());
@@ -77,7 +80,7 @@ fn well_formed() {
 /// An unknown variable that begins like a setting is reported, with the setting that it resembles,
 /// if any.
 #[test]
-fn unknown() {
+fn unknown_settings_are_reported_with_the_nearest_name() {
     for (name, line) in [
         ("HAYLOFT_STAT", "HAYLOFT_STAT: no such setting; HAYLOFT_STATS is one"),
         ("HAYLOFT_LIMTI", "HAYLOFT_LIMTI: no such setting; HAYLOFT_LIMIT is one"),
@@ -90,15 +93,15 @@ fn unknown() {
             let all = describe(output);
             assert!(output.status.success(), "{all}");
             let stderr = String::from_utf8_lossy(&output.stderr);
-            let said = stderr.trim_end().split_once("]: ").map_or("", |(_, said)| said);
-            assert_eq!(said, line, "{all}");
+            let message = stderr.trim_end().split_once("]: ").map_or("", |(_, message)| message);
+            assert_eq!(message, line, "{all}");
         });
     }
 }
 
 /// The warning about a limit states what is wrong with it.
 #[test]
-fn limits() {
+fn malformed_limits_are_reported_with_the_reason() {
     for (value, why) in [
         ("600M:500M", "the soft limit, which comes first, is above the hard one"),
         ("10K", "a limit of less than 1M"),
@@ -116,7 +119,7 @@ fn limits() {
 /// Settings keep their values from the start, even if the program overwrites its environment in
 /// place or sets variables.
 #[test]
-fn the_environment_is_read_at_the_start() {
+fn settings_keep_their_values_from_the_start() {
     Scenario::new("", || {
         // Some programs overwrite their environment to change what `ps` shows, others set variables
         // while threads run.
@@ -150,7 +153,7 @@ fn use_the_heap_in_threads(count: usize) {
     for _ in 0..3 {
         let threads: Vec<_> = (0..count).map(|_| thread::spawn(use_the_heap)).collect();
         for thread in threads {
-            assert_eq!(thread.join().expect("the thread ends well"), 2890);
+            assert_eq!(thread.join().expect("the thread does not panic"), 2890);
         }
     }
 }
@@ -164,14 +167,14 @@ fn is_registered() -> Option<bool> {
     #[repr(C, align(32))]
     struct Area([u32; 8]);
     let mut area = Area([0; 8]);
-    let mut ask = |flags: libc::c_int| {
+    let mut register = |flags: libc::c_int| {
         let (area, len) = (&raw mut area, size_of::<Area>() as libc::c_uint);
         // SAFETY: the area has that length, and the second call unregisters it before it goes out
         // of scope.
         unsafe { libc::syscall(libc::SYS_rseq, area, len, flags, SIGNATURE) }
     };
-    if ask(0) == 0 {
-        assert_eq!(ask(UNREGISTER), 0);
+    if register(0) == 0 {
+        assert_eq!(register(UNREGISTER), 0);
         return Some(false);
     }
     let error = io::Error::last_os_error().raw_os_error();
@@ -181,7 +184,7 @@ fn is_registered() -> Option<bool> {
 /// Where the C library does not register threads for restartable sequences, as musl does not, the
 /// allocator does, unless it must use the fallback.
 #[test]
-fn rseq_left_to_us() {
+fn threads_are_registered_for_rseq_where_the_c_library_does_not() {
     for (backend, registers) in [("rseq", true), ("fallback", false)] {
         let scenario = || {
             use_the_heap_in_threads(4);
@@ -189,9 +192,11 @@ fn rseq_left_to_us() {
                 use_the_heap();
                 is_registered()
             });
-            for is_registered in [is_registered(), in_thread.join().expect("the thread ends well")]
+            for is_registered in
+                [is_registered(), in_thread.join().expect("the thread does not panic")]
             {
-                assert!(is_registered.is_none_or(|is_registered| is_registered == registers));
+                let is_right = is_registered.is_none_or(|is_registered| is_registered == registers);
+                assert!(is_right, "registered: {is_registered:?}, expected: {registers}");
             }
         };
         Scenario::new(backend, scenario)
@@ -203,6 +208,8 @@ fn rseq_left_to_us() {
 
 /// Where the kernel refuses restartable sequences, the allocator uses the fallback.
 #[test]
-fn rseq_refused() {
-    Scenario::new("threads", || use_the_heap_in_threads(4)).refuse(libc::SYS_rseq).succeeds();
+fn fallback_is_used_where_rseq_is_refused() {
+    Scenario::new("threads", || use_the_heap_in_threads(4))
+        .refuse_system_call(libc::SYS_rseq)
+        .succeeds();
 }

@@ -11,7 +11,7 @@ use std::process::Command;
 use std::ptr;
 use std::thread;
 
-use tests::routes::Hayloft;
+use tests::entry_points::Hayloft;
 use tests::scenario::{Scenario, on_both_backends};
 
 #[global_allocator]
@@ -39,10 +39,10 @@ unsafe impl Send for Loaded {}
 
 /// The library's functions. An object of the library is passed as its address.
 struct Functions {
-    use_it: extern "C" fn() -> usize,
+    allocate: extern "C" fn() -> usize,
     make: extern "C" fn() -> usize,
-    end: extern "C" fn(usize) -> bool,
-    go_on: extern "C" fn(),
+    drop_object: extern "C" fn(usize) -> bool,
+    start_threads: extern "C" fn(),
 }
 
 impl Loaded {
@@ -58,7 +58,7 @@ impl Loaded {
     fn function(&self, name: &CStr) -> *mut c_void {
         // SAFETY: the handle is open, and the name ends in a null byte.
         let found = unsafe { libc::dlsym(self.0, name.as_ptr()) };
-        assert!(!found.is_null(), "{name:?}");
+        assert!(!found.is_null(), "the library lacks {name:?}");
         found
     }
 
@@ -67,17 +67,17 @@ impl Loaded {
         // file tests.
         unsafe {
             Functions {
-                use_it: mem::transmute::<*mut c_void, extern "C" fn() -> usize>(
-                    self.function(c"shared_use"),
+                allocate: mem::transmute::<*mut c_void, extern "C" fn() -> usize>(
+                    self.function(c"shared_allocate"),
                 ),
                 make: mem::transmute::<*mut c_void, extern "C" fn() -> usize>(
                     self.function(c"shared_make"),
                 ),
-                end: mem::transmute::<*mut c_void, extern "C" fn(usize) -> bool>(
-                    self.function(c"shared_end"),
+                drop_object: mem::transmute::<*mut c_void, extern "C" fn(usize) -> bool>(
+                    self.function(c"shared_drop"),
                 ),
-                go_on: mem::transmute::<*mut c_void, extern "C" fn()>(
-                    self.function(c"shared_go_on"),
+                start_threads: mem::transmute::<*mut c_void, extern "C" fn()>(
+                    self.function(c"shared_start_threads"),
                 ),
             }
         }
@@ -96,40 +96,40 @@ fn is_mapped() -> bool {
 
 /// Loads, uses and closes the library at `path`, and checks that it stays usable.
 fn load_use_and_close(path: &CStr) {
-    assert!(!is_mapped());
+    assert!(!is_mapped(), "the library is mapped before it is loaded");
     let library = Loaded::new(path);
-    let Functions { use_it, make, end, go_on } = library.functions();
+    let Functions { allocate, make, drop_object, start_threads } = library.functions();
     // Threads other than the one that loaded the library use its heap.
     let made: Vec<_> = thread::scope(|scope| {
         let made: Vec<_> = (0..4).map(|_| scope.spawn(|| make())).collect();
-        made.into_iter().map(|thread| thread.join().expect("it is made")).collect()
+        made.into_iter().map(|thread| thread.join().expect("the object is created")).collect()
     });
-    assert_eq!(use_it(), 1);
-    go_on();
+    assert_eq!(allocate(), 1);
+    start_threads();
     library.close();
-    assert!(is_mapped());
+    assert!(is_mapped(), "the closed library was unmapped");
     for made in made {
-        assert!(thread::spawn(move || end(made)).join().expect("it is ended"));
+        assert!(thread::spawn(move || drop_object(made)).join().expect("the object is dropped"));
     }
-    assert_eq!(use_it(), 2);
-    assert!(end(make()));
+    assert_eq!(allocate(), 2);
+    assert!(drop_object(make()));
 
     let again = Loaded::new(path);
-    assert_eq!(again.function(c"shared_use"), use_it as *mut c_void);
-    assert_eq!(use_it(), 3, "it is the same library, in the same state");
+    assert_eq!(again.function(c"shared_allocate"), allocate as *mut c_void);
+    assert_eq!(allocate(), 3, "the library was loaded a second time");
     again.close();
-    assert_eq!(use_it(), 4);
+    assert_eq!(allocate(), 4);
 }
 
 #[test]
-fn a_library_that_was_closed_stays() {
+fn closed_library_stays_usable() {
     let path = library();
     on_both_backends(|| load_use_and_close(&path));
 }
 
-/// Of two Haylofts that would register the threads for restartable sequences, one does.
+/// Of two Haylofts in one process, one registers the threads for restartable sequences.
 #[test]
-fn rseq_left_to_us() {
+fn one_of_two_allocators_registers_threads_for_rseq() {
     let path = library();
     Scenario::new("", || load_use_and_close(&path))
         .env("GLIBC_TUNABLES", "glibc.pthread.rseq=0")
@@ -157,36 +157,35 @@ fn in_bare_thread<F: FnOnce() + Send>(body: F) {
     assert!(body.is_none());
 }
 
-/// A thread can be registered once for restartable sequences. Of two Haylofts that would register
-/// it, the first one to run on it does. The other one serves this thread without them, and uses
-/// them in the threads on which it ran first.
+/// A thread can be registered once for restartable sequences. Of two Haylofts, the one that runs
+/// first on a thread registers it. The other one serves this thread without restartable sequences.
 #[test]
-fn each_registers_the_threads_it_comes_to_first() {
+fn each_allocator_registers_the_threads_that_it_serves_first() {
     let path = library();
     let scenario = || {
         // The program's Hayloft has decided on its backend already, on another thread. On this
         // thread the library's Hayloft runs first, in its constructor.
         let mut library = None;
         in_bare_thread(|| library = Some(Loaded::new(&path)));
-        let library = library.expect("it is loaded");
-        let Functions { use_it, make, end, go_on } = library.functions();
-        go_on();
+        let library = library.expect("the library is loaded");
+        let Functions { allocate, make, drop_object, start_threads } = library.functions();
+        start_threads();
         let own = |round: usize| (0..1000).map(|word| Box::new(word + round)).collect::<Vec<_>>();
         let mut kept = Vec::new();
         for round in 0..40 {
             in_bare_thread(|| {
-                let theirs_first = (round % 2 == 0).then(|| make());
+                let made_first = (round % 2 == 0).then(|| make());
                 let ours = own(round);
-                let theirs = theirs_first.unwrap_or_else(|| make());
+                let theirs = made_first.unwrap_or_else(|| make());
                 // Blocks of the previous thread, on which the other Hayloft ran first.
                 if let Some((ours, theirs)) = kept.pop() {
                     assert_eq!(ours, own(round - 1));
-                    assert!(end(theirs));
+                    assert!(drop_object(theirs));
                 }
                 kept.push((ours, theirs));
             });
         }
-        assert_eq!(use_it(), 1);
+        assert_eq!(allocate(), 1);
     };
     Scenario::new("", scenario)
         .env("GLIBC_TUNABLES", "glibc.pthread.rseq=0")
@@ -196,7 +195,7 @@ fn each_registers_the_threads_it_comes_to_first() {
 
 /// As above, but without a process of its own, which an emulator cannot start.
 #[test]
-#[ignore = "the others do the same"]
-fn in_this_process() {
+#[ignore = "for an emulator; the other tests do the same in children"]
+fn closed_library_stays_usable_without_a_child_process() {
     load_use_and_close(&library());
 }

@@ -12,8 +12,8 @@ use hayloft_core::cache::{Cache, CacheFlags};
 use hayloft_core::report::{self, Format};
 use hayloft_core::stats::{self, CacheStats, NodeStats, Stats};
 use serde_json::Value;
-use tests::hoard::Hoard;
-use tests::routes::Hayloft;
+use tests::block_stack::BlockStack;
+use tests::entry_points::Hayloft;
 use tests::scenario::on_both_backends;
 use tests::temporary::Temporary;
 
@@ -30,11 +30,11 @@ fn of_size(size: usize) -> CacheStats {
 }
 
 #[test]
-fn objects_are_counted_where_they_are() {
+fn objects_are_counted_by_location() {
     on_both_backends(|| {
         let before = of_size(LAYOUT.size());
-        let mut hoard = Hoard::new(1000);
-        hoard.fill_up(LAYOUT);
+        let mut stack = BlockStack::new(1000);
+        stack.fill(LAYOUT);
         let full = of_size(LAYOUT.size());
         assert_eq!(full.in_use, before.in_use + 1000, "{full:?}");
         assert!(full.bytes() >= 1000 * LAYOUT.size());
@@ -42,7 +42,7 @@ fn objects_are_counted_where_they_are() {
         assert!(full.in_sheaves + full.in_barns <= free, "{full:?}");
         assert!(full.events.refills > before.events.refills);
         assert!(full.events.barn_empty > 0 && full.events.new_slabs as usize >= full.slabs);
-        hoard.free_all(LAYOUT);
+        stack.free_all(LAYOUT);
         let empty = of_size(LAYOUT.size());
         assert_eq!(empty.in_use, before.in_use, "{empty:?}");
         assert!(empty.events.flushes > 0 && empty.events.barn_full > 0, "{empty:?}");
@@ -55,12 +55,12 @@ fn objects_are_counted_where_they_are() {
 }
 
 #[test]
-fn parts_add_up() {
+fn totals_equal_the_sums_of_their_parts() {
     on_both_backends(|| {
-        let mut hoard = Hoard::new(1000);
-        hoard.fill_up(LAYOUT);
-        let mut large = Hoard::new(10);
-        large.fill_up(Layout::new::<[u8; 2 << 20]>());
+        let mut stack = BlockStack::new(1000);
+        stack.fill(LAYOUT);
+        let mut large = BlockStack::new(10);
+        large.fill(Layout::new::<[u8; 2 << 20]>());
         let stats = stats::gather();
         let sum =
             |of: fn(&CacheStats) -> usize| stats.caches().map(|cache| of(&cache)).sum::<usize>();
@@ -76,7 +76,7 @@ fn parts_add_up() {
         assert_eq!(held, sum(|cache| cache.in_sheaves));
         let refills = stats.cpus().map(|cpu| cpu.events.refills).sum::<u64>();
         assert_eq!(refills, stats.caches().map(|cache| cache.events.refills).sum::<u64>());
-        hoard.free_all(LAYOUT);
+        stack.free_all(LAYOUT);
         large.free_all(Layout::new::<[u8; 1 << 20]>());
         hayloft_core::heap::trim();
         let trimmed = stats::gather();
@@ -99,11 +99,11 @@ fn written(format: Format) -> String {
     let layout = Layout::new::<[u64; 7]>();
     let name = "of \"quotes\",\nand \\";
     let cache = Cache::builder(name, layout).flags(CacheFlags::NO_MERGE).build();
-    let cache = cache.expect("a cache can be made");
-    let objects: Vec<_> = (0..3).map(|_| cache.alloc().expect("there is memory")).collect();
+    let cache = cache.expect("a cache can be created");
+    let objects: Vec<_> = (0..3).map(|_| cache.alloc().expect("memory")).collect();
     let to = Temporary::new("written");
-    let file = File::create(&to.0).expect("the file can be made");
-    assert!(report::write(file.as_raw_fd(), format));
+    let file = File::create(&to.0).expect("the file can be created");
+    assert!(report::write(file.as_raw_fd(), format), "the report cannot be written");
     for object in objects {
         // SAFETY: the object belongs to this cache and is freed once.
         unsafe { cache.free(object) };
@@ -112,7 +112,7 @@ fn written(format: Format) -> String {
 }
 
 #[test]
-fn open_metrics() {
+fn openmetrics_report_can_be_parsed() {
     let text = written(Format::OpenMetrics);
     let exposition = openmetrics_parser::openmetrics::parse_openmetrics(&text);
     let families = exposition.expect("the text is in the format").families;
@@ -125,7 +125,7 @@ fn open_metrics() {
 }
 
 #[test]
-fn slabinfo() {
+fn slabinfo_report_is_well_formed() {
     let text = written(Format::Slabinfo);
     let mut lines = text.lines();
     assert_eq!(lines.next(), Some("slabinfo - version: 2.1 (statistics)"));
@@ -155,11 +155,11 @@ fn slabinfo() {
 
 /// The table for people fits on a screen, in lines and in columns.
 #[test]
-fn table() {
-    let mut hoard = Hoard::new(100_000);
-    hoard.fill_up(LAYOUT);
+fn table_report_fits_on_a_screen() {
+    let mut stack = BlockStack::new(100_000);
+    stack.fill(LAYOUT);
     let text = written(Format::Table);
-    hoard.free_all(LAYOUT);
+    stack.free_all(LAYOUT);
     let lines: Vec<_> = text.lines().collect();
     let start = format!("hayloft[{}]: ", process::id());
     assert!(
@@ -180,7 +180,7 @@ fn table() {
 }
 
 #[test]
-fn json() {
+fn json_report_can_be_parsed() {
     let text = written(Format::Json);
     let report: Value = serde_json::from_str(&text).expect("the text is JSON");
     let ours = report["caches"]
@@ -188,29 +188,29 @@ fn json() {
         .expect("a list")
         .iter()
         .find(|cache| cache["name"] == "of \"quotes\",\nand \\");
-    assert_eq!(ours.expect("the cache is there")["in_use"], 3);
+    assert_eq!(ours.expect("the cache is listed")["in_use"], 3);
     assert!(report["stats"]["held"].as_u64() > report["stats"]["free"].as_u64());
     assert!(!report["cpus"].as_array().expect("a list").is_empty());
     assert!(!report["nodes"].as_array().expect("a list").is_empty());
 }
 
 #[test]
-fn a_file_that_takes_no_more_is_noticed() {
-    let full = File::options().write(true).open("/dev/full").expect("there is such a device");
+fn write_errors_are_reported() {
+    let full = File::options().write(true).open("/dev/full").expect("/dev/full exists");
     for format in [Format::Slabinfo, Format::Table, Format::OpenMetrics, Format::Json] {
-        assert!(!report::write(full.as_raw_fd(), format));
-        assert!(!report::write(-1, format));
+        assert!(!report::write(full.as_raw_fd(), format), "a full device took a report");
+        assert!(!report::write(-1, format), "a descriptor that is not open took a report");
     }
 }
 
 /// Names in reports are distinct, and each is one word in tables.
 #[test]
-fn names_are_distinct() {
+fn cache_names_in_reports_are_distinct() {
     let layout = Layout::new::<[u64; 9]>();
     let made = ["cut off after thirty-two letters, one", "cut off after thirty-two letters, two"]
         .map(|name| Cache::builder(name, layout).flags(CacheFlags::NO_MERGE).build())
-        .map(|cache| cache.expect("a cache can be made"));
-    let objects = made.each_ref().map(|cache| cache.alloc().expect("there is memory"));
+        .map(|cache| cache.expect("a cache can be created"));
+    let objects = made.each_ref().map(|cache| cache.alloc().expect("memory"));
     let shown = || {
         let all = stats::gather().caches().map(|cache| cache.name.to_string());
         all.filter(|name| name.starts_with("cut off after ")).collect::<Vec<_>>()
@@ -224,13 +224,13 @@ fn names_are_distinct() {
         // SAFETY: the object belongs to its cache and is freed once.
         unsafe { cache.free(object) };
     }
-    made.into_iter().for_each(|cache| cache.destroy().expect("nothing is in use"));
+    made.into_iter().for_each(|cache| cache.destroy().expect("no object is in use"));
 }
 
 /// Statistics that are gathered while other threads allocate, and create and destroy caches, are
 /// plausible.
 #[test]
-fn amid_others() {
+fn statistics_are_plausible_amid_other_threads() {
     on_both_backends(|| {
         let (done, is_done) = mpsc::channel::<()>();
         let churn = thread::spawn(move || {
@@ -239,9 +239,8 @@ fn amid_others() {
                 let name = format!("amid {}", round % 3);
                 let layout = Layout::new::<[u64; 20]>();
                 let cache = Cache::builder(&name, layout).flags(CacheFlags::NO_MERGE).build();
-                let cache = cache.expect("a cache can be made");
-                let objects: Vec<_> =
-                    (0..100).map(|_| cache.alloc().expect("there is memory")).collect();
+                let cache = cache.expect("a cache can be created");
+                let objects: Vec<_> = (0..100).map(|_| cache.alloc().expect("memory")).collect();
                 for object in objects {
                     // SAFETY: the object belongs to this cache and is freed once.
                     unsafe { cache.free(object) };
@@ -249,7 +248,7 @@ fn amid_others() {
                 // SAFETY: the layout is not empty, and the block is freed once, with the same
                 // layout.
                 unsafe { GLOBAL.dealloc(GLOBAL.alloc(LAYOUT), LAYOUT) };
-                cache.destroy().expect("nothing is in use");
+                cache.destroy().expect("no object is in use");
                 round += 1;
             }
         });
@@ -263,6 +262,6 @@ fn amid_others() {
             }
         }
         drop(done);
-        churn.join().expect("it ends well");
+        churn.join().expect("the thread does not panic");
     });
 }

@@ -34,7 +34,7 @@ static STEPS: AtomicUsize = AtomicUsize::new(0);
 /// Outermost frame of the thread's stack, which every walk must reach.
 static OUTERMOST: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
 /// Number of walks that did not reach it, and the instruction at which the first of them began.
-static LOST: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
+static TRUNCATED: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
 
 unsafe extern "C" {
     fn backtrace(frames: *mut *mut c_void, room: c_int) -> c_int;
@@ -65,9 +65,9 @@ extern "C" fn stepped(_signal: c_int, _info: *mut libc::siginfo_t, context: *mut
         unsafe { ptr::with_exposed_provenance::<[u8; 2]>(instruction).read() } == [0xff, 0x25];
     if !in_stub
         && outermost() != OUTERMOST.load(Ordering::Relaxed)
-        && LOST[0].fetch_add(1, Ordering::Relaxed) == 0
+        && TRUNCATED[0].fetch_add(1, Ordering::Relaxed) == 0
     {
-        LOST[1].store(instruction, Ordering::Relaxed);
+        TRUNCATED[1].store(instruction, Ordering::Relaxed);
     }
 }
 
@@ -88,13 +88,13 @@ fn step_through(what: &str, run: impl Fn()) {
         let steps = STEPS.load(Ordering::Relaxed);
         println!("{what}, round {round}: {steps} steps");
         assert!(steps > 20 && steps < MOST_STEPS, "{what}, round {round}: {steps} steps");
-        let [lost, first] = LOST.each_ref().map(|count| count.load(Ordering::Relaxed));
-        assert_eq!(lost, 0, "{what}: stacks not walked to their end, the first from {first:#x}");
+        let [truncated, first] = TRUNCATED.each_ref().map(|count| count.load(Ordering::Relaxed));
+        assert_eq!(truncated, 0, "{what}: incomplete stack walks, the first from {first:#x}");
     }
 }
 
 #[test]
-fn a_thread_that_is_stepped_makes_progress_and_its_stack_is_known() {
+fn single_stepped_thread_makes_progress_and_can_be_unwound() {
     on_both_backends(|| {
         handle_traps();
         step_through_all();

@@ -3,10 +3,10 @@
 
 use std::alloc::Layout;
 
+use tests::entry_points::{Hayloft, Registered};
 use tests::model::{LIVE_MAX, Model};
-use tests::routes::{Hayloft, Registered};
 use tests::scenario::on_both_backends;
-use tests::sizes::borders;
+use tests::sizes::boundaries;
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -23,11 +23,11 @@ fn layout(size: usize, align: usize) -> Layout {
 /// Blocks of every size, three side by side, do not disturb each other or survivors of earlier
 /// sizes.
 #[test]
-fn every_size() {
+fn blocks_of_every_size_keep_their_contents() {
     on_both_backends(|| {
         let mut model = Model::new(Registered, 1);
-        let borders = borders(LARGEST).filter(|size| *size > LARGEST_SMALL);
-        for size in (1..=LARGEST_SMALL).chain(borders) {
+        let boundaries = boundaries(LARGEST).filter(|size| *size > LARGEST_SMALL);
+        for size in (1..=LARGEST_SMALL).chain(boundaries) {
             for align in [1, 8, 16] {
                 model.alloc(layout(size, align));
             }
@@ -45,10 +45,10 @@ fn every_size() {
 
 /// Every alignment up to a page works at every border of size classes.
 #[test]
-fn every_alignment() {
+fn every_alignment_works_at_every_class_boundary() {
     on_both_backends(|| {
         let mut model = Model::new(Hayloft, 2);
-        for size in borders(LARGEST) {
+        for size in boundaries(LARGEST) {
             for power in 0..=12 {
                 model.alloc(layout(size, 1 << power));
                 model.alloc_zeroed(layout(size, 1 << power));
@@ -61,10 +61,10 @@ fn every_alignment() {
 /// Enough blocks of one size to take several slabs, and to fill and empty a CPU's sheaf, can be
 /// allocated three times over. Memory must come back from wherever it went.
 #[test]
-fn many_of_a_size() {
+fn freed_memory_of_a_size_can_be_allocated_again() {
     on_both_backends(|| {
         let mut model = Model::new(Registered, 3);
-        for size in borders(LARGEST).step_by(5) {
+        for size in boundaries(LARGEST).step_by(5) {
             let count = ((1 << 20) / size).clamp(16, LIVE_MAX / 2);
             for _ in 0..3 {
                 (0..count).for_each(|_| model.alloc(layout(size, 1)));
@@ -77,10 +77,10 @@ fn many_of_a_size() {
 
 /// `alloc_zeroed` returns zeroed memory even if that was written and freed before.
 #[test]
-fn zeroed_after_dirty_frees() {
+fn alloc_zeroed_clears_reused_memory() {
     on_both_backends(|| {
         let mut model = Model::new(Registered, 4);
-        for size in borders(LARGEST).chain([5 << 20]) {
+        for size in boundaries(LARGEST).chain([5 << 20]) {
             for align in [1, 64] {
                 (0..4).for_each(|_| model.alloc(layout(size, align)));
                 model.free_all();
@@ -94,9 +94,9 @@ fn zeroed_after_dirty_frees() {
 /// Blocks are resized from border to border, up one by one and down again, and across the whole
 /// range at once.
 #[test]
-fn realloc_over_every_border() {
+fn realloc_keeps_contents_across_class_boundaries() {
     on_both_backends(|| {
-        let sizes: Vec<_> = borders(256 << 10).collect();
+        let sizes: Vec<_> = boundaries(256 << 10).collect();
         for align in [1, 16, 256, 4096] {
             let mut model = Model::new(Registered, 5);
             model.alloc(layout(sizes[0], align));
@@ -118,7 +118,7 @@ fn realloc_over_every_border() {
 
 /// Large blocks are resized by doubling, halving and odd steps.
 #[test]
-fn realloc_of_large_blocks() {
+fn realloc_keeps_contents_of_large_blocks() {
     on_both_backends(|| {
         let mut model = Model::new(Hayloft, 6);
         for align in [1, 4096, 64 << 10] {

@@ -1,5 +1,5 @@
-//! System limits other than that on address space (see `exhaustion.rs`): on mappings, on committed
-//! memory, and on a cgroup's memory.
+//! System limits other than the one on address space (see `exhaustion.rs`): on mappings, on
+//! committed memory, and on a cgroup's memory.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::env;
@@ -8,9 +8,9 @@ use std::path::Path;
 use std::ptr;
 
 use tests::cgroup::{self, Cgroup};
+use tests::entry_points::Hayloft;
 use tests::pattern;
-use tests::process::{machine_bytes, status_bytes};
-use tests::routes::Hayloft;
+use tests::process::{meminfo_bytes, status_bytes};
 use tests::scenario::{Scenario, on_both_backends};
 use tests::skipped;
 use tests::sysfs::pin_here;
@@ -122,7 +122,7 @@ struct Mappings {
 
 impl Mappings {
     /// Creates mappings until the process may have no others.
-    fn use_up() -> Mappings {
+    fn exhaust() -> Mappings {
         // SAFETY: `sysconf` takes a number only.
         let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
         let pages = number("/proc/sys/vm/max_map_count") + 2;
@@ -134,7 +134,7 @@ impl Mappings {
         let mut mappings = Mappings { address, page, pages, last: 1 };
         while mappings.protect(mappings.last, libc::PROT_READ) {
             mappings.last += 2;
-            assert!(mappings.last < pages, "there is no limit");
+            assert!(mappings.last < pages, "the kernel has no limit on mappings");
         }
         mappings
     }
@@ -145,12 +145,12 @@ impl Mappings {
         unsafe { libc::mprotect(self.address.byte_add(number * self.page), self.page, rights) == 0 }
     }
 
-    fn give_two_back(&mut self) {
+    fn release_two(&mut self) {
         self.last -= 2;
-        assert!(self.protect(self.last, libc::PROT_NONE), "two mappings less");
+        assert!(self.protect(self.last, libc::PROT_NONE), "two mappings cannot be merged");
     }
 
-    fn give_all_back(self) {
+    fn release_all(self) {
         // SAFETY: the mapping has that length, and nothing uses it.
         assert_eq!(unsafe { libc::munmap(self.address, self.pages * self.page) }, 0);
     }
@@ -159,20 +159,20 @@ impl Mappings {
 /// While the process may create no or few mappings, allocations may be refused, but no block is
 /// damaged. Afterwards none is refused.
 #[test]
-fn mappings_are_used_up() {
+fn exhausted_mappings_damage_no_blocks() {
     on_both_backends(|| {
         for before in [false, true] {
             if before {
-                assert_eq!(use_memory(), 0);
+                assert_eq!(use_memory(), 0, "allocations refused");
             }
-            let mut mappings = Mappings::use_up();
+            let mut mappings = Mappings::exhaust();
             let refused = [(); 6].map(|()| {
                 let refused = use_memory();
-                mappings.give_two_back();
+                mappings.release_two();
                 refused
             });
-            mappings.give_all_back();
-            assert_eq!(use_memory(), 0);
+            mappings.release_all();
+            assert_eq!(use_memory(), 0, "allocations refused");
             println!("{refused:?} refused");
         }
     });
@@ -181,7 +181,7 @@ fn mappings_are_used_up() {
 /// Large blocks that grow and move repeatedly do not exhaust the process's mappings, since their
 /// number depends only on the blocks in use. Blocks still move, however many moved before.
 #[test]
-fn moving_blocks_uses_up_no_mappings() {
+fn moving_blocks_does_not_exhaust_mappings() {
     on_both_backends(|| {
         let mappings = || fs::read_to_string("/proc/self/maps").expect("/proc is mounted");
         let mut count = 0;
@@ -221,7 +221,7 @@ fn moving_blocks_uses_up_no_mappings() {
             // A moved block is a mapping of its own.
             let is_moved = |block: &&*mut u8| mappings.contains(&format!("\n{:x}-", block.addr()));
             let moved = blocks.iter().filter(is_moved).count();
-            assert!(moved > blocks.len() / 4, "{moved} blocks are where they were moved");
+            assert!(moved > blocks.len() / 4, "only {moved} blocks are mappings of their own");
         }
     });
 }
@@ -229,19 +229,22 @@ fn moving_blocks_uses_up_no_mappings() {
 /// Under strict overcommit the kernel counts all writable memory and refuses more than the limit.
 /// Reserved address space does not count, blocks do, and the allocation beyond the limit is null.
 #[test]
-#[ignore = "for a machine with vm.overcommit_memory=2: see .ci/limits"]
-fn strict_overcommit() {
+#[ignore = "needs vm.overcommit_memory=2: see .ci/limits"]
+fn strict_overcommit_counts_blocks_only() {
     assert_eq!(number("/proc/sys/vm/overcommit_memory"), 2);
     on_both_backends(|| {
         const LARGE: usize = 64 * MIB;
         let layout = Layout::from_size_align(LARGE, 8).expect("a valid layout");
-        let most = machine_bytes("CommitLimit");
-        assert!(status_bytes("VmSize") > most, "all that is reserved could not be committed");
+        let most = meminfo_bytes("CommitLimit");
+        assert!(
+            status_bytes("VmSize") > most,
+            "the reserved address space is within the commit limit"
+        );
         for _ in 0..2 {
             let mut blocks = [ptr::null_mut::<u8>(); 4096];
             let mut count = 0;
             loop {
-                assert!(count * LARGE < most, "never refused");
+                assert!(count * LARGE < most, "no allocation was refused");
                 // SAFETY: the size is not zero.
                 let block = unsafe { Hayloft.alloc(layout) };
                 if block.is_null() {
@@ -254,17 +257,20 @@ fn strict_overcommit() {
                 blocks[count] = block;
                 count += 1;
             }
-            assert_ne!(count, 0);
+            assert_ne!(count, 0, "no block fits");
             // SAFETY: the blocks are live with this layout, and each is freed once.
             unsafe {
-                assert!(Hayloft.realloc(blocks[0], layout, 2 * LARGE).is_null());
+                assert!(
+                    Hayloft.realloc(blocks[0], layout, 2 * LARGE).is_null(),
+                    "realloc succeeded"
+                );
                 for (id, block) in blocks[..count].iter().enumerate() {
                     assert_eq!(pattern::find_mismatch(*block, 1000, id as u64), None);
                     Hayloft.dealloc(*block, layout);
                 }
             }
         }
-        assert_eq!(use_memory(), 0);
+        assert_eq!(use_memory(), 0, "allocations refused");
     });
 }
 
@@ -285,7 +291,7 @@ impl Chain {
             // SAFETY: the size is not zero, and a block has room for an address.
             unsafe {
                 let block = Hayloft.alloc(chain.layout);
-                assert!(!block.is_null());
+                assert!(!block.is_null(), "{size} bytes were refused");
                 block.write_bytes(1, size);
                 let block: *mut *mut u8 = block.cast();
                 block.write(chain.first.cast());
@@ -312,19 +318,19 @@ impl Drop for Chain {
 /// Bursts of blocks follow each other, each of another size and two thirds of the cgroup's memory.
 /// Freed memory must serve the next burst, or the kernel kills the process.
 #[test]
-fn bursts_in_a_cgroup() {
+fn bursts_fit_in_a_cgroup() {
     const PATH: &str = "TEST_CGROUP";
-    // The parent makes the cgroup, its children use it.
-    let group = env::var_os(PATH).is_none().then(|| Cgroup::of_memory(136 * MIB)).flatten();
+    // The parent creates the cgroup, its children use it.
+    let group = env::var_os(PATH).is_none().then(|| Cgroup::with_memory_limit(136 * MIB)).flatten();
     let path = group.as_ref().map(|group| group.path().into()).or_else(|| env::var_os(PATH));
     let Some(path) = path else {
-        skipped("bursts in a cgroup", "no cgroup can be made here");
+        skipped("bursts in a cgroup", "cgroups cannot be created here");
         return;
     };
     for backend in ["rseq", "fallback"] {
         let bursts = || {
             let group = env::var_os(PATH).expect("a path");
-            cgroup::join(Path::new(&group)).expect("a cgroup of ours");
+            cgroup::join(Path::new(&group)).expect("this test created the cgroup");
             // The sheaves of a CPU that the thread leaves keep their blocks until a window ends.
             pin_here();
             for size in [64, 9000, 300, 130_000, 1000, 3 * MIB, 200, 20_000, 6 * MIB, 5000] {

@@ -13,22 +13,22 @@ use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use tests::entry_points::{Hayloft, Registered};
 use tests::model::Model;
 use tests::pattern;
 use tests::process::status_bytes;
-use tests::routes::{Hayloft, Registered};
-use tests::scenario::{Scenario, amid_decay};
+use tests::scenario::{Scenario, with_decay};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
 
 /// A buffer whose contents are recomputed from a number.
-struct Parcel {
+struct CheckedBuffer {
     bytes: Vec<u8>,
     id: u64,
 }
 
-impl Parcel {
+impl CheckedBuffer {
     fn new(id: u64) -> Self {
         let mut bytes = vec![0; 1 + (pattern::mix(id) % 3000) as usize];
         // SAFETY: the range is the whole vector.
@@ -40,12 +40,12 @@ impl Parcel {
         // SAFETY: the range is the whole vector.
         let mismatch =
             unsafe { pattern::find_mismatch(self.bytes.as_ptr(), self.bytes.len(), self.id) };
-        assert_eq!(mismatch, None, "parcel {}", self.id);
+        assert_eq!(mismatch, None, "the contents of buffer {} changed", self.id);
     }
 }
 
-/// Checks the contents, wherever the parcel is dropped.
-impl Drop for Parcel {
+/// Checks the contents, wherever the buffer is dropped.
+impl Drop for CheckedBuffer {
     fn drop(&mut self) {
         self.check();
     }
@@ -54,18 +54,19 @@ impl Drop for Parcel {
 /// Two thousand short threads run, eight at a time. Each leaves blocks behind and frees some of
 /// those that dead threads left.
 #[test]
-fn survivors_of_short_threads() {
-    amid_decay(|| {
-        static SURVIVORS: Mutex<Vec<Parcel>> = Mutex::new(Vec::new());
+fn blocks_outlive_their_threads() {
+    with_decay(|| {
+        static SURVIVORS: Mutex<Vec<CheckedBuffer>> = Mutex::new(Vec::new());
         let survivors = || SURVIVORS.lock().unwrap_or_else(PoisonError::into_inner);
         for wave in 0..250_u64 {
             thread::scope(|scope| {
                 for member in 0..8 {
                     scope.spawn(move || {
                         let first = (wave * 8 + member) * 16;
-                        let mut parcels: Vec<_> = (first..first + 16).map(Parcel::new).collect();
-                        parcels.truncate(10);
-                        survivors().append(&mut parcels);
+                        let mut buffers: Vec<_> =
+                            (first..first + 16).map(CheckedBuffer::new).collect();
+                        buffers.truncate(10);
+                        survivors().append(&mut buffers);
                         for _ in 0..8 {
                             let mut all = survivors();
                             let pick = pattern::mix(first) as usize % all.len();
@@ -84,20 +85,20 @@ fn survivors_of_short_threads() {
 
 /// Producers allocate and consumers free, so no thread frees its own blocks.
 #[test]
-fn blocks_freed_by_other_threads() {
-    amid_decay(|| {
+fn other_threads_can_free_blocks() {
+    with_decay(|| {
         thread::scope(|scope| {
             for pair in 0..4_u64 {
-                let (sender, receiver) = mpsc::sync_channel::<Vec<Parcel>>(8);
+                let (sender, receiver) = mpsc::sync_channel::<Vec<CheckedBuffer>>(8);
                 scope.spawn(move || {
                     for batch in 0..100_u64 {
                         let first = (pair * 100 + batch) * 50;
-                        let parcels = (first..first + 50).map(Parcel::new).collect();
-                        sender.send(parcels).expect("the consumer listens to the end");
+                        let buffers = (first..first + 50).map(CheckedBuffer::new).collect();
+                        sender.send(buffers).expect("the consumer receives until the end");
                     }
                 });
                 scope.spawn(move || {
-                    let received: usize = receiver.iter().map(|parcels| parcels.len()).sum();
+                    let received: usize = receiver.iter().map(|buffers| buffers.len()).sum();
                     assert_eq!(received, 100 * 50);
                 });
             }
@@ -108,7 +109,7 @@ fn blocks_freed_by_other_threads() {
 /// Each thread uses its own blocks. Their patterns would reveal a block handed out to two threads.
 #[test]
 fn threads_do_not_share_blocks() {
-    amid_decay(|| {
+    with_decay(|| {
         thread::scope(|scope| {
             for salt in 0..8 {
                 scope.spawn(move || {
@@ -132,7 +133,7 @@ fn threads_do_not_share_blocks() {
 static DESTROYED: AtomicUsize = AtomicUsize::new(0);
 
 /// A thread-local that uses the heap while it is destroyed.
-struct UsesHeapInDrop(RefCell<Vec<Parcel>>);
+struct UsesHeapInDrop(RefCell<Vec<CheckedBuffer>>);
 
 impl UsesHeapInDrop {
     const fn new() -> Self {
@@ -140,14 +141,14 @@ impl UsesHeapInDrop {
     }
 
     fn put(&self, id: u64) {
-        self.0.borrow_mut().push(Parcel::new(id));
+        self.0.borrow_mut().push(CheckedBuffer::new(id));
     }
 }
 
 impl Drop for UsesHeapInDrop {
     fn drop(&mut self) {
-        let fresh: Vec<_> = (100..150).map(Parcel::new).collect();
-        self.0.get_mut().extend((200..220).map(Parcel::new));
+        let fresh: Vec<_> = (100..150).map(CheckedBuffer::new).collect();
+        self.0.get_mut().extend((200..220).map(CheckedBuffer::new));
         self.0.get_mut().clear();
         drop(fresh);
         DESTROYED.fetch_add(1, Ordering::Relaxed);
@@ -162,8 +163,8 @@ thread_local! {
 
 /// Thread-locals allocate and free in their destructors, after others were destroyed.
 #[test]
-fn heap_in_thread_local_destructors() {
-    amid_decay(|| {
+fn heap_works_in_thread_local_destructors() {
+    with_decay(|| {
         for round in 0..50 {
             let exits = thread::spawn(move || {
                 // Varies the order of first use, since destruction takes the reverse order.
@@ -174,7 +175,7 @@ fn heap_in_thread_local_destructors() {
                 THIRD.with(|local| local.put(3));
                 FIRST.with(|local| local.put(4));
             });
-            exits.join().expect("the thread ends well");
+            exits.join().expect("the thread does not panic");
         }
         assert_eq!(DESTROYED.load(Ordering::Relaxed), 150);
     });
@@ -184,7 +185,7 @@ fn heap_in_thread_local_destructors() {
 struct KeyValue {
     key: libc::pthread_key_t,
     rounds: u32,
-    parcels: Vec<Parcel>,
+    buffers: Vec<CheckedBuffer>,
 }
 
 /// Uses the heap after all thread-locals were destroyed. While rounds are left, requests another
@@ -192,8 +193,8 @@ struct KeyValue {
 unsafe extern "C" fn destroy_key_value(value: *mut c_void) {
     // SAFETY: `Box::into_raw` made the value, and the key no longer holds it.
     let mut value = unsafe { Box::from_raw(value.cast::<KeyValue>()) };
-    value.parcels.extend((0..40).map(Parcel::new));
-    value.parcels.drain(..20);
+    value.buffers.extend((0..40).map(CheckedBuffer::new));
+    value.buffers.drain(..20);
     match value.rounds.checked_sub(1) {
         Some(rounds) => {
             value.rounds = rounds;
@@ -210,20 +211,20 @@ unsafe extern "C" fn destroy_key_value(value: *mut c_void) {
 
 /// The C library destroys keys after every thread-local. The heap must still work then.
 #[test]
-fn heap_after_all_thread_locals_died() {
-    amid_decay(|| {
+fn heap_works_after_all_thread_locals_are_destroyed() {
+    with_decay(|| {
         let mut key = 0;
         // SAFETY: the pointer is valid, and the destructor fits the values that are set below.
         assert_eq!(unsafe { libc::pthread_key_create(&raw mut key, Some(destroy_key_value)) }, 0);
         for _ in 0..50 {
             let exits = thread::spawn(move || {
                 FIRST.with(|local| local.put(1));
-                let value = KeyValue { key, rounds: 2, parcels: vec![Parcel::new(9)] };
+                let value = KeyValue { key, rounds: 2, buffers: vec![CheckedBuffer::new(9)] };
                 let value = Box::into_raw(Box::new(value));
                 // SAFETY: the key was created above, and takes over the box.
                 assert_eq!(unsafe { libc::pthread_setspecific(key, value.cast()) }, 0);
             });
-            exits.join().expect("the thread ends well");
+            exits.join().expect("the thread does not panic");
         }
         assert_eq!(DESTROYED.load(Ordering::Relaxed), 100);
     });
@@ -231,14 +232,14 @@ fn heap_after_all_thread_locals_died() {
 
 /// Runs in a thread that the C library started and that the Rust runtime has not seen.
 extern "C" fn plain_thread(_argument: *mut c_void) -> *mut c_void {
-    let parcels: Vec<_> = (0..100).map(Parcel::new).collect();
+    let buffers: Vec<_> = (0..100).map(CheckedBuffer::new).collect();
     FIRST.with(|local| local.put(1));
-    Box::into_raw(Box::new(parcels)).cast()
+    Box::into_raw(Box::new(buffers)).cast()
 }
 
 #[test]
-fn threads_started_from_c() {
-    amid_decay(|| {
+fn heap_works_in_threads_started_from_c() {
+    with_decay(|| {
         for _ in 0..50 {
             let mut result = ptr::null_mut();
             // SAFETY: the pointers are valid, the start function does not unwind, and the thread is
@@ -253,8 +254,8 @@ fn threads_started_from_c() {
                 assert_eq!(libc::pthread_join(thread, &raw mut result), 0);
             }
             // SAFETY: the thread returned a box of this type.
-            let parcels = unsafe { Box::from_raw(result.cast::<Vec<Parcel>>()) };
-            assert_eq!(parcels.len(), 100);
+            let buffers = unsafe { Box::from_raw(result.cast::<Vec<CheckedBuffer>>()) };
+            assert_eq!(buffers.len(), 100);
         }
     });
 }
@@ -286,25 +287,25 @@ impl Footprint {
 }
 
 /// A thread-local that frees and allocates a little when it is destroyed.
-struct Light(RefCell<Vec<Parcel>>);
+struct AllocatesInDrop(RefCell<Vec<CheckedBuffer>>);
 
-impl Drop for Light {
+impl Drop for AllocatesInDrop {
     fn drop(&mut self) {
-        self.0.get_mut().push(Parcel::new(7));
+        self.0.get_mut().push(CheckedBuffer::new(7));
     }
 }
 
 thread_local! {
-    static LIGHT: Light = const { Light(RefCell::new(Vec::new())) };
+    static ALLOCATES_IN_DROP: AllocatesInDrop = const { AllocatesInDrop(RefCell::new(Vec::new())) };
 }
 
 /// Runs a hundred thousand threads, in waves. Each allocates and frees, leaves blocks for later
 /// threads, frees what earlier ones left, and uses the heap while its thread-locals and the C
 /// library's keys are destroyed. Returns the footprint after the first ten thousand threads and at
 /// the end.
-fn a_hundred_thousand_threads() -> [Footprint; 2] {
+fn run_a_hundred_thousand_threads() -> [Footprint; 2] {
     const WAVE: u64 = 20;
-    static LEFT: Mutex<VecDeque<Parcel>> = Mutex::new(VecDeque::new());
+    static LEFT: Mutex<VecDeque<CheckedBuffer>> = Mutex::new(VecDeque::new());
     /// Number of threads that reached the very end of their destruction.
     static ENDED: AtomicUsize = AtomicUsize::new(0);
     /// Number of the key's last value.
@@ -315,29 +316,29 @@ fn a_hundred_thousand_threads() -> [Footprint; 2] {
     /// included, had their turn.
     unsafe extern "C" fn destroy(value: *mut c_void) {
         // SAFETY: `Box::into_raw` made the value, and the key no longer holds it.
-        let parcel = unsafe { Box::from_raw(value.cast::<Parcel>()) };
-        if parcel.id == LAST {
+        let buffer = unsafe { Box::from_raw(value.cast::<CheckedBuffer>()) };
+        if buffer.id == LAST {
             ENDED.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        let last: *mut Parcel = Box::into_raw(Box::new(Parcel::new(LAST)));
+        let last: *mut CheckedBuffer = Box::into_raw(Box::new(CheckedBuffer::new(LAST)));
         let key = KEY.load(Ordering::Relaxed);
         // SAFETY: the key exists until the process ends, and takes over the box.
         assert_eq!(unsafe { libc::pthread_setspecific(key, last.cast()) }, 0);
     }
 
-    fn live_and_die(number: u64) {
+    fn run_thread(number: u64) {
         let left = || LEFT.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut parcels: Vec<_> = (number * 8..number * 8 + 8).map(Parcel::new).collect();
-        LIGHT.with(|local| local.0.borrow_mut().extend(parcels.pop()));
-        let value: *mut Parcel = Box::into_raw(Box::new(Parcel::new(number)));
+        let mut buffers: Vec<_> = (number * 8..number * 8 + 8).map(CheckedBuffer::new).collect();
+        ALLOCATES_IN_DROP.with(|local| local.0.borrow_mut().extend(buffers.pop()));
+        let value: *mut CheckedBuffer = Box::into_raw(Box::new(CheckedBuffer::new(number)));
         // SAFETY: the key was created before the threads, and takes over the box.
         let result =
             unsafe { libc::pthread_setspecific(KEY.load(Ordering::Relaxed), value.cast()) };
         assert_eq!(result, 0);
         let old: Vec<_> = {
             let mut left = left();
-            left.extend(parcels.drain(..4));
+            left.extend(buffers.drain(..4));
             let surplus = left.len().saturating_sub(500);
             left.drain(..surplus).collect()
         };
@@ -351,9 +352,9 @@ fn a_hundred_thousand_threads() -> [Footprint; 2] {
     let run = |numbers: Range<u64>| {
         for first in numbers.step_by(WAVE as usize) {
             let wave =
-                (first..first + WAVE).map(|number| thread::spawn(move || live_and_die(number)));
+                (first..first + WAVE).map(|number| thread::spawn(move || run_thread(number)));
             let wave: Vec<_> = wave.collect();
-            wave.into_iter().for_each(|thread| thread.join().expect("the thread ends well"));
+            wave.into_iter().for_each(|thread| thread.join().expect("the thread does not panic"));
         }
         Footprint::now()
     };
@@ -365,9 +366,9 @@ fn a_hundred_thousand_threads() -> [Footprint; 2] {
 
 /// Checks that ninety thousand threads left less memory than a small block each, and no threads or
 /// mappings.
-fn nothing_is_left([early, late]: [Footprint; 2]) {
+fn assert_no_leak([early, late]: [Footprint; 2]) {
     let growth = late.resident.saturating_sub(early.resident);
-    assert!(growth < 2 << 20, "grew by {growth} bytes: {early:?}, {late:?}");
+    assert!(growth < 2 << 20, "resident memory grew by {growth} bytes: {early:?}, {late:?}");
     assert!(late.threads <= early.threads.max(3), "{early:?}, {late:?}");
     // The C library caches up to 40 MiB of stacks, two mappings each, for as many threads as were
     // alive at once.
@@ -375,15 +376,15 @@ fn nothing_is_left([early, late]: [Footprint; 2]) {
 }
 
 #[test]
-fn a_hundred_thousand_threads_leave_nothing() {
-    amid_decay(|| nothing_is_left(a_hundred_thousand_threads()));
+fn a_hundred_thousand_threads_leak_nothing() {
+    with_decay(|| assert_no_leak(run_a_hundred_thousand_threads()));
 }
 
 /// The same where the allocator itself registers and unregisters each thread for restartable
 /// sequences.
 #[test]
-fn a_hundred_thousand_registrations_leave_nothing() {
-    Scenario::new("", || nothing_is_left(a_hundred_thousand_threads()))
+fn a_hundred_thousand_registrations_leak_nothing() {
+    Scenario::new("", || assert_no_leak(run_a_hundred_thousand_threads()))
         .env("GLIBC_TUNABLES", "glibc.pthread.rseq=0")
         .env("HAYLOFT_BACKEND", "rseq")
         .succeeds();

@@ -1,15 +1,15 @@
-//! Repeats, as the last test, which tools other tests lacked: their own lines are far up in the
-//! output by then.
+//! Lists the tools that other tests lacked. As the last test it repeats their lines, which are far
+//! up in the output by then.
 
 use std::env;
 
 use tests::skipped;
 
 #[test]
-fn tools_that_are_not_installed() {
+fn missing_tools_are_listed() {
     let path = env::var_os("PATH").unwrap_or_default();
     for (tool, what) in [
-        ("gdb", "probes as a debugger sees them"),
+        ("gdb", "probes under a debugger"),
         ("tmux", "hayloft-top in a terminal"),
         ("c++", "operators new and delete, and the header in C++"),
     ] {

@@ -25,7 +25,7 @@ fn memcheck(mistake: &str) -> Option<Output> {
 }
 
 #[test]
-fn nothing_is_found_where_nothing_is_wrong() {
+fn memcheck_finds_nothing_in_a_correct_program() {
     if let Some(output) = memcheck("clean") {
         let report = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{report}");
@@ -39,7 +39,7 @@ fn nothing_is_found_where_nothing_is_wrong() {
 
 /// Each mistake is found: one report contains the words and the function that makes the mistake.
 #[test]
-fn mistakes_are_found() {
+fn memcheck_finds_each_mistake() {
     let mistakes = [
         ("leak", "1,234 bytes in 1 blocks are definitely lost", "lose"),
         ("leak-of-cache", "567 bytes in 1 blocks are definitely lost", "lose_object"),
@@ -53,10 +53,10 @@ fn mistakes_are_found() {
     for (mistake, words, function) in mistakes {
         let Some(output) = memcheck(mistake) else { return };
         let report = String::from_utf8_lossy(&output.stderr);
-        let is_told = report
+        let is_reported = report
             .split("== \n")
             .any(|part| part.contains(words) && part.contains(&format!("mistakes::{function} ")));
-        assert!(is_told, "{mistake}: {report}");
+        assert!(is_reported, "{mistake} is not reported: {report}");
         // After a double free, the rest of the run depends on the build.
         assert!(
             mistake == "double-free" || output.status.code() == Some(FOUND),

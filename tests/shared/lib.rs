@@ -25,9 +25,9 @@ fn words(count: usize) -> Vec<String> {
 #[derive(Debug)]
 pub struct Words(Vec<String>);
 
-/// Allocates in several threads. Returns the number of calls so far, or 0 if anything is wrong.
+/// Allocates in several threads. Returns the number of calls so far, or 0 if a result is wrong.
 #[unsafe(no_mangle)]
-pub extern "C" fn shared_use() -> usize {
+pub extern "C" fn shared_allocate() -> usize {
     static CALLS: AtomicUsize = AtomicUsize::new(0);
     let threads: Vec<_> = (0..4).map(|_| thread::spawn(|| words(1000))).collect();
     let lengths =
@@ -45,13 +45,13 @@ pub extern "C" fn shared_make() -> Box<Words> {
 
 /// Drops `made`. Returns whether it was intact.
 #[unsafe(no_mangle)]
-pub extern "C" fn shared_end(made: Box<Words>) -> bool {
+pub extern "C" fn shared_drop(made: Box<Words>) -> bool {
     made.0.concat().len() == 2890
 }
 
 /// Starts threads that allocate and free as long as the process lives.
 #[unsafe(no_mangle)]
-pub extern "C" fn shared_go_on() {
+pub extern "C" fn shared_start_threads() {
     for _ in 0..2 {
         thread::spawn(|| {
             loop {

@@ -34,7 +34,7 @@ impl Cgroup {
 
     /// Creates a cpuset without processes. Returns `None` if none can be created.
     #[must_use]
-    pub fn of_cpus() -> Option<Self> {
+    pub fn cpuset() -> Option<Self> {
         let cpuset = Self::new("cpuset", "cpuset.cpus")?;
         // Version 1 admits processes only after both files are set.
         for file in ["cpuset.cpus", "cpuset.mems"] {
@@ -47,7 +47,7 @@ impl Cgroup {
     /// Creates a cgroup whose processes are killed when they use more than `most` bytes of memory.
     /// Returns `None` if none can be created.
     #[must_use]
-    pub fn of_memory(most: usize) -> Option<Self> {
+    pub fn with_memory_limit(most: usize) -> Option<Self> {
         let (one, two) = ("memory.limit_in_bytes", "memory.max");
         let (group, file) = match Self::new("memory", two) {
             Some(group) => (group, two),
@@ -87,7 +87,7 @@ pub fn join(group: &Path) -> io::Result<()> {
 /// # Errors
 ///
 /// If the kernel refuses.
-pub fn be_kept_to(cpuset: &Path, cpus: &[usize]) -> io::Result<()> {
+pub fn confine_to(cpuset: &Path, cpus: &[usize]) -> io::Result<()> {
     let cpus: Vec<_> = cpus.iter().map(usize::to_string).collect();
     fs::write(cpuset.join("cpuset.cpus"), cpus.join(","))?;
     join(cpuset)

@@ -4,19 +4,21 @@
 //! Hayloft decides on a backend once per process, and some scenarios end the process or exhaust its
 //! memory. Most test bodies therefore run in a child process: see [`scenario`].
 //!
-//! | module         | contents                                                           |
-//! |----------------|--------------------------------------------------------------------|
-//! | [`scenario`]   | reruns the current test in a child process, on a chosen backend    |
-//! | [`model`]      | the naive model: every live block, in a table outside the heap     |
-//! | [`pattern`]    | block contents that are recomputed from a number                   |
-//! | [`everywhere`] | allocation patterns that reach every slow path, in any context     |
-//! | [`hoard`]      | stacks of as many blocks as memory allows                          |
-//! | [`routes`]     | the two routes into the allocator                                  |
-//! | [`sizes`]      | sizes around every border of size classes                          |
-//! | [`sysfs`]      | made-up NUMA nodes, and pinning to CPUs                            |
-//! | [`cgroup`]     | cgroups that confine a process to some CPUs or limit its memory    |
-//! | [`process`]    | the kernel's figures on this process, and limits on it             |
-//! | [`temporary`]  | files and folders that are removed after a test                    |
+//! | module           | contents                                                         |
+//! |------------------|------------------------------------------------------------------|
+//! | [`scenario`]     | reruns the current test in a child process, on a chosen backend  |
+//! | [`model`]        | the naive model: every live block, in a table outside the heap   |
+//! | [`pattern`]      | block contents that are recomputed from a number                 |
+//! | [`slow_paths`]   | allocation patterns that reach every slow path, in any context   |
+//! | [`fork`]         | a checked `fork`, and work for parent and child after it         |
+//! | [`block_stack`]  | stacks of as many blocks as memory allows                        |
+//! | [`caches`]       | caches of their own class, and objects with checked contents     |
+//! | [`entry_points`] | `std::alloc` and the methods of `GlobalAlloc`                    |
+//! | [`sizes`]        | sizes around every boundary of size classes                      |
+//! | [`sysfs`]        | made-up NUMA nodes, and pinning to CPUs                          |
+//! | [`cgroup`]       | cgroups that confine a process to some CPUs or limit its memory  |
+//! | [`process`]      | the kernel's figures on this process, and limits on it           |
+//! | [`temporary`]    | files and folders that are removed after a test                  |
 
 use std::io::{self, Write as _};
 
@@ -27,14 +29,16 @@ pub fn skipped(what: &str, why: &str) {
     let _ = writeln!(io::stderr(), "skipped: {what}: {why}");
 }
 
+pub mod block_stack;
+pub mod caches;
 pub mod cgroup;
-pub mod everywhere;
-pub mod hoard;
+pub mod entry_points;
+pub mod fork;
 pub mod model;
 pub mod pattern;
 pub mod process;
-pub mod routes;
 pub mod scenario;
 pub mod sizes;
+pub mod slow_paths;
 pub mod sysfs;
 pub mod temporary;

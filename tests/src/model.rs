@@ -24,7 +24,7 @@ struct Block {
     id: u64,
 }
 
-/// A model of the blocks that one thread allocated through the route `A`.
+/// A model of the blocks that one thread allocated through the entry point `A`.
 #[derive(Debug)]
 pub struct Model<A: GlobalAlloc> {
     allocator: A,

@@ -21,7 +21,7 @@ pub fn status_bytes(name: &str) -> usize {
 ///
 /// If the file has no such figure.
 #[must_use]
-pub fn machine_bytes(name: &str) -> usize {
+pub fn meminfo_bytes(name: &str) -> usize {
     bytes_in("/proc/meminfo", name)
 }
 
@@ -63,7 +63,7 @@ pub fn shared_page_of(process: u32) -> PathBuf {
 pub fn wait_until_asleep(thread: libc::pid_t) {
     loop {
         let path = format!("/proc/self/task/{thread}/stat");
-        let stat = fs::read_to_string(path).expect("the thread is there");
+        let stat = fs::read_to_string(path).expect("the thread exists");
         // The state is the first word after the parenthesised name, which may contain anything.
         if stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('S')) {
             return;
@@ -121,7 +121,7 @@ impl Limit {
 /// # Errors
 ///
 /// Those of `prctl`.
-pub fn refuse(number: libc::c_long) -> io::Result<()> {
+pub fn refuse_system_call(number: libc::c_long) -> io::Result<()> {
     const NUMBER_OFFSET: u32 = 0;
     let step = |code: u32, skip: u8, value: u32| libc::sock_filter {
         code: code as u16,

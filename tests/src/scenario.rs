@@ -5,7 +5,7 @@
 //! executable, filtered to the current test, and names the scenario in an environment variable. In
 //! the child the test reaches the same scenario, runs its body and exits.
 //!
-//! In a child no decay window ends unless the scenario asks for it: by [`amid_decay`], by
+//! In a child no decay window ends unless the scenario asks for it: by [`with_decay`], by
 //! `HAYLOFT_DECAY_MS`, or by `hayloft_core::heap::end_window`, which ends one at once.
 //!
 //! ```no_run
@@ -23,7 +23,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt as _;
 use std::process::{self, Child, Command, Output, Stdio};
 
-use crate::process::{Limit, refuse, this_thread, wait_until_asleep};
+use crate::process::{Limit, refuse_system_call, this_thread, wait_until_asleep};
 
 /// Environment variable that names, in a child, the scenario to run: test and label.
 const CHILD: &str = "TEST_SCENARIO";
@@ -61,7 +61,7 @@ const PAGE_SIZE: &str = "HAYLOFT_PAGE_SIZE";
 const PAGE_SIZES: [&str; 2] = ["16384", "65536"];
 
 /// Seconds after which a hung child is killed, so that a deadlock is a failure.
-pub const HANGS_AFTER: libc::c_uint = 600;
+pub const CHILD_TIMEOUT: libc::c_uint = 600;
 
 /// A test body to run in a child process.
 #[derive(Debug)]
@@ -96,20 +96,20 @@ impl<F: FnOnce()> Scenario<F> {
     }
 
     /// Makes a system call fail in the child as if the kernel did not have it.
-    pub fn refuse(mut self, number: libc::c_long) -> Self {
+    pub fn refuse_system_call(mut self, number: libc::c_long) -> Self {
         self.refused.push(number);
         self
     }
 
-    /// In the parent, runs the child and passes its output to `judge`. In the child, runs the body
+    /// In the parent, runs the child and passes its output to `check`. In the child, runs the body
     /// and exits if this is the requested scenario, and otherwise does nothing.
     ///
     /// # Panics
     ///
     /// If the child cannot be started, or never reaches the scenario.
-    pub fn run(self, judge: impl FnOnce(&Output)) {
+    pub fn run(self, check: impl FnOnce(&Output)) {
         if let Some(running) = self.start() {
-            judge(&running.output());
+            check(&running.output());
         }
     }
 
@@ -160,7 +160,7 @@ impl<F: FnOnce()> Scenario<F> {
             command.pre_exec(move || {
                 Limit::Core.set(0)?;
                 limits.iter().try_for_each(|(limit, most)| limit.set(*most))?;
-                refused.iter().try_for_each(|number| refuse(*number))
+                refused.iter().try_for_each(|number| refuse_system_call(*number))
             });
         }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -181,7 +181,7 @@ impl Running {
         let output = self.child.wait_with_output().expect("the child can be waited for");
         // With a filter that selects no test, the child would do nothing and succeed.
         let entered = String::from_utf8_lossy(&output.stdout).contains(&entry(&self.scenario));
-        assert!(entered, "never came to {}: {}", self.scenario, describe(&output));
+        assert!(entered, "the child never reached {}: {}", self.scenario, describe(&output));
         output
     }
 
@@ -224,7 +224,7 @@ pub fn on_both_backends_with<F: Fn()>(settings: &[(&str, &str)], body: F) {
 /// # Panics
 ///
 /// If a child fails.
-pub fn amid_decay<F: Fn()>(body: F) {
+pub fn with_decay<F: Fn()>(body: F) {
     for backend in BACKENDS {
         on_backend(backend, &body, |scenario| {
             scenario.env(DECAY, DEFAULT_DECAY).env(BACKGROUND, background())
@@ -292,9 +292,9 @@ fn background() -> String {
 fn on_backend<'a, F: Fn()>(
     backend: &str,
     body: &'a F,
-    equip: impl FnOnce(Scenario<&'a F>) -> Scenario<&'a F>,
+    configure: impl FnOnce(Scenario<&'a F>) -> Scenario<&'a F>,
 ) {
-    equip(Scenario::new(backend, body).env(BACKEND, backend)).succeeds();
+    configure(Scenario::new(backend, body).env(BACKEND, backend)).succeeds();
 }
 
 /// Formats everything known about a failed child: its status and output.
@@ -330,7 +330,7 @@ fn enter(scenario: &str, body: impl FnOnce()) -> ! {
         wait_until_asleep(first);
     }
     // SAFETY: `alarm` has no preconditions.
-    unsafe { libc::alarm(HANGS_AFTER) };
+    unsafe { libc::alarm(CHILD_TIMEOUT) };
     body();
     process::exit(0)
 }
@@ -347,11 +347,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_closure_tells_its_test() {
+    fn closure_type_yields_the_test_name() {
         fn name<F: Fn()>(_: &F) -> &'static str {
             test_name::<&F>()
         }
-        assert_eq!(name(&|| {}), "scenario::tests::a_closure_tells_its_test");
+        assert_eq!(name(&|| {}), "scenario::tests::closure_type_yields_the_test_name");
     }
 
     #[test]

@@ -29,8 +29,9 @@ impl Tree {
         if let Some(root) = &tree.0 {
             for (number, cpus) in nodes {
                 let node = root.join(format!("devices/system/node/node{number}"));
-                fs::create_dir(&node).expect("a directory");
-                fs::write(node.join("cpulist"), format!("{cpus}\n")).expect("a file");
+                fs::create_dir(&node).expect("the directory can be created");
+                fs::write(node.join("cpulist"), format!("{cpus}\n"))
+                    .expect("the file can be written");
             }
         }
         tree
@@ -50,8 +51,8 @@ impl Tree {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let root = env::temp_dir().join(format!("hayloft-sysfs-{}-{number}", process::id()));
         let nodes = root.join("devices/system/node");
-        fs::create_dir_all(&nodes).expect("a directory");
-        fs::write(nodes.join("online"), format!("{list}\n")).expect("a file");
+        fs::create_dir_all(&nodes).expect("the directory can be created");
+        fs::write(nodes.join("online"), format!("{list}\n")).expect("the file can be written");
         Self(Some(root))
     }
 

@@ -26,7 +26,7 @@ impl Temporary {
     pub fn folder(name: &str) -> Self {
         let folder = Self::new(name);
         if !is_child() {
-            fs::create_dir(&folder.0).expect("the folder can be made");
+            fs::create_dir(&folder.0).expect("the folder can be created");
         }
         folder
     }

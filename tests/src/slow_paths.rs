@@ -13,8 +13,8 @@ use hayloft_core::heap;
 use hayloft_core::fault::Place;
 use hayloft_core::nolock;
 
+use crate::entry_points::Registered;
 use crate::pattern;
-use crate::routes::Registered;
 
 /// Sizes of small classes with sheaves of all lengths, of classes with multi-unit slabs, of middle
 /// classes, and of a run.
@@ -25,7 +25,7 @@ static EXCHANGE: [AtomicPtr<u8>; 64] = [const { AtomicPtr::new(ptr::null_mut()) 
 
 /// Allocates a block, grows it, and swaps it into a slot of the exchange. Frees the slot's previous
 /// block.
-pub fn pass_a_block_on() {
+pub fn exchange_block() {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let id = COUNT.fetch_add(1, Ordering::Relaxed);
     let size = SIZES[(pattern::mix(id) % SIZES.len() as u64) as usize];
@@ -42,7 +42,7 @@ fn allocated(size: usize, id: u64) -> *mut u8 {
     unsafe {
         let block = Registered.alloc(layout(size));
         if block.is_null() {
-            fail("out of memory");
+            abort_with("out of memory\n");
         }
         block.cast::<[u64; 2]>().write([size as u64, id]);
         pattern::fill(block.add(16), 0, size - 16, id);
@@ -57,7 +57,7 @@ fn grown(block: *mut u8, size: usize) -> *mut u8 {
     unsafe {
         let block = Registered.realloc(block, layout(old), size);
         if block.is_null() {
-            fail("out of memory");
+            abort_with("out of memory\n");
         }
         checked(block);
         block.cast::<[u64; 2]>().write([size as u64, id]);
@@ -81,7 +81,7 @@ fn checked(block: *mut u8) -> (usize, u64) {
     unsafe {
         let [size, id] = block.cast::<[u64; 2]>().read();
         if pattern::find_mismatch(block.add(16), size as usize - 16, id).is_some() {
-            fail("contents changed");
+            abort_with("the contents of a block changed\n");
         }
         (size as usize, id)
     }
@@ -92,13 +92,14 @@ fn layout(size: usize) -> Layout {
     unsafe { Layout::from_size_align_unchecked(size, 8) }
 }
 
-/// A run for [`defer_here`] to free while its arena is locked.
+/// A run for [`defer_run_hook`] to free while its arena is locked.
 static TO_DEFER: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
 const DEFERRED: Layout = Layout::new::<[u64; 300_000]>();
 
-/// Frees a run in a way that defers the free, provided that the fault hook calls [`defer_here`].
-pub fn defer_a_run() {
-    let allocated = || nolock::alloc(DEFERRED).unwrap_or_else(|| fail("out of memory"));
+/// Frees a run in a way that defers the free, provided that the fault hook calls
+/// [`defer_run_hook`].
+pub fn defer_run() {
+    let allocated = || nolock::alloc(DEFERRED).unwrap_or_else(|| abort_with("out of memory\n"));
     let free = |run| {
         if let Some(run) = NonNull::new(run) {
             // SAFETY: the run has this layout, and the swap made this thread its only owner.
@@ -109,9 +110,9 @@ pub fn defer_a_run() {
     free(allocated().as_ptr());
 }
 
-/// Does the fault hook's part of [`defer_a_run`]: frees the run at a point where this thread holds
-/// the arena's lock, so that the free is deferred.
-pub fn defer_here(place: Place) {
+/// Does the fault hook's part of [`defer_run`]: frees the run at a fault point where this thread
+/// holds the arena's lock, so that the free is deferred.
+pub fn defer_run_hook(place: Place) {
     if place == Place::ArenaAllocating
         && let Some(run) = NonNull::new(TO_DEFER.swap(ptr::null_mut(), Ordering::AcqRel))
     {
@@ -131,7 +132,7 @@ pub fn is_interruptible() -> bool {
 }
 
 /// Installs `handler` for `SIGUSR1`. The handler can interrupt itself.
-pub fn handle(handler: extern "C" fn(libc::c_int)) {
+pub fn handle_sigusr1(handler: extern "C" fn(libc::c_int)) {
     // SAFETY: a zeroed `sigaction` with a handler and a flag is valid.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
@@ -142,22 +143,22 @@ pub fn handle(handler: extern "C" fn(libc::c_int)) {
 }
 
 /// Raises `SIGUSR1`, for which a handler must be installed.
-pub fn raise() {
+pub fn raise_sigusr1() {
     // SAFETY: the installed handler makes async-signal-safe calls only.
     unsafe { libc::raise(libc::SIGUSR1) };
 }
 
-/// Writes `what` to standard error and aborts the process. Async-signal-safe.
-pub fn fail(what: &str) -> ! {
-    // SAFETY: the pointer and length are those of `what`. Both calls are async-signal-safe.
+/// Writes `message` to standard error and aborts the process. Async-signal-safe.
+pub fn abort_with(message: &str) -> ! {
+    // SAFETY: the pointer and length are those of `message`. Both calls are async-signal-safe.
     unsafe {
-        libc::write(libc::STDERR_FILENO, what.as_ptr().cast(), what.len());
+        libc::write(libc::STDERR_FILENO, message.as_ptr().cast(), message.len());
         libc::abort()
     }
 }
 
 /// Allocates a run longer than all free memory, so that the heap grows, and frees it untouched.
-pub fn grow_the_heap() {
+pub fn grow_heap() {
     const STEP: usize = 128 << 20;
     static LEN: AtomicUsize = AtomicUsize::new(0);
     let layout = layout(LEN.fetch_add(STEP, Ordering::Relaxed) + STEP);
@@ -165,14 +166,14 @@ pub fn grow_the_heap() {
     unsafe {
         let run = Registered.alloc(layout);
         if run.is_null() {
-            fail("out of memory");
+            abort_with("out of memory\n");
         }
         Registered.dealloc(run, layout);
     }
 }
 
 /// Reaches every slow path, or as many as it can before `is_over` returns true.
-pub fn go_everywhere(is_over: fn() -> bool) {
+pub fn reach_all_slow_paths(is_over: fn() -> bool) {
     for round in 0..3 {
         for size in SIZES {
             if is_over() {
@@ -180,7 +181,7 @@ pub fn go_everywhere(is_over: fn() -> bool) {
             }
             let count = if size > 1 << 20 { 20 } else { 20_000_000 / size.max(1000) / 10 };
             let mut blocks: Vec<_> = (0..count).map(|id| allocated(size, id as u64)).collect();
-            pass_a_block_on();
+            exchange_block();
             if round == 1 {
                 blocks.reverse();
             }
@@ -196,7 +197,7 @@ pub fn go_everywhere(is_over: fn() -> bool) {
     }
     EXCHANGE.iter().for_each(|slot| free(slot.swap(ptr::null_mut(), Ordering::AcqRel)));
     // Reaches the decommitting of free pages and the punching of a slab's holes. Otherwise only the
-    // reclaiming thread would.
+    // reclaim thread would.
     free(allocated(2_000_000, 2));
     let survivor = allocated(SIZES[0], 3);
     heap::trim();

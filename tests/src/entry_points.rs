@@ -1,7 +1,7 @@
-//! The two routes into the allocator.
+//! The two entry points of the allocator.
 //!
-//! A program calls it through `std::alloc`, where the compiler inserts shims and may fold size and
-//! alignment, or through the methods of `GlobalAlloc`. Tests use both routes.
+//! A program calls the allocator through `std::alloc`, where the compiler inserts shims and may
+//! fold size and alignment, or through the methods of `GlobalAlloc`. Tests use both.
 
 use std::alloc::{self, GlobalAlloc, Layout};
 use std::hint::black_box;

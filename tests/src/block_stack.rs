@@ -4,18 +4,18 @@ use std::alloc::{GlobalAlloc, Layout};
 use std::ptr;
 use std::slice;
 
+use crate::entry_points::Hayloft;
 use crate::pattern;
-use crate::routes::Hayloft;
 
 /// A stack of the addresses of filled blocks, all of one layout.
 #[derive(Debug)]
-pub struct Hoard {
+pub struct BlockStack {
     table: &'static mut [*mut u8],
     len: usize,
 }
 
-impl Hoard {
-    /// Returns an empty hoard with room for `capacity` addresses. The table is a mapping of its
+impl BlockStack {
+    /// Returns an empty stack with room for `capacity` addresses. The table is a mapping of its
     /// own, since the test is about to exhaust the heap.
     ///
     /// # Panics
@@ -28,15 +28,15 @@ impl Hoard {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         // SAFETY: a fresh mapping touches no other memory.
         let table = unsafe { libc::mmap(ptr::null_mut(), bytes, protection, flags, -1, 0) };
-        assert_ne!(table, libc::MAP_FAILED);
+        assert_ne!(table, libc::MAP_FAILED, "{bytes} bytes cannot be mapped");
         // SAFETY: the mapping is this long, zeroed, page-aligned and never unmapped. Zeroed memory
         // is a valid array of null pointers.
-        Self::on(unsafe { slice::from_raw_parts_mut(table.cast(), capacity) })
+        Self::with_table(unsafe { slice::from_raw_parts_mut(table.cast(), capacity) })
     }
 
-    /// Returns an empty hoard that keeps its addresses in `table`.
+    /// Returns an empty stack that keeps its addresses in `table`.
     #[must_use]
-    pub fn on(table: &'static mut [*mut u8]) -> Self {
+    pub fn with_table(table: &'static mut [*mut u8]) -> Self {
         Self { table, len: 0 }
     }
 
@@ -46,7 +46,7 @@ impl Hoard {
         self.len
     }
 
-    /// Returns whether the hoard has no blocks.
+    /// Returns whether the stack has no blocks.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -62,7 +62,7 @@ impl Hoard {
     ///
     /// # Panics
     ///
-    /// If the hoard is empty.
+    /// If the stack is empty.
     #[must_use]
     pub fn last(&self) -> *mut u8 {
         self.table[self.len - 1]
@@ -70,7 +70,7 @@ impl Hoard {
 
     /// Allocates and fills blocks of `layout`, whose size must not be zero, until an allocation
     /// returns null or the table is full.
-    pub fn fill_up(&mut self, layout: Layout) {
+    pub fn fill(&mut self, layout: Layout) {
         while !self.is_full() {
             // SAFETY: the size is not zero.
             let address = unsafe { Hayloft.alloc(layout) };
@@ -97,7 +97,10 @@ impl Hoard {
             // freed once.
             unsafe {
                 let mismatch = pattern::find_mismatch(address, layout.size(), id);
-                assert_eq!(mismatch, None, "block {id} of {layout:?} at {address:p}");
+                assert_eq!(
+                    mismatch, None,
+                    "the contents of block {id} of {layout:?} at {address:p} changed"
+                );
                 Hayloft.dealloc(address, layout);
             }
         }
