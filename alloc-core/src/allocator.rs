@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn collections_have_one_object_each() {
+    fn each_collection_takes_one_object() {
         let cache = cache("collections", 1024);
         let boxed = Box::new_in([1u64; 100], &cache);
         let mut words = Vec::<u64, _>::new_in(&cache);
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_takes_no_object() {
+    fn zero_size_blocks_take_no_object() {
         let cache = cache("nothing", 64);
         let empty = Box::new_in((), &cache);
         let nothing = cache.allocate(Layout::new::<[u16; 0]>()).unwrap();
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_room_is_refused() {
+    fn unsuitable_layouts_and_caches_are_refused() {
         let small = cache("refusing", 64);
         for (size, align) in [(65, 1), (16, 32)] {
             assert!(small.allocate(Layout::from_size_align(size, align).unwrap()).is_err());
@@ -203,7 +203,7 @@ mod tests {
 
     /// A collection may own its cache.
     #[test]
-    fn caches_move() {
+    fn collection_can_own_its_cache() {
         let mut words = Vec::<u8, _>::new_in(cache("moving", 64));
         words.extend(0..64);
         let moved = words;

@@ -292,7 +292,8 @@ mod tests {
 
     fn filled(size: usize, value: u8) -> *mut u8 {
         let block = alloc(size);
-        assert!(!block.is_null() && block.addr().is_multiple_of(MALLOC_ALIGN), "{size}");
+        assert!(!block.is_null(), "{size} bytes were refused");
+        assert!(block.addr().is_multiple_of(MALLOC_ALIGN), "{block:p} for {size} bytes");
         // SAFETY: the block is fresh, and the program may use all of it.
         unsafe {
             assert!(usable_size(block) >= size);
@@ -302,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_come_and_go() {
+    fn blocks_of_all_sizes_can_be_freed_by_address() {
         for size in [0, 1, 8, 16, 17, 24, 32, 33, 100, 5000, MAX_SMALL, MAX_SMALL + 1, 5 * UNIT] {
             for _ in 0..if cfg!(miri) { 2 } else { 300 } {
                 let (first, second) = (filled(size, 1), filled(size, 2));
@@ -331,7 +332,8 @@ mod tests {
                 block = realloc(block, new_size);
                 assert!(!block.is_null());
                 let step = if cfg!(miri) { 509 } else { 1 };
-                assert!((0..kept).step_by(step).all(|offset| *block.add(offset) == 7));
+                let is_kept = (0..kept).step_by(step).all(|offset| *block.add(offset) == 7);
+                assert!(is_kept, "contents changed on the way to {new_size} bytes");
                 block.write_bytes(7, usable_size(block));
                 assert!(realloc(block, usize::MAX).is_null());
             }
@@ -341,11 +343,12 @@ mod tests {
     }
 
     #[test]
-    fn alignments() {
+    fn aligned_blocks_have_their_alignment() {
         for align in [1, 8, 16, 64, 4096, UNIT, 1 << 20] {
             for size in [0, 1, 100, 40_000] {
                 let block = alloc_aligned(size, align);
-                assert!(!block.is_null() && block.addr().is_multiple_of(align));
+                assert!(!block.is_null(), "{size} bytes were refused");
+                assert!(block.addr().is_multiple_of(align), "{block:p} for alignment {align}");
                 // SAFETY: the block is live.
                 unsafe {
                     assert!(usable_size(block) >= size);
@@ -358,10 +361,10 @@ mod tests {
     }
 
     #[test]
-    fn foreign_blocks_go_to_who_is_named() {
+    fn foreign_blocks_go_to_the_given_function() {
         use core::sync::atomic::{AtomicPtr, Ordering};
         static FREED: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
-        unsafe extern "C" fn note(block: *mut u8) {
+        unsafe extern "C" fn record(block: *mut u8) {
             FREED.store(block, Ordering::Relaxed);
         }
         let mut local = 0u8;
@@ -369,9 +372,9 @@ mod tests {
         unsafe {
             free(ptr::null_mut());
             free_nolock(ptr::null_mut());
-            free_or(ptr::null_mut(), note);
+            free_or(ptr::null_mut(), record);
             assert!(FREED.load(Ordering::Relaxed).is_null());
-            free_or(&raw mut local, note);
+            free_or(&raw mut local, record);
             assert_eq!(FREED.load(Ordering::Relaxed), &raw mut local);
             assert!(is_foreign(&raw mut local));
             assert_eq!(usable_size(&raw mut local), 0);
@@ -380,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_of_others_are_freed() {
+    fn objects_and_kmalloc_blocks_can_be_freed() {
         let layout = Layout::from_size_align(24, 8).unwrap();
         let cache = Cache::builder("by address", layout).build().unwrap();
         for _ in 0..if cfg!(miri) { 2 } else { 300 } {

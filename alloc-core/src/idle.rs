@@ -86,20 +86,20 @@ mod tests {
     }
 
     #[test]
-    fn pairs_are_seen_in_the_end() {
+    fn sheaf_of_pairs_is_emptied_ever_less_often() {
         let mut idle = Idle::default();
         assert!(pairs(&mut idle, 40) <= 6);
         assert!(pairs(&mut idle, 160) <= 10);
     }
 
     #[test]
-    fn what_is_not_used_is_emptied_at_once() {
+    fn unused_sheaf_is_emptied_after_one_window() {
         let mut idle = Idle::default();
         assert!(!idle.end_window(Seen::Busy) && idle.end_window(Seen::Unchanged));
     }
 
     #[test]
-    fn what_was_long_empty_is_as_at_first() {
+    fn long_empty_sheaf_starts_afresh() {
         let mut idle = Idle::default();
         pairs(&mut idle, 100);
         while !idle.end_window(Seen::Unchanged) {}

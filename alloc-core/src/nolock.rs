@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_come_and_go_by_either_road() {
+    fn blocks_can_be_freed_by_nolock_and_by_kmalloc() {
         for size in [0, 1, 100, 5000, 40_000, 3 << 20] {
             let layout = Layout::from_size_align(size, 8).unwrap();
             for _ in 0..if cfg!(miri) { 2 } else { 300 } {

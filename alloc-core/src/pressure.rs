@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_of_the_kernel() {
+    fn pressure_and_cgroup_files_are_parsed() {
         let psi = "some avg10=0.00 avg60=0.12 avg300=0.00 total=22168\n\
                    full avg10=0.00 avg60=0.00 avg300=0.00 total=2196\n";
         assert_eq!(stalls(psi), Some(22168));
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn page_cache_is_not_of_programs() {
+    fn stalls_for_page_cache_are_not_attributed_to_programs() {
         let of = |text: &str| is_of_programs(text, "anon ", "file ");
         assert!(of("anon 500\nfile 400\n") && !of("anon 300\nfile 400\nkernel 9\n"));
         assert!(of("") && of("anon x\nfile 400\n"));
@@ -210,15 +210,15 @@ mod tests {
     }
 
     #[test]
-    fn a_tenth_of_the_time_is_pressure() {
+    fn stalls_for_a_tenth_of_the_time_are_pressure() {
         let seen = Seen::new();
-        assert!(!seen.is_new(5_000_000, 1000), "the first look");
+        assert!(!seen.is_new(5_000_000, 1000), "the first look has no earlier one to compare with");
         assert!(!seen.is_new(5_000_000, 2000) && !seen.is_new(5_099_000, 3000));
         assert!(seen.is_new(5_200_000, 4000));
     }
 
     #[test]
-    fn what_yields_nothing_is_done_less_often() {
+    fn reclaim_that_yields_nothing_becomes_rare() {
         let seen = Seen::new();
         let mut stalls = 0;
         seen.is_new(stalls, 0);
@@ -235,8 +235,8 @@ mod tests {
             pressed.count()
         };
         assert_eq!(times(YIELD, 1, &mut stalls), 100);
-        let seldom = times(0, 200, &mut stalls);
-        assert!((3..10).contains(&seldom), "{seldom}");
-        assert!(times(YIELD, 1000, &mut stalls) > 90, "as soon as it yields something again");
+        let rare = times(0, 200, &mut stalls);
+        assert!((3..10).contains(&rare), "{rare} times");
+        assert!(times(YIELD, 1000, &mut stalls) > 90, "reclaim that yields again stays rare");
     }
 }

@@ -429,20 +429,20 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_leaves_the_least_allowance() {
+    fn burst_leaves_the_least_allowance() {
         let allowance = Allowance::new(LEAST);
         let (rest, purges) = free_all(&allowance, 400, 1000);
-        assert!(rest <= LEAST && purges > 5);
+        assert!(rest <= LEAST && purges > 5, "{rest} bytes stay after {purges} purges");
     }
 
     #[test]
-    fn phases_that_come_soon_keep_their_memory() {
+    fn phases_in_quick_succession_keep_their_memory() {
         let allowance = Allowance::new(LEAST);
         free_all(&allowance, 100, 1000);
         let (_, purges) = free_all(&allowance, 100, 2000);
-        assert!(purges < 5, "it is missed, and stays");
+        assert!(purges < 5, "{purges} purges of memory that is needed again soon");
         assert_eq!(free_all(&allowance, 100, 3000), (100 * MIB, 0));
         let (rest, _) = free_all(&allowance, 150, 3000 + 10 * SOON);
-        assert!(rest <= LEAST, "after a long time it is as at first");
+        assert!(rest <= LEAST, "{rest} bytes stay after a long pause");
     }
 }

@@ -263,12 +263,12 @@ mod tests {
                 33..=128 => 16,
                 _ => size.div_ceil(8),
             };
-            assert!(waste < bound, "{size}");
+            assert!(waste < bound, "{waste} bytes wasted for {size}");
         }
     }
 
     #[test]
-    fn alignment_divides_the_class() {
+    fn class_sizes_are_multiples_of_the_alignment() {
         for shift in 0..=MAX_SMALL_ALIGN.trailing_zeros() {
             let align = 1 << shift;
             let middle = (MAX_SMALL + 1..=MAX_MIDDLE - align).step_by(509 * STEP);
@@ -276,14 +276,15 @@ mod tests {
                 let class = class_of(Layout::from_size_align(size, align).unwrap()).unwrap();
                 assert!(
                     class.size() >= size && class.size().is_multiple_of(align),
-                    "{size} {align}"
+                    "class of {} bytes for size {size}, alignment {align}",
+                    class.size()
                 );
             }
         }
     }
 
     #[test]
-    fn sizes_alone_are_served_as_if_aligned() {
+    fn class_of_a_size_has_malloc_alignment() {
         for size in (0..=MAX_SMALL + 1).step_by(STEP) {
             let layout = Layout::from_size_align(size.max(1), MALLOC_ALIGN).unwrap();
             assert_eq!(small_class_of_size(size), small_class_of(layout), "{size}");
@@ -292,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_class_serves() {
+    fn zero_size_and_large_layouts_have_no_class() {
         for (size, align) in [(0, 1), (MAX_MIDDLE + 1, 1), (1, 8192), (isize::MAX as usize, 1)] {
             assert_eq!(class_of(Layout::from_size_align(size, align).unwrap()), None);
         }

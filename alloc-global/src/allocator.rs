@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn collections() {
+    fn collections_can_use_hayloft() {
         let mut map = HashMap::<String, Vec<usize, Hayloft>, _, _>::new_in(Hayloft);
         for number in 0..if cfg!(miri) { 100usize } else { 10_000 } {
             let digits = map.entry(number.to_string()).or_insert_with(|| Vec::new_in(Hayloft));
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn length_is_what_may_be_used() {
+    fn returned_length_may_be_used() {
         let block = Hayloft.allocate(layout(100, 1)).unwrap();
         assert_eq!(block.len(), kmalloc::good_size(layout(100, 1)));
         // SAFETY: the block is live. It may be freed with any size from the requested one up to the
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(feature = "valgrind", ignore = "blocks move then")]
-    fn blocks_stay_where_they_are() {
+    fn blocks_are_resized_in_place() {
         // SAFETY: each block is live, and has the layout it is resized or freed with.
         unsafe {
             let block = Hayloft.allocate(layout(100, 8)).unwrap();
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn contents_are_kept_whatever_changes() {
+    fn resizing_keeps_contents() {
         let layouts = [
             layout(0, 1),
             layout(10, 1),
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn zeroed_to_the_end() {
+    fn allocate_zeroed_clears_the_whole_length() {
         for size in [0, 1, 100, 40_000] {
             // SAFETY: both blocks are live and have this layout.
             unsafe {

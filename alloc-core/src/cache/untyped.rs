@@ -411,8 +411,8 @@ mod tests {
     /// Objects are allocated and freed by every function, in a cache whose free objects must not be
     /// touched.
     #[test]
-    fn objects_come_and_go() {
-        let cache = Cache::builder("roads", Layout::new::<[usize; 3]>())
+    fn every_function_allocates_and_frees_objects() {
+        let cache = Cache::builder("mixed", Layout::new::<[usize; 3]>())
             .flags(CacheFlags::TYPESAFE_BY_RCU)
             .ctor(make)
             .build()

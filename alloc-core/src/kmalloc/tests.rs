@@ -12,7 +12,8 @@ fn layout(size: usize, align: usize) -> Layout {
 /// Allocates and fills a block, and checks its alignment.
 fn filled(layout: Layout, value: u8) -> *mut u8 {
     let block = alloc(layout);
-    assert!(!block.is_null() && block.addr().is_multiple_of(layout.align()));
+    assert!(!block.is_null(), "{layout:?} was refused");
+    assert!(block.addr().is_multiple_of(layout.align()), "{block:p} for {layout:?}");
     // SAFETY: the block is fresh and of this layout.
     unsafe { block.write_bytes(value, layout.size()) };
     block
@@ -23,12 +24,12 @@ fn check(block: *mut u8, len: usize, value: u8) {
     let step = if cfg!(miri) { 509 } else { 1 };
     for offset in (0..len).step_by(step).chain(len.checked_sub(1)) {
         // SAFETY: callers pass a block of at least `len` bytes.
-        assert_eq!(unsafe { *block.add(offset) }, value);
+        assert_eq!(unsafe { *block.add(offset) }, value, "at offset {offset}");
     }
 }
 
 #[test]
-fn blocks_of_a_class_are_disjoint_and_come_back() {
+fn blocks_of_a_class_are_disjoint_and_reusable() {
     for layout in [layout(24, 8), layout(1000, 8), layout(20_000, 16)] {
         let count = percpu::batch_len(class_of(layout).unwrap()) * 5 / 2;
         for _ in 0..2 {
@@ -43,7 +44,7 @@ fn blocks_of_a_class_are_disjoint_and_come_back() {
 }
 
 #[test]
-fn zeroed_is_zero_after_dirt() {
+fn alloc_zeroed_clears_reused_memory() {
     for layout in [layout(100, 4), layout(3 * UNIT, 8)] {
         // SAFETY: the block is allocated with the same layout.
         unsafe { free(filled(layout, 0xff), layout) };
@@ -58,7 +59,7 @@ fn zeroed_is_zero_after_dirt() {
 /// not moved.
 #[cfg(not(miri))]
 #[test]
-fn zeroed_is_zero_where_a_long_run_was_moved() {
+fn alloc_zeroed_clears_the_rest_of_a_moved_run() {
     const MIB: usize = 1 << 20;
     let of = |mib| layout(mib * MIB, 8);
     // SAFETY: the blocks have these layouts, and each is freed once.
@@ -98,19 +99,19 @@ fn realloc_keeps_contents() {
 }
 
 #[test]
-fn odd_layouts() {
+fn zero_size_works_and_huge_sizes_return_null() {
     for layout in [layout(0, 1), layout(0, 4096), layout(0, 1 << 17), layout(1, 1 << 20)] {
         let block = filled(layout, 1);
         // SAFETY: the block was allocated above with this layout.
         unsafe { free(block, layout) };
     }
     for size in [isize::MAX as usize, 1 << 46] {
-        assert!(alloc(layout(size, 1)).is_null());
+        assert!(alloc(layout(size, 1)).is_null(), "{size} bytes were granted");
     }
 }
 
 #[test]
-fn threads_pass_blocks_on() {
+fn threads_can_free_blocks_of_others() {
     let layout = layout(64, 8);
     let rounds = if cfg!(miri) { 3 } else { 100 };
     let (send, receive) = std::sync::mpsc::sync_channel::<AtomicPtr<u8>>(16);

@@ -74,13 +74,13 @@ fn model(readers: usize, epochs: usize, helped: bool) -> impl Fn() + Sync + Send
 
 /// A reader that comes at any time reads only memory that is still the element's.
 #[test]
-fn a_reader_is_waited_for() {
+fn grace_period_waits_for_a_reader() {
     loom::model(model(1, 3, false));
 }
 
-/// As [`a_reader_is_waited_for`], with another thread that advances epochs.
+/// As [`grace_period_waits_for_a_reader`], with another thread that advances epochs.
 #[test]
-fn a_reader_is_waited_for_by_all() {
+fn grace_period_waits_despite_another_poller() {
     // Three threads that spin: an exhaustive search would take days.
     let mut bounded = loom::model::Builder::new();
     bounded.preemption_bound = Some(3);

@@ -24,40 +24,40 @@ struct Job {
     seen: AtomicUsize,
 }
 
-fn look(work: &IrqWork) {
+fn record_writes(work: &IrqWork) {
     // SAFETY: the item is the first field of a `Job`.
     let job = unsafe { &*core::ptr::from_ref(work).cast::<Job>() };
     job.seen.fetch_or(job.written.load(Relaxed), Relaxed);
 }
 
-/// A machine of two CPUs.
-struct Machine {
+/// Two CPUs with their lists and runners, and an item to queue.
+struct Cpus {
     lists: CpuLists<IrqWork, CPUS>,
     runners: [Runner; CPUS],
     job: Job,
 }
 
 // SAFETY: all threads may use items and lists.
-unsafe impl Send for Machine {}
+unsafe impl Send for Cpus {}
 // SAFETY: as for `Send`.
-unsafe impl Sync for Machine {}
+unsafe impl Sync for Cpus {}
 
-impl Machine {
-    fn new() -> Arc<Machine> {
+impl Cpus {
+    fn new() -> Arc<Cpus> {
         let lists = CpuLists::new();
         for cpu in 0..CPUS {
             lists.of(cpu).open();
         }
         assert!(lists.boot().close().next().is_none());
         let (written, seen) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let job = Job { work: IrqWork::new(look), written, seen };
-        Arc::new(Machine { lists, runners: [Runner::new(), Runner::new()], job })
+        let job = Job { work: IrqWork::new(record_writes), written, seen };
+        Arc::new(Cpus { lists, runners: [Runner::new(), Runner::new()], job })
     }
 
     fn queue(&self, cpu: usize) -> bool {
         let claimed = self.job.work.claim();
         if claimed {
-            // SAFETY: the machine outlives its threads.
+            // SAFETY: the CPUs outlive their threads.
             unsafe { self.lists.add(cpu, (&raw const self.job.work).cast_mut()) };
         }
         claimed
@@ -66,7 +66,7 @@ impl Machine {
     /// Does what the thread of a CPU does when it is notified.
     fn run(&self, cpu: usize) {
         for item in self.lists.of(cpu).take() {
-            // SAFETY: the item is a claimed one of this machine.
+            // SAFETY: the item is a claimed one of these CPUs.
             unsafe { IrqWork::run(item, &self.runners[cpu]) };
         }
     }
@@ -74,7 +74,7 @@ impl Machine {
     /// Takes a CPU offline whose thread has ended.
     fn down(&self, cpu: usize) {
         for item in self.lists.of(cpu).close() {
-            // SAFETY: the item is a claimed one of this machine.
+            // SAFETY: the item is a claimed one of these CPUs.
             unsafe { IrqWork::run(item, &self.runners[cpu]) };
         }
     }
@@ -88,10 +88,10 @@ impl Machine {
 /// Two threads write and queue while the CPU runs the item: the last run sees everything that was
 /// written before any queueing, whether that was accepted or not.
 #[test]
-fn queued_work_sees_what_came_before() {
+fn queued_work_sees_earlier_writes() {
     loom::model(|| {
-        let machine = Machine::new();
-        let shared = machine.clone();
+        let cpus = Cpus::new();
+        let shared = cpus.clone();
         race_of(3, move |number| {
             if number == 3 {
                 shared.run(0);
@@ -100,88 +100,92 @@ fn queued_work_sees_what_came_before() {
                 shared.queue(0);
             }
         });
-        machine.run(0);
-        assert!(!machine.job.work.is_busy() && !machine.job.work.is_pending());
-        assert_eq!(machine.job.seen.load(Relaxed), 3);
+        cpus.run(0);
+        assert!(!cpus.job.work.is_busy() && !cpus.job.work.is_pending());
+        assert_eq!(cpus.job.seen.load(Relaxed), 3);
     });
 }
 
 /// Frees the item after waiting for it: the runner's last touch is over then.
-fn free_after(wait: fn(&Machine)) {
-    let machine = Machine::new();
-    machine.job.written.store(1, Relaxed);
-    machine.queue(0);
+fn free_after(wait: fn(&Cpus)) {
+    let cpus = Cpus::new();
+    cpus.job.written.store(1, Relaxed);
+    cpus.queue(0);
     race(move |number| {
         if number == 1 {
-            machine.run(0);
+            cpus.run(0);
         } else {
-            wait(&machine);
-            assert_eq!(machine.job.seen.load(Relaxed), 1);
-            machine.job.work.life.with_mut(|_| ());
+            wait(&cpus);
+            assert_eq!(cpus.job.seen.load(Relaxed), 1);
+            cpus.job.work.life.with_mut(|_| ());
         }
     });
 }
 
 #[test]
-fn waited_for_work_may_be_freed() {
-    loom::model(|| free_after(Machine::sync));
+fn work_may_be_freed_after_sync() {
+    loom::model(|| free_after(Cpus::sync));
 }
 
 /// Waits for BUSY alone, as the kernel once did: the runner wakes its waiter through an item that
 /// is gone.
 #[test]
-fn work_not_busy_may_not_be_freed() {
-    loom_finds("Causality violation", "models::irq_work::work_not_busy_may_not_be_freed", || {
-        free_after(|machine| {
-            machine.job.work.wait_until_idle(true);
-        });
-    });
+fn waiting_until_idle_alone_is_too_short() {
+    loom_finds(
+        "Causality violation",
+        "models::irq_work::waiting_until_idle_alone_is_too_short",
+        || {
+            free_after(|cpus| {
+                cpus.job.work.wait_until_idle(true);
+            });
+        },
+    );
 }
 
 /// Queues an item on another CPU while it runs, waits for that run, and frees it.
-fn free_after_two_runs(wait: fn(&Machine)) {
-    let machine = Machine::new();
-    machine.queue(0);
+fn free_after_two_runs(wait: fn(&Cpus)) {
+    let cpus = Cpus::new();
+    cpus.queue(0);
     race(move |number| {
         if number == 1 {
-            machine.run(0);
-        } else if machine.queue(1) {
-            machine.run(1);
-            wait(&machine);
-            machine.job.work.life.with_mut(|_| ());
+            cpus.run(0);
+        } else if cpus.queue(1) {
+            cpus.run(1);
+            wait(&cpus);
+            cpus.job.work.life.with_mut(|_| ());
         }
     });
 }
 
 #[test]
-fn work_of_two_runners_may_be_freed() {
-    loom::model(|| free_after_two_runs(Machine::sync));
+fn work_run_by_two_cpus_may_be_freed_after_sync() {
+    loom::model(|| free_after_two_runs(Cpus::sync));
 }
 
 /// Waits for the CPU that had the item last: the first runner touches an item that is gone.
 #[test]
-fn work_left_by_its_last_runner_may_not_be_freed() {
-    let test = "models::irq_work::work_left_by_its_last_runner_may_not_be_freed";
+fn waiting_for_the_last_runner_alone_is_too_short() {
+    let test = "models::irq_work::waiting_for_the_last_runner_alone_is_too_short";
     loom_finds("Causality violation", test, || {
-        free_after_two_runs(|machine| {
-            machine.job.work.wait_until_idle(false);
-            machine.job.work.wait_until_left(&machine.runners[1..]);
+        free_after_two_runs(|cpus| {
+            cpus.job.work.wait_until_idle(false);
+            cpus.job.work.wait_until_left(&cpus.runners[1..]);
         });
     });
 }
 
 /// Two destroyers wait for the same CPU's work at once, with the lock that cures this or without.
 fn two_destroyers(mutex: Option<Mutex<()>>) {
-    let machine = Machine::new();
-    machine.queue(0);
+    let cpus = Cpus::new();
+    cpus.queue(0);
     race_of(3, move |number| {
         if number == 1 {
-            machine.run(0);
+            cpus.run(0);
         } else {
             let _turn = mutex.as_ref().map(|mutex| mutex.lock().unwrap());
             // Does not wait until the runner has left: loom knows no fairness among threads that
             // spin.
-            machine.job.work.wait_until_idle(false);
+            cpus.job.work.wait_until_idle(false);
         }
     });
 }
@@ -202,18 +206,18 @@ fn unserialised_barriers_hang() {
 /// An item is queued on a CPU that goes offline, and waited for at the same time: it runs there, or
 /// on the CPU that it went to.
 #[test]
-fn work_outlives_its_cpu() {
+fn work_of_an_offline_cpu_runs() {
     loom::model(|| {
-        let machine = Machine::new();
+        let cpus = Cpus::new();
         race(move |number| {
             if number == 1 {
-                machine.down(1);
+                cpus.down(1);
             } else {
-                machine.job.written.store(1, Relaxed);
-                machine.queue(1);
-                machine.run(0);
-                machine.sync();
-                assert_eq!(machine.job.seen.load(Relaxed), 1);
+                cpus.job.written.store(1, Relaxed);
+                cpus.queue(1);
+                cpus.run(0);
+                cpus.sync();
+                assert_eq!(cpus.job.seen.load(Relaxed), 1);
             }
         });
     });
@@ -265,11 +269,11 @@ impl Frees {
     }
 
     /// Queues the irq work of a CPU.
-    fn queue(&self, machine: &Machine, cpu: usize) {
+    fn queue(&self, cpus: &Cpus, cpu: usize) {
         let work = &raw const self.works[cpu];
         if self.works[cpu].claim() {
-            // SAFETY: the frees outlive their use by the machine.
-            unsafe { machine.lists.add(cpu, work.cast_mut()) };
+            // SAFETY: the frees outlive their use by the CPUs.
+            unsafe { cpus.lists.add(cpu, work.cast_mut()) };
         }
     }
 
@@ -310,7 +314,7 @@ fn deferred_blocks_are_freed_once() {
 /// A free is deferred on a CPU that goes offline: the walk over the remaining CPUs finds it, or it
 /// was freed.
 #[test]
-fn nothing_is_left_behind_on_a_cpu() {
+fn deferred_free_of_an_offline_cpu_is_found() {
     loom::model(|| {
         let frees = Frees::new();
         let shared = frees.clone();
@@ -330,10 +334,10 @@ fn nothing_is_left_behind_on_a_cpu() {
 /// waits for all deferred frees. Both hold the hotplug lock, as `cpu::down` and `heap::barrier`
 /// do.
 #[test]
-fn a_cpu_that_goes_is_waited_for() {
+fn barrier_waits_for_a_cpu_that_goes_offline() {
     loom::model(|| {
         let frees = Frees::new();
-        let machine = Machine::new();
+        let cpus = Cpus::new();
         let online = Mutex::new(CPUS);
         race(move |number| {
             if number == 1 {
@@ -341,21 +345,21 @@ fn a_cpu_that_goes_is_waited_for() {
                 frees.deferred.offline(Context::WAITING, 1, |block| frees.free(block));
                 *online = 1;
                 // The last round of its thread.
-                machine.run(1);
-                machine.down(1);
+                cpus.run(1);
+                cpus.down(1);
                 return;
             }
             if let Some(cpu) = frees.defer(1, 1) {
-                frees.queue(&machine, cpu);
+                frees.queue(&cpus, cpu);
             }
             let online = online.lock().unwrap();
             for cpu in 0..*online {
                 frees.barrier(cpu);
-                machine.run(cpu);
+                cpus.run(cpu);
                 frees.works[cpu].wait_until_idle(false);
-                frees.works[cpu].wait_until_left(&machine.runners);
+                frees.works[cpu].wait_until_left(&cpus.runners);
             }
-            assert!(frees.is_freed(1), "left behind");
+            assert!(frees.is_freed(1), "a deferred block was missed");
         });
     });
 }
@@ -363,9 +367,9 @@ fn a_cpu_that_goes_is_waited_for() {
 /// With a mask to check instead of a list that closes: a thread that checked before adds after, and
 /// no walk ever gets there.
 #[test]
-fn a_list_that_stays_open_is_forgotten() {
-    let test = "models::irq_work::a_list_that_stays_open_is_forgotten";
-    loom_finds("left behind", test, || {
+fn list_that_stays_open_is_missed() {
+    let test = "models::irq_work::list_that_stays_open_is_missed";
+    loom_finds("a deferred block was missed", test, || {
         let frees = Frees::new();
         let online = Arc::new(AtomicBool::new(true));
         let shared = frees.clone();
@@ -379,15 +383,15 @@ fn a_list_that_stays_open_is_forgotten() {
             }
         });
         frees.barrier(0);
-        assert!(frees.is_freed(1), "left behind");
+        assert!(frees.is_freed(1), "a deferred block was missed");
     });
 }
 
 /// A thread is stopped between adding to the list and queueing the work. The next one finds a list
 /// that is not empty, queues nothing, and calls the barrier.
-fn stopped_adder(barrier: fn(&Frees, &Machine)) {
+fn stopped_adder(barrier: fn(&Frees, &Cpus)) {
     let frees = Frees::new();
-    let machine = Machine::new();
+    let cpus = Cpus::new();
     race(move |number| {
         let queue = frees.defer(0, number);
         if number == 1 {
@@ -395,32 +399,32 @@ fn stopped_adder(barrier: fn(&Frees, &Machine)) {
             return;
         }
         if let Some(cpu) = queue {
-            frees.queue(&machine, cpu);
+            frees.queue(&cpus, cpu);
         }
-        barrier(&frees, &machine);
-        assert!(frees.is_freed(2), "slipped past the barrier");
-        machine.run(0);
+        barrier(&frees, &cpus);
+        assert!(frees.is_freed(2), "the barrier missed a block");
+        cpus.run(0);
         frees.barrier(0);
     });
 }
 
 #[test]
-fn the_barrier_empties_the_list_itself() {
+fn barrier_empties_the_list_itself() {
     loom::model(|| {
-        stopped_adder(|frees, machine| {
+        stopped_adder(|frees, cpus| {
             frees.barrier(0);
-            machine.run(0);
+            cpus.run(0);
             frees.works[0].wait_until_idle(false);
         });
     });
 }
 
 #[test]
-fn a_barrier_that_only_syncs_is_slipped_past() {
-    let test = "models::irq_work::a_barrier_that_only_syncs_is_slipped_past";
-    loom_finds("slipped past", test, || {
-        stopped_adder(|frees, machine| {
-            machine.run(0);
+fn barrier_that_only_syncs_misses_a_block() {
+    let test = "models::irq_work::barrier_that_only_syncs_misses_a_block";
+    loom_finds("the barrier missed", test, || {
+        stopped_adder(|frees, cpus| {
+            cpus.run(0);
             frees.works[0].wait_until_idle(false);
         });
     });

@@ -47,6 +47,9 @@ fn loom_finds(expected: &str, test: &str, model: impl Fn() + Sync + Send + 'stat
     // Three preemptions are enough for every fault that a model shows.
     child.args(["--exact", "--nocapture", test]).env(CHILD, "").env("LOOM_MAX_PREEMPTIONS", "3");
     let output = child.output().unwrap();
-    let said = std::string::String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && said.contains(expected), "loom found nothing: {said}");
+    let stderr = std::string::String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && stderr.contains(expected),
+        "loom did not find {expected:?}: {stderr}"
+    );
 }

@@ -15,7 +15,7 @@ use crate::sync::Context;
 /// Two CPUs put a batch each and take an object. No object is lost or duplicated, whatever stale
 /// count a CPU reads without the lock.
 #[test]
-fn barn_keeps_objects() {
+fn barn_neither_loses_nor_duplicates_objects() {
     loom::model(|| {
         let barn = Arc::new(Barn::new());
         let slots = Box::into_raw(Box::new([ptr::null_mut::<u8>(); 2]));
@@ -104,7 +104,7 @@ impl Single {
                 &mut emptied,
             )
         };
-        assert!(emptied.pop().is_none(), "one empty slab stays");
+        assert!(emptied.pop().is_none(), "the only empty slab was given up");
         done.map(|rest| assert!(rest.is_empty())).map_err(|(_, misuse)| misuse)
     }
 }
@@ -129,7 +129,7 @@ fn slab_cuts_each_object_once() {
             let batch = shared.cut(number + 1);
             let index = |object: &*mut u8| (object.addr() - shared.base.addr()) / 16384;
             for object in batch.objects() {
-                assert!(!marks[index(object)].swap(true, Relaxed));
+                assert!(!marks[index(object)].swap(true, Relaxed), "an object was cut twice");
             }
             for object in batch.objects() {
                 marks[index(object)].store(false, Relaxed);
@@ -139,7 +139,7 @@ fn slab_cuts_each_object_once() {
         let all = single.cut(MAX_BATCH);
         let offsets: Vec<_> =
             all.objects().iter().rev().map(|object| object.addr() - single.base.addr()).collect();
-        assert_eq!(offsets, [0, 16384, 32768, 49152], "ascending from the end of the batch");
+        assert_eq!(offsets, [0, 16384, 32768, 49152], "objects ascend from the end of the batch");
         single.put(all.objects()).unwrap();
     });
 }
@@ -147,7 +147,7 @@ fn slab_cuts_each_object_once() {
 /// A slab arrives while the lock may be busy: one CPU cuts and frees, and the maker frees the
 /// objects that it cut before. The slab is listed once, and no object is lost.
 #[test]
-fn slab_arrives_once() {
+fn arriving_slab_is_listed_once() {
     loom::model(|| {
         let single = Arc::new(Single::unlisted());
         let shared = single.clone();
@@ -189,7 +189,7 @@ fn slab_finds_double_free() {
 /// A slab is lent while another CPU frees objects to it and cuts others. No object in use lies in a
 /// hole, none is cut from the slab while it is lent, and in the end all objects are free.
 #[test]
-fn slab_is_lent_and_relisted() {
+fn lent_slab_has_no_live_object_in_a_hole() {
     loom::model(|| {
         let single = Arc::new(Single::new());
         let first = single.cut(1);
@@ -214,7 +214,7 @@ fn slab_is_lent_and_relisted() {
                 // SAFETY: these lists lent the slab.
                 unsafe { partial.relist_lent(lent, &mut emptied) };
                 drop(partial);
-                assert!(emptied.pop().is_none(), "one empty slab stays");
+                assert!(emptied.pop().is_none(), "the only empty slab was given up");
             } else {
                 marks[index(object)].store(false, Relaxed);
                 shared.put(&[address(object)]).unwrap();
@@ -238,7 +238,7 @@ fn slab_is_lent_and_relisted() {
 
 /// Two slabs are empty in the end, one of which was lent when the other arrived. One stays.
 #[test]
-fn slab_that_was_lent_is_one_too_many() {
+fn relisted_slab_is_freed_if_another_is_empty() {
     loom::model(|| {
         let (single, other) = (Single::new(), Single::unlisted());
         let lock = || single.slabs.lock(Context::WAITING).unwrap();

@@ -20,7 +20,7 @@ fn lock_excludes_and_orders() {
 }
 
 #[test]
-fn tried_lock_is_free_or_refused() {
+fn tried_lock_excludes_or_is_refused() {
     loom::model(|| {
         let lock = Arc::new(Lock::new(LockClass::Barn, 0));
         let shared = lock.clone();
@@ -29,7 +29,7 @@ fn tried_lock_is_free_or_refused() {
                 *guard += 1;
             }
         });
-        let taken = *lock.acquire(Context::TRYING).expect("nobody holds it");
+        let taken = *lock.acquire(Context::TRYING).expect("no thread holds the lock");
         assert!((1..=2).contains(&taken));
     });
 }
@@ -100,15 +100,15 @@ fn work_by_flag(clear: fn(&WakeFlag)) {
 }
 
 #[test]
-fn flag_is_cleared() {
+fn clearing_the_flag_misses_no_work() {
     loom::model(|| work_by_flag(WakeFlag::clear));
 }
 
 /// Clears by a store instead of an exchange, in the strongest order: work done before a set that
 /// the store overwrites is not seen, and the thread sleeps beside it.
 #[test]
-fn flag_cleared_blindly_is_missed() {
-    loom_finds("deadlock", "models::sync::flag_cleared_blindly_is_missed", || {
+fn clearing_the_flag_blindly_misses_work() {
+    loom_finds("deadlock", "models::sync::clearing_the_flag_blindly_misses_work", || {
         work_by_flag(WakeFlag::clear_blindly);
     });
 }

@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_replaced_as_a_whole_or_not_at_all() {
+    fn files_are_replaced_atomically() {
         let folder = Folder::new("replaced");
         let path = folder.0.join("file");
         let replace = |text: &str, success: bool| {
@@ -165,13 +165,13 @@ mod tests {
         assert!(!replace("three", false));
         assert_eq!(fs::read_to_string(&path).unwrap(), "two");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(folder.count(), 1, "nothing else is left behind");
+        assert_eq!(folder.count(), 1, "a temporary file is left in the folder");
         assert!(!super::replace(format_args!("/nowhere/at/all"), |_| true));
         assert!(!super::replace(format_args!("{}", folder.0.display()), |_| true));
     }
 
     #[test]
-    fn links_are_not_followed_but_to_devices() {
+    fn only_links_to_devices_are_followed() {
         let folder = Folder::new("links");
         let (path, other) = (folder.0.join("link"), folder.0.join("other"));
         let replace = || replace(format_args!("{}", path.display()), |file| write_all(file, b"x"));
@@ -180,17 +180,17 @@ mod tests {
         assert!(replace());
         assert_eq!(fs::read_to_string(&other).unwrap(), "precious");
         assert_eq!(fs::read_to_string(&path).unwrap(), "x");
-        for (device, takes_it) in [("/dev/null", true), ("/dev/full", false)] {
+        for (device, succeeds) in [("/dev/null", true), ("/dev/full", false)] {
             fs::remove_file(&path).unwrap();
             symlink(device, &path).unwrap();
-            assert_eq!(replace(), takes_it);
+            assert_eq!(replace(), succeeds, "writing to {device}");
             assert!(fs::symlink_metadata(&path).unwrap().is_symlink());
         }
         assert_eq!(folder.count(), 2);
     }
 
     #[test]
-    fn files_are_told_apart() {
+    fn identity_distinguishes_files() {
         let (one, other) =
             (fs::File::open("/dev/null").unwrap(), fs::File::open("/dev/zero").unwrap());
         let number = |file: &fs::File| std::os::fd::AsRawFd::as_raw_fd(file);

@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists() {
+    fn fault_lists_are_parsed() {
         for wrong in ["", "mmap", "mmap:", "mmap:1", "mmap:1/0", "brk:1/2", "mmap:1/2,x"] {
             assert_eq!(parse(wrong), None, "{wrong}");
         }

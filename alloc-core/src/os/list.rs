@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn lists() {
+    fn cpu_lists_are_parsed() {
         assert_eq!(ranges("0\n").unwrap(), [(0, 0)]);
         assert_eq!(ranges("0-3,8-127\n").unwrap(), [(0, 3), (8, 127)]);
         assert_eq!(ranges("2,4,10-11").unwrap(), [(2, 2), (4, 4), (10, 11)]);

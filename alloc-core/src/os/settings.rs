@@ -224,7 +224,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn distances() {
+    fn distance_counts_edits() {
         for (one, other, edits) in [
             ("HAYLOFT_STAT", "HAYLOFT_STATS", 1),
             ("HAYLOFT_LIMTI", "HAYLOFT_LIMIT", 2),
@@ -232,8 +232,8 @@ mod tests {
             ("HAYLOFT_", "HAYLOFT_THP", 3),
             ("", "HAYLOFT_IRQ_SIGNAL_AND_MORE_AND_MORE", LONGEST),
         ] {
-            assert_eq!(distance(one.as_bytes(), other.as_bytes()), edits, "{one} {other}");
-            assert_eq!(distance(other.as_bytes(), one.as_bytes()), edits, "{other} {one}");
+            assert_eq!(distance(one.as_bytes(), other.as_bytes()), edits, "from {one} to {other}");
+            assert_eq!(distance(other.as_bytes(), one.as_bytes()), edits, "from {other} to {one}");
         }
     }
 

@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_clock_of_the_image_is_that_of_the_system_call() {
+    fn vdso_clock_agrees_with_the_system_call() {
         let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         let mut before = time;
         // SAFETY: the call writes a struct of this function.

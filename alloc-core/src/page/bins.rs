@@ -69,19 +69,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bins_hold_what_fits() {
+    fn first_fitting_bin_holds_no_shorter_run() {
         for len in 1..if cfg!(miri) { 1 << 10 } else { 1 << 17 } {
             let (holding, fitting) = (Bins::holding(len), Bins::fitting(len));
-            assert!(holding <= fitting && fitting <= holding + 1, "{len}");
+            assert!(
+                holding <= fitting && fitting <= holding + 1,
+                "bins of {len} units: {holding}, {fitting}"
+            );
             assert!(Bins::holding(len + 1) >= holding && Bins::holding(len + 1) <= holding + 1);
             // No run shorter than `len` is kept in the first bin that fits `len`.
-            assert!(len == 1 || Bins::holding(len - 1) < fitting, "{len}");
+            assert!(len == 1 || Bins::holding(len - 1) < fitting, "{len} units");
         }
         assert!(Bins::holding(u32::MAX) < Bins::COUNT);
     }
 
     #[test]
-    fn bins_find_the_first_and_the_last() {
+    fn first_and_last_nonempty_bin_are_found() {
         let mut bins = Bins::new();
         assert_eq!((bins.first_from(0), bins.last()), (None, None));
         for bin in [3, 64, 130] {

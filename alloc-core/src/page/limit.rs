@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits() {
+    fn limits_are_parsed() {
         const MIB: usize = (1 << 20) >> UNIT_SHIFT;
         assert_eq!(parse("16M"), Ok((14 * MIB, 16 * MIB)));
         assert_eq!(parse("100m:1g"), Ok((100 * MIB, 1024 * MIB)));

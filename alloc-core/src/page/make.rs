@@ -183,7 +183,7 @@ mod tests {
     /// longer.
     #[test]
     #[cfg_attr(miri, ignore = "the arenas lie at addresses that are nobody's")]
-    fn arenas_are_long_enough() {
+    fn smallest_arena_has_room_for_its_run() {
         let mut need = 1;
         while need < u32::MAX / 32 {
             let bytes = least_bytes(need).unwrap();

@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_arena_has_its_reserve() {
+    fn busy_arena_allocates_from_its_reserve() {
         let waiting = Context::enter(|context| context);
         let run = alloc(waiting, 0, 2, 1).unwrap();
         let unit = Unit::of(run.address.as_ptr()).unwrap();

@@ -172,13 +172,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_are_disjoint_and_come_back() {
+    fn blocks_are_disjoint_and_reusable() {
         let reserve = Reserve::new();
         assert_eq!(reserve.take(1, 1, 0, 200), Some(0));
         assert_eq!(reserve.take(3, 1, 0, 200), Some(1));
         assert_eq!(reserve.take(60, 1, 0, 200), Some(4));
         assert_eq!(reserve.take(60, 1, 0, 200), Some(64));
-        assert_eq!(reserve.take(10, 1, 0, 200), Some(128), "not across words");
+        assert_eq!(reserve.take(10, 1, 0, 200), Some(128), "a run must not span two words");
         assert_eq!(reserve.take(4, 1, 0, 200), Some(124));
         reserve.give(64, 60);
         assert_eq!(reserve.take(8, 8, 0, 200), Some(64));
@@ -187,11 +187,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_up_is_not_taken_any_more() {
+    fn blocks_that_were_given_up_are_not_allocated() {
         for (taken, first) in [(0, 16), (5, 16), (20, 21), (63, 64), (64, 65), (199, 200)] {
             let reserve = Reserve::new();
             assert!(reserve.take_at(taken, 1));
-            assert_eq!(reserve.give_up(16, 200), first, "{taken}");
+            assert_eq!(reserve.give_up(16, 200), first, "beside {taken}");
             for block in 0..200 {
                 let is_free = block != taken && block < first;
                 assert_eq!(reserve.take_at(block, 1), is_free, "{block} beside {taken}");
@@ -204,7 +204,7 @@ mod tests {
         let reserve = Reserve::new();
         assert_eq!(reserve.take(1, 1, 0, 512), Some(0));
         assert_eq!(reserve.take(130, 1, 0, 512), Some(64));
-        assert!(!reserve.has(64), "it cannot be read yet");
+        assert!(!reserve.has(64), "the run is not committed yet");
         reserve.set_committed(64, 130);
         assert!(reserve.has(64) && reserve.has(193) && !reserve.has(194));
         assert_eq!(reserve.take(200, 1, 0, 512), Some(256));

@@ -165,7 +165,7 @@ mod tests {
     /// A CPU has no memory before its first use, and every number that a kernel may have can be
     /// looked up.
     #[test]
-    fn regions_come_with_their_cpus() {
+    fn only_cpus_in_use_have_regions() {
         Context::enter(backend);
         let numbers = CPUS.load(Ordering::Relaxed);
         assert!(numbers >= os::cpu_numbers().min(MAX_CPUS) && numbers > cpu());

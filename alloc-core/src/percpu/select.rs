@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_of_kernels() {
+    fn kernels_that_do_not_abort_sections_are_recognised() {
         for broken in ["6.19.0", "6.19.12-arch1-1", "7.0.0-rc3", "7.0.13", "7.0", "6.19-rc1"] {
             assert!(!aborts_sections_on_arm(broken.as_bytes()), "{broken}");
         }

@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "the stand-in has no files")]
-    fn what_does_not_fit_at_once_is_written_all_the_same() {
+    fn text_longer_than_the_buffer_is_written_in_full() {
         let text = format!("{}é\n", "0123456789".repeat(1000));
         let path = std::env::temp_dir().join(format!("hayloft-writer-{}", std::process::id()));
         let file = std::fs::File::create(&path).unwrap();

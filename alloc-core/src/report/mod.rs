@@ -440,7 +440,7 @@ mod tests {
     use std::format;
 
     #[test]
-    fn settings() {
+    fn settings_are_parsed() {
         let parse = Setting::parse;
         let stderr = Setting {
             destination: Destination::File(2),
@@ -481,7 +481,7 @@ mod tests {
             ("stderr,often=2", "of words with"),
             (&long, "too long"),
         ] {
-            assert!(parse(wrong).is_err_and(|said| said.starts_with(why)), "{wrong}");
+            assert!(parse(wrong).is_err_and(|error| error.starts_with(why)), "{wrong}");
         }
     }
 }

@@ -508,7 +508,7 @@ mod tests {
     use std::process::Command;
 
     #[test]
-    fn births() {
+    fn start_time_exists_only_for_live_processes() {
         let this = std::process::id();
         assert!(start_time(this).is_some() && start_time(this) == start_time(this));
         assert_eq!(start_time(u32::MAX), None);
@@ -516,12 +516,12 @@ mod tests {
         while start_time(child.id()).is_some() {
             os::sleep_microseconds(1000);
         }
-        assert!(fs::exists(format!("/proc/{}", child.id())).unwrap(), "it was not waited for");
+        assert!(fs::exists(format!("/proc/{}", child.id())).unwrap(), "the child was waited for");
         child.wait().unwrap();
     }
 
     #[test]
-    fn who_shows_nothing_is_said_so() {
+    fn attaching_without_a_page_is_an_error() {
         let this = std::process::id();
         assert!(matches!(Reader::attach(this), Err(AttachError::ShowsNothing(_))));
         assert!(matches!(Reader::attach(u32::MAX), Err(AttachError::Gone(_))));

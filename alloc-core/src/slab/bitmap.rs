@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slab_is_cut_from_end_to_end() {
+    fn all_objects_of_a_slab_are_cut_in_order() {
         for class in (0..).map_while(Class::from_index) {
             let shape = shape(class);
             let (bitmap, objects) = full(class);
@@ -225,7 +225,7 @@ mod tests {
 
     /// In ascending and descending rows, in pieces, and in no order.
     #[test]
-    fn what_was_cut_comes_back_in_any_order() {
+    fn objects_can_be_freed_in_any_order() {
         for class in [of_size(8), of_size(48), of_size(1024), of_size(20480)] {
             let shape = shape(class);
             let (mut bitmap, objects) = full(class);
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_free_is_not_freed() {
+    fn double_frees_are_rejected() {
         let class = of_size(48);
         let shape = shape(class);
         let base = address(BASE);
@@ -261,7 +261,7 @@ mod tests {
             &[object(3), object(30), object(7)],
         ] {
             assert_eq!(bitmap.set_free(again, base, &shape), Err(object(7)));
-            assert_eq!(free_of(&bitmap), 1, "those of its word stay as they were");
+            assert_eq!(free_of(&bitmap), 1, "other objects of the word were freed");
         }
         let repeated = [object(70), object(90), object(70)];
         assert_eq!(bitmap.set_free(&repeated, base, &shape), Err(object(70)));
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_not_freed() {
+    fn addresses_of_no_object_are_rejected() {
         for class in [of_size(8), of_size(48), of_size(112), of_size(20480)] {
             let shape = shape(class);
             let size = class.size();
@@ -292,13 +292,13 @@ mod tests {
     }
 
     #[test]
-    fn rows() {
+    fn rows_of_adjacent_objects_are_recognised() {
         let of = |addresses: &[usize]| addresses.iter().map(|at| address(*at)).collect::<Vec<_>>();
         assert!(is_row(&of(&[100]), 1, 8));
         assert!(is_row(&of(&[100, 108, 116, 7]), 3, 8));
         assert!(!is_row(&of(&[100, 108, 116, 7]), 4, 8));
         assert!(!is_row(&of(&[100, 116, 108]), 3, 8));
         assert!(is_row(&of(&[116, 108, 100]), 3, 8_usize.wrapping_neg()));
-        assert!(!is_row(&of(&[100]), 2, 8), "there are not as many");
+        assert!(!is_row(&of(&[100]), 2, 8), "the slice is shorter than the row");
     }
 }

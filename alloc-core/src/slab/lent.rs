@@ -94,7 +94,7 @@ mod tests {
             };
             let pages = (0..shape.units as usize * UNIT).step_by(PAGE);
             let wanted: Vec<_> = pages.filter(|page| !is_used(page)).collect();
-            assert_eq!(holes, wanted, "{size} {used:?}");
+            assert_eq!(holes, wanted, "objects of {size} bytes, {used:?} in use");
         }
     }
 }

@@ -434,7 +434,7 @@ mod tests {
         }
 
         fn lock(&self) -> Held<'_> {
-            self.slabs.lock(waiting()).expect("it can be waited for")
+            self.slabs.lock(waiting()).expect("the lock can be waited for")
         }
 
         fn lend_and_relist(&self) -> bool {
@@ -469,7 +469,7 @@ mod tests {
     /// The lists of empty slabs hold no others, however many slabs are nearly empty, punched or
     /// not.
     #[test]
-    fn empty_slabs_are_found_without_looking_at_others() {
+    fn lists_of_empty_slabs_hold_no_others() {
         let some = Fixture::of(1);
         some.lock().shed(some.class, &mut Emptied::new());
         assert_eq!(some.lock().counts().slabs, 0);
@@ -507,7 +507,7 @@ mod tests {
             count
         };
         assert_eq!((empty(EMPTY), empty(EMPTY + PUNCHED)), (1, 0));
-        assert!(some.lend_and_relist(), "an empty one is not relisted");
+        assert!(some.lend_and_relist(), "an empty slab was not lent");
         assert_eq!((empty(EMPTY), empty(EMPTY + PUNCHED)), (0, 1));
         let mut emptied = Emptied::new();
         some.lock().shed(some.class, &mut emptied);
@@ -519,7 +519,7 @@ mod tests {
     /// A cut holds the lock for no longer than [`MAX_CUT`] slabs take, even if each has few free
     /// objects.
     #[test]
-    fn few_slabs_are_cut_at_once() {
+    fn one_cut_visits_few_slabs() {
         let some = Fixture::of(100);
         let mut batch = Batch::new();
         let mut all = Vec::new();

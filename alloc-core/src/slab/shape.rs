@@ -204,14 +204,14 @@ mod tests {
     use std::vec::Vec;
 
     #[test]
-    fn slabs_waste_little() {
+    fn waste_of_slabs_is_bounded() {
         // Not the smallest class: a bitmap has room for only half of the objects in a unit.
         for class in (1..).map_while(Class::from_index) {
             let (shape, size) = (shape(class), class.size());
             let (bytes, used) = (shape.units as usize * UNIT, shape.span as usize);
             assert!(
                 bytes - used <= bytes / 12 && bytes <= 2 * size.max(256 << 10),
-                "{size} {bytes}"
+                "slab of {bytes} bytes for objects of {size}, {used} used"
             );
             assert_eq!(shape.in_unit() == 0, class.is_middle());
         }
@@ -219,7 +219,7 @@ mod tests {
 
     /// The word by which `free` decides where objects start agrees with division.
     #[test]
-    fn objects_are_known_by_where_they_start() {
+    fn starts_of_objects_are_recognised_without_division() {
         for class in (0..).map_while(Class::from_index).filter(|class| !class.is_middle()) {
             let shape = shape(class);
             let word = shape.in_unit();
@@ -227,7 +227,7 @@ mod tests {
                 if shape.units == 1 { class.size() } else { 1 << class.size().trailing_zeros() };
             for offset in (0..UNIT).step_by(if cfg!(miri) { 1021 } else { 1 }) {
                 let starts = (offset as u32).wrapping_mul(word) < word;
-                assert_eq!(starts, offset % step == 0, "{} {offset}", class.size());
+                assert_eq!(starts, offset % step == 0, "class {}, offset {offset}", class.size());
             }
         }
         // Objects of caches may have any size.
@@ -236,7 +236,10 @@ mod tests {
             let word = shape.in_unit();
             for index in 0..shape.objects().min(UNIT.div_ceil(stride)) {
                 let offset = index * stride % UNIT;
-                assert!((offset as u32).wrapping_mul(word) < word, "{stride} {index}");
+                assert!(
+                    (offset as u32).wrapping_mul(word) < word,
+                    "stride {stride}, index {index}"
+                );
                 assert_eq!(shape.index_at(index * stride), Some(index));
                 assert_eq!(shape.index_at(index * stride + stride / 2), None);
             }
@@ -244,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_by_eighths() {
+    fn lists_are_ordered_by_free_objects() {
         for class in (0..).map_while(Class::from_index) {
             let shape = shape(class);
             assert_eq!(shape.list(0), UNLISTED);

@@ -7,7 +7,7 @@ use crate::size_class::Class;
 /// Returns the size class whose objects have `size` bytes.
 pub(super) fn of_size(size: usize) -> Class {
     let found = (0..).map_while(Class::from_index).find(|class| class.size() == size);
-    found.expect("there is such a class")
+    found.expect("the size is that of a class")
 }
 
 /// Returns an address that is only compared.

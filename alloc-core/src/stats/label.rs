@@ -151,12 +151,12 @@ mod tests {
     }
 
     #[test]
-    fn names_that_would_be_the_same_are_told_apart() {
+    fn equal_names_get_distinct_suffixes() {
         let long = "a name that is longer than the room for it";
         assert_eq!(shown(0, long), long[..32]);
         let mark = std::format!("~{}", MAX_CACHES - 2);
         assert_eq!(shown(1, long), std::format!("{}{mark}", &long[..32 - mark.len()]));
-        assert_eq!(shown(0, long), long[..32], "it is its own");
+        assert_eq!(shown(0, long), long[..32], "a label conflicts with itself");
         assert_eq!(shown(2, "told apart"), "told apart");
         assert_eq!(shown(3, "told_apart"), std::format!("told_apart~{}", MAX_CACHES - 4));
         // Another cache really has that name.
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_fork_left_half_written_can_be_written() {
+    fn label_half_written_at_a_fork_can_be_rewritten() {
         let number = MAX_CACHES - 10;
         LABELS[number].version.store(7, Ordering::Relaxed);
         assert!(read(number).is_none());

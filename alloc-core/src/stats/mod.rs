@@ -536,7 +536,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_cut_between_letters() {
+    fn long_names_are_cut_between_characters() {
         assert_eq!(Name::new("packets").as_str(), "packets");
         assert_eq!(Name::new(&"x".repeat(40)).as_str(), "x".repeat(32));
         assert_eq!(Name::new(&("x".repeat(31) + "é")).as_str(), "x".repeat(31));
@@ -551,11 +551,11 @@ mod tests {
     }
 
     #[test]
-    fn caches_are_found_by_their_names() {
+    fn caches_with_objects_are_listed_by_name() {
         let layout = Layout::new::<[u8; 500]>();
         let cache = Cache::builder("found", layout).flags(CacheFlags::NO_MERGE).build().unwrap();
         let found = || gather().caches().find(|cache| cache.name.as_str() == "found");
-        assert_eq!(found(), None, "nothing was allocated from it");
+        assert_eq!(found(), None, "a cache without objects is listed");
         let objects: Vec<_> = (0..50).map(|_| cache.alloc().unwrap()).collect();
         let stats = found().unwrap();
         assert_eq!((stats.in_use, stats.sharers), (50, 1));

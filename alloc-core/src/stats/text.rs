@@ -329,7 +329,7 @@ mod tests {
     use std::format;
 
     #[test]
-    fn bytes() {
+    fn byte_counts_have_a_unit() {
         for (bytes, text) in [
             (0, "0 B"),
             (1023, "1023 B"),

@@ -226,7 +226,7 @@ mod cells {
         use super::*;
 
         #[test]
-        fn names_are_in_the_order_of_the_numbers() {
+        fn tables_are_in_the_order_of_their_enums() {
             for (index, (class, ..)) in LOCKS.iter().enumerate() {
                 assert_eq!(*class as usize, index);
             }
@@ -236,7 +236,7 @@ mod cells {
         }
 
         #[test]
-        fn a_lock_counts_what_it_gave_and_what_it_refused() {
+        fn lock_counts_acquisitions_and_refusals() {
             // No other test of this crate acquires locks of this class.
             let lock = Lock::new(LockClass::RcuBarrier, ());
             let count = || {

@@ -439,7 +439,7 @@ mod tests {
     /// This thread held the lock before. Another has just acquired it, but has not recorded itself
     /// as owner yet.
     #[test]
-    fn a_fork_abandons_a_lock_that_another_has_just_taken() {
+    fn fork_abandons_a_lock_that_another_thread_just_acquired() {
         let waiting = Context::enter(|context| context);
         let lock = Lock::new(LockClass::Barn, ());
         drop(lock.acquire(waiting));
@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fork_leaves_alone_what_this_thread_has() {
+    fn fork_keeps_locks_of_the_forking_thread() {
         let waiting = Context::enter(|context| context);
         let lock = Lock::new(LockClass::Barn, ());
         let guard = lock.acquire(waiting);
@@ -464,7 +464,7 @@ mod tests {
     /// A handler forks while this thread forks. In the parent and in the child, the inner fork
     /// neither waits for nor releases the locks that the outer fork holds.
     #[test]
-    fn a_fork_in_a_fork_leaves_locks_to_the_outer_one() {
+    fn nested_fork_leaves_locks_to_the_outer_fork() {
         let waiting = Context::enter(|context| context);
         let [held, free] = [(); 2].map(|()| Lock::new(LockClass::Barn, ()));
         let attempts = Cell::new(3);
@@ -479,7 +479,7 @@ mod tests {
             }
             assert!(held.raw.is_held() && free.raw.is_free());
         }
-        assert_eq!(attempts.get(), 3, "nothing was waited for");
+        assert_eq!(attempts.get(), 3, "the inner fork waited for a lock");
         held.raw.release_in_parent(Fork(1));
         assert!(held.raw.is_free());
     }

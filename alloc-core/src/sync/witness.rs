@@ -323,14 +323,14 @@ mod tests {
     use core::panic::Location;
 
     #[test]
-    fn a_circle_is_found() {
+    fn cycle_of_lock_classes_is_found() {
         let graph = Graph::new();
         let here = Location::caller();
         assert!(graph.add((Barn, here), (Slabs, here)).is_ok());
         assert!(graph.add((Barn, here), (Slabs, here)).is_ok());
         assert!(graph.add((Slabs, here), (Arena, here)).is_ok());
         assert!(graph.add((Barn, here), (Arena, here)).is_ok());
-        let inversion = graph.add((Arena, here), (Barn, here)).expect_err("a circle");
+        let inversion = graph.add((Arena, here), (Barn, here)).expect_err("a cycle");
         assert_eq!((inversion.held, inversion.waited), (here, here));
         assert!(graph.add((Slabs, here), (Barn, here)).is_err());
     }

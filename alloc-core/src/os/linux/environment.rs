@@ -131,7 +131,7 @@ mod tests {
     use super::larger_pages;
 
     #[test]
-    fn page_sizes() {
+    fn only_larger_page_sizes_are_accepted() {
         assert_eq!(larger_pages(b"16384", 4096), Some(16384));
         assert_eq!(larger_pages(b"65536", 65536), Some(65536));
         for (wrong, least) in [("4096", 16384), ("131072", 4096), ("12288", 4096), ("", 4096)] {

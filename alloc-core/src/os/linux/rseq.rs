@@ -124,13 +124,13 @@ mod tests {
     use super::rseq_len;
 
     #[test]
-    fn lengths_of_rseq_areas() {
+    fn rseq_area_is_as_long_as_the_kernel_demands() {
         // Kernels before 6.3, one that reports only the first fields, 6.3, 7.0, and one that knows
         // more than the area has room for.
         for ((size, align), len) in
             [((0, 0), 32), ((20, 32), 32), ((28, 32), 32), ((33, 64), 64), ((80, 128), 32)]
         {
-            assert_eq!(rseq_len(size, align), len, "{size} {align}");
+            assert_eq!(rseq_len(size, align), len, "size {size}, alignment {align}");
         }
     }
 }
