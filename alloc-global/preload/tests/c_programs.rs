@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{
-    BACKENDS, FOLDER, compile, is_there, libraries, output_of, preloaded, skipped, text_of,
+    BACKENDS, FOLDER, compile, is_installed, libraries, output_of, preloaded, skipped, text_of,
 };
 
 const NOTHING: [&str; 0] = [];
@@ -45,43 +45,42 @@ fn check_linked(program: &Path) {
 }
 
 #[test]
-fn rules() {
-    check_preloaded(&compile("cc", "rules.c", "rules", NOTHING));
+fn functions_follow_their_standards() {
+    check_preloaded(&compile("cc", "standards.c", "standards", NOTHING));
 }
 
 /// Checks that each mistake ends the process by SIGABRT, with one message that names the address
 /// and the mistake.
 #[test]
-fn mistakes() {
+fn mistakes_abort_with_one_message() {
     let program = compile("cc", "mistakes.c", "mistakes", NOTHING);
     let names = text_of(Command::new(&program).env("LD_LIBRARY_PATH", libraries()));
     assert!(names.lines().count() > 10, "{names}");
     for (backend, name) in
         BACKENDS.iter().flat_map(|backend| names.lines().map(move |name| (backend, name)))
     {
-        let output = preloaded(&program, backend).arg(name).output().expect("it starts");
-        let said = String::from_utf8_lossy(&output.stdout);
+        let output = preloaded(&program, backend).arg(name).output().expect("the program starts");
+        let stdout = String::from_utf8_lossy(&output.stdout);
         let message = String::from_utf8_lossy(&output.stderr);
-        let all = format!("{name} ({backend}): {}\n{said}{message}", output.status);
+        let all = format!("{name} ({backend}): {}\n{stdout}{message}", output.status);
         assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{all}");
         let address =
-            said.lines().find_map(|line| line.strip_prefix("address ")).expect("it is told");
+            stdout.lines().find_map(|line| line.strip_prefix("address ")).expect("an address");
         let words: &[&str] = match name {
-            _ if name.starts_with("twice") => &["double free", "class 112"],
-            "by_another_name" => &["double free", "class 112"],
-            "many_of_another_cache" => &["as one of a cache", "it is one of a cache"],
-            "many_inside" => &["no object starts", "a cache of objects of 48"],
-            "many_of_no_cache" => &["foreign address", "a cache of objects of 48"],
-            "inside" => &["no object starts there", "class 64"],
-            "inside_odd" => &["no object starts there", "class 112"],
-            "inside_long" => &["no object starts there", "class 30720"],
-            "resized_inside" | "size_inside" => &["no object starts there", "class 1024"],
+            _ if name.starts_with("double_free") => &["double free", "class 112"],
+            "many_frees_to_another_cache" => &["as one of a cache", "it is one of a cache"],
+            "many_frees_inside" => &["no object starts", "a cache of objects of 48"],
+            "many_frees_of_foreign_objects" => &["foreign address", "a cache of objects of 48"],
+            "free_inside" => &["no object starts there", "class 64"],
+            "free_inside_odd_size" => &["no object starts there", "class 112"],
+            "free_inside_long" => &["no object starts there", "class 30720"],
+            "realloc_inside" | "usable_size_inside" => &["no object starts there", "class 1024"],
             _ => &["foreign"],
         };
         // Of many misused objects, any may be the one that is found.
         let address = if name.starts_with("many") { "0x" } else { address };
         for word in words.iter().chain([&address]) {
-            assert!(message.contains(word), "no `{word}`: {all}");
+            assert!(message.contains(word), "the message lacks `{word}`: {all}");
         }
         assert_eq!(message.lines().count(), 1, "{all}");
     }
@@ -89,17 +88,17 @@ fn mistakes() {
 
 /// Checks a program that loads the library late and already has blocks from the C library.
 #[test]
-fn blocks_from_before() {
-    let program = compile("cc", "late.c", "late", ["-ldl"]);
+fn late_loaded_library_passes_foreign_blocks_on() {
+    let program = compile("cc", "late_load.c", "late_load", ["-ldl"]);
     check_linked(&program);
 }
 
 /// Checks that no slow path takes more than 4 KiB of stack. That includes the frees that decommit
 /// memory when there is no thread for it.
 #[test]
-fn stacks() {
+fn slow_paths_take_at_most_4_kib_of_stack() {
     // With lazy binding, the first call of each function would resolve it, on the measured stack.
-    let program = compile("cc", "stacks.c", "stacks", ["-Wl,-z,now"]);
+    let program = compile("cc", "stack_depth.c", "stack_depth", ["-Wl,-z,now"]);
     run_checks(&program, |backend| {
         let mut command = preloaded(&program, backend);
         command.env("HAYLOFT_LIMIT", "0:24M").env("HAYLOFT_BACKGROUND", "0");
@@ -109,55 +108,55 @@ fn stacks() {
 }
 
 #[test]
-fn threads_and_forks() {
+fn threads_and_forks_work_preloaded() {
     check_preloaded(&compile("cc", "threads.c", "threads", NOTHING));
 }
 
 /// Checks that the library's constructors, which run before all others, leave the environment
 /// intact and find the settings in it.
 #[test]
-fn the_environment_is_there() {
+fn constructors_leave_the_environment_intact() {
     for backend in BACKENDS {
-        let environment = text_of(preloaded("env", backend).env("OF_THE_TEST", "1"));
+        let environment = text_of(preloaded("env", backend).env("TEST_VARIABLE", "1"));
         let has = |line: &str| environment.lines().any(|other| other == line);
         assert!(
-            has(&format!("HAYLOFT_BACKEND={backend}")) && has("OF_THE_TEST=1"),
+            has(&format!("HAYLOFT_BACKEND={backend}")) && has("TEST_VARIABLE=1"),
             "{environment}"
         );
     }
     let output = output_of(preloaded("env", "quux").env("HAYLOFT_STATS", "1"));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("]: HAYLOFT_BACKEND=quux: "), "{said}");
-    assert!(said.contains("slabinfo - version"), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("]: HAYLOFT_BACKEND=quux: "), "{stderr}");
+    assert!(stderr.contains("slabinfo - version"), "{stderr}");
 }
 
-/// Checks how other programs use the process that they share with the allocator.
+/// Checks that programs can use namespaces, signals and limits as they do with other allocators.
 #[test]
-fn strangers() {
-    check_preloaded(&compile("cc", "strangers.c", "strangers", NOTHING));
+fn process_features_work_beside_the_allocator() {
+    check_preloaded(&compile("cc", "process.c", "process", NOTHING));
 }
 
 /// Checks forks in a program with a library whose fork handlers wait for threads that allocate, and
 /// forks while streams are in use.
 #[test]
-fn forks_and_their_neighbours() {
-    compile("cc", "fork_handlers_lib.c", "libneighbour.so", ["-shared", "-fPIC"]);
-    let linked = [format!("-L{FOLDER}"), "-lneighbour".into(), format!("-Wl,-rpath,{FOLDER}")];
-    check_preloaded(&compile("cc", "fork_neighbours.c", "fork_neighbours", linked));
+fn forks_work_beside_other_fork_handlers() {
+    compile("cc", "fork_handlers_lib.c", "libforkhandlers.so", ["-shared", "-fPIC"]);
+    let linked = [format!("-L{FOLDER}"), "-lforkhandlers".into(), format!("-Wl,-rpath,{FOLDER}")];
+    check_preloaded(&compile("cc", "fork_handlers.c", "fork_handlers", linked));
 }
 
 #[test]
-fn operators() {
-    if is_there("c++") {
+fn operators_work_preloaded() {
+    if is_installed("c++") {
         check_preloaded(&compile("c++", "operators.cc", "operators", CXX));
     }
 }
 
 #[test]
-fn operators_that_the_program_replaces() {
-    if is_there("c++") {
+fn replaced_operators_are_called() {
+    if is_installed("c++") {
         let arguments = [CXX[0], "-Wno-sized-deallocation"];
-        check_preloaded(&compile("c++", "replaced.cc", "replaced", arguments));
+        check_preloaded(&compile("c++", "replaced_operators.cc", "replaced_operators", arguments));
     }
 }
 
@@ -168,14 +167,14 @@ fn archive() -> [PathBuf; 5] {
 }
 
 #[test]
-fn header() {
+fn header_functions_work_linked() {
     let folder = format!("-L{}", libraries().display());
-    check_linked(&compile("cc", "own.c", "own-shared", [folder.as_str(), "-lhayloft"]));
-    check_linked(&compile("cc", "own.c", "own-archive", archive()));
+    check_linked(&compile("cc", "api.c", "api-shared", [folder.as_str(), "-lhayloft"]));
+    check_linked(&compile("cc", "api.c", "api-archive", archive()));
     // Once more with the thread of `HAYLOFT_STATS_SHM`.
-    let shown = compile("cc", "own.c", "own-shown", [folder.as_str(), "-lhayloft"]);
-    run_checks(&shown, |backend| {
-        let mut command = Command::new(&shown);
+    let published = compile("cc", "api.c", "api-published", [folder.as_str(), "-lhayloft"]);
+    run_checks(&published, |backend| {
+        let mut command = Command::new(&published);
         command.env("HAYLOFT_BACKEND", backend).env("LD_LIBRARY_PATH", libraries());
         command.env("HAYLOFT_STATS_SHM", "1");
         command
@@ -184,8 +183,8 @@ fn header() {
 }
 
 #[test]
-fn header_in_cxx() {
-    if is_there("c++") {
+fn header_works_in_cxx() {
+    if is_installed("c++") {
         let arguments = [PathBuf::from(CXX[0])].into_iter().chain(archive());
         let output = output_of(&mut Command::new(compile("c++", "header.cc", "header", arguments)));
         let table = String::from_utf8_lossy(&output.stderr);
@@ -196,29 +195,30 @@ fn header_in_cxx() {
 /// Checks that a set-uid program ignores the settings of the user who starts it, here its memory
 /// limit.
 #[test]
-fn settings_of_set_uid_programs() {
-    let program = compile("cc", "own.c", "own-set-uid", archive());
+fn set_uid_programs_ignore_settings() {
+    let program = compile("cc", "api.c", "api-set-uid", archive());
     let with_limit = || {
         let mut command = Command::new(&program);
-        command.arg("whole").env("HAYLOFT_LIMIT", "1M");
-        command.output().expect("it starts").status.success()
+        command.arg("statistics_and_trim").env("HAYLOFT_LIMIT", "1M");
+        command.output().expect("the program starts").status.success()
     };
-    assert!(!with_limit(), "it has room for 20 MiB in 1");
+    assert!(!with_limit(), "20 MiB were allocated under a limit of 1 MiB");
     let nobody = 65534;
-    let status = fs::read_to_string("/proc/self/status").expect("there is a /proc");
+    let status = fs::read_to_string("/proc/self/status").expect("/proc is mounted");
     if status.contains("NoNewPrivs:\t1") || chown(&program, Some(nobody), None).is_err() {
         return skipped(
             "settings of set-uid programs",
-            "there are none here, or nobody to own them",
+            "set-uid is not permitted, or the owner cannot be changed",
         );
     }
-    fs::set_permissions(&program, Permissions::from_mode(0o4755)).expect("it is ours");
-    assert!(with_limit(), "a set-uid program obeys its user's environment");
+    fs::set_permissions(&program, Permissions::from_mode(0o4755))
+        .expect("this test created the file");
+    assert!(with_limit(), "a set-uid program obeyed the environment of its user");
 }
 
 #[test]
-fn operators_of_the_archive() {
-    if is_there("c++") {
+fn operators_work_from_the_archive() {
+    if is_installed("c++") {
         let program = compile(
             "c++",
             "operators.cc",
@@ -226,12 +226,12 @@ fn operators_of_the_archive() {
             CXX.map(PathBuf::from).into_iter().chain(archive()),
         );
         for name in [
-            "every_form",
+            "every_form_of_new_and_delete",
             "failure_throws",
-            "handler_is_asked",
-            "handler_may_throw",
-            "nothrow_asks",
-            "library",
+            "new_handler_is_called",
+            "new_handler_may_throw",
+            "nothrow_calls_the_new_handler",
+            "standard_library",
         ] {
             output_of(Command::new(&program).arg(name));
         }
@@ -240,15 +240,21 @@ fn operators_of_the_archive() {
 
 /// Checks static programs, which have no loader.
 #[test]
-fn without_shared_libraries() {
+fn static_programs_work() {
     let library = libraries().join("libhayloft.a");
     let arguments = ["-static".into(), library, "-lgcc_eh".into(), "-w".into()];
-    let program = compile("cc", "own.c", "own-static", &arguments);
-    for name in ["blocks", "caches", "bad_caches", "whole"] {
+    let program = compile("cc", "api.c", "api-static", &arguments);
+    for name in ["nolock_blocks", "caches", "invalid_caches", "statistics_and_trim"] {
         output_of(Command::new(&program).arg(name));
     }
     let program = compile("cc", "threads.c", "threads-static", &arguments);
-    for name in ["exchanges", "short_lives", "forks", "fork_handlers", "joined_elsewhere"] {
+    for name in [
+        "threads_exchange_blocks",
+        "short_lived_threads",
+        "forks_amid_threads",
+        "fork_handlers_can_allocate",
+        "threads_joined_on_another_cpu",
+    ] {
         output_of(Command::new(&program).arg(name));
     }
 }

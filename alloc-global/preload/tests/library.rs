@@ -21,7 +21,7 @@ const STANDARD: &str = "malloc calloc realloc reallocarray free aligned_alloc po
 /// Returns the names of the functions that the header declares.
 fn declared() -> Vec<String> {
     let header =
-        fs::read_to_string(format!("{PACKAGE}/include/hayloft.h")).expect("the header is there");
+        fs::read_to_string(format!("{PACKAGE}/include/hayloft.h")).expect("the header can be read");
     let code = header.split("/*").map(|part| part.split("*/").last().unwrap_or_default());
     let code: String = code.collect();
     let name = |before: &str| {
@@ -35,7 +35,7 @@ fn declared() -> Vec<String> {
 }
 
 #[test]
-fn exports_what_the_header_says_and_the_standard_names() {
+fn exports_are_the_header_and_the_standard_names() {
     let library = libraries().join("libhayloft.so");
     let symbols =
         text_of(Command::new("nm").args(["-D", "--defined-only", "--format=posix"]).arg(library));
@@ -71,7 +71,10 @@ fn hit_path(disassembly: &str, address: usize) -> Vec<String> {
             let target = path[branch].split_whitespace().nth(1).expect("a target");
             let target = usize::from_str_radix(target, 16).expect("an address");
             path.truncate(branch + 1);
-            at = lines.iter().position(|(at, _)| *at == target).expect("the target is near");
+            at = lines
+                .iter()
+                .position(|(at, _)| *at == target)
+                .expect("the target is among the lines");
             continue;
         }
         path.push(instruction.clone());
@@ -95,7 +98,8 @@ fn the_hit_paths_are_short() {
     for (function, most) in [("malloc", 24), ("free", 30), ("_Znwm", 24), ("_ZdlPv", 30)] {
         let symbol =
             symbols.lines().find_map(|line| line.strip_prefix(function)?.strip_prefix(" T "));
-        let address = symbol.and_then(|symbol| symbol.split(' ').next()).expect("it is exported");
+        let address =
+            symbol.and_then(|symbol| symbol.split(' ').next()).expect("the function is exported");
         let address = usize::from_str_radix(address, 16).expect("an address");
         let path = hit_path(&disassembly, address);
         println!("{function}: {} instructions", path.len());

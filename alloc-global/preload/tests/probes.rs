@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
 
-use common::{BACKENDS, FOLDER, build, compile, is_there, libraries, text_of};
+use common::{BACKENDS, FOLDER, build, compile, is_installed, libraries, text_of};
 
 /// Each probe and the number of its arguments.
 const PROBES: [(&str, usize); 5] =
@@ -51,8 +51,8 @@ fn notes_name_all_probes() {
 /// Lets gdb stop at each probe and print its arguments, and compares them with the program's own
 /// output.
 #[test]
-fn probes_tell_the_truth() {
-    if !is_there("gdb") {
+fn probes_report_correct_arguments() {
+    if !is_installed("gdb") {
         return;
     }
     let program = compile("cc", "probes.c", "probes", [""; 0]);
@@ -77,15 +77,15 @@ fn probes_tell_the_truth() {
         }
         script += "continue\n";
         let path = format!("{FOLDER}/probes-{backend}.gdb");
-        fs::write(&path, script).expect("the script is written");
+        fs::write(&path, script).expect("the script can be written");
         let text =
             text_of(Command::new("gdb").args(["-nx", "-q", "-batch", "-x", &path]).arg(&program));
         let seen: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("seen ")).collect();
-        let told = |line: &&str| line.starts_with("alloc 0x") || line.starts_with("free 0x");
-        let told: Vec<_> = text.lines().filter(told).collect();
-        assert_eq!(told.len(), 6, "{text}");
-        for line in told {
-            assert!(seen.contains(&line), "{backend}: no {line} in {text}");
+        let is_printed = |line: &&str| line.starts_with("alloc 0x") || line.starts_with("free 0x");
+        let printed: Vec<_> = text.lines().filter(is_printed).collect();
+        assert_eq!(printed.len(), 6, "{text}");
+        for line in printed {
+            assert!(seen.contains(&line), "{backend}: no probe reported `{line}`: {text}");
         }
         let of = |name: &str| -> Vec<Vec<u64>> {
             let lines = seen.iter().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));

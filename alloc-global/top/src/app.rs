@@ -252,7 +252,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn order_of_lines() {
+    fn keys_choose_the_sort_column() {
         let mut app = app();
         assert_eq!(order(&app), "memory");
         press(&mut app, "<");
@@ -264,17 +264,25 @@ pub(crate) mod tests {
         press(&mut app, "R");
         assert!(app.sort().is_reversed);
         press(&mut app, "s?");
-        assert_eq!((order(&app), &app.mode), ("refills", &Mode::Table), "no such column");
+        assert_eq!(
+            (order(&app), &app.mode),
+            ("refills", &Mode::Table),
+            "an unknown letter keeps the column"
+        );
         press(&mut app, "sn<");
-        assert_eq!(order(&app), "new_slabs", "round the end");
+        assert_eq!(order(&app), "new_slabs", "the columns wrap around");
         press(&mut app, "\t");
-        assert_eq!((app.view, order(&app)), (View::Cpus, "cpu"), "each view has its own");
+        assert_eq!(
+            (app.view, order(&app)),
+            (View::Cpus, "cpu"),
+            "each view has its own sort column"
+        );
         press(&mut app, "1");
         assert_eq!((app.view, order(&app)), (View::Caches, "new_slabs"));
     }
 
     #[test]
-    fn filter() {
+    fn filter_selects_entries_by_name() {
         let history =
             history([snapshot(1, &[cache("kmalloc-64", 1, 0, 0), cache("Packets", 2, 0, 0)])]);
         let names = |app: &App| {
@@ -290,14 +298,14 @@ pub(crate) mod tests {
         assert_eq!(
             (app.entries(&history).len(), app.filter.as_str()),
             (1, "pa"),
-            "CPUs have no names"
+            "the filter does not apply to CPUs"
         );
         press(&mut app, "1\x1b");
         assert_eq!(names(&app).len(), 2);
     }
 
     #[test]
-    fn delay_and_others() {
+    fn keys_change_delay_pause_and_help() {
         let mut app = app();
         press(&mut app, "d2.55\x08\n");
         assert_eq!((app.delay, &app.notice), (Duration::from_millis(2500), &None));
@@ -312,10 +320,14 @@ pub(crate) mod tests {
         assert_eq!(app.mode, Mode::Help);
         assert_eq!(press(&mut app, "j"), Action::Nothing);
         assert_eq!((&app.mode, app.help_scroll), (&Mode::Help, 1));
-        assert_eq!(press(&mut app, "q"), Action::Nothing, "leads back from the help");
+        assert_eq!(press(&mut app, "q"), Action::Nothing, "q in the help quits the program");
         press(&mut app, "h");
         press(&mut app, "2");
-        assert_eq!((&app.mode, app.view), (&Mode::Table, View::Cpus), "and so does a command");
+        assert_eq!(
+            (&app.mode, app.view),
+            (&Mode::Table, View::Cpus),
+            "a command does not leave the help"
+        );
         assert_eq!(press(&mut app, "q"), Action::Quit);
         press(&mut app, "/");
         let control_c = KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL);

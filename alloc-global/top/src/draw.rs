@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn all_is_there_at_80_by_24() {
+    fn screen_of_80_by_24_has_all_parts() {
         let screen = screen(&mut app(), &sample(), 80, 24);
         assert!(screen[0].contains(&format!("({})", std::process::id())), "{}", screen[0]);
         assert!(screen[0].contains("every 1 s"));
@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn little_room() {
+    fn small_screen_has_the_main_columns() {
         let screen = screen(&mut app(), &sample(), 40, 10);
         line_with(&screen, "resident 20.0M  held 10.0M");
         let header = line_with(&screen, "MEMORY");
@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn much_room_shows_all_columns() {
+    fn large_screen_has_all_columns() {
         let screen = screen(&mut app(), &sample(), 200, 50);
         let header = line_with(&screen, "IN USE");
         for column in View::Caches.columns() {
@@ -478,14 +478,14 @@ mod tests {
     }
 
     #[test]
-    fn the_column_of_the_order_is_always_shown() {
+    fn sort_column_is_always_shown() {
         let mut app = app();
         press(&mut app, "sl");
         assert!(line_with(&screen(&mut app, &sample(), 40, 10), "CACHE").contains("SLAB/s"));
     }
 
     #[test]
-    fn no_size_is_too_small() {
+    fn every_size_can_be_drawn() {
         let history = sample();
         for view in ["1", "2", "3", "h", "s", "d", "/"] {
             let mut app = app();
@@ -501,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn other_views_and_modes() {
+    fn every_view_and_mode_can_be_drawn() {
         let history = sample();
         let mut app = app();
         press(&mut app, "2");
@@ -528,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn without_colours() {
+    fn theme_without_colours_is_plain_ascii() {
         let mut terminal = Terminal::new(TestBackend::new(120, 30)).unwrap();
         let (mut app, history) = (app(), sample());
         let theme = Theme { is_coloured: false, is_unicode: false };
@@ -536,11 +536,11 @@ mod tests {
         let cells = terminal.backend().buffer().content();
         assert!(cells.iter().all(|cell| cell.fg == Color::Reset && cell.bg == Color::Reset));
         assert!(cells.iter().all(|cell| cell.symbol().is_ascii()));
-        assert!(cells.iter().any(|cell| cell.symbol() == "="), "half full");
+        assert!(cells.iter().any(|cell| cell.symbol() == "="), "no bar for memory");
     }
 
     #[test]
-    fn a_limit_has_a_bar() {
+    fn limit_is_drawn_as_a_bar() {
         let mut last = snapshot(9000, &[cache("a", 1, 0, 0)]);
         last.stats.limit = 20 << 20;
         let screen = screen(&mut app(), &history([last]), 80, 24);
@@ -550,7 +550,7 @@ mod tests {
     }
 
     #[test]
-    fn help_scrolls_where_there_is_little_room() {
+    fn help_scrolls_on_a_small_screen() {
         let (mut app, history) = (app(), sample());
         press(&mut app, "h");
         let top = screen(&mut app, &history, 40, 10);
@@ -561,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn courses() {
+    fn sparklines_are_scaled_to_their_values() {
         let course = |values: &[u64], room| {
             course(values, room, Theme { is_coloured: true, is_unicode: true })
         };
@@ -574,7 +574,7 @@ mod tests {
     }
 
     #[test]
-    fn a_choice_shows_what_is_marked() {
+    fn chosen_process_is_always_visible() {
         let mut terminal = Terminal::new(TestBackend::new(60, 6)).unwrap();
         let processes: Vec<_> = (1..=9).map(|_| Process::of(std::process::id())).collect();
         for chosen in 0..processes.len() {

@@ -223,7 +223,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn rates_are_of_the_last_two() {
+    fn rates_compare_the_last_two_snapshots() {
         let mut history = history([snapshot(1000, &[cache("a", 1, 0, 10)])]);
         assert_eq!(line(&history, "a").rate(refills), None);
         history.push(snapshot(1500, &[cache("a", 1, 0, 20)]));
@@ -234,7 +234,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_comes_later_is_found_and_began_with_nothing() {
+    fn entries_that_appear_later_start_from_zero() {
         let first = snapshot(1000, &[cache("b", 1, 0, 10)]);
         let second = snapshot(2000, &[cache("a", 2, 0, 7), cache("b", 1, 0, 15)]);
         let history = history([first, second]);
@@ -245,7 +245,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn growth_is_over_ten_snapshots() {
+    fn growth_spans_ten_snapshots() {
         let at = |second: u64| snapshot(second * 1000, &[cache("a", second as usize, 0, 0)]);
         let mut history = history([at(1)]);
         assert_eq!(line(&history, "a").growth(bytes), None);
@@ -257,7 +257,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_same_is_not_kept_twice_nor_all_for_ever() {
+    fn history_drops_duplicates_and_old_snapshots() {
         let at = |time: u64| snapshot(time, &[cache("a", 1, 0, 0)]);
         let mut history = history([at(5), at(5), at(4)]);
         assert_eq!(history.snapshots.len(), 1);

@@ -71,7 +71,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn few_letters() {
+    fn numbers_are_abbreviated() {
         let pairs = [
             (0, "0"),
             (1023, "1023"),

@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn delays() {
+    fn delays_are_parsed_and_bounded() {
         assert_eq!(seconds("0"), Ok(Duration::ZERO));
         assert_eq!(seconds(" 1.5"), Ok(Duration::from_millis(1500)));
         for wrong in ["", "x", "-1", "0.01", "1e9", "nan", "inf"] {
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_of_the_view() {
+    fn sort_columns_belong_to_the_view() {
         let order = |arguments: &[&str]| Options::parse_from(arguments).order();
         assert_eq!(order(&["top"]), Sort::of(View::Caches));
         assert_eq!(Some(order(&["top", "-s", "refills"])), Sort::by_name(View::Caches, "refills"));

@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_process() {
+    fn process_has_a_name_and_an_age() {
         let process = Process::of(std::process::id());
         assert!(process.name.starts_with("hayloft_top"), "{process:?}");
         assert!(process.to_string().contains("hayloft_top-"), "{process}");
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn names_do_nothing_to_a_terminal() {
+    fn control_characters_in_names_are_replaced() {
         assert_eq!(printable("a\x1b[2Jb\u{9b}é"), "a?[2Jb?é");
     }
 }

@@ -115,7 +115,7 @@ mod tests {
     use crate::history::tests::{cache, history, snapshot};
 
     #[test]
-    fn numbers_of_the_whole() {
+    fn summary_has_totals_and_rates() {
         let first = snapshot(1000, &[cache("a", 1, 0, 10), cache("b", 1, 0, 10)]);
         let mut second = snapshot(3000, &[cache("a", 1, 0, 20), cache("b", 1, 0, 40)]);
         second.stats.deferred = 7;

@@ -363,12 +363,16 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn orders() {
+    fn entries_are_sorted_by_a_column() {
         let first = [cache("b", 2, 10, 100), cache("a", 5, 10, 0), cache("c", 2, 64, 50)];
         let second = [cache("b", 2, 10, 100), cache("a", 6, 10, 7), cache("c", 1, 64, 350)];
         let history = history([snapshot(1000, &first), snapshot(2000, &second)]);
         let by = |name| Sort::by_name(View::Caches, name).unwrap();
-        assert_eq!(names(&history, Sort::of(View::Caches)), ["a", "b", "c"], "by memory");
+        assert_eq!(
+            names(&history, Sort::of(View::Caches)),
+            ["a", "b", "c"],
+            "the default order is not by memory"
+        );
         assert_eq!(names(&history, by("name")), ["a", "b", "c"]);
         assert_eq!(names(&history, by("growth")), ["a", "b", "c"]);
         assert_eq!(names(&history, by("refills")), ["c", "a", "b"]);
@@ -379,7 +383,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_not_known_comes_last() {
+    fn unknown_values_are_sorted_last() {
         let history = history([snapshot(1000, &[cache("a", 1, 0, 0), cache("b", 2, 0, 0)])]);
         let by = |name| Sort::by_name(View::Caches, name).unwrap();
         assert_eq!(names(&history, by("refills")), ["a", "b"]);
@@ -392,7 +396,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn hits_are_of_the_time_between() {
+    fn hit_rate_covers_the_last_interval() {
         let with_hits = |hits, misses| {
             let mut cache = cache("a", 1, 0, misses);
             cache.events.hits = hits;
@@ -408,6 +412,10 @@ pub(crate) mod tests {
         history.push(snapshot(2000, &[with_hits(390, 110)]));
         assert_eq!(share(&history), Value::Share(Some(0.75)));
         history.push(snapshot(3000, &[with_hits(390, 110)]));
-        assert_eq!(share(&history), Value::Share(None), "nothing was allocated");
+        assert_eq!(
+            share(&history),
+            Value::Share(None),
+            "an interval without allocations has a hit rate"
+        );
     }
 }

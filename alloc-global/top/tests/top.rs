@@ -17,12 +17,12 @@ static GLOBAL: hayloft::Hayloft = hayloft::Hayloft;
 
 const TOP: &str = env!("CARGO_BIN_EXE_hayloft-top");
 
-/// Environment variable that enables [`target`].
+/// Environment variable that enables [`run_as_target`].
 const TARGET: &str = "TOP_TARGET";
 
 #[test]
-#[ignore = "what the others look at"]
-fn target() {
+#[ignore = "run as a child by the other tests"]
+fn run_as_target() {
     if env::var_os(TARGET).is_none() {
         return;
     }
@@ -38,13 +38,13 @@ fn target() {
     }
 }
 
-/// A process that runs [`target`].
+/// A process that runs [`run_as_target`].
 struct Target(Child);
 
 impl Target {
     fn start() -> Target {
         let mut child = Command::new(env::current_exe().unwrap())
-            .args(["--exact", "target", "--ignored", "--nocapture"])
+            .args(["--exact", "run_as_target", "--ignored", "--nocapture"])
             .env(TARGET, "1")
             .env("HAYLOFT_STATS_SHM", "1")
             .stdin(Stdio::piped())
@@ -56,7 +56,7 @@ impl Target {
         // The rest of the output need not be read: it fits into the pipe, which is kept open.
         thread::spawn(move || lines.count());
         let target = Target(child);
-        until("it shows its cache", || {
+        wait_until("the target publishes its cache", || {
             let all = target.csv(&["--once", "--delay", "0"]);
             all.iter().any(|line| line["name"] == "packets" && line["in_use"] == "1000")
         });
@@ -75,7 +75,7 @@ impl Target {
     fn end(mut self) {
         drop(self.0.stdin.take());
         assert!(self.0.wait().unwrap().success());
-        assert!(!fs::exists(page(self.0.id())).unwrap(), "it takes its page away");
+        assert!(!fs::exists(page(self.0.id())).unwrap(), "the target left its page behind");
     }
 
     /// Returns the lines that `--csv` prints about the process, as maps from column names to
@@ -107,15 +107,15 @@ fn page(process: u32) -> String {
     format!("/dev/shm/hayloft-{process}-{namespace}")
 }
 
-/// Waits until `is_so` returns true, for minutes if necessary.
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+/// Waits until `condition` returns true, for minutes if necessary.
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     for _ in 0..1800 {
-        if is_so() {
+        if condition() {
             return;
         }
         thread::sleep(Duration::from_millis(100));
     }
-    panic!("waited in vain until {what}");
+    panic!("waited in vain: {what}");
 }
 
 fn top(arguments: &[&str]) -> Output {
@@ -126,19 +126,19 @@ fn top(arguments: &[&str]) -> Output {
 /// is so busy that the process rarely gets to write.
 fn top_of_busy(arguments: &[&str]) -> Output {
     let mut output = top(arguments);
-    until("it is heard of", || {
+    wait_until("the process writes its page", || {
         let error = String::from_utf8_lossy(&output.stderr);
-        let is_heard = !error.contains("has been silent for") && !error.contains("to an end");
-        if !is_heard {
+        let has_answer = !error.contains("has been silent for") && !error.contains("to an end");
+        if !has_answer {
             output = top(arguments);
         }
-        is_heard
+        has_answer
     });
     output
 }
 
-/// Returns the one line that the call fails with.
-fn complaint(arguments: &[&str]) -> String {
+/// Returns the one line with which the call fails.
+fn error_of(arguments: &[&str]) -> String {
     let output = top(arguments);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(output.stdout.is_empty(), "{output:?}");
@@ -148,7 +148,7 @@ fn complaint(arguments: &[&str]) -> String {
 }
 
 #[test]
-fn one_table() {
+fn once_prints_one_table() {
     let target = Target::start();
     let output = top_of_busy(&["--once", "--delay", "0.3", "--sort", "name", &target.number()]);
     assert!(output.status.success(), "{output:?}");
@@ -173,7 +173,7 @@ fn one_table() {
 }
 
 #[test]
-fn comma_separated_values() {
+fn csv_has_a_line_per_entry_and_iteration() {
     let target = Target::start();
     let all = target.csv(&["--iterations", "3", "--delay", "0.3"]);
     let mut times: Vec<u64> = all.iter().map(|line| line["time_ms"].parse().unwrap()).collect();
@@ -183,20 +183,20 @@ fn comma_separated_values() {
     for line in all.iter().filter(|line| line["name"] == "packets") {
         assert_eq!(line["pid"], target.number());
         assert_eq!((&*line["object_size"], &*line["in_use"]), ("504", "1000"));
-        assert_eq!(line["refills"], "0.0000", "nothing happens in it");
+        assert_eq!(line["refills"], "0.0000", "an idle cache is refilled");
         let (memory, slabs) = (&line["memory"], &line["slabs"]);
         assert!(memory.parse::<u64>().unwrap() >= 1000 * 504 && slabs.parse::<u64>().unwrap() > 0);
     }
     let at_once = target.csv(&["--once", "--delay", "0", "--view", "nodes"]);
     assert_eq!(at_once[0]["node"], "0");
-    assert_eq!(at_once[0]["growth"], "", "there is no time that it could be of");
+    assert_eq!(at_once[0]["growth"], "", "a single snapshot has growth");
     let cpus = target.csv(&["--once", "--view", "cpus", "--sort", "memory"]);
     assert!(!cpus.is_empty() && cpus.iter().all(|line| line.contains_key("cpu")));
     target.end();
 }
 
 #[test]
-fn the_end_of_the_process_is_no_failure() {
+fn end_of_the_process_is_not_a_failure() {
     let target = Target::start();
     let mut command = Command::new(TOP);
     command.args(["--csv", "--delay", "0.3", &target.number()]);
@@ -209,7 +209,7 @@ fn the_end_of_the_process_is_no_failure() {
 }
 
 #[test]
-fn who_reads_may_have_enough() {
+fn closed_output_is_not_a_failure() {
     let target = Target::start();
     let mut command = Command::new(TOP);
     command.args(["--csv", "--delay", "0.3", &target.number()]);
@@ -220,18 +220,18 @@ fn who_reads_may_have_enough() {
 }
 
 #[test]
-fn which_of_several() {
+fn several_processes_are_listed() {
     let (one, other) = (Target::start(), Target::start());
     let output = top(&["--once"]);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     let text = String::from_utf8(output.stderr).unwrap();
-    let is_told =
+    let is_listed =
         |target: &Target| text.lines().any(|line| line.trim_start().starts_with(&target.number()));
-    assert!(is_told(&one) && is_told(&other), "{text}");
+    assert!(is_listed(&one) && is_listed(&other), "{text}");
 }
 
 #[test]
-fn wrong_arguments() {
+fn wrong_arguments_are_rejected() {
     for arguments in [
         &["--once", "--sort", "colour"][..],
         &["--once", "--sort", "node"],
@@ -241,12 +241,12 @@ fn wrong_arguments() {
     ] {
         assert_eq!(top(arguments).status.code(), Some(2), "{arguments:?}");
     }
-    assert!(complaint(&["1"]).contains("no terminal"));
+    assert!(error_of(&["1"]).contains("no terminal"));
 }
 
 /// Nothing is sent to a terminal that cannot be drawn on.
 #[test]
-fn a_terminal_without_a_screen() {
+fn dumb_terminal_is_rejected() {
     let command = format!("TERM=dumb {TOP}");
     let Some(tmux) = Tmux::start("dumb", &command) else { return };
     tmux.shows("hayloft-top: a terminal with TERM=dumb has no screen: use --once or --csv");
@@ -254,18 +254,18 @@ fn a_terminal_without_a_screen() {
 }
 
 #[test]
-fn no_process() {
-    assert_eq!(complaint(&["--once", "4294967295"]), "there is no process 4294967295");
+fn missing_process_is_reported() {
+    assert_eq!(error_of(&["--once", "4294967295"]), "there is no process 4294967295");
 }
 
 /// Returns the error for an idle process whose page has the content returned by `page_of`.
-fn complaint_with(page_of: impl FnOnce(u32) -> Option<Vec<u8>>) -> String {
+fn error_with_page(page_of: impl FnOnce(u32) -> Option<Vec<u8>>) -> String {
     let mut idle = Command::new("sleep").arg("600").spawn().unwrap();
     let process = idle.id();
     if let Some(bytes) = page_of(process) {
         fs::write(page(process), bytes).unwrap();
     }
-    let text = complaint(&["--once", &process.to_string()]);
+    let text = error_of(&["--once", &process.to_string()]);
     let _ = fs::remove_file(page(process));
     idle.kill().unwrap();
     idle.wait().unwrap();
@@ -273,24 +273,24 @@ fn complaint_with(page_of: impl FnOnce(u32) -> Option<Vec<u8>>) -> String {
 }
 
 #[test]
-fn pages_that_are_none() {
+fn invalid_pages_are_reported() {
     let nothing = "process N shows no statistics: is Hayloft its allocator, and was it started with HAYLOFT_STATS_SHM=1?";
-    assert_eq!(complaint_with(|_| None), nothing);
+    assert_eq!(error_with_page(|_| None), nothing);
     let foreign = &page(0).replace("-0-", "-N-");
     let foreign = &format!("{foreign} is no page of statistics for this machine");
-    assert_eq!(complaint_with(|_| Some(Vec::new())), nothing, "it may be about to be made");
-    assert_eq!(&complaint_with(|_| Some(b"HAYLOFT\0".to_vec())), foreign);
-    assert_eq!(&complaint_with(|_| Some(vec![b'x'; 200_000])), foreign);
+    assert_eq!(error_with_page(|_| Some(Vec::new())), nothing, "an empty page may be a new one");
+    assert_eq!(&error_with_page(|_| Some(b"HAYLOFT\0".to_vec())), foreign);
+    assert_eq!(&error_with_page(|_| Some(vec![b'x'; 200_000])), foreign);
     let mut later = vec![0; 200_000];
     later[..8].copy_from_slice(b"HAYLOFT\0");
     later[8..12].copy_from_slice(&77_u32.to_ne_bytes());
-    let text = complaint_with(|_| Some(later.clone()));
+    let text = error_with_page(|_| Some(later.clone()));
     assert!(text.starts_with("process N shows version 77 of the statistics"), "{text}");
 
     // The page was left by a process whose number this one has now.
     let target = Target::start();
     let mut left = fs::read(page(target.0.id())).unwrap();
-    let text = complaint_with(|process| {
+    let text = error_with_page(|process| {
         left[16..20].copy_from_slice(&process.to_ne_bytes());
         Some(left.clone())
     });
@@ -298,13 +298,13 @@ fn pages_that_are_none() {
 }
 
 #[test]
-fn a_page_of_another_namespace() {
+fn page_of_another_pid_namespace_is_kept() {
     let mut idle = Command::new("sleep").arg("600").spawn().unwrap();
     let number = idle.id().to_string();
     let other = format!("/dev/shm/hayloft-{number}-1");
     fs::write(&other, "").unwrap();
-    let text = complaint(&["--once", &number]);
-    assert!(fs::exists(&other).unwrap(), "it may be that of a process that lives");
+    let text = error_of(&["--once", &number]);
+    assert!(fs::exists(&other).unwrap(), "the page of another namespace was removed");
     let _ = fs::remove_file(&other);
     idle.kill().unwrap();
     idle.wait().unwrap();
@@ -312,11 +312,11 @@ fn a_page_of_another_namespace() {
 }
 
 #[test]
-fn a_process_that_is_stopped() {
+fn stopped_process_is_reported_as_silent() {
     let target = Target::start();
     target.signal(libc::SIGSTOP);
     let mut text = String::new();
-    until("it is silent for so long that this is said", || {
+    wait_until("the stopped process counts as silent", || {
         let output = top(&["--once", "--delay", "0", &target.number()]);
         text = String::from_utf8(output.stderr).unwrap();
         // The process may be stopped while it writes.
@@ -324,26 +324,26 @@ fn a_process_that_is_stopped() {
     });
     assert!(text.contains("has been silent for"), "{text}");
     target.signal(libc::SIGCONT);
-    until("it is heard of again", || {
+    wait_until("the continued process writes its page", || {
         top(&["--once", "--delay", "0", &target.number()]).status.success()
     });
     target.end();
 }
 
 #[test]
-fn what_a_killed_process_leaves_is_taken_away() {
+fn page_of_a_killed_process_is_removed() {
     let mut target = Target::start();
     target.0.kill().unwrap();
     // Also looks before the process is waited for, while its number still exists.
     let mut text = String::new();
-    until("it is dead", || {
+    wait_until("the killed process is missing", || {
         let output = top(&["--once", "--delay", "0", &target.number()]);
         text = String::from_utf8(output.stderr).unwrap();
         !output.status.success()
     });
     assert!(text.contains("there is no process"), "{text}");
     target.0.wait().unwrap();
-    until("it is sure that nobody writes it any more", || {
+    wait_until("the page of the killed process is removed", || {
         top(&["--once", "--delay", "0"]);
         !fs::exists(page(target.0.id())).unwrap()
     });
@@ -364,7 +364,10 @@ impl Tmux {
             Ok(status) => assert!(status.success()),
             Err(_) => {
                 // Bypasses the capture of a test's output.
-                let _ = writeln!(io::stderr(), "skipped: hayloft-top in a terminal: no tmux");
+                let _ = writeln!(
+                    io::stderr(),
+                    "skipped: hayloft-top in a terminal: tmux is not installed"
+                );
                 return None;
             }
         }
@@ -400,7 +403,7 @@ impl Tmux {
     }
 
     fn shows(&self, text: &str) {
-        until(&format!("there is {text:?} on the screen"), || self.screen().contains(text));
+        wait_until(&format!("{text:?} on the screen"), || self.screen().contains(text));
     }
 }
 
@@ -415,7 +418,7 @@ impl Drop for Tmux {
 }
 
 #[test]
-fn in_a_terminal() {
+fn keys_work_in_a_terminal() {
     let target = Target::start();
     let Some(tmux) = Tmux::start("keys", &format!("{TOP} -d 0.3 {}", target.number())) else {
         return;
@@ -458,7 +461,7 @@ fn in_a_terminal() {
 }
 
 #[test]
-fn a_signal_ends_it_and_leaves_the_terminal_as_it_was() {
+fn signal_restores_the_terminal() {
     let target = Target::start();
     let number = target.number();
     let Some(tmux) = Tmux::start("signal", &format!("{TOP} {number}")) else { return };
@@ -475,20 +478,20 @@ fn a_signal_ends_it_and_leaves_the_terminal_as_it_was() {
 }
 
 #[test]
-fn it_ends_with_its_terminal() {
+fn hayloft_top_ends_with_its_terminal() {
     let target = Target::start();
     let Some(tmux) = Tmux::start("end", &format!("{TOP} {}", target.number())) else { return };
     tmux.shows("packets");
     let top = tmux.process();
     tmux.run(&["kill-server"]);
-    until("it has ended", || {
+    wait_until("hayloft-top ends", || {
         let state = fs::read_to_string(format!("/proc/{top}/stat"));
         state.is_err() || state.unwrap().contains(") Z ")
     });
 }
 
 #[test]
-fn chosen_from_a_list() {
+fn process_can_be_chosen_from_a_list() {
     let (one, other) = (Target::start(), Target::start());
     let Some(tmux) = Tmux::start("choice", TOP) else { return };
     tmux.shows("Processes that show their statistics");

@@ -1,4 +1,4 @@
-/* Checks Hayloft's own functions, through the header. */
+/* Checks the functions that the header declares. */
 #include "check.h"
 #include <hayloft.h>
 
@@ -7,7 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static void blocks(void)
+static void nolock_blocks(void)
 {
     for (size_t size = 0; size < 1000000; size = size * 2 + 1) {
         char *block = hayloft_alloc_nolock(size);
@@ -61,17 +61,17 @@ static void caches(void)
     CHECK(hayloft_cache_destroy(cache) == 0 && hayloft_cache_destroy(zero) == 0);
 }
 
-static void bad_caches(void)
+static void invalid_caches(void)
 {
     struct {
         const char *name;
         size_t size, align;
         unsigned flags;
-    } bad[] = {{"none", 0, 0, 0}, {"", 10, 0, 0}, {"odd", 10, 3, 0}, {"large", 1 << 20, 0, 0},
+    } invalid[] = {{"none", 0, 0, 0}, {"", 10, 0, 0}, {"odd", 10, 3, 0}, {"large", 1 << 20, 0, 0},
                {"\xff", 10, 0, 0}, {"flags", 10, 0, 1u << 20}};
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+    for (size_t i = 0; i < sizeof invalid / sizeof *invalid; i++) {
         errno = 0;
-        CHECK(!hayloft_cache_create(bad[i].name, bad[i].size, bad[i].align, bad[i].flags));
+        CHECK(!hayloft_cache_create(invalid[i].name, invalid[i].size, invalid[i].align, invalid[i].flags));
         CHECK(errno == EINVAL);
     }
     hayloft_cache *cache = hayloft_cache_create("twice", 10, 0, 0);
@@ -82,7 +82,7 @@ static void bad_caches(void)
     CHECK(hayloft_cache_destroy(cache) == 0);
 }
 
-static void whole(void)
+static void statistics_and_trim(void)
 {
     struct hayloft_stats before, after;
     char *block = malloc(20 << 20);
@@ -141,7 +141,7 @@ static void main_ends_first(void)
     end_main(outlive);
 }
 
-static void main_of_a_child_ends_first(void)
+static void main_of_a_forked_child_ends_first(void)
 {
     pid_t child = fork();
     CHECK(child >= 0);
@@ -152,7 +152,7 @@ static void main_of_a_child_ends_first(void)
 }
 
 /* A signal still ends a process whose main thread has ended. */
-static void signals_end_it(void)
+static void signal_ends_a_process_without_main_thread(void)
 {
     char byte;
     CHECK(pipe(ready) == 0);
@@ -170,8 +170,13 @@ static void signals_end_it(void)
 int main(int argc, char **argv)
 {
     static const struct check checks[] = {
-        ENTRY(blocks), ENTRY(caches), ENTRY(bad_caches), ENTRY(whole),
-        ENTRY(main_ends_first), ENTRY(main_of_a_child_ends_first), ENTRY(signals_end_it),
+        ENTRY(nolock_blocks),
+        ENTRY(caches),
+        ENTRY(invalid_caches),
+        ENTRY(statistics_and_trim),
+        ENTRY(main_ends_first),
+        ENTRY(main_of_a_forked_child_ends_first),
+        ENTRY(signal_ends_a_process_without_main_thread),
     };
     return run_checks(checks, sizeof checks / sizeof *checks, argc, argv);
 }

@@ -1,5 +1,5 @@
-/* Checks forks together with others that take locks around a fork: a library with fork handlers,
- * and the C library's streams. */
+/* Checks forks beside other code that takes locks around a fork: a library with fork handlers, and
+ * the C library's streams. */
 #include "check.h"
 #include <pthread.h>
 #include <stdatomic.h>
@@ -9,11 +9,11 @@
 void allocate_locked(void);
 
 enum { FORKS = 300 };
-static atomic_int over;
+static atomic_int done;
 
-static void *allocate(void *argument)
+static void *allocate_repeatedly(void *argument)
 {
-    while (!over)
+    while (!done)
         allocate_locked();
     return argument;
 }
@@ -22,7 +22,7 @@ static void *read_lines(void *argument)
 {
     FILE *file = fopen(argument, "r");
     CHECK(file);
-    while (!over) {
+    while (!done) {
         char *line = NULL;
         size_t room = 0;
         rewind(file);
@@ -33,14 +33,14 @@ static void *read_lines(void *argument)
     return NULL;
 }
 
-static void *flush(void *argument)
+static void *flush_streams(void *argument)
 {
-    while (!over)
+    while (!done)
         fflush(NULL);
     return argument;
 }
 
-static void fork_often(void)
+static void fork_repeatedly(void)
 {
     for (int i = 0; i < FORKS; i++) {
         pid_t child = fork();
@@ -52,21 +52,21 @@ static void fork_often(void)
         int status;
         CHECK(waitpid(child, &status, 0) == child && status == 0);
     }
-    over = 1;
+    done = 1;
 }
 
 /* If the library's handlers were registered before the allocator's, they would run while the
  * allocator holds its locks. */
-static void handlers_of_libraries(void)
+static void handlers_of_libraries_can_wait_for_allocations(void)
 {
     pthread_t thread;
-    CHECK(pthread_create(&thread, NULL, allocate, NULL) == 0);
-    fork_often();
+    CHECK(pthread_create(&thread, NULL, allocate_repeatedly, NULL) == 0);
+    fork_repeatedly();
     CHECK(pthread_join(thread, NULL) == 0);
 }
 
 /* glibc bug 19431: a thread that flushes all streams waits for a stream whose reader allocates. */
-static void streams(void)
+static void forks_amid_stream_io(void)
 {
     char path[] = "/tmp/hayloft-line-XXXXXX";
     FILE *file = fdopen(mkstemp(path), "w");
@@ -78,15 +78,15 @@ static void streams(void)
     pthread_t threads[3];
     CHECK(pthread_create(&threads[0], NULL, read_lines, path) == 0);
     CHECK(pthread_create(&threads[1], NULL, read_lines, path) == 0);
-    CHECK(pthread_create(&threads[2], NULL, flush, NULL) == 0);
-    fork_often();
+    CHECK(pthread_create(&threads[2], NULL, flush_streams, NULL) == 0);
+    fork_repeatedly();
     for (int i = 0; i < 3; i++)
         CHECK(pthread_join(threads[i], NULL) == 0);
     unlink(path);
 }
 
 /* The child of a fork may use streams immediately, and the list of streams. */
-static void streams_of_a_child(void)
+static void child_can_use_streams(void)
 {
     pid_t child = fork();
     CHECK(child >= 0);
@@ -104,7 +104,9 @@ static void streams_of_a_child(void)
 int main(int argc, char **argv)
 {
     static const struct check checks[] = {
-        ENTRY(handlers_of_libraries), ENTRY(streams), ENTRY(streams_of_a_child),
+        ENTRY(handlers_of_libraries_can_wait_for_allocations),
+        ENTRY(forks_amid_stream_io),
+        ENTRY(child_can_use_streams),
     };
     return run_checks(checks, sizeof checks / sizeof *checks, argc, argv);
 }

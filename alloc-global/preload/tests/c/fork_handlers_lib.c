@@ -6,7 +6,7 @@
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
-static void take(void)
+static void acquire(void)
 {
     pthread_mutex_lock(&lock);
 }
@@ -16,16 +16,16 @@ static void release(void)
     pthread_mutex_unlock(&lock);
 }
 
-__attribute__((constructor)) static void begin(void)
+__attribute__((constructor)) static void register_handlers(void)
 {
-    pthread_atfork(take, release, release);
+    pthread_atfork(acquire, release, release);
 }
 
 /* Allocates and frees a block while holding the lock. The size is meant to be beyond the sheaves,
  * so that the allocator takes its own locks. */
 void allocate_locked(void)
 {
-    take();
+    acquire();
     free(malloc(100000));
     release();
 }

@@ -13,15 +13,15 @@ static void *function(const char *name)
     return found;
 }
 
-static void load(void)
+static void load_library(void)
 {
     CHECK((library = dlopen("libhayloft.so", RTLD_NOW | RTLD_LOCAL)));
 }
 
-static void freed(void)
+static void foreign_blocks_can_be_freed(void)
 {
     void *block = malloc(200000 + 1), *small = malloc(3000);
-    load();
+    load_library();
     void (*other_free)(void *) = (void (*)(void *))function("free");
     CHECK(other_free != free);
     size_t before = mallinfo2().uordblks + mallinfo2().hblkhd;
@@ -31,10 +31,10 @@ static void freed(void)
     other_free(((void *(*)(size_t))function("malloc"))(100));
 }
 
-static void resized(void)
+static void foreign_blocks_can_be_resized(void)
 {
     char *block = strdup("contents");
-    load();
+    load_library();
     void *(*other_realloc)(void *, size_t) = (void *(*)(void *, size_t))function("realloc");
     CHECK((block = other_realloc(block, 100000)) && strcmp(block, "contents") == 0);
     CHECK((block = other_realloc(block, 9)) && strcmp(block, "contents") == 0);
@@ -45,6 +45,9 @@ static void resized(void)
 #define ENTRY(name) {#name, name}
 int main(int argc, char **argv)
 {
-    static const struct check checks[] = {ENTRY(freed), ENTRY(resized)};
+    static const struct check checks[] = {
+        ENTRY(foreign_blocks_can_be_freed),
+        ENTRY(foreign_blocks_can_be_resized),
+    };
     return run_checks(checks, sizeof checks / sizeof *checks, argc, argv);
 }

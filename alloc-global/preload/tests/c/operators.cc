@@ -11,9 +11,9 @@
 namespace {
 
 const std::align_val_t LINE{64}, PAGE{4096};
-const size_t TOO_MUCH = static_cast<size_t>(PTRDIFF_MAX) - 64;
+const size_t TOO_LARGE = static_cast<size_t>(PTRDIFF_MAX) - 64;
 
-void every_form()
+void every_form_of_new_and_delete()
 {
     for (size_t size = 0; size < 100000; size = size * 3 / 2 + 1) {
         void *blocks[8] = {
@@ -49,7 +49,7 @@ void every_form()
     operator delete(nullptr);
 }
 
-void ours()
+void operators_are_hayloft()
 {
     for (void *function : {reinterpret_cast<void *>(static_cast<void *(*)(size_t)>(operator new)),
                            reinterpret_cast<void *>(static_cast<void (*)(void *)>(operator delete))}) {
@@ -64,10 +64,10 @@ void failure_throws()
     for (int form = 0; form < 4; form++) {
         try {
             switch (form) {
-            case 0: operator new(hidden(TOO_MUCH)); break;
-            case 1: operator new[](hidden(TOO_MUCH)); break;
-            case 2: operator new(hidden(TOO_MUCH), LINE); break;
-            case 3: operator new[](hidden(TOO_MUCH), PAGE); break;
+            case 0: operator new(hidden(TOO_LARGE)); break;
+            case 1: operator new[](hidden(TOO_LARGE)); break;
+            case 2: operator new(hidden(TOO_LARGE), LINE); break;
+            case 3: operator new[](hidden(TOO_LARGE), PAGE); break;
             }
         } catch (const std::bad_alloc &) {
             caught++;
@@ -76,51 +76,51 @@ void failure_throws()
     CHECK(caught == 4);
 }
 
-void nothrow_answers_null()
+void nothrow_returns_null()
 {
-    CHECK(!operator new(hidden(TOO_MUCH), std::nothrow));
-    CHECK(!operator new[](hidden(TOO_MUCH), std::nothrow));
-    CHECK(!operator new(hidden(TOO_MUCH), LINE, std::nothrow));
-    CHECK(!operator new[](hidden(TOO_MUCH), PAGE, std::nothrow));
+    CHECK(!operator new(hidden(TOO_LARGE), std::nothrow));
+    CHECK(!operator new[](hidden(TOO_LARGE), std::nothrow));
+    CHECK(!operator new(hidden(TOO_LARGE), LINE, std::nothrow));
+    CHECK(!operator new[](hidden(TOO_LARGE), PAGE, std::nothrow));
 }
 
 int handled;
 
-void handler_is_asked()
+void new_handler_is_called()
 {
     std::set_new_handler([] {
         if (++handled == 3)
             std::set_new_handler(nullptr);
     });
     try {
-        operator new(hidden(TOO_MUCH));
+        operator new(hidden(TOO_LARGE));
         CHECK(false);
     } catch (const std::bad_alloc &) {
     }
     CHECK(handled == 3);
 }
 
-void nothrow_asks()
+void nothrow_calls_the_new_handler()
 {
     std::set_new_handler([] {
         handled++;
         throw std::bad_alloc();
     });
-    CHECK(!operator new(hidden(TOO_MUCH), std::nothrow));
-    CHECK(!operator new[](hidden(TOO_MUCH), std::nothrow));
+    CHECK(!operator new(hidden(TOO_LARGE), std::nothrow));
+    CHECK(!operator new[](hidden(TOO_LARGE), std::nothrow));
     CHECK(handled == 2);
 }
 
-struct Own : std::bad_alloc {};
+struct HandlerError : std::bad_alloc {};
 
-void handler_may_throw()
+void new_handler_may_throw()
 {
-    std::set_new_handler([] { throw Own(); });
+    std::set_new_handler([] { throw HandlerError(); });
     for (int i = 0; i < 100; i++) {
         try {
-            operator new(hidden(TOO_MUCH));
+            operator new(hidden(TOO_LARGE));
             CHECK(false);
-        } catch (const Own &) {
+        } catch (const HandlerError &) {
             handled++;
         }
     }
@@ -131,7 +131,7 @@ struct alignas(128) Wide {
     char bytes[300];
 };
 
-void library()
+void standard_library()
 {
     std::vector<std::thread> threads;
     for (int number = 0; number < 4; number++) {
@@ -165,8 +165,14 @@ void library()
 int main(int argc, char **argv)
 {
     static const struct check checks[] = {
-        ENTRY(every_form), ENTRY(ours), ENTRY(failure_throws), ENTRY(nothrow_answers_null),
-        ENTRY(handler_is_asked), ENTRY(nothrow_asks), ENTRY(handler_may_throw), ENTRY(library),
+        ENTRY(every_form_of_new_and_delete),
+        ENTRY(operators_are_hayloft),
+        ENTRY(failure_throws),
+        ENTRY(nothrow_returns_null),
+        ENTRY(new_handler_is_called),
+        ENTRY(nothrow_calls_the_new_handler),
+        ENTRY(new_handler_may_throw),
+        ENTRY(standard_library),
     };
     return run_checks(checks, sizeof checks / sizeof *checks, argc, argv);
 }

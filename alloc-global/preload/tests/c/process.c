@@ -1,5 +1,5 @@
-/* Checks what programs do with the process that they share with the allocator, and what other
- * allocators allow. A program that hangs is ended by an alarm. */
+/* Checks what a program can do with its process under other allocators: namespaces, threads,
+ * signals, memory. An alarm ends a check that hangs. */
 #include "check.h"
 
 #include <dirent.h>
@@ -9,7 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PATIENCE = 300, MIB = 1 << 20 };
+enum { TIMEOUT = 300, MIB = 1 << 20 };
 
 /* Returns a number of /proc/self/statm in MiB: the address space for 0, resident memory for 1. */
 static long mib_of(int which)
@@ -21,8 +21,8 @@ static long mib_of(int which)
     return pages[which] * (sysconf(_SC_PAGESIZE) / 1024) / 1024;
 }
 
-static long addresses(void) { return mib_of(0); }
-static long resident(void) { return mib_of(1); }
+static long address_space_mib(void) { return mib_of(0); }
+static long resident_mib(void) { return mib_of(1); }
 
 static int threads(void)
 {
@@ -48,7 +48,7 @@ static void *burst(void *mib)
 }
 
 /* Waits for a child, which must exit with 0. */
-static void wait_for(pid_t child)
+static void wait_for_child(pid_t child)
 {
     int status = 1;
     while (waitpid(child, &status, 0) < 0)
@@ -64,13 +64,13 @@ static int may_have_user_namespaces(void)
     int status;
     CHECK(waitpid(child, &status, 0) == child);
     if (status != 0)
-        fprintf(stderr, "skipped: user namespaces: there are none here\n");
+        fprintf(stderr, "skipped: user namespaces: they are not permitted here\n");
     return status == 0;
 }
 
 /* A program of one thread may enter a user namespace, so the allocator must not have made a thread.
  * The kernel refuses that to programs with several threads. */
-static void user_namespace(void)
+static void single_threaded_program_enters_user_namespace(void)
 {
     if (!may_have_user_namespaces())
         return;
@@ -81,7 +81,7 @@ static void user_namespace(void)
 
 /* The same becomes possible again once the program's threads have ended and the allocator's thread
  * has no work left. */
-static void user_namespace_after_threads(void)
+static void user_namespace_after_threads_ended(void)
 {
     if (!may_have_user_namespaces())
         return;
@@ -91,7 +91,7 @@ static void user_namespace_after_threads(void)
         usleep(10000);
 }
 
-static void *end_later(void *nothing)
+static void *exit_later(void *nothing)
 {
     burst((void *)16);
     usleep(100000);
@@ -99,17 +99,17 @@ static void *end_later(void *nothing)
 }
 
 /* A process ends with its last thread, even if the main thread ended earlier. */
-static void first_thread_ends(void)
+static void process_ends_with_its_last_thread(void)
 {
     pid_t child = fork();
     if (child == 0) {
-        alarm(PATIENCE);
+        alarm(TIMEOUT);
         burst((void *)64);
         pthread_t thread;
-        CHECK(pthread_create(&thread, NULL, end_later, NULL) == 0);
+        CHECK(pthread_create(&thread, NULL, exit_later, NULL) == 0);
         pthread_exit(NULL);
     }
-    wait_for(child);
+    wait_for_child(child);
 }
 
 static void *wait_for_signal(void *set)
@@ -121,7 +121,7 @@ static void *wait_for_signal(void *set)
 
 /* Memory still returns to the system when signals are blocked in all threads and one thread takes
  * them by sigwait. */
-static void blocked_signals(void)
+static void memory_returns_with_signals_blocked(void)
 {
     static sigset_t set;
     sigfillset(&set);
@@ -129,9 +129,9 @@ static void blocked_signals(void)
     pthread_sigmask(SIG_BLOCK, &set, NULL);
     pthread_t thread;
     CHECK(pthread_create(&thread, NULL, wait_for_signal, &set) == 0);
-    long before = resident();
+    long before = resident_mib();
     burst((void *)400);
-    while (resident() > before + 32)
+    while (resident_mib() > before + 32)
         usleep(10000);
     kill(getpid(), SIGHUP);
     CHECK(pthread_join(thread, NULL) == 0);
@@ -139,32 +139,32 @@ static void blocked_signals(void)
 
 /* A large zeroed table takes memory only where it is written, even if a block of that size was
  * freed just before. */
-static void sparse_table(void)
+static void zeroed_tables_stay_sparse(void)
 {
     const size_t size = 256 * MIB;
-    long before = resident();
+    long before = resident_mib();
     char *block = malloc(hidden(size));
     memset(block, 1, size);
     free(block);
     CHECK((block = calloc(1, hidden(size))));
     for (size_t at = 0; at < size; at += MIB)
         CHECK(block[at]++ == 0);
-    CHECK(resident() <= before + 40);
+    CHECK(resident_mib() <= before + 40);
     for (size_t at = 0; at < size; at += 4096)
         CHECK(block[at] == (at % MIB == 0));
     free(block);
 }
 
 /* Requests that cannot be met are refused, and use up no address space. */
-static void oversized(void)
+static void refused_requests_use_no_address_space(void)
 {
-    long before = addresses();
+    long before = address_space_mib();
     for (size_t i = 0; i < 200; i++)
         CHECK(!malloc(hidden(((size_t)240 << 30) + (i << 26))));
     char *block = malloc(hidden(400 * MIB));
     CHECK(block);
     memset(block, 1, 400 * MIB);
-    CHECK(addresses() - before < 1 << 20);
+    CHECK(address_space_mib() - before < 1 << 20);
     free(block);
 }
 
@@ -172,13 +172,13 @@ static void oversized(void)
 int main(int argc, char **argv)
 {
     static const struct check checks[] = {
-        ENTRY(user_namespace),
-        ENTRY(user_namespace_after_threads),
-        ENTRY(first_thread_ends),
-        ENTRY(blocked_signals),
-        ENTRY(sparse_table),
-        ENTRY(oversized),
+        ENTRY(single_threaded_program_enters_user_namespace),
+        ENTRY(user_namespace_after_threads_ended),
+        ENTRY(process_ends_with_its_last_thread),
+        ENTRY(memory_returns_with_signals_blocked),
+        ENTRY(zeroed_tables_stay_sparse),
+        ENTRY(refused_requests_use_no_address_space),
     };
-    alarm(PATIENCE);
+    alarm(TIMEOUT);
     return run_checks(checks, sizeof checks / sizeof *checks, argc, argv);
 }

@@ -41,7 +41,7 @@ void operator delete(void *block) noexcept
 
 namespace {
 
-void every_form()
+void every_form_of_new_and_delete()
 {
     for (size_t size = 0; size < 100000; size = size * 3 / 2 + 1) {
         size_t before = live;
@@ -54,7 +54,7 @@ void every_form()
     }
 }
 
-void library()
+void standard_library()
 {
     std::vector<std::string> texts;
     for (int i = 0; i < 1000; i++)
@@ -68,6 +68,9 @@ void library()
 #define ENTRY(name) {#name, name}
 int main(int argc, char **argv)
 {
-    static const struct check checks[] = {ENTRY(every_form), ENTRY(library)};
+    static const struct check checks[] = {
+        ENTRY(every_form_of_new_and_delete),
+        ENTRY(standard_library),
+    };
     return run_checks(checks, sizeof checks / sizeof *checks, argc, argv);
 }

@@ -74,7 +74,7 @@ static void sleep_ms(long ms)
 
 /* Allocates until there is no memory left. That makes the allocator flush the sheaves of all CPUs
  * to their slabs. */
-static void exhausts(void)
+static void exhaust_memory(void)
 {
     static const size_t sizes[] = {100, 1000, 20000, 100000, 2000000};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
@@ -86,7 +86,7 @@ static void exhausts(void)
 }
 
 /* Some of these frees end a decay window, and decommit idle memory. */
-static void ends_windows(void)
+static void end_windows(void)
 {
     for (int round = 0; round < 6; round++) {
         int count = allocate(100 + 300 * (size_t)round, 10000);
@@ -97,7 +97,7 @@ static void ends_windows(void)
     }
 }
 
-static void grows(void)
+static void grow_and_shrink(void)
 {
     char *block = NULL;
     for (size_t size = 1; size < 10 << 20; size = size * 3 / 2 + 1)
@@ -107,26 +107,26 @@ static void grows(void)
     free(block);
 }
 
-static void trims(void)
+static void trim(void)
 {
     free_all(allocate(300, 20000));
     malloc_trim(0);
 }
 
-static void checks_all(void)
+static void deepest_paths(void)
 {
-    check_depth("exhausts", exhausts);
-    check_depth("ends_windows", ends_windows);
-    check_depth("grows", grows);
-    check_depth("trims", trims);
+    check_depth("exhaust_memory", exhaust_memory);
+    check_depth("end_windows", end_windows);
+    check_depth("grow_and_shrink", grow_and_shrink);
+    check_depth("trim", trim);
 }
 
 /* Runs on the smallest stack that threads may have, and on one as small as handlers commonly
  * have. */
-static void *nothing_left(void *none)
+static void *run_on_small_stack(void *none)
 {
-    exhausts();
-    ends_windows();
+    exhaust_memory();
+    end_windows();
     return none;
 }
 
@@ -135,8 +135,8 @@ static volatile int handled;
 static void handler(int signal)
 {
     (void)signal;
-    exhausts();
-    ends_windows();
+    exhaust_memory();
+    end_windows();
     handled = 1;
 }
 
@@ -146,7 +146,7 @@ static void small_stacks(void)
     pthread_t thread;
     CHECK(pthread_attr_init(&attributes) == 0);
     CHECK(pthread_attr_setstacksize(&attributes, (size_t)sysconf(_SC_THREAD_STACK_MIN)) == 0);
-    CHECK(pthread_create(&thread, &attributes, nothing_left, NULL) == 0);
+    CHECK(pthread_create(&thread, &attributes, run_on_small_stack, NULL) == 0);
     CHECK(pthread_join(thread, NULL) == 0);
     /* Room for the processor state that the kernel stores, and 8 KiB. */
     size_t size = (size_t)sysconf(_SC_MINSIGSTKSZ) + (8 << 10);
@@ -161,6 +161,6 @@ static void small_stacks(void)
 #define ENTRY(name) {#name, name}
 int main(int argc, char **argv)
 {
-    static const struct check checks[] = {ENTRY(checks_all), ENTRY(small_stacks)};
+    static const struct check checks[] = {ENTRY(deepest_paths), ENTRY(small_stacks)};
     return run_checks(checks, sizeof checks / sizeof *checks, argc, argv);
 }

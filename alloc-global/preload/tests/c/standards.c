@@ -8,7 +8,7 @@
 #include <unistd.h>
 #include <wchar.h>
 
-#define TOO_MUCH (hidden((size_t)PTRDIFF_MAX) + 1)
+#define TOO_LARGE (hidden((size_t)PTRDIFF_MAX) + 1)
 
 /* The C library that this program is linked with may lack these. */
 #pragma weak cfree
@@ -18,8 +18,8 @@ void cfree(void *);
 void free_sized(void *, size_t);
 void free_aligned_sized(void *, size_t, size_t);
 
-/* The functions that the program calls belong to the library. */
-static void ours(void)
+/* The functions that the program calls are those of Hayloft. */
+static void functions_are_hayloft(void)
 {
     void *functions[] = {(void *)malloc, (void *)free, (void *)realloc, (void *)malloc_usable_size};
     for (size_t i = 0; i < sizeof functions / sizeof *functions; i++) {
@@ -59,21 +59,21 @@ static void empty_blocks_are_unique(void)
         free(blocks[i]);
 }
 
-static void too_much(void)
+static void oversized_requests_fail(void)
 {
     errno = 0;
-    CHECK(!malloc(TOO_MUCH) && errno == ENOMEM);
+    CHECK(!malloc(TOO_LARGE) && errno == ENOMEM);
     errno = 0;
     CHECK(!malloc(hidden(SIZE_MAX)) && errno == ENOMEM);
     errno = 0;
-    CHECK(!calloc(1, TOO_MUCH) && errno == ENOMEM);
+    CHECK(!calloc(1, TOO_LARGE) && errno == ENOMEM);
     void *block = malloc(10);
     errno = 0;
-    CHECK(!realloc(block, TOO_MUCH) && errno == ENOMEM);
+    CHECK(!realloc(block, TOO_LARGE) && errno == ENOMEM);
     errno = 0;
     CHECK(!realloc(block, hidden(SIZE_MAX)) && errno == ENOMEM);
     errno = 0;
-    CHECK(!aligned_alloc(16, TOO_MUCH) && errno == ENOMEM);
+    CHECK(!aligned_alloc(16, TOO_LARGE) && errno == ENOMEM);
     errno = 0;
     CHECK(!memalign(64, hidden(SIZE_MAX)) && errno == ENOMEM);
     errno = 0;
@@ -118,7 +118,7 @@ static void realloc_of_null(void)
     free(block);
 }
 
-static void realloc_to_nothing(void)
+static void realloc_to_zero_frees(void)
 {
     errno = 42;
     CHECK(!realloc(malloc(100), hidden(0)) && errno == 42);
@@ -140,7 +140,7 @@ static void realloc_keeps_contents(void)
         old = size;
     }
     /* A failed realloc leaves the block unchanged. */
-    CHECK(!realloc(block, TOO_MUCH));
+    CHECK(!realloc(block, TOO_LARGE));
     for (size_t at = 0; at < old; at++)
         CHECK(block[at] == (unsigned char)(at * 7));
     free(block);
@@ -194,7 +194,7 @@ static void bad_alignments(void)
     void *block = &block;
     errno = 42;
     CHECK(posix_memalign(&block, 4, 100) == EINVAL && block == &block && errno == 42);
-    CHECK(posix_memalign(&block, 64, TOO_MUCH) == ENOMEM && block == &block && errno == 42);
+    CHECK(posix_memalign(&block, 64, TOO_LARGE) == ENOMEM && block == &block && errno == 42);
     /* memalign rounds alignments up. */
     CHECK((block = memalign(hidden(48), 100)) && is_aligned(block, 64));
     free(block);
@@ -202,7 +202,7 @@ static void bad_alignments(void)
     CHECK(!memalign(hidden(SIZE_MAX), 100) && errno == EINVAL);
 }
 
-static void pages(void)
+static void page_aligned_blocks(void)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     void *one = valloc(10), *two = pvalloc(page + 1), *three = pvalloc(0);
@@ -273,8 +273,7 @@ static void sized_frees(void)
     free_aligned_sized(NULL, 64, 10);
 }
 
-/* Addresses that are no blocks have no usable bytes. */
-static void foreign_sizes(void)
+static void foreign_addresses_have_no_usable_bytes(void)
 {
     static char bytes[100];
     char *mapped = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -297,7 +296,7 @@ int __posix_memalign(void **, size_t, size_t);
 #pragma weak __libc_reallocarray
 #pragma weak __posix_memalign
 
-static void other_names(void)
+static void libc_aliases(void)
 {
     void *aligned = NULL;
     CHECK(__libc_reallocarray && __posix_memalign);
@@ -312,7 +311,7 @@ static void other_names(void)
         (i % 2 ? __libc_free : free)(blocks[i]);
     }
     errno = 0;
-    CHECK(!__libc_malloc(TOO_MUCH) && errno == ENOMEM);
+    CHECK(!__libc_malloc(TOO_LARGE) && errno == ENOMEM);
     size_t before = mallinfo2().arena;
     for (int i = 0; i < 1000000; i++)
         free(__libc_malloc(16 + (size_t)i % 200));
@@ -320,7 +319,7 @@ static void other_names(void)
 }
 
 /* The blocks that the C library allocates come from the preloaded library, too. */
-static void library_blocks(void)
+static void blocks_of_the_c_library(void)
 {
     char *copy = strdup("a string that is copied"), *part = strndup("a part of it", 6);
     CHECK(malloc_usable_size(copy) >= 24 && malloc_usable_size(part) >= 7);
@@ -349,7 +348,7 @@ static void library_blocks(void)
         free(all[i]);
 }
 
-static void reports(void)
+static void statistics_functions(void)
 {
     char *block = malloc(10 << 20);
     memset(block, 1, 10 << 20);
@@ -373,7 +372,7 @@ static void reports(void)
     CHECK(mallopt(M_MMAP_THRESHOLD, 1 << 20) == 1 && mallopt(M_ARENA_MAX, 1) == 1 && mallopt(77, 1) == 0);
 }
 
-/* Frees blocks after everything else was torn down. */
+/* Blocks that exit handlers and destructors free, after everything else was torn down. */
 static void *kept[1000];
 
 static void free_kept(void)
@@ -390,15 +389,15 @@ __attribute__((destructor)) static void free_late(void)
         free_kept();
 }
 
-static void late_frees(void)
+static void frees_at_exit(void)
 {
     CHECK(atexit(free_kept) == 0);
     for (int i = 0; i < 1000; i++)
         kept[i] = malloc((size_t)i * 50);
 }
 
-/* Reserved address space does not count for a limit that the program sets for itself. */
-static void late_limit(void)
+/* Reserved address space does not count towards a limit that the program sets for itself. */
+static void address_space_limit_set_late(void)
 {
     pid_t child = fork();
     if (child == 0) {
@@ -416,8 +415,7 @@ static void late_limit(void)
     CHECK(waitpid(child, &status, 0) == child && status == 0);
 }
 
-/* A double free of a large block is detected. */
-static void large_double_free(void)
+static void double_free_of_a_large_block_aborts(void)
 {
     char *block = malloc(1 << 20);
     pid_t child = fork();
@@ -436,12 +434,31 @@ static void large_double_free(void)
 int main(int argc, char **argv)
 {
     static const struct check checks[] = {
-        ENTRY(ours), ENTRY(environment), ENTRY(alignment), ENTRY(empty_blocks_are_unique), ENTRY(too_much),
-        ENTRY(calloc_overflow), ENTRY(calloc_is_zero), ENTRY(realloc_of_null),
-        ENTRY(realloc_to_nothing), ENTRY(realloc_keeps_contents), ENTRY(reallocarray_overflow),
-        ENTRY(aligned_blocks), ENTRY(bad_alignments), ENTRY(pages), ENTRY(free_keeps_errno),
-        ENTRY(success_keeps_errno), ENTRY(usable_size), ENTRY(sized_frees), ENTRY(foreign_sizes), ENTRY(other_names),
-        ENTRY(library_blocks), ENTRY(reports), ENTRY(late_frees), ENTRY(large_double_free), ENTRY(late_limit),
+        ENTRY(functions_are_hayloft),
+        ENTRY(environment),
+        ENTRY(alignment),
+        ENTRY(empty_blocks_are_unique),
+        ENTRY(oversized_requests_fail),
+        ENTRY(calloc_overflow),
+        ENTRY(calloc_is_zero),
+        ENTRY(realloc_of_null),
+        ENTRY(realloc_to_zero_frees),
+        ENTRY(realloc_keeps_contents),
+        ENTRY(reallocarray_overflow),
+        ENTRY(aligned_blocks),
+        ENTRY(bad_alignments),
+        ENTRY(page_aligned_blocks),
+        ENTRY(free_keeps_errno),
+        ENTRY(success_keeps_errno),
+        ENTRY(usable_size),
+        ENTRY(sized_frees),
+        ENTRY(foreign_addresses_have_no_usable_bytes),
+        ENTRY(libc_aliases),
+        ENTRY(blocks_of_the_c_library),
+        ENTRY(statistics_functions),
+        ENTRY(frees_at_exit),
+        ENTRY(double_free_of_a_large_block_aborts),
+        ENTRY(address_space_limit_set_late),
     };
     return run_checks(checks, sizeof checks / sizeof *checks, argc, argv);
 }

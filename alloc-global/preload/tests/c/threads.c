@@ -1,4 +1,4 @@
-/* Checks threads that pass blocks to each other, and forks while they run. */
+/* Checks threads that exchange blocks, and forks while they run. */
 #include "check.h"
 #include <pthread.h>
 #include <sched.h>
@@ -20,7 +20,7 @@ static unsigned next(unsigned *state)
 
 /* Returns a block of random size that stores its size, and is filled with a byte derived from
  * it. */
-static unsigned char *make(unsigned *state)
+static unsigned char *new_block(unsigned *state)
 {
     size_t size = sizeof(size_t) + next(state) % (next(state) % 64 ? 600 : 200000);
     unsigned char *block = malloc(size);
@@ -31,7 +31,7 @@ static unsigned char *make(unsigned *state)
 }
 
 /* Checks the contents of a block, and frees it. */
-static void end(unsigned char *block)
+static void free_block(unsigned char *block)
 {
     size_t size;
     if (!block)
@@ -46,13 +46,13 @@ static void *exchange(void *argument)
 {
     unsigned state = (unsigned)(uintptr_t)argument * 7919 + 1;
     for (int i = 0; i < ROUNDS && !__atomic_load_n(&stop, __ATOMIC_RELAXED); i++) {
-        void *block = make(&state);
-        end(__atomic_exchange_n(&slots[next(&state) % SLOTS], block, __ATOMIC_ACQ_REL));
+        void *block = new_block(&state);
+        free_block(__atomic_exchange_n(&slots[next(&state) % SLOTS], block, __ATOMIC_ACQ_REL));
     }
     return NULL;
 }
 
-static void go_to_cpu(int cpu)
+static void pin_to_cpu(int cpu)
 {
     cpu_set_t one;
     CPU_ZERO(&one);
@@ -60,15 +60,15 @@ static void go_to_cpu(int cpu)
     CHECK(sched_setaffinity(0, sizeof one, &one) == 0);
 }
 
-static void *end_at_once(void *argument)
+static void *exit_at_once(void *argument)
 {
     return argument;
 }
 
 /* The C library frees the thread-locals of threads with stacks of their own while it holds the lock
- * under which it makes threads. If the threads end on another CPU than they were made on, these
- * frees miss the sheaf. */
-static void joined_elsewhere(void)
+ * under which it creates threads. If the threads end on another CPU than the one they were created
+ * on, these frees miss the sheaf. */
+static void threads_joined_on_another_cpu(void)
 {
     enum { JOINED = 64, STACK = 64 << 10 };
     static char stacks[JOINED][STACK] __attribute__((aligned(4096)));
@@ -87,14 +87,14 @@ static void joined_elsewhere(void)
     }
     for (int round = 0; round < 8; round++) {
         pthread_t threads[JOINED];
-        go_to_cpu(first);
+        pin_to_cpu(first);
         for (int i = 0; i < JOINED; i++) {
             pthread_attr_t attributes;
             CHECK(pthread_attr_init(&attributes) == 0);
             CHECK(pthread_attr_setstack(&attributes, stacks[i], STACK) == 0);
-            CHECK(pthread_create(&threads[i], &attributes, end_at_once, NULL) == 0);
+            CHECK(pthread_create(&threads[i], &attributes, exit_at_once, NULL) == 0);
         }
-        go_to_cpu(last);
+        pin_to_cpu(last);
         for (int i = 0; i < JOINED; i++)
             CHECK(pthread_join(threads[i], NULL) == 0);
     }
@@ -109,14 +109,14 @@ static void run(void (*meanwhile)(void))
     for (int i = 0; i < THREADS; i++)
         CHECK(pthread_join(threads[i], NULL) == 0);
     for (int i = 0; i < SLOTS; i++)
-        end(slots[i]);
+        free_block(slots[i]);
 }
 
-static void nothing(void) {}
+static void do_nothing(void) {}
 
-static void exchanges(void)
+static void threads_exchange_blocks(void)
 {
-    run(nothing);
+    run(do_nothing);
 }
 
 static void *allocate(void *size)
@@ -125,7 +125,7 @@ static void *allocate(void *size)
 }
 
 /* Thousands of short-lived threads. */
-static void short_lives(void)
+static void short_lived_threads(void)
 {
     for (int i = 0; i < 3000; i++) {
         pthread_t thread;
@@ -136,7 +136,7 @@ static void short_lives(void)
     }
 }
 
-static void fork_some(void)
+static void fork_repeatedly(void)
 {
     for (int i = 0; i < 50; i++) {
         pid_t child = fork();
@@ -144,7 +144,7 @@ static void fork_some(void)
         if (child == 0) {
             unsigned state = (unsigned)i;
             for (int j = 0; j < 2000; j++)
-                end(make(&state));
+                free_block(new_block(&state));
             /* exit runs its handlers, and flushes stdio. */
             exit(0);
         }
@@ -154,9 +154,9 @@ static void fork_some(void)
     __atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
 }
 
-static void forks(void)
+static void forks_amid_threads(void)
 {
-    run(fork_some);
+    run(fork_repeatedly);
 }
 
 /* Fork handlers may allocate, whether they were registered before Hayloft's or after. They do not
@@ -170,7 +170,7 @@ static void handler(void)
     if (!handling)
         return;
     for (int i = 0; i < 100; i++)
-        end(make(&state));
+        free_block(new_block(&state));
     handled++;
 }
 
@@ -179,54 +179,54 @@ __attribute__((constructor)) static void add_handlers(void)
     pthread_atfork(handler, handler, handler);
 }
 
-static void fork_handlers(void)
+static void fork_handlers_can_allocate(void)
 {
     pthread_atfork(handler, handler, handler);
     handling = 1;
-    run(fork_some);
+    run(fork_repeatedly);
     CHECK(handled == 200);
 }
 
 /* Children of vfork have their own memory, and may allocate while other threads of the parent
  * do. */
-static volatile int of_the_parent = 1;
+static volatile int parents_value = 1;
 
-static int vfork_some(int turn)
+static int vfork_repeatedly(int turn)
 {
     unsigned state = (unsigned)turn;
     for (int i = 0; i < 30; i++) {
         pid_t child = vfork();
         CHECK(child >= 0);
         if (child == 0) {
-            of_the_parent = 2;
+            parents_value = 2;
             for (int j = 0; j < 300; j++)
-                end(make(&state));
+                free_block(new_block(&state));
             _exit(3);
         }
         int status;
         CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 3);
-        CHECK(of_the_parent == 1);
+        CHECK(parents_value == 1);
     }
     return 0;
 }
 
-static void *vforks_of_one(void *argument)
+static void *vfork_thread(void *argument)
 {
-    vfork_some((int)(intptr_t)argument);
+    vfork_repeatedly((int)(intptr_t)argument);
     return NULL;
 }
 
-static void vforks(void)
+static void vfork_children_have_their_own_memory(void)
 {
     pthread_t threads[3];
     for (intptr_t i = 0; i < 3; i++)
-        CHECK(pthread_create(&threads[i], NULL, vforks_of_one, (void *)(i + 1)) == 0);
+        CHECK(pthread_create(&threads[i], NULL, vfork_thread, (void *)(i + 1)) == 0);
     for (int i = 0; i < 3; i++)
         pthread_join(threads[i], NULL);
 }
 
 /* Starts programs in every way there is. */
-static void starts(void)
+static void programs_can_be_started(void)
 {
     extern char **environ;
     int status;
@@ -272,7 +272,7 @@ static void fork_once(int signal)
 }
 
 /* A signal handler forks. It may have interrupted another fork, at any instruction. */
-static void forks_in_forks(void)
+static void handlers_can_fork_during_a_fork(void)
 {
     struct sigaction action = {.sa_handler = fork_once, .sa_flags = SA_RESTART};
     CHECK(sigaction(SIGALRM, &action, NULL) == 0);
@@ -298,8 +298,14 @@ static void forks_in_forks(void)
 int main(int argc, char **argv)
 {
     static const struct check checks[] = {
-        ENTRY(exchanges), ENTRY(short_lives), ENTRY(forks), ENTRY(fork_handlers),
-        ENTRY(joined_elsewhere), ENTRY(forks_in_forks), ENTRY(vforks), ENTRY(starts),
+        ENTRY(threads_exchange_blocks),
+        ENTRY(short_lived_threads),
+        ENTRY(forks_amid_threads),
+        ENTRY(fork_handlers_can_allocate),
+        ENTRY(threads_joined_on_another_cpu),
+        ENTRY(handlers_can_fork_during_a_fork),
+        ENTRY(vfork_children_have_their_own_memory),
+        ENTRY(programs_can_be_started),
     };
     return run_checks(checks, sizeof checks / sizeof *checks, argc, argv);
 }

@@ -60,12 +60,12 @@ pub(crate) fn build(name: &str, features: &str) -> PathBuf {
 }
 
 /// Returns whether `program` is installed. If not, reports that the tests with it are skipped.
-pub(crate) fn is_there(program: &str) -> bool {
-    let there = Command::new(program).arg("--version").output().is_ok();
-    if !there {
-        skipped(&format!("what takes {program}"), "it is not installed");
+pub(crate) fn is_installed(program: &str) -> bool {
+    let is_installed = Command::new(program).arg("--version").output().is_ok();
+    if !is_installed {
+        skipped(&format!("tests with {program}"), "it is not installed");
     }
-    there
+    is_installed
 }
 
 /// Reports that `what` is not tested, and why. Writes past the capture of test output, so that the
