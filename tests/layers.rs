@@ -44,7 +44,8 @@ fn imports(source: &str) -> Vec<String> {
     found
 }
 
-/// Returns the source files of a module: one, or all below its folder.
+/// Returns the source files of a module, except tests in files of their own: one, or all below its
+/// folder.
 fn files(module: &str) -> Vec<PathBuf> {
     let folder = Path::new(SOURCES).join(module);
     if !folder.is_dir() {
@@ -55,7 +56,11 @@ fn files(module: &str) -> Vec<PathBuf> {
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).expect("the folder can be read") {
             let path = entry.expect("the entry can be read").path();
-            if path.is_dir() { folders.push(path) } else { files.push(path) }
+            if path.is_dir() {
+                folders.push(path);
+            } else if !path.ends_with("tests.rs") {
+                files.push(path);
+            }
         }
     }
     files
