@@ -17,7 +17,7 @@ use crate::size_class::MAX_SMALL;
 #[cfg(not(loom))]
 use crate::sync::RawLock;
 use crate::sync::counters::{self, Line};
-use crate::sync::{AtomicPtr, AtomicUsize, Context, Lock, LockClass, Ordering};
+use crate::sync::{AtomicPtr, AtomicUsize, Context, Lock, LockClass, Ordering, const_unless_loom};
 
 /// Most batches that a barn holds. (`MAX_FULL_SHEAVES` of `mm/slub.c`.)
 const FULL_BATCHES: usize = 10;
@@ -46,23 +46,14 @@ pub(crate) struct Barn {
 }
 
 impl Barn {
-    #[cfg(not(loom))]
-    pub(crate) const fn new() -> Barn {
-        Barn {
-            len: AtomicUsize::new(0),
-            room: AtomicUsize::new(0),
-            slots: AtomicPtr::new(ptr::null_mut()),
-            lock: Lock::new(LockClass::Barn, ()),
-        }
-    }
-
-    #[cfg(loom)]
-    pub(crate) fn new() -> Barn {
-        Barn {
-            len: AtomicUsize::new(0),
-            room: AtomicUsize::new(0),
-            slots: AtomicPtr::new(ptr::null_mut()),
-            lock: Lock::new(LockClass::Barn, ()),
+    const_unless_loom! {
+        pub(crate) const fn new() -> Barn {
+            Barn {
+                len: AtomicUsize::new(0),
+                room: AtomicUsize::new(0),
+                slots: AtomicPtr::new(ptr::null_mut()),
+                lock: Lock::new(LockClass::Barn, ()),
+            }
         }
     }
 

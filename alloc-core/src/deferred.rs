@@ -18,7 +18,9 @@ use crate::fault::{self, Place};
 #[cfg(not(loom))]
 use crate::sync::RawLock;
 use crate::sync::counters::{self, Line};
-use crate::sync::{Context, CpuLists, Link, Llist, Lock, LockClass, Taken};
+use crate::sync::{
+    Context, CpuLists, Link, Llist, Lock, LockClass, Taken, array_of, const_unless_loom,
+};
 
 /// A deferred block: an object of a slab, or a run.
 pub(crate) struct Block {
@@ -47,25 +49,15 @@ pub(crate) struct Deferred<const CPUS: usize> {
 }
 
 impl<const CPUS: usize> Deferred<CPUS> {
-    #[cfg(not(loom))]
-    pub(crate) const fn new() -> Deferred<CPUS> {
-        Deferred {
-            lists: CpuLists::new(),
-            emptying: [const { Lock::new(LockClass::Emptying, ()) }; CPUS],
-            emptying_boot: Lock::new(LockClass::Emptying, ()),
-            deferred: AtomicU64::new(0),
-            flushed: AtomicU64::new(0),
-        }
-    }
-
-    #[cfg(loom)]
-    pub(crate) fn new() -> Deferred<CPUS> {
-        Deferred {
-            lists: CpuLists::new(),
-            emptying: core::array::from_fn(|_| Lock::new(LockClass::Emptying, ())),
-            emptying_boot: Lock::new(LockClass::Emptying, ()),
-            deferred: AtomicU64::new(0),
-            flushed: AtomicU64::new(0),
+    const_unless_loom! {
+        pub(crate) const fn new() -> Deferred<CPUS> {
+            Deferred {
+                lists: CpuLists::new(),
+                emptying: array_of![Lock::new(LockClass::Emptying, ()); CPUS],
+                emptying_boot: Lock::new(LockClass::Emptying, ()),
+                deferred: AtomicU64::new(0),
+                flushed: AtomicU64::new(0),
+            }
         }
     }
 

@@ -39,7 +39,9 @@ pub(crate) use queues::{
 };
 
 use crate::sync::counters::{self, Line};
-use crate::sync::{AtomicPtr, AtomicU32, Backoff, Link, Ordering, Rcuwait, forks};
+use crate::sync::{
+    AtomicPtr, AtomicU32, Backoff, Link, Ordering, Rcuwait, const_unless_loom, forks,
+};
 
 /// Queued, and not yet begun.
 const PENDING: u32 = 1;
@@ -83,28 +85,19 @@ unsafe impl Link for IrqWork {
 }
 
 impl IrqWork {
-    /// Makes an idle item that runs `function`, which must not wait for anything that the
-    /// interrupted code may hold.
-    #[cfg(not(loom))]
-    #[must_use]
-    pub const fn new(function: fn(&IrqWork)) -> IrqWork {
-        IrqWork {
-            flags: AtomicU32::new(0),
-            next: UnsafeCell::new(ptr::null_mut()),
-            function,
-            waiter: Rcuwait::new(),
-        }
-    }
-
-    /// Makes an idle item that runs `function`.
-    #[cfg(loom)]
-    pub(crate) fn new(function: fn(&IrqWork)) -> IrqWork {
-        IrqWork {
-            flags: AtomicU32::new(0),
-            next: UnsafeCell::new(ptr::null_mut()),
-            function,
-            waiter: Rcuwait::new(),
-            life: loom::cell::UnsafeCell::new(()),
+    const_unless_loom! {
+        /// Makes an idle item that runs `function`, which must not wait for anything that the
+        /// interrupted code may hold.
+        #[must_use]
+        pub const fn new(function: fn(&IrqWork)) -> IrqWork {
+            IrqWork {
+                flags: AtomicU32::new(0),
+                next: UnsafeCell::new(ptr::null_mut()),
+                function,
+                waiter: Rcuwait::new(),
+                #[cfg(loom)]
+                life: loom::cell::UnsafeCell::new(()),
+            }
         }
     }
 
@@ -210,14 +203,10 @@ pub(crate) struct Runner {
 }
 
 impl Runner {
-    #[cfg(not(loom))]
-    pub(crate) const fn new() -> Runner {
-        Runner { at: AtomicPtr::new(ptr::null_mut()) }
-    }
-
-    #[cfg(loom)]
-    pub(crate) fn new() -> Runner {
-        Runner { at: AtomicPtr::new(ptr::null_mut()) }
+    const_unless_loom! {
+        pub(crate) const fn new() -> Runner {
+            Runner { at: AtomicPtr::new(ptr::null_mut()) }
+        }
     }
 
     /// Publishes that the runner is at an item. Several threads that are one runner take turns.

@@ -41,7 +41,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 #[cfg(not(loom))]
 use crate::sync::RawLock;
 use crate::sync::counters::{self, Line};
-use crate::sync::{Context, Guard, Llist, Lock, LockClass};
+use crate::sync::{Context, Guard, Llist, Lock, LockClass, const_unless_loom};
 pub(crate) use descriptor::{Misuse, Slab};
 pub(crate) use emptied::Emptied;
 pub(crate) use entry::Entry;
@@ -110,21 +110,13 @@ impl Drop for Held<'_> {
 }
 
 impl Slabs {
-    #[cfg(not(loom))]
-    pub(crate) const fn new() -> Slabs {
-        Slabs {
-            partial: Lock::new(LockClass::Slabs, Partial::new()),
-            arrivals: Llist::new(),
-            counts: PublicCounts::new(),
-        }
-    }
-
-    #[cfg(loom)]
-    pub(crate) fn new() -> Slabs {
-        Slabs {
-            partial: Lock::new(LockClass::Slabs, Partial::new()),
-            arrivals: Llist::new(),
-            counts: PublicCounts::new(),
+    const_unless_loom! {
+        pub(crate) const fn new() -> Slabs {
+            Slabs {
+                partial: Lock::new(LockClass::Slabs, Partial::new()),
+                arrivals: Llist::new(),
+                counts: PublicCounts::new(),
+            }
         }
     }
 

@@ -10,12 +10,12 @@ use core::fmt;
 #[cfg(not(loom))]
 use core::marker::PhantomData;
 
-use super::Futex;
 #[cfg(not(loom))]
 use super::primitive::AtomicUsize;
 use super::primitive::Ordering;
 #[cfg(not(loom))]
 use super::{Context, LockClass, witness};
+use super::{Futex, const_unless_loom};
 
 const FREE: u32 = 0;
 /// A thread writes.
@@ -34,14 +34,10 @@ pub(crate) struct ControlRwLock {
 }
 
 impl ControlRwLock {
-    #[cfg(not(loom))]
-    pub(crate) const fn new() -> ControlRwLock {
-        ControlRwLock { state: Futex::new(FREE) }
-    }
-
-    #[cfg(loom)]
-    pub(crate) fn new() -> ControlRwLock {
-        ControlRwLock { state: Futex::new(FREE) }
+    const_unless_loom! {
+        pub(crate) const fn new() -> ControlRwLock {
+            ControlRwLock { state: Futex::new(FREE) }
+        }
     }
 
     /// Acquires the lock for reading. A thread that `reads_already` does not wait for threads that

@@ -3,6 +3,7 @@
 
 use core::ops::Deref;
 
+use super::const_unless_loom;
 use super::primitive::AtomicU32;
 
 /// An atomic word that threads can sleep on. (`futex(2)`.)
@@ -13,15 +14,14 @@ pub(crate) struct Futex {
 }
 
 impl Futex {
-    #[cfg(not(loom))]
-    pub(crate) const fn new(value: u32) -> Futex {
-        Futex { word: AtomicU32::new(value) }
-    }
-
-    #[cfg(loom)]
-    pub(crate) fn new(value: u32) -> Futex {
-        let queue = (loom::sync::Mutex::new(()), loom::sync::Condvar::new());
-        Futex { word: AtomicU32::new(value), queue }
+    const_unless_loom! {
+        pub(crate) const fn new(value: u32) -> Futex {
+            Futex {
+                word: AtomicU32::new(value),
+                #[cfg(loom)]
+                queue: (loom::sync::Mutex::new(()), loom::sync::Condvar::new()),
+            }
+        }
     }
 
     /// Sleeps while the word holds `expected`. May return at any time.

@@ -15,6 +15,7 @@
 
 use super::counters::{self, Line};
 use super::primitive::{AtomicUsize, Ordering, fence};
+use super::{array_of, const_unless_loom};
 
 /// Epochs from the beginning of a grace period to its end.
 const EPOCHS: usize = 3;
@@ -46,21 +47,13 @@ impl Ticket {
 }
 
 impl<const SLOTS: usize> Grace<SLOTS> {
-    #[cfg(not(loom))]
-    pub(crate) const fn new() -> Grace<SLOTS> {
-        Grace {
-            epoch: AtomicUsize::new(0),
-            slots: [const { Slot([AtomicUsize::new(0), AtomicUsize::new(0)]) }; SLOTS],
-            lost: [AtomicUsize::new(0), AtomicUsize::new(0)],
-        }
-    }
-
-    #[cfg(loom)]
-    pub(crate) fn new() -> Grace<SLOTS> {
-        Grace {
-            epoch: AtomicUsize::new(0),
-            slots: core::array::from_fn(|_| Slot([AtomicUsize::new(0), AtomicUsize::new(0)])),
-            lost: [AtomicUsize::new(0), AtomicUsize::new(0)],
+    const_unless_loom! {
+        pub(crate) const fn new() -> Grace<SLOTS> {
+            Grace {
+                epoch: AtomicUsize::new(0),
+                slots: array_of![Slot([AtomicUsize::new(0), AtomicUsize::new(0)]); SLOTS],
+                lost: [AtomicUsize::new(0), AtomicUsize::new(0)],
+            }
         }
     }
 

@@ -6,8 +6,8 @@
 
 use core::ptr;
 
-use super::Backoff;
 use super::primitive::{AtomicPtr, Ordering};
+use super::{Backoff, array_of, const_unless_loom};
 
 /// A type whose values can be nodes of an [`Llist`].
 ///
@@ -39,21 +39,16 @@ pub(crate) struct Llist<T> {
 }
 
 /// Returns the value that stands for the first node of a closed list.
-fn closed<T>() -> *mut T {
+const fn closed<T>() -> *mut T {
     ptr::without_provenance_mut(1)
 }
 
 impl<T: Link> Llist<T> {
-    /// Creates an open list.
-    #[cfg(not(loom))]
-    pub(crate) const fn new() -> Llist<T> {
-        Llist { first: AtomicPtr::new(ptr::null_mut()) }
-    }
-
-    /// Creates an open list.
-    #[cfg(loom)]
-    pub(crate) fn new() -> Llist<T> {
-        Llist { first: AtomicPtr::new(ptr::null_mut()) }
+    const_unless_loom! {
+        /// Creates an open list.
+        pub(crate) const fn new() -> Llist<T> {
+            Llist { first: AtomicPtr::new(ptr::null_mut()) }
+        }
     }
 
     /// Returns whether there is nothing to take; a hint.
@@ -163,21 +158,14 @@ pub(crate) struct CpuLists<T, const CPUS: usize> {
 }
 
 impl<T: Link, const CPUS: usize> CpuLists<T, CPUS> {
-    /// Creates lists for the time before the CPU threads start: only the boot list is open.
-    #[cfg(not(loom))]
-    pub(crate) const fn new() -> CpuLists<T, CPUS> {
-        CpuLists {
-            lists: [const { Llist { first: AtomicPtr::new(ptr::without_provenance_mut(1)) } };
-                CPUS],
-            boot: Llist::new(),
+    const_unless_loom! {
+        /// Creates lists for the time before the CPU threads start: only the boot list is open.
+        pub(crate) const fn new() -> CpuLists<T, CPUS> {
+            CpuLists {
+                lists: array_of![Llist { first: AtomicPtr::new(closed()) }; CPUS],
+                boot: Llist::new(),
+            }
         }
-    }
-
-    /// Creates lists for the time before the CPU threads start: only the boot list is open.
-    #[cfg(loom)]
-    pub(crate) fn new() -> CpuLists<T, CPUS> {
-        let list = |_| Llist { first: AtomicPtr::new(closed()) };
-        CpuLists { lists: core::array::from_fn(list), boot: Llist::new() }
     }
 
     /// Adds a node to the list of `cpu`, or of another CPU if `cpu` is offline, or to the boot list

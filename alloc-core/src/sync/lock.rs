@@ -10,7 +10,7 @@ use core::sync::atomic::AtomicUsize;
 use core::sync::atomic::compiler_fence;
 
 use super::primitive::{Ordering, UnsafeCell, spin_loop};
-use super::{Context, Futex, LockClass, counters, witness};
+use super::{Context, Futex, LockClass, const_unless_loom, counters, witness};
 #[cfg(not(loom))]
 use crate::arch;
 
@@ -106,25 +106,15 @@ pub(crate) struct RawLock {
 }
 
 impl RawLock {
-    #[cfg(not(loom))]
-    const fn new(class: LockClass) -> RawLock {
-        let _ = class;
-        RawLock {
-            word: Futex::new(FREE),
-            owner: AtomicUsize::new(0),
-            #[cfg(any(debug_assertions, feature = "counters"))]
-            class,
-        }
-    }
-
-    #[cfg(loom)]
-    fn new(class: LockClass) -> RawLock {
-        let _ = class;
-        RawLock {
-            word: Futex::new(FREE),
-            owner: AtomicUsize::new(0),
-            #[cfg(any(debug_assertions, feature = "counters"))]
-            class,
+    const_unless_loom! {
+        const fn new(class: LockClass) -> RawLock {
+            let _ = class;
+            RawLock {
+                word: Futex::new(FREE),
+                owner: AtomicUsize::new(0),
+                #[cfg(any(debug_assertions, feature = "counters"))]
+                class,
+            }
         }
     }
 
@@ -322,14 +312,10 @@ unsafe impl<T: Send> Sync for Lock<T> {}
 unsafe impl<T: Send> Send for Lock<T> {}
 
 impl<T> Lock<T> {
-    #[cfg(not(loom))]
-    pub(crate) const fn new(class: LockClass, data: T) -> Lock<T> {
-        Lock { raw: RawLock::new(class), data: UnsafeCell::new(data) }
-    }
-
-    #[cfg(loom)]
-    pub(crate) fn new(class: LockClass, data: T) -> Lock<T> {
-        Lock { raw: RawLock::new(class), data: UnsafeCell::new(data) }
+    const_unless_loom! {
+        pub(crate) const fn new(class: LockClass, data: T) -> Lock<T> {
+            Lock { raw: RawLock::new(class), data: UnsafeCell::new(data) }
+        }
     }
 
     /// Acquires the lock. Waits for it if the context may wait, and otherwise returns `None` if it

@@ -11,11 +11,13 @@
 //! - [`Llist`]: a list that any context may add to.
 //! - [`Grace`]: detection of the end of a grace period.
 //! - [`forks`]: the fork generation of this process, and work left for a fork child.
+//! - [`const_unless_loom`]: functions that make such data at compile time.
 //! - [`ControlRwLock`] and `ControlMutex`: locks of the control plane.
 //!
 //! Nothing here allocates.
 
 mod backoff;
+mod constant;
 mod context;
 mod control;
 pub(crate) mod counters;
@@ -29,6 +31,7 @@ mod wake_flag;
 pub(crate) mod witness;
 
 pub(crate) use backoff::Backoff;
+pub(crate) use constant::{array_of, const_unless_loom};
 pub(crate) use context::Context;
 pub(crate) use control::ControlRwLock;
 #[cfg(not(loom))]

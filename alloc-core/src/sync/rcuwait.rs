@@ -5,7 +5,7 @@
 //! price of a slot of one word. Threads that wake need no serialising.
 
 use super::primitive::{Ordering, fence};
-use super::{Futex, forks, witness};
+use super::{Futex, const_unless_loom, forks, witness};
 
 const NOBODY: u32 = 0;
 
@@ -21,14 +21,10 @@ pub(crate) struct Rcuwait {
 }
 
 impl Rcuwait {
-    #[cfg(not(loom))]
-    pub(crate) const fn new() -> Rcuwait {
-        Rcuwait { task: Futex::new(NOBODY) }
-    }
-
-    #[cfg(loom)]
-    pub(crate) fn new() -> Rcuwait {
-        Rcuwait { task: Futex::new(NOBODY) }
+    const_unless_loom! {
+        pub(crate) const fn new() -> Rcuwait {
+            Rcuwait { task: Futex::new(NOBODY) }
+        }
     }
 
     /// Sleeps until `condition` holds. Another thread makes it true before it calls

@@ -3,9 +3,9 @@
 //! Sets that precede the next clear merge into one. The clearing thread sees everything that was
 //! done before each of them.
 
-use super::Futex;
 use super::counters::{self, Line};
 use super::primitive::Ordering;
+use super::{Futex, const_unless_loom};
 
 const CLEAR: u32 = 0;
 const SET: u32 = 1;
@@ -16,14 +16,10 @@ pub(crate) struct WakeFlag {
 }
 
 impl WakeFlag {
-    #[cfg(not(loom))]
-    pub(crate) const fn new() -> WakeFlag {
-        WakeFlag { state: Futex::new(CLEAR) }
-    }
-
-    #[cfg(loom)]
-    pub(crate) fn new() -> WakeFlag {
-        WakeFlag { state: Futex::new(CLEAR) }
+    const_unless_loom! {
+        pub(crate) const fn new() -> WakeFlag {
+            WakeFlag { state: Futex::new(CLEAR) }
+        }
     }
 
     /// Sets the flag. Returns whether it was clear. If so, its thread may be asleep, and the caller
