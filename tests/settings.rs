@@ -1,13 +1,17 @@
-//! Settings in the environment, and features that the system refuses. A malformed setting costs one
-//! line of warning and nothing else; a refused feature costs not even that.
+//! Settings in the environment, their documentation, and features that the system refuses. A
+//! malformed setting costs one line of warning and nothing else; a refused feature costs not even
+//! that.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::ffi::CStr;
+use std::fs;
 use std::io;
 use std::process;
 use std::thread;
 
 use hayloft_core::cpu;
+use hayloft_core::settings::{Setting, TABLE};
 use tests::entry_points::Hayloft;
 use tests::scenario::{Scenario, describe};
 
@@ -21,7 +25,8 @@ fn use_the_heap() -> usize {
     words.concat().len()
 }
 
-/// Names of the settings, and well-formed values.
+/// Names of the settings, and well-formed values. `HAYLOFT_STATS` is in `reports.rs`,
+/// `HAYLOFT_FAULT` in `faults.rs`.
 const SETTINGS: [(&str, &[&str]); 11] = [
     ("HAYLOFT_BACKEND", &["rseq", "fallback"]),
     ("HAYLOFT_THP", &["auto", "always", "never"]),
@@ -36,7 +41,93 @@ const SETTINGS: [(&str, &[&str]); 11] = [
     ("HAYLOFT_STATS_SHM", &["0", "1"]),
 ];
 
-/// A malformed value is reported by one line that names the variable, and the program goes on.
+/// Returns the row of the table of settings.
+fn setting(name: &str) -> &'static Setting {
+    TABLE.iter().find(|setting| setting.name == name).expect("it is in the table")
+}
+
+/// Returns the text of a file of the repository.
+fn text_of(path: &str) -> String {
+    let path = format!("{}/../{path}", env!("CARGO_MANIFEST_DIR"));
+    fs::read_to_string(path).expect("the file is there")
+}
+
+/// Returns the text in Markdown without the marks of code.
+fn plain(text: &str) -> String {
+    text.trim().replace('`', "")
+}
+
+/// The tests above have each setting, and `docs/settings.md` has the meaning, the default and the
+/// values of each, and no other.
+#[test]
+fn the_page_of_settings_matches_the_table() {
+    let page = text_of("docs/settings.md");
+    let rows: Vec<[String; 4]> = page
+        .lines()
+        .filter(|line| line.starts_with("| `HAYLOFT_"))
+        .map(|line| {
+            let cells: Vec<_> = line.trim_matches('|').split('|').map(plain).collect();
+            cells.try_into().expect("a row has four cells")
+        })
+        .collect();
+    let names: BTreeSet<_> = rows.iter().map(|[name, ..]| name.as_str()).collect();
+    let tested = SETTINGS.map(|(name, _)| name);
+    let tested = tested.into_iter().chain(["HAYLOFT_STATS", "HAYLOFT_FAULT"]);
+    assert_eq!(names, TABLE.iter().map(|setting| setting.name).collect());
+    assert_eq!(names, tested.collect());
+    assert_eq!(rows.len(), TABLE.len());
+    for [name, meaning, default, accepted] in &rows {
+        let setting = setting(name);
+        assert!(meaning.starts_with(setting.meaning), "{name}: {meaning}");
+        assert_eq!(default, setting.default, "{name}");
+        assert_eq!(accepted, setting.accepted, "{name}");
+    }
+}
+
+/// The list in the documentation of the crate `hayloft` has the meaning of each setting, and no
+/// other.
+#[test]
+fn the_list_of_the_crate_matches_the_table() {
+    let source = text_of("alloc-global/src/lib.rs");
+    let lines = source.lines().map_while(|line| line.strip_prefix("//!"));
+    let doc = plain(&lines.map(str::trim).collect::<Vec<_>>().join(" "));
+    let items: Vec<_> = doc.split("- HAYLOFT_").skip(1).collect();
+    assert_eq!(items.len(), TABLE.len());
+    for setting in &TABLE {
+        let start = format!("{}: {}", setting.name.trim_start_matches("HAYLOFT_"), setting.meaning);
+        assert!(items.iter().any(|item| item.starts_with(&start)), "no item {start}");
+    }
+}
+
+/// No page names a variable that does not exist.
+#[test]
+fn pages_name_only_settings_of_the_table() {
+    let header = text_of("alloc-global/preload/include/hayloft.h");
+    let folder = fs::read_dir(format!("{}/../docs", env!("CARGO_MANIFEST_DIR")));
+    let pages = folder.expect("the folder is there").map(|entry| {
+        let name = entry.expect("the entry can be read").file_name();
+        format!("docs/{}", name.to_str().expect("the name is text"))
+    });
+    let readmes = ["README.md", "alloc-global/README.md", "alloc-core/README.md"];
+    let mut seen = BTreeSet::new();
+    for page in pages.filter(|page| page.ends_with(".md")).chain(readmes.map(String::from)) {
+        let text = text_of(&page);
+        for (at, _) in text.match_indices("HAYLOFT_") {
+            let is_part = |letter: char| letter.is_ascii_uppercase() || letter == '_';
+            let name: String = text[at..].chars().take_while(|letter| is_part(*letter)).collect();
+            // `HAYLOFT_...` and the like stand for any.
+            let is_known = name.ends_with('_')
+                || TABLE.iter().any(|setting| setting.name == name)
+                || header.contains(&format!("#define {name}"));
+            assert!(is_known, "{page} has {name}");
+            seen.insert(name);
+        }
+    }
+    assert!(seen.len() > TABLE.len(), "the scan found only {seen:?}");
+}
+
+/// A malformed value is reported by one line that names the variable, the accepted values, and what
+/// is used instead, and the program goes on.
 #[test]
 fn malformed_values_cost_one_warning() {
     for (name, _) in SETTINGS {
@@ -55,7 +146,8 @@ fn malformed_values_cost_one_warning() {
                     "hayloft[{}]: {name}={value}: ",
                     process.expect("the child prints its number")
                 );
-                assert!(lines[0].starts_with(&start) && lines[0].ends_with("; ignored"), "{all}");
+                let end = format!("; accepted: {}; used instead: ", setting(name).accepted);
+                assert!(lines[0].starts_with(&start) && lines[0].contains(&end), "{all}");
             });
         }
     }
@@ -105,13 +197,14 @@ fn malformed_limits_are_reported_with_the_reason() {
     for (value, why) in [
         ("600M:500M", "the soft limit, which comes first, is above the hard one"),
         ("10K", "a limit of less than 1M"),
-        ("12 parsecs", "no limit like 512M or 400M:512M"),
+        ("12 parsecs", "no number of bytes"),
     ] {
         let scenario = Scenario::new(value, || assert_eq!(use_the_heap(), 2890));
         scenario.env("HAYLOFT_LIMIT", value).run(|output| {
             let stderr = String::from_utf8_lossy(&output.stderr);
-            let end = format!("HAYLOFT_LIMIT={value}: {why}; ignored\n");
-            assert!(stderr.ends_with(&end), "{}", describe(output));
+            let start = format!("]: HAYLOFT_LIMIT={value}: {why}; accepted: [SOFT:]HARD, in bytes");
+            assert!(stderr.contains(&start), "{}", describe(output));
+            assert!(stderr.ends_with("; used instead: none\n"), "{}", describe(output));
         });
     }
 }
@@ -136,16 +229,23 @@ fn settings_keep_their_values_from_the_start() {
                 }
                 variable = variable.add(1);
             }
-            env::set_var("HAYLOFT_IRQ", "threaded");
+            env::set_var("HAYLOFT_IRQ_SIGNAL", "41");
         }
         // Here the setting is used for the first time.
         cpu::start();
+        assert!(has_handler(40) && !has_handler(41));
     })
-    .env("HAYLOFT_IRQ", "loud")
-    .run(|output| {
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(stderr.contains("HAYLOFT_IRQ=loud: none of hard"), "{}", describe(output));
-    });
+    .env("HAYLOFT_IRQ_SIGNAL", "40")
+    .succeeds();
+}
+
+fn has_handler(signal: libc::c_int) -> bool {
+    // SAFETY: a null action only queries, and `action` is valid for the write.
+    unsafe {
+        let mut action = std::mem::zeroed::<libc::sigaction>();
+        assert_eq!(libc::sigaction(signal, std::ptr::null(), &raw mut action), 0);
+        action.sa_sigaction != libc::SIG_DFL
+    }
 }
 
 /// Uses the heap in `count` threads at once, three times over with new threads.

@@ -31,6 +31,8 @@
 //! | [`size_class`] | the class that serves a layout |
 //! | `sync` | atomics and locks |
 //! | `os` | system calls |
+//! | `settings` | the environment variables, in a table |
+//! | `text` | messages and text without a heap |
 //! | `arch` | restartable sequences |
 //! | [`fault`] | fault points for tests |
 //! | `atomic_fn` | function pointers that change at run time |
@@ -141,6 +143,10 @@ pub mod rcu;
 mod reclaim;
 #[cfg(all(target_os = "linux", not(loom)))]
 pub mod report;
+#[cfg(all(target_os = "linux", not(loom)))]
+#[cfg_attr(miri, allow(dead_code, unused_imports, reason = "tests under Miri have no settings"))]
+#[doc(hidden)]
+pub mod settings;
 #[cfg(target_os = "linux")]
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 pub mod size_class;
@@ -152,6 +158,8 @@ pub mod stats;
 #[cfg(target_os = "linux")]
 #[cfg_attr(loom, allow(dead_code, unused_imports, reason = "the models use a part of it"))]
 mod sync;
+#[cfg(all(target_os = "linux", not(loom)))]
+mod text;
 #[cfg(all(target_os = "linux", not(loom)))]
 mod thread;
 #[cfg(all(target_os = "linux", not(loom)))]

@@ -15,6 +15,7 @@ use core::sync::atomic::{AtomicU8, AtomicU16, AtomicUsize, Ordering};
 use crate::arch;
 use crate::fault::{self, Place};
 use crate::os;
+use crate::settings::{self, Name};
 
 /// Number of nodes with state of their own. Further nodes share the state of the first ones, modulo
 /// this.
@@ -88,8 +89,8 @@ fn learn() -> usize {
 
 #[cold]
 fn read() -> usize {
-    let root = os::env(c"HAYLOFT_SYSFS");
-    let found = core::str::from_utf8(root.unwrap_or(b"/sys")).ok().and_then(read_tree);
+    let root = settings::text(Name::Sysfs);
+    let found = read_tree(root.unwrap_or("/sys"));
     let count = found.unwrap_or(1);
     fault::point(Place::NodesReading);
     // Release: pairs with the Acquire in `count`, and with the Acquire on failure here.
@@ -98,10 +99,7 @@ fn read() -> usize {
             // Only a tree that the user named deserves a warning: the kernel may be built without
             // NUMA, or sysfs may not be mounted.
             if root.is_some() && found.is_none() {
-                os::ignored(
-                    c"HAYLOFT_SYSFS",
-                    format_args!("no tree with nodes, of which one is assumed"),
-                );
+                settings::refuse(Name::Sysfs, format_args!("no tree with nodes"), "one node");
             }
             count
         }

@@ -21,6 +21,7 @@
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use crate::os;
+use crate::settings::{self, Name};
 
 /// There is pressure if tasks stalled for one in this many parts of the time.
 const SHARE: u64 = 10;
@@ -30,15 +31,6 @@ const LEAST_PAUSE: u64 = 1000;
 const MOST_PAUSE: u64 = 64_000;
 /// Bytes that must be decommitted because of pressure for the pause to be the shortest.
 const YIELD: u64 = 1 << 20;
-
-/// What to look at: one of the settings below.
-static WATCHED: AtomicU8 = AtomicU8::new(NOTHING);
-const NOTHING: u8 = 0;
-const SYSTEM: u8 = 1;
-const FILE: u8 = 2;
-
-/// Path of the file of the setting, ended by a zero.
-static PATH: [AtomicU8; 256] = [const { AtomicU8::new(0) }; 256];
 
 /// The observations so far. Relaxed everywhere, as only one thread looks.
 struct Seen {
@@ -83,34 +75,13 @@ impl Seen {
     }
 }
 
-/// Reads the setting. Call once, before the first look.
-pub(crate) fn read() {
-    let watched = match os::env(c"HAYLOFT_PRESSURE") {
-        None | Some(b"1") => SYSTEM,
-        Some(b"0") => NOTHING,
-        Some(path) if path.starts_with(b"/") && path.len() < PATH.len() => {
-            for (to, from) in PATH.iter().zip(path) {
-                // Relaxed, here and below: the thread that looks was started by the thread that
-                // runs this, or is the same thread.
-                to.store(*from, Ordering::Relaxed);
-            }
-            FILE
-        }
-        Some(_) => {
-            os::ignored(c"HAYLOFT_PRESSURE", format_args!("neither 0, 1 nor an absolute path"));
-            SYSTEM
-        }
-    };
-    WATCHED.store(watched, Ordering::Relaxed);
-}
-
 /// Returns whether there was pressure since the last look. Call on a thread with a descriptor table
 /// of its own.
 pub(crate) fn is_high() -> bool {
-    let stalls = match WATCHED.load(Ordering::Relaxed) {
-        NOTHING => None,
-        FILE => stalls_of_file(),
-        _ => stalls_of_system(),
+    let stalls = match settings::text(Name::Pressure) {
+        None | Some("1") => stalls_of_system(),
+        Some("0") => None,
+        Some(path) => stalls_of_file(path),
     };
     stalls.is_some_and(|stalls| SEEN.is_new(stalls, os::milliseconds()))
 }
@@ -121,15 +92,12 @@ pub(crate) fn note_yield(bytes: u64) {
 }
 
 /// Returns the microseconds of stalls that the file of the setting counts.
-fn stalls_of_file() -> Option<u64> {
+fn stalls_of_file(path: &str) -> Option<u64> {
     /// 1 after a warning was written.
     static WARNED: AtomicU8 = AtomicU8::new(0);
-    let path: [u8; PATH.len()] = core::array::from_fn(|at| PATH[at].load(Ordering::Relaxed));
-    let path = path.split(|byte| *byte == 0).next().unwrap_or_default();
-    let path = core::str::from_utf8(path).ok()?;
     let stalls = os::read(format_args!("{path}"), &mut [0; 1024]).and_then(stalls);
     if stalls.is_none() && WARNED.swap(1, Ordering::Relaxed) == 0 {
-        os::ignored(c"HAYLOFT_PRESSURE", format_args!("no file in the format of PSI"));
+        settings::refuse(Name::Pressure, format_args!("no file in the format of PSI"), "0");
     }
     stalls
 }
@@ -137,8 +105,7 @@ fn stalls_of_file() -> Option<u64> {
 /// Returns the microseconds of stalls of this process's cgroup, or of the whole system if no cgroup
 /// counts any. Returns `None` also if most memory there is page cache.
 fn stalls_of_system() -> Option<u64> {
-    let root = os::env(c"HAYLOFT_SYSFS").and_then(|root| core::str::from_utf8(root).ok());
-    let root = root.unwrap_or("/sys");
+    let root = settings::text(Name::Sysfs).unwrap_or("/sys");
     let mut text = [0; 1024];
     let mut cgroups = [0; 4096];
     let cgroup =

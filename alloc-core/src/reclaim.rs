@@ -31,6 +31,7 @@ use crate::atomic_fn::AtomicFn;
 use crate::os;
 use crate::page;
 use crate::pressure;
+use crate::settings::{self, DEFAULT_DECAY_MS, Name};
 use crate::sync::Context;
 
 /// Idle bytes that justify the thread.
@@ -56,10 +57,6 @@ const SOON: u64 = 10_000;
 /// Most milliseconds between checks for memory pressure.
 const LOOK_EVERY: u32 = 333;
 
-/// Default of `HAYLOFT_DECAY_MS`. No measured workload takes more time than with 1000, and `git gc`
-/// needs a tenth less memory.
-const DEFAULT_DECAY_MS: u32 = 300;
-const MAX_DECAY_MS: u32 = 60 * 60 * 1000;
 /// Length of the shortest window, and of the shortest slice of a longer one, in milliseconds.
 const SHORTEST: u32 = 10;
 /// Most slices in a window.
@@ -275,32 +272,15 @@ fn is_worth_a_thread() -> bool {
 
 /// Reads the settings. A second call changes nothing.
 fn read_settings() {
-    let decay = match os::env(c"HAYLOFT_DECAY_MS") {
-        None => DEFAULT_DECAY_MS,
-        Some(text) => {
-            let number = core::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
-            number.filter(|number| *number <= MAX_DECAY_MS).unwrap_or_else(|| {
-                os::ignored(
-                    c"HAYLOFT_DECAY_MS",
-                    format_args!("no number of milliseconds up to {MAX_DECAY_MS}"),
-                );
-                DEFAULT_DECAY_MS
-            })
-        }
-    };
+    let decay: u32 = settings::number(Name::DecayMs).unwrap_or(DEFAULT_DECAY_MS);
     WINDOW.store((decay / 3).max(SHORTEST), Ordering::Relaxed);
     let least = ALLOWANCE_PER_MS * decay as usize;
     ALLOWANCE.least.store(least, Ordering::Relaxed);
     ALLOWANCE.bytes.store(least, Ordering::Relaxed);
-    pressure::read();
-    let background = match os::env(c"HAYLOFT_BACKGROUND") {
+    let background = match settings::flag(Name::Background) {
         None => OF_SEVERAL_THREADS,
-        Some(b"0") => NONE,
-        Some(b"1") => ALL,
-        Some(_) => {
-            os::ignored(c"HAYLOFT_BACKGROUND", format_args!("neither 0 nor 1"));
-            OF_SEVERAL_THREADS
-        }
+        Some(false) => NONE,
+        Some(true) => ALL,
     };
     BACKGROUND.store(background, Ordering::Relaxed);
     _ = swap(UNKNOWN, NOBODY);

@@ -36,6 +36,7 @@ use core::sync::atomic::{
 
 use crate::arch;
 use crate::os;
+use crate::settings::{self, Name};
 use crate::sync::{Backoff, WakeFlag, witness};
 
 /// Number of CPUs with state of their own; higher CPU numbers alias modulo this.
@@ -160,26 +161,12 @@ pub(crate) fn id(cpu: usize) -> i32 {
 /// Selects the mode and the signal, and makes the maker. Returns false if there can be no thread.
 /// Call before the first [`online`], while nothing is started.
 pub(crate) fn start(routines: &'static Routines) -> bool {
-    let wanted = match os::env(c"HAYLOFT_IRQ") {
-        None | Some(b"hard") => IrqMode::Hard,
-        Some(b"threaded") => IrqMode::Threaded,
-        Some(b"none") => IrqMode::None,
-        Some(_) => {
-            os::ignored(c"HAYLOFT_IRQ", format_args!("none of hard, threaded and none"));
-            IrqMode::Hard
-        }
+    let wanted = match settings::text(Name::Irq) {
+        Some("threaded") => IrqMode::Threaded,
+        Some("none") => IrqMode::None,
+        _ => IrqMode::Hard,
     };
-    let number = match os::env(c"HAYLOFT_IRQ_SIGNAL") {
-        None => None,
-        Some(text) => {
-            let number = core::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
-            let number = number.filter(|number| os::is_realtime_signal(*number));
-            if number.is_none() {
-                os::ignored(c"HAYLOFT_IRQ_SIGNAL", format_args!("no real-time signal"));
-            }
-            number
-        }
-    };
+    let number = settings::number(Name::IrqSignal);
     // A fork child has the signal already.
     let known = Some(SIGNAL.load(Ordering::Relaxed)).filter(|signal| *signal != 0);
     let take = || known.or_else(|| os::take_signal(number, interrupted));

@@ -15,27 +15,29 @@
 //! The variables are read once, at the start. An invalid value is ignored and reported in a line on
 //! stderr, and so is an unknown name that begins with `HAYLOFT_`. An empty value means that the
 //! variable is not set. Set-uid programs, and others with rights that their user lacks, ignore all
-//! of them. `docs/settings.md` in the repository has the ranges.
+//! of them. `docs/settings.md` in the repository has all defaults and ranges.
 //!
-//! - `HAYLOFT_BACKEND`: how per-CPU sheaves are operated: `rseq` (the default where the kernel has
+//! - `HAYLOFT_BACKEND`: how sheaves are operated: `rseq` (the default where the kernel has
 //!   restartable sequences) or `fallback` (a try-lock per CPU).
 //! - `HAYLOFT_LIMIT`: the most memory to hold, as `512M`. Beyond 7/8 of it, or the first part of
 //!   `400M:512M`, free memory returns to the system at once.
 //! - `HAYLOFT_DECAY_MS`: milliseconds that memory may stay idle before it returns to the system:
 //!   300 by default, 0 for the shortest possible time.
-//! - `HAYLOFT_BACKGROUND`: which programs have a thread that returns memory: those with several
-//!   threads or 256 MiB held (the default), all (`1`) or none (`0`, frees do it).
-//! - `HAYLOFT_PRESSURE`: whether all idle memory returns when the kernel reports that memory is
-//!   short: `1` (the default), `0`, or the path of a file with such reports.
+//! - `HAYLOFT_BACKGROUND`: which programs have a thread that decommits idle memory: those with
+//!   several threads or 256 MiB held (the default), all (`1`) or none (`0`, frees do it).
+//! - `HAYLOFT_PRESSURE`: whether all idle memory returns when memory is short, as the kernel
+//!   reports it: `1` (the default), `0`, or the path of a file with such reports.
 //! - `HAYLOFT_THP`: when to request huge pages: `auto` (the default: from a heap of 1 GiB on, and
 //!   for blocks of 8 MiB), `always` or `never`.
-//! - `HAYLOFT_STATS`: where, how and when to write statistics: see [`report`].
-//! - `HAYLOFT_STATS_SHM`: `1` shows statistics to `hayloft-top`.
-//! - `HAYLOFT_IRQ`: how the work queued for a CPU runs: `hard` (the default, in a signal handler),
-//!   `threaded` or `none`.
-//! - `HAYLOFT_IRQ_SIGNAL`: the real-time signal for that work.
-//! - `HAYLOFT_SYSFS`, `HAYLOFT_FAULT`, `HAYLOFT_PAGE_SIZE`: for tests: the directory that nodes are
-//!   read from, system calls to fail, larger pages.
+//! - `HAYLOFT_STATS`: statistics when the program ends, at intervals, or at a signal: see
+//!   [`report`].
+//! - `HAYLOFT_STATS_SHM`: show statistics to `hayloft-top`, with `1`.
+//! - `HAYLOFT_IRQ`: how the CPU's thread runs work that was queued for a CPU: `hard` (the default,
+//!   in a signal handler), `threaded` or `none`.
+//! - `HAYLOFT_IRQ_SIGNAL`: the signal for irq work.
+//! - `HAYLOFT_SYSFS`: for tests: the directory that the nodes are read from.
+//! - `HAYLOFT_FAULT`: for tests: system calls to fail.
+//! - `HAYLOFT_PAGE_SIZE`: for tests: pretend that pages have this size.
 //!
 //! # Features
 //! None is enabled by default.

@@ -6,8 +6,8 @@ use core::fmt;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use super::linux::{File, SavedErrno, process_id};
-use super::text::CPath;
+use super::linux::{CPath, File, SavedErrno};
+use crate::text::process_id;
 
 /// The identity of a file: its device and inode number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -124,7 +124,7 @@ pub(crate) fn replace(path: fmt::Arguments<'_>, write: impl FnOnce(c_int) -> boo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::os::write_all;
+    use crate::text::write_all;
     use std::format;
     use std::fs;
     use std::os::unix::fs::{PermissionsExt as _, symlink};

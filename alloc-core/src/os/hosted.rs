@@ -8,7 +8,6 @@ use core::fmt;
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicU32;
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::io::Write;
 
 use super::Remapped;
 use crate::arch::RseqArea;
@@ -229,10 +228,6 @@ pub(crate) fn signal_thread(_id: i32, _signal: c_int) -> bool {
     true
 }
 
-pub(crate) fn is_realtime_signal(_signal: c_int) -> bool {
-    false
-}
-
 pub(crate) struct Signal;
 
 impl Signal {
@@ -314,11 +309,7 @@ pub(crate) fn minor_faults() -> Option<u64> {
     None
 }
 
-pub(crate) fn env(_name: &CStr) -> Option<&'static [u8]> {
-    None
-}
-
-/// The only file under Miri is standard error.
+/// Identity of the only file under Miri, standard error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Identity;
 
@@ -340,22 +331,10 @@ pub(crate) fn replace(_path: fmt::Arguments<'_>, _write: impl FnOnce(c_int) -> b
     false
 }
 
-pub(crate) fn write_all(file: c_int, bytes: &[u8]) -> bool {
-    file == 2 && std::io::stderr().write_all(bytes).is_ok()
-}
-
 pub(crate) fn share(_path: fmt::Arguments<'_>, _len: usize) -> Option<NonNull<u8>> {
     None
 }
 
 pub(crate) fn remove(_path: fmt::Arguments<'_>) {}
 
-pub(crate) fn process_id() -> i32 {
-    1
-}
-
 pub(crate) fn at_exit(_hook: extern "C" fn()) {}
-
-pub(super) fn abort() -> ! {
-    std::process::abort()
-}

@@ -1,14 +1,14 @@
-//! The operating system: memory, futexes, CPU numbers, environment, and messages before an abort.
+//! The operating system: memory, futexes, threads, signals, files, CPU numbers.
 //!
 //! Every function here may be called anywhere in the allocator. None changes `errno`, and none
 //! allocates unless its doc says so.
 //!
 //! `linux` is the real implementation. `hosted` replaces it under Miri, which has neither
 //! `mprotect` nor page tables, and takes memory from the standard allocator. `inject` makes calls
-//! fail on demand. `settings` holds the settings from the environment. `service` starts the
-//! allocator's own threads, and `bare` the one among them that is unknown to the C library. `files`
-//! writes files that other programs read. `pin` keeps a shared library with this allocator loaded.
-//! `vdso` finds the functions that the kernel maps into each process.
+//! fail on demand. `service` starts the allocator's own threads, and `bare` the one among them that
+//! is unknown to the C library. `files` writes files that other programs read. `pin` keeps a shared
+//! library with this allocator loaded. `vdso` finds the functions that the kernel maps into each
+//! process. The calls that messages need are in `text`.
 
 #[cfg(not(miri))]
 mod linux;
@@ -32,11 +32,9 @@ mod list;
 mod pin;
 mod service;
 #[cfg(not(miri))]
-mod settings;
-#[cfg_attr(miri, allow(dead_code, reason = "the stand-in has no files"))]
-mod text;
-#[cfg(not(miri))]
 mod vdso;
+
+pub(crate) use crate::text::{Line, abort, process_id, warn, write_all};
 
 /// Outcome of [`remap`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,21 +59,18 @@ pub(crate) use imp::release;
 pub(crate) use imp::{
     CpuMask, Signal, ThreadExit, ThreadSlot, admit_signal, affinity, at_exit, at_fork,
     block_signals, commit, cpu_numbers, current_cpu, current_cpu_and_node, data_limit, decommit,
-    has_little_address_space, has_signals_blocked, is_main_thread, is_realtime_signal, let_read,
-    list, milliseconds, minor_faults, most_threads, nanoseconds, page_size, prefer_huge_pages,
-    prefer_node, process_id, read, read_bytes, register_rseq, remap, remove, renew, reserve,
-    restart_sections_on, set_dumped, share, signal_thread, sleep_microseconds, system_page_size,
-    take_signal, thread_id, unregister_rseq, unreserve, write_all, yield_now,
+    has_little_address_space, has_signals_blocked, is_main_thread, let_read, list, milliseconds,
+    minor_faults, most_threads, nanoseconds, page_size, prefer_huge_pages, prefer_node, read,
+    read_bytes, register_rseq, remap, remove, renew, reserve, restart_sections_on, set_dumped,
+    share, signal_thread, sleep_microseconds, system_page_size, take_signal, thread_id,
+    unregister_rseq, unreserve, yield_now,
 };
 #[cfg(miri)]
-pub(crate) use imp::{Identity, close, duplicate, env, identity, pid_namespace, replace};
+pub(crate) use imp::{Identity, close, duplicate, identity, pid_namespace, replace};
 #[cfg(not(loom))]
 pub(crate) use imp::{futex_wait, futex_wait_for, futex_wake_all, futex_wake_one};
 pub(crate) use imp::{lock_streams, renew_streams, unlock_streams};
 pub(crate) use service::{Scheduling, Service, spawn, spawn_bare};
-#[cfg(not(miri))]
-pub(crate) use settings::env;
-pub(crate) use text::{Line, abort, ignored, warn};
 
 /// Returns the bytes of address space in use by the process. `None` if the system does not report
 /// them.

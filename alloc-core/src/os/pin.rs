@@ -12,7 +12,7 @@
 
 use core::ffi::{c_char, c_int, c_void};
 
-use super::warn;
+use crate::text::warn;
 
 #[cfg(target_pointer_width = "64")]
 type Header = libc::Elf64_Ehdr;

@@ -21,8 +21,8 @@ use core::ffi::{CStr, c_void};
 use core::fmt::Write;
 use core::ptr;
 
-use super::text::Line;
 use super::{bare, imp};
+use crate::text::Line;
 
 /// Bytes of a service thread's stack.
 pub(super) const STACK: usize = 256 << 10;

@@ -12,6 +12,7 @@ use core::sync::atomic::{AtomicU8, Ordering};
 
 use crate::node;
 use crate::os;
+use crate::settings::{self, Name};
 use crate::size_class::UNIT;
 
 /// Number of committed units of an arena from which on huge pages are requested. In a heap that
@@ -51,14 +52,10 @@ impl HugePages {
             NEVER => return HugePages::Never,
             _ => {}
         }
-        let wanted = match os::env(c"HAYLOFT_THP") {
-            None | Some(b"auto") => HugePages::Auto,
-            Some(b"always") => HugePages::Always,
-            Some(b"never") => HugePages::Never,
-            Some(_) => {
-                os::ignored(c"HAYLOFT_THP", format_args!("none of auto, always and never"));
-                HugePages::Auto
-            }
+        let wanted = match settings::text(Name::Thp) {
+            Some("always") => HugePages::Always,
+            Some("never") => HugePages::Never,
+            _ => HugePages::Auto,
         };
         WANTED.store(wanted as u8, Ordering::Relaxed);
         wanted

@@ -14,6 +14,7 @@ use super::region;
 use crate::arch;
 use crate::fault::{self, Place};
 use crate::os;
+use crate::settings::{self, Name};
 use crate::sync::Context;
 
 /// How this process operates its sheaves.
@@ -71,14 +72,9 @@ fn decide(context: Context) -> Backend {
         return backend(context);
     }
     fault::point(Place::BackendDeciding);
-    let rseq_wanted = match os::env(c"HAYLOFT_BACKEND") {
+    let rseq_wanted = match settings::text(Name::Backend) {
         None => kernel_aborts_sections(),
-        Some(b"rseq") => true,
-        Some(b"fallback") => false,
-        Some(_) => {
-            os::ignored(c"HAYLOFT_BACKEND", format_args!("neither rseq nor fallback"));
-            true
-        }
+        Some(backend) => backend == "rseq",
     };
     let regions = region::reserve();
     let rseq = regions.filter(|_| rseq_wanted).and_then(|regions| {

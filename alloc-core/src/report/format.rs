@@ -1,4 +1,4 @@
-//! The formats of a report, and writing one to an open file.
+//! Writing a report to an open file.
 
 #[cfg(feature = "serde")]
 extern crate std;
@@ -7,43 +7,8 @@ use core::ffi::c_int;
 use core::fmt::{self, Write as _};
 
 use crate::os;
+use crate::settings::Format;
 use crate::stats;
-
-/// The format of a report.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub enum Format {
-    /// The format of `/proc/slabinfo`.
-    Slabinfo,
-    /// A table for people: totals, and the caches with the most memory.
-    Table,
-    /// The text format that Prometheus reads.
-    OpenMetrics,
-    /// One line of JSON.
-    #[cfg(feature = "serde")]
-    Json,
-}
-
-impl Format {
-    /// Error message for an unknown format name.
-    #[cfg(feature = "serde")]
-    pub(super) const NONE: &str = "formats are slabinfo, table, openmetrics and json";
-    #[cfg(not(feature = "serde"))]
-    pub(super) const NONE: &str =
-        "formats are slabinfo, table and openmetrics; json needs the feature serde";
-
-    /// Returns the format with a name in `HAYLOFT_STATS`.
-    pub(super) fn named(name: &str) -> Option<Format> {
-        match name {
-            "slabinfo" => Some(Format::Slabinfo),
-            "table" => Some(Format::Table),
-            "openmetrics" => Some(Format::OpenMetrics),
-            #[cfg(feature = "serde")]
-            "json" => Some(Format::Json),
-            _ => None,
-        }
-    }
-}
 
 /// Writes all statistics to an open file. Returns false if a write fails. May be called in any
 /// context.

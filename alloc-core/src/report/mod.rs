@@ -31,141 +31,21 @@ mod format;
 mod shared;
 
 use core::ffi::{c_int, c_void};
-use core::fmt;
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::OnceLock;
 
 use crate::os;
+use crate::settings::{self, Destination, Name, PathFor, Reports};
 use crate::stats;
 use crate::sync::{self, WakeFlag};
 
-pub use format::{Format, write};
+pub use crate::settings::Format;
+pub use format::write;
 pub use shared::{AttachError, Reader, Snapshot, elsewhere, processes};
-
-/// Maximum bytes of a path.
-const MAX_PATH: usize = 256;
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[expect(clippy::large_enum_variant, reason = "there is one, and no heap")]
-enum Destination {
-    File(c_int),
-    Path { bytes: [u8; MAX_PATH], len: usize },
-}
-
-impl Destination {
-    /// Parses a destination. Returns an error message if it is invalid.
-    fn parse(word: &str) -> Result<Destination, &'static str> {
-        let is = |one: &str| word.eq_ignore_ascii_case(one);
-        if ["1", "true", "yes", "on", "stderr", "/dev/stderr"].into_iter().any(is) {
-            return Ok(Destination::File(2));
-        }
-        if ["stdout", "/dev/stdout"].into_iter().any(is) {
-            return Ok(Destination::File(1));
-        }
-        if let Some(number) = word.strip_prefix("fd:") {
-            let file = number.parse().ok().filter(|file| *file >= 0);
-            return file.map(Destination::File).ok_or("after fd: comes the number of an open file");
-        }
-        // A path without either is usually a mistake.
-        if !word.contains(['/', '.']) {
-            return Err("neither stderr, stdout nor fd:NUMBER; a path has a / or a . in it");
-        }
-        if word.split('%').skip(1).any(|rest| !rest.starts_with('p')) {
-            return Err("no % but %p, the number of the process, may be in a path");
-        }
-        let mut bytes = [0; MAX_PATH];
-        let Some(to) = bytes.get_mut(..word.len()) else { return Err("too long a path") };
-        to.copy_from_slice(word.as_bytes());
-        Ok(Destination::Path { bytes, len: word.len() })
-    }
-
-    fn path(&self) -> &str {
-        let Destination::Path { bytes, len } = self else { return "" };
-        core::str::from_utf8(bytes.get(..*len).unwrap_or_default()).unwrap_or_default()
-    }
-
-    /// Returns whether each process has a destination of its own.
-    fn has_process(&self) -> bool {
-        self.path().contains("%p")
-    }
-}
-
-/// Formats the path of a destination for a process.
-struct PathFor<'a>(&'a Destination, i32);
-
-impl fmt::Display for PathFor<'_> {
-    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let PathFor(destination, process) = self;
-        let mut parts = destination.path().split("%p");
-        to.write_str(parts.next().unwrap_or_default())?;
-        parts.try_for_each(|part| write!(to, "{process}{part}"))
-    }
-}
-
-impl fmt::Display for Destination {
-    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Destination::File(file) => write!(to, "file {file}"),
-            Destination::Path { .. } => to.write_str(self.path()),
-        }
-    }
-}
-
-/// The value of `HAYLOFT_STATS`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Setting {
-    destination: Destination,
-    format: Format,
-    /// Seconds between reports; 0 for a report only at the end.
-    every: u32,
-    /// The signal that requests a report; 0 for none.
-    signal: c_int,
-}
-
-impl Setting {
-    /// Parses a setting. Returns `None` if it disables reports, and an error message if it is
-    /// invalid.
-    fn parse(text: &str) -> Result<Option<Setting>, &'static str> {
-        let mut words = text.split(',');
-        let destination = words.next().unwrap_or_default();
-        if ["0", "false", "no", "off"].into_iter().any(|no| text.eq_ignore_ascii_case(no)) {
-            return Ok(None);
-        }
-        let mut setting = Setting {
-            destination: Destination::parse(destination)?,
-            format: Format::Slabinfo,
-            every: 0,
-            signal: 0,
-        };
-        for word in words {
-            match word.split_once('=') {
-                Some(("every", seconds)) => {
-                    setting.every = seconds
-                        .parse()
-                        .ok()
-                        .filter(|every| *every > 0)
-                        .ok_or("after every= comes a number of seconds")?;
-                }
-                Some(("signal", number)) => {
-                    setting.signal = number
-                        .parse()
-                        .ok()
-                        .filter(|signal| *signal > 0)
-                        .ok_or("after signal= comes the number of a signal")?;
-                }
-                Some(_) => {
-                    return Err("of words with a = there are every=SECONDS and signal=NUMBER");
-                }
-                None => setting.format = Format::named(word).ok_or(Format::NONE)?,
-            }
-        }
-        Ok(Some(setting))
-    }
-}
 
 /// A request for reports.
 struct Asked {
-    setting: Setting,
+    reports: Reports<'static>,
     /// The process that read the setting.
     process: i32,
     /// Identity of the file behind the descriptor at that time; `None` if it was not open.
@@ -176,12 +56,12 @@ impl Asked {
     /// Returns whether this process writes reports. A child must not overwrite the reports of its
     /// parent.
     fn is_ours(&self) -> bool {
-        self.setting.destination.has_process() || self.process == os::process_id()
+        self.reports.destination.has_process() || self.process == os::process_id()
     }
 
     /// Writes a report to the destination.
     fn write(&self) {
-        let Setting { destination, format, .. } = &self.setting;
+        let Reports { destination, format, .. } = &self.reports;
         let write = |file| write(file, *format);
         let done = match destination {
             Destination::File(number) => match self.file {
@@ -193,8 +73,8 @@ impl Asked {
                     .find(|number| os::identity(*number) == self.file)
                     .is_none_or(write),
             },
-            Destination::Path { .. } => {
-                os::replace(format_args!("{}", PathFor(destination, os::process_id())), write)
+            Destination::Path(path) => {
+                os::replace(format_args!("{}", PathFor(path, os::process_id())), write)
             }
         };
         if !done {
@@ -222,26 +102,13 @@ static READ: extern "C" fn() = start;
 
 #[cfg_attr(miri, allow(dead_code, reason = "called by the loader"))]
 extern "C" fn start() {
-    let setting = os::env(c"HAYLOFT_STATS").and_then(|text| {
-        let text = core::str::from_utf8(text).map_err(|_| "no text");
-        text.and_then(Setting::parse).unwrap_or_else(|why| {
-            os::ignored(c"HAYLOFT_STATS", format_args!("{why}"));
-            None
-        })
-    });
-    let is_shared = match os::env(c"HAYLOFT_STATS_SHM") {
-        None | Some(b"0") => false,
-        Some(b"1") => shared::open(),
-        Some(_) => {
-            os::ignored(c"HAYLOFT_STATS_SHM", format_args!("neither 0 nor 1"));
-            false
-        }
-    };
-    let every = setting.map_or(0, |setting| setting.every);
-    if let Some(setting) = setting {
-        ask(setting);
+    let reports = settings::reports();
+    let is_shared = settings::flag(Name::StatsShm) == Some(true) && shared::open();
+    let every = reports.map_or(0, |reports| reports.every);
+    if let Some(reports) = reports {
+        ask(reports);
     }
-    if setting.is_some() || is_shared {
+    if reports.is_some() || is_shared {
         os::at_exit(end);
     }
     if every > 0 || is_shared {
@@ -250,19 +117,20 @@ extern "C" fn start() {
 }
 
 #[cfg_attr(miri, allow(dead_code, reason = "called by the loader"))]
-fn ask(setting: Setting) {
-    let file = match setting.destination {
-        Destination::Path { .. } => None,
+fn ask(reports: Reports<'static>) {
+    let file = match reports.destination {
+        Destination::Path(_) => None,
         Destination::File(number) => {
             let copy = os::duplicate(number, LEAST_COPY);
             COPY.store(copy.unwrap_or(-1), Ordering::Relaxed);
             os::identity(number)
         }
     };
-    let _ = ASKED.set(Asked { setting, process: os::process_id(), file });
-    let signal = setting.signal;
+    let _ = ASKED.set(Asked { reports, process: os::process_id(), file });
+    let signal = reports.signal;
     if signal > 0 && (is_of_a_fault(signal) || os::take_signal(Some(signal), on_signal).is_none()) {
-        os::warn(format_args!("signal {signal} is taken, of a fault, or none; ignored"));
+        let why = format_args!("signal {signal} is taken, of a fault, or none");
+        settings::refuse(Name::Stats, why, "no signal");
     }
 }
 
@@ -297,8 +165,8 @@ const LONGEST_SLEEP: u64 = 60 * 60 * 1000;
 
 /// Returns the milliseconds between reports; `None` if this process writes no periodic ones.
 fn period() -> Option<u64> {
-    let asked = ASKED.get().filter(|asked| asked.setting.every > 0 && asked.is_ours())?;
-    Some(u64::from(asked.setting.every) * 1000)
+    let asked = ASKED.get().filter(|asked| asked.reports.every > 0 && asked.is_ours())?;
+    Some(u64::from(asked.reports.every) * 1000)
 }
 
 /// Set when the reporting thread must end.
@@ -432,56 +300,4 @@ fn start_in_child() -> bool {
     }
     spawn();
     true
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::format;
-
-    #[test]
-    fn settings_are_parsed() {
-        let parse = Setting::parse;
-        let stderr = Setting {
-            destination: Destination::File(2),
-            format: Format::Slabinfo,
-            every: 0,
-            signal: 0,
-        };
-        for same in ["stderr", "1", "true", "STDERR", "fd:2", "/dev/stderr", "stderr,slabinfo"] {
-            assert_eq!(parse(same), Ok(Some(stderr)), "{same}");
-        }
-        for none in ["0", "false", "off"] {
-            assert_eq!(parse(none), Ok(None), "{none}");
-        }
-        let destination = |text| parse(text).unwrap().unwrap().destination;
-        assert_eq!(destination("fd:7"), Destination::File(7));
-        assert_eq!(destination("stdout"), Destination::File(1));
-        assert_eq!(destination("./x").path(), "./x");
-        let all = parse("/tmp/x-%p-%p.txt,openmetrics,every=5,signal=12").unwrap().unwrap();
-        assert_eq!((all.format, all.every, all.signal), (Format::OpenMetrics, 5, 12));
-        assert!(all.destination.has_process() && !destination("x.txt").has_process());
-        assert_eq!(format!("{}", PathFor(&all.destination, 99)), "/tmp/x-99-99.txt");
-        assert_eq!(format!("{}", all.destination), "/tmp/x-%p-%p.txt");
-        let long = "./x".repeat(MAX_PATH);
-        for (wrong, why) in [
-            (",", "neither stderr"),
-            ("7", "neither stderr"),
-            ("quux", "neither stderr"),
-            ("stderr json", "neither stderr"),
-            ("fd:", "after fd:"),
-            ("fd:-1", "after fd:"),
-            ("/tmp/%q.txt", "no % but"),
-            ("/tmp/%", "no % but"),
-            ("stderr,yaml", "formats are"),
-            ("stderr,", "formats are"),
-            ("stderr,every=0", "after every="),
-            ("stderr,every=", "after every="),
-            ("stderr,signal=-1", "after signal="),
-            ("stderr,often=2", "of words with"),
-            (&long, "too long"),
-        ] {
-            assert!(parse(wrong).is_err_and(|error| error.starts_with(why)), "{wrong}");
-        }
-    }
 }

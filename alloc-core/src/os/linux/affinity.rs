@@ -3,8 +3,8 @@
 use core::ffi::c_int;
 
 use super::super::vdso;
-use super::process::process_id;
 use super::system_call::{call, word};
+use crate::text::process_id;
 
 /// A set of CPUs, one bit each. It has as many bits as the mask of any kernel, since a kernel
 /// refuses a shorter mask than its own.

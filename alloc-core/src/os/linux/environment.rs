@@ -6,12 +6,9 @@ use core::ffi::CStr;
 use core::fmt;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use super::super::{env, ignored};
 use super::file::read;
 use super::system_call::{call, word};
-
-/// The largest page size in bytes of any supported Linux, and the unit of the page layer.
-const MAX_PAGE_SIZE: usize = 64 << 10;
+use crate::settings::{self, Name};
 
 /// Returns the bytes of a page: the kernel's page size, or a larger one that a test asks for
 /// (`HAYLOFT_PAGE_SIZE`).
@@ -21,7 +18,7 @@ pub(crate) fn page_size() -> usize {
     // Relaxed: the number never changes once it is not 0, and guards no other memory.
     match SIZE.load(Ordering::Relaxed) {
         0 => {
-            let size = wanted_page_size().unwrap_or_else(system_page_size);
+            let size = settings::number(Name::PageSize).unwrap_or_else(system_page_size);
             SIZE.store(size, Ordering::Relaxed);
             size
         }
@@ -33,26 +30,6 @@ pub(crate) fn page_size() -> usize {
 pub(crate) fn system_page_size() -> usize {
     // SAFETY: `getauxval` returns only a number, which the kernel passes to each process.
     unsafe { libc::getauxval(libc::AT_PAGESZ) as usize }
-}
-
-#[cold]
-fn wanted_page_size() -> Option<usize> {
-    let text = env(c"HAYLOFT_PAGE_SIZE")?;
-    let size = larger_pages(text, system_page_size());
-    if size.is_none() {
-        ignored(
-            c"HAYLOFT_PAGE_SIZE",
-            format_args!("no power of two from the system's up to {MAX_PAGE_SIZE}"),
-        );
-    }
-    size
-}
-
-/// Parses a page size. Returns `None` unless it is a power of two from `least`, the system's page
-/// size, to [`MAX_PAGE_SIZE`].
-fn larger_pages(text: &[u8], least: usize) -> Option<usize> {
-    let size: usize = core::str::from_utf8(text).ok()?.parse().ok()?;
-    (size.is_power_of_two() && (least..=MAX_PAGE_SIZE).contains(&size)).then_some(size)
 }
 
 /// Returns the kernel's version, such as `6.18.5-generic`, cut to the length of `room`.
@@ -123,19 +100,5 @@ pub(crate) fn minor_faults() -> Option<u64> {
         let to = (&raw mut usage).expose_provenance();
         call(libc::SYS_getrusage, [word(libc::RUSAGE_SELF), to]).ok()?;
         Some(usage.ru_minflt as u64)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::larger_pages;
-
-    #[test]
-    fn only_larger_page_sizes_are_accepted() {
-        assert_eq!(larger_pages(b"16384", 4096), Some(16384));
-        assert_eq!(larger_pages(b"65536", 65536), Some(65536));
-        for (wrong, least) in [("4096", 16384), ("131072", 4096), ("12288", 4096), ("", 4096)] {
-            assert_eq!(larger_pages(wrong.as_bytes(), least), None, "{wrong}");
-        }
     }
 }

@@ -1,12 +1,29 @@
-//! Files: reading, writing, and sharing memory through a mapped file.
+//! Files: reading, and sharing memory through a mapped file.
 
 use core::ffi::{c_int, c_uint};
-use core::fmt;
+use core::fmt::{self, Write as _};
 use core::ptr::{self, NonNull};
 
 use super::super::list::List;
-use super::super::text::CPath;
 use super::system_call::{SavedErrno, call, word};
+use crate::text::Line;
+
+/// A path for the kernel, with its terminating null byte.
+pub(in super::super) struct CPath(pub(in super::super) [u8; CPath::ROOM]);
+
+impl CPath {
+    /// Bytes of the longest path, with its null byte.
+    const ROOM: usize = 512;
+
+    /// Formats a path. Returns `None` if it is too long or contains a null byte.
+    pub(in super::super) fn new(path: fmt::Arguments<'_>) -> Option<CPath> {
+        let mut line = Line::<{ CPath::ROOM }>::new();
+        line.write_fmt(path).ok()?;
+        let text = line.as_bytes();
+        let fits = text.len() < CPath::ROOM && !text.contains(&0);
+        fits.then(|| CPath(line.into_bytes()))
+    }
+}
 
 /// An open file. It is opened, read, written and closed by bare system calls. The C library's
 /// functions are cancellation points (`pthread_cancel`), and no thread may be cancelled within a
@@ -75,20 +92,6 @@ pub(crate) fn list(path: fmt::Arguments<'_>, mut each: impl FnMut(usize, usize))
         }
         text.iter().try_for_each(|byte| list.push(*byte, &mut each))?;
     }
-}
-
-/// Writes all of `bytes` to an open file. Returns false if a write fails.
-pub(crate) fn write_all(file: c_int, mut bytes: &[u8]) -> bool {
-    while !bytes.is_empty() {
-        let arguments = [word(file), bytes.as_ptr().expose_provenance(), bytes.len()];
-        // SAFETY: the slice is readable for its length.
-        match unsafe { call(libc::SYS_write, arguments) } {
-            Ok(len) if len > 0 => bytes = bytes.get(len..).unwrap_or_default(),
-            Err(libc::EINTR) => {}
-            _ => return false,
-        }
-    }
-    true
 }
 
 /// Creates a file of `len` zero bytes and maps it. Its user may read it, this process may write it,

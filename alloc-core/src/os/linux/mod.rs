@@ -6,7 +6,7 @@
 //! | `thread` | threads of the C library, and hooks for their end |
 //! | `memory` `rseq` `affinity` | address space; restartable sequences; CPUs and scheduling |
 //! | `environment` | page sizes, the kernel's version, limits |
-//! | `file` `futex` `clock` `process` | files; futexes; time; the process, its forks and its end |
+//! | `file` `futex` `clock` `process` | files; futexes; time; forks and the end of the process |
 //! | `system_call` | bare system calls, and `errno` around others |
 //!
 //! A module imports only from lower rows.
@@ -34,8 +34,8 @@ pub(crate) use environment::release;
 pub(crate) use environment::{
     data_limit, has_little_address_space, minor_faults, most_threads, page_size, system_page_size,
 };
-pub(super) use file::File;
-pub(crate) use file::{list, read, read_bytes, remove, share, write_all};
+pub(super) use file::{CPath, File};
+pub(crate) use file::{list, read, read_bytes, remove, share};
 #[cfg(not(loom))]
 pub(super) use futex::futex_wait_shared;
 #[cfg(not(loom))]
@@ -44,15 +44,11 @@ pub(crate) use memory::{
     commit, decommit, let_read, prefer_huge_pages, prefer_node, remap, renew, reserve, set_dumped,
     unreserve,
 };
-pub(super) use process::abort;
-pub(crate) use process::{
-    at_exit, at_fork, lock_streams, process_id, renew_streams, unlock_streams,
-};
+pub(crate) use process::{at_exit, at_fork, lock_streams, renew_streams, unlock_streams};
 pub(crate) use rseq::{register_rseq, restart_sections_on, unregister_rseq};
 pub(super) use signal::change_bare_mask;
 pub(crate) use signal::{
-    Signal, admit_signal, block_signals, has_signals_blocked, is_realtime_signal, signal_thread,
-    take_signal,
+    Signal, admit_signal, block_signals, has_signals_blocked, signal_thread, take_signal,
 };
 pub(super) use system_call::{SavedErrno, call};
 pub(super) use thread::{Thread, name_thread, spawn};

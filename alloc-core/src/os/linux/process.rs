@@ -1,26 +1,13 @@
-//! The process as a whole: its number, hooks for its end and its forks, and the lock of the C
-//! library's streams, which is held across forks.
+//! The process as a whole: hooks for its end and its forks, and the lock of the C library's
+//! streams, which is held across forks.
 
-use super::system_call::call;
 use crate::arch;
 use crate::atomic_fn::FnPtr;
-
-/// Returns the number of this process.
-pub(crate) fn process_id() -> i32 {
-    // SAFETY: `getpid` takes no arguments; it cannot fail.
-    unsafe { call(libc::SYS_getpid, []) }.unwrap_or(0) as i32
-}
 
 /// Registers `hook` to run when the program ends by `exit` or by returning from `main`.
 pub(crate) fn at_exit(hook: extern "C" fn()) {
     // SAFETY: the hook lives as long as the program.
     unsafe { libc::atexit(hook) };
-}
-
-/// Ends the process by `SIGABRT`.
-pub(in super::super) fn abort() -> ! {
-    // SAFETY: `abort` may be called anywhere.
-    unsafe { libc::abort() }
 }
 
 /// Registers functions to call at each fork: before it, and after it in the parent and in the

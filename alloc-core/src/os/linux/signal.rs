@@ -7,9 +7,9 @@ use core::ffi::{c_int, c_void};
 use core::ptr;
 
 use super::super::inject::{Call, fails};
-use super::process::process_id;
 use super::system_call::{SavedErrno, call, word};
 use super::thread::thread_id;
+use crate::text::process_id;
 
 /// Sends a signal to a thread of this process. Returns false if the thread does not exist or the
 /// kernel refuses, as it does when the user has too many signals queued (`RLIMIT_SIGPENDING`).
@@ -17,11 +17,6 @@ pub(crate) fn signal_thread(id: i32, signal: c_int) -> bool {
     let arguments = [word(process_id()), word(id), word(signal)];
     // SAFETY: the call takes only numbers; the thread is of this process or gone.
     !fails(Call::Tgkill) && unsafe { call(libc::SYS_tgkill, arguments).is_ok() }
-}
-
-/// Returns whether `signal` is one that the C library leaves for programs to use.
-pub(crate) fn is_realtime_signal(signal: c_int) -> bool {
-    (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&signal)
 }
 
 /// The arguments of a signal handler.

@@ -7,8 +7,8 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::super::inject::{Call, fails};
 use super::affinity::CpuMask;
-use super::process::process_id;
 use super::system_call::{SavedErrno, call, word};
+use crate::text::process_id;
 
 /// Returns the kernel's number of this thread.
 pub(crate) fn thread_id() -> i32 {

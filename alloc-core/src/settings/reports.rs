@@ -1,0 +1,208 @@
+//! The grammar of `HAYLOFT_STATS`: `DESTINATION[,FORMAT][,every=SECONDS][,signal=NUMBER]`.
+
+use core::ffi::c_int;
+use core::fmt;
+
+/// Maximum bytes of a path.
+const MAX_PATH: usize = 256;
+
+/// The value of `HAYLOFT_STATS`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Reports<'a> {
+    pub(crate) destination: Destination<'a>,
+    pub(crate) format: Format,
+    /// Seconds between reports; 0 for a report only at the end.
+    pub(crate) every: u32,
+    /// The signal that requests a report; 0 for none.
+    pub(crate) signal: c_int,
+}
+
+/// Where reports are written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Destination<'a> {
+    File(c_int),
+    Path(&'a str),
+}
+
+/// The format of a report.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Format {
+    /// The format of `/proc/slabinfo`.
+    Slabinfo,
+    /// A table for people: totals, and the caches with the most memory.
+    Table,
+    /// The text format that Prometheus reads.
+    OpenMetrics,
+    /// One line of JSON.
+    #[cfg(feature = "serde")]
+    Json,
+}
+
+impl<'a> Reports<'a> {
+    /// Parses a setting. Returns `None` if it disables reports, and the reason if it is invalid.
+    pub(super) fn parse(text: &'a str) -> Result<Option<Reports<'a>>, &'static str> {
+        let mut words = text.split(',');
+        let destination = words.next().unwrap_or_default();
+        if ["0", "false", "no", "off"].into_iter().any(|no| text.eq_ignore_ascii_case(no)) {
+            return Ok(None);
+        }
+        let mut reports = Reports {
+            destination: Destination::parse(destination)?,
+            format: Format::Slabinfo,
+            every: 0,
+            signal: 0,
+        };
+        for word in words {
+            match word.split_once('=') {
+                Some(("every", seconds)) => {
+                    reports.every = seconds
+                        .parse()
+                        .ok()
+                        .filter(|every| *every > 0)
+                        .ok_or("after every= comes a number of seconds")?;
+                }
+                Some(("signal", number)) => {
+                    reports.signal = number
+                        .parse()
+                        .ok()
+                        .filter(|signal| *signal > 0)
+                        .ok_or("after signal= comes the number of a signal")?;
+                }
+                Some(_) => {
+                    return Err("of words with a = there are every=SECONDS and signal=NUMBER");
+                }
+                None => reports.format = Format::parse(word).ok_or(Format::NONE)?,
+            }
+        }
+        Ok(Some(reports))
+    }
+}
+
+impl<'a> Destination<'a> {
+    /// Parses a destination. Returns the reason if it is invalid.
+    fn parse(word: &'a str) -> Result<Destination<'a>, &'static str> {
+        let is = |one: &str| word.eq_ignore_ascii_case(one);
+        if ["1", "true", "yes", "on", "stderr", "/dev/stderr"].into_iter().any(is) {
+            return Ok(Destination::File(2));
+        }
+        if ["stdout", "/dev/stdout"].into_iter().any(is) {
+            return Ok(Destination::File(1));
+        }
+        if let Some(number) = word.strip_prefix("fd:") {
+            let file = number.parse().ok().filter(|file| *file >= 0);
+            return file.map(Destination::File).ok_or("after fd: comes the number of an open file");
+        }
+        // A path without either is usually a mistake.
+        if !word.contains(['/', '.']) {
+            return Err("neither stderr, stdout nor fd:NUMBER; a path has a / or a . in it");
+        }
+        if word.split('%').skip(1).any(|rest| !rest.starts_with('p')) {
+            return Err("no % but %p, the number of the process, may be in a path");
+        }
+        if word.len() > MAX_PATH {
+            return Err("too long a path");
+        }
+        Ok(Destination::Path(word))
+    }
+
+    /// Returns whether each process has a destination of its own.
+    pub(crate) fn has_process(&self) -> bool {
+        matches!(self, Destination::Path(path) if path.contains("%p"))
+    }
+}
+
+/// Formats the destination, a path as it was set.
+impl fmt::Display for Destination<'_> {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Destination::File(file) => write!(to, "file {file}"),
+            Destination::Path(path) => to.write_str(path),
+        }
+    }
+}
+
+/// Formats a path for a process, whose number replaces each `%p`.
+pub(crate) struct PathFor<'a>(pub(crate) &'a str, pub(crate) i32);
+
+impl fmt::Display for PathFor<'_> {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let PathFor(path, process) = self;
+        let mut parts = path.split("%p");
+        to.write_str(parts.next().unwrap_or_default())?;
+        parts.try_for_each(|part| write!(to, "{process}{part}"))
+    }
+}
+
+impl Format {
+    /// The reason why a name of a format is invalid.
+    #[cfg(feature = "serde")]
+    const NONE: &str = "formats are slabinfo, table, openmetrics and json";
+    #[cfg(not(feature = "serde"))]
+    const NONE: &str = "formats are slabinfo, table and openmetrics; json needs the feature serde";
+
+    /// Returns the format with this name.
+    fn parse(name: &str) -> Option<Format> {
+        match name {
+            "slabinfo" => Some(Format::Slabinfo),
+            "table" => Some(Format::Table),
+            "openmetrics" => Some(Format::OpenMetrics),
+            #[cfg(feature = "serde")]
+            "json" => Some(Format::Json),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::format;
+
+    #[test]
+    fn settings_are_parsed() {
+        let parse = Reports::parse;
+        let stderr = Reports {
+            destination: Destination::File(2),
+            format: Format::Slabinfo,
+            every: 0,
+            signal: 0,
+        };
+        for same in ["stderr", "1", "true", "STDERR", "fd:2", "/dev/stderr", "stderr,slabinfo"] {
+            assert_eq!(parse(same), Ok(Some(stderr)), "{same}");
+        }
+        for none in ["0", "false", "off"] {
+            assert_eq!(parse(none), Ok(None), "{none}");
+        }
+        let destination = |text| parse(text).unwrap().unwrap().destination;
+        assert_eq!(destination("fd:7"), Destination::File(7));
+        assert_eq!(destination("stdout"), Destination::File(1));
+        assert_eq!(destination("./x"), Destination::Path("./x"));
+        let all = parse("/tmp/x-%p-%p.txt,openmetrics,every=5,signal=12").unwrap().unwrap();
+        assert_eq!((all.format, all.every, all.signal), (Format::OpenMetrics, 5, 12));
+        assert!(all.destination.has_process() && !destination("x.txt").has_process());
+        let text = format!("{}", all.destination);
+        assert_eq!(text, "/tmp/x-%p-%p.txt");
+        assert_eq!(format!("{}", PathFor(&text, 99)), "/tmp/x-99-99.txt");
+        let long = "./x".repeat(MAX_PATH);
+        for (wrong, why) in [
+            (",", "neither stderr"),
+            ("7", "neither stderr"),
+            ("quux", "neither stderr"),
+            ("stderr json", "neither stderr"),
+            ("fd:", "after fd:"),
+            ("fd:-1", "after fd:"),
+            ("/tmp/%q.txt", "no % but"),
+            ("/tmp/%", "no % but"),
+            ("stderr,yaml", "formats are"),
+            ("stderr,", "formats are"),
+            ("stderr,every=0", "after every="),
+            ("stderr,every=", "after every="),
+            ("stderr,signal=-1", "after signal="),
+            ("stderr,often=2", "of words with"),
+            (&long, "too long"),
+        ] {
+            assert!(parse(wrong).is_err_and(|error| error.starts_with(why)), "{wrong}");
+        }
+    }
+}

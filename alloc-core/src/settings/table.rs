@@ -1,0 +1,264 @@
+//! The table of all settings. How values are parsed, what warnings say, and the names that exist
+//! come from it. A test compares the documentation with it.
+
+use super::faults::Faults;
+use super::parse;
+use super::reports::Reports;
+
+/// A setting.
+#[derive(Debug)]
+pub struct Setting {
+    /// Name of its environment variable.
+    pub name: &'static str,
+    /// Phrase that says what it is for.
+    pub meaning: &'static str,
+    /// What is in force without it.
+    pub default: &'static str,
+    /// Values that it accepts.
+    pub accepted: &'static str,
+    /// How its values are parsed.
+    kind: Kind,
+}
+
+/// The position of a setting in [`TABLE`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Name {
+    Backend,
+    Background,
+    DecayMs,
+    Fault,
+    Irq,
+    IrqSignal,
+    Limit,
+    PageSize,
+    Pressure,
+    Stats,
+    StatsShm,
+    Sysfs,
+    Thp,
+}
+
+/// The prefix of the name of every variable.
+pub(super) const PREFIX: &str = "HAYLOFT_";
+
+/// Maximum bytes of a name.
+pub(super) const LONGEST_NAME: usize = 24;
+
+/// Default of `HAYLOFT_DECAY_MS`. No measured workload takes more time than with 1000, and `git gc`
+/// needs a tenth less memory.
+pub(crate) const DEFAULT_DECAY_MS: u32 = match parse::number(Name::DecayMs.setting().default) {
+    Some(number) => number as u32,
+    None => panic!("the default is a number"),
+};
+
+/// Maximum bytes of the path of `HAYLOFT_PRESSURE`.
+const MAX_PATH: usize = 255;
+
+/// The settings, sorted by name.
+pub static TABLE: [Setting; 13] = [
+    Setting {
+        name: "HAYLOFT_BACKEND",
+        meaning: "how sheaves are operated",
+        default: "rseq, where the kernel has it",
+        accepted: "rseq, fallback",
+        kind: Kind::Words(&["rseq", "fallback"]),
+    },
+    Setting {
+        name: "HAYLOFT_BACKGROUND",
+        meaning: "which programs have a thread that decommits idle memory",
+        default: "those with several threads or 256 MiB",
+        accepted: "0, 1",
+        kind: Kind::Words(&["0", "1"]),
+    },
+    Setting {
+        name: "HAYLOFT_DECAY_MS",
+        meaning: "milliseconds that memory may stay idle before it returns to the system",
+        default: "300",
+        accepted: "0 to 3600000",
+        kind: Kind::Number { least: 0, most: 60 * 60 * 1000 },
+    },
+    Setting {
+        name: "HAYLOFT_FAULT",
+        meaning: "for tests: system calls to fail",
+        default: "none",
+        accepted: "as mmap:1/100,madvise:1/3,42: of mmap, munmap, mprotect, madvise, mbind, mremap, \
+                   membarrier, rseq, tgkill, clone; the last number is a seed",
+        kind: Kind::Faults,
+    },
+    Setting {
+        name: "HAYLOFT_IRQ",
+        meaning: "how the CPU's thread runs work that was queued for a CPU",
+        default: "hard",
+        accepted: "hard, threaded, none",
+        kind: Kind::Words(&["hard", "threaded", "none"]),
+    },
+    Setting {
+        name: "HAYLOFT_IRQ_SIGNAL",
+        meaning: "the signal for irq work",
+        default: "the highest that is free",
+        accepted: "a real-time signal: 34 to 64 with glibc, 35 to 64 with musl",
+        kind: Kind::RealtimeSignal,
+    },
+    Setting {
+        name: "HAYLOFT_LIMIT",
+        meaning: "the most memory to hold",
+        default: "none",
+        accepted: "[SOFT:]HARD, in bytes or with K, M, G, T, as 512M, 512MiB (the same) or \
+                   400M:512M; HARD from 1M on; SOFT is 7/8 of HARD by default",
+        kind: Kind::Limit,
+    },
+    Setting {
+        name: "HAYLOFT_PAGE_SIZE",
+        meaning: "for tests: pretend that pages have this size",
+        default: "the system's",
+        accepted: "a power of two from the system's to 65536",
+        kind: Kind::PageSize,
+    },
+    Setting {
+        name: "HAYLOFT_PRESSURE",
+        meaning: "whether all idle memory returns when memory is short",
+        default: "1",
+        accepted: "0, 1, an absolute path",
+        kind: Kind::FlagOrPath,
+    },
+    Setting {
+        name: "HAYLOFT_STATS",
+        meaning: "statistics when the program ends, at intervals, or at a signal",
+        default: "none",
+        accepted: "stderr or 1, stdout, fd:NUMBER for an open file, or a path with %p for the \
+                   process id; then ,slabinfo, ,table, ,openmetrics or ,json; ,every=SECONDS; \
+                   ,signal=NUMBER",
+        kind: Kind::Reports,
+    },
+    Setting {
+        name: "HAYLOFT_STATS_SHM",
+        meaning: "show statistics to hayloft-top",
+        default: "0",
+        accepted: "0, 1",
+        kind: Kind::Words(&["0", "1"]),
+    },
+    Setting {
+        name: "HAYLOFT_SYSFS",
+        meaning: "for tests: the directory that the nodes are read from",
+        default: "/sys",
+        accepted: "a directory",
+        kind: Kind::Directory,
+    },
+    Setting {
+        name: "HAYLOFT_THP",
+        meaning: "when to request huge pages",
+        default: "auto",
+        accepted: "auto, always, never",
+        kind: Kind::Words(&["auto", "always", "never"]),
+    },
+];
+
+/// How the values of a setting are parsed.
+#[derive(Debug)]
+enum Kind {
+    Words(&'static [&'static str]),
+    Number {
+        least: u64,
+        most: u64,
+    },
+    RealtimeSignal,
+    Limit,
+    PageSize,
+    FlagOrPath,
+    /// Any text: only reading the directory shows whether it is right.
+    Directory,
+    Reports,
+    Faults,
+}
+
+impl Name {
+    /// Returns the row of the table.
+    pub(super) const fn setting(self) -> &'static Setting {
+        &TABLE[self as usize]
+    }
+}
+
+impl Setting {
+    /// Returns a value as text if it is valid, or the reason why it is not.
+    pub(super) fn check<'a>(&self, value: &'a [u8]) -> Result<&'a str, &'static str> {
+        let text = core::str::from_utf8(value).map_err(|_| "no text")?;
+        let number = || parse::number(text);
+        let (is_valid, why) = match &self.kind {
+            Kind::Words(words) => (words.contains(&text), "none of the accepted words"),
+            Kind::Number { least, most } => {
+                let is_in_range = number().is_some_and(|number| (*least..=*most).contains(&number));
+                (is_in_range, "no number in this range")
+            }
+            Kind::RealtimeSignal => {
+                (number().is_some_and(parse::is_realtime_signal), "no real-time signal")
+            }
+            Kind::PageSize => (number().is_some_and(parse::is_page_size), "no size of pages"),
+            Kind::FlagOrPath => (
+                matches!(text, "0" | "1") || text.starts_with('/') && text.len() <= MAX_PATH,
+                "neither 0, 1 nor a path",
+            ),
+            Kind::Directory => (true, ""),
+            Kind::Faults => (Faults::parse(text).is_some(), "no such list"),
+            Kind::Limit => return parse::limit(text).map(|_| text),
+            Kind::Reports => return Reports::parse(text).map(|_| text),
+        };
+        if is_valid { Ok(text) } else { Err(why) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::format;
+    use std::string::String;
+
+    #[test]
+    fn names_are_sorted_and_short() {
+        assert!(TABLE.is_sorted_by_key(|setting| setting.name));
+        assert!(TABLE.iter().all(|setting| setting.name.starts_with(PREFIX)));
+        assert!(TABLE.iter().all(|setting| setting.name.len() <= LONGEST_NAME));
+    }
+
+    #[test]
+    fn positions_match_the_table() {
+        use Name::*;
+        for name in [
+            Backend, Background, DecayMs, Fault, Irq, IrqSignal, Limit, PageSize, Pressure, Stats,
+            StatsShm, Sysfs, Thp,
+        ] {
+            let mut expected = String::from("HAYLOFT");
+            for letter in format!("{name:?}").chars() {
+                expected.extend(letter.is_uppercase().then_some('_'));
+                expected.push(letter.to_ascii_uppercase());
+            }
+            assert_eq!(name.setting().name, expected);
+        }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri knows no size of pages")]
+    fn only_accepted_values_are_valid() {
+        for (name, valid, invalid) in [
+            (Name::Backend, &["rseq", "fallback"][..], &["", "Rseq", "rseq,fallback"][..]),
+            (Name::Background, &["0", "1"], &["2", "01", "yes"]),
+            (Name::DecayMs, &["0", "3600000"], &["3600001", "-1", "1.5", "1s", ""]),
+            (Name::Fault, &["mmap:1/2,7"], &["mmap", ""]),
+            (Name::IrqSignal, &["40"], &["9", "65", "x"]),
+            (Name::Limit, &["1M:2M", "5g"], &["2M:1M", "M"]),
+            (Name::PageSize, &["65536"], &["131072", "12288", "", "1"]),
+            (Name::Pressure, &["0", "1", "/x"], &["2", "x", "./x"]),
+            (Name::Stats, &["1", "off", "./%p,table,every=9"], &["x", "1,yaml"]),
+            (Name::Sysfs, &["anything"], &[]),
+        ] {
+            for value in valid {
+                assert_eq!(name.setting().check(value.as_bytes()), Ok(*value), "{name:?} {value}");
+            }
+            for value in invalid {
+                assert!(name.setting().check(value.as_bytes()).is_err(), "{name:?} {value}");
+            }
+        }
+        let long = format!("/{}", "x".repeat(MAX_PATH));
+        assert!(Name::Pressure.setting().check(long.as_bytes()).is_err());
+        assert!(Name::Sysfs.setting().check(b"\xff").is_err_and(|why| why == "no text"));
+    }
+}

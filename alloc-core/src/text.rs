@@ -1,0 +1,118 @@
+//! Messages and other text without a heap: text is assembled in a buffer on the stack. A message
+//! goes to standard error in one write.
+//!
+//! The system calls for it are here and not in `os`, which reads settings and may warn about them.
+
+#[cfg(miri)]
+extern crate std;
+
+use core::ffi::c_int;
+use core::fmt::{self, Write};
+
+/// The descriptor of standard error.
+const STDERR: c_int = 2;
+
+/// A line of at most `ROOM` bytes; longer text is cut off.
+pub(crate) struct Line<const ROOM: usize> {
+    bytes: [u8; ROOM],
+    len: usize,
+}
+
+impl<const ROOM: usize> Line<ROOM> {
+    pub(crate) const fn new() -> Line<ROOM> {
+        Line { bytes: [0; ROOM], len: 0 }
+    }
+
+    /// Returns the text.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+
+    /// Returns the text, padded with zeros.
+    pub(crate) fn into_bytes(self) -> [u8; ROOM] {
+        self.bytes
+    }
+}
+
+impl<const ROOM: usize> Write for Line<ROOM> {
+    fn write_str(&mut self, part: &str) -> fmt::Result {
+        let room = &mut self.bytes[self.len..];
+        let len = part.len().min(room.len());
+        room[..len].copy_from_slice(&part.as_bytes()[..len]);
+        self.len += len;
+        Ok(())
+    }
+}
+
+/// Text from outside, cut to the length that suits a message.
+pub(crate) struct Shown<'a>(pub(crate) &'a [u8]);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MOST: usize = 80;
+        let (shown, is_cut) = self.0.get(..MOST).map_or((self.0, false), |start| (start, true));
+        for chunk in shown.utf8_chunks() {
+            for letter in chunk.valid().chars() {
+                // A control character could end the line or control a terminal.
+                to.write_char(if letter.is_control() { '?' } else { letter })?;
+            }
+            if !chunk.invalid().is_empty() {
+                to.write_char(char::REPLACEMENT_CHARACTER)?;
+            }
+        }
+        to.write_str(if is_cut { "…" } else { "" })
+    }
+}
+
+/// Writes one line `hayloft[PROCESS]: …` to standard error.
+#[cold]
+pub(crate) fn warn(message: fmt::Arguments<'_>) {
+    let mut line = Line::<512>::new();
+    // Writing to a `Line` cannot fail; a failing `Display` is no reason to abort.
+    let _ = writeln!(line, "hayloft[{}]: {message}", process_id());
+    line.bytes[line.len - 1] = b'\n';
+    write_all(STDERR, line.as_bytes());
+}
+
+/// Writes one line `hayloft[PROCESS]: …` to standard error and ends the process by `SIGABRT`.
+#[cold]
+pub(crate) fn abort(message: fmt::Arguments<'_>) -> ! {
+    warn(message);
+    // SAFETY: `abort` may be called anywhere.
+    unsafe { libc::abort() }
+}
+
+/// Writes all of `bytes` to an open file. Returns false if a write fails.
+#[cfg(not(miri))]
+pub(crate) fn write_all(file: c_int, mut bytes: &[u8]) -> bool {
+    const INTERRUPTED: isize = -(libc::EINTR as isize);
+    while !bytes.is_empty() {
+        let (from, len) = (bytes.as_ptr().expose_provenance(), bytes.len());
+        let arguments = [file as isize as usize, from, len, 0, 0, 0];
+        // SAFETY: the slice is readable for its length.
+        match unsafe { crate::arch::system_call(libc::SYS_write as usize, arguments) } {
+            len @ 1.. => bytes = bytes.get(len as usize..).unwrap_or_default(),
+            INTERRUPTED => {}
+            _ => return false,
+        }
+    }
+    true
+}
+
+/// Returns the number of this process.
+#[cfg(not(miri))]
+pub(crate) fn process_id() -> i32 {
+    // SAFETY: `getpid` takes no arguments; it cannot fail.
+    unsafe { crate::arch::system_call(libc::SYS_getpid as usize, [0; 6]) as i32 }
+}
+
+/// Writes all of `bytes` to standard error, the only file under Miri.
+#[cfg(miri)]
+pub(crate) fn write_all(file: c_int, bytes: &[u8]) -> bool {
+    file == STDERR && std::io::Write::write_all(&mut std::io::stderr(), bytes).is_ok()
+}
+
+#[cfg(miri)]
+pub(crate) fn process_id() -> i32 {
+    1
+}
