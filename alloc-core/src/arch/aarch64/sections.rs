@@ -59,6 +59,36 @@ macro_rules! begin {
     };
 }
 
+/// A critical section: [`begin!`], its lines, its end, and the operands that all sections have, for
+/// the sheaf of the class number `$class`. The lines after `first` come before the section; the one
+/// after `else` is the argument of [`begin!`].
+macro_rules! section {
+    (
+        $class:ident,
+        $(first [$($first:expr),* $(,)?],)?
+        else $miss:literal,
+        [$($line:expr),* $(,)?],
+        $($operands:tt)*
+    ) => {
+        asm!(
+            $($($first,)*)?
+            begin!($miss),
+            $($line,)*
+            "44:",
+            "88:",
+            rs = out(reg) _,
+            at = out(reg) _,
+            top = out(reg) _,
+            slot = out(reg) _,
+            offset = in(reg) HEADERS + $class * 8,
+            shift = const REGION_SHIFT,
+            most = const MOST_ABORTS,
+            $($operands)*
+            options(nostack),
+        )
+    };
+}
+
 /// Pops the topmost object of this CPU's sheaf. Returns null if the sheaf is empty or closed.
 ///
 /// # Safety
@@ -69,25 +99,20 @@ pub(crate) unsafe fn pop(class: usize) -> *mut u8 {
     // SAFETY: the words that an open header names belong to its sheaf; a closed header names word
     // 0, which is null. The section's only store is its commit.
     unsafe {
-        asm!(
-            "mov {object}, xzr",
-            begin!("mov {object}, xzr"),
-            "ldr {top:w}, [{slot}]",
-            "ldr {object}, [{at}, {top}, lsl #3]",
-            "cbz {object}, 44f",
-            "sub {top:w}, {top:w}, #1",
-            "str {top:w}, [{slot}]",
-            "44:",
-            "88:",
-            rs = out(reg) _,
-            at = out(reg) _,
-            top = out(reg) _,
-            slot = out(reg) _,
+        section!(
+            class,
+            first [
+                "mov {object}, xzr",
+            ],
+            else "mov {object}, xzr",
+            [
+                "ldr {top:w}, [{slot}]",
+                "ldr {object}, [{at}, {top}, lsl #3]",
+                "cbz {object}, 44f",
+                "sub {top:w}, {top:w}, #1",
+                "str {top:w}, [{slot}]",
+            ],
             object = out(reg) object,
-            offset = in(reg) HEADERS + class * 8,
-            shift = const REGION_SHIFT,
-            most = const MOST_ABORTS,
-            options(nostack),
         );
     }
     object
@@ -103,28 +128,23 @@ pub(crate) unsafe fn push(class: usize, object: *mut u8) -> bool {
     // SAFETY: the word above `top` is inside the sheaf as long as `top` is below `last`. Nobody
     // reads that word before the commit.
     unsafe {
-        asm!(
-            "mov {pushed}, xzr",
-            begin!("mov {pushed}, xzr"),
-            "ldr {top:w}, [{slot}]",
-            "ldr {pushed:w}, [{slot}, #4]",
-            "subs {pushed:w}, {pushed:w}, {top:w}",
-            "b.ls 44f",
-            "add {top:w}, {top:w}, #1",
-            "str {object}, [{at}, {top}, lsl #3]",
-            "str {top:w}, [{slot}]",
-            "44:",
-            "88:",
-            rs = out(reg) _,
-            at = out(reg) _,
-            top = out(reg) _,
-            slot = out(reg) _,
+        section!(
+            class,
+            first [
+                "mov {pushed}, xzr",
+            ],
+            else "mov {pushed}, xzr",
+            [
+                "ldr {top:w}, [{slot}]",
+                "ldr {pushed:w}, [{slot}, #4]",
+                "subs {pushed:w}, {pushed:w}, {top:w}",
+                "b.ls 44f",
+                "add {top:w}, {top:w}, #1",
+                "str {object}, [{at}, {top}, lsl #3]",
+                "str {top:w}, [{slot}]",
+            ],
             pushed = out(reg) pushed,
             object = in(reg) object,
-            offset = in(reg) HEADERS + class * 8,
-            shift = const REGION_SHIFT,
-            most = const MOST_ABORTS,
-            options(nostack),
         );
     }
     // `last - top`: zero in a full sheaf, negative in one that is being closed, whose `last` is
@@ -144,37 +164,32 @@ pub(crate) unsafe fn push_once(class: usize, object: *mut u8) -> bool {
     // SAFETY: as in `push`. The two words at and below `top` lie in the region, as `top` is not
     // zero when it is below `last`.
     unsafe {
-        asm!(
-            "mov {pushed}, xzr",
-            begin!("mov {pushed}, xzr"),
-            "ldr {top:w}, [{slot}]",
-            "ldr {pushed:w}, [{slot}, #4]",
-            "subs {pushed:w}, {pushed:w}, {top:w}",
-            "b.ls 44f",
-            "mov {pushed}, xzr",
-            "add {at}, {at}, {top}, lsl #3",
-            "ldp {below}, {on_top}, [{at}, #-8]",
-            "cmp {object}, {on_top}",
-            "ccmp {object}, {below}, #4, ne",
-            "b.eq 44f",
-            "mov {pushed}, #1",
-            "add {top:w}, {top:w}, #1",
-            "str {object}, [{at}, #8]",
-            "str {top:w}, [{slot}]",
-            "44:",
-            "88:",
-            rs = out(reg) _,
-            at = out(reg) _,
-            top = out(reg) _,
-            slot = out(reg) _,
+        section!(
+            class,
+            first [
+                "mov {pushed}, xzr",
+            ],
+            else "mov {pushed}, xzr",
+            [
+                "ldr {top:w}, [{slot}]",
+                "ldr {pushed:w}, [{slot}, #4]",
+                "subs {pushed:w}, {pushed:w}, {top:w}",
+                "b.ls 44f",
+                "mov {pushed}, xzr",
+                "add {at}, {at}, {top}, lsl #3",
+                "ldp {below}, {on_top}, [{at}, #-8]",
+                "cmp {object}, {on_top}",
+                "ccmp {object}, {below}, #4, ne",
+                "b.eq 44f",
+                "mov {pushed}, #1",
+                "add {top:w}, {top:w}, #1",
+                "str {object}, [{at}, #8]",
+                "str {top:w}, [{slot}]",
+            ],
             below = out(reg) _,
             on_top = out(reg) _,
             pushed = out(reg) pushed,
             object = in(reg) object,
-            offset = in(reg) HEADERS + class * 8,
-            shift = const REGION_SHIFT,
-            most = const MOST_ABORTS,
-            options(nostack),
         );
     }
     (pushed as i32) > 0
@@ -192,42 +207,37 @@ pub(crate) unsafe fn push_bulk(class: usize, from: *const *mut u8, len: usize) -
     // SAFETY: at most `last - top` words above `top` are written. All of them are inside the sheaf,
     // and nobody reads them before the commit.
     unsafe {
-        asm!(
-            "mov {moved}, xzr",
-            begin!("mov {moved}, xzr"),
-            "ldr {top:w}, [{slot}]",
-            "ldr {moved:w}, [{slot}, #4]",
-            "subs {moved}, {moved}, {top}",
-            "csel {moved}, {moved}, xzr, hi",
-            "cmp {moved}, {len}",
-            "csel {moved}, {len}, {moved}, hi",
-            "cbz {moved}, 44f",
-            "add {to}, {at}, {top}, lsl #3",
-            "add {top}, {top}, {moved}",
-            "mov {done}, xzr",
-            "77:",
-            "ldr {word}, [{from}, {done}, lsl #3]",
-            "str {word}, [{to}, #8]!",
-            "add {done}, {done}, #1",
-            "cmp {done}, {moved}",
-            "b.ne 77b",
-            "str {top:w}, [{slot}]",
-            "44:",
-            "88:",
-            rs = out(reg) _,
-            at = out(reg) _,
-            top = out(reg) _,
-            slot = out(reg) _,
+        section!(
+            class,
+            first [
+                "mov {moved}, xzr",
+            ],
+            else "mov {moved}, xzr",
+            [
+                "ldr {top:w}, [{slot}]",
+                "ldr {moved:w}, [{slot}, #4]",
+                "subs {moved}, {moved}, {top}",
+                "csel {moved}, {moved}, xzr, hi",
+                "cmp {moved}, {len}",
+                "csel {moved}, {len}, {moved}, hi",
+                "cbz {moved}, 44f",
+                "add {to}, {at}, {top}, lsl #3",
+                "add {top}, {top}, {moved}",
+                "mov {done}, xzr",
+                "77:",
+                "ldr {word}, [{from}, {done}, lsl #3]",
+                "str {word}, [{to}, #8]!",
+                "add {done}, {done}, #1",
+                "cmp {done}, {moved}",
+                "b.ne 77b",
+                "str {top:w}, [{slot}]",
+            ],
             to = out(reg) _,
             word = out(reg) _,
             done = out(reg) _,
             moved = out(reg) moved,
             from = in(reg) from,
             len = in(reg) len,
-            offset = in(reg) HEADERS + class * 8,
-            shift = const REGION_SHIFT,
-            most = const MOST_ABORTS,
-            options(nostack),
         );
     }
     moved
@@ -245,31 +255,30 @@ pub(crate) unsafe fn pop_bulk(class: usize, floor: usize, to: *mut *mut u8, len:
     // SAFETY: at most `top - floor` words are read, all inside the sheaf; the caller guarantees
     // that `to` is writable.
     unsafe {
-        asm!(
-            "mov {moved}, xzr",
-            begin!("mov {moved}, xzr"),
-            "ldr {top:w}, [{slot}]",
-            "subs {moved}, {top}, {floor}",
-            "csel {moved}, {moved}, xzr, hi",
-            "cmp {moved}, {len}",
-            "csel {moved}, {len}, {moved}, hi",
-            "cbz {moved}, 44f",
-            "sub {top}, {top}, {moved}",
-            "add {from}, {at}, {top}, lsl #3",
-            "mov {done}, xzr",
-            "77:",
-            "ldr {word}, [{from}, #8]!",
-            "str {word}, [{to}, {done}, lsl #3]",
-            "add {done}, {done}, #1",
-            "cmp {done}, {moved}",
-            "b.ne 77b",
-            "str {top:w}, [{slot}]",
-            "44:",
-            "88:",
-            rs = out(reg) _,
-            at = out(reg) _,
-            top = out(reg) _,
-            slot = out(reg) _,
+        section!(
+            class,
+            first [
+                "mov {moved}, xzr",
+            ],
+            else "mov {moved}, xzr",
+            [
+                "ldr {top:w}, [{slot}]",
+                "subs {moved}, {top}, {floor}",
+                "csel {moved}, {moved}, xzr, hi",
+                "cmp {moved}, {len}",
+                "csel {moved}, {len}, {moved}, hi",
+                "cbz {moved}, 44f",
+                "sub {top}, {top}, {moved}",
+                "add {from}, {at}, {top}, lsl #3",
+                "mov {done}, xzr",
+                "77:",
+                "ldr {word}, [{from}, #8]!",
+                "str {word}, [{to}, {done}, lsl #3]",
+                "add {done}, {done}, #1",
+                "cmp {done}, {moved}",
+                "b.ne 77b",
+                "str {top:w}, [{slot}]",
+            ],
             from = out(reg) _,
             word = out(reg) _,
             done = out(reg) _,
@@ -277,10 +286,6 @@ pub(crate) unsafe fn pop_bulk(class: usize, floor: usize, to: *mut *mut u8, len:
             to = in(reg) to,
             len = in(reg) len,
             floor = in(reg) floor,
-            offset = in(reg) HEADERS + class * 8,
-            shift = const REGION_SHIFT,
-            most = const MOST_ABORTS,
-            options(nostack),
         );
     }
     moved
@@ -295,27 +300,20 @@ pub(crate) unsafe fn pop_bulk(class: usize, floor: usize, to: *mut *mut u8, len:
 pub(crate) unsafe fn open(class: usize, header: u64) {
     // SAFETY: the only store writes a header of words that nobody else uses.
     unsafe {
-        asm!(
-            begin!(""),
-            "ldr {top}, [{slot}]",
-            "cbnz {top}, 44f",
-            "ldr {top}, [{at}, {state}]",
-            "cmp {top}, {open}",
-            "b.ne 44f",
-            "str {header}, [{slot}]",
-            "44:",
-            "88:",
-            rs = out(reg) _,
-            at = out(reg) _,
-            top = out(reg) _,
-            slot = out(reg) _,
+        section!(
+            class,
+            else "",
+            [
+                "ldr {top}, [{slot}]",
+                "cbnz {top}, 44f",
+                "ldr {top}, [{at}, {state}]",
+                "cmp {top}, {open}",
+                "b.ne 44f",
+                "str {header}, [{slot}]",
+            ],
             header = in(reg) header,
-            offset = in(reg) HEADERS + class * 8,
             state = const STATE,
             open = const OPEN,
-            shift = const REGION_SHIFT,
-            most = const MOST_ABORTS,
-            options(nostack),
         );
     }
 }
@@ -331,29 +329,22 @@ pub(crate) unsafe fn widen(class: usize, last: u32) {
     // SAFETY: the only store writes an end up to which the caller guarantees that the sheaf has
     // words.
     unsafe {
-        asm!(
-            begin!(""),
-            "ldr {top:w}, [{slot}, 4]",
-            "cbz {top:w}, 44f",
-            "cmp {top:w}, {last:w}",
-            "b.hs 44f",
-            "ldr {top}, [{at}, {state}]",
-            "cmp {top}, {open}",
-            "b.ne 44f",
-            "str {last:w}, [{slot}, 4]",
-            "44:",
-            "88:",
-            rs = out(reg) _,
-            at = out(reg) _,
-            top = out(reg) _,
-            slot = out(reg) _,
+        section!(
+            class,
+            else "",
+            [
+                "ldr {top:w}, [{slot}, 4]",
+                "cbz {top:w}, 44f",
+                "cmp {top:w}, {last:w}",
+                "b.hs 44f",
+                "ldr {top}, [{at}, {state}]",
+                "cmp {top}, {open}",
+                "b.ne 44f",
+                "str {last:w}, [{slot}, 4]",
+            ],
             last = in(reg) last,
-            offset = in(reg) HEADERS + class * 8,
             state = const STATE,
             open = const OPEN,
-            shift = const REGION_SHIFT,
-            most = const MOST_ABORTS,
-            options(nostack),
         );
     }
 }

@@ -67,6 +67,31 @@ macro_rules! begin {
     };
 }
 
+/// A critical section: [`begin!`], its lines, its end, and the operands that all sections have. The
+/// lines after `first` come before the section; the one after `else` is the argument of [`begin!`].
+macro_rules! section {
+    (
+        $(first [$($first:expr),* $(,)?],)?
+        else $miss:literal,
+        [$($line:expr),* $(,)?],
+        $($operands:tt)*
+    ) => {
+        asm!(
+            $($($first,)*)?
+            begin!($miss),
+            $($line,)*
+            "44:",
+            rs = out(reg) _,
+            at = out(reg) _,
+            headers = const HEADERS,
+            shift = const REGION_SHIFT,
+            most = const MOST_ABORTS,
+            $($operands)*
+            options(nostack),
+        )
+    };
+}
+
 /// Copies `moved` words, at least one, from `from` to `to`: an odd one first, then pairs.
 macro_rules! copy {
     () => {
@@ -100,27 +125,22 @@ pub(crate) unsafe fn pop(class: usize) -> *mut u8 {
     // SAFETY: the words that an open header names belong to its sheaf; a closed header names word
     // 0, which is null. The section's only store is its commit.
     unsafe {
-        asm!(
-            begin!("xor {object:e}, {object:e}\njmp 44f"),
-            "lea {header}, [{at} + {class}*8 + {headers}]",
-            "mov {top:e}, dword ptr [{header}]",
-            "lea {at}, [{at} + {top}*8]",
-            "mov {object}, qword ptr [{at}]",
-            "test {object}, {object}",
-            "je 44f",
-            "dec {top:e}",
-            "mov dword ptr [{header}], {top:e}",
-            "44:",
-            rs = out(reg) _,
-            at = out(reg) _,
+        section!(
+            else "xor {object:e}, {object:e}\njmp 44f",
+            [
+                "lea {header}, [{at} + {class}*8 + {headers}]",
+                "mov {top:e}, dword ptr [{header}]",
+                "lea {at}, [{at} + {top}*8]",
+                "mov {object}, qword ptr [{at}]",
+                "test {object}, {object}",
+                "je 44f",
+                "dec {top:e}",
+                "mov dword ptr [{header}], {top:e}",
+            ],
             top = out(reg) _,
             header = out(reg) _,
             object = out(reg) object,
             class = in(reg) class,
-            headers = const HEADERS,
-            shift = const REGION_SHIFT,
-            most = const MOST_ABORTS,
-            options(nostack),
         );
     }
     object
@@ -136,28 +156,23 @@ pub(crate) unsafe fn push(class: usize, object: *mut u8) -> bool {
     // SAFETY: the word above `top` is inside the sheaf as long as `top` is below `last`. Nobody
     // reads that word before the commit.
     unsafe {
-        asm!(
-            begin!("jmp {refused}"),
-            "lea {header}, [{at} + {class}*8 + {headers}]",
-            "mov {top:e}, dword ptr [{header}]",
-            "lea {at}, [{at} + {top}*8]",
-            "cmp {top:e}, dword ptr [{header} + 4]",
-            "jae {refused}",
-            "mov qword ptr [{at} + 8], {object}",
-            "inc {top:e}",
-            "mov dword ptr [{header}], {top:e}",
-            "44:",
-            rs = out(reg) _,
-            at = out(reg) _,
+        section!(
+            else "jmp {refused}",
+            [
+                "lea {header}, [{at} + {class}*8 + {headers}]",
+                "mov {top:e}, dword ptr [{header}]",
+                "lea {at}, [{at} + {top}*8]",
+                "cmp {top:e}, dword ptr [{header} + 4]",
+                "jae {refused}",
+                "mov qword ptr [{at} + 8], {object}",
+                "inc {top:e}",
+                "mov dword ptr [{header}], {top:e}",
+            ],
             top = out(reg) _,
             header = out(reg) _,
             object = in(reg) object,
             class = in(reg) class,
-            headers = const HEADERS,
-            shift = const REGION_SHIFT,
-            most = const MOST_ABORTS,
             refused = label { pushed = false },
-            options(nostack),
         );
     }
     pushed
@@ -176,31 +191,26 @@ pub(crate) unsafe fn push_once(class: usize, object: *mut u8) -> bool {
     // zero when it is below `last`. The commit is one instruction that reads `top` again; nobody
     // else changes `top` of a sheaf that can be pushed to.
     unsafe {
-        asm!(
-            begin!("jmp {refused}"),
-            "lea {header}, [{at} + {class}*8 + {headers}]",
-            "mov {top:e}, dword ptr [{header}]",
-            "lea {at}, [{at} + {top}*8]",
-            "cmp {top:e}, dword ptr [{header} + 4]",
-            "jae {refused}",
-            "cmp {object}, qword ptr [{at}]",
-            "je {refused}",
-            "cmp {object}, qword ptr [{at} - 8]",
-            "je {refused}",
-            "mov qword ptr [{at} + 8], {object}",
-            "inc dword ptr [{header}]",
-            "44:",
-            rs = out(reg) _,
-            at = out(reg) _,
+        section!(
+            else "jmp {refused}",
+            [
+                "lea {header}, [{at} + {class}*8 + {headers}]",
+                "mov {top:e}, dword ptr [{header}]",
+                "lea {at}, [{at} + {top}*8]",
+                "cmp {top:e}, dword ptr [{header} + 4]",
+                "jae {refused}",
+                "cmp {object}, qword ptr [{at}]",
+                "je {refused}",
+                "cmp {object}, qword ptr [{at} - 8]",
+                "je {refused}",
+                "mov qword ptr [{at} + 8], {object}",
+                "inc dword ptr [{header}]",
+            ],
             top = out(reg) _,
             header = out(reg) _,
             object = in(reg) object,
             class = in(reg) class,
-            headers = const HEADERS,
-            shift = const REGION_SHIFT,
-            most = const MOST_ABORTS,
             refused = label { pushed = false },
-            options(nostack),
         );
     }
     pushed
@@ -225,34 +235,35 @@ pub(crate) unsafe fn push_by_address<const SIZE: usize, const TEST: usize, const
     // So entries are read for addresses of the first arena only, for which the caller guarantees
     // that they are committed. Then as in `push_once`.
     unsafe {
-        asm!(
-            "sub {unit}, qword ptr [rip + {first} + {base}]",
-            "cmp {unit}, qword ptr [rip + {first} + {bytes}]",
-            "jae {elsewhere}",
-            "mov {class}, qword ptr [rip + {first} + {entries}]",
-            "shr {unit}, {unit_shift}",
-            "movzx {top:e}, {object:x}",
-            "imul {top:e}, dword ptr [{class} + {unit}*{size} + {test}]",
-            "cmp {top:e}, dword ptr [{class} + {unit}*{size} + {test}]",
-            "jae {elsewhere}",
-            "movzx {class:e}, word ptr [{class} + {unit}*{size} + {number}]",
-            begin!("jmp {refused}"),
-            "lea {header}, [{at} + {class}*8 + {headers}]",
-            "mov {top:e}, dword ptr [{header}]",
-            "lea {at}, [{at} + {top}*8]",
-            "cmp {top:e}, dword ptr [{header} + 4]",
-            "jae {refused}",
-            "cmp {object}, qword ptr [{at}]",
-            "je {refused}",
-            "cmp {object}, qword ptr [{at} - 8]",
-            "je {refused}",
-            "mov qword ptr [{at} + 8], {object}",
-            "inc dword ptr [{header}]",
-            "44:",
+        section!(
+            first [
+                "sub {unit}, qword ptr [rip + {first} + {base}]",
+                "cmp {unit}, qword ptr [rip + {first} + {bytes}]",
+                "jae {elsewhere}",
+                "mov {class}, qword ptr [rip + {first} + {entries}]",
+                "shr {unit}, {unit_shift}",
+                "movzx {top:e}, {object:x}",
+                "imul {top:e}, dword ptr [{class} + {unit}*{size} + {test}]",
+                "cmp {top:e}, dword ptr [{class} + {unit}*{size} + {test}]",
+                "jae {elsewhere}",
+                "movzx {class:e}, word ptr [{class} + {unit}*{size} + {number}]",
+            ],
+            else "jmp {refused}",
+            [
+                "lea {header}, [{at} + {class}*8 + {headers}]",
+                "mov {top:e}, dword ptr [{header}]",
+                "lea {at}, [{at} + {top}*8]",
+                "cmp {top:e}, dword ptr [{header} + 4]",
+                "jae {refused}",
+                "cmp {object}, qword ptr [{at}]",
+                "je {refused}",
+                "cmp {object}, qword ptr [{at} - 8]",
+                "je {refused}",
+                "mov qword ptr [{at} + 8], {object}",
+                "inc dword ptr [{header}]",
+            ],
             unit = inout(reg) address => _,
             class = out(reg) _,
-            rs = out(reg) _,
-            at = out(reg) _,
             top = out(reg) _,
             header = out(reg) _,
             object = in(reg) address,
@@ -264,12 +275,8 @@ pub(crate) unsafe fn push_by_address<const SIZE: usize, const TEST: usize, const
             size = const SIZE,
             test = const TEST,
             number = const CLASS,
-            headers = const HEADERS,
-            shift = const REGION_SHIFT,
-            most = const MOST_ABORTS,
             elsewhere = label { push = Push::Elsewhere },
             refused = label { push = Push::Refused },
-            options(nostack),
         );
     }
     push
@@ -287,24 +294,23 @@ pub(crate) unsafe fn push_bulk(class: usize, from: *const *mut u8, len: usize) -
     // SAFETY: at most `last - top` words above `top` are written. All of them are inside the sheaf,
     // and nobody reads them before the commit.
     unsafe {
-        asm!(
-            begin!("xor {moved:e}, {moved:e}\njmp 44f"),
-            "mov {top:e}, dword ptr [{at} + {class}*8 + {headers}]",
-            "mov {moved:e}, dword ptr [{at} + {class}*8 + {headers} + 4]",
-            "xor {done:e}, {done:e}",
-            "sub {moved}, {top}",
-            "cmovbe {moved}, {done}",
-            "cmp {moved}, {len}",
-            "cmova {moved}, {len}",
-            "test {moved}, {moved}",
-            "je 44f",
-            "lea {to}, [{at} + {top}*8 + 8]",
-            "add {top}, {moved}",
-            copy!(),
-            "mov dword ptr [{at} + {class}*8 + {headers}], {top:e}",
-            "44:",
-            rs = out(reg) _,
-            at = out(reg) _,
+        section!(
+            else "xor {moved:e}, {moved:e}\njmp 44f",
+            [
+                "mov {top:e}, dword ptr [{at} + {class}*8 + {headers}]",
+                "mov {moved:e}, dword ptr [{at} + {class}*8 + {headers} + 4]",
+                "xor {done:e}, {done:e}",
+                "sub {moved}, {top}",
+                "cmovbe {moved}, {done}",
+                "cmp {moved}, {len}",
+                "cmova {moved}, {len}",
+                "test {moved}, {moved}",
+                "je 44f",
+                "lea {to}, [{at} + {top}*8 + 8]",
+                "add {top}, {moved}",
+                copy!(),
+                "mov dword ptr [{at} + {class}*8 + {headers}], {top:e}",
+            ],
             top = out(reg) _,
             to = out(reg) _,
             word = out(reg) _,
@@ -314,10 +320,6 @@ pub(crate) unsafe fn push_bulk(class: usize, from: *const *mut u8, len: usize) -
             from = in(reg) from,
             len = in(reg) len,
             class = in(reg) class,
-            headers = const HEADERS,
-            shift = const REGION_SHIFT,
-            most = const MOST_ABORTS,
-            options(nostack),
         );
     }
     moved
@@ -335,24 +337,23 @@ pub(crate) unsafe fn pop_bulk(class: usize, floor: usize, to: *mut *mut u8, len:
     // SAFETY: at most `top - floor` words are read, all inside the sheaf; the caller guarantees
     // that `to` is writable.
     unsafe {
-        asm!(
-            begin!("xor {moved:e}, {moved:e}\njmp 44f"),
-            "mov {top:e}, dword ptr [{at} + {class}*8 + {headers}]",
-            "mov {moved}, {top}",
-            "xor {done:e}, {done:e}",
-            "sub {moved}, {floor}",
-            "cmovbe {moved}, {done}",
-            "cmp {moved}, {len}",
-            "cmova {moved}, {len}",
-            "test {moved}, {moved}",
-            "je 44f",
-            "sub {top}, {moved}",
-            "lea {from}, [{at} + {top}*8 + 8]",
-            copy!(),
-            "mov dword ptr [{at} + {class}*8 + {headers}], {top:e}",
-            "44:",
-            rs = out(reg) _,
-            at = out(reg) _,
+        section!(
+            else "xor {moved:e}, {moved:e}\njmp 44f",
+            [
+                "mov {top:e}, dword ptr [{at} + {class}*8 + {headers}]",
+                "mov {moved}, {top}",
+                "xor {done:e}, {done:e}",
+                "sub {moved}, {floor}",
+                "cmovbe {moved}, {done}",
+                "cmp {moved}, {len}",
+                "cmova {moved}, {len}",
+                "test {moved}, {moved}",
+                "je 44f",
+                "sub {top}, {moved}",
+                "lea {from}, [{at} + {top}*8 + 8]",
+                copy!(),
+                "mov dword ptr [{at} + {class}*8 + {headers}], {top:e}",
+            ],
             top = out(reg) _,
             from = out(reg) _,
             word = out(reg) _,
@@ -363,10 +364,6 @@ pub(crate) unsafe fn pop_bulk(class: usize, floor: usize, to: *mut *mut u8, len:
             len = in(reg) len,
             floor = in(reg) floor,
             class = in(reg) class,
-            headers = const HEADERS,
-            shift = const REGION_SHIFT,
-            most = const MOST_ABORTS,
-            options(nostack),
         );
     }
     moved
@@ -381,24 +378,19 @@ pub(crate) unsafe fn pop_bulk(class: usize, floor: usize, to: *mut *mut u8, len:
 pub(crate) unsafe fn open(class: usize, header: u64) {
     // SAFETY: the only store writes a header of words that nobody else uses.
     unsafe {
-        asm!(
-            begin!("jmp 44f"),
-            "cmp qword ptr [{at} + {class}*8 + {headers}], 0",
-            "jne 44f",
-            "cmp qword ptr [{at} + {state}], {open}",
-            "jne 44f",
-            "mov qword ptr [{at} + {class}*8 + {headers}], {header}",
-            "44:",
-            rs = out(reg) _,
-            at = out(reg) _,
+        section!(
+            else "jmp 44f",
+            [
+                "cmp qword ptr [{at} + {class}*8 + {headers}], 0",
+                "jne 44f",
+                "cmp qword ptr [{at} + {state}], {open}",
+                "jne 44f",
+                "mov qword ptr [{at} + {class}*8 + {headers}], {header}",
+            ],
             header = in(reg) header,
             class = in(reg) class,
             state = const STATE,
             open = const OPEN,
-            headers = const HEADERS,
-            shift = const REGION_SHIFT,
-            most = const MOST_ABORTS,
-            options(nostack),
         );
     }
 }
@@ -414,28 +406,23 @@ pub(crate) unsafe fn widen(class: usize, last: u32) {
     // SAFETY: the only store writes an end up to which the caller guarantees that the sheaf has
     // words.
     unsafe {
-        asm!(
-            begin!("jmp 44f"),
-            "mov {old:e}, dword ptr [{at} + {class}*8 + {headers} + 4]",
-            "test {old:e}, {old:e}",
-            "je 44f",
-            "cmp {old:e}, {last:e}",
-            "jae 44f",
-            "cmp qword ptr [{at} + {state}], {open}",
-            "jne 44f",
-            "mov dword ptr [{at} + {class}*8 + {headers} + 4], {last:e}",
-            "44:",
-            rs = out(reg) _,
-            at = out(reg) _,
+        section!(
+            else "jmp 44f",
+            [
+                "mov {old:e}, dword ptr [{at} + {class}*8 + {headers} + 4]",
+                "test {old:e}, {old:e}",
+                "je 44f",
+                "cmp {old:e}, {last:e}",
+                "jae 44f",
+                "cmp qword ptr [{at} + {state}], {open}",
+                "jne 44f",
+                "mov dword ptr [{at} + {class}*8 + {headers} + 4], {last:e}",
+            ],
             old = out(reg) _,
             last = in(reg) last,
             class = in(reg) class,
             state = const STATE,
             open = const OPEN,
-            headers = const HEADERS,
-            shift = const REGION_SHIFT,
-            most = const MOST_ABORTS,
-            options(nostack),
         );
     }
 }
