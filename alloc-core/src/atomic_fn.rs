@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_function_is_the_one_that_was_set() {
+    fn get_and_take_return_the_last_function_set() {
         let kept: AtomicFn<fn(u32) -> u32> = AtomicFn::new();
         assert!(kept.get().is_none());
         kept.set(|number| number + 1);

@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_free_is_judged_two_seconds_later() {
+    fn after_free_is_sampled_two_seconds_later() {
         let after = |freed_ms| curve(freed_ms).after_free().map(|point| point.ms);
         assert_eq!(after(Some(500)), Some(3000));
         // The samples end less than two seconds after this free.
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn resident_is_related_to_live() {
+    fn resident_memory_is_divided_by_live_bytes() {
         let curve = curve(None);
         assert_eq!(curve.before().unwrap().resident_per_live(), None);
         assert_eq!(curve.end().unwrap().resident_per_live(), Some(2.0));

@@ -78,7 +78,7 @@ fn text(bytes: &[u8]) -> &str {
 }
 
 #[test]
-fn a_saved_run_becomes_tables_and_a_page() {
+fn saved_run_is_rendered_as_tables_and_page() {
     let here = directory("page");
     write(&here, "run.json", &run(2.0).to_string());
     let output = compare(&here, &["--from", "run.json", "--html", "page.html"]);
@@ -89,7 +89,7 @@ fn a_saved_run_becomes_tables_and_a_page() {
 }
 
 #[test]
-fn what_cannot_be_written_is_told_before_anything_is_measured() {
+fn unwritable_output_is_reported_before_measuring() {
     let here = directory("unwritable");
     for arguments in [["--html", "not/there.html"], ["--save", "not/there.json"], ["--save", "."]] {
         let output = compare(&here, &arguments);
@@ -100,7 +100,7 @@ fn what_cannot_be_written_is_told_before_anything_is_measured() {
 }
 
 #[test]
-fn what_got_slower_fails_only_if_it_is_asked_to() {
+fn slower_run_fails_only_on_request() {
     let here = directory("slower");
     write(&here, "fast.json", &run(2.0).to_string());
     write(&here, "slow.json", &run(3.0).to_string());
@@ -120,7 +120,7 @@ fn what_got_slower_fails_only_if_it_is_asked_to() {
 }
 
 #[test]
-fn what_holds_no_run_is_refused_in_one_line() {
+fn files_without_a_run_are_rejected_in_one_line() {
     let here = directory("refused");
     write(&here, "run.json", &run(2.0).to_string());
     let mut other = run(2.0);
@@ -148,7 +148,7 @@ fn what_holds_no_run_is_refused_in_one_line() {
 }
 
 #[test]
-fn arguments_that_contradict_each_other_are_refused() {
+fn contradictory_arguments_are_rejected() {
     let here = directory("arguments");
     for arguments in [&["--from", "run.json", "--quick"][..], &["--fail-on-slower"]] {
         let output = compare(&here, arguments);

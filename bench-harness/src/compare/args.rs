@@ -179,12 +179,12 @@ mod tests {
     }
 
     #[test]
-    fn the_definition_is_consistent() {
+    fn the_command_line_is_well_formed() {
         Args::command().debug_assert();
     }
 
     #[test]
-    fn by_default_everything_runs_but_what_takes_long() {
+    fn default_runs_everything_except_curves() {
         let args = parse(&[]).unwrap();
         let long = workloads::ALL.iter().filter(|workload| workload.kind == Kind::Curve).count();
         assert_eq!(args.workloads().len(), workloads::ALL.len() - long);
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_take_the_time_that_they_take() {
+    fn full_runs_have_no_time_budget() {
         let args = parse(&["--full"]).unwrap();
         assert_eq!((args.rounds(), args.scale(), args.budget()), (5, Scale::Full, None));
         assert_eq!(parse(&["--rounds", "9"]).unwrap().budget(), None);
@@ -202,14 +202,14 @@ mod tests {
     }
 
     #[test]
-    fn quick_does_less() {
+    fn quick_runs_fewer_rounds() {
         let args = parse(&["--quick"]).unwrap();
         assert_eq!((args.rounds(), args.scale()), (4, Scale::Quick));
         assert_eq!(parse(&["--quick", "--rounds", "7"]).unwrap().rounds(), 7);
     }
 
     #[test]
-    fn curves_are_drawn_of_what_is_watched() {
+    fn curves_option_selects_curve_workloads() {
         let args = parse(&["--curves", "here"]).unwrap();
         assert!(args.workloads().iter().all(|workload| workload.kind == Kind::Curve));
         let curves = workloads::ALL.iter().filter(|workload| workload.kind == Kind::Curve);
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_watched_runs_once_beside_others() {
+    fn curve_workloads_run_once_beside_others() {
         let args = parse(&["--workloads", "json,sawtooth"]).unwrap();
         let rounds: Vec<u32> =
             args.workloads().iter().map(|workload| args.rounds_of(workload)).collect();
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_saved_run_is_not_measured_again() {
+    fn saved_run_is_not_measured_again() {
         let error = parse(&["--from", "run.json", "--rounds", "3"]).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         let args = parse(&["--from", "run.json", "--markdown", "--curves", "here"]).unwrap();
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn choices_keep_the_order_of_the_table() {
+    fn selections_keep_the_order_of_the_table() {
         let args = parse(&["--workloads", "json,pair-const", "--allocators", "system,hayloft"]);
         let args = args.unwrap();
         let names: Vec<&str> = args.workloads().iter().map(|workload| workload.name).collect();
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_names_are_refused_with_the_valid_ones() {
+    fn unknown_names_are_rejected_with_the_valid_ones() {
         let error = parse(&["--workloads", "pair-const,nope"]).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         let text = error.to_string();
@@ -264,13 +264,13 @@ mod tests {
 
     #[test]
     #[cfg(not(feature = "peers"))]
-    fn a_peer_that_is_not_built_names_the_feature() {
+    fn missing_peer_names_the_feature() {
         let text = parse(&["--allocators", "jemalloc"]).unwrap_err().to_string();
         assert!(text.contains("`peers`"), "{text}");
     }
 
     #[test]
-    fn no_rounds_are_refused() {
+    fn zero_rounds_are_rejected() {
         assert_eq!(parse(&["--rounds", "0"]).unwrap_err().exit_code(), 2);
     }
 }

@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_is_noise() {
+    fn equal_runs_differ_by_noise() {
         let changes = compare(&run(5, 1.0), &run(5, 1.0));
         assert_eq!(changes.allocators, ["hayloft", "mimalloc", "system"]);
         // Three workloads, and two means over them.
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_changed_is_told_from_what_did_not() {
+    fn changed_and_unchanged_allocators_are_distinguished() {
         for (factor, expected) in [(0.7, Verdict::Better), (1.4, Verdict::Worse)] {
             let changes = compare(&run(5, factor), &run(5, 1.0));
             assert_eq!(verdicts(&changes, 0), [expected; 5]);
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_is_named() {
+    fn losses_name_the_workload() {
         let losses = compare(&run(5, 1.4), &run(5, 1.0)).losses();
         assert!(losses.contains(&"json (slower)".to_owned()), "{losses:?}");
         // A slower peer is no loss.
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hair_is_noise_however_sure_it_is() {
+    fn small_shifts_are_noise_even_if_significant() {
         let sure = Shift { ratio: 1.02, interval: Some((1.01, 1.03)) };
         assert_eq!(Verdict::of(&sure), Verdict::Noise);
         let unsure = Shift { ratio: 1.5, interval: Some((0.9, 2.0)) };
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn few_rounds_say_so() {
+    fn too_few_rounds_yield_no_verdict() {
         let changes = compare(&run(3, 1.4), &run(3, 1.0));
         assert_eq!(verdicts(&changes, 0), [Verdict::TooFew; 5]);
         assert!(changes.warnings.iter().any(|text| text.contains("too few")));
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn what_differs_around_is_told() {
+    fn differing_conditions_cause_warnings() {
         let mut then = run(5, 1.0);
         then.machine.kernel = "0.0.1".to_owned();
         then.profile = "plain".to_owned();
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_one_run_has_is_left_out() {
+    fn workloads_of_one_run_only_are_left_out() {
         let now = synthetic::record(&["pair-const", "json"], 5, |_, _| 1.0);
         let mut then = synthetic::record(&["json", "trees"], 5, |_, _| 1.0);
         then.allocators.retain(|subject| subject.name != "system");

@@ -70,7 +70,7 @@ mod tests {
     use crate::measurement::{Curve, Point};
 
     #[test]
-    fn a_chart_is_an_svg_with_a_line_for_each_allocator() {
+    fn chart_has_a_line_for_each_allocator() {
         let point = |index: u64| Point {
             ms: index * 20,
             resident_kib: 2048 + index * 1024,
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_curve_without_time_or_memory_can_be_drawn() {
+    fn curve_without_time_or_memory_can_be_drawn() {
         let point = Point { ms: 0, resident_kib: 0, live_kib: 0 };
         let curve = Curve { freed_ms: None, points: vec![point] };
         let lines = [Line { allocator: OURS, curve: &curve }];

@@ -252,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_optimisation_flag_counts() {
+    fn last_optimisation_flag_counts() {
         let output = "cargo:rerun-if-changed=x\n\
             running: \"cc\" \"-O0\" \"-ffunction-sections\" \"-O3\" \"-DNDEBUG\" \"-c\" \"a.c\"\n\
             cargo:rustc-link-lib=static=a";

@@ -84,13 +84,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_release_begins_with_its_version() {
+    fn version_is_cut_from_the_kernel_release() {
         assert_eq!(version("6.1.0-18-amd64"), "6.1.0");
         assert_eq!(version("6.18.44"), "6.18.44");
     }
 
     #[test]
-    fn the_chosen_mode_is_in_brackets() {
+    fn bracketed_mode_is_extracted() {
         assert_eq!(bracketed("always [madvise] never").as_deref(), Some("madvise"));
         assert_eq!(bracketed("nothing chosen"), None);
     }

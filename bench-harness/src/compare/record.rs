@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_saved_is_read_again() {
+    fn saved_record_can_be_read() {
         let record = synthetic::record(&["pair-const", "latency-churn", "sawtooth"], 2, |_, _| 0.1);
         let text = serde_json::to_string(&record).unwrap();
         let again = Record::parse(&text).unwrap();
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_run_is_refused_in_one_line() {
+    fn invalid_records_are_rejected_in_one_line() {
         let record = synthetic::record(&["pair-const"], 2, |_, _| 1.0);
         let refusal = |change: &dyn Fn(&mut serde_json::Value)| {
             let mut value = serde_json::to_value(&record).unwrap();
@@ -236,18 +236,18 @@ mod tests {
     }
 
     #[test]
-    fn a_command_line_names_no_directory() {
+    fn recorded_command_line_has_no_directory() {
         let arguments = ["/some/where/compare", "--quick"].map(str::to_owned);
         assert_eq!(command(arguments.into_iter()), "compare --quick");
     }
 
     #[test]
-    fn an_optimised_build_of_usual_speed_is_believed() {
+    fn optimised_build_causes_no_warning() {
         assert_eq!(warning(&[build("3", "-O3 -DNDEBUG")], None), None);
     }
 
     #[test]
-    fn an_unoptimised_build_is_not() {
+    fn unoptimised_build_causes_a_warning() {
         assert!(warning(&[build("0", "-O3")], None).is_some());
         assert!(warning(&[build("3", "-O0")], None).is_some());
         assert!(warning(&[build("3", "-O3")], Some(136.0)).unwrap().contains("136 ns"));

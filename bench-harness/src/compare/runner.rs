@@ -270,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rounds_begin_as_long_as_there_is_time() {
+    fn rounds_start_while_the_budget_lasts() {
         const SECOND: Duration = Duration::from_secs(1);
         for (seconds, rounds) in [(1, 5), (3, 5), (4, 4), (5, 3), (6, 3), (7, 2), (20, 1), (60, 1)]
         {
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crash_is_named_by_its_signal() {
+    fn crash_names_its_signal() {
         assert_eq!(describe(ExitStatus::from_raw(libc::SIGSEGV)), "crashed by SIGSEGV");
         assert_eq!(describe(ExitStatus::from_raw(libc::SIGUSR1)), "crashed by signal 10");
         assert_eq!(describe(ExitStatus::from_raw(1 << 8)), "failed with exit status: 1");

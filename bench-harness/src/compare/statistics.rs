@@ -105,11 +105,11 @@ mod tests {
     }
 
     #[test]
-    fn geometric_mean_is_fair_to_ratios() {
+    fn geometric_mean_of_reciprocal_ratios_is_one() {
         let mean = geometric_mean([0.5, 2.0]).unwrap();
-        assert!((mean - 1.0).abs() < 1e-12);
+        assert!((mean - 1.0).abs() < 1e-12, "{mean}");
         let mean = geometric_mean([1.0, 10.0, 100.0]).unwrap();
-        assert!((mean - 10.0).abs() < 1e-9);
+        assert!((mean - 10.0).abs() < 1e-9, "{mean}");
         assert_eq!(geometric_mean([]), None);
     }
 
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn incomplete_rounds_make_no_ratio() {
+    fn incomplete_rounds_are_left_out() {
         let ours = [Some(1.0), None, Some(9.0)];
         let theirs = [Some(2.0), Some(1.0), None];
         assert_eq!(paired_ratios(&ours, &theirs), [0.5]);
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn the_critical_values_are_those_of_the_tables() {
+    fn critical_values_match_published_tables() {
         // The largest U that is significant at 5 %, two-sided, plus one.
         let table = [(4, 4, 1), (3, 5, 1), (5, 5, 3), (5, 8, 7), (10, 10, 24), (20, 20, 128)];
         for (m, n, expected) in table {
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shift_has_an_interval_if_there_are_enough_values() {
+    fn shift_has_an_interval_given_enough_values() {
         let then = [1.0, 1.01, 0.99, 1.02, 0.98];
         let now = then.map(|value| value * 2.0);
         let Shift { ratio, interval } = shift(&now, &then).unwrap();
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn range_spans_all() {
+    fn range_spans_all_values() {
         assert_eq!(range([2.0, 1.0, 3.0]), Some((1.0, 3.0)));
         assert_eq!(range([]), None);
     }

@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_curve_comes_to_numbers() {
+    fn curves_are_summarised_by_numbers() {
         let summary = summary(&["survivors-5"]);
         let numbers = |index: usize| summary.rows[0].cells[index].curve.as_ref().unwrap();
         let theirs = numbers(summary.baseline);
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn one_bad_round_decides_no_maximum() {
+    fn one_bad_round_does_not_decide_the_maximum() {
         let summary = summary(&["latency-churn"]);
         let latency = summary.rows[0].cells[0].latency.as_ref().unwrap();
         assert_eq!((latency.p999.median, latency.max.median), (90.0, 3000.0));
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn the_best_rival_is_named() {
+    fn best_rival_is_found() {
         let summary = summary(&["json"]);
         let ours = summary.ours().unwrap();
         let (ratio, rival) = summary.best_rival(&summary.rows[0], ours, Aspect::Time).unwrap();
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mean_of_memory_leaves_out_what_is_huge_or_watched() {
+    fn mean_of_memory_excludes_huge_and_curve_workloads() {
         let mean = |workload: &str, title: &str| {
             let mean = MEANS.iter().find(|mean| mean.title == title).unwrap();
             summary(&[workload]).mean(mean, 0)

@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_curve_goes_from_before_to_the_end() {
+    fn curve_covers_the_run_from_start_to_end() {
         let curve = watch(|gauge| {
             gauge.grew(3 << 20);
             thread::sleep(30 * INTERVAL);
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_the_end_is_not_seen() {
+    fn samples_after_the_end_are_dropped() {
         let curve = watch(|gauge| {
             gauge.grew(1 << 20);
             gauge.mark_end();
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     #[should_panic = "as intended"]
-    fn a_panic_ends_the_watch() {
+    fn panic_ends_the_sampling() {
         watch(|_| panic!("as intended"));
     }
 }

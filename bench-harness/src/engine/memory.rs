@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_has_memory() {
+    fn status_reports_resident_memory() {
         let status = Status::open();
         let resident = status.resident_kib();
         assert!(resident > 100, "{resident}");

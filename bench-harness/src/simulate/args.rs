@@ -147,12 +147,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_definition_is_consistent() {
+    fn the_command_line_is_well_formed() {
         Args::command().debug_assert();
     }
 
     #[test]
-    fn a_zero_is_refused() {
+    fn zero_nodes_are_rejected() {
         assert!(Args::try_parse_from(["simulate", "--nodes", "0"]).is_err());
     }
 }

@@ -321,7 +321,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_made_of_costs_is_explained_by_them() {
+    fn explanation_recovers_known_costs() {
         let costs = [3.0, 0.5, 5.0, 0.0, 7.0];
         let rows: Vec<Row> = (0..12u32)
             .map(|row| {
@@ -334,7 +334,7 @@ mod tests {
             })
             .collect();
         for (found, cost) in explain(&rows).iter().zip(costs) {
-            assert!((found - cost).abs() < 0.01, "{found} {cost}");
+            assert!((found - cost).abs() < 0.01, "found {found}, expected {cost}");
         }
     }
 }

@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn one_has_it_at_a_time_and_each_in_the_end() {
+    fn lock_is_exclusive_and_every_waiter_gets_it() {
         let distances = distances();
         let here = |cpu| Here { cpu, distances: &distances };
         let mut lock = Lock::new(4);

@@ -178,14 +178,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_recorded_costs_are_complete() {
+    fn recorded_costs_are_complete() {
         let costs = Costs::recorded();
         assert!(costs.line[0] <= costs.line[1] && costs.line[1] <= costs.line[2]);
         assert!(Costs::parse("hit = 1.0").is_err());
     }
 
     #[test]
-    fn lines_cost_what_they_travel() {
+    fn cost_of_a_line_grows_with_its_distance() {
         let topology = Topology { per_cache: 2, per_socket: 4, per_store: 4, stores: 2 };
         let costs = Costs { line: [1.0, 10.0, 100.0], ..Costs::recorded() };
         let distances = Distances::new(topology, &costs);

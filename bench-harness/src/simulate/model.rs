@@ -713,7 +713,7 @@ mod tests {
     }
 
     #[test]
-    fn a_simulation_can_be_repeated() {
+    fn simulation_is_deterministic() {
         let setup = Setup::new(topology(), Costs::recorded(), 5.0);
         let trace = (rule("exchange").unwrap().make)(6);
         let outcome = Model::new(&trace, &setup).run();
@@ -721,7 +721,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stays_in_sheaves_scales_as_the_cpus_do() {
+    fn sheaf_hits_scale_with_the_cpus() {
         let setup = Setup::new(topology(), Costs::recorded(), 5.0);
         let pair = rule("pair").unwrap();
         let throughput =
@@ -730,7 +730,7 @@ mod tests {
     }
 
     #[test]
-    fn without_costs_of_sharing_all_that_is_private_scales() {
+    fn private_work_scales_without_costs_of_sharing() {
         let free = Costs {
             line: [0.0; 3],
             lock: 0.0,
@@ -775,6 +775,9 @@ mod tests {
         // and one flush.
         assert_eq!(count(numbers.sheaf + numbers.batch), [2, 0, 0]);
         let [barn, slabs, arena] = count(numbers.sheaf + numbers.barn + 2 * numbers.batch);
-        assert!(barn == 20 && slabs > 0 && arena == 0, "{barn} {slabs} {arena}");
+        assert!(
+            barn == 20 && slabs > 0 && arena == 0,
+            "acquired: barn {barn}, slabs {slabs}, arena {arena}"
+        );
     }
 }

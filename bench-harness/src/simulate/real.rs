@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_trace_runs_on_threads() {
+    fn trace_runs_on_threads() {
         let trace = (rule("handoff").unwrap().make)(2);
         assert!(replay(&trace, &Hayloft) > 0.0 && replay(&trace, &Nothing) > 0.0);
     }

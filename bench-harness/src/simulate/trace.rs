@@ -399,7 +399,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rules_make_traces() {
+    fn rules_make_valid_repeatable_traces() {
         for rule in RULES {
             for threads in [1, 2, 4] {
                 let trace = (rule.make)(threads);
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trace_comes_back_from_its_file() {
+    fn saved_trace_can_be_loaded() {
         let trace = handoff(2);
         let mut file = Vec::new();
         trace.save(&mut file).unwrap();
@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_have_blocks_of_their_own() {
+    fn repeated_traces_share_no_blocks() {
         let trace = handoff(2).repeated(3);
         assert_eq!(trace.check(), Ok(()));
         assert_eq!(trace.threads.len(), 6);

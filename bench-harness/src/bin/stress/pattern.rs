@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_filled_is_found_whole() {
+    fn filled_pattern_has_no_mismatch() {
         for len in 0..100 {
             for from in 0..=len {
                 let mut block = vec![0; len];

@@ -65,16 +65,16 @@ mod tests {
     use std::alloc::Layout;
 
     #[test]
-    fn a_busy_slot_is_passed_over() {
+    fn busy_slot_hands_the_block_back() {
         let actor = Actor { seed: 0, role: Role::Handler, thread: 0, generation: 0, operation: 0 };
         let block = |key| Block::alloc(Layout::new::<u64>(), key, actor).expect("memory");
         let slot = Slot::new();
         assert!(slot.swap(Some(block(1))).is_none());
         slot.busy.store(true, Ordering::Relaxed);
-        let back = slot.swap(Some(block(2))).expect("the same block");
+        let back = slot.swap(Some(block(2))).expect("the busy slot returns the block");
         assert_eq!(back.key(), 2);
         slot.busy.store(false, Ordering::Relaxed);
-        let first = slot.swap(None).expect("the block that was left");
+        let first = slot.swap(None).expect("the block in the slot");
         assert_eq!(first.key(), 1);
         back.free(actor);
         first.free(actor);

@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_silent_for_too_long_is_stuck() {
+    fn silent_thread_counts_as_stuck() {
         let pulse = Pulse::new();
         let mut watched = Watched::new("", &pulse);
         let mut rounds_until_stuck = || (1..1000).find(|_| watched.look());

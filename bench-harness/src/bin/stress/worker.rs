@@ -339,22 +339,22 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_fixes_the_sequence() {
+    fn seed_determines_the_sequence() {
         let digest = |seed| run(seed, 10, Modes::default()).digest;
         assert_eq!(digest(5), digest(5));
         assert_ne!(digest(5), digest(6));
     }
 
     #[test]
-    fn handlers_leave_the_sequence_alone() {
+    fn handlers_do_not_change_the_sequence() {
         signals::install();
-        let stormy = run(5, 10, Modes { signals: true, ..Modes::default() });
-        assert!(signals::operations() > 0);
-        assert_eq!(stormy.digest, run(5, 10, Modes::default()).digest);
+        let with_signals = run(5, 10, Modes { signals: true, ..Modes::default() });
+        assert!(signals::operations() > 0, "no signal handler ran");
+        assert_eq!(with_signals.digest, run(5, 10, Modes::default()).digest);
     }
 
     #[test]
-    fn nothing_is_left_and_all_kinds_are_seen() {
+    fn every_operation_occurs_and_every_block_is_freed() {
         let totals = run(9, 40, Modes::default());
         assert_eq!(totals.live_blocks(), 0);
         assert_eq!(totals.refused, 0);

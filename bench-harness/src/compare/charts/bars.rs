@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scale_holds_all_or_is_cut() {
+    fn scale_spans_all_ratios_or_is_cut() {
         let scale = Scale::of(&[row(0.5), row(3.0)]);
         assert_eq!((scale.x(0.5), scale.x(3.0)), (LEFT, RIGHT));
         assert!(scale.ticks().any(|tick| tick == 1.0));
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_is_written_out() {
+    fn ratios_of_cut_bars_are_written_out() {
         let rows = [row(145.2), row(0.5)];
         let svg = super::super::svg((WIDTH, height(&rows)), |area| draw(area, &rows)).unwrap();
         let document = roxmltree::Document::parse(&svg).unwrap();

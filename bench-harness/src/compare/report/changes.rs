@@ -67,7 +67,7 @@ mod tests {
     use crate::compare::synthetic;
 
     #[test]
-    fn tables_say_verdicts_with_their_intervals() {
+    fn tables_have_verdicts_with_their_intervals() {
         let run = |slower: f64| synthetic::record(&["json"], 5, |_, _| slower);
         let now = run(2.0);
         let changes = Changes::new(&now, &Summary::new(&now), &run(1.0));

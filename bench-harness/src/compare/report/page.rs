@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_well_formed_and_holds_everything() {
+    fn page_is_well_formed_and_complete() {
         let page = made(&all(), Some(&all()));
         let document = parse(&page);
         let rows = texts(&document, "th");
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_needs_nothing_beside_it() {
+    fn page_refers_to_no_other_file() {
         let page = made(&all(), None);
         let document = parse(&page);
         let mut ids = HashSet::new();
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_wrote_is_escaped() {
+    fn foreign_text_is_escaped() {
         const NASTY: &str = "<script>alert('&\"')</script>";
         let mut record = all();
         record.command = NASTY.to_owned();
@@ -341,14 +341,14 @@ mod tests {
     }
 
     #[test]
-    fn a_page_says_how_to_watch_memory() {
+    fn page_without_curves_names_the_option() {
         let page = made(&synthetic::record(&["json"], 1, |_, _| 1.0), None);
         assert!(texts(&parse(&page), "p").iter().any(|text| text.contains("--curves")));
         assert!(!texts(&parse(&page), "h2").iter().any(|text| text == "Latency"));
     }
 
     #[test]
-    fn one_allocator_makes_a_page_too() {
+    fn page_works_with_one_allocator() {
         let mut record = all();
         record.allocators.truncate(1);
         parse(&made(&record, None));

@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn losses_are_named_and_the_worst_comes_first() {
+    fn losses_are_listed_worst_first() {
         let score = |workload, ratio| Score { ratio, workload, rival: None };
         let scores = vec![score("a", 0.5), score("b", 1.1), score("c", 1.0), score("d", 2.0)];
         let text = line("x", scores).unwrap();

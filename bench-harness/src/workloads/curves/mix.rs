@@ -38,7 +38,7 @@ mod tests {
             let sizes: Vec<usize> = (0..100_000).map(|_| mix.size(&mut prng)).collect();
             assert!(sizes.iter().all(|size| *size >= 16 && size % 8 == 0));
             let mean = sizes.iter().sum::<usize>() / sizes.len();
-            assert!(mean.abs_diff(expected) < expected / 5, "{mean}, not {expected}");
+            assert!(mean.abs_diff(expected) < expected / 5, "mean {mean}, expected {expected}");
         }
     }
 }

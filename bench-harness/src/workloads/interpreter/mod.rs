@@ -80,7 +80,7 @@ mod tests {
     const RESULTS: [i64; 4] = [610, 10_467_050, 306, 300];
 
     #[test]
-    fn programs_yield_what_they_should() {
+    fn programs_compute_the_expected_results() {
         assert_eq!(execute_all(&mut Interpreter::default()), RESULTS);
     }
 }
