@@ -46,7 +46,7 @@ C
 run() {
     local source
     for source in words json; do
-        under g++ -std=c++17 -O"$((SIZE > 1 ? 2 : 0))" -o "$source" "$source.cc"
+        preloaded g++ -std=c++17 -O"$((SIZE > 1 ? 2 : 0))" -o "$source" "$source.cc"
         "./$source"
         cksum < "$source"
     done

@@ -28,9 +28,9 @@ prepare() {
 
 run() {
     rm -rf clone.git
-    under git clone --quiet --no-local --bare source.git clone.git
-    under git -C clone.git -c pack.threads=2 -c gc.auto=0 gc --quiet --aggressive --prune=now
-    under git -C clone.git fsck --full --strict --no-progress
-    under git -C clone.git log --stat --format='%H %s' | cksum
+    preloaded git clone --quiet --no-local --bare source.git clone.git
+    preloaded git -C clone.git -c pack.threads=2 -c gc.auto=0 gc --quiet --aggressive --prune=now
+    preloaded git -C clone.git fsck --full --strict --no-progress
+    preloaded git -C clone.git log --stat --format='%H %s' | cksum
     git -C clone.git rev-list --objects --all | cksum
 }

@@ -52,6 +52,6 @@ J
 # Heaps have a fixed size, and code is compiled synchronously. Otherwise memory would depend on how
 # busy the machine was.
 run() {
-    under javac -J-Xbatch -J-XX:+UseSerialGC -J-Xms64m -J-Xmx64m Work.java
-    under java -Xbatch -XX:+UseSerialGC -Xms128m -Xmx128m Work "$SIZE"
+    preloaded javac -J-Xbatch -J-XX:+UseSerialGC -J-Xms64m -J-Xmx64m Work.java
+    preloaded java -Xbatch -XX:+UseSerialGC -Xms128m -Xmx128m Work "$SIZE"
 }

@@ -31,8 +31,8 @@ http {
 }
 N
     [ "$(id -u)" != 0 ] || sed -i '1i user root;' nginx.conf
-    serve "$PWD/nginx.pid" nginx -p "$PWD" -c "$PWD/nginx.conf" -e "$PWD/error.log"
-    patiently curl --fail --silent "http://127.0.0.1:$PORT/1.txt"
+    start_server "$PWD/nginx.pid" nginx -p "$PWD" -c "$PWD/nginx.conf" -e "$PWD/error.log"
+    retry curl --fail --silent "http://127.0.0.1:$PORT/1.txt"
     client ab -q -k -c 20 -n $((4000 * SIZE)) -H 'Accept-Encoding: gzip' "http://127.0.0.1:$PORT/20.txt" \
         | grep -E '^(Complete|Failed|Non-2xx)'
     client ab -q -c 20 -n $((3000 * SIZE)) "http://127.0.0.1:$PORT/40.txt" | grep -E '^(Complete|Failed|Non-2xx)'
@@ -41,6 +41,6 @@ N
     done
     curl --fail --silent "http://127.0.0.1:$PORT/" | grep -c 'txt'
     kill -QUIT "$(cat nginx.pid)"
-    served
+    wait_for_server
     cat error.log >&2
 }

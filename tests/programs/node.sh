@@ -54,4 +54,4 @@ J
 
 # The collector runs at the same points each time. Otherwise memory would depend on how busy the
 # machine was.
-run() { under node --single-threaded-gc --predictable-gc-schedule work.js "$SIZE"; }
+run() { preloaded node --single-threaded-gc --predictable-gc-schedule work.js "$SIZE"; }

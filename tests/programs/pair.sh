@@ -17,4 +17,4 @@ C
     gcc -O2 -fno-builtin -o pair pair.c
 }
 
-run() { under ./pair "$SIZE"; }
+run() { preloaded ./pair "$SIZE"; }

@@ -8,28 +8,28 @@ binary=$(echo /usr/lib/postgresql/*/bin/postgres)
 bin=$(dirname "$binary")
 # The server refuses to run as root. Its user may lack access to this folder, and a socket's path
 # must be short, so its data is in /tmp.
-[ "$(id -u)" != 0 ] || as=(runuser -u postgres --)
+[ "$(id -u)" != 0 ] || run_as=(runuser -u postgres --)
 
 prepare() { :; }
 
 run() {
-    data=$("${as[@]}" mktemp -d /tmp/postgres.XXXXXX)
+    data=$("${run_as[@]}" mktemp -d /tmp/postgres.XXXXXX)
     cd "$data"
     trap 'rm -rf "$data"' EXIT
-    "${as[@]}" "$bin/initdb" --no-sync --username postgres --locale C --encoding UTF8 . > /dev/null
-    served_as=forked
-    serve "$data/postmaster.pid" "$bin/postgres" -D "$data" -k "$data" -p "$PORT" -c listen_addresses= -c fsync=off \
+    "${run_as[@]}" "$bin/initdb" --no-sync --username postgres --locale C --encoding UTF8 . > /dev/null
+    server_kind=forked
+    start_server "$data/postmaster.pid" "$bin/postgres" -D "$data" -k "$data" -p "$PORT" -c listen_addresses= -c fsync=off \
         -c max_parallel_workers_per_gather=0 -c jit=off -c autovacuum=off
     trap '[ ! -s "$pidfile" ] || kill -QUIT "$(head -n 1 "$pidfile")"; wait; rm -rf "$data"' EXIT
-    local bench=("${as[@]}" "$bin/pgbench" -h "$data" -p "$PORT" -U postgres)
-    local ask=("${as[@]}" "$bin/psql" -h "$data" -p "$PORT" -U postgres -X -q -A -t)
-    patiently "${ask[@]}" -c 'SELECT 1'
+    local bench=("${run_as[@]}" "$bin/pgbench" -h "$data" -p "$PORT" -U postgres)
+    local query=("${run_as[@]}" "$bin/psql" -h "$data" -p "$PORT" -U postgres -X -q -A -t)
+    retry "${query[@]}" -c 'SELECT 1'
     client "${bench[@]}" -i -q -s 4 postgres 2> /dev/null
     client "${bench[@]}" -n -c 4 -j 1 -t $((500 * SIZE)) --random-seed 7 postgres | grep 'actually processed\|failed'
     client "${bench[@]}" -n -c 4 -j 1 -S -t $((1000 * SIZE)) --random-seed 7 postgres | grep 'actually processed\|failed'
     local postmaster sum='/^VmHWM/ { n += $2 } /^Rss(File|Shmem)/ { n -= $2 } END { print "memory 0 0 0", n }'
     postmaster=$(head -n 1 postmaster.pid)
-    client "${ask[@]}" <<Q
+    client "${query[@]}" <<Q
 SET work_mem = '64MB';
 SELECT sum(abalance), count(*) FROM pgbench_accounts;
 SELECT sum(bbalance) FROM pgbench_branches;

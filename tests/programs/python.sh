@@ -15,9 +15,9 @@ outcome() { grep -aE '^(All|Result|Tests result)|fail|warning' | sort -u; }
 
 run() {
     export PYTHONHASHSEED=7
-    under python3.11 -m test $modules | outcome
+    preloaded python3.11 -m test $modules | outcome
     if [ "$SIZE" = 1 ]; then
-        under python3.11 -m test test_threading | outcome
-        under python3.11 -m test test_multiprocessing_fork -m 'WithProcessesTest[BHLQS]*' | outcome
+        preloaded python3.11 -m test test_threading | outcome
+        preloaded python3.11 -m test test_multiprocessing_fork -m 'WithProcessesTest[BHLQS]*' | outcome
     fi
 }

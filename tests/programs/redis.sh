@@ -23,28 +23,28 @@ prepare() {
         }' "$SIZE" > commands
 }
 
-ask() { redis-cli -p "$PORT" "$@"; }
+query() { redis-cli -p "$PORT" "$@"; }
 
 run() {
     rm -f dump.rdb
-    serve "$PWD/redis.pid" redis-server --port "$PORT" --save '' --enable-debug-command local --daemonize no \
+    start_server "$PWD/redis.pid" redis-server --port "$PORT" --save '' --enable-debug-command local --daemonize no \
         --pidfile "$PWD/redis.pid" --logfile redis.log --dir "$PWD"
-    patiently ask ping
+    retry query ping
     client redis-cli -p "$PORT" --pipe < commands | grep errors
-    ask debug digest
+    query debug digest
     client redis-benchmark -p "$PORT" -q -P 16 -c 20 -n $((40000 * SIZE)) -r 100000 -d 200 -t set,get,incr,lpush,rpop,sadd,hset \
         > /dev/null
     # The counters add up to the number of `incr`, each `lpush` has its `rpop`, and each value has
     # the requested length.
-    ask eval "local sum, odd = 0, 0
+    query eval "local sum, odd = 0, 0
         for _, key in ipairs(redis.call('keys', 'counter:*')) do sum = sum + redis.call('get', key) end
         for _, key in ipairs(redis.call('keys', 'key:*')) do odd = odd + math.abs(redis.call('strlen', key) - 200) end
         return {sum, odd, redis.call('llen', 'mylist')}" 0
     local before after
-    before=$(ask debug digest)
-    ask debug reload > /dev/null
-    after=$(ask debug digest)
-    [ "$before" = "$after" ] && echo "loaded alike"
-    ask shutdown nosave
-    served
+    before=$(query debug digest)
+    query debug reload > /dev/null
+    after=$(query debug digest)
+    [ "$before" = "$after" ] && echo "the reloaded data is the same"
+    query shutdown nosave
+    wait_for_server
 }

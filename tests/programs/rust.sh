@@ -65,6 +65,6 @@ R
 run() {
     cd crate
     rm -rf target Cargo.lock
-    under env CARGO_HOME="$PWD/home" CARGO_TARGET_DIR=target /usr/bin/cargo build --quiet --offline -j 2
+    preloaded env CARGO_HOME="$PWD/home" CARGO_TARGET_DIR=target /usr/bin/cargo build --quiet --offline -j 2
     target/debug/work
 }

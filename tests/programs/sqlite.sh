@@ -31,4 +31,4 @@ PRAGMA integrity_check;
 Q
 }
 
-run() { under sqlite3 :memory: < script.sql | cksum; }
+run() { preloaded sqlite3 :memory: < script.sql | cksum; }

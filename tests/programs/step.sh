@@ -3,7 +3,7 @@
 #
 # Each NAME.sh beside this file sets `packages`, the packages that apt must install, and `binary`,
 # the file that must call the allocator. It defines two steps: `prepare` makes the program's input,
-# and `run` writes to standard output the answer, which must be the same under every allocator.
+# and `run` writes the answer to standard output, which must be the same with every allocator.
 #
 # The driver sets these variables:
 #   LIBRARY  the library to preload
@@ -18,37 +18,37 @@ set -euo pipefail
 export LC_ALL=C TZ=UTC PATH=/usr/sbin:/usr/bin:/sbin:/bin
 here=$(dirname "$(realpath "$0")")
 
-measured() {
+measure() {
     local kind=$1
     shift
     /usr/bin/time --quiet --append --output="$FIGURES" --format="$kind %e %U %S %M" "$@"
 }
 
-# under COMMAND...: runs the program under the allocator. Its time and its memory count.
-under() { measured program env LD_PRELOAD="$LIBRARY" "$@"; }
+# preloaded COMMAND...: runs the program with the library preloaded. Its time and its memory count.
+preloaded() { measure program env LD_PRELOAD="$LIBRARY" "$@"; }
 
-# serve PIDFILE SERVER...: starts a server under the allocator. Its memory and processor time count,
-# not its elapsed time. It ends at the latest with this step.
-serve() {
+# start_server PIDFILE SERVER...: starts a server with the library preloaded. Its memory and
+# processor time count, not its elapsed time. It ends with this step at the latest.
+start_server() {
     pidfile=$1
     shift
     rm -f "$pidfile"
-    measured "$served_as" "${as[@]}" env LD_PRELOAD="$LIBRARY" "$@" &
+    measure "$server_kind" "${run_as[@]}" env LD_PRELOAD="$LIBRARY" "$@" &
     server=$!
     trap '[ ! -s "$pidfile" ] || kill "$(head -n 1 "$pidfile")"' EXIT
 }
 
 # Waits until the server has ended by itself.
-served() {
+wait_for_server() {
     wait "$server"
     trap - EXIT
 }
 
 # client COMMAND...: runs a client of the server without the allocator. Its elapsed time counts.
-client() { measured client "$@"; }
+client() { measure client "$@"; }
 
-# patiently COMMAND...: repeats a command until it succeeds, for ten seconds at most.
-patiently() {
+# retry COMMAND...: repeats a command until it succeeds, for ten seconds at most.
+retry() {
     for _ in $(seq 100); do
         "$@" > /dev/null 2>&1 && return
         sleep 0.1
@@ -58,8 +58,8 @@ patiently() {
 
 # The prefix of the server's command, and the kind of its figures: `forked` if its memory is
 # measured in another way.
-as=()
-served_as=server
+run_as=()
+server_kind=server
 
 source "$here/$1.sh"
 case $2 in
