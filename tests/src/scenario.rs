@@ -44,8 +44,8 @@ const DEFAULT_DECAY: &str = "300";
 /// programs of one thread have it.
 const BACKGROUND: &str = "HAYLOFT_BACKGROUND";
 
-/// Environment variable that disables that thread in scenarios, if it is 0. ThreadSanitizer cannot
-/// follow a thread that the C library did not start.
+/// Environment variable that disables that thread in scenarios, if it is 0. Sanitizers cannot
+/// follow a thread that the C library did not start (`.ci/sanitizers`).
 const HAS_BACKGROUND: &str = "TEST_BACKGROUND";
 
 /// Environment variable that restricts scenarios to one backend. Scenarios on the other one are
