@@ -343,7 +343,7 @@ mod tests {
     #[test]
     fn page_without_curves_names_the_option() {
         let page = made(&synthetic::record(&["json"], 1, |_, _| 1.0), None);
-        assert!(texts(&parse(&page), "p").iter().any(|text| text.contains("--curves")));
+        assert!(texts(&parse(&page), "td").iter().any(|text| text.contains("--curves")));
         assert!(!texts(&parse(&page), "h2").iter().any(|text| text == "Latency"));
     }
 
