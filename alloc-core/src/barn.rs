@@ -14,7 +14,6 @@ use core::slice;
 use crate::batch::Batch;
 use crate::fault::{self, Place};
 use crate::size_class::MAX_SMALL;
-#[cfg(not(loom))]
 use crate::sync::RawLock;
 use crate::sync::counters::{self, Line};
 use crate::sync::{AtomicPtr, AtomicUsize, Context, Lock, LockClass, Ordering, const_unless_loom};
@@ -68,7 +67,6 @@ impl Barn {
         self.room.store(room, Ordering::Release);
     }
 
-    #[cfg(not(loom))]
     pub(crate) fn raw(&self) -> &RawLock {
         self.lock.raw()
     }

@@ -15,7 +15,6 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::fault::{self, Place};
-#[cfg(not(loom))]
 use crate::sync::RawLock;
 use crate::sync::counters::{self, Line};
 use crate::sync::{
@@ -62,7 +61,6 @@ impl<const CPUS: usize> Deferred<CPUS> {
     }
 
     /// Returns the numbers of blocks deferred so far, and of those among them that are freed.
-    #[cfg(not(loom))]
     pub(crate) fn counts(&self) -> (u64, u64) {
         // Acquire: pairs with the Release in `empty`, so that each block that counts as freed
         // counts as deferred.
@@ -86,7 +84,6 @@ impl<const CPUS: usize> Deferred<CPUS> {
     }
 
     /// Visits every lock of the lists.
-    #[cfg(not(loom))]
     pub(crate) fn for_each_lock(&self, visit: &dyn Fn(LockClass, &RawLock)) {
         self.emptying.iter().for_each(|lock| visit(LockClass::Emptying, lock.raw()));
         visit(LockClass::Emptying, self.emptying_boot.raw());
@@ -94,7 +91,6 @@ impl<const CPUS: usize> Deferred<CPUS> {
 
     /// Moves all blocks to the boot list, in the child of a fork. Blocks that a thread missing here
     /// had taken from a list are lost with it; the lists themselves are whole.
-    #[cfg(not(loom))]
     pub(crate) fn without_cpus(&self) {
         self.lists.without_cpus(|_| {});
         self.for_each_lock(&|_, lock| lock.reclaim_in_child());
@@ -141,7 +137,6 @@ impl<const CPUS: usize> Deferred<CPUS> {
 
     /// Reopens the boot list, closes the lists of all CPUs, and frees the blocks that were on
     /// these.
-    #[cfg(not(loom))]
     pub(crate) fn end(&self, context: Context, mut free: impl FnMut(*mut u8)) {
         self.lists.boot().open();
         (0..CPUS).for_each(|cpu| self.offline(context, cpu, &mut free));
@@ -149,7 +144,6 @@ impl<const CPUS: usize> Deferred<CPUS> {
 
     /// Frees the blocks of all lists, except of those that another thread is emptying. Returns
     /// whether any list held blocks.
-    #[cfg(not(loom))]
     pub(crate) fn flush_all(&self, free: impl Fn(*mut u8)) -> bool {
         let all = (0..CPUS).map(Some).chain([None]);
         let is_full = |cpu: &Option<usize>| !self.is_empty(*cpu);

@@ -84,7 +84,6 @@ mod allocator;
 #[cfg(all(target_os = "linux", not(loom)))]
 mod arch;
 #[cfg(target_os = "linux")]
-#[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 mod atomic_fn;
 #[cfg(target_os = "linux")]
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
@@ -104,7 +103,6 @@ mod deferred;
 #[cfg(all(target_os = "linux", not(loom)))]
 pub mod dump;
 #[cfg(target_os = "linux")]
-#[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 pub mod fault;
 #[cfg(all(target_os = "linux", not(loom)))]
 mod fork;
@@ -151,7 +149,7 @@ pub mod settings;
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 pub mod size_class;
 #[cfg(target_os = "linux")]
-#[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
+#[cfg_attr(loom, allow(dead_code, unused_imports, reason = "the models use a part of it"))]
 mod slab;
 #[cfg(all(target_os = "linux", not(loom)))]
 pub mod stats;

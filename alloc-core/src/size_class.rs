@@ -21,7 +21,6 @@ use core::alloc::Layout;
 
 /// Log2 of the bytes of a unit, of which runs and slabs consist. A unit is a multiple of every page
 /// size of Linux.
-#[cfg(not(loom))]
 pub(crate) const UNIT_SHIFT: u32 = UNIT.trailing_zeros();
 /// Bytes of a unit.
 pub(crate) const UNIT: usize = 64 * 1024;

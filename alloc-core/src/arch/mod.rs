@@ -62,7 +62,7 @@
 //! TCMalloc's *Per-CPU Mode* design note.
 
 use core::ptr;
-#[cfg(not(all(target_arch = "x86_64", not(any(miri, loom)))))]
+#[cfg(not(all(target_arch = "x86_64", not(miri))))]
 use core::sync::atomic::Ordering;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize};
 
@@ -80,17 +80,17 @@ pub(crate) const MOST_ABORTS: u32 = 16;
 /// Log2 of the bytes between the regions of neighbouring CPUs.
 pub(crate) const REGION_SHIFT: u32 = 18;
 
-#[cfg(all(target_arch = "x86_64", not(any(miri, loom))))]
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 #[path = "x86_64/mod.rs"]
 mod imp;
-#[cfg(all(target_arch = "aarch64", not(any(miri, loom))))]
+#[cfg(all(target_arch = "aarch64", not(miri)))]
 #[path = "aarch64/mod.rs"]
 mod imp;
-#[cfg(any(miri, loom, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
+#[cfg(any(miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
 #[path = "none.rs"]
 mod imp;
 
-#[cfg(all(target_arch = "x86_64", not(any(miri, loom))))]
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 pub(crate) use imp::push_by_address;
 pub(crate) use imp::{
     HAVE_RSEQ, add, cpu, libc_rseq, locals, open, own_rseq, pop, pop_bulk, publish_region,
@@ -98,9 +98,7 @@ pub(crate) use imp::{
 };
 
 #[cfg(not(miri))]
-pub(crate) use imp::SIGNATURE;
-#[cfg(not(any(miri, loom)))]
-pub(crate) use imp::{start_thread, stream_locks, system_call};
+pub(crate) use imp::{SIGNATURE, start_thread, stream_locks, system_call};
 
 /// The allocator's per-thread state, all zero when a thread starts. Its memory exists from the
 /// start of the thread, and the C library has nothing to find or allocate for it, so any context
@@ -179,7 +177,7 @@ const UNIT_SHIFT: u32 = 16;
 /// # Safety
 /// If the address lies in the first arena, its entry is committed. An object that starts there
 /// is of its unit's class, and nobody uses it.
-#[cfg(not(all(target_arch = "x86_64", not(any(miri, loom)))))]
+#[cfg(not(all(target_arch = "x86_64", not(miri))))]
 #[inline(always)]
 pub(crate) unsafe fn push_by_address<const SIZE: usize, const TEST: usize, const CLASS: usize>(
     address: *mut u8,

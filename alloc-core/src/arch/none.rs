@@ -1,5 +1,5 @@
-//! No restartable sequences: another architecture, Miri, or loom. Every operation misses, so
-//! allocations take the slow path, and the fallback backend there.
+//! No restartable sequences: another architecture, or Miri. Every operation misses, so allocations
+//! take the slow path, and the fallback backend there.
 
 extern crate std;
 
@@ -93,7 +93,7 @@ pub(crate) fn locals() -> &'static Locals {
 ///
 /// # Safety
 /// The effect of the call with these arguments is sound.
-#[cfg(not(any(miri, loom)))]
+#[cfg(not(miri))]
 pub(crate) unsafe fn system_call(number: usize, arguments: [usize; 6]) -> isize {
     let [first, second, third, fourth, fifth, sixth] = arguments;
     // SAFETY: the caller guarantees that the call is sound; the address of this thread's `errno` is
@@ -110,7 +110,7 @@ pub(crate) unsafe fn system_call(number: usize, arguments: [usize; 6]) -> isize 
 }
 
 /// Returns null: nothing is known of the C library.
-#[cfg(not(any(miri, loom)))]
+#[cfg(not(miri))]
 pub(crate) fn stream_locks() -> [*const (); 3] {
     [ptr::null(); 3]
 }
@@ -119,7 +119,7 @@ pub(crate) fn stream_locks() -> [*const (); 3] {
 ///
 /// # Safety
 /// No requirements.
-#[cfg(not(any(miri, loom)))]
+#[cfg(not(miri))]
 pub(crate) unsafe fn start_thread(
     _flags: i32,
     _stack: *mut u8,

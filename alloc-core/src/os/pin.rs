@@ -14,15 +14,10 @@ use core::ffi::{c_char, c_int, c_void};
 
 use crate::text::warn;
 
-#[cfg(target_pointer_width = "64")]
-type Header = libc::Elf64_Ehdr;
-#[cfg(target_pointer_width = "32")]
-type Header = libc::Elf32_Ehdr;
-
 unsafe extern "C" {
     /// The start of the program or library that this is linked into. Every linker defines it.
     #[link_name = "__ehdr_start"]
-    static HEADER: Header;
+    static HEADER: libc::Elf64_Ehdr;
     /// The C library's environment; null before the C library's own constructors have run.
     static environ: *const *const c_char;
 }

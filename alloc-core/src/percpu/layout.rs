@@ -94,7 +94,7 @@ static EMPTY_HEADERS: [AtomicU64; MAX_CLASSES] = {
             Some(class) => capacity_for(class.size()),
             None => MAX_CACHE_CAPACITY,
         };
-        assert!(words / 2 <= MAX_BATCH || cfg!(loom));
+        assert!(words / 2 <= MAX_BATCH);
         headers[index] = AtomicU64::new(header(word, words));
         word += words + 1;
         index += 1;

@@ -155,7 +155,7 @@ pub(crate) fn regions() -> usize {
     HIGHEST.load(Ordering::Relaxed)
 }
 
-#[cfg(all(test, not(any(miri, loom))))]
+#[cfg(all(test, not(miri)))]
 mod tests {
     use super::super::backend;
     use super::super::layout::header_halves;

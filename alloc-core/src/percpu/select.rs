@@ -21,22 +21,23 @@ use crate::sync::Context;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub(crate) enum Backend {
+    /// Not selected yet: every operation misses. Only contexts that must not wait for the selection
+    /// see this.
+    Undecided,
     /// Restartable sequences; the C library registers threads.
-    Rseq = 1,
+    Rseq,
     /// Restartable sequences; this allocator registers threads.
     OwnRseq,
     /// A try-lock per CPU.
     Locked,
-    /// Not selected yet, in a context that must not wait for the selection: every operation misses.
-    Undecided,
 }
 
-/// A [`Backend`], or [`UNDECIDED`].
+/// The selected [`Backend`].
 static BACKEND: AtomicU8 = AtomicU8::new(UNDECIDED);
+const UNDECIDED: u8 = Backend::Undecided as u8;
 const RSEQ: u8 = Backend::Rseq as u8;
 const OWN_RSEQ: u8 = Backend::OwnRseq as u8;
 const LOCKED: u8 = Backend::Locked as u8;
-const UNDECIDED: u8 = 0;
 /// Token of the thread that selects, or has selected, the backend; 0 before.
 static DECIDER: AtomicUsize = AtomicUsize::new(0);
 
@@ -109,7 +110,7 @@ fn kernel_aborts_sections() -> bool {
 /// Returns whether an AArch64 kernel aborts sections that are preempted by another thread of the
 /// same CPU, or by a signal. 6.19, and 7.0 before 7.0.14, do not. (Linux 411c1cf43039,
 /// "arm64/entry: Fix arm64-specific rseq brokenness".)
-#[cfg(any(test, all(target_arch = "aarch64", not(miri))))]
+#[cfg(all(any(test, target_arch = "aarch64"), not(miri)))]
 fn aborts_sections_on_arm(release: &[u8]) -> bool {
     let mut numbers = release.split(|byte| !byte.is_ascii_digit()).map(|digits| {
         digits.iter().fold(0u32, |number, digit| {
@@ -173,7 +174,7 @@ pub(super) fn in_child() {
     }
 }
 
-#[cfg(all(test, not(any(miri, loom))))]
+#[cfg(all(test, not(miri)))]
 mod tests {
     use super::*;
 

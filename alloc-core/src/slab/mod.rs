@@ -38,20 +38,16 @@ mod testing;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-#[cfg(not(loom))]
 use crate::sync::RawLock;
 use crate::sync::counters::{self, Line};
 use crate::sync::{Context, Guard, Llist, Lock, LockClass, const_unless_loom};
 pub(crate) use descriptor::{Misuse, Slab};
 pub(crate) use emptied::Emptied;
 pub(crate) use entry::Entry;
-#[cfg(not(loom))]
 pub(crate) use entry::{CLASS, IN_UNIT};
-#[cfg(not(loom))]
 pub(crate) use lists::LISTS;
 pub(crate) use partial::Counts;
 use partial::Partial;
-#[cfg(not(loom))]
 pub(crate) use shape::{MIN_EMPTY, Shape, define, shape};
 
 /// The slabs of a class on a node. (`kmem_cache_node` of `mm/slub.c`, without its barn.)
@@ -121,7 +117,6 @@ impl Slabs {
     }
 
     /// Returns the counts as of the last release of the lock. Any context.
-    #[cfg(not(loom))]
     pub(crate) fn counts(&self) -> Counts {
         Counts {
             slabs: self.counts.slabs.load(Ordering::Relaxed),
@@ -142,7 +137,6 @@ impl Slabs {
         Some(partial)
     }
 
-    #[cfg(not(loom))]
     pub(crate) fn raw(&self) -> &RawLock {
         self.partial.raw()
     }

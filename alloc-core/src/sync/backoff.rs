@@ -3,27 +3,21 @@
 use super::spin_or_yield;
 
 /// Pauses that only yield the CPU.
-#[cfg(not(loom))]
 const YIELDS: u32 = 100;
 
 /// Microseconds of each later pause.
-#[cfg(not(loom))]
 const PAUSE: u32 = 50;
 
 /// Pauses between checks of whether another thread is done. They become longer: a real-time thread
 /// yields its CPU only to threads of its priority, so a thread of lower priority runs only while
 /// this one sleeps.
 pub(crate) struct Backoff {
-    #[cfg(not(loom))]
     pauses: u32,
 }
 
 impl Backoff {
     pub(crate) fn new() -> Backoff {
-        Backoff {
-            #[cfg(not(loom))]
-            pauses: 0,
-        }
+        Backoff { pauses: 0 }
     }
 
     /// Waits briefly. May be called in any context.

@@ -5,17 +5,11 @@
 //! nothing of the parent's threads is left in the child: one store to each word frees the lock
 //! there.
 
-#[cfg(not(loom))]
 use core::fmt;
-#[cfg(not(loom))]
 use core::marker::PhantomData;
 
-#[cfg(not(loom))]
-use super::primitive::AtomicUsize;
-use super::primitive::Ordering;
-#[cfg(not(loom))]
-use super::{Context, LockClass, witness};
-use super::{Futex, const_unless_loom};
+use super::primitive::{AtomicUsize, Ordering};
+use super::{Context, Futex, LockClass, const_unless_loom, witness};
 
 const FREE: u32 = 0;
 /// A thread writes.
@@ -102,7 +96,6 @@ impl ControlRwLock {
     }
 
     /// Returns how the lock is held at the moment of the call.
-    #[cfg(not(loom))]
     pub(crate) fn holders(&self) -> Holders {
         match self.state.load(Ordering::Relaxed) & (WRITER | READERS) {
             FREE => Holders::Nobody,
@@ -112,14 +105,12 @@ impl ControlRwLock {
     }
 
     /// Resets the lock in a fork child, where it has `readers` readers, all on this thread.
-    #[cfg(not(loom))]
     pub(crate) fn reset_in_child(&self, readers: u32) {
         self.state.store(readers, Ordering::Relaxed);
     }
 }
 
 /// The holders of a [`ControlRwLock`].
-#[cfg(not(loom))]
 pub(crate) enum Holders {
     Nobody,
     Readers,
@@ -127,7 +118,6 @@ pub(crate) enum Holders {
 }
 
 /// A mutex of the control plane. Its users define what it guards.
-#[cfg(not(loom))]
 pub(crate) struct ControlMutex {
     lock: ControlRwLock,
     /// The token of the owning thread, or 0.
@@ -135,10 +125,11 @@ pub(crate) struct ControlMutex {
     class: LockClass,
 }
 
-#[cfg(not(loom))]
 impl ControlMutex {
-    pub(crate) const fn new(class: LockClass) -> ControlMutex {
-        ControlMutex { lock: ControlRwLock::new(), owner: AtomicUsize::new(0), class }
+    const_unless_loom! {
+        pub(crate) const fn new(class: LockClass) -> ControlMutex {
+            ControlMutex { lock: ControlRwLock::new(), owner: AtomicUsize::new(0), class }
+        }
     }
 
     /// Acquires the mutex. Not for signal handlers and slow paths.
@@ -170,21 +161,18 @@ impl ControlMutex {
 }
 
 /// A guard of a held [`ControlMutex`].
-#[cfg(not(loom))]
 pub(crate) struct ControlGuard {
     mutex: &'static ControlMutex,
     /// The thread that locks also unlocks.
     _not_send: PhantomData<*mut ()>,
 }
 
-#[cfg(not(loom))]
 impl fmt::Debug for ControlGuard {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("ControlGuard").field("class", &self.mutex.class).finish()
     }
 }
 
-#[cfg(not(loom))]
 impl Drop for ControlGuard {
     fn drop(&mut self) {
         self.mutex.owner.store(0, Ordering::Relaxed);

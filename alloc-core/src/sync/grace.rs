@@ -134,7 +134,6 @@ impl<const SLOTS: usize> Grace<SLOTS> {
 
     /// Resets the counts in a fork child: all readers except `own` on each side were lost with
     /// their threads.
-    #[cfg(not(loom))]
     pub(crate) fn reset_in_child(&self, own: [usize; 2]) {
         for (side, own) in own.into_iter().enumerate() {
             let count = |slot: &Slot| slot.0[side].load(Ordering::Relaxed);

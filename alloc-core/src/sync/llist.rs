@@ -131,7 +131,6 @@ impl<T> Taken<T> {
     pub(crate) const NONE: Taken<T> = Taken(ptr::null_mut());
 
     /// Returns whether no node is left.
-    #[cfg(not(loom))]
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_null()
     }
@@ -198,7 +197,6 @@ impl<T: Link, const CPUS: usize> CpuLists<T, CPUS> {
 
     /// Closes the lists of all CPUs in a fork child, and moves their nodes to the boot list. Calls
     /// `keep` with every node that is on the boot list then.
-    #[cfg(not(loom))]
     pub(crate) fn without_cpus(&self, keep: impl Fn(*mut T)) {
         let early = self.boot.take();
         self.boot.open();

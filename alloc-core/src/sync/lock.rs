@@ -1,18 +1,19 @@
 //! The lock of the slow paths.
 
 #[cfg(not(loom))]
-use core::cell::Cell;
+mod fork;
+
 use core::fmt;
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::AtomicUsize;
-#[cfg(not(loom))]
-use core::sync::atomic::compiler_fence;
 
 use super::primitive::{Ordering, UnsafeCell, spin_loop};
 use super::{Context, Futex, LockClass, const_unless_loom, counters, witness};
 #[cfg(not(loom))]
-use crate::arch;
+use fork::Changing;
+#[cfg(not(loom))]
+pub(crate) use fork::Fork;
 
 const FREE: u32 = 0;
 const HELD: u32 = 1;
@@ -25,70 +26,6 @@ const ABANDONED: u32 = 3;
 /// Attempts before sleeping. A critical section here takes some hundred nanoseconds; a sleep costs
 /// microseconds.
 pub(crate) const SPINS: u32 = if cfg!(any(loom, miri)) { 1 } else { 100 };
-
-/// A fork in progress on this thread, which holds locks until the fork is over. A signal handler
-/// may interrupt it and fork as well, so the number is the depth of this fork, at least 1. The
-/// depth is added to the thread's token; the tokens of other threads are further away than that.
-#[cfg(not(loom))]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Fork(usize);
-
-#[cfg(not(loom))]
-impl Fork {
-    /// Maximum depth that is distinguished.
-    const MOST: usize = 63;
-
-    /// Returns the fork that this thread is in. Call between `pin` and `unpin` of its context.
-    pub(crate) fn current() -> Fork {
-        Fork(Context::depth().clamp(1, Fork::MOST))
-    }
-
-    /// Returns the owner token of a lock that is held for this fork.
-    fn token(self) -> usize {
-        Context::thread() + self.0
-    }
-}
-
-/// Marks that this thread may hold a lock without being its recorded owner: it is acquiring or
-/// releasing the lock. The mark ends when this is dropped.
-///
-/// That takes a few instructions, but a signal handler is likely to interrupt just there: after a
-/// fork, the first store to a page faults.
-#[cfg(not(loom))]
-struct Changing {
-    /// The mark of the code that this one interrupted.
-    outer: usize,
-}
-
-#[cfg(not(loom))]
-impl Changing {
-    #[inline]
-    fn begin(lock: &RawLock) -> Changing {
-        let changing = &arch::locals().changing;
-        let outer = changing.load(Ordering::Relaxed);
-        changing.store(core::ptr::from_ref(lock).addr(), Ordering::Relaxed);
-        // Orders against handlers on this thread: the mark precedes any change.
-        compiler_fence(Ordering::SeqCst);
-        Changing { outer }
-    }
-
-    /// Returns whether the interrupted code on this thread may hold the lock; another thread may
-    /// hold it instead.
-    fn is_on(lock: &RawLock) -> bool {
-        lock.owner.load(Ordering::Relaxed) == 0
-            && arch::locals().changing.load(Ordering::Relaxed) == core::ptr::from_ref(lock).addr()
-    }
-}
-
-#[cfg(not(loom))]
-impl Drop for Changing {
-    #[inline]
-    fn drop(&mut self) {
-        // Orders against handlers on this thread: by now the owner is recorded, or there is none.
-        compiler_fence(Ordering::SeqCst);
-        arch::locals().changing.store(self.outer, Ordering::Relaxed);
-    }
-}
 
 /// A word lock (Drepper, *Futexes Are Tricky*, mutex 2) that records its holder.
 ///
@@ -191,67 +128,16 @@ impl RawLock {
         }
     }
 
-    #[cfg(not(loom))]
     pub(crate) fn is_free(&self) -> bool {
         self.word.load(Ordering::Relaxed) == FREE
     }
 
-    #[cfg(not(loom))]
     fn is_held(&self) -> bool {
         matches!(self.word.load(Ordering::Relaxed), HELD | CONTENDED)
     }
 
-    #[cfg(not(loom))]
     pub(crate) fn is_abandoned(&self) -> bool {
         self.word.load(Ordering::Relaxed) == ABANDONED
-    }
-
-    /// Holds the lock until the fork is over, unless this thread holds it already: in code that it
-    /// interrupted, or for an outer fork. A context that must not wait makes a few attempts, which
-    /// are counted down in `attempts`.
-    #[cfg(not(loom))]
-    pub(crate) fn hold_for_fork(&self, fork: Fork, context: Context, attempts: &Cell<u32>) {
-        if self.is_this_threads() {
-            return;
-        }
-        let mut held = self.acquire(context);
-        while !held && !self.is_abandoned() && attempts.get() > 0 {
-            attempts.set(attempts.get() - 1);
-            super::spin_or_yield();
-            held = self.try_acquire(fork.token());
-        }
-        if held {
-            self.owner.store(fork.token(), Ordering::Relaxed);
-        }
-    }
-
-    /// Releases the lock in the parent, if it is held for this fork.
-    #[cfg(not(loom))]
-    pub(crate) fn release_in_parent(&self, fork: Fork) {
-        if self.owner.load(Ordering::Relaxed) == fork.token() {
-            self.release();
-        }
-    }
-
-    /// As [`RawLock::release_in_parent`], in the child. Abandons a lock that another thread held,
-    /// since that thread does not exist here to release it.
-    #[cfg(not(loom))]
-    pub(crate) fn release_in_child(&self, fork: Fork) {
-        self.release_in_parent(fork);
-        if self.is_held() && !self.is_this_threads() {
-            self.word.store(ABANDONED, Ordering::Relaxed);
-        }
-    }
-
-    /// As [`RawLock::release_in_child`], for a lock whose data is consistent after each store: the
-    /// child frees the lock instead of abandoning it.
-    #[cfg(not(loom))]
-    pub(crate) fn free_in_child(&self, fork: Fork) {
-        self.release_in_parent(fork);
-        if self.is_held() && !self.is_this_threads() {
-            self.owner.store(0, Ordering::Relaxed);
-            self.word.store(FREE, Ordering::Relaxed);
-        }
     }
 
     /// Returns the class for the witness and the counters.
@@ -264,22 +150,13 @@ impl RawLock {
     }
 
     /// Frees an abandoned lock whose data is consistent anyway.
-    #[cfg(not(loom))]
     pub(crate) fn reclaim_in_child(&self) {
         if self.is_abandoned() {
             self.word.store(FREE, Ordering::Relaxed);
         }
     }
 
-    /// Returns whether this thread holds the lock in code that it interrupted, including a fork.
-    #[cfg(not(loom))]
-    fn is_this_threads(&self) -> bool {
-        let above = self.owner.load(Ordering::Relaxed).wrapping_sub(Context::thread());
-        above <= Fork::MOST || Changing::is_on(self)
-    }
-
     /// Returns whether this thread holds the lock in code that it interrupted, other than a fork.
-    #[cfg(not(loom))]
     pub(crate) fn is_mine(&self) -> bool {
         self.owner.load(Ordering::Relaxed) == Context::thread()
     }
@@ -334,7 +211,6 @@ impl<T> Lock<T> {
     }
 
     /// Returns the lock without its data, for code that acquires all locks.
-    #[cfg(not(loom))]
     pub(crate) fn raw(&self) -> &RawLock {
         &self.raw
     }
@@ -404,6 +280,8 @@ impl<T> Drop for Guard<'_, T> {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use core::cell::Cell;
+
     use super::*;
 
     /// Compiles for types that are not `Send`: for a `Send` type two impls match.

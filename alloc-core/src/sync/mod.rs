@@ -33,19 +33,15 @@ pub(crate) mod witness;
 pub(crate) use backoff::Backoff;
 pub(crate) use constant::{array_of, const_unless_loom};
 pub(crate) use context::Context;
-pub(crate) use control::ControlRwLock;
-#[cfg(not(loom))]
-pub(crate) use control::{ControlGuard, ControlMutex, Holders};
+pub(crate) use control::{ControlGuard, ControlMutex, ControlRwLock, Holders};
 pub(crate) use futex::Futex;
 pub(crate) use grace::{Grace, Ticket};
 pub(crate) use llist::{CpuLists, Link, Llist, Taken};
 #[cfg(not(loom))]
-pub(crate) use lock::{Fork, RawLock, SPINS};
-pub(crate) use lock::{Guard, Lock};
+pub(crate) use lock::Fork;
+pub(crate) use lock::{Guard, Lock, RawLock, SPINS};
 pub(crate) use primitive::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
-pub(crate) use process::forks;
-#[cfg(not(loom))]
-pub(crate) use process::{count_fork, do_what_was_left, leave_for_later};
+pub(crate) use process::{count_fork, do_what_was_left, forks, leave_for_later};
 pub(crate) use rcuwait::Rcuwait;
 pub(crate) use wake_flag::WakeFlag;
 pub(crate) use witness::LockClass;

@@ -32,7 +32,6 @@ impl WakeFlag {
     }
 
     /// Returns whether the flag is clear; a hint.
-    #[cfg(not(loom))]
     pub(crate) fn is_clear(&self) -> bool {
         self.state.load(Ordering::Relaxed) == CLEAR
     }
@@ -57,7 +56,6 @@ impl WakeFlag {
     }
 
     /// As [`WakeFlag::sleep`], for at most `milliseconds`.
-    #[cfg(not(loom))]
     pub(crate) fn sleep_for(&self, milliseconds: u64) {
         self.state.wait_for(CLEAR, milliseconds);
     }

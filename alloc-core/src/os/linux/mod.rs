@@ -15,7 +15,6 @@ mod affinity;
 mod clock;
 mod environment;
 mod file;
-#[cfg(not(loom))]
 mod futex;
 mod memory;
 mod process;
@@ -36,9 +35,7 @@ pub(crate) use environment::{
 };
 pub(super) use file::{CPath, File};
 pub(crate) use file::{list, read, read_bytes, remove, share};
-#[cfg(not(loom))]
 pub(super) use futex::futex_wait_shared;
-#[cfg(not(loom))]
 pub(crate) use futex::{futex_wait, futex_wait_for, futex_wake_all, futex_wake_one};
 pub(crate) use memory::{
     commit, decommit, let_read, prefer_huge_pages, prefer_node, remap, renew, reserve, set_dumped,
