@@ -11,9 +11,11 @@ use clap::Parser;
 use comfy_table::Table;
 
 use crate::compare::runner::{self, Failure};
-use crate::engine::{self, Scale};
+use crate::engine;
+use crate::exit;
 use crate::measurement::{Measurement, Sharing};
 use crate::rows;
+use crate::run::Scale;
 use crate::workloads::{self, Kind, Workload};
 
 /// Count acquisitions of shared locks, and writes to shared cache lines, per 1000 operations of
@@ -50,7 +52,7 @@ pub fn main() -> ExitCode {
     if arguments.next().as_deref() == Some(ENGINE) {
         return engine::run_one("hayloft", arguments, || None);
     }
-    crate::exit(count(&Args::parse()).map(|()| true))
+    exit::code(count(&Args::parse()).map(|()| true))
 }
 
 fn count(args: &Args) -> Result<(), String> {

@@ -6,15 +6,19 @@
 //! `compare` builds the engines, interleaves their runs over several rounds, and reports the
 //! results.
 //!
-//! | module | contents |
+//! The table lists the modules from top to bottom. A module imports only from lower rows, here and
+//! in each module that declares others (the test `layers` checks the imports against the tables):
+//!
+//! | module | holds |
 //! |---|---|
-//! | [`allocator`] | the table of allocators that can be measured |
+//! | `count` | how often workloads make CPUs synchronise with each other |
+//! | [`compare`] [`simulate`] | measuring and reporting; the paths between CPUs on other machines |
+//! | [`engine`] | the body of an engine, which prints a [`measurement::Measurement`] |
 //! | [`workloads`] | the table of workloads, one file per family |
-//! | [`engine`] | the engine: times one workload and prints a [`measurement::Measurement`] |
-//! | `count` | counts how often workloads make CPUs synchronise with each other |
-//! | [`measurement`] | the line of JSON that an engine prints for `compare` |
-//! | [`simulate`] | a simulation of the paths between CPUs, for machines that are not available |
-//! | [`compare`] | arguments, building, running, statistics, tables, the page |
+//! | [`run`] | timing and watching a workload |
+//! | [`allocator`] [`measurement`] | the table of allocators; the line of JSON that engines print |
+//! | [`statistics`] `rows` `exit` | medians, intervals; tables of text; the end of a program |
+//! | `blocks` `prng` | raw blocks of memory; random numbers |
 
 pub mod allocator;
 pub mod compare;
@@ -22,29 +26,12 @@ pub mod compare;
 pub mod count;
 pub mod engine;
 pub mod measurement;
+pub mod run;
 pub mod simulate;
+pub mod statistics;
 pub mod workloads;
 
 mod blocks;
+mod exit;
 mod prng;
 mod rows;
-
-use std::process::ExitCode;
-
-/// Converts the outcome of a `main` to its exit code, which is 1 for an error and for `Ok(false)`.
-/// Prints the error.
-fn exit(outcome: Result<bool, String>) -> ExitCode {
-    match outcome {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            complain(&error);
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// Prints an error to standard error.
-fn complain(error: &str) {
-    eprintln!("{} {error}", console::style("error:").for_stderr().red().bold());
-}

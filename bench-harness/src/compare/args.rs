@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Parser;
 
 use crate::allocator::{self, Allocator};
-use crate::engine::Scale;
+use crate::run::Scale;
 use crate::workloads::{self, Kind, Workload};
 
 /// Measure Hayloft against mimalloc 3, the system allocator and other peers.

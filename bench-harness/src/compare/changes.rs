@@ -1,11 +1,10 @@
 //! A comparison of two runs: separates real differences from those that rounds show anyway.
 
-use super::Machine;
+use super::machine::Machine;
 use super::record::{Record, Subject};
-use super::report::Mood;
-use super::statistics::{Shift, geometric_mean, shift};
 use super::summary::{Aspect, Cell, MEANS, Mean, Row, Summary};
 use crate::allocator::OURS;
+use crate::statistics::{Mood, Shift, geometric_mean, shift};
 
 /// The differences between a run and an earlier one.
 #[derive(Debug)]
@@ -243,7 +242,7 @@ fn differences(now: &Record, then: &Record) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::compare::synthetic;
-    use crate::engine::Scale;
+    use crate::run::Scale;
 
     const WORKLOADS: [&str; 3] = ["pair-const", "churn-10k", "json"];
 

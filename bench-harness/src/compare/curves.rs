@@ -5,8 +5,8 @@ use std::path::Path;
 
 use plotters::prelude::*;
 
+use super::charts::canvas::{self, Area, Drawn, stroke, text};
 use super::charts::memory::{self, LIVE, Line};
-use super::charts::{self, Area, Drawn, stroke, text};
 use super::record::Record;
 use crate::allocator;
 use crate::workloads::{self, Kind, Workload};
@@ -39,7 +39,7 @@ pub(super) fn lines<'a>(record: &'a Record, workload: &Workload) -> Vec<Line<'a>
 
 /// Returns a chart with its title and legend, as the text of an SVG.
 fn draw(workload: &Workload, lines: &[Line<'_>]) -> Result<String, String> {
-    charts::svg(SIZE, |root| {
+    canvas::svg(SIZE, |root| {
         let (left, right) = root.split_horizontally(SIZE.0 - LEGEND);
         let title = format!("{}: {}", workload.name, workload.about);
         memory::draw(&left, Some(&title), lines)?;
@@ -66,7 +66,7 @@ fn legend(area: &Area<'_>, lines: &[Line<'_>]) -> Drawn {
 mod tests {
     use super::*;
     use crate::allocator::OURS;
-    use crate::compare::charts::PALETTE;
+    use crate::compare::charts::canvas::PALETTE;
     use crate::measurement::{Curve, Point};
 
     #[test]
@@ -84,7 +84,7 @@ mod tests {
         let svg = draw(workloads::find("sawtooth").unwrap(), &lines).unwrap();
         let document = roxmltree::Document::parse(&svg).unwrap();
         assert!(document.root_element().has_tag_name("svg"));
-        for colour in PALETTE.map(charts::hex) {
+        for colour in PALETTE.map(canvas::hex) {
             let of_colour = document
                 .descendants()
                 .filter(|node| node.attribute("stroke") == Some(&colour))

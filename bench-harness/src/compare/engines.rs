@@ -16,7 +16,7 @@ use cargo_metadata::{Artifact, Message, PackageId, TargetKind};
 use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 
-use super::Args;
+use super::args::Args;
 use crate::allocator::Allocator;
 
 /// All engines of a run.

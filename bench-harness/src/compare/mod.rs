@@ -1,26 +1,31 @@
 //! `compare`: builds the engines, runs them interleaved over rounds, and reports.
 //!
-//! [`Args`] are the arguments. [`engines`] builds, [`runner`] runs, and [`summary`] turns samples
-//! into the numbers of a table. [`report`] prints these or makes a page, and [`curves`] draws.
-//! [`record`] is the content of a saved file, and [`changes`] compares with such a file.
+//! The modules, each of which imports only from lower rows:
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`report`] | the report, as text or as a page |
+//! | [`curves`] | a picture of memory over time for each watched workload |
+//! | [`changes`] `charts` | the comparison with a saved run; charts as SVG |
+//! | [`summary`] | the numbers of the tables, made of samples |
+//! | [`record`] | everything that a run measured: the content of a saved file |
+//! | [`runner`] | running the engines |
+//! | [`engines`] | building the engines |
+//! | [`args`] [`machine`] | the command line; the machine that measured |
 
+pub mod args;
 pub mod changes;
 pub mod curves;
 pub mod engines;
+pub mod machine;
 pub mod record;
 pub mod report;
 pub mod runner;
-pub mod statistics;
 pub mod summary;
 
-mod args;
 mod charts;
-mod machine;
 #[cfg(test)]
 mod synthetic;
-
-pub use args::Args;
-pub use machine::Machine;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -28,11 +33,12 @@ use std::time::Instant;
 
 use clap::Parser;
 
+use self::args::Args;
 use self::changes::Changes;
 use self::record::Record;
 use self::summary::Summary;
-use crate::allocator::OURS;
-use crate::workloads;
+use crate::allocator::{self, OURS};
+use crate::{exit, workloads};
 
 /// Runs `compare`: the body of its `main`. Exits with 2 for wrong arguments or a file that holds no
 /// run, and with 1 if building, running or saving failed.
@@ -45,9 +51,9 @@ pub fn main() -> ExitCode {
     // Saved runs are loaded first: an error should not come after the measurement, which takes
     // long.
     match Saved::load(&args) {
-        Ok(saved) => crate::exit(compare(&args, saved)),
+        Ok(saved) => exit::code(compare(&args, saved)),
         Err(error) => {
-            crate::complain(&error);
+            exit::complain(&error);
             ExitCode::from(2)
         }
     }
@@ -113,7 +119,7 @@ fn listing() -> String {
         text += &format!("  {:16} {:?}: {}\n", workload.name, workload.kind, workload.about);
     }
     text += "Allocators:\n";
-    for allocator in &crate::allocator::ALL {
+    for allocator in &allocator::ALL {
         let note = if allocator.is_built() { "" } else { "(needs the cargo feature `peers`)" };
         text += format!("  {:16} {note}", allocator.name).trim_end();
         text += "\n";

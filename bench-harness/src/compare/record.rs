@@ -9,13 +9,14 @@ use std::time::Duration;
 use jiff::{Timestamp, Unit};
 use serde::{Deserialize, Serialize};
 
+use super::args::Args;
 use super::engines::{CrateBuild, Engine, Engines};
+use super::machine::Machine;
 use super::runner::{Outcome, Sample};
-use super::statistics::median;
-use super::{Args, Machine};
 use crate::allocator;
-use crate::engine::Scale;
 use crate::measurement::Measurement;
+use crate::run::Scale;
+use crate::statistics::median;
 
 /// Workload whose time reveals an allocator compiled without optimisation.
 const YARDSTICK: &str = "pair-hidden";

@@ -11,10 +11,10 @@ use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 use wait_timeout::ChildExt;
 
-use super::Args;
+use super::args::Args;
 use super::engines::Engine;
-use crate::engine::Scale;
 use crate::measurement::Measurement;
+use crate::run::Scale;
 use crate::workloads::{Kind, Workload};
 
 /// Returns the time after which an engine counts as hung. Most last about a second; a watched

@@ -2,9 +2,9 @@
 
 use super::record::Record;
 use super::runner::{Outcome, Sample};
-use super::statistics::{geometric_mean, median, paired_ratios, range};
 use crate::allocator::{self, BASELINE, OURS};
 use crate::measurement::{Curve, Latency, Measurement, Point};
+use crate::statistics::{geometric_mean, median, paired_ratios, range};
 use crate::workloads::{self, Kind, Resident, Workload};
 
 /// The numbers of all pairs.

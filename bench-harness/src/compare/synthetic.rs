@@ -1,11 +1,11 @@
 //! Invented runs for tests.
 
-use super::Machine;
 use super::engines::CrateBuild;
+use super::machine::Machine;
 use super::record::{FORMAT, Record, Subject};
 use super::runner::{Outcome, Sample};
-use crate::engine::Scale;
 use crate::measurement::{Curve, Latency, Measurement, Point};
+use crate::run::Scale;
 use crate::workloads::{self, Kind, Workload};
 
 /// Allocators of a run, with the factor by which each needs more of everything.

@@ -6,7 +6,7 @@ use clap::Parser;
 use hayloft_core::tuning;
 
 use super::machine::{Costs, Topology};
-use super::model::{Protocol, Setup};
+use super::setup::{Protocol, Setup};
 use super::trace::{self, RULES, Rule};
 
 /// Simulate the allocator's paths between CPUs on a machine that has more of them.

@@ -10,8 +10,10 @@ use hayloft_core::kmalloc;
 use hayloft_core::size_class::MAX_MIDDLE;
 
 use super::machine::{Costs, Topology};
-use super::model::{Counts, Model, Setup};
+use super::model::Model;
+use super::outcome::Counts;
 use super::real::{self, least};
+use super::setup::Setup;
 use super::trace::{Trace, bursts, class_of_size, shuffled_bursts};
 
 /// Repetitions of each measurement, of which the least counts.

@@ -1,25 +1,35 @@
 //! `simulate`: predicts the behaviour of the allocator's paths between CPUs, on machines that are
 //! not available.
 //!
-//! | module | contents |
-//! |---|---|
-//! | [`trace`] | the requests that each thread of a program makes to its allocator |
-//! | [`machine`] | virtual CPUs, their distances, and the costs of operations (`costs.toml`) |
-//! | [`model`] | the paths of `hayloft-core`, as a simulation of discrete events |
-//! | [`record`] | traces of workloads as they run |
-//! | [`real`] | traces replayed on this machine |
-//! | [`calibrate`] | measurement of the costs on this machine |
-//!
 //! `docs/scaling.md` describes the results, and what the model leaves out.
+//!
+//! The modules, each of which imports only from lower rows:
+//!
+//! | module | holds |
+//! |---|---|
+//! | `report` | tables, CSV and JSON |
+//! | [`calibrate`] `curve` | the costs on this machine; one trace on more and more CPUs |
+//! | [`model`] | the paths of `hayloft-core`, as a simulation of discrete events |
+//! | `args` `blocks` | the command line; the blocks of a trace during a simulation |
+//! | `events` `lock` `store` | events in order; a lock; barns and slabs |
+//! | [`outcome`] [`setup`] | results of a simulation; its parameters |
+//! | [`real`] [`record`] | replay of traces on this machine; traces of workloads as they run |
+//! | [`machine`] | virtual CPUs, their distances, and the costs of operations (`costs.toml`) |
+//! | [`trace`] | the requests that each thread of a program makes to its allocator |
 
 pub mod calibrate;
 pub mod machine;
 pub mod model;
+pub mod outcome;
 pub mod real;
 pub mod record;
+pub mod setup;
 pub mod trace;
 
 mod args;
+mod blocks;
+mod curve;
+mod events;
 mod lock;
 mod report;
 mod store;
@@ -30,13 +40,16 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use self::args::Args;
+use self::curve::Curve;
 use self::machine::Costs;
-use self::model::{Model, Outcome, Setup};
+use self::model::Model;
+use self::setup::Setup;
 use self::trace::Trace;
+use crate::exit;
 
 /// Runs `simulate`: the body of its `main`.
 pub fn main() -> ExitCode {
-    crate::exit(simulate(&Args::parse()))
+    exit::code(simulate(&Args::parse()))
 }
 
 /// Does what the arguments request. Returns `false` if a prediction was too far off.
@@ -82,41 +95,6 @@ fn simulate(args: &Args) -> Result<bool, String> {
         println!("{}", report::text(&curves, args.markdown));
     }
     Ok(true)
-}
-
-/// One trace on increasing numbers of CPUs.
-struct Curve {
-    name: String,
-    points: Vec<(usize, Outcome)>,
-}
-
-impl Curve {
-    fn new(
-        args: &Args,
-        costs: Costs,
-        name: &str,
-        group: usize,
-        make: &dyn Fn(usize) -> Trace,
-    ) -> Self {
-        let points = args.counts(group).into_iter().map(|cpus| {
-            let trace = make(cpus);
-            let setup = args.setup(costs);
-            (cpus, Model::new(&trace, &setup).run())
-        });
-        Self { name: name.to_owned(), points: points.collect() }
-    }
-
-    /// Returns the throughput per CPU of a point, relative to that of the first point.
-    fn efficiency(&self, (cpus, outcome): &(usize, Outcome)) -> f64 {
-        let Some((first, of_first)) = self.points.first() else { return 1.0 };
-        outcome.throughput() / of_first.throughput() * *first as f64 / *cpus as f64
-    }
-
-    /// Returns the first number of CPUs at which the throughput per CPU is below four fifths of
-    /// that of the first point.
-    fn knee(&self) -> Option<usize> {
-        self.points.iter().find(|point| self.efficiency(point) < 0.8).map(|(cpus, _)| *cpus)
-    }
 }
 
 /// Largest accepted error of a prediction, relative to the measurement.

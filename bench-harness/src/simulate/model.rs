@@ -12,108 +12,17 @@
 //!          -> [lock] pages, for each empty slab
 //! ```
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use hayloft_core::size_class::CLASSES;
+use hayloft_core::tuning;
 
-use hayloft_core::size_class::{CLASSES, Class};
-use hayloft_core::tuning::{self, Numbers};
-
+use super::blocks::{Block, Blocks};
+use super::events::{Event, Events};
 use super::lock::Lock;
-use super::machine::{Costs, Distances, Here, Line, Time, Topology, ns};
+use super::machine::{Distances, Here, Line, Time, ns};
+use super::outcome::{Counts, Kind, Outcome};
+use super::setup::{Protocol, Setup};
 use super::store::{AllSlabs, Object, Store, Work, slab_of};
 use super::trace::{Op, Trace};
-
-/// The allocator that serves a trace.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-pub enum Protocol {
-    /// Sheaves, barns, slabs, pages.
-    Hayloft,
-    /// A free list for each class, all under one lock: for comparison.
-    OneLock,
-}
-
-/// The parameters of a simulation besides the trace.
-#[derive(Clone, Debug)]
-pub struct Setup {
-    /// Distances between CPUs.
-    pub topology: Topology,
-    /// Costs of operations.
-    pub costs: Costs,
-    /// Time that the program spends between two operations, in nanoseconds.
-    pub work: f64,
-    /// Tuning constants of each class.
-    pub numbers: Vec<Numbers>,
-    /// Allocator that serves the trace.
-    pub protocol: Protocol,
-    /// Number of arenas, one of which a shared store uses. One by default; `hayloft-core` has one
-    /// per node.
-    pub arenas: usize,
-}
-
-impl Setup {
-    /// Creates a setup with the tuning constants of `hayloft-core`.
-    pub fn new(topology: Topology, costs: Costs, work: f64) -> Self {
-        let class = |index| Class::from_index(index).expect("a class");
-        let numbers = (0..CLASSES).map(|index| tuning::of_class(class(index))).collect();
-        Self { topology, costs, work, numbers, protocol: Protocol::Hayloft, arenas: 1 }
-    }
-
-    /// Makes all sheaves, batches and barns `factor` times as large.
-    pub fn scale_sheaves(&mut self, factor: usize) {
-        for numbers in &mut self.numbers {
-            numbers.sheaf *= factor;
-            numbers.batch *= factor;
-            numbers.barn *= factor;
-        }
-    }
-}
-
-/// Counts of operations in the timed part, by all CPUs: the factors of the costs.
-#[derive(Clone, Copy, Default, PartialEq, Debug)]
-#[expect(missing_docs, reason = "each is counted for the cost of the same name")]
-pub struct Counts {
-    pub hit: u64,
-    pub slow: u64,
-    pub lock: u64,
-    pub copy: u64,
-    pub bit: u64,
-    pub visit: u64,
-    pub page: u64,
-    pub make: u64,
-}
-
-/// The kinds of locks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[expect(missing_docs, reason = "told by their names")]
-pub enum Kind {
-    Barn,
-    Slabs,
-    Arena,
-}
-
-/// The result of a simulation.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Outcome {
-    /// Nanoseconds of the timed part, from its common start to the end of the last thread.
-    pub nanoseconds: f64,
-    /// Pairs of operations in the timed part.
-    pub pairs: f64,
-    /// Counts of operations.
-    pub counts: Counts,
-    /// Acquisitions by kind of lock.
-    pub acquired: [u64; 3],
-    /// Share of all CPUs' time that was spent waiting for locks of a kind.
-    pub waited: [f64; 3],
-    /// Share that was spent waiting for cache lines, without those of lock words.
-    pub moved: f64,
-}
-
-impl Outcome {
-    /// Returns millions of pairs per second, of all CPUs together.
-    pub fn throughput(&self) -> f64 {
-        self.pairs * 1000.0 / self.nanoseconds
-    }
-}
 
 /// The next step of a CPU, after its current wait.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -153,34 +62,13 @@ struct Cpu {
     sheaves: Vec<Vec<Object>>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum Event {
-    /// The CPU continues with its step.
-    Go,
-    /// The CPU releases a lock.
-    Release(usize),
-    /// The CPU has spun for long enough, if it is still in the wait of that number.
-    GiveUp(usize, u32),
-    /// The CPU has slept.
-    Retry(usize),
-}
-
-/// The state of a block of the trace.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Block {
-    Unborn,
-    Live(Object),
-    Freed,
-}
-
 /// A simulation.
 pub struct Model<'a> {
     trace: &'a Trace,
     setup: &'a Setup,
     distances: Distances,
     cpus: Vec<Cpu>,
-    events: BinaryHeap<Reverse<(Time, u64, usize, Event)>>,
-    order: u64,
+    events: Events,
     stores: Vec<Store>,
     locks: Vec<Lock>,
     slabs: AllSlabs,
@@ -188,11 +76,7 @@ pub struct Model<'a> {
     /// Free list of each class, for the one lock. `objects` is the number of objects created.
     lists: Vec<Vec<Object>>,
     objects: u32,
-    blocks: Vec<Block>,
-    /// Time of each block's last change.
-    changed: Vec<Time>,
-    /// CPU that waits for a block to change.
-    waiting: HashMap<u32, usize>,
+    blocks: Blocks,
     at_mark: usize,
     start: Time,
     counts: Counts,
@@ -227,17 +111,14 @@ impl<'a> Model<'a> {
             setup,
             distances: Distances::new(setup.topology, &setup.costs),
             cpus: (0..cpus).map(cpu).collect(),
-            events: BinaryHeap::new(),
-            order: 0,
+            events: Events::default(),
             stores: (0..stores * CLASSES).map(store).collect(),
             locks: (0..2 * stores * CLASSES + setup.arenas).map(|_| Lock::new(cpus)).collect(),
             slabs: AllSlabs::default(),
             arenas: vec![Line::NEW; setup.arenas],
             lists: vec![Vec::new(); CLASSES],
             objects: 0,
-            blocks: vec![Block::Unborn; trace.classes.len()],
-            changed: vec![0; trace.classes.len()],
-            waiting: HashMap::new(),
+            blocks: Blocks::new(trace.classes.len()),
             at_mark: 0,
             start: 0,
             counts: Counts::default(),
@@ -254,9 +135,9 @@ impl<'a> Model<'a> {
     /// Panics if the trace waits for an event that never happens.
     pub fn run(&mut self) -> Outcome {
         for cpu in 0..self.cpus.len() {
-            self.schedule(0, cpu, Event::Go);
+            self.events.schedule(0, cpu, Event::Go);
         }
-        while let Some(Reverse((time, _, cpu, event))) = self.events.pop() {
+        while let Some((time, cpu, event)) = self.events.pop() {
             match event {
                 Event::Go => self.go(cpu, time),
                 Event::Release(lock) => self.release(cpu, lock, time),
@@ -293,11 +174,6 @@ impl<'a> Model<'a> {
         }
     }
 
-    fn schedule(&mut self, time: Time, cpu: usize, event: Event) {
-        self.order += 1;
-        self.events.push(Reverse((time, self.order, cpu, event)));
-    }
-
     fn count(&mut self, cpu: usize, count: impl FnOnce(&mut Counts)) {
         if self.cpus[cpu].timed {
             count(&mut self.counts);
@@ -313,7 +189,7 @@ impl<'a> Model<'a> {
                 let way = self.locks[lock].look(Here { cpu, distances: &self.distances });
                 let is_empty = self.stores[lock / 2].barn.objects.is_empty();
                 self.cpus[cpu].step = if is_empty { Step::Cut } else { Step::Take };
-                self.schedule(time + way, cpu, Event::Go);
+                self.events.schedule(time + way, cpu, Event::Go);
             }
             Step::LookToPut => {
                 let lock = self.lock_for(cpu, Step::Put);
@@ -322,7 +198,7 @@ impl<'a> Model<'a> {
                 let numbers = &self.setup.numbers[*class];
                 let has_room = self.stores[lock / 2].barn.has_room(batch.len(), numbers);
                 self.cpus[cpu].step = if has_room { Step::Put } else { Step::PutHome };
-                self.schedule(time + way, cpu, Event::Go);
+                self.events.schedule(time + way, cpu, Event::Go);
             }
             step => self.request(cpu, step, time),
         }
@@ -341,16 +217,16 @@ impl<'a> Model<'a> {
             }
             let Some(op) = thread.ops.get(state.at).map(|packed| packed.op()) else { return };
             let (Op::Alloc(number) | Op::Free(number) | Op::Await(number)) = op;
-            let block = self.blocks[number as usize];
+            let block = self.blocks.state(number);
             // The CPU that allocates or frees the block may be ahead of this one in time, or
             // behind.
             match (op, block) {
                 (Op::Free(_), Block::Unborn) | (Op::Await(_), Block::Unborn | Block::Live(_)) => {
-                    self.waiting.insert(number, cpu);
+                    self.blocks.wait(number, cpu);
                     return;
                 }
                 (Op::Free(_) | Op::Await(_), _) => {
-                    state.time = state.time.max(self.changed[number as usize]);
+                    state.time = state.time.max(self.blocks.changed(number));
                 }
                 (Op::Alloc(_), _) => {}
             }
@@ -363,7 +239,7 @@ impl<'a> Model<'a> {
                 let class = self.trace.classes[number as usize].into();
                 (state.class, state.number, state.step) = (class, number, Step::OneLock);
                 let time = state.time;
-                return self.schedule(time, cpu, Event::Go);
+                return self.events.schedule(time, cpu, Event::Go);
             }
             state.time += hit;
             let class = usize::from(self.trace.classes[number as usize]);
@@ -399,7 +275,7 @@ impl<'a> Model<'a> {
         (state.class, state.number, state.object, state.step) = (class, number, object, step);
         state.time += slow;
         let time = state.time;
-        self.schedule(time, cpu, Event::Go);
+        self.events.schedule(time, cpu, Event::Go);
     }
 
     /// Moves a batch off the sheaf.
@@ -419,13 +295,11 @@ impl<'a> Model<'a> {
 
     /// Records the change of a block, and resumes the CPU that waits for it.
     fn change(&mut self, cpu: usize, number: u32, block: Block) {
-        self.blocks[number as usize] = block;
         let time = self.cpus[cpu].time;
-        self.changed[number as usize] = time;
         // A CPU that awaits the free also resumes at the allocation; it then waits again.
-        if let Some(other) = self.waiting.remove(&number) {
+        if let Some(other) = self.blocks.change(number, block, time) {
             let time = time.max(self.cpus[other].time);
-            self.schedule(time, other, Event::Go);
+            self.events.schedule(time, other, Event::Go);
         }
     }
 
@@ -434,7 +308,7 @@ impl<'a> Model<'a> {
         if self.at_mark == self.cpus.len() {
             self.start = self.cpus.iter().map(|cpu| cpu.time).max().unwrap_or(0);
             for cpu in 0..self.cpus.len() {
-                self.schedule(self.start, cpu, Event::Go);
+                self.events.schedule(self.start, cpu, Event::Go);
             }
         }
     }
@@ -473,7 +347,7 @@ impl<'a> Model<'a> {
             Some(way) => self.granted(cpu, lock, time + way),
             None => {
                 let spins = f64::from(tuning::SPINS) * self.setup.costs.spin;
-                self.schedule(time + ns(spins), cpu, Event::GiveUp(lock, wait));
+                self.events.schedule(time + ns(spins), cpu, Event::GiveUp(lock, wait));
             }
         }
     }
@@ -490,7 +364,7 @@ impl<'a> Model<'a> {
         }
         self.count(cpu, |counts| counts.lock += 1);
         let lasts = ns(self.setup.costs.lock) + self.under_lock(cpu, lock);
-        self.schedule(time + lasts, cpu, Event::Release(lock));
+        self.events.schedule(time + lasts, cpu, Event::Release(lock));
     }
 
     /// Does the work of the step under its lock, and sets the next step. Returns the duration of
@@ -603,7 +477,7 @@ impl<'a> Model<'a> {
             // A wake has no effect before its CPU has gone to sleep.
             let asleep =
                 self.cpus[woken].since + ns(f64::from(tuning::SPINS) * costs.spin + costs.sleep);
-            self.schedule(wakes.max(asleep), woken, Event::Retry(lock));
+            self.events.schedule(wakes.max(asleep), woken, Event::Retry(lock));
         }
         self.after(cpu);
     }
@@ -619,7 +493,7 @@ impl<'a> Model<'a> {
             self.count(cpu, |counts| counts.make += 1);
         }
         let time = self.cpus[cpu].time;
-        self.schedule(time, cpu, Event::Go);
+        self.events.schedule(time, cpu, Event::Go);
     }
 
     /// Ends a slow path: moves the batch, or the freed object, to the sheaf.
@@ -630,7 +504,7 @@ impl<'a> Model<'a> {
         let state = &mut self.cpus[cpu];
         let sheaf = &mut state.sheaves[state.class];
         let (number, object) = (state.number, state.object);
-        if let Block::Unborn = self.blocks[number as usize] {
+        if let Block::Unborn = self.blocks.state(number) {
             let object = state.batch.pop().expect("a batch has one at least");
             let copies = state.batch.len();
             sheaf.append(&mut state.batch);
@@ -644,7 +518,7 @@ impl<'a> Model<'a> {
     fn finish_under_one_lock(&mut self, cpu: usize) {
         let Cpu { class, number, .. } = self.cpus[cpu];
         let list = &mut self.lists[class];
-        let block = if let Block::Live(object) = self.blocks[number as usize] {
+        let block = if let Block::Live(object) = self.blocks.state(number) {
             list.push(object);
             Block::Freed
         } else {
@@ -672,11 +546,7 @@ impl<'a> Model<'a> {
             assert!(store.barn.objects.len() <= self.setup.numbers[index % CLASSES].barn);
             store.barn.objects.iter().copied().for_each(&mut found);
         }
-        let live = self.blocks.iter().filter_map(|block| match block {
-            Block::Live(object) => Some(*object),
-            _ => None,
-        });
-        live.for_each(&mut found);
+        self.blocks.live().for_each(&mut found);
         let mut all = 0;
         for (number, slab) in self.slabs.slabs.iter().enumerate() {
             if !self.slabs.unused.contains(&(number as u32)) {
@@ -692,6 +562,7 @@ impl<'a> Model<'a> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::machine::{Costs, Topology};
     use super::super::trace::{RULES, bursts, class_of_size, rule};
     use super::*;
 

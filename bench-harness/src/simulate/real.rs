@@ -12,7 +12,7 @@ use hayloft_core::kmalloc;
 use hayloft_core::size_class::{CLASSES, Class};
 
 use super::trace::{Op, Thread, Trace};
-use crate::compare::statistics::median;
+use crate::statistics::median;
 
 /// An allocator that serves a trace.
 pub trait Heap: Sync {

@@ -17,7 +17,8 @@ use clap::Parser;
 use hayloft_core::size_class::{Class, class_of};
 
 use super::trace::{Maker, Trace};
-use crate::engine::{Run, Scale};
+use crate::exit;
+use crate::run::{Run, Scale};
 use crate::workloads::{self, Workload};
 
 /// Requests that can be recorded.
@@ -162,7 +163,7 @@ struct Args {
 
 /// Runs `record`: the body of its `main`. The executable must have a [`Recorder`] as its allocator.
 pub fn main() -> ExitCode {
-    crate::exit(run(&Args::parse()).map(|()| true))
+    exit::code(run(&Args::parse()).map(|()| true))
 }
 
 fn run(args: &Args) -> Result<(), String> {

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::{Curve, Outcome};
+use super::curve::Curve;
+use super::outcome::Outcome;
 use crate::rows;
 
 /// A prediction, and the measurement that it is compared with.

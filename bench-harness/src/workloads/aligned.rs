@@ -1,8 +1,8 @@
 //! Blocks with an alignment larger than the natural one: cache lines, vectors, pages.
 
 use crate::blocks::Block;
-use crate::engine::Run;
 use crate::prng::Prng;
+use crate::run::Run;
 
 pub(super) fn run(run: &mut Run) {
     let count: u64 = run.pick(1_500_000, 120_000, 1000);

@@ -1,7 +1,7 @@
 //! Batches: many blocks allocated at once, then freed in one order or the other.
 
 use crate::blocks::Fixed;
-use crate::engine::Run;
+use crate::run::Run;
 
 const BATCH: usize = 10_000;
 

@@ -2,8 +2,8 @@
 //! size.
 
 use crate::blocks::Block;
-use crate::engine::Run;
 use crate::prng::Prng;
+use crate::run::Run;
 
 /// A full set of slots, and the state for further replacements.
 pub(super) struct Churn {

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::hint::black_box;
 
-use crate::engine::Run;
 use crate::prng::Prng;
+use crate::run::Run;
 
 /// The standard hasher with a fixed seed: all runs do the same work.
 type FixedSeed = BuildHasherDefault<DefaultHasher>;

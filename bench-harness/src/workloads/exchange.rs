@@ -6,8 +6,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use crate::blocks::{alloc_raw, free_raw};
-use crate::engine::Run;
 use crate::prng::Prng;
+use crate::run::Run;
 
 const THREADS: usize = 4;
 

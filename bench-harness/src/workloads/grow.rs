@@ -2,8 +2,8 @@
 
 use std::hint::black_box;
 
-use crate::engine::Run;
 use crate::prng::Prng;
+use crate::run::Run;
 
 /// Grows many vectors in turn. Sooner or later each one's neighbours prevent growth in place.
 pub(super) fn vectors(run: &mut Run) {

@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use parking_lot::Mutex;
 
 use crate::blocks::Fixed;
-use crate::engine::Run;
+use crate::run::Run;
 
 /// Blocks in a batch.
 pub(super) const BATCH: usize = 1000;

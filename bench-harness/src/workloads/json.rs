@@ -4,8 +4,8 @@ use std::hint::black_box;
 
 use serde_json::{Map, Value, json};
 
-use crate::engine::Run;
 use crate::prng::Prng;
+use crate::run::Run;
 
 pub(super) fn run(run: &mut Run) {
     let passes: u64 = run.pick(2, 1, 1);

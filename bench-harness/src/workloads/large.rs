@@ -2,8 +2,8 @@
 //! and the cost of page faults.
 
 use crate::blocks::Block;
-use crate::engine::Run;
 use crate::prng::Prng;
+use crate::run::Run;
 
 /// Keeps one large block at a time.
 pub(super) fn pairs(run: &mut Run) {

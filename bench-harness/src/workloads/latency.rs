@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use super::churn::Churn;
 use super::handoff::{BATCH, Role, Roles};
 use crate::blocks::{Block, Fixed};
-use crate::engine::{LatencyRecorder, Run};
+use crate::run::{LatencyRecorder, Run};
 
 /// Times the frees and allocations of `churn-10k`.
 pub(super) fn churn(run: &mut Run) {

@@ -6,8 +6,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use parking_lot::Mutex;
 
 use crate::blocks::Block;
-use crate::engine::Run;
 use crate::prng::Prng;
+use crate::run::Run;
 
 /// Sizes of the churned blocks: 33 to 512 KiB.
 const MIDDLE: (usize, usize) = (33 << 10, 512 << 10);

@@ -3,6 +3,15 @@
 //! A workload chooses its amount of work by scale, sets up its untimed state, and passes the rest
 //! to [`Run`] for timing. Its description defines the operation that is counted. In the first
 //! groups that is one allocation with its free, unless the description says otherwise.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `latency` | single operations of `churn` and `handoff`, each timed by itself |
+//! | `batches` `churn` `pairs` `phases` `sizes` | small blocks, in one thread or in many alike |
+//! | `exchange` `handoff` `survivors` `trees` | blocks that other threads free; trees of nodes |
+//! | `aligned` `grow` `large` `middle` `zeroed` | blocks that are larger, or special |
+//! | `collections` `interpreter` `json` `regexes` `server` | parts of real programs |
+//! | `curves` `resident` | memory over time; memory that a process keeps |
 
 mod aligned;
 mod batches;
@@ -28,7 +37,7 @@ mod survivors;
 mod trees;
 mod zeroed;
 
-use crate::engine::Run;
+use crate::run::Run;
 
 /// The property of an allocator that a workload measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,7 +174,7 @@ pub fn parse(name: &str) -> Result<&'static Workload, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Scale;
+    use crate::run::Scale;
 
     #[test]
     fn every_workload_runs() {

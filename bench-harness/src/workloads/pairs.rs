@@ -5,7 +5,7 @@ use std::alloc::Layout;
 use std::hint::black_box;
 
 use crate::blocks::{alloc_raw, free_raw};
-use crate::engine::Run;
+use crate::run::Run;
 
 const LAYOUT: Layout = Layout::new::<[u64; 8]>();
 

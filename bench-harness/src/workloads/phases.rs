@@ -3,7 +3,7 @@
 //! pins the memory around it, which then cannot return to the system.
 
 use crate::blocks::Block;
-use crate::engine::Run;
+use crate::run::Run;
 
 const SIZES: [usize; 5] = [32, 192, 1024, 80, 4096];
 /// Blocks per survivor of a phase.

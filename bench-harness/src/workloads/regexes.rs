@@ -5,7 +5,7 @@ use std::hint::black_box;
 
 use regex::Regex;
 
-use crate::engine::Run;
+use crate::run::Run;
 
 /// Typical patterns of programs. Each is used with several names.
 const TEMPLATES: [&str; 10] = [

@@ -4,7 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::blocks::Fixed;
-use crate::engine::Run;
+use crate::run::Run;
 
 /// Does nothing: shows the cost of an allocator to a program that hardly allocates.
 pub(super) fn idle(_: &mut Run) {}

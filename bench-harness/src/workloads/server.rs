@@ -9,8 +9,8 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Builder;
 
-use crate::engine::Run;
 use crate::prng::Prng;
+use crate::run::Run;
 
 const CLIENTS: u64 = 8;
 /// Requests that a client sends before it waits for the answers.

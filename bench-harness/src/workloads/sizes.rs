@@ -1,7 +1,7 @@
 //! A sweep over sizes: uses every size class, and none more than the others.
 
 use crate::blocks::Block;
-use crate::engine::Run;
+use crate::run::Run;
 
 const LARGEST: usize = 32 * 1024;
 const BLOCKS: usize = 64;

@@ -4,8 +4,8 @@
 use std::thread;
 
 use crate::blocks::Block;
-use crate::engine::Run;
 use crate::prng::Prng;
+use crate::run::Run;
 
 pub(super) fn run(run: &mut Run) {
     let threads: u64 = run.pick(1200, 80, 3);

@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 
-use crate::engine::Run;
+use crate::run::Run;
 
 /// A node of two pointers: 16 bytes.
 struct Node {

@@ -1,8 +1,8 @@
 //! Zeroed memory. Does an allocator know which of its memory is already zero?
 
 use crate::blocks::Block;
-use crate::engine::Run;
 use crate::prng::Prng;
+use crate::run::Run;
 
 pub(super) fn run(run: &mut Run) {
     let count: u64 = run.pick(400_000, 50_000, 1000);

@@ -7,6 +7,7 @@ use hayloft_core::irq_work::IrqWork;
 use crate::draw::Rng;
 use crate::failure::Role;
 use crate::pulse::Pulse;
+use crate::totals::IrqCounts;
 use crate::visit::Visit;
 
 /// Items that run where `--irq` selects, and items that always run in the handler where there is
@@ -22,15 +23,6 @@ const CPUS: usize = 16;
 pub(crate) static RUN: Pulse = Pulse::new();
 static QUEUED: AtomicU64 = AtomicU64::new(0);
 static COALESCED: AtomicU64 = AtomicU64::new(0);
-
-/// Counts of items so far.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Counts {
-    pub(crate) queued: u64,
-    pub(crate) run: u64,
-    /// Requests to queue an item that was queued already.
-    pub(crate) coalesced: u64,
-}
 
 /// Queues a random item on a random CPU.
 pub(crate) fn queue(rng: &mut Rng) {
@@ -67,8 +59,8 @@ pub(crate) fn settle() {
 }
 
 /// Returns the counts of items so far.
-pub(crate) fn counts() -> Counts {
-    Counts {
+pub(crate) fn counts() -> IrqCounts {
+    IrqCounts {
         queued: QUEUED.load(Ordering::Relaxed),
         run: RUN.beats(),
         coalesced: COALESCED.load(Ordering::Relaxed),

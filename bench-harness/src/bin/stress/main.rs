@@ -17,6 +17,24 @@
 //! a refused `realloc` left the block unchanged. But the program's own tables are on the same heap,
 //! and it gives up when the allocator refuses memory for them.
 //!
+//! The modules, each of which imports only from lower rows:
+//!
+//! | module | holds |
+//! |---|---|
+//! | `crew` | the supervisor, which keeps one worker running per lane |
+//! | `worker` | one worker thread: a generation of random operations |
+//! | `companion` | threads beside the workers |
+//! | `forks` `signals` | fork children; signals that interrupt threads anywhere |
+//! | `irq` | irq work, queued in signal handlers |
+//! | `caches` `visit` | object caches that come and go; operations for any context |
+//! | `exchange` `relay` | slots that threads pass blocks through; such slots for any context |
+//! | `published` | cache objects that any context may read |
+//! | `block` `object` | a block and a cache's object, which check their contents |
+//! | `hotplug` `watchdog` | CPUs that come and go; the end of a run that is stuck |
+//! | `failure` | the end of a run that found a fault |
+//! | `pattern` `totals` | the contents of blocks; counts of the work done |
+//! | `draw` `options` `pulse` | random layouts; the command line; signs of progress |
+//!
 //! # Replay
 //!
 //! The operations of a worker depend only on the seed, its thread number and its generation. The

@@ -7,7 +7,6 @@ use std::time::Duration;
 use hayloft_core::heap::DeferredFrees;
 
 use crate::draw;
-use crate::irq;
 
 /// Counts of one worker, or the sum of many.
 #[derive(Clone, Copy, Debug, Default)]
@@ -62,13 +61,22 @@ impl AddAssign for Totals {
     }
 }
 
+/// Counts of irq work.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct IrqCounts {
+    pub(crate) queued: u64,
+    pub(crate) run: u64,
+    /// Requests to queue an item that was queued already.
+    pub(crate) coalesced: u64,
+}
+
 /// Counts of the activities beside the workers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Events {
     /// Operations done by signal handlers.
     pub(crate) handler_operations: u64,
     pub(crate) handlers: u64,
-    pub(crate) irq: irq::Counts,
+    pub(crate) irq: IrqCounts,
     pub(crate) deferred: DeferredFrees,
     pub(crate) hotplug_cycles: u64,
     pub(crate) forks: u64,
@@ -129,7 +137,7 @@ impl fmt::Display for Outcome {
         }
         let Events { handler_operations, handlers, irq, deferred, hotplug_cycles, forks, destroys } =
             self.events;
-        let irq::Counts { queued, run, coalesced } = irq;
+        let IrqCounts { queued, run, coalesced } = irq;
         let DeferredFrees { deferred, flushed, .. } = deferred;
         writeln!(f, "  handler ops      {handler_operations:>14}  ({handlers} signals)")?;
         writeln!(f, "  deferred frees   {deferred:>14}  ({flushed} flushed)")?;

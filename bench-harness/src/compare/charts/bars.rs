@@ -7,7 +7,7 @@
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::{Area, Drawn, INK, colour, text};
+use super::canvas::{Area, Drawn, INK, colour, text};
 
 /// Width of the picture, in pixels.
 pub(in crate::compare) const WIDTH: u32 = 420;
@@ -138,6 +138,7 @@ impl Scale {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compare::charts::canvas;
 
     fn row(ratio: f64) -> Row {
         let bar = Bar { allocator: "hayloft", ratio, spread: (ratio * 0.9, ratio * 1.1) };
@@ -160,7 +161,7 @@ mod tests {
     #[test]
     fn ratios_of_cut_bars_are_written_out() {
         let rows = [row(145.2), row(0.5)];
-        let svg = super::super::svg((WIDTH, height(&rows)), |area| draw(area, &rows)).unwrap();
+        let svg = canvas::svg((WIDTH, height(&rows)), |area| draw(area, &rows)).unwrap();
         let document = roxmltree::Document::parse(&svg).unwrap();
         let texts: Vec<&str> =
             document.descendants().filter_map(|node| node.text()).map(str::trim).collect();

@@ -2,7 +2,7 @@
 
 use plotters::prelude::*;
 
-use super::{Area, Drawn, INK, stroke, text};
+use super::canvas::{Area, Drawn, INK, stroke, text};
 use crate::compare::record::Record;
 use crate::compare::runner::Outcome;
 use crate::measurement::{Curve, Point};

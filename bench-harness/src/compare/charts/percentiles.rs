@@ -3,7 +3,7 @@
 
 use plotters::prelude::*;
 
-use super::{Area, Drawn, INK, colour, stroke, text};
+use super::canvas::{Area, Drawn, INK, colour, stroke, text};
 use crate::compare::summary::Percentiles;
 
 /// Labels of the horizontal axis.

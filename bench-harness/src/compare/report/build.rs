@@ -1,15 +1,12 @@
 //! The setting of a run: the machine, and how each allocator was built.
 
-use super::heading;
 use crate::compare::engines::CrateBuild;
 use crate::compare::record::{Record, Subject};
 
-/// Returns the first section of the report.
-pub(super) fn section(record: &Record, markdown: bool) -> String {
+/// Returns the first section of the report, without its heading.
+pub(super) fn section(record: &Record) -> String {
     let machine = &record.machine;
     let mut lines = vec![
-        heading("Measured", markdown),
-        String::new(),
         format!(
             "{} × {}, {} MiB, Linux {}, huge pages: {}, {}; {} rounds, {} scale, profile {}, {:.0} s, {}",
             machine.cpus,

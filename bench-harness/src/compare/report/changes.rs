@@ -1,10 +1,9 @@
 //! The changes since an earlier run, in tables.
 
-use super::Mood;
 use super::grid::{Entry, Grid};
 use crate::compare::changes::{Changes, Line, Verdict};
-use crate::compare::statistics::Shift;
 use crate::compare::summary::Aspect;
+use crate::statistics::{Mood, Shift};
 
 /// Returns the heading of the section.
 pub(super) fn title(changes: &Changes) -> String {

@@ -3,8 +3,8 @@
 
 use comfy_table::{Attribute, Cell, Color, LineStyle};
 
-use super::Mood;
 use crate::rows;
+use crate::statistics::Mood;
 
 /// A table: a header, and rows of the same length.
 pub(super) struct Grid {

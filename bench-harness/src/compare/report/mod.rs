@@ -1,5 +1,11 @@
 //! The output of `compare` and its HTML page: how allocators were built, the tables, the means,
 //! wins and losses, and changes.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `page` | the HTML page |
+//! | `changes` `tables` | tables of the changes since an earlier run; tables of this run |
+//! | `build` `grid` `verdict` | how allocators were built; a coloured table; wins and losses |
 
 mod build;
 mod changes;
@@ -33,7 +39,8 @@ pub fn text(
     changes: Option<&Changes>,
     markdown: bool,
 ) -> String {
-    let mut sections = vec![build::section(record, markdown)];
+    let measured = heading("Measured", markdown);
+    let mut sections = vec![format!("{measured}\n\n{}", build::section(record))];
     for (title, grid) in tables::details(summary).into_iter().chain(tables::overview(summary)) {
         sections.push(format!("{}\n\n{}", heading(&title, markdown), grid.render(markdown)));
     }
@@ -55,24 +62,4 @@ pub fn text(
 /// Formats a title for the kind of output.
 fn heading(title: &str, markdown: bool) -> String {
     if markdown { format!("### {title}") } else { console::style(title).bold().to_string() }
-}
-
-/// The judgement of a ratio as good or bad news. Within three percent it is neither, since the
-/// machine is noisier than that.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mood {
-    Better,
-    Even,
-    Worse,
-}
-
-impl Mood {
-    /// Judges the ratio of a quantity of which less is better.
-    pub(super) fn of(ratio: f64) -> Self {
-        match ratio {
-            ratio if ratio < 0.97 => Self::Better,
-            ratio if ratio > 1.03 => Self::Worse,
-            _ => Self::Even,
-        }
-    }
 }

@@ -3,14 +3,15 @@
 use askama::Template;
 
 use super::grid::Grid;
-use super::{Mood, build, changes, tables, verdict};
+use super::{build, changes, tables, verdict};
 use crate::allocator::OURS;
 use crate::compare::changes::Changes;
 use crate::compare::charts::bars::{self, Bar};
-use crate::compare::charts::{self, memory, percentiles};
+use crate::compare::charts::{canvas, memory, percentiles};
 use crate::compare::curves;
 use crate::compare::record::{Record, Subject};
 use crate::compare::summary::{Aspect, MEANS, Percentiles, Row, Summary};
+use crate::statistics::Mood;
 use crate::workloads::Kind;
 
 /// Size of a chart whose height does not depend on its rows, in pixels.
@@ -66,7 +67,7 @@ struct Figure {
 
 impl Page<'_> {
     fn colour(&self, allocator: &str) -> String {
-        charts::hex(charts::colour(allocator))
+        canvas::hex(canvas::colour(allocator))
     }
 
     fn how_built(&self, subject: &Subject) -> Vec<String> {
@@ -113,7 +114,7 @@ pub(super) fn page(
         curves: over_time(record, summary)?,
         tables: tables::details(summary),
         setting: build::setting(record),
-        span: charts::hex(bars::SPAN),
+        span: canvas::hex(bars::SPAN),
     };
     page.render().map_err(|error| error.to_string())
 }
@@ -164,7 +165,7 @@ fn ratios(summary: &Summary, aspect: Aspect) -> Result<Vec<Figure>, String> {
                 summary.baseline_name()
             ),
             size,
-            shapes: shapes(&charts::svg(size, |area| bars::draw(area, &rows))?),
+            shapes: shapes(&canvas::svg(size, |area| bars::draw(area, &rows))?),
         });
     }
     Ok(figures)
@@ -192,7 +193,7 @@ fn latencies(summary: &Summary) -> Result<Vec<Figure>, String> {
         }
         let about = "A line for each allocator from the median to the longest operation. The table “Latency” has the \
                      numbers.";
-        let svg = charts::svg(SIZE, |area| percentiles::draw(area, &lines))?;
+        let svg = canvas::svg(SIZE, |area| percentiles::draw(area, &lines))?;
         figures.push(Figure::of_workload(row, about, &svg));
     }
     Ok(figures)
@@ -206,7 +207,7 @@ fn over_time(record: &Record, summary: &Summary) -> Result<Vec<Figure>, String> 
             continue;
         }
         let about = "A line for each allocator over an area of what is live. The table “Over time” has peaks and ends.";
-        let svg = charts::svg(SIZE, |area| memory::draw(area, None, &lines))?;
+        let svg = canvas::svg(SIZE, |area| memory::draw(area, None, &lines))?;
         figures.push(Figure::of_workload(row, about, &svg));
     }
     Ok(figures)

@@ -2,8 +2,8 @@
 
 use super::grid::{Entry, Grid};
 use crate::allocator::OURS;
-use crate::compare::statistics::{median, range};
 use crate::compare::summary::{Aspect, Cell, MEANS, Quantity, Summary};
+use crate::statistics::{median, range};
 use crate::workloads::{Kind, Resident};
 
 /// Returns the tables of the measurements with their titles, without empty ones.

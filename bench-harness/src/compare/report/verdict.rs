@@ -1,8 +1,8 @@
 //! Wins and losses in words, against the baseline and against the best of the others.
 
-use super::Mood;
 use crate::allocator::OURS;
 use crate::compare::summary::{Aspect, Row, Summary};
+use crate::statistics::Mood;
 
 /// Returns one line for each comparison.
 pub(super) fn lines(summary: &Summary) -> Vec<String> {

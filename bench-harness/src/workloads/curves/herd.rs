@@ -5,8 +5,8 @@ use std::ptr::NonNull;
 
 use super::mix::Mix;
 use crate::blocks::{alloc_raw, free_raw};
-use crate::engine::Gauge;
 use crate::prng::Prng;
+use crate::run::Gauge;
 
 /// Several data structures whose blocks were allocated in turn, so that each has blocks everywhere
 /// in memory.

@@ -5,8 +5,8 @@ use std::ptr::NonNull;
 
 use super::herd::{Chain, Link};
 use super::mix::{BUFFERS, Mix, RECORDS, SMALL};
-use crate::engine::{LatencyRecorder, Run};
 use crate::prng::Prng;
+use crate::run::{LatencyRecorder, Run};
 
 /// Lifetimes in simulated seconds, with the percentage of blocks in each range. Within a range
 /// every octave is equally likely; 0 means freed within the same second.

@@ -3,6 +3,12 @@
 //!
 //! They begin with a short pause and have pauses in between. The pauses are the point: a program
 //! that waits should not hold memory that it does not use.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `hour` `pipelines` | a simulated hour of a service; threads that free what others allocated |
+//! | `herd` | live blocks, in structures that are freed as a whole |
+//! | `mix` | mixtures of sizes |
 
 mod herd;
 mod hour;
@@ -17,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use self::herd::Herd;
 use self::mix::{BUFFERS, Mix, RECORDS, SMALL, STRINGS};
-use crate::engine::Run;
+use crate::run::Run;
 
 /// Data structures of a burst. Each is freed as a whole, and its blocks lie among those of the
 /// others.

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::mix::{BUFFERS, Mix, RECORDS, SMALL};
 use crate::blocks::Block;
-use crate::engine::{Gauge, Run};
 use crate::prng::Prng;
+use crate::run::{Gauge, Run};
 
 /// Rows of three threads.
 const PIPELINES: u64 = 2;

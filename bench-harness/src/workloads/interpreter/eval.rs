@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::rc::Rc;
 
-use super::{Expression, Function};
+use super::tree::{Expression, Function};
 
 /// The value of an expression.
 #[derive(Clone)]

@@ -1,35 +1,18 @@
 //! A tree-walking interpreter of a small Lisp: boxed syntax trees, reference-counted values, and a
 //! hash map of variables for every call. Scripting languages inside Rust programs allocate like
 //! this.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `eval` `parse` | evaluating a syntax tree; parsing text to one |
+//! | `tree` | syntax trees |
 
 mod eval;
 mod parse;
-
-use std::rc::Rc;
+mod tree;
 
 use self::eval::{Environment, Interpreter};
-use crate::engine::Run;
-
-/// A node of a program's syntax tree.
-enum Expression {
-    Number(i64),
-    Text(Rc<str>),
-    Variable(Rc<str>),
-    /// `(if condition then else)`.
-    If(Box<[Expression; 3]>),
-    /// `(let name value body)`.
-    Let(Rc<str>, Box<[Expression; 2]>),
-    /// `(fn (parameters) body)`.
-    Function(Rc<Function>),
-    /// `(operator operands)`.
-    Call(Box<Expression>, Vec<Expression>),
-}
-
-/// A function as `fn` defines it, without the environment that it closes over.
-struct Function {
-    parameters: Vec<Rc<str>>,
-    body: Expression,
-}
+use crate::run::Run;
 
 /// Programs that use recursion, lists, strings and closures. Each refers to a number `n`.
 const PROGRAMS: [&str; 4] = [

@@ -3,7 +3,7 @@
 use std::iter::Peekable;
 use std::rc::Rc;
 
-use super::{Expression, Function};
+use super::tree::{Expression, Function};
 
 /// Parses one expression.
 pub(super) fn parse(source: &str) -> Expression {

@@ -1,4 +1,4 @@
-//! The few statistics that the reports need.
+//! The few statistics that the reports need, and what a ratio is worth.
 
 /// Returns the middle value, or the mean of the two middle values. Returns `None` if there are no
 /// values.
@@ -90,6 +90,26 @@ pub fn range(values: impl IntoIterator<Item = f64>) -> Option<(f64, f64)> {
         .into_iter()
         .map(|value| (value, value))
         .reduce(|(low, high), (value, _)| (f64::min(low, value), f64::max(high, value)))
+}
+
+/// The judgement of a ratio as good or bad news. Within three percent it is neither, since the
+/// machine is noisier than that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mood {
+    Better,
+    Even,
+    Worse,
+}
+
+impl Mood {
+    /// Judges the ratio of a quantity of which less is better.
+    pub(crate) fn of(ratio: f64) -> Self {
+        match ratio {
+            ratio if ratio < 0.97 => Self::Better,
+            ratio if ratio > 1.03 => Self::Worse,
+            _ => Self::Even,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,14 +1,27 @@
-//! Runs the body of a workload several times and records the times.
+//! Runs the body of a workload several times, and records times, memory and other measurements.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `curve` | memory over time |
+//! | `counting` `latency` | synchronisation between CPUs; durations of single operations |
+//! | `memory` | resident memory of this process |
+
+mod counting;
+mod curve;
+mod latency;
+mod memory;
+
+pub use curve::Gauge;
+pub use latency::LatencyRecorder;
 
 use std::sync::Barrier;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::counting::Counting;
-use super::curve::{self, Gauge};
-use super::latency::LatencyRecorder;
-use crate::measurement::{Curve, Latency};
+use self::counting::Counting;
+use self::memory::Status;
+use crate::measurement::{Curve, Latency, Measurement};
 
 /// Amount of work that a workload does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,11 +67,11 @@ impl Scale {
 /// One run of one workload: passes the workload its scale, and records the measurements.
 pub struct Run {
     scale: Scale,
-    pub(super) operations: u64,
-    pub(super) nanoseconds: Vec<f64>,
-    pub(super) latency: Option<Latency>,
-    pub(super) curve: Option<Curve>,
-    pub(super) counting: Counting,
+    operations: u64,
+    nanoseconds: Vec<f64>,
+    latency: Option<Latency>,
+    curve: Option<Curve>,
+    counting: Counting,
 }
 
 impl Run {
@@ -162,6 +175,32 @@ impl Run {
     /// Stores the distribution in `recorder` as a result of this run.
     pub fn report_latency(&mut self, recorder: &LatencyRecorder) {
         self.latency = Some(recorder.summary());
+    }
+
+    /// Ends the run: adds the memory of the process to the measurements. `version` returns the
+    /// version of the allocator, if the allocator reports one.
+    pub(crate) fn finish(
+        self,
+        allocator: &str,
+        workload: &str,
+        version: impl FnOnce() -> Option<String>,
+    ) -> Measurement {
+        // Before anything is allocated for the measurement.
+        let status = Status::open();
+        let final_rss_kib = status.resident_kib();
+        let peak_rss_kib = status.peak_resident_kib();
+        Measurement {
+            allocator: allocator.to_owned(),
+            version: version(),
+            workload: workload.to_owned(),
+            operations: self.operations,
+            nanoseconds: self.nanoseconds,
+            peak_rss_kib,
+            final_rss_kib,
+            latency: self.latency,
+            sharing: self.counting.result(),
+            curve: self.curve,
+        }
     }
 
     fn record(&mut self, operations: u64, nanoseconds: u128) {

@@ -1,26 +1,16 @@
 //! The engine: runs one workload under the allocator that its executable installed, and prints the
 //! measurement.
 
-mod counting;
-mod curve;
-mod latency;
-mod memory;
-mod run;
-
-pub use curve::Gauge;
-pub use latency::LatencyRecorder;
-pub use run::{Run, Scale};
-
 use std::process::ExitCode;
 
-use self::memory::Status;
-use crate::measurement::Measurement;
+use crate::run::{Run, Scale};
 use crate::workloads;
 
 /// Runs an engine: the body of its `main`.
 ///
-/// The command line is `run-<allocator> <workload> <scale>`. Prints a [`Measurement`] as one line
-/// of JSON. `version` returns the version of the allocator, if the allocator reports one.
+/// The command line is `run-<allocator> <workload> <scale>`. Prints a
+/// [`Measurement`](crate::measurement::Measurement) as one line of JSON. `version` returns the
+/// version of the allocator, if the allocator reports one.
 pub fn main(allocator: &str, version: impl FnOnce() -> Option<String>) -> ExitCode {
     run_one(allocator, std::env::args().skip(1), version)
 }
@@ -48,22 +38,7 @@ pub(crate) fn run_one(
 
     let mut run = Run::new(scale);
     (workload.body)(&mut run);
-    let status = Status::open();
-    let final_rss_kib = status.resident_kib();
-    let peak_rss_kib = status.peak_resident_kib();
-
-    let measurement = Measurement {
-        allocator: allocator.to_owned(),
-        version: version(),
-        workload: workload.name.to_owned(),
-        operations: run.operations,
-        nanoseconds: run.nanoseconds,
-        peak_rss_kib,
-        final_rss_kib,
-        latency: run.latency,
-        sharing: run.counting.result(),
-        curve: run.curve,
-    };
+    let measurement = run.finish(allocator, workload.name, version);
     println!("{}", serde_json::to_string(&measurement).expect("a measurement is plain data"));
     ExitCode::SUCCESS
 }

@@ -13,7 +13,7 @@ mod imp {
 
     /// The counters at the end of the warm-up, and later their increase.
     #[derive(Default)]
-    pub(in crate::engine) struct Counting(Mutex<State>);
+    pub(in crate::run) struct Counting(Mutex<State>);
 
     #[derive(Default)]
     struct State {
@@ -22,17 +22,17 @@ mod imp {
     }
 
     impl Counting {
-        pub(in crate::engine) fn new() -> Self {
+        pub(in crate::run) fn new() -> Self {
             Self::default()
         }
 
         /// Starts counting. Called at the end of the warm-up.
-        pub(in crate::engine) fn begin(&self) {
+        pub(in crate::run) fn begin(&self) {
             self.0.lock().before = Some(snapshot());
         }
 
         /// Ends counting. `operations` were done since [`begin`](Self::begin).
-        pub(in crate::engine) fn end(&self, operations: u64) {
+        pub(in crate::run) fn end(&self, operations: u64) {
             let after = snapshot();
             let mut state = self.0.lock();
             let Some(before) = state.before.take() else { return };
@@ -51,7 +51,7 @@ mod imp {
             });
         }
 
-        pub(in crate::engine) fn result(self) -> Option<Sharing> {
+        pub(in crate::run) fn result(self) -> Option<Sharing> {
             self.0.into_inner().result
         }
     }
@@ -62,18 +62,18 @@ mod imp {
     use super::Sharing;
 
     /// Counts nothing.
-    pub(in crate::engine) struct Counting;
+    pub(in crate::run) struct Counting;
 
     impl Counting {
-        pub(in crate::engine) fn new() -> Self {
+        pub(in crate::run) fn new() -> Self {
             Self
         }
 
-        pub(in crate::engine) fn begin(&self) {}
+        pub(in crate::run) fn begin(&self) {}
 
-        pub(in crate::engine) fn end(&self, _operations: u64) {}
+        pub(in crate::run) fn end(&self, _operations: u64) {}
 
-        pub(in crate::engine) fn result(self) -> Option<Sharing> {
+        pub(in crate::run) fn result(self) -> Option<Sharing> {
             None
         }
     }
