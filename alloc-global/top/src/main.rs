@@ -4,24 +4,24 @@
 //! this program reads ([`hayloft::report`]). The program sends no request to the process, which
 //! does not notice it.
 //!
-//! | module | contents |
+//! The table lists the modules from top to bottom. A module imports only from lower rows:
+//!
+//! | module | holds |
 //! |---|---|
-//! | [`options`] | the command line |
-//! | [`process`] | the processes that show their statistics, and their names |
-//! | [`history`] | recent snapshots, with rates, growth, and courses over time |
-//! | [`number`] | numbers in few letters |
-//! | [`summary`] | totals of the process |
-//! | [`table`] | the tables of caches, CPUs and nodes: their columns, and orders |
-//! | [`text`] | `--once` and `--csv` |
-//! | [`app`] | the state of the screen, and the effect of keys on it |
-//! | [`draw`] | the drawing of the screen |
 //! | [`screen`] | the terminal, and the main loop |
+//! | [`draw`] | the drawing of the screen |
+//! | [`app`] [`text`] | the state of the screen, which keys change; `--once` and `--csv` |
+//! | [`options`] | the command line |
+//! | [`summary`] [`table`] | totals of the process; the tables of caches, CPUs and nodes |
+//! | [`history`] | recent snapshots, with rates, growth, and courses over time |
+//! | [`failure`] [`number`] [`process`] | the reason to stop; short numbers; processes to show |
 //!
 //! The exit code is 0 on success. It is 1 if a process cannot be read, and 2 if the choice of a
 //! process is ambiguous or an argument is wrong.
 
 mod app;
 mod draw;
+mod failure;
 mod history;
 mod number;
 mod options;
@@ -36,37 +36,15 @@ use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use hayloft::report::{self, AttachError, Reader};
+use hayloft::report::{self, Reader};
 
 use app::App;
+use failure::Failure;
 use options::Options;
 use process::Process;
 
 #[global_allocator]
 static GLOBAL: hayloft::Hayloft = hayloft::Hayloft;
-
-/// The reason to stop, printed in one line.
-#[derive(Debug)]
-enum Failure {
-    /// An error of the process.
-    Attach(AttachError),
-    /// An error of the terminal, or of the file that the output goes to.
-    Output(io::Error),
-    /// Any other error, in words.
-    Other(String),
-}
-
-impl From<AttachError> for Failure {
-    fn from(error: AttachError) -> Failure {
-        Failure::Attach(error)
-    }
-}
-
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Failure {
-        Failure::Output(error)
-    }
-}
 
 fn main() -> ExitCode {
     let options = Options::parse();

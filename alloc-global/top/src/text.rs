@@ -6,7 +6,7 @@ use std::thread;
 use comfy_table::{CellAlignment, Table, presets};
 use hayloft::report::{AttachError, Reader, Snapshot};
 
-use crate::Failure;
+use crate::failure::Failure;
 use crate::history::History;
 use crate::number;
 use crate::options::Options;
