@@ -11,7 +11,7 @@ use hayloft_core::heap;
 use hayloft_core::report::{self, Format};
 use hayloft_core::stats::{self, CacheStats, Stats};
 
-use crate::{fail, or_no_memory};
+use crate::errno::{fail, or_no_memory};
 
 /// The `HAYLOFT_CACHE_*` flags of the header, in the order of their bits.
 const FLAGS: [CacheFlags; 4] =

@@ -1,15 +1,16 @@
 //! Hayloft as the `malloc` of programs in C and C++: `libhayloft.so`, to preload or link, and
 //! `libhayloft.a`.
 //!
-//! | module | contents |
+//! The table lists the modules from top to bottom. A module imports only from lower rows:
+//!
+//! | module | holds |
 //! |---|---|
-//! | `malloc` | the functions of the C standard, POSIX and glibc |
-//! | `foreign` | blocks of the C library's own heap |
-//! | `children` | `vfork` |
-//! | `limits` | `setrlimit` and `prlimit` |
-//! | `operators` | `operator new` and `operator delete` of C++ |
-//! | `report` | glibc's reports about its heap (`mallinfo` and others) |
 //! | `api` | Hayloft's own functions, declared in `include/hayloft.h` |
+//! | `malloc` | the functions of the C standard, POSIX and glibc |
+//! | `operators` | `operator new` and `operator delete` of C++ |
+//! | `children` `limits` | `vfork`; `setrlimit` and `prlimit` |
+//! | `report` | glibc's reports about its heap (`mallinfo` and others) |
+//! | `errno` `foreign` | `errno`; blocks of the C library's own heap |
 //!
 //! The library needs no special care while the process starts. It calls no function of the C
 //! library that allocates. Its thread-locals exist from the start of a thread. The loader never
@@ -24,13 +25,12 @@
 
 mod api;
 mod children;
+mod errno;
 mod foreign;
 mod limits;
 mod malloc;
 mod operators;
 mod report;
-
-use core::ffi::{c_int, c_void};
 
 /// The allocator of the Rust standard library in this library, which uses the same heap.
 #[global_allocator]
@@ -41,19 +41,3 @@ static GLOBAL: hayloft::Hayloft = hayloft::Hayloft;
 // process.
 #[link(name = "gcc_eh", kind = "static", modifiers = "-bundle")]
 unsafe extern "C" {}
-
-/// Sets `errno`.
-#[cold]
-fn fail(error: c_int) {
-    // SAFETY: the address of the calling thread's `errno` is always valid.
-    unsafe { *libc::__errno_location() = error };
-}
-
-/// Returns `block`. If it is null, sets `errno` to `ENOMEM`.
-#[inline]
-fn or_no_memory(block: *mut u8) -> *mut c_void {
-    if block.is_null() {
-        fail(libc::ENOMEM);
-    }
-    block.cast()
-}

@@ -13,7 +13,8 @@ use core::ptr;
 
 use hayloft_core::by_address;
 
-use crate::{fail, foreign, or_no_memory};
+use crate::errno::{fail, or_no_memory};
+use crate::foreign;
 
 /// Allocates `size` bytes, aligned to 16. A size of 0 gets a unique block.
 #[unsafe(no_mangle)]
