@@ -41,9 +41,11 @@ const READ: u8 = 2;
 /// before the C library's own has no other source.
 static ENVIRONMENT: AtomicPtr<*const c_char> = AtomicPtr::new(ptr::null_mut());
 
+/// Runs before the other constructors, which may need settings: its section has a priority, theirs
+/// has none.
 #[cfg(not(miri))]
 #[used]
-#[unsafe(link_section = ".init_array")]
+#[unsafe(link_section = ".init_array.00099")]
 static CONSTRUCTOR: extern "C" fn(c_int, *const *const c_char, *const *const c_char) = start;
 
 #[cfg(not(miri))]
