@@ -27,7 +27,7 @@ fn use_the_heap() -> usize {
 
 /// Names of the settings, and well-formed values. `HAYLOFT_STATS` is in `reports.rs`,
 /// `HAYLOFT_FAULT` in `faults.rs`.
-const SETTINGS: [(&str, &[&str]); 11] = [
+const SETTINGS: [(&str, &[&str]); 12] = [
     ("HAYLOFT_BACKEND", &["rseq", "fallback"]),
     ("HAYLOFT_THP", &["auto", "always", "never"]),
     ("HAYLOFT_IRQ", &["hard", "threaded", "none"]),
@@ -39,6 +39,8 @@ const SETTINGS: [(&str, &[&str]); 11] = [
     ("HAYLOFT_PAGE_SIZE", &["65536"]),
     ("HAYLOFT_SYSFS", &["/sys"]),
     ("HAYLOFT_STATS_SHM", &["0", "1"]),
+    // With 1 it writes a line.
+    ("HAYLOFT_VERBOSE", &["0"]),
 ];
 
 /// Returns the row of the table of settings.
@@ -97,6 +99,15 @@ fn the_list_of_the_crate_matches_the_table() {
         let start = format!("{}: {}", setting.name.trim_start_matches("HAYLOFT_"), setting.meaning);
         assert!(items.iter().any(|item| item.starts_with(&start)), "no item {start}");
     }
+}
+
+/// The manual page names each setting, and no other.
+#[test]
+fn the_manual_page_matches_the_table() {
+    let page = text_of("alloc-global/preload/hayloft.7");
+    let words = page.split(|letter: char| !(letter.is_ascii_uppercase() || letter == '_'));
+    let names: BTreeSet<_> = words.filter(|word| word.starts_with("HAYLOFT_")).collect();
+    assert_eq!(names, TABLE.iter().map(|setting| setting.name).collect());
 }
 
 /// No page names a variable that does not exist.
@@ -255,6 +266,49 @@ fn use_the_heap_in_threads(count: usize) {
         for thread in threads {
             assert_eq!(thread.join().expect("the thread does not panic"), 2890);
         }
+    }
+}
+
+/// `HAYLOFT_VERBOSE=1` writes one line, with the backend that is in force and the settings, and
+/// children of forks do not repeat it.
+#[test]
+fn settings_in_force_are_written_once() {
+    for (settings, refuses, backend, limit) in [
+        (&[("HAYLOFT_BACKEND", "fallback")][..], false, "fallback", "none"),
+        (&[("HAYLOFT_LIMIT", "24M:512M")], false, "", "512 MiB"),
+        (&[("HAYLOFT_THP", "auto"), ("HAYLOFT_IRQ", "none")], true, "fallback", "none"),
+    ] {
+        let scenario = || {
+            use_the_heap();
+            // SAFETY: the child only allocates and exits, and the parent waits for it.
+            unsafe {
+                if libc::fork() == 0 {
+                    process::exit((use_the_heap() != 2890).into());
+                }
+                let mut status = 0;
+                assert!(libc::wait(&raw mut status) > 0 && status == 0, "{status}");
+            }
+        };
+        let scenario = Scenario::new(format!("{settings:?}"), scenario).env("HAYLOFT_VERBOSE", "1");
+        // Without the C library's registration, the allocator makes the call that is refused.
+        let scenario = scenario.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
+        let scenario = if refuses { scenario.refuse_system_call(libc::SYS_rseq) } else { scenario };
+        settings.iter().fold(scenario, |scenario, (name, value)| scenario.env(name, value)).run(
+            |output| {
+                let all = describe(output);
+                assert!(output.status.success(), "{all}");
+                let stderr = String::from_utf8_lossy(&output.stderr);
+                assert_eq!(stderr.lines().count(), 1, "{all}");
+                let version = env!("CARGO_PKG_VERSION");
+                let start = format!("]: active, version {version}; backend: {backend}");
+                assert!(stderr.contains(&start), "{all}");
+                assert!(stderr.contains(&format!("; limit: {limit}; environment: ")), "{all}");
+                for (name, value) in settings.iter().chain(&[("HAYLOFT_VERBOSE", "1")]) {
+                    let is_changed = setting(name).default != *value;
+                    assert_eq!(stderr.contains(&format!("{name}={value}")), is_changed, "{all}");
+                }
+            },
+        );
     }
 }
 

@@ -64,10 +64,15 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// Writes one line `hayloft[PROCESS]: …` to standard error.
+/// Writes one line `hayloft[PROCESS]: …` to standard error, cut to 512 bytes.
 #[cold]
 pub(crate) fn warn(message: fmt::Arguments<'_>) {
-    let mut line = Line::<512>::new();
+    write_line::<512>(message);
+}
+
+/// Writes one line `hayloft[PROCESS]: …` to standard error, cut to `ROOM` bytes.
+pub(crate) fn write_line<const ROOM: usize>(message: fmt::Arguments<'_>) {
+    let mut line = Line::<ROOM>::new();
     // Writing to a `Line` cannot fail; a failing `Display` is no reason to abort.
     let _ = writeln!(line, "hayloft[{}]: {message}", process_id());
     line.bytes[line.len - 1] = b'\n';

@@ -32,6 +32,8 @@
 //! - `HAYLOFT_STATS`: statistics when the program ends, at intervals, or at a signal: see
 //!   [`report`].
 //! - `HAYLOFT_STATS_SHM`: show statistics to `hayloft-top`, with `1`.
+//! - `HAYLOFT_VERBOSE`: at the start, a line with the version, the backend, the limit and the
+//!   settings that are not at their defaults, with `1`.
 //! - `HAYLOFT_IRQ`: how the CPU's thread runs work that was queued for a CPU: `hard` (the default,
 //!   in a signal handler), `threaded` or `none`.
 //! - `HAYLOFT_IRQ_SIGNAL`: the signal for irq work.

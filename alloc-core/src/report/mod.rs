@@ -15,7 +15,8 @@
 //! by a signal writes no report at its end.
 //!
 //! `HAYLOFT_STATS_SHM=1` shows the statistics to other processes of the same user, updated four
-//! times a second: see [`Reader`].
+//! times a second: see [`Reader`]. `HAYLOFT_VERBOSE=1` writes one line at the start: what is in
+//! force.
 //!
 //! Settings are read when the loader starts the program or library that this is linked into. That
 //! is before `main`, or when the library is loaded later, with other threads perhaps running.
@@ -29,6 +30,7 @@ extern crate std;
 
 mod format;
 mod shared;
+mod verbose;
 
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
@@ -102,6 +104,7 @@ static READ: extern "C" fn() = start;
 
 #[cfg_attr(miri, allow(dead_code, reason = "called by the loader"))]
 extern "C" fn start() {
+    verbose::announce();
     let reports = settings::reports();
     let is_shared = settings::flag(Name::StatsShm) == Some(true) && shared::open();
     let every = reports.map_or(0, |reports| reports.every);

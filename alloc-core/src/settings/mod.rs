@@ -32,7 +32,15 @@ pub use table::{Setting, TABLE};
 
 /// Returns the text of a setting.
 pub(crate) fn text(name: Name) -> Option<&'static str> {
-    source::value(name)
+    source::value(name as usize)
+}
+
+/// Returns the settings that are not at their defaults, with their texts.
+pub(crate) fn changed() -> impl Iterator<Item = (&'static Setting, &'static str)> {
+    let texts = TABLE.iter().enumerate().map(|(index, setting)| (setting, source::value(index)));
+    texts.filter_map(|(setting, text)| {
+        Some((setting, text?)).filter(|_| text != Some(setting.default))
+    })
 }
 
 /// Returns the value of a setting that is `0` or `1`.

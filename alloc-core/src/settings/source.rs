@@ -13,7 +13,7 @@ use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, Ordering};
 
 use super::names;
-use super::table::{Name, PREFIX, Setting, TABLE};
+use super::table::{PREFIX, Setting, TABLE};
 
 /// Bytes for all values together: more than twice the longest path.
 const ROOM: usize = 8192;
@@ -153,17 +153,17 @@ fn read() {
     STATE.store(READ, Ordering::Release);
 }
 
-/// Returns the text of a setting at program start. `None` if the setting is unset, empty or
-/// invalid, or if the program is privileged and its invoker must not control it.
-pub(super) fn value(name: Name) -> Option<&'static str> {
+/// Returns the text of the setting in a row of the table, at program start. `None` if it is unset,
+/// empty or invalid, or if the program is privileged and its invoker must not control it.
+pub(super) fn value(index: usize) -> Option<&'static str> {
     // Acquire: pairs with the Release in `read`.
     if STATE.load(Ordering::Acquire) == UNREAD {
         read();
     }
     if STATE.load(Ordering::Acquire) != READ {
-        return search(name.setting(), false);
+        return search(TABLE.get(index)?, false);
     }
-    let span = SPANS.get(name as usize)?.load(Ordering::Relaxed) as usize;
+    let span = SPANS.get(index)?.load(Ordering::Relaxed) as usize;
     let (start, len) = (span >> 16, span & 0xffff);
     // SAFETY: `STATE` is `READ`, so nobody writes the values any longer.
     let value = unsafe { &*VALUES.0.get() }.get(start..start + len)?;

@@ -36,6 +36,7 @@ pub(crate) enum Name {
     StatsShm,
     Sysfs,
     Thp,
+    Verbose,
 }
 
 /// The prefix of the name of every variable.
@@ -55,7 +56,7 @@ pub(crate) const DEFAULT_DECAY_MS: u32 = match parse::number(Name::DecayMs.setti
 const MAX_PATH: usize = 255;
 
 /// The settings, sorted by name.
-pub static TABLE: [Setting; 13] = [
+pub static TABLE: [Setting; 14] = [
     Setting {
         name: "HAYLOFT_BACKEND",
         meaning: "how sheaves are operated",
@@ -151,6 +152,13 @@ pub static TABLE: [Setting; 13] = [
         accepted: "auto, always, never",
         kind: Kind::Words(&["auto", "always", "never"]),
     },
+    Setting {
+        name: "HAYLOFT_VERBOSE",
+        meaning: "at the start, a line with the version, the backend, the limit and the settings",
+        default: "0",
+        accepted: "0, 1",
+        kind: Kind::Words(&["0", "1"]),
+    },
 ];
 
 /// How the values of a setting are parsed.
@@ -224,7 +232,7 @@ mod tests {
         use Name::*;
         for name in [
             Backend, Background, DecayMs, Fault, Irq, IrqSignal, Limit, PageSize, Pressure, Stats,
-            StatsShm, Sysfs, Thp,
+            StatsShm, Sysfs, Thp, Verbose,
         ] {
             let mut expected = String::from("HAYLOFT");
             for letter in format!("{name:?}").chars() {

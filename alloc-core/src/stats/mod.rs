@@ -35,6 +35,7 @@ use crate::slab;
 use crate::thread::{self, MAX_CPUS};
 
 pub(crate) use label::{Label, publish, publish_sharers};
+pub(crate) use text::Bytes;
 pub use text::{OpenMetrics, Slabinfo};
 
 /// Maximum numbers of items from [`Stats::caches`], [`Stats::cpus`] and [`Stats::nodes`].

@@ -72,7 +72,7 @@ impl Display for Stats {
 
 /// A number of bytes for people: in the largest unit that fits at least once, with one decimal
 /// below 100.
-struct Bytes(usize);
+pub(crate) struct Bytes(pub(crate) usize);
 
 impl Display for Bytes {
     fn fmt(&self, to: &mut Formatter<'_>) -> fmt::Result {

@@ -130,6 +130,17 @@ fn constructors_leave_the_environment_intact() {
     assert!(stderr.contains("slabinfo - version"), "{stderr}");
 }
 
+/// Checks that the library announces itself once in a program that does nothing.
+#[test]
+fn verbose_library_writes_one_line() {
+    for backend in BACKENDS {
+        let output = output_of(preloaded("true", backend).env("HAYLOFT_VERBOSE", "1"));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert!(stderr.contains(&format!("; backend: {backend}")), "{stderr}");
+    }
+}
+
 /// Checks that programs can use namespaces, signals and limits as they do with other allocators.
 #[test]
 fn process_features_work_beside_the_allocator() {
@@ -199,10 +210,12 @@ fn set_uid_programs_ignore_settings() {
     let program = compile("cc", "api.c", "api-set-uid", archive());
     let with_limit = || {
         let mut command = Command::new(&program);
-        command.arg("statistics_and_trim").env("HAYLOFT_LIMIT", "1M");
-        command.output().expect("the program starts").status.success()
+        command.arg("statistics_and_trim").env("HAYLOFT_LIMIT", "1M").env("HAYLOFT_VERBOSE", "1");
+        let output = command.output().expect("the program starts");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.success(), stderr.contains("]: active, "))
     };
-    assert!(!with_limit(), "20 MiB were allocated under a limit of 1 MiB");
+    assert_eq!(with_limit(), (false, true), "20 MiB were allocated under a limit of 1 MiB");
     let nobody = 65534;
     let status = fs::read_to_string("/proc/self/status").expect("/proc is mounted");
     if status.contains("NoNewPrivs:\t1") || chown(&program, Some(nobody), None).is_err() {
@@ -213,7 +226,7 @@ fn set_uid_programs_ignore_settings() {
     }
     fs::set_permissions(&program, Permissions::from_mode(0o4755))
         .expect("this test created the file");
-    assert!(with_limit(), "a set-uid program obeyed the environment of its user");
+    assert_eq!(with_limit(), (true, false), "a set-uid program obeyed its user's environment");
 }
 
 #[test]
