@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use hayloft_core::cache::{AllocError, Cache, CacheError, CacheFlags};
 use hayloft_core::rcu;
-use tests::caches::{layout, unmerged};
+use tests::caches::unmerged;
 use tests::entry_points::Hayloft;
 use tests::scenario::on_both_backends;
+use tests::sizes::layout;
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;

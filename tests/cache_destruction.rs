@@ -11,9 +11,10 @@ use std::time::Duration;
 use hayloft_core::cache::{Cache, CacheFlags};
 use hayloft_core::fault::{self, Place};
 use hayloft_core::{cpu, heap};
-use tests::caches::{alloc_filled, check_and_free, layout, unmerged};
+use tests::caches::{alloc_filled, check_and_free, unmerged};
 use tests::entry_points::Hayloft;
 use tests::scenario::on_both_backends;
+use tests::sizes::layout;
 use tests::sysfs::pin_here;
 
 #[global_allocator]

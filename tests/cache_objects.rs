@@ -5,9 +5,10 @@ use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
 use hayloft_core::cache::{Cache, CacheFlags, TypedCache};
-use tests::caches::{alloc_filled, check_and_free, layout, unmerged};
+use tests::caches::{alloc_filled, check_and_free, unmerged};
 use tests::entry_points::Hayloft;
 use tests::scenario::on_both_backends;
+use tests::sizes::layout;
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;

@@ -4,7 +4,6 @@
 //! No core is unplugged here, since the whole system would lose it. To a process it would look like
 //! a cpuset that shrinks: its affinity loses a core, and the kernel moves its threads.
 
-use std::alloc::Layout;
 use std::env;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,6 +16,7 @@ use hayloft_core::{heap, nolock};
 use tests::cgroup::{Cgroup, confine_to};
 use tests::entry_points::Hayloft;
 use tests::scenario::{Scenario, in_every_mode};
+use tests::sizes::layout;
 use tests::skipped;
 use tests::slow_paths::{defer_run, defer_run_hook};
 
@@ -157,8 +157,7 @@ fn allocation_continues_during_hotplug() {
         static WORK: IrqWork = IrqWork::new(|_| {});
         static DONE: AtomicBool = AtomicBool::new(false);
         let cycles = 60;
-        let layouts = [16, 100, 2000, 20_000, 200_000]
-            .map(|size| Layout::from_size_align(size, 8).expect("a valid layout"));
+        let layouts = [16, 100, 2000, 20_000, 200_000].map(|size| layout(size, 8));
         thread::scope(|scope| {
             for _ in 0..3 {
                 scope.spawn(|| {

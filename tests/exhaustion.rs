@@ -3,7 +3,7 @@
 //! A child process under `RLIMIT_AS` allocates blocks of one size until it is refused, finds all of
 //! them intact, frees them, and can allocate again.
 
-use std::alloc::{GlobalAlloc, Layout};
+use std::alloc::GlobalAlloc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -14,11 +14,10 @@ use tests::block_stack::BlockStack;
 use tests::entry_points::Hayloft;
 use tests::process::{Limit, status_bytes};
 use tests::scenario::{Scenario, on_both_backends, on_both_backends_within, with_larger_pages};
+use tests::sizes::{GIB, MIB, layout};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
-
-const MIB: usize = 1 << 20;
 
 /// Exhausts memory twice with blocks of `size` bytes. The table has room for `within` bytes of
 /// blocks and can therefore never be full.
@@ -28,14 +27,13 @@ fn exhaust(size: usize, within: usize) {
 
 /// Exhausts memory as [`exhaust`] does, with a table made in advance.
 fn exhaust_into(mut stack: BlockStack, size: usize, within: usize) {
-    let layout = Layout::from_size_align(size, 16).expect("a valid layout");
+    let (layout, large) = (layout(size, 16), layout(within, 16));
     stack.fill(layout);
     let first = stack.len();
     assert!(!stack.is_full(), "no allocation was refused");
     assert_ne!(first, 0, "no block of {size} bytes fits into {within} bytes");
     // Allocations by all three functions are refused as well, and every block is still intact.
     let last = stack.last();
-    let large = Layout::from_size_align(within, 16).expect("a valid layout");
     // SAFETY: the sizes are not zero, and the last block is live with this layout.
     unsafe {
         assert!(Hayloft.realloc(last, layout, large.size()).is_null(), "realloc succeeded");
@@ -106,9 +104,9 @@ fn data_limit_causes_no_reservations() {
 #[test]
 fn shrinking_needs_no_memory() {
     on_both_backends(|| {
-        let large = Layout::from_size_align(100_000, 16).expect("a valid layout");
-        let middle = Layout::from_size_align(20_000, 16).expect("a valid layout");
-        let small = Layout::from_size_align(100, 16).expect("a valid layout");
+        let large = layout(100_000, 16);
+        let middle = layout(20_000, 16);
+        let small = layout(100, 16);
         let [mut first, mut second, mut third] =
             [large, middle, small].map(|layout| BlockStack::new(160 * MIB / layout.size()));
         let limit = status_bytes("VmData") + 100 * MIB;
@@ -135,7 +133,7 @@ fn shrinking_needs_no_memory() {
 #[test]
 fn late_limits_refuse_with_null() {
     on_both_backends(|| {
-        let layout = Layout::from_size_align(10_000, 16).expect("a valid layout");
+        let layout = layout(10_000, 16);
         let mut stack = BlockStack::new(600 * MIB / layout.size());
         drop(vec![1_u8; 3 * MIB]);
         for (limit, figure) in [(Limit::AddressSpace, "VmSize"), (Limit::Data, "VmData")] {
@@ -171,7 +169,6 @@ fn failed_vector_growth_keeps_elements() {
 /// sheaves.
 #[test]
 fn oversized_requests_have_no_side_effects() {
-    const GIB: usize = 1 << 30;
     for backend in ["rseq", "fallback"] {
         Scenario::new(backend, || {
             static CLOSED: AtomicUsize = AtomicUsize::new(0);
@@ -183,7 +180,7 @@ fn oversized_requests_have_no_side_effects() {
             let reserved = status_bytes("VmSize");
             let sizes = (0..100).map(|number| 200 * GIB + number * GIB);
             for size in sizes.chain((40..47).map(|shift| 1 << shift)) {
-                let layout = Layout::from_size_align(size, 16).expect("a valid layout");
+                let layout = layout(size, 16);
                 // SAFETY: the size is not zero.
                 assert!(unsafe { GLOBAL.alloc(layout) }.is_null(), "{size} bytes were granted");
             }
@@ -202,7 +199,7 @@ fn oversized_requests_have_no_side_effects() {
 #[test]
 fn large_block_fits_within_the_limit() {
     on_both_backends_within(840 * MIB, || {
-        let layout = Layout::from_size_align(400 * MIB, 16).expect("a valid layout");
+        let layout = layout(400 * MIB, 16);
         // SAFETY: the size is not zero, and the block is freed once.
         unsafe {
             let block = GLOBAL.alloc(layout);
@@ -224,8 +221,7 @@ fn reserved_address_space_is_released_for_a_limit() {
         let size = status_bytes("VmSize");
         assert!(size < MOST, "{size} bytes of address space beyond the limit");
         thread::spawn(|| ()).join().expect("there is room for a thread");
-        let layout = Layout::from_size_align(MIB, 16).expect("a valid layout");
-        let small = Layout::from_size_align(100, 16).expect("a valid layout");
+        let (layout, small) = (layout(MIB, 16), layout(100, 16));
         let (mut stack, mut objects) = (BlockStack::new(MOST / MIB), BlockStack::new(MOST / 100));
         for _ in 0..2 {
             stack.fill(layout);

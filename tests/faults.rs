@@ -12,6 +12,7 @@ use hayloft_core::cpu;
 use tests::entry_points::Hayloft;
 use tests::pattern;
 use tests::scenario::{Scenario, describe};
+use tests::sizes::layout;
 use tests::sysfs::{SYSFS, Tree};
 
 /// A random number generator (xorshift64*) with a fixed seed.
@@ -40,8 +41,7 @@ struct Block {
 
 impl Block {
     fn new(random: &mut Random, id: u64) -> Option<Block> {
-        let layout =
-            Layout::from_size_align(random.size(), 1 << random.below(8)).expect("a layout");
+        let layout = layout(random.size(), 1 << random.below(8));
         // SAFETY: the size is not zero, and the block is as long as the layout.
         unsafe {
             let zeroed = random.below(4) == 0;
@@ -73,7 +73,7 @@ impl Block {
         }
         self.address = address;
         self.check(size.min(self.layout.size()));
-        self.layout = Layout::from_size_align(size, self.layout.align()).expect("a layout");
+        self.layout = layout(size, self.layout.align());
         // SAFETY: the block is `size` bytes long.
         unsafe { pattern::fill(address, 0, size, self.id) };
         true
@@ -117,7 +117,7 @@ fn use_memory(random: &mut Random) -> usize {
 fn use_caches(random: &mut Random) {
     cpu::start();
     for number in 0..40 {
-        let layout = Layout::from_size_align(random.size() % 4000 + 1, 8).expect("a layout");
+        let layout = layout(random.size() % 4000 + 1, 8);
         let built =
             Cache::builder(&format!("{number}"), layout).flags(CacheFlags::NO_MERGE).build();
         let Ok(cache) = built else { continue };

@@ -10,15 +10,11 @@ use std::process::Output;
 use hayloft_core::by_address;
 use tests::entry_points::Hayloft;
 use tests::scenario::{Scenario, describe, on_both_backends};
+use tests::sizes::{LARGE, PAGES, layout};
 use tests::sysfs::pin_here;
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
-
-/// Unit of the blocks here, longer than every size class.
-const UNIT: usize = 20 * PAGES;
-/// Bytes of a unit of runs.
-const PAGES: usize = 64 << 10;
 
 /// The two entry points for a free: by layout, and by address alone.
 #[derive(Clone, Copy, Debug)]
@@ -45,32 +41,28 @@ impl EntryPoint {
         // does not return.
         unsafe {
             match self {
-                EntryPoint::Layout => Hayloft.dealloc(block, layout(bytes)),
+                EntryPoint::Layout => Hayloft.dealloc(block, layout(bytes, 16)),
                 EntryPoint::Address => by_address::free(block),
             }
         }
     }
 }
 
-fn layout(bytes: usize) -> Layout {
-    Layout::from_size_align(bytes, 16).expect("a valid layout")
-}
-
-/// Allocates adjacent blocks, each a multiple of `UNIT` long.
+/// Allocates adjacent blocks, each a multiple of `LARGE` long.
 fn adjacent_blocks<const COUNT: usize>(units: [usize; COUNT]) -> [*mut u8; COUNT] {
     let all: usize = units.iter().sum();
     // SAFETY: the sizes are not zero, and the freed block is not used again.
     unsafe {
         // Makes a gap in which they fit, between two blocks that stay live.
-        let places = [(); 2].map(|()| Hayloft.alloc(layout(all * UNIT)));
-        Hayloft.alloc(layout(UNIT));
-        Hayloft.dealloc(places[1], layout(all * UNIT));
-        let blocks = units.map(|units| Hayloft.alloc(layout(units * UNIT)));
+        let places = [(); 2].map(|()| Hayloft.alloc(layout(all * LARGE, 16)));
+        Hayloft.alloc(layout(LARGE, 16));
+        Hayloft.dealloc(places[1], layout(all * LARGE, 16));
+        let blocks = units.map(|units| Hayloft.alloc(layout(units * LARGE, 16)));
         for (index, block) in blocks.into_iter().enumerate() {
             let before: usize = units[..index].iter().sum();
             assert_eq!(
                 block.addr(),
-                places[1].addr() + before * UNIT,
+                places[1].addr() + before * LARGE,
                 "the blocks are not adjacent"
             );
         }
@@ -115,8 +107,8 @@ fn double_free_is_found() {
         let entry_point = EntryPoint::from_env();
         let [block, _] = adjacent_blocks([4, 1]);
         // SAFETY: the block is live, and freed for the first time.
-        unsafe { entry_point.free(block, 4 * UNIT) };
-        free_wrongly(entry_point, block, 4 * UNIT);
+        unsafe { entry_point.free(block, 4 * LARGE) };
+        free_wrongly(entry_point, block, 4 * LARGE);
     });
 }
 
@@ -128,10 +120,10 @@ fn double_free_after_a_merge_below_is_found() {
         let [below, block, _] = adjacent_blocks([1, 4, 1]);
         // SAFETY: the blocks are live, and freed for the first time.
         unsafe {
-            entry_point.free(below, UNIT);
-            entry_point.free(block, 4 * UNIT);
+            entry_point.free(below, LARGE);
+            entry_point.free(block, 4 * LARGE);
         }
-        free_wrongly(entry_point, block, 4 * UNIT);
+        free_wrongly(entry_point, block, 4 * LARGE);
     });
 }
 
@@ -142,10 +134,10 @@ fn double_free_after_a_merge_above_is_found() {
         let [block, above, _] = adjacent_blocks([4, 3, 1]);
         // SAFETY: the blocks are live, and freed for the first time.
         unsafe {
-            entry_point.free(block, 4 * UNIT);
-            entry_point.free(above, 3 * UNIT);
+            entry_point.free(block, 4 * LARGE);
+            entry_point.free(above, 3 * LARGE);
         }
-        free_wrongly(entry_point, above, 3 * UNIT);
+        free_wrongly(entry_point, above, 3 * LARGE);
     });
 }
 
@@ -157,11 +149,11 @@ fn stale_free_inside_a_replacement_is_found() {
         let [one, other, _] = adjacent_blocks([4, 3, 1]);
         // SAFETY: the blocks are live and freed for the first time, and the new size is not zero.
         unsafe {
-            entry_point.free(one, 4 * UNIT);
-            entry_point.free(other, 3 * UNIT);
-            assert_eq!(Hayloft.alloc(layout(7 * UNIT)), one);
+            entry_point.free(one, 4 * LARGE);
+            entry_point.free(other, 3 * LARGE);
+            assert_eq!(Hayloft.alloc(layout(7 * LARGE, 16)), one);
         }
-        free_wrongly(entry_point, other, 3 * UNIT);
+        free_wrongly(entry_point, other, 3 * LARGE);
     });
 }
 
@@ -173,10 +165,10 @@ fn stale_free_inside_a_grown_block_is_found() {
         let [one, other, _] = adjacent_blocks([4, 3, 1]);
         // SAFETY: the blocks are live with these layouts, and the new size is valid.
         unsafe {
-            entry_point.free(other, 3 * UNIT);
-            assert_eq!(Hayloft.realloc(one, layout(4 * UNIT), 7 * UNIT), one);
+            entry_point.free(other, 3 * LARGE);
+            assert_eq!(Hayloft.realloc(one, layout(4 * LARGE, 16), 7 * LARGE), one);
         }
-        free_wrongly(entry_point, other, 3 * UNIT);
+        free_wrongly(entry_point, other, 3 * LARGE);
     });
 }
 
@@ -186,7 +178,7 @@ fn free_at_the_last_unit_is_found() {
         let entry_point = EntryPoint::from_env();
         let [block, _] = adjacent_blocks([4, 1]);
         println!("address {block:p}");
-        free_wrongly(entry_point, block.wrapping_add(3 * UNIT), UNIT);
+        free_wrongly(entry_point, block.wrapping_add(3 * LARGE), LARGE);
     });
 }
 
@@ -195,7 +187,7 @@ fn free_within_the_first_unit_is_found() {
     assert_misuse_is_found("in the midst of a block of 5242880 bytes", || {
         let entry_point = EntryPoint::from_env();
         let [block, _] = adjacent_blocks([4, 1]);
-        free_wrongly(entry_point, block.wrapping_add(16), 4 * UNIT);
+        free_wrongly(entry_point, block.wrapping_add(16), 4 * LARGE);
     });
 }
 
@@ -206,8 +198,8 @@ fn free_behind_a_shrunk_block_is_found() {
         let entry_point = EntryPoint::from_env();
         let [block, _] = adjacent_blocks([4, 1]);
         // SAFETY: the block is live with this layout, and the new size is valid.
-        unsafe { assert_eq!(Hayloft.realloc(block, layout(4 * UNIT), 2 * UNIT), block) };
-        free_wrongly(entry_point, block.wrapping_add(2 * UNIT), UNIT);
+        unsafe { assert_eq!(Hayloft.realloc(block, layout(4 * LARGE, 16), 2 * LARGE), block) };
+        free_wrongly(entry_point, block.wrapping_add(2 * LARGE), LARGE);
     });
 }
 
@@ -219,11 +211,11 @@ fn double_free_after_decommit_is_found() {
         let [below, block, _] = adjacent_blocks([1, 4, 1]);
         // SAFETY: the blocks are live, and freed for the first time.
         unsafe {
-            entry_point.free(below, UNIT);
-            entry_point.free(block, 4 * UNIT);
+            entry_point.free(below, LARGE);
+            entry_point.free(block, 4 * LARGE);
         }
         hayloft::trim();
-        free_wrongly(entry_point, block, 4 * UNIT);
+        free_wrongly(entry_point, block, 4 * LARGE);
     });
 }
 
@@ -232,7 +224,7 @@ fn double_free_after_decommit_is_found() {
 fn free_with_a_longer_layout_is_found() {
     let scenario = || {
         let [block, _] = adjacent_blocks([4, 1]);
-        free_wrongly(EntryPoint::Layout, block, 9 * UNIT);
+        free_wrongly(EntryPoint::Layout, block, 9 * LARGE);
     };
     Scenario::new("layout", scenario).run(|output| assert_found(output, "11796480 bytes"));
 }
@@ -244,7 +236,7 @@ fn free_of_an_object_as_a_large_block_is_found() {
         // SAFETY: the size is not zero.
         let objects = [(); 5000].map(|()| unsafe { Hayloft.alloc(Layout::new::<[u64; 8]>()) });
         let first = objects.into_iter().find(|object| object.addr().is_multiple_of(PAGES));
-        free_wrongly(EntryPoint::Layout, first.expect("the first object of a slab"), UNIT);
+        free_wrongly(EntryPoint::Layout, first.expect("the first object of a slab"), LARGE);
     };
     Scenario::new("layout", scenario).run(|output| assert_found(output, "in a run of 65536"));
 }
@@ -257,7 +249,7 @@ fn double_free_of_a_middle_block_is_found() {
         assert_misuse_is_found("double free of", || {
             let entry_point = EntryPoint::from_env();
             // SAFETY: the size is not zero.
-            let blocks = [(); 8].map(|()| unsafe { Hayloft.alloc(layout(size)) });
+            let blocks = [(); 8].map(|()| unsafe { Hayloft.alloc(layout(size, 16)) });
             // SAFETY: the block is live, and freed for the first time.
             blocks.into_iter().for_each(|block| unsafe { entry_point.free(block, size) });
             free_wrongly(entry_point, blocks[0], size);
@@ -271,7 +263,7 @@ fn free_inside_a_middle_block_is_found() {
         assert_misuse_is_found("no object starts", || {
             let entry_point = EntryPoint::from_env();
             // SAFETY: the size is not zero.
-            let block = unsafe { Hayloft.alloc(layout(300_000)) };
+            let block = unsafe { Hayloft.alloc(layout(300_000, 16)) };
             free_wrongly(entry_point, block.wrapping_add(offset), 300_000);
         });
     }
@@ -285,10 +277,10 @@ fn realloc_of_a_freed_middle_block_is_found() {
             // SAFETY: the size is not zero; the last call breaks the contract, as it should be
             // found.
             unsafe {
-                let block = Hayloft.alloc(layout(100_000));
-                Hayloft.dealloc(block, layout(100_000));
+                let block = Hayloft.alloc(layout(100_000, 16));
+                Hayloft.dealloc(block, layout(100_000, 16));
                 if entry_point == "layout" {
-                    Hayloft.realloc(block, layout(100_000), 99_000);
+                    Hayloft.realloc(block, layout(100_000, 16), 99_000);
                 } else {
                     let _ = by_address::realloc(block, 99_000);
                 }
@@ -304,7 +296,7 @@ fn larger_neighbours_serve_middle_sizes() {
     on_both_backends(|| {
         pin_here();
         // Of the classes 36, 40, 44, 48 and 52 KiB.
-        let sizes = [36, 40, 44, 48, 52].map(|kib| layout(kib << 10));
+        let sizes = [36, 40, 44, 48, 52].map(|kib| layout(kib << 10, 16));
         // SAFETY: the sizes are not zero, and each block is freed with the layout of its request.
         unsafe {
             let largest = Hayloft.alloc(sizes[4]);
@@ -328,7 +320,7 @@ fn larger_neighbours_serve_middle_sizes() {
 fn free_of_a_middle_block_with_another_size_is_found() {
     let scenario = || {
         // SAFETY: the size is not zero.
-        let block = unsafe { Hayloft.alloc(layout(300_000)) };
+        let block = unsafe { Hayloft.alloc(layout(300_000, 16)) };
         free_wrongly(EntryPoint::Layout, block, 500_000);
     };
     Scenario::new("layout", scenario)

@@ -8,19 +8,10 @@ use hayloft_core::{by_address, heap, stats};
 use tests::entry_points::Hayloft;
 use tests::process::status_bytes;
 use tests::scenario::{Scenario, on_both_backends};
+use tests::sizes::{LARGE, MIB, PAGES, layout};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
-
-const MIB: usize = 1 << 20;
-/// Unit of the blocks here, longer than every size class.
-const UNIT: usize = 20 * PAGES;
-/// Bytes of a unit of runs.
-const PAGES: usize = 64 << 10;
-
-fn layout(bytes: usize) -> Layout {
-    Layout::from_size_align(bytes, 16).expect("a valid layout")
-}
 
 /// Allocates a block and writes all of its bytes.
 fn filled(layout: Layout) -> *mut u8 {
@@ -38,7 +29,7 @@ fn filled(layout: Layout) -> *mut u8 {
 fn aligned_blocks_reuse_holes() {
     on_both_backends(|| {
         for bytes in [2 * PAGES, 2 * MIB] {
-            let layout = Layout::from_size_align(bytes, bytes).expect("a valid layout");
+            let layout = layout(bytes, bytes);
             let blocks = [(); 20].map(|()| filled(layout));
             for block in blocks {
                 // SAFETY: the block is live with this layout, and freed once.
@@ -53,7 +44,7 @@ fn aligned_blocks_reuse_holes() {
 #[test]
 fn slabs_reuse_holes() {
     on_both_backends(|| {
-        let object = layout(20_000);
+        let object = layout(20_000, 16);
         let mut objects: Vec<_> = (0..6000).map(|_| filled(object)).collect();
         let mut freed = 0;
         // Frees the objects of every second slab.
@@ -77,7 +68,7 @@ fn slabs_reuse_holes() {
 #[test]
 fn zeroed_tables_stay_sparse() {
     on_both_backends(|| {
-        let layout = layout(64 * MIB);
+        let layout = layout(64 * MIB, 16);
         let before = status_bytes("VmRSS");
         for _ in 0..3 {
             let block = filled(layout);
@@ -103,12 +94,12 @@ fn zeroed_tables_stay_sparse() {
 fn growing_blocks_get_room_to_grow() {
     on_both_backends(|| {
         let grown = || {
-            let block = filled(layout(2 * UNIT));
-            let behind = filled(layout(UNIT));
+            let block = filled(layout(2 * LARGE, 16));
+            let behind = filled(layout(LARGE, 16));
             // SAFETY: the block is live with this layout, and the new size is valid.
-            let block = unsafe { Hayloft.realloc(block, layout(2 * UNIT), 4 * UNIT) };
+            let block = unsafe { Hayloft.realloc(block, layout(2 * LARGE, 16), 4 * LARGE) };
             // SAFETY: the block is live with this layout, and freed once.
-            unsafe { Hayloft.dealloc(behind, layout(UNIT)) };
+            unsafe { Hayloft.dealloc(behind, layout(LARGE, 16)) };
             block
         };
         // SAFETY: the blocks are live with these layouts, and each is freed once.
@@ -116,17 +107,17 @@ fn growing_blocks_get_room_to_grow() {
             let block = grown();
             assert_eq!(
                 by_address::usable_size(block),
-                16 * UNIT,
+                16 * LARGE,
                 "bytes of the block with its room"
             );
-            assert_eq!(Hayloft.realloc(block, layout(4 * UNIT), 4 * UNIT - 1), block);
-            assert_eq!(by_address::usable_size(block), 4 * UNIT);
-            Hayloft.dealloc(block, layout(4 * UNIT - 1));
+            assert_eq!(Hayloft.realloc(block, layout(4 * LARGE, 16), 4 * LARGE - 1), block);
+            assert_eq!(by_address::usable_size(block), 4 * LARGE);
+            Hayloft.dealloc(block, layout(4 * LARGE - 1, 16));
             // The room takes memory where the heap has dirty memory.
-            Hayloft.dealloc(filled(layout(100 * MIB)), layout(100 * MIB));
+            Hayloft.dealloc(filled(layout(100 * MIB, 16)), layout(100 * MIB, 16));
             let block = grown();
-            assert_eq!(by_address::usable_size(block), 8 * UNIT);
-            Hayloft.dealloc(block, layout(4 * UNIT));
+            assert_eq!(by_address::usable_size(block), 8 * LARGE);
+            Hayloft.dealloc(block, layout(4 * LARGE, 16));
         }
     });
 }
@@ -141,11 +132,11 @@ fn growth_in_small_steps_copies_little() {
         type Realloc = unsafe fn(*mut u8, usize, usize) -> *mut u8;
         // SAFETY: the caller passes a live block, its layout's size, and a valid new size.
         let by_layout: Realloc =
-            |block, old, new| unsafe { Hayloft.realloc(block, layout(old), new) };
+            |block, old, new| unsafe { Hayloft.realloc(block, layout(old, 16), new) };
         // SAFETY: the caller passes a live block and a valid new size.
         let by_address: Realloc = |block, _, new| unsafe { by_address::realloc(block, new) };
         for (entry_point, realloc) in [("layout", by_layout), ("address", by_address)] {
-            let (mut block, mut copied) = (filled(layout(FIRST)), 0);
+            let (mut block, mut copied) = (filled(layout(FIRST, 16)), 0);
             let mut neighbours = Vec::new();
             for size in (FIRST..LAST).step_by(4096) {
                 // SAFETY: the block is live and of `size` bytes, and its new bytes are written
@@ -160,7 +151,7 @@ fn growth_in_small_steps_copies_little() {
                     block = grown;
                 }
                 if size.is_multiple_of(256 << 10) {
-                    neighbours.push(filled(layout(2 * MIB)));
+                    neighbours.push(filled(layout(2 * MIB, 16)));
                 }
             }
             // Moving pages, which starts at 8 MiB, costs far less than copying them.
@@ -168,8 +159,8 @@ fn growth_in_small_steps_copies_little() {
             // SAFETY: the blocks are live with these layouts, and each is freed once.
             unsafe {
                 assert!((0..LAST).step_by(4096).all(|at| *block.add(at) == 1), "contents changed");
-                Hayloft.dealloc(block, layout(LAST));
-                neighbours.iter().for_each(|block| Hayloft.dealloc(*block, layout(2 * MIB)));
+                Hayloft.dealloc(block, layout(LAST, 16));
+                neighbours.iter().for_each(|block| Hayloft.dealloc(*block, layout(2 * MIB, 16)));
             }
         }
     });
@@ -183,7 +174,7 @@ fn cpus_keep_few_middle_blocks() {
         const SIZES: usize = 40;
         // The least bound of a CPU, a sixteenth of it until the next check, and a block.
         const KEPT: usize = MIB + MIB / 16 + MIB;
-        let of = |number: usize| layout(((9 + number % 8) << 12) << (number / 8));
+        let of = |number: usize| layout(((9 + number % 8) << 12) << (number / 8), 16);
         // Returns the most bytes that one CPU keeps, since the thread may run on several.
         let check = || {
             let stats = stats::gather();
@@ -242,7 +233,8 @@ fn huge_pages_follow_the_setting() {
     {
         Scenario::new(setting, || {
             // The long block may begin in memory that was committed earlier.
-            let blocks = [filled(layout(100)), filled(layout(64 * MIB)).wrapping_add(32 * MIB)];
+            let blocks =
+                [filled(layout(100, 16)), filled(layout(64 * MIB, 16)).wrapping_add(32 * MIB)];
             for (block, flag) in blocks.into_iter().zip([of_small, of_large]) {
                 let flags = flags_at(block);
                 assert!(flags.iter().any(|other| other == flag), "expected {flag} in {flags:?}");
@@ -275,14 +267,14 @@ fn core_files_contain_only_memory_in_use() {
         let before = dumped_bytes();
         assert!(before < 512 * MIB, "{before} bytes in a core file");
         for _ in 0..2 {
-            let (block, behind) = (filled(layout(64 * MIB)), filled(layout(UNIT)));
+            let (block, behind) = (filled(layout(64 * MIB, 16)), filled(layout(LARGE, 16)));
             for at in (0..64 * MIB).step_by(4 * MIB) {
                 let is_dumped = dumped_at(block.wrapping_add(at)) && dumped_at(behind);
                 assert!(is_dumped, "a core file lacks memory in use");
             }
             // SAFETY: the blocks are live with these layouts, and each is freed once.
             unsafe {
-                Hayloft.dealloc(block, layout(64 * MIB));
+                Hayloft.dealloc(block, layout(64 * MIB, 16));
                 hayloft::trim();
                 let now = dumped_bytes();
                 assert!(
@@ -290,10 +282,10 @@ fn core_files_contain_only_memory_in_use() {
                     "{before} bytes in a core file before, {now} after"
                 );
                 assert!(dumped_at(behind), "a core file lacks memory in use");
-                let small = filled(layout(MIB));
+                let small = filled(layout(MIB, 16));
                 assert!(dumped_at(small), "a core file lacks memory in use");
-                Hayloft.dealloc(small, layout(MIB));
-                Hayloft.dealloc(behind, layout(UNIT));
+                Hayloft.dealloc(small, layout(MIB, 16));
+                Hayloft.dealloc(behind, layout(LARGE, 16));
             }
         }
     });
@@ -304,11 +296,11 @@ fn core_files_contain_only_memory_in_use() {
 fn core_files_exclude_freed_small_blocks() {
     on_both_backends(|| {
         let before = dumped_bytes();
-        let blocks: Vec<_> = (0..64_000).map(|_| filled(layout(1000))).collect();
+        let blocks: Vec<_> = (0..64_000).map(|_| filled(layout(1000, 16))).collect();
         for (number, block) in blocks.into_iter().enumerate() {
             if number >= 4000 {
                 // SAFETY: the block is live with this layout, and freed once.
-                unsafe { Hayloft.dealloc(block, layout(1000)) };
+                unsafe { Hayloft.dealloc(block, layout(1000, 16)) };
             }
             if number % 1000 == 0 {
                 hayloft::trim();
@@ -324,16 +316,16 @@ fn core_files_exclude_freed_small_blocks() {
 #[test]
 fn locked_memory_is_decommitted() {
     on_both_backends(|| {
-        assert!(!filled(layout(MIB)).is_null());
+        assert!(!filled(layout(MIB, 16)).is_null());
         // SAFETY: `mlockall` takes flags only.
         if unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_ONFAULT) } != 0 {
             println!("skipped: memory cannot be locked");
             return;
         }
         let before = status_bytes("VmRSS");
-        let block = filled(layout(64 * MIB));
+        let block = filled(layout(64 * MIB, 16));
         // SAFETY: the block is live with this layout, and freed once.
-        unsafe { Hayloft.dealloc(block, layout(64 * MIB)) };
+        unsafe { Hayloft.dealloc(block, layout(64 * MIB, 16)) };
         hayloft::trim();
         let more = status_bytes("VmRSS").saturating_sub(before);
         assert!(more < 8 * MIB, "{more} bytes stay resident");

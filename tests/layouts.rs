@@ -1,11 +1,12 @@
 //! Layouts at the limits: zero size, larger than any address space, aligned to a gigabyte; and a
 //! `realloc` that fails.
 
-use std::alloc::{GlobalAlloc, Layout};
+use std::alloc::GlobalAlloc;
 
 use tests::entry_points::{Hayloft, Registered};
 use tests::pattern;
 use tests::scenario::on_both_backends;
+use tests::sizes::layout;
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -13,10 +14,6 @@ static GLOBAL: Hayloft = Hayloft;
 /// Returns the largest size that a layout of this alignment may have.
 const fn largest(align: usize) -> usize {
     isize::MAX as usize - (align - 1)
-}
-
-fn layout(size: usize, align: usize) -> Layout {
-    Layout::from_size_align(size, align).expect("a valid layout")
 }
 
 /// `GlobalAlloc` leaves zero-size layouts undefined. Hayloft defines them, since C programs and

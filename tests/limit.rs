@@ -1,7 +1,7 @@
 //! `HAYLOFT_LIMIT`: beyond the soft limit free memory is decommitted at once; at the hard limit
 //! allocations return null, and no block is lost.
 
-use std::alloc::{GlobalAlloc, Layout};
+use std::alloc::GlobalAlloc;
 use std::cell::Cell;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,11 +14,10 @@ use tests::block_stack::BlockStack;
 use tests::entry_points::Hayloft;
 use tests::process::{Limit, status_bytes};
 use tests::scenario::{Scenario, on_both_backends_with};
+use tests::sizes::{MIB, layout};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
-
-const MB: usize = 1 << 20;
 
 /// Runs `body` on both backends with a limit. Memory is decommitted for no other reason.
 fn within<F: Fn()>(limit: &str, body: F) {
@@ -32,33 +31,30 @@ fn wait_until(condition: impl Fn() -> bool) {
     }
 }
 
-fn layout(size: usize) -> Layout {
-    Layout::from_size_align(size, 16).expect("a valid layout")
-}
-
 /// Blocks that grew have no room that other allocations are refused for.
 #[test]
 fn room_to_grow_causes_no_refusals() {
     let body = || {
         let mut stack = BlockStack::with_table(vec![ptr::null_mut(); 1000].leak());
-        for (from, to) in [(2 * MB, 3 * MB), (9 * MB, 10 * MB)] {
+        for (from, to) in [(2 * MIB, 3 * MIB), (9 * MIB, 10 * MIB)] {
             let mut grown = Vec::with_capacity(4);
             for _ in 0..grown.capacity() {
                 // SAFETY: the size is not zero, and the block is live with its first layout.
-                let block = unsafe { GLOBAL.realloc(GLOBAL.alloc(layout(from)), layout(from), to) };
+                let block =
+                    unsafe { GLOBAL.realloc(GLOBAL.alloc(layout(from, 16)), layout(from, 16), to) };
                 assert!(!block.is_null(), "{to} bytes were refused");
                 grown.push(block);
             }
-            stack.fill(layout(2 * MB));
-            let live = grown.len() * to + stack.len() * 2 * MB;
-            assert!(live > 128 * MB * 7 / 10, "only {live} bytes could be allocated");
-            stack.free_all(layout(2 * MB));
+            stack.fill(layout(2 * MIB, 16));
+            let live = grown.len() * to + stack.len() * 2 * MIB;
+            assert!(live > 128 * MIB * 7 / 10, "only {live} bytes could be allocated");
+            stack.free_all(layout(2 * MIB, 16));
             // SAFETY: the blocks are live with this layout.
-            grown.into_iter().for_each(|block| unsafe { GLOBAL.dealloc(block, layout(to)) });
+            grown.into_iter().for_each(|block| unsafe { GLOBAL.dealloc(block, layout(to, 16)) });
         }
     };
     within("128M", body);
-    Scenario::new("data", body).limit(Limit::Data, 128 * MB).succeeds();
+    Scenario::new("data", body).limit(Limit::Data, 128 * MIB).succeeds();
 }
 
 /// Freed memory of one size is available to the next size. Sheaves, barns and empty slabs withhold
@@ -67,26 +63,32 @@ fn room_to_grow_causes_no_refusals() {
 fn allocations_beyond_the_hard_limit_return_null() {
     within("48M", || {
         let before = status_bytes("VmRSS");
-        let mut stack = BlockStack::with_table(vec![ptr::null_mut(); 48 * MB / 64].leak());
-        for size in [64, 3000, MB, 20_000, 5 * MB, 64] {
-            stack.fill(layout(size));
+        let mut stack = BlockStack::with_table(vec![ptr::null_mut(); 48 * MIB / 64].leak());
+        for size in [64, 3000, MIB, 20_000, 5 * MIB, 64] {
+            stack.fill(layout(size, 16));
             assert!(!stack.is_full(), "no allocation was refused");
             let bytes = stack.len() * size;
-            assert!(bytes < 48 * MB, "{bytes} bytes granted in blocks of {size}");
-            assert!(bytes > 32 * MB, "only {bytes} bytes granted in blocks of {size}");
+            assert!(bytes < 48 * MIB, "{bytes} bytes granted in blocks of {size}");
+            assert!(bytes > 32 * MIB, "only {bytes} bytes granted in blocks of {size}");
             // Every further allocation is refused, and the last block is intact.
             let last = stack.last();
             // SAFETY: the sizes are not zero, and the last block is live with this layout.
             unsafe {
-                assert!(GLOBAL.alloc(layout(6 * MB)).is_null(), "alloc succeeded");
-                assert!(GLOBAL.alloc_zeroed(layout(6 * MB)).is_null(), "alloc_zeroed succeeded");
-                assert!(GLOBAL.realloc(last, layout(size), 20 * MB).is_null(), "realloc succeeded");
-                assert!(nolock::alloc(layout(6 * MB)).is_none(), "nolock::alloc succeeded");
+                assert!(GLOBAL.alloc(layout(6 * MIB, 16)).is_null(), "alloc succeeded");
+                assert!(
+                    GLOBAL.alloc_zeroed(layout(6 * MIB, 16)).is_null(),
+                    "alloc_zeroed succeeded"
+                );
+                assert!(
+                    GLOBAL.realloc(last, layout(size, 16), 20 * MIB).is_null(),
+                    "realloc succeeded"
+                );
+                assert!(nolock::alloc(layout(6 * MIB, 16)).is_none(), "nolock::alloc succeeded");
             }
-            stack.free_all(layout(size));
+            stack.free_all(layout(size, 16));
         }
         let peak = status_bytes("VmHWM");
-        assert!(peak < before + 52 * MB, "{before} bytes resident before, {peak} at the peak");
+        assert!(peak < before + 52 * MIB, "{before} bytes resident before, {peak} at the peak");
     });
 }
 
@@ -101,15 +103,15 @@ fn frees_beyond_the_soft_limit_decommit_at_once() {
             (resident, status_bytes("VmRSS"))
         };
         let before = status_bytes("VmRSS");
-        let (full, freed) = burst(12 * MB);
+        let (full, freed) = burst(12 * MIB);
         assert!(
-            full > before + 11 * MB && freed > before + 9 * MB,
+            full > before + 11 * MIB && freed > before + 9 * MIB,
             "{before} bytes resident before, {full} at the peak, {freed} now"
         );
-        let (full, freed) = burst(100 * MB);
-        assert!(full > before + 95 * MB, "{before} bytes resident before, {full} at the peak");
+        let (full, freed) = burst(100 * MIB);
+        assert!(full > before + 95 * MIB, "{before} bytes resident before, {full} at the peak");
         assert!(
-            freed < before + 30 * MB,
+            freed < before + 30 * MIB,
             "{before} bytes resident before, {full} at the peak, {freed} now"
         );
     });
@@ -124,11 +126,11 @@ fn vector_at_the_limit_keeps_its_elements() {
         while vector.try_reserve(vector.len()).is_ok() {
             vector.extend_from_within(..);
         }
-        assert!(vector.len() * 8 >= 4 * MB, "growth was refused at {} elements", vector.len());
+        assert!(vector.len() * 8 >= 4 * MIB, "growth was refused at {} elements", vector.len());
         let is_intact = vector.iter().enumerate().all(|(at, value)| *value == at as u64 % 1000);
         assert!(is_intact, "elements changed");
         drop(vector);
-        assert_eq!(vec![7_u8; 20 * MB].len(), 20 * MB);
+        assert_eq!(vec![7_u8; 20 * MIB].len(), 20 * MIB);
     });
 }
 
@@ -142,7 +144,7 @@ fn allocation_waits_for_a_purge_in_progress() {
                 thread::sleep(Duration::from_millis(100));
             }
         });
-        let block = vec![1_u8; 30 * MB];
+        let block = vec![1_u8; 30 * MIB];
         thread::scope(|scope| {
             scope.spawn(move || drop(block));
             while !PURGE_STARTED.load(Ordering::Relaxed) {
@@ -150,9 +152,9 @@ fn allocation_waits_for_a_purge_in_progress() {
             }
             // SAFETY: the size is not zero, and the block is freed once.
             unsafe {
-                let block = GLOBAL.alloc(layout(30 * MB));
+                let block = GLOBAL.alloc(layout(30 * MIB, 16));
                 assert!(!block.is_null(), "30 MiB were refused");
-                GLOBAL.dealloc(block, layout(30 * MB));
+                GLOBAL.dealloc(block, layout(30 * MIB, 16));
             }
         });
     });
@@ -185,7 +187,7 @@ fn nolock_free_decommits_despite_a_busy_arena() {
             }
             _ => {}
         });
-        let large = layout(100 * MB);
+        let large = layout(100 * MIB, 16);
         let block = nolock::alloc(large).expect("memory");
         let held = stats::gather_own().held;
         thread::scope(|scope| {
@@ -194,7 +196,7 @@ fn nolock_free_decommits_despite_a_busy_arena() {
                     PURGE_STARTED.load(Ordering::Relaxed) || FREE_RETURNED.load(Ordering::Relaxed)
                 });
                 HOLDS_ARENA.set(true);
-                drop(vec![1_u8; MB]);
+                drop(vec![1_u8; MIB]);
                 HOLDS_ARENA.set(false);
             });
             IN_NOLOCK_FREE.set(true);
@@ -205,7 +207,7 @@ fn nolock_free_decommits_despite_a_busy_arena() {
         });
         hayloft::trim();
         let now = stats::gather_own().held;
-        assert!(now + 90 * MB < held, "{held} bytes held with the block, {now} after trim");
+        assert!(now + 90 * MIB < held, "{held} bytes held with the block, {now} after trim");
     });
 }
 
@@ -231,7 +233,7 @@ fn window_end_does_not_stop_a_purge_for_an_allocation() {
                 }
             }
         });
-        let mut blocks: Vec<Vec<u8>> = (0..36).map(|_| vec![1; MB]).collect();
+        let mut blocks: Vec<Vec<u8>> = (0..36).map(|_| vec![1; MIB]).collect();
         // Nothing freed from here on has been idle for a whole window.
         hayloft::trim();
         PURGE_STARTED.store(false, Ordering::Relaxed);
@@ -251,9 +253,9 @@ fn window_end_does_not_stop_a_purge_for_an_allocation() {
             });
             // SAFETY: the size is not zero, and the block is freed once.
             unsafe {
-                let block = GLOBAL.alloc(layout(24 * MB));
+                let block = GLOBAL.alloc(layout(24 * MIB, 16));
                 assert!(!block.is_null(), "24 MiB were refused");
-                GLOBAL.dealloc(block, layout(24 * MB));
+                GLOBAL.dealloc(block, layout(24 * MIB, 16));
             }
         });
     });
@@ -277,13 +279,13 @@ fn refused_allocation_is_retried_a_bounded_number_of_times() {
             Place::ArenaAllocating => _ = TRIES.fetch_add(1, Ordering::Relaxed),
             _ => {}
         });
-        let (stays, block) = (vec![1_u8; 10 * MB], vec![1_u8; 20 * MB]);
+        let (stays, block) = (vec![1_u8; 10 * MIB], vec![1_u8; 20 * MIB]);
         thread::scope(|scope| {
             scope.spawn(move || drop(block));
             wait_until(|| PURGE_STARTED.load(Ordering::Relaxed));
             TRIES.store(0, Ordering::Relaxed);
             // SAFETY: the size is not zero.
-            assert!(unsafe { GLOBAL.alloc(layout(40 * MB)) }.is_null(), "40 MiB were granted");
+            assert!(unsafe { GLOBAL.alloc(layout(40 * MIB, 16)) }.is_null(), "40 MiB were granted");
         });
         let tries = TRIES.load(Ordering::Relaxed);
         assert!(tries < MOST, "the allocation was tried {tries} times");

@@ -9,13 +9,11 @@ use std::process::Output;
 
 use hayloft_core::cache::{Cache, CacheFlags};
 use tests::entry_points::Hayloft;
-use tests::scenario::{Scenario, describe};
+use tests::scenario::{BACKENDS, Scenario, describe};
+use tests::sizes::layout;
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
-
-/// Both backends by name, since each test examines what its children write.
-const BACKENDS: [&str; 2] = ["rseq", "fallback"];
 
 /// A layout whose size equals that of its class.
 const LAYOUT: Layout = Layout::new::<[u64; 8]>();
@@ -178,7 +176,7 @@ fn double_free_of_a_large_block() {
 
 /// Creates a cache of objects of 40 bytes.
 fn cache(name: &str) -> Cache {
-    let layout = Layout::from_size_align(40, 8).expect("a layout");
+    let layout = layout(40, 8);
     Cache::builder(name, layout).flags(CacheFlags::NO_MERGE).build().expect("a cache")
 }
 

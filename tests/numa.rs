@@ -5,7 +5,7 @@
 //! 256 GiB apart. The test code itself uses the system's allocator, so that nothing else is in the
 //! heap.
 
-use std::alloc::{GlobalAlloc, Layout};
+use std::alloc::GlobalAlloc;
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
@@ -19,11 +19,9 @@ use tests::entry_points::Hayloft;
 use tests::pattern;
 use tests::process::{Limit, status_bytes};
 use tests::scenario::{Scenario, describe};
+use tests::sizes::{GIB, MIB, layout};
 use tests::skipped;
 use tests::sysfs::{SYSFS, Tree, pin_to, two_cpus};
-
-const MIB: usize = 1 << 20;
-const GIB: usize = 1 << 30;
 
 /// Sizes of small classes, of middle classes, and of a run.
 const SIZES: [usize; 7] = [8, 64, 1000, 5000, 30_000, 100_000, 3 * MIB];
@@ -35,10 +33,6 @@ const KEPT: usize = 4096;
 const MAX_NODES: usize = 8;
 /// A CPU number beyond those of this machine.
 const NO_CPU: usize = 4000;
-
-fn layout(size: usize) -> Layout {
-    Layout::from_size_align(size, 8).expect("a valid layout")
-}
 
 /// A filled block, checked and freed when dropped.
 struct Block {
@@ -52,7 +46,7 @@ unsafe impl Send for Block {}
 impl Block {
     fn new(size: usize) -> Option<Block> {
         // SAFETY: the size is not zero.
-        let address = NonNull::new(unsafe { Hayloft.alloc(layout(size)) })?;
+        let address = NonNull::new(unsafe { Hayloft.alloc(layout(size, 8)) })?;
         let block = Block { address, size };
         block.fill();
         Some(block)
@@ -86,7 +80,7 @@ impl Block {
     fn resize(&mut self, size: usize) {
         let (at, old) = (self.at(), self.size);
         // SAFETY: the block is live with this layout, and the new size is valid.
-        let new = unsafe { Hayloft.realloc(self.address.as_ptr(), layout(old), size) };
+        let new = unsafe { Hayloft.realloc(self.address.as_ptr(), layout(old, 8), size) };
         self.address = NonNull::new(new).expect("memory");
         self.size = size;
         self.check(old.min(size), at);
@@ -98,7 +92,7 @@ impl Drop for Block {
     fn drop(&mut self) {
         self.check(self.size, self.at());
         // SAFETY: the block is live with this layout, and dropping it is its last use.
-        unsafe { Hayloft.dealloc(self.address.as_ptr(), layout(self.size)) };
+        unsafe { Hayloft.dealloc(self.address.as_ptr(), layout(self.size, 8)) };
     }
 }
 
@@ -437,7 +431,7 @@ fn nolock_allocates_from_its_node() {
             pin_to(cpu);
             let blocks: Vec<_> = SIZES
                 .iter()
-                .flat_map(|size| (0..100).map(|_| (*size, nolock::alloc(layout(*size)))))
+                .flat_map(|size| (0..100).map(|_| (*size, nolock::alloc(layout(*size, 8)))))
                 .map(|(size, address)| Block { address: address.expect("memory"), size })
                 .collect();
             blocks.iter().for_each(Block::fill);
@@ -455,7 +449,7 @@ fn nolock_allocates_from_its_node() {
             for block in blocks {
                 block.check(block.size, block.at());
                 // SAFETY: the block is live with this layout, and `forget` prevents a second free.
-                unsafe { nolock::free(block.address, layout(block.size)) };
+                unsafe { nolock::free(block.address, layout(block.size, 8)) };
                 std::mem::forget(block);
             }
         }
@@ -475,7 +469,7 @@ fn cache_objects_return_to_their_nodes() {
     let Some((cpus, tree)) = two_nodes() else { return };
     on_both_backends("two", &tree, || {
         cpu::start();
-        let cache = Cache::builder("nodes", layout(200))
+        let cache = Cache::builder("nodes", layout(200, 8))
             .flags(CacheFlags::NO_MERGE)
             .build()
             .expect("a cache");

@@ -11,14 +11,14 @@ use hayloft_core::heap;
 use tests::entry_points::Hayloft;
 use tests::process::status_bytes;
 use tests::scenario::{on_both_backends, on_both_backends_with, with_decay, with_larger_pages};
+use tests::sizes::MIB;
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
 
-const MB: usize = 1 << 20;
-const BURST: usize = 96 * MB;
+const BURST: usize = 96 * MIB;
 /// Bytes of a burst that may stay resident.
-const REST: usize = 8 * MB;
+const REST: usize = 8 * MIB;
 
 /// Allocates and frees small blocks of many sizes, and some large ones. Returns the resident bytes
 /// before and at the peak.
@@ -27,7 +27,7 @@ fn burst() -> (usize, usize) {
     let mut blocks: Vec<Vec<u8>> = Vec::new();
     let mut bytes = 0;
     for number in 0.. {
-        let size = if number % 5000 == 0 { 3 * MB } else { 16 + number * 7919 % 3000 };
+        let size = if number % 5000 == 0 { 3 * MIB } else { 16 + number * 7919 % 3000 };
         blocks.push(vec![number as u8; size]);
         bytes += size;
         if bytes > BURST {
@@ -176,9 +176,9 @@ fn due_memory_returns_in_slices() {
     on_both_backends(|| {
         let unneeded = || hayloft_core::stats::gather_own().unneeded;
         let rest = unneeded();
-        drop((0..50).map(|_| vec![1_u8; 8 * MB]).collect::<Vec<_>>());
+        drop((0..50).map(|_| vec![1_u8; 8 * MIB]).collect::<Vec<_>>());
         let freed = unneeded() - rest;
-        assert!(freed >= 400 * MB, "{freed} bytes are idle after 400 MiB were freed");
+        assert!(freed >= 400 * MIB, "{freed} bytes are idle after 400 MiB were freed");
         // The memory is not due before a whole window has ended.
         heap::end_window_in_slices(SLICES as u32, || assert!(unneeded() >= freed, "not due yet"));
         let mut left = Vec::new();
@@ -187,10 +187,10 @@ fn due_memory_returns_in_slices() {
         for (slice, left) in left.iter().enumerate() {
             let share = (before - left).abs_diff(freed / SLICES);
             // A run is decommitted in pieces of some megabytes.
-            assert!(share < 16 * MB, "slice {slice} went from {before} to {left} bytes");
+            assert!(share < 16 * MIB, "slice {slice} went from {before} to {left} bytes");
             before = *left;
         }
-        assert!(before < 8 * MB, "{before} bytes stay idle after the window");
+        assert!(before < 8 * MIB, "{before} bytes stay idle after the window");
     });
 }
 
@@ -292,7 +292,7 @@ fn pages_without_live_objects_are_decommitted() {
             let pages = (size - 1) / 4096 + 2;
             let limit = before + table + BURST / size / 16 * pages * 4096 + REST;
             assert!(
-                peak > limit + 16 * MB,
+                peak > limit + 16 * MIB,
                 "{peak} bytes resident at the peak, {limit} expected to stay"
             );
             if by_trim {
@@ -397,12 +397,12 @@ fn pressure_outside_the_cgroup_is_ignored() {
 fn growing_blocks_reuse_freed_memory() {
     on_both_backends(|| {
         let before = status_bytes("VmRSS");
-        for size in (8..64).map(|size| size * MB) {
+        for size in (8..64).map(|size| size * MIB) {
             drop(vec![1_u8; size]);
         }
         let peak = status_bytes("VmHWM");
         // Less than twice the largest block, although some block may lie behind one of the first.
-        assert!(peak < before + 96 * MB, "{before} bytes resident before, {peak} at the peak");
+        assert!(peak < before + 96 * MIB, "{before} bytes resident before, {peak} at the peak");
     });
 }
 
@@ -437,7 +437,7 @@ fn frees_return_memory_without_the_background_thread() {
         let deadline = Instant::now() + Duration::from_secs(60);
         while status_bytes("VmRSS") > before + 2 * REST {
             assert!(Instant::now() < deadline, "{} bytes stay resident", status_bytes("VmRSS"));
-            drop(vec![1u8; 2 * MB]);
+            drop(vec![1u8; 2 * MIB]);
             thread::sleep(Duration::from_millis(20));
         }
         assert_eq!(threads(), before_threads);

@@ -1,7 +1,6 @@
 //! Reports: written at the end, on request, on a signal and periodically, to a file descriptor or a
 //! path, in children of forks, too.
 
-use std::alloc::Layout;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -16,13 +15,11 @@ use tests::block_stack::BlockStack;
 use tests::entry_points::Hayloft;
 use tests::process::shared_page_of;
 use tests::scenario::{Scenario, describe, is_child};
+use tests::sizes::RARE;
 use tests::temporary::Temporary;
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
-
-/// A layout whose class nothing else in this program uses.
-const LAYOUT: Layout = Layout::new::<[u8; 3072]>();
 
 /// A report at the end goes to a file descriptor, to standard error or to a path, in the requested
 /// format.
@@ -186,8 +183,8 @@ fn fork_child_that_requests_reports() {
 /// Allocates and frees enough objects to overflow the sheaves.
 fn use_the_heap() {
     let mut stack = BlockStack::new(1000);
-    stack.fill(LAYOUT);
-    stack.free_all(LAYOUT);
+    stack.fill(RARE);
+    stack.free_all(RARE);
 }
 
 /// The child writes no report on a signal, periodically, or at its end.

@@ -1,6 +1,5 @@
 //! The shared page: other processes read the statistics of a process while it runs.
 
-use std::alloc::Layout;
 use std::fs;
 use std::io::Read;
 use std::path::PathBuf;
@@ -12,13 +11,11 @@ use hayloft_core::report::{self, AttachError, Reader};
 use tests::block_stack::BlockStack;
 use tests::entry_points::Hayloft;
 use tests::process::shared_page_of;
+use tests::sizes::RARE;
 use tests::temporary::Temporary;
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
-
-/// A layout whose class nothing else in this program uses.
-const LAYOUT: Layout = Layout::new::<[u8; 3072]>();
 
 /// A child process of this program that publishes its statistics, holds a thousand objects, and
 /// ends when its standard input is closed.
@@ -53,10 +50,10 @@ impl Drop for Publisher {
 #[ignore = "run as a child by the other tests"]
 fn publish_statistics() {
     let mut stack = BlockStack::new(1000);
-    stack.fill(LAYOUT);
+    stack.fill(RARE);
     println!("ready");
     let _ = std::io::stdin().read(&mut [0]);
-    stack.free_all(LAYOUT);
+    stack.free_all(RARE);
 }
 
 #[test]
@@ -74,7 +71,7 @@ fn other_processes_can_read_the_page() {
             Err(error) => panic!("{error}"),
         }
     };
-    assert!(snapshot.stats.held > 1000 * LAYOUT.size() && !snapshot.cpus.is_empty());
+    assert!(snapshot.stats.held > 1000 * RARE.size() && !snapshot.cpus.is_empty());
     assert!(report::processes().contains(&number));
     let page = shared_page_of(number);
     publisher.0.stdin.take();

@@ -15,13 +15,11 @@ use serde_json::Value;
 use tests::block_stack::BlockStack;
 use tests::entry_points::Hayloft;
 use tests::scenario::on_both_backends;
+use tests::sizes::RARE;
 use tests::temporary::Temporary;
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
-
-/// A layout whose class nothing else in this program uses.
-const LAYOUT: Layout = Layout::new::<[u8; 3072]>();
 
 fn of_size(size: usize) -> CacheStats {
     let name = format!("kmalloc-{size}");
@@ -32,23 +30,23 @@ fn of_size(size: usize) -> CacheStats {
 #[test]
 fn objects_are_counted_by_location() {
     on_both_backends(|| {
-        let before = of_size(LAYOUT.size());
+        let before = of_size(RARE.size());
         let mut stack = BlockStack::new(1000);
-        stack.fill(LAYOUT);
-        let full = of_size(LAYOUT.size());
+        stack.fill(RARE);
+        let full = of_size(RARE.size());
         assert_eq!(full.in_use, before.in_use + 1000, "{full:?}");
-        assert!(full.bytes() >= 1000 * LAYOUT.size());
+        assert!(full.bytes() >= 1000 * RARE.size());
         let free = full.objects() - full.in_use;
         assert!(full.in_sheaves + full.in_barns <= free, "{full:?}");
         assert!(full.events.refills > before.events.refills);
         assert!(full.events.barn_empty > 0 && full.events.new_slabs as usize >= full.slabs);
-        stack.free_all(LAYOUT);
-        let empty = of_size(LAYOUT.size());
+        stack.free_all(RARE);
+        let empty = of_size(RARE.size());
         assert_eq!(empty.in_use, before.in_use, "{empty:?}");
         assert!(empty.events.flushes > 0 && empty.events.barn_full > 0, "{empty:?}");
         assert!(empty.in_sheaves > 0 && empty.in_barns > 0, "{empty:?}");
         hayloft_core::heap::trim();
-        let trimmed = of_size(LAYOUT.size());
+        let trimmed = of_size(RARE.size());
         assert_eq!((trimmed.slabs, trimmed.partial_slabs), (0, 0), "{trimmed:?}");
         assert_eq!(trimmed.in_sheaves + trimmed.in_barns, 0);
     });
@@ -58,14 +56,14 @@ fn objects_are_counted_by_location() {
 fn totals_equal_the_sums_of_their_parts() {
     on_both_backends(|| {
         let mut stack = BlockStack::new(1000);
-        stack.fill(LAYOUT);
+        stack.fill(RARE);
         let mut large = BlockStack::new(10);
         large.fill(Layout::new::<[u8; 2 << 20]>());
         let stats = stats::gather();
         let sum =
             |of: fn(&CacheStats) -> usize| stats.caches().map(|cache| of(&cache)).sum::<usize>();
         assert_eq!(stats.held, stats.in_slabs + stats.large + stats.unneeded);
-        assert!(stats.large >= 20 << 20 && stats.resident > 1000 * LAYOUT.size(), "{stats:?}");
+        assert!(stats.large >= 20 << 20 && stats.resident > 1000 * RARE.size(), "{stats:?}");
         assert_eq!(stats.in_slabs, sum(CacheStats::bytes));
         // Nothing from here to the last comparison allocates, so the counts stay valid.
         let of_nodes =
@@ -76,7 +74,7 @@ fn totals_equal_the_sums_of_their_parts() {
         assert_eq!(held, sum(|cache| cache.in_sheaves));
         let refills = stats.cpus().map(|cpu| cpu.events.refills).sum::<u64>();
         assert_eq!(refills, stats.caches().map(|cache| cache.events.refills).sum::<u64>());
-        stack.free_all(LAYOUT);
+        stack.free_all(RARE);
         large.free_all(Layout::new::<[u8; 1 << 20]>());
         hayloft_core::heap::trim();
         let trimmed = stats::gather();
@@ -157,9 +155,9 @@ fn slabinfo_report_is_well_formed() {
 #[test]
 fn table_report_fits_on_a_screen() {
     let mut stack = BlockStack::new(100_000);
-    stack.fill(LAYOUT);
+    stack.fill(RARE);
     let text = written(Format::Table);
-    stack.free_all(LAYOUT);
+    stack.free_all(RARE);
     let lines: Vec<_> = text.lines().collect();
     let start = format!("hayloft[{}]: ", process::id());
     assert!(
@@ -247,7 +245,7 @@ fn statistics_are_plausible_amid_other_threads() {
                 }
                 // SAFETY: the layout is not empty, and the block is freed once, with the same
                 // layout.
-                unsafe { GLOBAL.dealloc(GLOBAL.alloc(LAYOUT), LAYOUT) };
+                unsafe { GLOBAL.dealloc(GLOBAL.alloc(RARE), RARE) };
                 cache.destroy().expect("no object is in use");
                 round += 1;
             }

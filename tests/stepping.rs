@@ -5,7 +5,7 @@
 //! which also aborts a restartable sequence. The signal's handler walks the stack.
 #![cfg(all(target_arch = "x86_64", target_env = "gnu"))]
 
-use std::alloc::{GlobalAlloc, Layout};
+use std::alloc::GlobalAlloc;
 use std::ffi::{c_int, c_void};
 use std::hint::black_box;
 use std::mem::MaybeUninit;
@@ -16,6 +16,7 @@ use hayloft::Hayloft;
 use hayloft_core::by_address;
 use hayloft_core::cache::Cache;
 use tests::scenario::on_both_backends;
+use tests::sizes::layout;
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -114,7 +115,7 @@ fn handle_traps() {
 }
 
 fn step_through_all() {
-    let layout = Layout::from_size_align(100, 8).unwrap();
+    let layout = layout(100, 8);
     step_through("a block", || {
         // SAFETY: the layout is not empty, and the block is freed once, with the same layout.
         unsafe {

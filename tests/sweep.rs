@@ -1,12 +1,10 @@
 //! Every size class: all sizes up to 40 KiB, the borders of the classes above, and all alignments
 //! up to a page.
 
-use std::alloc::Layout;
-
 use tests::entry_points::{Hayloft, Registered};
 use tests::model::{LIVE_MAX, Model};
 use tests::scenario::on_both_backends;
-use tests::sizes::boundaries;
+use tests::sizes::{boundaries, layout};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -15,10 +13,6 @@ static GLOBAL: Hayloft = Hayloft;
 const LARGEST_SMALL: usize = 40 << 10;
 /// A size above all classes.
 const LARGEST: usize = 3 << 19;
-
-fn layout(size: usize, align: usize) -> Layout {
-    Layout::from_size_align(size, align).expect("a valid layout")
-}
 
 /// Blocks of every size, three side by side, do not disturb each other or survivors of earlier
 /// sizes.

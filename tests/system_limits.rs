@@ -12,13 +12,12 @@ use tests::entry_points::Hayloft;
 use tests::pattern;
 use tests::process::{meminfo_bytes, status_bytes};
 use tests::scenario::{Scenario, on_both_backends};
+use tests::sizes::{MIB, layout};
 use tests::skipped;
 use tests::sysfs::pin_here;
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
-
-const MIB: usize = 1 << 20;
 
 /// Reads a number from a file of `/proc`.
 fn number(path: &str) -> usize {
@@ -36,7 +35,7 @@ struct Block {
 
 impl Block {
     fn new(size: usize, id: u64) -> Block {
-        let layout = Layout::from_size_align(size, 8).expect("a valid layout");
+        let layout = layout(size, 8);
         // SAFETY: the size is not zero, and the block is `size` bytes long.
         unsafe {
             let address = Hayloft.alloc(layout);
@@ -75,7 +74,7 @@ impl Block {
             pattern::fill(address, kept, size, self.id);
         }
         self.address = address;
-        self.layout = Layout::from_size_align(size, 8).expect("a valid layout");
+        self.layout = layout(size, 8);
         true
     }
 
@@ -189,7 +188,7 @@ fn moving_blocks_does_not_exhaust_mappings() {
             count += 1;
             pattern::mix(count) as usize % bound
         };
-        let layout = |size| Layout::from_size_align(size, 8).expect("a valid layout");
+        let layout = |size| layout(size, 8);
         let mut sizes = [8 * MIB; 100];
         // SAFETY: the sizes are not zero.
         let mut blocks = sizes.map(|size| unsafe { Hayloft.alloc(layout(size)) });
@@ -234,7 +233,7 @@ fn strict_overcommit_counts_blocks_only() {
     assert_eq!(number("/proc/sys/vm/overcommit_memory"), 2);
     on_both_backends(|| {
         const LARGE: usize = 64 * MIB;
-        let layout = Layout::from_size_align(LARGE, 8).expect("a valid layout");
+        let layout = layout(LARGE, 8);
         let most = meminfo_bytes("CommitLimit");
         assert!(
             status_bytes("VmSize") > most,
@@ -283,10 +282,7 @@ struct Chain {
 impl Chain {
     /// Allocates as many blocks of `size` bytes as `bytes` can hold, and writes all of them.
     fn new(size: usize, bytes: usize) -> Chain {
-        let mut chain = Chain {
-            layout: Layout::from_size_align(size, 8).expect("a valid layout"),
-            first: ptr::null_mut(),
-        };
+        let mut chain = Chain { layout: layout(size, 8), first: ptr::null_mut() };
         for _ in 0..bytes / size {
             // SAFETY: the size is not zero, and a block has room for an address.
             unsafe {

@@ -1,19 +1,9 @@
 //! Caches that share their class with no other, and objects with checked contents.
 
-use std::alloc::Layout;
 use std::ptr::NonNull;
 
+use crate::sizes::layout;
 use hayloft_core::cache::{Cache, CacheFlags};
-
-/// Returns a layout of `size` bytes.
-///
-/// # Panics
-///
-/// If there is no such layout.
-#[must_use]
-pub fn layout(size: usize, align: usize) -> Layout {
-    Layout::from_size_align(size, align).expect("a layout")
-}
 
 /// Creates a cache of objects of `size` bytes that is not merged with others.
 ///

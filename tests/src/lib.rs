@@ -14,7 +14,7 @@
 //! | [`block_stack`]  | stacks of as many blocks as memory allows                        |
 //! | [`caches`]       | caches of their own class, and objects with checked contents     |
 //! | [`entry_points`] | `std::alloc` and the methods of `GlobalAlloc`                    |
-//! | [`sizes`]        | sizes around every boundary of size classes                      |
+//! | [`sizes`]        | sizes and layouts, among them all boundaries of size classes     |
 //! | [`sysfs`]        | made-up NUMA nodes, and pinning to CPUs                          |
 //! | [`cgroup`]       | cgroups that confine a process to some CPUs or limit its memory  |
 //! | [`process`]      | the kernel's figures on this process, and limits on it           |

@@ -28,9 +28,11 @@ use crate::process::{Limit, refuse_system_call, this_thread, wait_until_asleep};
 /// Environment variable that names, in a child, the scenario to run: test and label.
 const CHILD: &str = "TEST_SCENARIO";
 
-/// Environment variable that forces a backend, and its values.
+/// Environment variable that forces a backend.
 const BACKEND: &str = "HAYLOFT_BACKEND";
-const BACKENDS: [&str; 2] = ["rseq", "fallback"];
+
+/// The backends, as the values of that variable.
+pub const BACKENDS: [&str; 2] = ["rseq", "fallback"];
 
 /// Environment variable for how long memory may stay idle. A slow machine may take several decay
 /// windows for a step that takes a fast one no time, and no test may depend on that. In children

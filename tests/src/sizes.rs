@@ -1,4 +1,27 @@
-//! Sizes at which behaviour may change: boundaries of size classes, of pages, and of powers of two.
+//! Sizes and layouts that several tests use, and sizes at which behaviour may change: boundaries of
+//! size classes, of pages, and of powers of two.
+
+use std::alloc::Layout;
+
+/// Bytes of a MiB.
+pub const MIB: usize = 1 << 20;
+
+/// Bytes of a GiB.
+pub const GIB: usize = 1 << 30;
+
+/// Bytes of a unit of runs.
+pub const PAGES: usize = 64 << 10;
+
+/// Bytes of a block that is longer than every size class, in whole units of runs.
+pub const LARGE: usize = 20 * PAGES;
+
+/// A layout whose class nothing else in a test program uses.
+pub const RARE: Layout = Layout::new::<[u8; 3072]>();
+
+/// Returns the layout of `size` bytes at a multiple of `align`.
+pub fn layout(size: usize, align: usize) -> Layout {
+    Layout::from_size_align(size, align).expect("a valid layout")
+}
 
 /// Yields every multiple of 8 up to 1 KiB and every eighth of a power of two up to `max`, each with
 /// its neighbours. Whatever the spacing of the size classes, their boundaries are among these.
