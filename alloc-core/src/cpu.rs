@@ -1,7 +1,7 @@
 //! CPUs: which exist, which are online, and how they come and go. (`kernel/cpu.c` of Linux.)
 //!
 //! Each core that the program may use has a thread that acts as the CPU: pinned to the core, the
-//! target of our real-time signal, and the place where [irq work](crate::irq_work) runs. These are
+//! target of our real-time signal, and the place where [irq work](crate::irq::work) runs. These are
 //! the *CPU threads*. They are started when they are first needed: a program that only allocates
 //! has none. Even then a CPU gets its thread only when work is queued for it, and there are at most
 //! an eighth as many of them as the process may have threads.
@@ -28,9 +28,11 @@ use core::marker::PhantomData;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::cell::Cell;
 
+use crate::irq::thread::{self, MAX_CPUS, Routines};
+use crate::irq::work as irq_work;
+use crate::path::objects;
 use crate::sync::{ControlRwLock, Holders, LockClass, witness};
-use crate::thread::{self, MAX_CPUS, Routines};
-use crate::{irq_work, objects, os, rcu};
+use crate::{os, rcu};
 
 /// The hotplug lock.
 static HOTPLUG: ControlRwLock = ControlRwLock::new();

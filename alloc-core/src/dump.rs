@@ -6,9 +6,11 @@
 
 use core::fmt;
 
+use crate::irq::thread::{self, MAX_CPUS};
+use crate::irq::work as irq_work;
+use crate::path::objects;
 use crate::sync::{LockClass, RawLock};
-use crate::thread::{self, MAX_CPUS};
-use crate::{cache, cpu, irq_work, objects, rcu};
+use crate::{cache, cpu, rcu};
 
 /// Calls `line` with each line of a report. Reported are the CPUs that are online or have pending
 /// work: the CPU thread, the queues of irq work, the item being run, and whether frees are deferred

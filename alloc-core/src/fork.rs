@@ -25,9 +25,10 @@
 
 use core::cell::Cell;
 
+use crate::path::objects;
 use crate::percpu::{self, Backend};
 use crate::sync::{Context, Fork, LockClass, RawLock, spin_or_yield};
-use crate::{cache, cpu, objects, os, page, rcu, reclaim, report};
+use crate::{cache, cpu, os, page, rcu, reclaim, report};
 
 /// Run by the loader: before `main`, or, where a library with this allocator is loaded later, among
 /// other threads.

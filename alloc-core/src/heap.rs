@@ -2,12 +2,12 @@
 
 use crate::cache::{self, defer_free_barrier};
 use crate::cpu;
-use crate::objects;
 use crate::page;
+use crate::path::objects;
 use crate::rcu;
 use crate::sync::Context;
 
-pub use crate::objects::{DeferredFrees, deferred_frees};
+pub use crate::path::objects::{DeferredFrees, deferred_frees};
 
 /// Waits until every block freed before this call, in whatever context, is actually free: no free
 /// remains deferred. Starts the CPU threads (see [`cpu`]). Not for signal handlers.

@@ -11,23 +11,19 @@
 //! |---|---|
 //! | `fork` [`dump`] `tuning` | work around a fork; a dump of the state; numbers for a model |
 //! | [`report`] | statistics for the program's operator |
-//! | `allocator` | caches as allocators of collections |
 //! | [`heap`] | operations on all size classes and caches at once |
-//! | [`cache`] | object caches |
-//! | [`by_address`] | blocks freed by address alone, as in C |
+//! | [`cache`] | object caches, also as allocators of collections |
 //! | [`stats`] | current state and event counts |
-//! | [`nolock`] [`cpu`] | allocating and freeing without ever waiting; CPU hotplug |
-//! | [`kmalloc`] [`rcu`] | memory for any layout; readers without locks |
-//! | `instrument` | blocks that pass the entry points, as observers and debug builds see them |
-//! | `large` | blocks that are runs of pages of their own |
-//! | `objects` | the path of an object of a class, across all layers below |
-//! | `deferred` | blocks freed in contexts that must not wait |
-//! | [`irq_work`] | work for a CPU, queued from any context |
+//! | [`cpu`] | CPU hotplug |
+//! | [`rcu`] | readers without locks |
+//! | `front` | entry points: [`by_address`], [`nolock`], [`kmalloc`], and their instrumentation |
+//! | `path` | slow paths of large blocks and of objects; deferred frees |
+//! | `irq` | [`irq_work`], queued for a CPU from any context; the CPU threads that run it |
 //! | `percpu` `barn` `slab` | sheaves; batches between CPUs; objects cut from runs |
-//! | `thread` `reclaim` | the CPU threads; the thread that returns memory to the system |
-//! | `page` `pressure` | arenas, runs, descriptors, decommitting; memory pressure |
+//! | `reclaim` | the thread that returns memory to the system; memory pressure |
+//! | `page` | arenas, runs, descriptors, decommitting |
 //! | `node` | NUMA nodes |
-//! | `batch` `idle` `watch` | object pointers in transit; idle sheaves; tracer probes, Valgrind |
+//! | `batch` `watch` | object pointers in transit; tracer probes, Valgrind |
 //! | [`size_class`] | the class that serves a layout |
 //! | `sync` | atomics and locks |
 //! | `os` | system calls |
@@ -79,8 +75,6 @@ compile_error!("Hayloft is built on Linux's restartable sequences and memory cal
 #[cfg(all(target_os = "linux", not(target_pointer_width = "64")))]
 compile_error!("Hayloft reserves hundreds of gigabytes of address space: it needs 64 bits of it");
 
-#[cfg(all(target_os = "linux", feature = "allocator-api2", not(loom)))]
-mod allocator;
 #[cfg(all(target_os = "linux", not(loom)))]
 mod arch;
 #[cfg(target_os = "linux")]
@@ -92,14 +86,9 @@ mod barn;
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 mod batch;
 #[cfg(all(target_os = "linux", not(loom)))]
-pub mod by_address;
-#[cfg(all(target_os = "linux", not(loom)))]
 pub mod cache;
 #[cfg(all(target_os = "linux", not(loom)))]
 pub mod cpu;
-#[cfg(target_os = "linux")]
-#[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
-mod deferred;
 #[cfg(all(target_os = "linux", not(loom)))]
 pub mod dump;
 #[cfg(target_os = "linux")]
@@ -107,34 +96,25 @@ pub mod fault;
 #[cfg(all(target_os = "linux", not(loom)))]
 mod fork;
 #[cfg(all(target_os = "linux", not(loom)))]
+mod front;
+#[cfg(all(target_os = "linux", not(loom)))]
 pub mod heap;
-#[cfg(all(target_os = "linux", not(loom)))]
-mod idle;
-#[cfg(all(target_os = "linux", not(loom)))]
-mod instrument;
 #[cfg(target_os = "linux")]
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
-pub mod irq_work;
-#[cfg(all(target_os = "linux", not(loom)))]
-pub mod kmalloc;
-#[cfg(all(target_os = "linux", not(loom)))]
-mod large;
+mod irq;
 #[cfg(all(target_os = "linux", test, loom))]
 mod models;
 #[cfg(all(target_os = "linux", not(loom)))]
 mod node;
 #[cfg(all(target_os = "linux", not(loom)))]
-pub mod nolock;
-#[cfg(all(target_os = "linux", not(loom)))]
-mod objects;
-#[cfg(all(target_os = "linux", not(loom)))]
 mod os;
 #[cfg(all(target_os = "linux", not(loom)))]
 mod page;
+#[cfg(target_os = "linux")]
+#[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
+mod path;
 #[cfg(all(target_os = "linux", not(loom)))]
 mod percpu;
-#[cfg(all(target_os = "linux", not(loom)))]
-mod pressure;
 #[cfg(all(target_os = "linux", not(loom)))]
 pub mod rcu;
 #[cfg(all(target_os = "linux", not(loom)))]
@@ -159,12 +139,15 @@ mod sync;
 #[cfg(all(target_os = "linux", not(loom)))]
 mod text;
 #[cfg(all(target_os = "linux", not(loom)))]
-mod thread;
-#[cfg(all(target_os = "linux", not(loom)))]
 #[doc(hidden)]
 pub mod tuning;
 #[cfg(all(target_os = "linux", not(loom)))]
 mod watch;
+
+#[cfg(all(target_os = "linux", not(loom)))]
+pub use front::{by_address, kmalloc, nolock};
+#[cfg(target_os = "linux")]
+pub use irq::work as irq_work;
 
 /// Counts of lock acquisitions and of writes to cache lines that CPUs share. Needs the feature
 /// `counters`.

@@ -24,10 +24,10 @@ use core::sync::atomic::{AtomicUsize, Ordering, compiler_fence};
 
 use crate::arch;
 use crate::batch::Batch;
-use crate::deferred::Block;
 use crate::fault::{self, Place};
-use crate::instrument::object_taken_back;
-use crate::objects::{self, slow_path};
+use crate::front::instrument::object_taken_back;
+use crate::path::deferred::Block;
+use crate::path::objects::{self, slow_path};
 use crate::percpu;
 use crate::size_class::Class;
 use crate::slab;

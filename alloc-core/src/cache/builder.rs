@@ -11,7 +11,7 @@ use super::flags::CacheFlags;
 use super::registry::{Entry, Named, slab_mutex};
 use super::untyped::Cache;
 use crate::cpu;
-use crate::objects;
+use crate::path::objects;
 use crate::size_class::{Class, MAX_SMALL, MAX_SMALL_ALIGN};
 use crate::slab::Shape;
 use crate::stats::{self, Label, Name};

@@ -31,13 +31,15 @@
 
 // A module imports only from modules after it in this list: `typed`, `builder`, `untyped`,
 // `registry`, `flags`.
+#[cfg(feature = "allocator-api2")]
+mod allocator;
 mod builder;
 mod flags;
 mod registry;
 mod typed;
 mod untyped;
 
-pub use crate::objects::AllocError;
+pub use crate::path::objects::AllocError;
 pub use crate::stats::CacheStats;
 pub use builder::{Builder, CacheError};
 pub use flags::CacheFlags;

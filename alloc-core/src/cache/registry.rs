@@ -12,7 +12,7 @@ use std::string::String;
 use std::vec::Vec;
 
 use crate::cpu::CpusReadGuard;
-use crate::objects;
+use crate::path::objects;
 use crate::size_class::{Class, MAX_CACHES};
 use crate::stats;
 use crate::sync::{ControlGuard, ControlMutex, LockClass};

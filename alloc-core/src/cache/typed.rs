@@ -10,7 +10,7 @@ use core::ptr::NonNull;
 use super::builder::CacheError;
 use super::flags::CacheFlags;
 use super::untyped::{Cache, DestroyError};
-use crate::objects::AllocError;
+use crate::path::objects::AllocError;
 
 /// A cache of values of one type, each owned by a [`CacheBox`].
 ///

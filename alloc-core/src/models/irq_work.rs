@@ -9,8 +9,8 @@ use loom::sync::{Arc, Mutex};
 use std::boxed::Box;
 
 use super::{loom_finds, race, race_of};
-use crate::deferred::Deferred;
-use crate::irq_work::{IrqWork, Runner};
+use crate::irq::work::{IrqWork, Runner};
+use crate::path::deferred::Deferred;
 use crate::sync::{Context, CpuLists};
 
 const CPUS: usize = 2;

@@ -22,10 +22,11 @@
 //! | `select` | the selection of the backend; registration of threads |
 //! | `events` `allowance` | counters, and bytes of middle sizes, per CPU |
 //! | `region` | regions: reserved, committed, found by CPU |
-//! | `layout` | offsets in a region; capacities and headers of sheaves |
+//! | `layout` `idle` | offsets in a region, headers of sheaves; how long a sheaf was idle |
 
 mod allowance;
 mod events;
+mod idle;
 mod layout;
 mod locked;
 mod region;

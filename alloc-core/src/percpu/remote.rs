@@ -8,6 +8,7 @@ use core::iter;
 use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use super::events::{Event, counted};
+use super::idle::{Idle, Seen};
 use super::layout::{
     CLOSED, IDLE_OFFSET, SEEN_OFFSET, all_classes, empty_header, floor, header_halves, state_word,
 };
@@ -16,7 +17,6 @@ use super::select::{Backend, backend};
 use super::{locked, rseq};
 use crate::arch::OPEN;
 use crate::batch::Batch;
-use crate::idle::{Idle, Seen};
 use crate::size_class::{Class, MAX_CLASSES};
 use crate::sync::Context;
 

@@ -24,15 +24,15 @@ mod text;
 
 use core::fmt::{self, Write as _};
 
-use crate::irq_work;
+use crate::irq::thread::{self, MAX_CPUS};
+use crate::irq::work as irq_work;
 use crate::node;
-use crate::objects::{self, Census};
 use crate::os;
 use crate::page;
+use crate::path::objects::{self, Census};
 use crate::percpu::{self, Event};
 use crate::size_class::{Class, MAX_CLASSES, UNIT};
 use crate::slab;
-use crate::thread::{self, MAX_CPUS};
 
 pub(crate) use label::{Label, publish, publish_sharers};
 pub(crate) use text::Bytes;
@@ -525,14 +525,14 @@ mod tests {
     #[test]
     fn memory_is_counted() {
         let layout = Layout::new::<[u8; 3000]>();
-        let objects: Vec<_> = (0..100).map(|_| crate::kmalloc::alloc(layout)).collect();
+        let objects: Vec<_> = (0..100).map(|_| crate::front::kmalloc::alloc(layout)).collect();
         let stats = gather();
         assert!(stats.held >= stats.free && stats.free >= stats.unneeded, "{stats:?}");
         assert!(stats.held >= 300_000 + stats.unneeded, "{stats:?}");
         assert_eq!(stats.held, stats.in_slabs + stats.large + stats.unneeded);
         for object in objects {
             // SAFETY: the object was allocated above with this layout, and is freed once.
-            unsafe { crate::kmalloc::free(object, layout) };
+            unsafe { crate::front::kmalloc::free(object, layout) };
         }
     }
 

@@ -11,9 +11,9 @@
 use core::alloc::Layout;
 use core::ptr::NonNull;
 
-use crate::instrument::{handed_out, object_taken_back};
-use crate::kmalloc;
-use crate::objects;
+use crate::front::instrument::{handed_out, object_taken_back};
+use crate::front::kmalloc;
+use crate::path::objects;
 use crate::percpu;
 use crate::size_class::{Class, small_class_of};
 use crate::sync::Context;

@@ -15,16 +15,16 @@ use super::lookup::{class_of_object, move_event, slab_at};
 use super::middle;
 use super::node_class::{node_class, node_class_in_use};
 use crate::batch::Batch;
-use crate::deferred::Deferred;
 use crate::fault::{self, Place};
-use crate::irq_work::IrqWork;
+use crate::irq::thread::MAX_CPUS;
+use crate::irq::work::IrqWork;
 use crate::node;
 use crate::page::{self, Unit};
+use crate::path::deferred::Deferred;
 use crate::percpu::{self, Backend, Event};
 use crate::size_class::{Class, UNIT};
 use crate::slab::{self, Emptied, Misuse, Slab};
 use crate::sync::Context;
-use crate::thread::MAX_CPUS;
 use crate::watch;
 
 /// Frees an object after this CPU's sheaf had no room for it. Retries, then widens the sheaf, then

@@ -6,9 +6,9 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::node;
-use crate::objects::{self, defer, free_run, slow_path};
 use crate::os::{self, Remapped};
 use crate::page::{self, Allocation, Misplaced, Unit};
+use crate::path::objects::{self, defer, free_run, slow_path};
 use crate::size_class::{REDZONE, UNIT, UNIT_SHIFT};
 use crate::sync::Context;
 

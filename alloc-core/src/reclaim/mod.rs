@@ -25,12 +25,13 @@
 //!
 //! The thread also checks whether memory is short (`pressure`), and then purges all idle memory.
 
+mod pressure;
+
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crate::atomic_fn::AtomicFn;
 use crate::os;
 use crate::page;
-use crate::pressure;
 use crate::settings::{self, DEFAULT_DECAY_MS, Name};
 use crate::sync::Context;
 

@@ -1,9 +1,9 @@
 //! Frees the blocks on deferred lists, and counts them. `put` adds blocks to these lists.
 
 use super::put::{DEFERRED, FLUSH, free_block};
+use crate::irq::thread::{self, MAX_CPUS};
 use crate::percpu;
 use crate::sync::Context;
-use crate::thread::{self, MAX_CPUS};
 
 /// Frees the blocks deferred on this CPU, if the context may wait and no other thread is freeing
 /// them.

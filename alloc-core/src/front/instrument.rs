@@ -2,8 +2,8 @@
 //! here. Observers see it ([`watch`]), debug builds record and check whether the program holds it.
 //! In release builds without observers all of this compiles to nothing.
 
-use crate::large;
-use crate::objects;
+use crate::path::large;
+use crate::path::objects;
 use crate::size_class::Class;
 use crate::slab;
 use crate::watch::{self, WATCHED};

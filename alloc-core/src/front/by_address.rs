@@ -13,13 +13,13 @@ use core::alloc::Layout;
 use core::ptr::{self, NonNull};
 
 use crate::arch::{self, Push};
-use crate::instrument::{self, EXACT, handed_out, resized, run_taken_back, taken_back};
-use crate::kmalloc;
-use crate::large::{self, Found};
-use crate::nolock;
-use crate::objects;
+use crate::front::instrument::{self, EXACT, handed_out, resized, run_taken_back, taken_back};
+use crate::front::kmalloc;
+use crate::front::nolock;
 use crate::os;
 use crate::page::{ENTRY_SIZE, Unit};
+use crate::path::large::{self, Found};
+use crate::path::objects;
 use crate::percpu;
 use crate::size_class::{Class, MALLOC_ALIGN, small_class_of, small_class_of_size};
 use crate::slab;

@@ -250,10 +250,10 @@ mod queues {
     use super::{HARD, IrqWork, PENDING, Runner, of_this_process};
     use crate::arch;
     use crate::fault::{self, Place};
+    use crate::irq::thread::{self, IrqMode, MAX_CPUS};
     use crate::os;
     use crate::percpu;
     use crate::sync::{AtomicU32, Backoff, CpuLists, Ordering, Taken, count_fork, forks};
-    use crate::thread::{self, IrqMode, MAX_CPUS};
 
     /// Items for the handler, and for the loop, of each CPU's thread. (`raised_list` and
     /// `lazy_list` of the kernel.)

@@ -8,9 +8,11 @@
 use core::alloc::Layout;
 use core::ptr::{self, NonNull};
 
-use crate::instrument::{self, EXACT, handed_out, object_taken_back, resized, run_taken_back};
-use crate::large;
-use crate::objects::{self, middle_in, middle_out, misused};
+use crate::front::instrument::{
+    self, EXACT, handed_out, object_taken_back, resized, run_taken_back,
+};
+use crate::path::large;
+use crate::path::objects::{self, middle_in, middle_out, misused};
 use crate::percpu;
 use crate::size_class::{Class, MAX_SMALL_ALIGN, class_of, middle_class_of, small_class_of};
 use crate::slab::Misuse;
