@@ -135,6 +135,10 @@ unsafe extern "C" fn free_refused(object: *mut u8) {
 #[cold]
 #[inline(never)]
 unsafe extern "C" fn free_elsewhere(block: *mut u8, foreign: Foreign) {
+    // Not foreign, and frequent: the search for an arena is skipped.
+    if block.is_null() {
+        return;
+    }
     // SAFETY: the caller guarantees that `block` is foreign, or live and not used.
     unsafe {
         match objects::middle_in(block) {
@@ -154,7 +158,6 @@ unsafe extern "C" fn free_anywhere(block: *mut u8, foreign: Foreign) {
     // SAFETY: the caller guarantees that `block` is foreign, or live and not used.
     unsafe {
         match Place::of(block) {
-            Place::Foreign if block.is_null() => {}
             Place::Foreign => foreign(block),
             Place::Object(class) => {
                 if !percpu::push_once(class, block) {
