@@ -1,14 +1,17 @@
 //! Forks: the child can allocate at once, whatever other threads of the parent were doing.
 //!
 //! Before a fork all locks of the slow paths are taken, so that the state they protect is whole in
-//! the child. A thread that is in a slow path finishes first. If the fork happens in a handler that
-//! interrupted a slow path, the locks of that slow path are left alone, as it will release them in
-//! the child, too. Other locks are waited for, but only for a bounded number of attempts. A lock
-//! that could not be taken is *abandoned* in the child: slow paths there go around it, as handlers
-//! do. The locks for sheaves, flushing, closing, purging and committing are exceptions: what they
-//! protect is whole after each store, so the child frees them. Objects that the other thread held
-//! are lost. A handler may interrupt a fork and fork itself: locks held for the outer fork are left
-//! alone as well.
+//! the child. A thread that holds such a lock releases it first. What a thread holds between two
+//! locks is lost in the child, where it stays charged: a batch of objects, a run on its way, or the
+//! slabs that a free has emptied and is about to return to the pages
+//! (`objects::put::free_emptied`). If the fork happens in a handler that interrupted a slow path,
+//! the locks of that slow path are left alone, as it will release them in the child, too. Other
+//! locks are waited for, but only for a bounded number of attempts. A lock that could not be taken
+//! is *abandoned* in the child: slow paths there go around it, as handlers do. The locks for
+//! sheaves, flushing, closing, purging and committing are exceptions: what they protect is whole
+//! after each store, so the child frees them. Objects that the other thread held are lost. A
+//! handler may interrupt a fork and fork itself: locks held for the outer fork are left alone as
+//! well.
 //!
 //! *Other locks around a fork.* A thread that flushes all streams holds the lock of the list of
 //! streams, and waits for a stream whose user may be allocating a line here. So that list is locked

@@ -76,8 +76,10 @@ pub type Foreign = unsafe extern "C" fn(*mut u8);
 /// # Safety
 /// The block is null, or was allocated by this allocator, was not freed, and is no longer used. The
 /// process ends with a message if the block is foreign, if no block starts at the address, or if
-/// the block was the last or the last but one freed on the same CPU. With debug assertions, it ends
-/// for any block that was freed already.
+/// the block was the last or the last but one freed on the same CPU. In slabs of several units of
+/// small sizes (6.5, 11, 13 and 14 KiB, and above 16 KiB), an address inside an object is found
+/// only if it is no multiple of the power of two in the object's size. With debug assertions, the
+/// process ends for any block that was freed already.
 #[inline(always)]
 pub unsafe fn free(block: *mut u8) {
     // SAFETY: the caller guarantees that `block` is null, or live and not used.
