@@ -5,95 +5,67 @@
 //! point that is reached. Without the feature, fault points compile to nothing. A test can compare
 //! the places it reached with [`Place::ALL`].
 
-/// A place in a slow path where an operation is half done: a lock is held, or objects are held by
-/// this thread alone.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub enum Place {
-    /// The backend is being selected.
-    BackendDeciding,
-    /// Hayloft has just registered this thread for restartable sequences.
-    ThreadRegistered,
-    /// The nodes are read, and their number is not published yet.
-    NodesReading,
-    /// An arena is being created.
-    ArenaMaking,
-    /// A run is being cut from an arena.
-    ArenaAllocating,
-    /// An arena commits more of its units.
-    ArenaCommitting,
-    /// A run is being freed to its arena.
-    ArenaFreeing,
-    /// A free run is being decommitted.
-    ArenaPurging,
-    /// A run is being extended.
-    ArenaGrowing,
-    /// A run is being shortened.
-    ArenaShrinking,
-    /// Objects are being cut from slabs.
-    SlabsCutting,
-    /// Objects are being freed to their slabs.
-    SlabsPutting,
-    /// A new slab has handed out objects and is on no list yet.
-    SlabArriving,
-    /// Holes of a slab that is on no list are being decommitted.
-    SlabPunching,
-    /// A batch is being taken from a barn.
-    BarnTaking,
-    /// A batch is being put into a barn.
-    BarnPutting,
-    /// A batch is about to fill a sheaf.
-    SheafFilling,
-    /// A batch has just left a sheaf.
-    SheafDrained,
-    /// The sheaves of some CPU are closed, and this thread holds a batch of their objects.
-    SheavesClosed,
-    /// The sheaves of a CPU are locked, on the fallback backend.
-    SheavesLocked,
-    /// A block is on a deferred list, and the irq work of its CPU is not queued yet.
-    BlockDeferred,
-    /// Deferred frees have left their list.
-    DeferredTaken,
-    /// An irq work is claimed and on no list yet.
-    WorkClaimed,
-    /// An irq work is on a list, and the CPU thread is not notified yet.
-    WorkQueued,
-    /// A reader is counted on its own thread, and not in the shared count yet.
-    ReaderEntering,
-    /// A reader is no longer in the shared count, and still counted on its own thread.
-    ReaderLeaving,
-}
+use crate::variants::enumerated;
 
-impl Place {
-    /// All places.
-    pub const ALL: [Place; 26] = [
-        Place::BackendDeciding,
-        Place::ThreadRegistered,
-        Place::NodesReading,
-        Place::ArenaMaking,
-        Place::ArenaAllocating,
-        Place::ArenaCommitting,
-        Place::ArenaFreeing,
-        Place::ArenaPurging,
-        Place::ArenaGrowing,
-        Place::ArenaShrinking,
-        Place::SlabsCutting,
-        Place::SlabsPutting,
-        Place::SlabArriving,
-        Place::SlabPunching,
-        Place::BarnTaking,
-        Place::BarnPutting,
-        Place::SheafFilling,
-        Place::SheafDrained,
-        Place::SheavesClosed,
-        Place::SheavesLocked,
-        Place::BlockDeferred,
-        Place::DeferredTaken,
-        Place::WorkClaimed,
-        Place::WorkQueued,
-        Place::ReaderEntering,
-        Place::ReaderLeaving,
-    ];
+enumerated! {
+    /// A place in a slow path where an operation is half done: a lock is held, or objects are held
+    /// by this thread alone.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    #[non_exhaustive]
+    pub enum Place {
+        /// The backend is being selected.
+        BackendDeciding,
+        /// Hayloft has just registered this thread for restartable sequences.
+        ThreadRegistered,
+        /// The nodes are read, and their number is not published yet.
+        NodesReading,
+        /// An arena is being created.
+        ArenaMaking,
+        /// A run is being cut from an arena.
+        ArenaAllocating,
+        /// An arena commits more of its units.
+        ArenaCommitting,
+        /// A run is being freed to its arena.
+        ArenaFreeing,
+        /// A free run is being decommitted.
+        ArenaPurging,
+        /// A run is being extended.
+        ArenaGrowing,
+        /// A run is being shortened.
+        ArenaShrinking,
+        /// Objects are being cut from slabs.
+        SlabsCutting,
+        /// Objects are being freed to their slabs.
+        SlabsPutting,
+        /// A new slab has handed out objects and is on no list yet.
+        SlabArriving,
+        /// Holes of a slab that is on no list are being decommitted.
+        SlabPunching,
+        /// A batch is being taken from a barn.
+        BarnTaking,
+        /// A batch is being put into a barn.
+        BarnPutting,
+        /// A batch is about to fill a sheaf.
+        SheafFilling,
+        /// A batch has just left a sheaf.
+        SheafDrained,
+        /// The sheaves of some CPU are closed, and this thread holds a batch of their objects.
+        SheavesClosed,
+        /// The sheaves of a CPU are locked, on the fallback backend.
+        SheavesLocked,
+        /// A block is on a deferred list, and the irq work of its CPU is not queued yet.
+        BlockDeferred,
+        /// Deferred frees have left their list.
+        DeferredTaken,
+        /// An irq work is claimed and on no list yet.
+        WorkClaimed,
+        /// An irq work is on a list, and the CPU thread is not notified yet.
+        WorkQueued,
+        /// A reader is counted on its own thread, and not in the shared count yet.
+        ReaderEntering,
+        /// A reader is no longer in the shared count, and still counted on its own thread.
+        ReaderLeaving,
+    }
 }
 
 #[cfg(feature = "fault-points")]

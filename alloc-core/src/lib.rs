@@ -31,7 +31,7 @@
 //! | `text` | messages and text without a heap |
 //! | `arch` | restartable sequences |
 //! | [`fault`] | fault points for tests |
-//! | `atomic_fn` | function pointers that change at run time |
+//! | `atomic_fn` `variants` | function pointers that change at run time; enums with a list |
 //!
 //! # A class, and where its parts are
 //! A class is a number: first those of the size classes, then those of object caches.
@@ -141,6 +141,8 @@ mod text;
 #[cfg(all(target_os = "linux", not(loom)))]
 #[doc(hidden)]
 pub mod tuning;
+#[cfg(target_os = "linux")]
+mod variants;
 #[cfg(all(target_os = "linux", not(loom)))]
 mod watch;
 

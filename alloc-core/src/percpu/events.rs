@@ -6,30 +6,10 @@
 use core::slice;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::layout::{EVENTS, EVENTS_OFFSET, WORD};
+use super::layout::{EVENTS, EVENTS_OFFSET, Event, WORD};
 use super::region::{cpu, has_region, region_of, regions};
 use crate::arch;
 use crate::size_class::Class;
-
-/// An event that is counted per CPU and class.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Event {
-    /// An allocation was served by the sheaf. Counted with the feature `counters` only: another
-    /// store in the sections costs a pair of operations 5 to 7 % of its time.
-    Hit,
-    /// The sheaf was empty and was refilled.
-    Refill,
-    /// The sheaf was full and half of its objects left it.
-    Flush,
-    /// The barn was empty at a refill: the objects came from slabs.
-    BarnEmpty,
-    /// The barn was full at a flush: the objects went to slabs.
-    BarnFull,
-    /// No slab had objects for a refill either: a new slab was made.
-    NewSlab,
-}
-
-const _: () = assert!(EVENTS == Event::NewSlab as usize + 1);
 
 /// Adds `more` to a counter of this CPU; does nothing if the CPU has no sheaves.
 ///

@@ -7,10 +7,11 @@
 use core::iter;
 use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
-use super::events::{Event, counted};
+use super::events::counted;
 use super::idle::{Idle, Seen};
 use super::layout::{
-    CLOSED, IDLE_OFFSET, SEEN_OFFSET, all_classes, empty_header, floor, header_halves, state_word,
+    CLOSED, Event, IDLE_OFFSET, SEEN_OFFSET, all_classes, empty_header, floor, header_halves,
+    state_word,
 };
 use super::region::{CLOSING, commit_region, region_of, regions};
 use super::select::{Backend, backend};

@@ -1,33 +1,24 @@
 //! The grammar of `HAYLOFT_FAULT`: a list of system calls, each with the fraction of them that
 //! fails, and optionally a seed, as `mmap:1/100,madvise:1/3,42`.
 
-/// System calls that can be made to fail.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Call {
-    Mmap,
-    Munmap,
-    Mprotect,
-    Madvise,
-    Mbind,
-    Mremap,
-    Membarrier,
-    Rseq,
-    Tgkill,
-    Clone,
-}
+use crate::variants::enumerated;
 
-const CALLS: [(&str, Call); 10] = [
-    ("mmap", Call::Mmap),
-    ("munmap", Call::Munmap),
-    ("mprotect", Call::Mprotect),
-    ("madvise", Call::Madvise),
-    ("mbind", Call::Mbind),
-    ("mremap", Call::Mremap),
-    ("membarrier", Call::Membarrier),
-    ("rseq", Call::Rseq),
-    ("tgkill", Call::Tgkill),
-    ("clone", Call::Clone),
-];
+enumerated! {
+    /// System calls that can be made to fail.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub(crate) enum Call {
+        Mmap => "mmap",
+        Munmap => "munmap",
+        Mprotect => "mprotect",
+        Madvise => "madvise",
+        Mbind => "mbind",
+        Mremap => "mremap",
+        Membarrier => "membarrier",
+        Rseq => "rseq",
+        Tgkill => "tgkill",
+        Clone => "clone",
+    }
+}
 
 /// The value of `HAYLOFT_FAULT`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,19 +30,19 @@ pub(crate) struct Faults {
 
 impl Faults {
     /// Number of calls.
-    pub(crate) const CALLS: usize = CALLS.len();
+    pub(crate) const CALLS: usize = Call::ALL.len();
 
     /// Parses a list. Returns `None` if it is invalid.
     pub(super) fn parse(text: &str) -> Option<Faults> {
         let mut faults = Faults { rates: [0; Faults::CALLS], seed: 0 };
         for part in text.split(',') {
             if let Some((name, share)) = part.split_once(':') {
-                let (_, call) = CALLS.iter().find(|(known, _)| *known == name)?;
+                let call = Call::ALL.into_iter().find(|call| call.name() == name)?;
                 let (some, all) = share.split_once('/')?;
                 let (some, all): (u32, u32) = (some.parse().ok()?, all.parse().ok()?);
                 let rate = (u64::from(some) << 32).checked_div(all.into())?;
                 // A fraction of 1 or more saturates just below 1.
-                faults.rates[*call as usize] = u32::try_from(rate).unwrap_or(u32::MAX);
+                faults.rates[call as usize] = u32::try_from(rate).unwrap_or(u32::MAX);
             } else {
                 faults.seed = part.parse().ok()?;
             }

@@ -18,39 +18,42 @@ pub(crate) use cells::{acquired, contended, wrote};
 #[cfg(not(feature = "counters"))]
 pub(crate) use nothing::{acquired, contended, wrote};
 
-/// A kind of cache line that several CPUs write. The line of a lock is not among them: its
-/// acquisitions are counted instead.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[cfg_attr(not(feature = "counters"), allow(dead_code, reason = "named, and not counted"))]
-pub(crate) enum Line {
-    /// The number of objects in a barn.
-    BarnLen,
-    /// Pointers in a barn.
-    BarnObjects,
-    /// The lists of partial slabs.
-    Partial,
-    /// The descriptor of a slab.
-    Slab,
-    /// A word of a slab's bitmap.
-    SlabBitmap,
-    /// The list of arriving slabs.
-    Arrivals,
-    /// The flags of a node class, when they change.
-    NodeClass,
-    /// The free runs of an arena.
-    Arena,
-    /// The reserve of an arena.
-    Reserve,
-    /// Lists of deferred frees, and their counters.
-    Deferred,
-    /// An irq work, or a CPU's queue of them.
-    IrqWork,
-    /// The sheaves of another CPU.
-    Sheaves,
-    /// The wake flag of a service thread.
-    WakeFlag,
-    /// The epoch of grace periods.
-    Epoch,
+use crate::variants::enumerated;
+
+enumerated! {
+    /// A kind of cache line that several CPUs write. The line of a lock is not among them: its
+    /// acquisitions are counted instead.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub(crate) enum Line {
+        /// The number of objects in a barn.
+        BarnLen => "barn length",
+        /// Pointers in a barn.
+        BarnObjects => "barn objects",
+        /// The lists of partial slabs.
+        Partial => "partial lists",
+        /// The descriptor of a slab.
+        Slab => "slab",
+        /// A word of a slab's bitmap.
+        SlabBitmap => "slab bitmap",
+        /// The list of arriving slabs.
+        Arrivals => "arrivals",
+        /// The flags of a node class, when they change.
+        NodeClass => "node_class flags",
+        /// The free runs of an arena.
+        Arena => "arena",
+        /// The reserve of an arena.
+        Reserve => "reserve",
+        /// Lists of deferred frees, and their counters.
+        Deferred => "deferred",
+        /// An irq work, or a CPU's queue of them.
+        IrqWork => "irq work",
+        /// The sheaves of another CPU.
+        Sheaves => "sheaves of others",
+        /// The wake flag of a service thread.
+        WakeFlag => "wake flag",
+        /// The epoch of grace periods.
+        Epoch => "epoch",
+    }
 }
 
 #[cfg(not(feature = "counters"))]
@@ -78,47 +81,11 @@ mod cells {
     /// Cells over which threads are spread.
     const CELLS: usize = 256;
 
-    /// Lock classes with their names, and whether threads on different CPUs acquire the same lock
-    /// when they allocate.
-    const LOCKS: [(LockClass, &str, bool); 14] = [
-        (LockClass::Sheaves, "sheaves", false),
-        (LockClass::Hotplug, "hotplug", true),
-        (LockClass::SlabMutex, "caches", true),
-        (LockClass::RcuBarrier, "rcu barrier", true),
-        (LockClass::Waiting, "rcu waiting", true),
-        (LockClass::Emptying, "emptying", true),
-        (LockClass::Flushing, "flushing", true),
-        (LockClass::Purging, "purging", true),
-        (LockClass::Closing, "closing", true),
-        (LockClass::Barn, "barn", true),
-        (LockClass::Slabs, "slabs", true),
-        (LockClass::ArenaMaking, "arena making", true),
-        (LockClass::Committing, "committing", true),
-        (LockClass::Arena, "arena", true),
-    ];
-
-    const LINES: [(Line, &str); 14] = [
-        (Line::BarnLen, "barn length"),
-        (Line::BarnObjects, "barn objects"),
-        (Line::Partial, "partial lists"),
-        (Line::Slab, "slab"),
-        (Line::SlabBitmap, "slab bitmap"),
-        (Line::Arrivals, "arrivals"),
-        (Line::NodeClass, "node_class flags"),
-        (Line::Arena, "arena"),
-        (Line::Reserve, "reserve"),
-        (Line::Deferred, "deferred"),
-        (Line::IrqWork, "irq work"),
-        (Line::Sheaves, "sheaves of others"),
-        (Line::WakeFlag, "wake flag"),
-        (Line::Epoch, "epoch"),
-    ];
-
     /// Order of the counters: acquisitions by class, contended acquisitions by class, writes by
     /// kind of line.
-    const CONTENDED: usize = LOCKS.len();
-    const WRITES: usize = 2 * LOCKS.len();
-    const COUNTERS: usize = WRITES + LINES.len();
+    const CONTENDED: usize = LockClass::ALL.len();
+    const WRITES: usize = 2 * LockClass::ALL.len();
+    const COUNTERS: usize = WRITES + Line::ALL.len();
 
     /// Aligned to two lines, since some CPUs fetch lines in pairs.
     #[repr(align(128))]
@@ -197,20 +164,21 @@ mod cells {
 
         /// Returns the counts of every lock class.
         pub fn locks(&self) -> impl Iterator<Item = LockCount> {
-            LOCKS.iter().enumerate().map(|(index, (_, name, is_shared))| LockCount {
-                name,
-                is_shared: *is_shared,
-                acquired: self.0[index],
-                contended: self.0[CONTENDED + index],
+            LockClass::ALL.into_iter().map(|class| LockCount {
+                name: class.name(),
+                // Each CPU has a lock of this class of its own.
+                is_shared: class != LockClass::Sheaves,
+                acquired: self.0[class as usize],
+                contended: self.0[CONTENDED + class as usize],
             })
         }
 
         /// Returns the counts of every kind of line.
         pub fn writes(&self) -> impl Iterator<Item = WriteCount> {
-            LINES
-                .iter()
-                .enumerate()
-                .map(|(index, (_, name))| WriteCount { name, writes: self.0[WRITES + index] })
+            Line::ALL.into_iter().map(|line| WriteCount {
+                name: line.name(),
+                writes: self.0[WRITES + line as usize],
+            })
         }
 
         /// Returns the acquisitions of all locks that CPUs share.
@@ -224,16 +192,6 @@ mod cells {
     mod tests {
         use super::super::super::Lock;
         use super::*;
-
-        #[test]
-        fn tables_are_in_the_order_of_their_enums() {
-            for (index, (class, ..)) in LOCKS.iter().enumerate() {
-                assert_eq!(*class as usize, index);
-            }
-            for (index, (line, _)) in LINES.iter().enumerate() {
-                assert_eq!(*line as usize, index);
-            }
-        }
 
         #[test]
         fn lock_counts_acquisitions_and_refusals() {

@@ -10,40 +10,43 @@
 //! A violation ends the process with a message that names both places. In release builds nothing of
 //! this is compiled in.
 
-/// A class of locks, which are all acquired in the same way.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-#[allow(dead_code, reason = "some are made of zeroed memory only, or where the witness is on")]
-pub(crate) enum LockClass {
-    /// The sheaves of a CPU, on the fallback backend. The first class, as such a lock is made of
-    /// zeroed memory.
-    Sheaves,
-    /// CPU hotplug.
-    Hotplug,
-    /// The set of caches.
-    SlabMutex,
-    /// The turn to wait for all frees that wait for readers.
-    RcuBarrier,
-    /// Frees that wait for readers.
-    Waiting,
-    /// Emptying a deferred list.
-    Emptying,
-    /// Flushing idle objects to slabs.
-    Flushing,
-    /// Purging free memory.
-    Purging,
-    /// Closing the sheaves of other CPUs.
-    Closing,
-    /// A barn.
-    Barn,
-    /// The slabs of a class on a node.
-    Slabs,
-    /// Creating an arena.
-    ArenaMaking,
-    /// Committing more of an arena.
-    Committing,
-    /// The runs of an arena.
-    Arena,
+use crate::variants::enumerated;
+
+enumerated! {
+    /// A class of locks, which are all acquired in the same way.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    #[repr(u8)]
+    pub(crate) enum LockClass {
+        /// The sheaves of a CPU, on the fallback backend. The first class, as such a lock is made
+        /// of zeroed memory.
+        Sheaves => "sheaves",
+        /// CPU hotplug.
+        Hotplug => "hotplug",
+        /// The set of caches.
+        SlabMutex => "caches",
+        /// The turn to wait for all frees that wait for readers.
+        RcuBarrier => "rcu barrier",
+        /// Frees that wait for readers.
+        Waiting => "rcu waiting",
+        /// Emptying a deferred list.
+        Emptying => "emptying",
+        /// Flushing idle objects to slabs.
+        Flushing => "flushing",
+        /// Purging free memory.
+        Purging => "purging",
+        /// Closing the sheaves of other CPUs.
+        Closing => "closing",
+        /// A barn.
+        Barn => "barn",
+        /// The slabs of a class on a node.
+        Slabs => "slabs",
+        /// Creating an arena.
+        ArenaMaking => "arena making",
+        /// Committing more of an arena.
+        Committing => "committing",
+        /// The runs of an arena.
+        Arena => "arena",
+    }
 }
 
 #[cfg(all(debug_assertions, not(loom)))]
@@ -80,12 +83,11 @@ mod checking {
     use super::LockClass;
     use crate::arch::{self, WITNESS_WORDS};
     use crate::os;
-    use core::mem;
     use core::panic::Location;
     use core::ptr;
     use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering, compiler_fence};
 
-    const CLASSES: usize = LockClass::Arena as usize + 1;
+    const CLASSES: usize = LockClass::ALL.len();
     /// Maximum number of locks that a thread may hold, including its handlers.
     const MAX_HELD: usize = 16;
 
@@ -122,11 +124,11 @@ mod checking {
 
         fn get(&self, number: usize) -> Held {
             let [class, place] = self.held.get(2 * number..)?.first_chunk()?;
-            let class = class.load(Ordering::Relaxed).checked_sub(1)? as u8;
+            let class = *LockClass::ALL.get(class.load(Ordering::Relaxed).checked_sub(1)?)?;
             let place: *const Location<'static> =
                 ptr::with_exposed_provenance(place.load(Ordering::Relaxed));
-            // SAFETY: `set` stored a class and the address of a `Location`, the class last.
-            Some(unsafe { (mem::transmute::<u8, LockClass>(class), &*place) })
+            // SAFETY: `set` stored the address of a `Location`, and then the class.
+            Some((class, unsafe { &*place }))
         }
 
         /// Records a lock, or none. Returns false if there is no room.
