@@ -39,10 +39,10 @@
 //! | part | static or place | module |
 //! |---|---|---|
 //! | size of a size class; the class of a size | `LOOKUP`, `LOOKUP_MALLOC` | `size_class` |
-//! | stride, objects per slab, units, link of a free object, constructor | `SHAPES` | `slab::shape` |
+//! | stride, objects and units of a slab, link, constructor | `SHAPES` | `slab::shape` |
 //! | width of a new sheaf | `EMPTY_HEADERS` | `percpu::layout` |
-//! | header and slots of its sheaf on each CPU; events | the CPU's region | `percpu::{layout, events}` |
-//! | barn and partial slabs on each node | `NODE_CLASSES`, `CACHE_NODE_CLASSES` | `objects::node_class` |
+//! | sheaf and events on each CPU | the CPU's region | `percpu::layout`, `percpu::events` |
+//! | barn and partial slabs on each node | `NODE_CLASSES` and others | `path::objects::node_class` |
 //! | of a cache: its name for statistics | `LABELS` | `stats::label` |
 //! | of a cache: its sharers, and whether others may share it | `ENTRIES` | `cache::registry` |
 //!

@@ -1,5 +1,5 @@
-//! Irq work and the CPU threads that run it. The table lists the modules from top to bottom. A module
-//! imports only from lower rows:
+//! Irq work and the CPU threads that run it. The table lists the modules from top to bottom. A
+//! module imports only from lower rows:
 //!
 //! | module | holds |
 //! |---|---|
