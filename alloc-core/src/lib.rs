@@ -42,7 +42,7 @@
 //! | stride, objects and units of a slab, link, constructor | `SHAPES` | `slab::shape` |
 //! | width of a new sheaf | `EMPTY_HEADERS` | `percpu::layout` |
 //! | sheaf and events on each CPU | the CPU's region | `percpu::layout`, `percpu::events` |
-//! | barn and partial slabs on each node | `NODE_CLASSES` and others | `path::objects::node_class` |
+//! | barn and partial slabs on a node | `NODE_CLASSES` and others | `path::objects::node_class` |
 //! | of a cache: its name for statistics | `LABELS` | `stats::label` |
 //! | of a cache: its sharers, and whether others may share it | `ENTRIES` | `cache::registry` |
 //!
