@@ -27,11 +27,11 @@ pub(super) fn arenas() -> impl Iterator<Item = &'static Arena> {
 /// Returns the published arenas of a node.
 #[inline]
 pub(super) fn arenas_of(node: usize) -> impl Iterator<Item = &'static Arena> {
-    arenas().filter(move |arena| arena.arrays().node == node)
+    arenas().filter(move |arena| arena.units.arrays().node == node)
 }
 
 /// Returns the published arenas of all other nodes.
 #[inline]
 pub(super) fn arenas_beside(node: usize) -> impl Iterator<Item = &'static Arena> {
-    arenas().filter(move |arena| arena.arrays().node != node)
+    arenas().filter(move |arena| arena.units.arrays().node != node)
 }

@@ -32,8 +32,8 @@ impl Arena {
     /// Gives up this arena's part, in a process with `size` bytes of address space. Call with
     /// `committing` held.
     fn give_up(&self, size: usize, most: usize) {
-        let arrays = self.arrays();
-        let (committed, end) = (self.committed(), self.end());
+        let arrays = self.units.arrays();
+        let (committed, end) = (self.units.committed(), self.end());
         let blocks = (self.behind.load(Ordering::Relaxed) - arrays.reserve) / BLOCK;
         let kept = self.reserve.give_up(KEPT_BLOCKS, blocks as usize);
         let (behind, was) =

@@ -125,9 +125,9 @@ fn fill(reserved: NonNull<u8>, bytes: usize, node: usize, need: u32) -> Option<(
     arena.behind.store(arrays.units, Ordering::Relaxed);
     // SAFETY: this thread has claimed the arena, which is not published yet, so nobody else uses
     // the cell.
-    unsafe { *arena.arrays.get() = arrays };
-    if let Some(mut units) = arena.state.acquire(Context::TRYING) {
-        units.add(arena, 1, more);
+    unsafe { *arena.units.arrays.get() = arrays };
+    if let Some(mut free) = arena.free_runs.acquire(Context::TRYING) {
+        free.add(&arena.units, 1, more);
     }
     // Release: pairs with the Acquire in `arenas`.
     arena.bytes.store(bytes, Ordering::Release);

@@ -36,23 +36,24 @@ impl Arena {
     /// Ends the process, since a unit was freed at which no run in use starts.
     #[cold]
     pub(super) fn misused(&self, context: Context, index: u32) -> ! {
-        let (address, misplaced) = (self.arrays().address(index), self.misplaced(context, index));
+        let (address, misplaced) =
+            (self.units.arrays().address(index), self.misplaced(context, index));
         os::abort(format_args!("free of {address:p}: {misplaced}"))
     }
 
     /// Explains why no block in use starts in unit `index`.
     pub(super) fn misplaced(&self, context: Context, index: u32) -> Misplaced {
-        let Some(_units) = self.state.acquire(context) else { return Misplaced::Unknown };
-        let (mut at, end) = match self.reserved_block(index) {
-            Some(_) => (self.arrays().reserve, self.arrays().units),
-            None => (1, self.committed()),
+        let Some(_units) = self.free_runs.acquire(context) else { return Misplaced::Unknown };
+        let (mut at, end) = match self.units.reserved_block(index) {
+            Some(_) => (self.units.arrays().reserve, self.units.arrays().units),
+            None => (1, self.units.committed()),
         };
         while at <= index && at < end {
             // A block of the reserve is taken and committed as a whole, or not at all.
-            let is_run = self.reserved_block(at).is_none_or(|block| self.reserve.has(block));
+            let is_run = self.units.reserved_block(at).is_none_or(|block| self.reserve.has(block));
             // SAFETY: `at` is the first unit of a run and committed; the lock is held.
-            let run = is_run.then(|| unsafe { self.tag(at) });
-            let (len, state) = match (run, self.reserved_block(at)) {
+            let run = is_run.then(|| unsafe { self.units.tag(at) });
+            let (len, state) = match (run, self.units.reserved_block(at)) {
                 (Some((state, len)), None) => (len, state),
                 (Some((state, len)), Some(_)) => (len.next_multiple_of(BLOCK), state),
                 (None, _) => (BLOCK, RunState::Silent),
@@ -60,7 +61,9 @@ impl Arena {
             if index - at < len {
                 let bytes = (len as usize) << UNIT_SHIFT;
                 return match state {
-                    RunState::Used => Misplaced::Within(self.arrays().address(at).as_ptr(), bytes),
+                    RunState::Used => {
+                        Misplaced::Within(self.units.arrays().address(at).as_ptr(), bytes)
+                    }
                     RunState::Dirty | RunState::Clean | RunState::Leaving => Misplaced::Free(bytes),
                     RunState::Silent => Misplaced::Unknown,
                 };

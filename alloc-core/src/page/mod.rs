@@ -16,8 +16,10 @@
 //! | `make` `give_up` `unit` | making arenas; giving up address space; units by address |
 //! | `arenas` `runs` | all arenas; the runs of one arena: allocating, freeing, resizing |
 //! | `misplaced` | why no block starts at an address |
-//! | `arena` | an arena and its free runs |
-//! | `bins` `dumped` | free runs by length; free memory that core files leave out |
+//! | `arena` | an arena: its units, its free runs under their lock, its reserve |
+//! | `free_runs` | the free runs of an arena |
+//! | `units` `bins` | descriptors of units as boundary tags; free runs by length |
+//! | `dumped` | free memory that core files leave out |
 //! | `arrays` | addresses of units and of their metadata; committing both |
 //! | `advice` `descriptor` | huge pages and NUMA nodes; the descriptor of a unit |
 //! | `decommit` `limit` `reserve` | decommitting; the limit on memory; the blocks of a reserve |
@@ -30,6 +32,7 @@ mod bins;
 mod decommit;
 mod descriptor;
 mod dumped;
+mod free_runs;
 mod give_up;
 mod limit;
 mod make;
@@ -39,6 +42,7 @@ mod purge;
 mod reserve;
 mod runs;
 mod unit;
+mod units;
 
 use core::sync::atomic::Ordering;
 
@@ -114,7 +118,7 @@ pub(crate) unsafe fn clear(unit: Unit, zeroed: bool) -> bool {
 /// `unit` is the first of a run from [`alloc`] that the caller owns.
 pub(crate) unsafe fn note_move(unit: Unit) {
     // SAFETY: the caller guarantees that it owns the run, and only the owner touches a run's marks.
-    unsafe { (*unit.arena.run(unit.index)).marks |= MOVED };
+    unsafe { (*unit.arena.units.run(unit.index)).marks |= MOVED };
     // Relaxed: a counter that guards nothing.
     MOVES.fetch_add(1, Ordering::Relaxed);
 }
@@ -136,7 +140,7 @@ pub(crate) fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
     visit(LockClass::ArenaMaking, make::lock());
     arenas().for_each(|arena| {
         visit(LockClass::Committing, arena.committing.raw());
-        visit(LockClass::Arena, arena.state.raw());
+        visit(LockClass::Arena, arena.free_runs.raw());
     });
 }
 
@@ -151,7 +155,7 @@ pub(crate) unsafe fn set_used_bytes(unit: Unit, bytes: usize) {
     let pieces = u32::try_from(bytes.div_ceil(PIECES)).unwrap_or(NONE);
     // SAFETY: the caller guarantees that it owns the run; nobody else looks at `next` of a run in
     // use.
-    unsafe { (*unit.arena.run(unit.index)).next = pieces };
+    unsafe { (*unit.arena.units.run(unit.index)).next = pieces };
 }
 
 /// Returns the bytes of a run that are used: the value of [`set_used_bytes`] if that was called,
@@ -162,7 +166,7 @@ pub(crate) unsafe fn set_used_bytes(unit: Unit, bytes: usize) {
 pub(crate) unsafe fn used_bytes(unit: Unit) -> usize {
     // SAFETY: the caller guarantees that it owns the run, so its descriptor does not change.
     let (len, pieces) = unsafe {
-        let run = unit.arena.run(unit.index);
+        let run = unit.arena.units.run(unit.index);
         ((*run).len, (*run).next)
     };
     if pieces == NONE { (len as usize) << UNIT_SHIFT } else { pieces as usize * PIECES }
@@ -227,7 +231,7 @@ mod tests {
         let waiting = Context::enter(|context| context);
         let run = alloc(waiting, 0, 2, 1).unwrap();
         let unit = Unit::of(run.address.as_ptr()).unwrap();
-        let busy = unit.arena.state.acquire(waiting).unwrap();
+        let busy = unit.arena.free_runs.acquire(waiting).unwrap();
         assert!(unit.arena.alloc(Context::TRYING, 5, 4).is_none());
         let reserved = unit.arena.alloc_reserved(5, 4).unwrap();
         let of_reserve = Unit::of(reserved.address.as_ptr()).unwrap();

@@ -72,6 +72,6 @@ pub(crate) fn alloc_room(context: Context, node: usize, units: usize) -> Option<
 /// all idle memory. Units that the system refuses to commit now, it would refuse to commit then.
 pub(crate) fn may_have(units: usize) -> bool {
     let is_limited = u32::try_from(units).is_ok_and(limit::forbids);
-    let is_committed = |arena: &Arena| arena.committed() as usize > units;
+    let is_committed = |arena: &Arena| arena.units.committed() as usize > units;
     units <= limit::hard() && (is_limited || arenas().any(is_committed))
 }

@@ -14,9 +14,10 @@
 
 use core::sync::atomic::Ordering;
 
-use super::arena::{Arena, Leaving};
+use super::arena::Arena;
 use super::arenas::arenas;
 use super::descriptor::RunState;
+use super::free_runs::Leaving;
 use super::limit;
 use super::placement::alloc_without_trim;
 use super::runs::Allocation;
@@ -61,25 +62,29 @@ impl Purging {
     /// the arena has none, or if the system refuses.
     fn purge_piece(&mut self, context: Context, arena: &'static Arena, most: u32) -> Option<u32> {
         let Purging(in_hand) = self;
-        let mut units = arena.state.acquire(context)?;
-        let leaving = units.take_dirty(arena, most)?;
+        let mut free = arena.free_runs.acquire(context)?;
+        let leaving = free.take_dirty(&arena.units, most)?;
         let Leaving { from, start, end, to } = leaving;
         in_hand.0 = Some(Piece { arena, leaving });
-        drop(units);
+        drop(free);
         fault::point(Place::ArenaPurging);
         // SAFETY: the run was taken off the bins and is not in use, so nobody else has it.
         let is_clean = unsafe { arena.decommit(start, end - start) };
         if is_clean {
-            arena.left_out.leave_out(arena.arrays(), from, to);
+            arena.left_out.leave_out(arena.units.arrays(), from, to);
         }
         // This fails only in the child of a fork, where the arena's lock was held by a thread that
         // does not exist in the child. Nobody can reach the arena then, nor the piece, which stays
         // recorded.
-        let mut units = arena.state.acquire(context)?;
-        units.put_back(arena, leaving, if is_clean { RunState::Clean } else { RunState::Dirty });
-        units.was_refused = !is_clean;
+        let mut free = arena.free_runs.acquire(context)?;
+        free.put_back(
+            &arena.units,
+            leaving,
+            if is_clean { RunState::Clean } else { RunState::Dirty },
+        );
+        free.was_refused = !is_clean;
         in_hand.0 = None;
-        drop(units);
+        drop(free);
         if is_clean {
             limit::uncharge(end - start);
         }
@@ -89,7 +94,7 @@ impl Purging {
     /// Decommits all dirty memory. Returns the bytes decommitted.
     fn purge_all(&mut self, context: Context) -> usize {
         arenas()
-            .map(|arena| purge(arena.dirty(), |most| self.purge_piece(context, arena, most)))
+            .map(|arena| purge(arena.units.dirty(), |most| self.purge_piece(context, arena, most)))
             .sum()
     }
 }
@@ -99,8 +104,8 @@ impl InHand {
     /// wait for the lock: the thread that took the piece does not exist in the child.
     fn give_back(&mut self, context: Context) {
         let Some(Piece { arena, leaving }) = self.0 else { return };
-        if let Some(mut units) = arena.state.acquire(context) {
-            units.put_back(arena, leaving, RunState::Dirty);
+        if let Some(mut free) = arena.free_runs.acquire(context) {
+            free.put_back(&arena.units, leaving, RunState::Dirty);
             self.0 = None;
         }
     }
@@ -131,7 +136,7 @@ pub(crate) fn trim(context: Context) -> usize {
     if Purging::begin(context).is_none() {
         return 0;
     }
-    arenas().map(|arena| purge(arena.dirty(), |most| purge_piece(context, arena, most))).sum()
+    arenas().map(|arena| purge(arena.units.dirty(), |most| purge_piece(context, arena, most))).sum()
 }
 
 /// Trims all free memory at once if the soft limit is exceeded. Does nothing in a context that must
@@ -148,7 +153,7 @@ pub(crate) fn trim_to(context: Context, keep: usize) -> usize {
     let mut left = dirty().saturating_sub(keep).div_ceil(UNIT) as u32;
     let mut purged = 0;
     for arena in arenas() {
-        let some = left.min(arena.dirty());
+        let some = left.min(arena.units.dirty());
         left -= some;
         purged += purge(some, |most| purge_piece(context, arena, most));
     }
@@ -160,9 +165,9 @@ pub(crate) fn end_window(context: Context) {
     // As in `trim`.
     drop(Purging::begin(context));
     for arena in arenas() {
-        if let Some(mut units) = arena.state.acquire(context) {
-            units.unneeded = units.unneeded.max(units.least_dirty);
-            units.least_dirty = arena.dirty();
+        if let Some(mut free) = arena.free_runs.acquire(context) {
+            free.unneeded = free.unneeded.max(free.least_dirty);
+            free.least_dirty = arena.units.dirty();
         }
     }
 }
@@ -170,7 +175,7 @@ pub(crate) fn end_window(context: Context) {
 /// Returns the bytes of dirty free memory, which the system still counts as ours. The sum is a
 /// guess while other threads allocate and free.
 pub(crate) fn dirty() -> usize {
-    arenas().map(|arena| arena.dirty.load(Ordering::Relaxed) as usize * UNIT).sum()
+    arenas().map(|arena| arena.units.dirty.load(Ordering::Relaxed) as usize * UNIT).sum()
 }
 
 /// Returns whether there is memory to purge. Waits for frees in progress, so that they count, too.
@@ -178,8 +183,8 @@ pub(crate) fn dirty() -> usize {
 /// are not offered to it again and again.
 pub(crate) fn is_dirty(context: Context) -> bool {
     arenas().any(|arena| {
-        let units = arena.state.acquire(context);
-        units.is_some_and(|units| arena.dirty() > 0 && !units.was_refused)
+        let free = arena.free_runs.acquire(context);
+        free.is_some_and(|free| arena.units.dirty() > 0 && !free.was_refused)
     })
 }
 
@@ -187,8 +192,8 @@ pub(crate) fn is_dirty(context: Context) -> bool {
 /// not count, as in [`is_dirty`].
 pub(crate) fn due(context: Context) -> usize {
     let units = |arena: &Arena| {
-        let units = arena.state.acquire(context).filter(|units| !units.was_refused);
-        units.map_or(0, |units| units.unneeded)
+        let free = arena.free_runs.acquire(context).filter(|free| !free.was_refused);
+        free.map_or(0, |free| free.unneeded)
     };
     arenas().map(|arena| units(arena) as usize * UNIT).sum()
 }
@@ -203,7 +208,7 @@ pub(crate) fn purge_due(context: Context, most: usize) -> usize {
         // Read the number before each piece: other threads may allocate units that were due, or
         // purge them.
         while left >= UNIT
-            && let Some(unneeded) = arena.state.acquire(context).map(|units| units.unneeded)
+            && let Some(unneeded) = arena.free_runs.acquire(context).map(|free| free.unneeded)
             && let some @ 1.. = unneeded.min(u32::try_from(left / UNIT).unwrap_or(u32::MAX))
             && let Some(purged) = purge_piece(context, arena, some)
         {

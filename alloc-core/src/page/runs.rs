@@ -50,7 +50,7 @@ impl Arena {
     /// Makes the [`Allocation`] of a run that leaves the arena. Its first `dirty` units may hold
     /// anything.
     fn handed_out(&self, start: u32, len: u32, dirty: u32) -> Allocation {
-        let (address, zeroed) = (self.arrays().address(start), dirty == 0);
+        let (address, zeroed) = (self.units.arrays().address(start), dirty == 0);
         watch::make_accessible(address.as_ptr(), (len as usize) << UNIT_SHIFT, zeroed);
         Allocation { address, zeroed, dirty: dirty as usize }
     }
@@ -59,35 +59,35 @@ impl Arena {
     /// and commits units for it if need be.
     pub(super) fn alloc(&self, context: Context, len: u32, align: u32) -> Option<Allocation> {
         let mut may_commit = true;
-        let (mut units, found) = loop {
-            let mut units = self.state.acquire(context)?;
+        let (mut free, found) = loop {
+            let mut free = self.free_runs.acquire(context)?;
             fault::point(Place::ArenaAllocating);
-            match units.find(self, len, align, may_commit) {
-                Ok(found) => break (units, found),
+            match free.find(&self.units, len, align, may_commit) {
+                Ok(found) => break (free, found),
                 Err(_) if !may_commit => return None,
                 Err(more) => {
-                    let committed = self.committed();
-                    drop(units);
+                    let committed = self.units.committed();
+                    drop(free);
                     may_commit = self.commit_more(context, committed, more);
                 }
             }
         };
-        let start = self.aligned(found.start, align);
+        let start = self.units.aligned(found.start, align);
         let end = start + len;
         let clean = found.clean.clamp(start, end);
         if !limit::charge(end - clean) {
             return None;
         }
-        units.remove_all(self, found.start, found.end);
-        units.insert_parts(self, found.start, start, found.clean);
-        units.insert_parts(self, end, found.end, found.clean);
-        units.note_least(self);
+        free.remove_all(&self.units, found.start, found.end);
+        free.insert_parts(&self.units, found.start, start, found.clean);
+        free.insert_parts(&self.units, end, found.end, found.clean);
+        free.note_least(&self.units);
         // SAFETY: the lock is held, and these units were just taken off their bins.
-        unsafe { self.set_used(start, len) };
+        unsafe { self.units.set_used(start, len) };
         // SAFETY: `start` is the first unit of the run that was just taken.
-        unsafe { (*self.run(start)).marks = 0 };
-        drop(units);
-        self.left_out.take_in(self.arrays(), clean, end);
+        unsafe { (*self.units.run(start)).marks = 0 };
+        drop(free);
+        self.left_out.take_in(self.units.arrays(), clean, end);
         Some(self.handed_out(start, len, clean - start))
     }
 
@@ -101,10 +101,15 @@ impl Arena {
     pub(super) unsafe fn free(&self, context: Context, start: u32, state: RunState) -> bool {
         // SAFETY: the caller guarantees that a run in use starts at `start`, which is committed
         // then; nobody else changes its descriptor.
-        let Some(len) = (unsafe { self.used_len(start) }) else { self.misused(context, start) };
-        watch::make_noaccess(self.arrays().address(start).as_ptr(), (len as usize) << UNIT_SHIFT);
+        let Some(len) = (unsafe { self.units.used_len(start) }) else {
+            self.misused(context, start)
+        };
+        watch::make_noaccess(
+            self.units.arrays().address(start).as_ptr(),
+            (len as usize) << UNIT_SHIFT,
+        );
         // SAFETY: a run in use starts at `start`, and the caller owns it.
-        let marks = unsafe { mem::take(&mut (*self.run(start)).marks) };
+        let marks = unsafe { mem::take(&mut (*self.units.run(start)).marks) };
         // SAFETY: the caller guarantees that it owns the run and that its contents are dead.
         let Some(state) = (unsafe { self.unmark(marks, start, len, state) }) else {
             // The run stays in use, so that nobody is given its addresses.
@@ -113,25 +118,25 @@ impl Arena {
         if marks & MOVED != 0 {
             MOVES.fetch_sub(1, Ordering::Relaxed);
         }
-        if let Some(block) = self.reserved_block(start) {
+        if let Some(block) = self.units.reserved_block(start) {
             // SAFETY: the caller guarantees that it owns the run and that its contents are dead.
             unsafe {
-                (*self.run(start)).state = RunState::Silent;
+                (*self.units.run(start)).state = RunState::Silent;
                 self.decommit(start, len);
             }
             self.reserve.give(block, len.div_ceil(BLOCK) as usize);
             limit::uncharge(len);
             return true;
         }
-        let Some(mut units) = self.state.acquire(context) else { return false };
+        let Some(mut free) = self.free_runs.acquire(context) else { return false };
         fault::point(Place::ArenaFreeing);
         // A double free may race on two threads, so look again under the lock.
         // SAFETY: the unit is committed: it held the start of a run in use above.
-        let Some(len) = (unsafe { self.used_len(start) }) else {
-            drop(units);
+        let Some(len) = (unsafe { self.units.used_len(start) }) else {
+            drop(free);
             self.misused(context, start);
         };
-        units.give(self, start, len, state);
+        free.give(&self.units, start, len, state);
         if state == RunState::Clean {
             limit::uncharge(len);
         }
@@ -148,7 +153,7 @@ impl Arena {
         unsafe { self.decommit_metadata(start, len) };
         let bytes = (len as usize) << UNIT_SHIFT;
         // SAFETY: the caller guarantees that it alone owns the run and that its contents are dead.
-        unsafe { decommit(self.arrays().address(start), bytes) }
+        unsafe { decommit(self.units.arrays().address(start), bytes) }
     }
 
     /// Makes a run read as zero by decommitting its memory, unless it is `zeroed` already. The run
@@ -161,7 +166,7 @@ impl Arena {
         // SAFETY: the caller guarantees that a run from `alloc` with dead contents starts at
         // `start`.
         unsafe {
-            let (address, run) = (self.arrays().address(start), self.run(start));
+            let (address, run) = (self.units.arrays().address(start), self.units.run(start));
             let bytes = ((*run).len as usize) << UNIT_SHIFT;
             if HugePages::wanted() != HugePages::Always {
                 (*run).marks |= SPARSE;
@@ -179,7 +184,7 @@ impl Arena {
     /// # Safety
     /// The caller owns the run, and the contents of the part are dead.
     unsafe fn unmark(&self, marks: u32, start: u32, len: u32, state: RunState) -> Option<RunState> {
-        let (address, bytes) = (self.arrays().address(start), (len as usize) << UNIT_SHIFT);
+        let (address, bytes) = (self.units.arrays().address(start), (len as usize) << UNIT_SHIFT);
         let mut state = state;
         if marks & MOVED != 0 {
             // SAFETY: the caller guarantees that it owns these units and that their contents are
@@ -187,7 +192,7 @@ impl Arena {
             if !unsafe { os::renew(address, bytes) } {
                 return None;
             }
-            prefer_node(address, bytes, self.arrays().node);
+            prefer_node(address, bytes, self.units.arrays().node);
             state = RunState::Clean;
         }
         // SAFETY: the caller guarantees that it owns these units and that their contents are dead.
@@ -207,7 +212,7 @@ impl Arena {
     /// # Safety
     /// The caller alone owns the run, and its metadata is dead.
     unsafe fn decommit_metadata(&self, start: u32, len: u32) {
-        let meta = self.arrays().meta;
+        let meta = self.units.arrays().meta;
         let page = os::page_size();
         let first = (meta.addr() + start as usize * META_SIZE).next_multiple_of(page);
         let end = (meta.addr() + (start + len) as usize * META_SIZE) & !(page - 1);
@@ -223,10 +228,10 @@ impl Arena {
 
     /// As [`Arena::alloc`], from the reserve and without a lock. The run may hold anything.
     pub(super) fn alloc_reserved(&self, len: u32, align: u32) -> Option<Allocation> {
-        let arrays = self.arrays();
+        let arrays = self.units.arrays();
         let (count, align) = (len.div_ceil(BLOCK) as usize, align.div_ceil(BLOCK) as usize);
         let room = (arrays.units - arrays.reserve) / BLOCK;
-        let past = (arrays.reserve.wrapping_add(self.arrays().base_unit()) / BLOCK) as usize;
+        let past = (arrays.reserve.wrapping_add(self.units.arrays().base_unit()) / BLOCK) as usize;
         if !limit::charge(len) {
             return None;
         }
@@ -245,9 +250,9 @@ impl Arena {
         }
         self.reserve.set_committed(block, count);
         // SAFETY: these units are committed, and their blocks were just taken from the reserve.
-        unsafe { self.set_used(start, len) };
+        unsafe { self.units.set_used(start, len) };
         // SAFETY: `start` is the first unit of the run that was just taken.
-        unsafe { (*self.run(start)).marks = 0 };
+        unsafe { (*self.units.run(start)).marks = 0 };
         Some(self.handed_out(start, len, len))
     }
 
@@ -260,25 +265,25 @@ impl Arena {
     pub(super) unsafe fn grow(&self, context: Context, start: u32, len: u32) -> bool {
         // SAFETY: the caller guarantees that a run in use starts at `start`; nobody else changes
         // its descriptor.
-        let old = unsafe { (*self.run(start)).len };
+        let old = unsafe { (*self.units.run(start)).len };
         if len <= old {
             // All of the run is used from now on.
             // SAFETY: a run in use starts at `start`, and the caller owns it.
-            unsafe { (*self.run(start)).next = NONE };
+            unsafe { (*self.units.run(start)).next = NONE };
             return true;
         }
-        if self.reserved_block(start).is_some() {
+        if self.units.reserved_block(start).is_some() {
             return false;
         }
         let (next, end) = (start + old, start + len);
         // A clean and a dirty run may follow each other, so several free runs may be needed.
-        let (mut units, free_end, last, fresh) = loop {
-            let Some(units) = self.state.acquire(context) else { return false };
+        let (mut free, free_end, last, fresh) = loop {
+            let Some(free) = self.free_runs.acquire(context) else { return false };
             fault::point(Place::ArenaGrowing);
             let (mut at, mut last, mut fresh) = (next, RunState::Silent, 0);
-            while at < end && at < self.committed() {
+            while at < end && at < self.units.committed() {
                 // SAFETY: `at` is the first unit of a run, below `committed`; the lock is held.
-                let (state, len) = unsafe { self.tag(at) };
+                let (state, len) = unsafe { self.units.tag(at) };
                 match state {
                     RunState::Silent | RunState::Used | RunState::Leaving => return false,
                     RunState::Dirty => {}
@@ -288,9 +293,9 @@ impl Arena {
                 last = state;
             }
             if at >= end {
-                break (units, at, last, fresh);
+                break (free, at, last, fresh);
             }
-            drop(units);
+            drop(free);
             if !self.commit_more(context, at, end - at) {
                 return false;
             }
@@ -298,16 +303,16 @@ impl Arena {
         if !limit::charge(fresh) {
             return false;
         }
-        units.remove_all(self, next, free_end);
+        free.remove_all(&self.units, next, free_end);
         if free_end > end {
-            units.insert(self, end, free_end - end, last);
+            free.insert(&self.units, end, free_end - end, last);
         }
-        units.note_least(self);
+        free.note_least(&self.units);
         // SAFETY: the lock is held; the caller owns the run, and the units behind it were just
         // taken off their bins.
-        unsafe { self.set_used(start, len) };
-        drop(units);
-        self.left_out.take_in(self.arrays(), next, end);
+        unsafe { self.units.set_used(start, len) };
+        drop(free);
+        self.left_out.take_in(self.units.arrays(), next, end);
         true
     }
 
@@ -315,15 +320,15 @@ impl Arena {
     /// thread has committed some already. Returns false if committing is impossible.
     fn commit_more(&self, context: Context, committed: u32, room: u32) -> bool {
         let Some(_committing) = self.committing.acquire(context) else { return false };
-        if self.committed() != committed {
+        if self.units.committed() != committed {
             return true;
         }
         fault::point(Place::ArenaCommitting);
-        let Some(more) = self.arrays().commit_more(committed, self.end(), room) else {
+        let Some(more) = self.units.arrays().commit_more(committed, self.end(), room) else {
             return false;
         };
-        let Some(mut units) = self.state.acquire(context) else { return false };
-        units.add(self, committed, more);
+        let Some(mut free) = self.free_runs.acquire(context) else { return false };
+        free.add(&self.units, committed, more);
         true
     }
 
@@ -335,21 +340,22 @@ impl Arena {
     pub(super) unsafe fn shrink(&self, context: Context, start: u32, len: u32) {
         // SAFETY: the caller guarantees that a run in use starts at `start`; nobody else changes
         // its descriptor.
-        let (old, marks) = unsafe { ((*self.run(start)).len, (*self.run(start)).marks) };
-        if old <= len || self.reserved_block(start).is_some() {
+        let (old, marks) =
+            unsafe { ((*self.units.run(start)).len, (*self.units.run(start)).marks) };
+        if old <= len || self.units.reserved_block(start).is_some() {
             return;
         }
         // SAFETY: the caller guarantees that it owns the run and that nobody uses the units cut
         // off.
         let state = unsafe { self.unmark(marks, start + len, old - len, RunState::Dirty) };
         if let Some(state) = state
-            && let Some(mut units) = self.state.acquire(context)
+            && let Some(mut free) = self.free_runs.acquire(context)
         {
             fault::point(Place::ArenaShrinking);
             // Write the tag of the new end first: freeing the rest looks at its neighbours.
             // SAFETY: the lock is held, and the caller owns the run.
-            unsafe { self.set_used(start, len) };
-            units.give(self, start + len, old - len, state);
+            unsafe { self.units.set_used(start, len) };
+            free.give(&self.units, start + len, old - len, state);
             if state == RunState::Clean {
                 limit::uncharge(old - len);
             }

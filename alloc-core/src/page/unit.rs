@@ -25,7 +25,7 @@ impl Unit {
     #[inline]
     pub(crate) fn of(address: *mut u8) -> Option<Unit> {
         arenas().find_map(|arena| {
-            let offset = address.addr().wrapping_sub(arena.arrays().base.addr());
+            let offset = address.addr().wrapping_sub(arena.units.arrays().base.addr());
             let index = (offset >> UNIT_SHIFT) as u32;
             let is_here = offset < arena.bytes.load(Ordering::Relaxed)
                 || arena.is_of_reserve(offset >> UNIT_SHIFT);
@@ -43,14 +43,14 @@ impl Unit {
 
     /// Returns the node of the unit's arena.
     pub(crate) fn node(self) -> usize {
-        self.arena.arrays().node
+        self.arena.units.arrays().node
     }
 
     /// Returns the address of the unit.
     #[inline]
     pub(crate) fn address(self) -> *mut u8 {
         // SAFETY: `index` is a unit of this arena, so the address lies in its array of units.
-        unsafe { self.arena.arrays().base.add((self.index as usize) << UNIT_SHIFT) }
+        unsafe { self.arena.units.arrays().base.add((self.index as usize) << UNIT_SHIFT) }
     }
 
     /// Returns the metadata of the unit: [`META_SIZE`] bytes, aligned to a cache line, that are
@@ -59,7 +59,7 @@ impl Unit {
     #[inline]
     pub(crate) fn meta(self) -> *mut u8 {
         // SAFETY: `index` is a unit of this arena, so the address lies in its array of metadata.
-        unsafe { self.arena.arrays().meta.add(self.index as usize * META_SIZE) }
+        unsafe { self.arena.units.arrays().meta.add(self.index as usize * META_SIZE) }
     }
 
     /// Returns the entry of the unit: [`ENTRY_SIZE`] bytes, aligned to as many, that are zero until
@@ -68,16 +68,17 @@ impl Unit {
     #[inline]
     pub(crate) fn entry(self) -> *mut u8 {
         // SAFETY: `index` is a unit of this arena, so the address lies in its array of entries.
-        unsafe { self.arena.arrays().entries.add(self.index as usize * ENTRY_SIZE) }
+        unsafe { self.arena.units.arrays().entries.add(self.index as usize * ENTRY_SIZE) }
     }
 
     /// Returns whether the metadata of the unit can be read: the unit is committed, or lies in a
     /// block of the reserve that is taken and committed.
     pub(crate) fn is_committed(self) -> bool {
         // Acquire: pairs with the Release in `FreeRuns::add`.
-        self.index < self.arena.committed.load(Ordering::Acquire)
+        self.index < self.arena.units.committed.load(Ordering::Acquire)
             || self
                 .arena
+                .units
                 .reserved_block(self.index)
                 .is_some_and(|block| self.arena.reserve.has(block))
     }
@@ -89,7 +90,7 @@ impl Unit {
             return None;
         }
         // SAFETY: the unit is committed, as was just checked.
-        unsafe { self.arena.used_len(self.index) }.map(|len| len as usize)
+        unsafe { self.arena.units.used_len(self.index) }.map(|len| len as usize)
     }
 
     /// Explains, for a message, why no block in use starts at an address in this unit.
@@ -109,7 +110,7 @@ pub(crate) fn meta_at(address: *mut u8) -> Option<*mut u8> {
     let offset = address.addr().wrapping_sub(FIRST.base.load(Ordering::Relaxed).addr());
     // SAFETY: `ARENAS` has an element 0. By a pointer, since a reference to the array would make
     // Miri look at all of it.
-    let committed = unsafe { &(*(&raw const ARENAS).cast::<Arena>()).committed };
+    let committed = unsafe { &(*(&raw const ARENAS).cast::<Arena>()).units.committed };
     // Acquire: pairs with the Release in `FreeRuns::add`.
     if offset < bytes && (offset >> UNIT_SHIFT) < committed.load(Ordering::Acquire) as usize {
         let meta = FIRST.meta.load(Ordering::Relaxed);
@@ -128,10 +129,10 @@ fn elsewhere(address: *mut u8) -> Option<*mut u8> {
 /// Calls `visit` with every unit whose metadata can be read.
 pub(crate) fn for_each_unit(visit: &mut dyn FnMut(Unit)) {
     for arena in arenas() {
-        let arrays = arena.arrays();
+        let arrays = arena.units.arrays();
         // Unit 0 is never part of a run. Acquire: pairs with the Release in `FreeRuns::add`.
         for index in
-            (1..arena.committed.load(Ordering::Acquire)).chain(arrays.reserve..arrays.units)
+            (1..arena.units.committed.load(Ordering::Acquire)).chain(arrays.reserve..arrays.units)
         {
             let unit = Unit { arena, index };
             if unit.is_committed() {

@@ -8,18 +8,18 @@ use crate::page::{self, Unit};
 use crate::sync::Context;
 
 /// Checks the boundary tags of all runs of an arena, the bins, and the number of dirty units.
-fn validate(arena: &Arena, runs: &FreeRuns) {
+fn validate(units: &Units, runs: &FreeRuns) {
     let mut found = [0, 0];
     let (mut at, mut before) = (1, RunState::Silent);
-    while at < arena.committed() {
+    while at < units.committed() {
         // SAFETY: `at` is the first unit of a run, below `committed`; the lock is held.
-        let (state, len) = unsafe { arena.tag(at) };
-        assert!(len > 0 && at + len <= arena.committed(), "run at {at} of {len} units");
+        let (state, len) = unsafe { units.tag(at) };
+        assert!(len > 0 && at + len <= units.committed(), "run at {at} of {len} units");
         match state {
             RunState::Dirty | RunState::Clean => {
                 assert_ne!(before, state, "neighbours of one state are merged: unit {at}");
                 // SAFETY: the last unit of the run is committed; the lock is held.
-                assert_eq!(unsafe { arena.tag(at + len - 1) }, (state, len), "last unit of {at}");
+                assert_eq!(unsafe { units.tag(at + len - 1) }, (state, len), "last unit of {at}");
                 found[usize::from(state == RunState::Dirty)] += len;
             }
             RunState::Used | RunState::Leaving => {}
@@ -27,28 +27,28 @@ fn validate(arena: &Arena, runs: &FreeRuns) {
         }
         (at, before) = (at + len, state);
     }
-    assert_eq!(at, arena.committed());
+    assert_eq!(at, units.committed());
     for (bins, state) in [(&runs.clean_bins, RunState::Clean), (&runs.dirty_bins, RunState::Dirty)]
     {
-        let mut units = 0;
+        let mut length = 0;
         let mut next = bins.first_from(0);
         while let Some(bin) = next {
             let (mut start, mut previous) = (bins.head(bin), NONE);
             while start != NONE {
                 // SAFETY: a free run starts at `start`; the lock is held.
-                let run = unsafe { arena.run(start).read() };
+                let run = unsafe { units.run(start).read() };
                 assert_eq!(
                     (run.state, run.previous, Bins::holding(run.len)),
                     (state, previous, bin)
                 );
-                units += run.len;
+                length += run.len;
                 (previous, start) = (start, run.next);
             }
             next = bins.first_from(bin + 1);
         }
-        assert_eq!(units, found[usize::from(state == RunState::Dirty)], "units in bins");
+        assert_eq!(length, found[usize::from(state == RunState::Dirty)], "units in bins");
     }
-    assert_eq!(arena.dirty(), found[1]);
+    assert_eq!(units.dirty(), found[1]);
     assert!(runs.least_dirty <= found[1] && runs.unneeded <= found[1]);
 }
 
@@ -101,8 +101,8 @@ fn free_runs_stay_consistent() {
             }
             if round % 16 == 0 {
                 live.iter().for_each(|(unit, _)| {
-                    let runs = unit.arena.state.acquire(context).expect("the context may wait");
-                    validate(unit.arena, &runs);
+                    let runs = unit.arena.free_runs.acquire(context).expect("the context may wait");
+                    validate(&unit.arena.units, &runs);
                 });
             }
         });
