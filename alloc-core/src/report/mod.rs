@@ -132,8 +132,11 @@ fn ask(reports: Reports<'static>) {
     let _ = ASKED.set(Asked { reports, process: os::process_id(), file });
     let signal = reports.signal;
     if signal > 0 && (is_of_a_fault(signal) || os::take_signal(Some(signal), on_signal).is_none()) {
-        let why = format_args!("signal {signal} is taken, of a fault, or none");
-        settings::refuse(Name::Stats, why, "no signal");
+        settings::refuse(
+            Name::Stats,
+            format_args!("signal {signal} is taken, of a fault, or none"),
+            "no signal",
+        );
     }
 }
 
