@@ -27,7 +27,7 @@
 //! | [`size_class`] | the class that serves a layout |
 //! | `sync` | atomics and locks |
 //! | `os` | system calls |
-//! | `settings` | the environment variables, in a table |
+//! | `settings` | settings in the environment and in the program, in a table |
 //! | `text` | messages and text without a heap |
 //! | `arch` | restartable sequences |
 //! | [`fault`] | fault points for tests |

@@ -15,7 +15,8 @@
 //! The variables are read once, at the start. An invalid value is ignored and reported in a line on
 //! stderr, and so is an unknown name that begins with `HAYLOFT_`. An empty value means that the
 //! variable is not set. Set-uid programs, and others with rights that their user lacks, ignore all
-//! of them. `docs/settings.md` in the repository has all defaults and ranges.
+//! of them. `docs/settings.md` in the repository has all defaults and ranges. A program can build
+//! the same settings in, with [`settings!`].
 //!
 //! - `HAYLOFT_BACKEND`: how sheaves are operated: `rseq` (the default where the kernel has
 //!   restartable sequences) or `fallback` (a try-lock per CPU).
@@ -67,6 +68,51 @@ use core::alloc::{GlobalAlloc, Layout};
 use hayloft_core::kmalloc;
 
 pub use hayloft_core::{cache, cpu, heap, irq_work, nolock, rcu, report, stats};
+
+/// What [`settings!`] expands to.
+#[doc(hidden)]
+pub use hayloft_core::settings::{ProgramSettings, check as check_settings};
+
+/// Builds settings into a program: those of the [environment](crate#environment), by their names
+/// without the prefix, in lower case.
+///
+/// ```
+/// #[global_allocator]
+/// static GLOBAL: hayloft::Hayloft = hayloft::Hayloft;
+///
+/// hayloft::settings!("limit=512M", "decay_ms=0");
+///
+/// assert!(Vec::<u8>::new().try_reserve(1 << 30).is_err());
+/// ```
+///
+/// The environment overrides them. With `"environment=0"` the program ignores all variables.
+///
+/// Unknown names and words that are not of the form `NAME=VALUE` do not compile, nor do most
+/// invalid values. Values that only the running program can judge are reported as those of the
+/// environment are: paths, lists, and what depends on the system.
+///
+/// ```compile_fail
+/// hayloft::settings!("limti=512M");
+/// ```
+/// ```compile_fail
+/// hayloft::settings!("limit=512X");
+/// ```
+///
+/// The macro defines the symbol `hayloft_conf`, so a program may have it once, best in its main
+/// file. A value contains no white space. On architectures other than x86-64 and AArch64 it has no
+/// effect.
+#[macro_export]
+macro_rules! settings {
+    ($($setting:literal),+ $(,)?) => {
+        const _: () = {
+            $($crate::check_settings($setting);)+
+            #[used]
+            #[unsafe(export_name = "hayloft_conf")]
+            static SETTINGS: $crate::ProgramSettings =
+                $crate::ProgramSettings::new(::core::concat!($($setting, " ",)+ "\0"));
+        };
+    };
+}
 
 /// Releases all idle memory to the system at once. Returns the number of bytes. Without this call
 /// idle memory is released after a while (`HAYLOFT_DECAY_MS`). Must not be called in signal

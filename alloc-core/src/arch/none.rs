@@ -4,6 +4,7 @@
 extern crate std;
 
 use super::{Locals, RseqArea};
+use core::ffi::c_char;
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
@@ -107,6 +108,11 @@ pub(crate) unsafe fn system_call(number: usize, arguments: [usize; 6]) -> isize 
         *errno = before;
         result
     }
+}
+
+/// Returns null: the settings of a program are not found here.
+pub(crate) fn program_settings() -> *const *const c_char {
+    ptr::null()
 }
 
 /// Returns null: nothing is known of the C library.

@@ -8,7 +8,7 @@
 use core::fmt;
 
 use crate::percpu::{self, Backend};
-use crate::settings::{self, Name};
+use crate::settings::{self, Name, NameIn, Origin};
 use crate::stats::Bytes;
 use crate::sync::Context;
 use crate::text::{self, Shown};
@@ -19,7 +19,8 @@ const ROOM: usize = 2048;
 /// Writes the line, if it is requested.
 #[cold]
 pub(super) fn announce() {
-    if settings::flag(Name::Verbose) != Some(true) {
+    // The invoker of a privileged program learns nothing of its settings.
+    if settings::flag(Name::Verbose) != Some(true) || settings::is_privileged() {
         return;
     }
     let version = env!("CARGO_PKG_VERSION");
@@ -31,7 +32,9 @@ pub(super) fn announce() {
     };
     let limit = Limit(settings::limit());
     text::write_line::<ROOM>(format_args!(
-        "active, version {version}; backend: {backend}; limit: {limit}; environment: {Changed}"
+        "active, version {version}; backend: {backend}; limit: {limit}{}{}",
+        Changed(Origin::Environment),
+        Changed(Origin::Program),
     ));
 }
 
@@ -47,14 +50,17 @@ impl fmt::Display for Limit {
     }
 }
 
-/// Formats the settings that are not at their defaults.
-struct Changed;
+/// Formats the settings that are not at their defaults, with where they are set.
+struct Changed(Origin);
 
 impl fmt::Display for Changed {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut separator = "";
-        settings::changed().try_for_each(|(setting, text)| {
-            let name = setting.name;
+        let mut separator = match self.0 {
+            Origin::Environment => "; environment: ",
+            Origin::Program => "; program: ",
+        };
+        settings::changed(self.0).try_for_each(|(setting, text)| {
+            let name = NameIn(self.0, setting);
             write!(to, "{separator}{name}={}", Shown(text.as_bytes()))?;
             separator = ", ";
             Ok(())

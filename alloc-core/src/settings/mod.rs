@@ -1,4 +1,5 @@
-//! Settings: the environment variables whose names begin with `HAYLOFT_`.
+//! Settings: the environment variables whose names begin with `HAYLOFT_`, and those that a program
+//! has in the variable `hayloft_conf`.
 //!
 //! `table` has a row for each: what it is for, its default, the values that it accepts. An invalid
 //! value is ignored, with one line on standard error when the settings are read. So what the
@@ -7,16 +8,20 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `source` | the environment at program start |
-//! | `names` | warnings about unknown names |
+//! | `source` | the environment at program start, and the program |
+//! | `names` | names in both, and warnings |
+//! | `program` | the grammar of the program's settings |
+//! | `check` | checks of values |
 //! | `table` | the table |
 //! | `reports` `faults` `parse` | the grammars of values |
 //!
 //! A module imports only from lower rows. `os` reads settings, too, so they are below it.
 
+mod check;
 mod faults;
 mod names;
 mod parse;
+mod program;
 mod reports;
 mod source;
 mod table;
@@ -24,23 +29,31 @@ mod table;
 use core::fmt;
 
 pub(crate) use faults::{Call, Faults};
+pub(crate) use names::{NameIn, Origin};
 pub(crate) use parse::Limit;
+pub use program::{ProgramSettings, check};
 pub use reports::Format;
 pub(crate) use reports::{Destination, PathFor, Reports};
+use source::Found;
 pub(crate) use table::{DEFAULT_DECAY_MS, Name};
 pub use table::{Setting, TABLE};
 
 /// Returns the text of a setting.
 pub(crate) fn text(name: Name) -> Option<&'static str> {
-    source::value(name as usize)
+    source::value(name as usize).map(|found| found.text)
 }
 
-/// Returns the settings that are not at their defaults, with their texts.
-pub(crate) fn changed() -> impl Iterator<Item = (&'static Setting, &'static str)> {
-    let texts = TABLE.iter().enumerate().map(|(index, setting)| (setting, source::value(index)));
-    texts.filter_map(|(setting, text)| {
-        Some((setting, text?)).filter(|_| text != Some(setting.default))
-    })
+/// Returns the settings that are set in `origin` and are not at their defaults, with their texts.
+pub(crate) fn changed(origin: Origin) -> impl Iterator<Item = (&'static Setting, &'static str)> {
+    let all = TABLE.iter().enumerate();
+    all.filter_map(|(index, setting)| Some((setting, source::value(index)?)))
+        .filter(move |(setting, found)| found.origin == origin && found.text != setting.default)
+        .map(|(setting, found)| (setting, found.text))
+}
+
+/// Returns whether the program runs with more rights than its invoker.
+pub(crate) fn is_privileged() -> bool {
+    source::is_privileged()
 }
 
 /// Returns the value of a setting that is `0` or `1`.
@@ -71,6 +84,7 @@ pub(crate) fn faults() -> Option<Faults> {
 /// Warns that a valid value cannot be used: `why`, and what is used instead.
 #[cold]
 pub(crate) fn refuse(name: Name, why: fmt::Arguments<'_>, instead: &str) {
-    let value = text(name).unwrap_or_default();
-    names::warn_of_value(name.setting(), value.as_bytes(), why, instead);
+    if let Some(Found { text, origin }) = source::value(name as usize) {
+        names::warn_of_value(origin, name.setting(), text.as_bytes(), why, instead);
+    }
 }

@@ -29,28 +29,77 @@ pub(super) fn is_realtime_signal(number: u64) -> bool {
         .is_ok_and(|signal| (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&signal))
 }
 
-/// Returns whether pages may be taken to have this size: a power of two from the system's page size
-/// to [`MAX_PAGE_SIZE`].
-pub(super) fn is_page_size(bytes: u64) -> bool {
+/// Returns whether pages have this size on some system.
+pub(super) const fn is_page_size(bytes: u64) -> bool {
+    bytes.is_power_of_two() && bytes <= MAX_PAGE_SIZE
+}
+
+/// Returns whether this system's pages fit into pages of this size.
+pub(super) fn holds_system_pages(bytes: u64) -> bool {
     // SAFETY: `getauxval` returns only a number, which the kernel passes to each process.
-    let systems = unsafe { libc::getauxval(libc::AT_PAGESZ) };
-    bytes.is_power_of_two() && (systems..=MAX_PAGE_SIZE).contains(&bytes)
+    bytes >= unsafe { libc::getauxval(libc::AT_PAGESZ) }
 }
 
 /// Parses `[SOFT:]HARD`. Returns the reason if it is invalid.
-pub(super) fn limit(text: &str) -> Result<Limit, &'static str> {
-    let bytes = |text| bytes(text).ok_or("no number of bytes");
-    let limit = match text.split_once(':') {
-        Some((soft, hard)) => Limit { soft: Some(bytes(soft)?), hard: bytes(hard)? },
-        None => Limit { soft: None, hard: bytes(text)? },
+pub(super) const fn limit(text: &str) -> Result<Limit, &'static str> {
+    let limit = match split_at_byte(text.as_bytes(), b':') {
+        Some((soft, _)) => {
+            let (soft, hard) = text.split_at(soft.len());
+            match (bytes(soft), bytes(hard.split_at(1).1)) {
+                (Some(soft), Some(hard)) => Limit { soft: Some(soft), hard },
+                _ => return Err(NO_BYTES),
+            }
+        }
+        None => match bytes(text) {
+            Some(hard) => Limit { soft: None, hard },
+            None => return Err(NO_BYTES),
+        },
     };
-    if limit.soft.is_some_and(|soft| soft > limit.hard) {
-        Err("the soft limit, which comes first, is above the hard one")
-    } else if limit.hard < LEAST_LIMIT {
-        Err("a limit of less than 1M")
-    } else {
-        Ok(limit)
+    match limit {
+        Limit { soft: Some(soft), hard } if soft > hard => {
+            Err("the soft limit, which comes first, is above the hard one")
+        }
+        Limit { hard, .. } if hard < LEAST_LIMIT => Err("a limit of less than 1M"),
+        limit => Ok(limit),
     }
+}
+
+const NO_BYTES: &str = "no number of bytes";
+
+/// Splits `text` at the first `byte`, which is in neither part. Returns `None` if there is none.
+pub(super) const fn split_at_byte(text: &[u8], byte: u8) -> Option<(&[u8], &[u8])> {
+    let mut rest = text;
+    while let [first, after @ ..] = rest {
+        if *first == byte {
+            return Some((text.split_at(text.len() - rest.len()).0, after));
+        }
+        rest = after;
+    }
+    None
+}
+
+/// Returns whether two texts are equal.
+pub(super) const fn is_equal(one: &[u8], other: &[u8]) -> bool {
+    let (mut one, mut other) = (one, other);
+    while let ([first, rest @ ..], [also, other_rest @ ..]) = (one, other) {
+        if *first != *also {
+            return false;
+        }
+        (one, other) = (rest, other_rest);
+    }
+    one.is_empty() && other.is_empty()
+}
+
+/// Returns whether `text` is one of `words`.
+pub(super) const fn is_among(text: &str, words: &[&str]) -> bool {
+    let mut words = words;
+    while let [word, rest @ ..] = words {
+        if is_equal(text.as_bytes(), word.as_bytes()) {
+            return true;
+        }
+        words = rest;
+    }
+    false
 }
 
 /// Parses a number of bytes: a number, which may be followed by one of the letters K, M, G and T,

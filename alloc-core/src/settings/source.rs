@@ -1,4 +1,6 @@
-//! Where settings come from: the environment at program start.
+//! Where settings come from: the environment at program start, and before it the program itself, in
+//! the variable `hayloft_conf`. What is valid in the environment counts first, unless the program
+//! has `environment=0`, or runs with more rights than its invoker.
 //!
 //! Valid values are copied once: before `main`, or by an earlier allocation. Later a program may
 //! change its environment while other threads run, or overwrite the memory that held it, as
@@ -12,8 +14,10 @@ use core::ffi::{CStr, c_char};
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, Ordering};
 
-use super::names;
-use super::table::{PREFIX, Setting, TABLE};
+use super::names::{self, Origin};
+use super::table::{ENVIRONMENT, PREFIX, Setting, TABLE};
+use super::{parse, program};
+use crate::arch;
 
 /// Bytes for all values together: more than twice the longest path.
 const ROOM: usize = 8192;
@@ -27,9 +31,12 @@ unsafe impl Sync for Values {}
 
 static VALUES: Values = Values(UnsafeCell::new([0; ROOM]));
 
-/// Position and length of each setting's value, as `start << 16 | len`; 0 for settings that are not
-/// set, or not validly.
+/// Position and length of each setting's value, as `start << 16 | len`, and [`OF_PROGRAM`]; 0 for
+/// settings that are not set, or not validly.
 static SPANS: [AtomicU32; TABLE.len()] = [const { AtomicU32::new(0) }; TABLE.len()];
+
+/// The bit of a span whose value the program set.
+const OF_PROGRAM: usize = 1 << 31;
 
 static STATE: AtomicU8 = AtomicU8::new(UNREAD);
 const UNREAD: u8 = 0;
@@ -39,7 +46,7 @@ const READ: u8 = 2;
 
 /// The environment that glibc passes to constructors; null before that. A constructor that runs
 /// before the C library's own has no other source.
-static ENVIRONMENT: AtomicPtr<*const c_char> = AtomicPtr::new(ptr::null_mut());
+static PASSED: AtomicPtr<*const c_char> = AtomicPtr::new(ptr::null_mut());
 
 /// Runs before the other constructors, which may need settings: its section has a priority, theirs
 /// has none.
@@ -56,10 +63,27 @@ extern "C" fn start(
 ) {
     // Other C libraries pass no arguments; the register holds an arbitrary value.
     if cfg!(target_env = "gnu") {
-        ENVIRONMENT.store(environment.cast_mut(), Ordering::Relaxed);
+        PASSED.store(environment.cast_mut(), Ordering::Relaxed);
     }
     read();
-    variables().for_each(|(name, _)| names::warn_if_unknown(name));
+    variables()
+        .filter(|(name, _)| TABLE.iter().all(|setting| setting.name.as_bytes() != *name))
+        .for_each(|(name, _)| names::warn_of_unknown(Origin::Environment, name));
+    for word in program::words(of_program()) {
+        let Some((name, value)) = parse::split_at_byte(word, b'=') else {
+            names::warn_of_word(word);
+            continue;
+        };
+        match Setting::of_own_name(name) {
+            None => names::warn_of_unknown(Origin::Program, name),
+            Some(setting) if ptr::eq(setting, &ENVIRONMENT) && !value.is_empty() => {
+                if let Err(why) = setting.check(value) {
+                    warn_of_value(Origin::Program, setting, value, why, setting.default);
+                }
+            }
+            Some(_) => {}
+        }
+    }
 }
 
 /// Returns the current environment: `environ`, or where that is null, the environment that was
@@ -73,24 +97,37 @@ fn environment() -> *const *const c_char {
     // SAFETY: the C library defines `environ`, and a volatile read of a pointer is sound at any
     // time.
     let environment = unsafe { ptr::read_volatile(&raw const environ) };
-    if environment.is_null() { ENVIRONMENT.load(Ordering::Relaxed) } else { environment }
+    if environment.is_null() { PASSED.load(Ordering::Relaxed) } else { environment }
 }
 
 /// Returns null: tests under Miri have no settings.
 #[cfg(miri)]
 fn environment() -> *const *const c_char {
-    ENVIRONMENT.load(Ordering::Relaxed)
+    PASSED.load(Ordering::Relaxed)
+}
+
+/// Returns the settings that the program defines.
+fn of_program() -> &'static [u8] {
+    let variable = arch::program_settings();
+    // SAFETY: `hayloft.h` demands of a program that defines the variable that it is a pointer, null
+    // or to a constant C string; so does the macro `settings`.
+    unsafe {
+        if variable.is_null() || (*variable).is_null() {
+            return &[];
+        }
+        CStr::from_ptr(*variable).to_bytes()
+    }
 }
 
 /// Returns whether the program runs with more rights than its invoker (`AT_SECURE`). The invoker
 /// must not make such a program open files or run out of memory.
-fn is_privileged() -> bool {
+pub(super) fn is_privileged() -> bool {
     // SAFETY: `getauxval` takes and returns only numbers.
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
 /// Returns names and values of the current environment's variables that have the prefix of
-/// settings. There are none in a privileged program.
+/// settings. There are none in a privileged program, and in one that forbids them.
 fn variables() -> impl Iterator<Item = (&'static [u8], &'static [u8])> {
     let mut next = environment();
     let all = core::iter::from_fn(move || {
@@ -105,24 +142,51 @@ fn variables() -> impl Iterator<Item = (&'static [u8], &'static [u8])> {
         }
     });
     all.filter(|variable| variable.starts_with(PREFIX.as_bytes()))
-        .take_while(|_| !is_privileged())
-        .filter_map(|variable| {
-            let end = variable.iter().position(|byte| *byte == b'=')?;
-            let (name, rest) = variable.split_at_checked(end)?;
-            Some((name, rest.get(1..)?))
-        })
+        .take_while(|_| !is_privileged() && in_program(&ENVIRONMENT) != Some(b"0"))
+        .filter_map(|variable| parse::split_at_byte(variable, b'='))
 }
 
-/// Searches the current environment for a setting. Returns its text if it is set and valid. If it
-/// is invalid, warns of that if `warns`.
-fn search(setting: &Setting, warns: bool) -> Option<&'static str> {
-    // The first of several equal names counts, as with `getenv`. Empty is not set.
+/// Returns the value of a setting in the current environment, unless it is empty. The first of
+/// several equal names counts, as with `getenv`.
+fn in_environment(setting: &Setting) -> Option<&'static [u8]> {
     let (_, value) = variables().find(|(name, _)| *name == setting.name.as_bytes())?;
-    let checked = setting.check(Some(value).filter(|value| !value.is_empty())?);
-    if let (Err(why), true) = (checked, warns) {
-        names::warn_of_value(setting, value, format_args!("{why}"), setting.default);
+    Some(value).filter(|value| !value.is_empty())
+}
+
+/// Returns the value of a setting that the program sets, unless it is empty. The first of several
+/// equal names counts.
+fn in_program(setting: &Setting) -> Option<&'static [u8]> {
+    let settings = program::words(of_program()).filter_map(|word| parse::split_at_byte(word, b'='));
+    let (_, value) = { settings }.find(|(name, _)| setting.has_own_name(name))?;
+    Some(value).filter(|value| !value.is_empty())
+}
+
+/// A valid value, and where it is set.
+#[derive(Clone, Copy)]
+pub(crate) struct Found {
+    pub(crate) text: &'static str,
+    pub(crate) origin: Origin,
+}
+
+/// Searches the current environment and the program for a valid value of a setting. If `warns`,
+/// warns of each invalid one.
+fn search(setting: &Setting, warns: bool) -> Option<Found> {
+    let values =
+        [(Origin::Environment, in_environment(setting)), (Origin::Program, in_program(setting))];
+    let values = || values.iter().filter_map(|(origin, value)| Some((*origin, (*value)?)));
+    let found = values()
+        .find_map(|(origin, value)| Some(Found { text: setting.check(value).ok()?, origin }));
+    for (origin, value) in values().filter(|_| warns) {
+        if let Err(why) = setting.check(value) {
+            let instead = found.map_or(setting.default, |found| found.text);
+            warn_of_value(origin, setting, value, why, instead);
+        }
     }
-    checked.ok()
+    found
+}
+
+fn warn_of_value(origin: Origin, setting: &Setting, value: &[u8], why: &str, instead: &str) {
+    names::warn_of_value(origin, setting, value, format_args!("{why}"), instead);
 }
 
 /// Copies the settings. Does nothing if another thread has copied them or is copying them, or if
@@ -139,23 +203,23 @@ fn read() {
     let values = unsafe { &mut *VALUES.0.get() };
     let mut used = 0;
     for (setting, span) in TABLE.iter().zip(&SPANS) {
-        let Some(text) = search(setting, true) else { continue };
+        let Some(Found { text, origin }) = search(setting, true) else { continue };
         let Some(to) = values.get_mut(used..used + text.len()) else {
-            let why = format_args!("too long");
-            names::warn_of_value(setting, text.as_bytes(), why, setting.default);
+            warn_of_value(origin, setting, text.as_bytes(), "too long", setting.default);
             continue;
         };
         to.copy_from_slice(text.as_bytes());
-        span.store((used << 16 | text.len()) as u32, Ordering::Relaxed);
+        let origin = if origin == Origin::Program { OF_PROGRAM } else { 0 };
+        span.store((origin | used << 16 | text.len()) as u32, Ordering::Relaxed);
         used += text.len();
     }
     // Release: pairs with the Acquire in `value`.
     STATE.store(READ, Ordering::Release);
 }
 
-/// Returns the text of the setting in a row of the table, at program start. `None` if it is unset,
-/// empty or invalid, or if the program is privileged and its invoker must not control it.
-pub(super) fn value(index: usize) -> Option<&'static str> {
+/// Returns the value of the setting in a row of the table, at program start. `None` if it is unset,
+/// empty or invalid.
+pub(super) fn value(index: usize) -> Option<Found> {
     // Acquire: pairs with the Release in `read`.
     if STATE.load(Ordering::Acquire) == UNREAD {
         read();
@@ -164,8 +228,10 @@ pub(super) fn value(index: usize) -> Option<&'static str> {
         return search(TABLE.get(index)?, false);
     }
     let span = SPANS.get(index)?.load(Ordering::Relaxed) as usize;
-    let (start, len) = (span >> 16, span & 0xffff);
+    let (start, len) = ((span & !OF_PROGRAM) >> 16, span & 0xffff);
     // SAFETY: `STATE` is `READ`, so nobody writes the values any longer.
     let value = unsafe { &*VALUES.0.get() }.get(start..start + len)?;
-    core::str::from_utf8(value).ok().filter(|text| !text.is_empty())
+    let text = core::str::from_utf8(value).ok().filter(|text| !text.is_empty())?;
+    let is_of_program = span & OF_PROGRAM != 0;
+    Some(Found { text, origin: if is_of_program { Origin::Program } else { Origin::Environment } })
 }

@@ -1,9 +1,7 @@
-//! The table of all settings. How values are parsed, what warnings say, and the names that exist
+//! The table of all settings. How values are checked, what warnings say, and the names that exist
 //! come from it. A test compares the documentation with it.
 
-use super::faults::Faults;
 use super::parse;
-use super::reports::Reports;
 
 /// A setting.
 #[derive(Debug)]
@@ -17,7 +15,7 @@ pub struct Setting {
     /// Values that it accepts.
     pub accepted: &'static str,
     /// How its values are parsed.
-    kind: Kind,
+    pub(super) kind: Kind,
 }
 
 /// The position of a setting in [`TABLE`].
@@ -51,9 +49,6 @@ pub(crate) const DEFAULT_DECAY_MS: u32 = match parse::number(Name::DecayMs.setti
     Some(number) => number as u32,
     None => panic!("the default is a number"),
 };
-
-/// Maximum bytes of the path of `HAYLOFT_PRESSURE`.
-const MAX_PATH: usize = 255;
 
 /// The settings, sorted by name.
 pub static TABLE: [Setting; 14] = [
@@ -161,9 +156,19 @@ pub static TABLE: [Setting; 14] = [
     },
 ];
 
+/// What a program decides for itself: whether variables of its environment count. There is no such
+/// variable, so it has no row in the table.
+pub(super) static ENVIRONMENT: Setting = Setting {
+    name: "HAYLOFT_ENVIRONMENT",
+    meaning: "whether the variables of the environment count",
+    default: "1",
+    accepted: "0, 1",
+    kind: Kind::Words(&["0", "1"]),
+};
+
 /// How the values of a setting are parsed.
 #[derive(Debug)]
-enum Kind {
+pub(super) enum Kind {
     Words(&'static [&'static str]),
     Number {
         least: u64,
@@ -187,30 +192,32 @@ impl Name {
 }
 
 impl Setting {
-    /// Returns a value as text if it is valid, or the reason why it is not.
-    pub(super) fn check<'a>(&self, value: &'a [u8]) -> Result<&'a str, &'static str> {
-        let text = core::str::from_utf8(value).map_err(|_| "no text")?;
-        let number = || parse::number(text);
-        let (is_valid, why) = match &self.kind {
-            Kind::Words(words) => (words.contains(&text), "none of the accepted words"),
-            Kind::Number { least, most } => {
-                let is_in_range = number().is_some_and(|number| (*least..=*most).contains(&number));
-                (is_in_range, "no number in this range")
+    /// Returns whether a program sets it by `name`: the name of the variable without the prefix, in
+    /// lower case.
+    pub(super) const fn has_own_name(&self, name: &[u8]) -> bool {
+        let (mut name, mut known) = (name, self.name.as_bytes().split_at(PREFIX.len()).1);
+        while let ([first, rest @ ..], [letter, known_rest @ ..]) = (name, known) {
+            if *first != letter.to_ascii_lowercase() {
+                return false;
             }
-            Kind::RealtimeSignal => {
-                (number().is_some_and(parse::is_realtime_signal), "no real-time signal")
+            (name, known) = (rest, known_rest);
+        }
+        name.is_empty() && known.is_empty()
+    }
+
+    /// Returns the setting that a program sets by `name`.
+    pub(super) const fn of_own_name(name: &[u8]) -> Option<&'static Setting> {
+        if ENVIRONMENT.has_own_name(name) {
+            return Some(&ENVIRONMENT);
+        }
+        let mut settings: &[Setting] = &TABLE;
+        while let [setting, rest @ ..] = settings {
+            if setting.has_own_name(name) {
+                return Some(setting);
             }
-            Kind::PageSize => (number().is_some_and(parse::is_page_size), "no size of pages"),
-            Kind::FlagOrPath => (
-                matches!(text, "0" | "1") || text.starts_with('/') && text.len() <= MAX_PATH,
-                "neither 0, 1 nor a path",
-            ),
-            Kind::Directory => (true, ""),
-            Kind::Faults => (Faults::parse(text).is_some(), "no such list"),
-            Kind::Limit => return parse::limit(text).map(|_| text),
-            Kind::Reports => return Reports::parse(text).map(|_| text),
-        };
-        if is_valid { Ok(text) } else { Err(why) }
+            settings = rest;
+        }
+        None
     }
 }
 
@@ -244,29 +251,16 @@ mod tests {
     }
 
     #[test]
-    #[cfg_attr(miri, ignore = "Miri knows no size of pages")]
-    fn only_accepted_values_are_valid() {
-        for (name, valid, invalid) in [
-            (Name::Backend, &["rseq", "fallback"][..], &["", "Rseq", "rseq,fallback"][..]),
-            (Name::Background, &["0", "1"], &["2", "01", "yes"]),
-            (Name::DecayMs, &["0", "3600000"], &["3600001", "-1", "1.5", "1s", ""]),
-            (Name::Fault, &["mmap:1/2,7"], &["mmap", ""]),
-            (Name::IrqSignal, &["40"], &["9", "65", "x"]),
-            (Name::Limit, &["1M:2M", "5g"], &["2M:1M", "M"]),
-            (Name::PageSize, &["65536"], &["131072", "12288", "", "1"]),
-            (Name::Pressure, &["0", "1", "/x"], &["2", "x", "./x"]),
-            (Name::Stats, &["1", "off", "./%p,table,every=9"], &["x", "1,yaml"]),
-            (Name::Sysfs, &["anything"], &[]),
-        ] {
-            for value in valid {
-                assert_eq!(name.setting().check(value.as_bytes()), Ok(*value), "{name:?} {value}");
-            }
-            for value in invalid {
-                assert!(name.setting().check(value.as_bytes()).is_err(), "{name:?} {value}");
-            }
+    fn programs_use_lower_case() {
+        for setting in TABLE.iter().chain([&ENVIRONMENT]) {
+            let name = setting.name.trim_start_matches(PREFIX).to_ascii_lowercase();
+            assert!(
+                Setting::of_own_name(name.as_bytes())
+                    .is_some_and(|found| found.name == setting.name)
+            );
         }
-        let long = format!("/{}", "x".repeat(MAX_PATH));
-        assert!(Name::Pressure.setting().check(long.as_bytes()).is_err());
-        assert!(Name::Sysfs.setting().check(b"\xff").is_err_and(|why| why == "no text"));
+        for unknown in [&b""[..], b"limi", b"limits", b"LIMIT", b"HAYLOFT_LIMIT", b"stats_"] {
+            assert!(Setting::of_own_name(unknown).is_none(), "{unknown:?}");
+        }
     }
 }

@@ -6,7 +6,8 @@
  * Unless noted otherwise, a function that allocates returns null and sets errno when it fails.
  * free() accepts the blocks and objects that these functions allocate.
  *
- * Environment variables configure the allocator: see the table in docs/settings.md.
+ * Environment variables configure the allocator: see the table in docs/settings.md, and hayloft_conf
+ * below.
  */
 #ifndef HAYLOFT_H
 #define HAYLOFT_H
@@ -17,6 +18,16 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+/* Settings that a program has built in. A program that wants some defines this variable:
+ *
+ *     const char *hayloft_conf = "limit=512M decay_ms=0";
+ *
+ * The names are those of the environment variables without HAYLOFT_, in lower case. The environment
+ * overrides them, unless "environment=0" is among them. The variable is read before main(), so its
+ * initialiser has to be a constant. If the library is preloaded, the program has to export the
+ * variable (-rdynamic). */
+extern const char *hayloft_conf;
 
 /* Allocates and frees without ever waiting for a lock, for code that must not wait although it
  * interrupted nothing. In a signal handler that interrupted the allocator, malloc() and free() do

@@ -224,9 +224,90 @@ fn set_uid_programs_ignore_settings() {
             "set-uid is not permitted, or the owner cannot be changed",
         );
     }
-    fs::set_permissions(&program, Permissions::from_mode(0o4755))
-        .expect("this test created the file");
+    let own = with_settings("settings-set-uid", "limit=8M verbose=1", &archive());
+    chown(&own, Some(nobody), None).expect("that of the other program was changed");
+    for program in [&program, &own] {
+        fs::set_permissions(program, Permissions::from_mode(0o4755))
+            .expect("this test created the file");
+    }
     assert_eq!(with_limit(), (true, false), "a set-uid program obeyed its user's environment");
+    // Its own settings are in force, but its user is not told of them.
+    assert_eq!(run_with_settings(&own, false, true), (false, String::new()));
+}
+
+/// Compiles a program with settings of its own.
+fn with_settings(name: &str, settings: &str, arguments: &[PathBuf]) -> PathBuf {
+    let settings = PathBuf::from(format!("-DSETTINGS=\"{settings}\""));
+    compile("cc", "settings.c", name, [settings].iter().chain(arguments))
+}
+
+/// Runs such a program, with `HAYLOFT_LIMIT=512M` if `has_limit`. Returns whether it could allocate
+/// 20 MiB, and the lines of its standard error without the number of the process.
+fn run_with_settings(program: &Path, is_preloaded: bool, has_limit: bool) -> (bool, String) {
+    let mut command = Command::new(program);
+    command.env("LD_LIBRARY_PATH", libraries());
+    if is_preloaded {
+        command.env("LD_PRELOAD", libraries().join("libhayloft.so"));
+    }
+    if has_limit {
+        command.env("HAYLOFT_LIMIT", "512M");
+    }
+    let output = command.output().expect("the program starts");
+    let lines = String::from_utf8_lossy(&output.stderr);
+    let lines: Vec<_> = lines.lines().filter_map(|line| line.split_once("]: ")).collect();
+    let lines = lines.into_iter().map(|(_, line)| line).collect::<Vec<_>>().join("\n");
+    (output.status.success(), lines)
+}
+
+/// Checks that settings built into a program are found however the library comes into it, that the
+/// environment overrides them, and that a program can forbid that.
+#[test]
+fn programs_have_settings_of_their_own() {
+    let folder = PathBuf::from(format!("-L{}", libraries().display()));
+    let shared = [folder, "-lhayloft".into()];
+    let exported = ["-rdynamic".into()];
+    let fixed = ["-no-pie".into(), shared[0].clone(), shared[1].clone()];
+    let static_pie = |kind: &str| {
+        let archive = libraries().join("libhayloft.a");
+        [kind.into(), archive, "-lgcc_eh".into(), "-w".into()]
+    };
+    let ways: [(&str, &[PathBuf]); 6] = [
+        ("preloaded", &exported),
+        ("shared", &shared),
+        ("shared-fixed", &fixed),
+        ("archive", &archive()),
+        ("static", &static_pie("-static")),
+        ("static-pie", &static_pie("-static-pie")),
+    ];
+    for (way, arguments) in ways {
+        let is_preloaded = way == "preloaded";
+        let program = with_settings(&format!("settings-{way}"), "limit=8M verbose=1", arguments);
+        let (has_more, lines) = run_with_settings(&program, is_preloaded, false);
+        assert!(!has_more, "{way}: {lines}");
+        assert!(lines.starts_with("active, version "), "{way}: {lines}");
+        assert!(lines.ends_with("; program: limit=8M, verbose=1"), "{way}: {lines}");
+        let (has_more, lines) = run_with_settings(&program, is_preloaded, true);
+        assert!(has_more, "{way}: {lines}");
+        let end = "; environment: HAYLOFT_LIMIT=512M; program: verbose=1";
+        assert!(lines.ends_with(end), "{way}: {lines}");
+    }
+    let forbids = with_settings("settings-forbids", "environment=0 limit=8M", &archive());
+    assert_eq!(run_with_settings(&forbids, false, true), (false, String::new()));
+    let none = with_settings("settings-none", " ", &archive());
+    assert_eq!(run_with_settings(&none, false, false), (true, String::new()));
+    let invalid = "limit=x limti=1G quux environment=2 limit=2M thp=";
+    let (has_more, lines) =
+        run_with_settings(&with_settings("settings-invalid", invalid, &archive()), false, false);
+    let lines: Vec<_> = lines.lines().collect();
+    assert!(has_more && lines.len() == 4, "{lines:?}");
+    for (line, start) in lines.iter().zip([
+        "hayloft_conf: limit=x: no number of bytes; accepted: [SOFT:]HARD, ",
+        "hayloft_conf: limti: no such setting; limit is one",
+        "hayloft_conf: quux: not NAME=VALUE",
+        "hayloft_conf: environment=2: none of the accepted words; accepted: 0, 1; used instead: 1",
+    ]) {
+        assert!(line.starts_with(start), "{lines:?}");
+    }
 }
 
 #[test]

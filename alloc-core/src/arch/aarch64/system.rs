@@ -1,6 +1,7 @@
-//! System calls, bare threads, and functions that only some C libraries have.
+//! System calls, bare threads, and symbols that only some programs and C libraries define.
 
 use core::arch::asm;
+use core::ffi::c_char;
 
 /// Makes a system call. Returns its result, or the negated error number.
 ///
@@ -51,6 +52,24 @@ pub(crate) fn stream_locks() -> [*const (); 3] {
         );
     }
     [lock, unlock, renew]
+}
+
+/// Returns the address of the variable `hayloft_conf`, or null if the program does not define it.
+pub(crate) fn program_settings() -> *const *const c_char {
+    let variable;
+    // SAFETY: loads an address from the offset table, which is zero if the symbol is undefined.
+    unsafe {
+        asm!(
+            // Unlike `.weak`, this leaves alone a definition in the same object, as link-time
+            // optimisation makes one of all crates.
+            ".weakref hayloft_conf_of_program, hayloft_conf",
+            "adrp {0}, :got:hayloft_conf_of_program",
+            "ldr {0}, [{0}, :got_lo12:hayloft_conf_of_program]",
+            out(reg) variable,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    variable
 }
 
 /// Starts a thread by a bare `clone` with these flags; it runs `body` and ends. Returns its number,
