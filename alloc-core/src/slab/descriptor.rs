@@ -355,3 +355,131 @@ pub(super) unsafe fn shape_of(slab: *mut Slab) -> Shape {
         SHAPES.0.get().cast::<Shape>().add(class).read()
     }
 }
+
+// These tests use addresses without memory behind them, on which Miri allows no arithmetic.
+#[cfg(all(test, not(loom), not(miri)))]
+mod tests {
+    use core::alloc::Layout;
+    use std::alloc::{alloc_zeroed, dealloc};
+    use std::vec::Vec;
+
+    use super::super::testing::{BASE, address, of_size};
+    use super::*;
+    use crate::size_class::UNIT;
+
+    /// The descriptors and entries of consecutive units from [`BASE`] on.
+    struct Fixture {
+        slabs: *mut Slab,
+        entries: *mut Entry,
+    }
+
+    const UNITS: usize = 8;
+    const LAYOUTS: [Layout; 2] = [Layout::new::<[Slab; UNITS]>(), Layout::new::<[Entry; UNITS]>()];
+
+    impl Fixture {
+        fn new() -> Fixture {
+            // SAFETY: neither layout is empty.
+            let [slabs, entries] = LAYOUTS.map(|layout| unsafe { alloc_zeroed(layout) });
+            Fixture { slabs: slabs.cast(), entries: entries.cast() }
+        }
+
+        fn unit(&self, index: usize) -> *mut Slab {
+            self.slabs.wrapping_add(index)
+        }
+
+        /// Makes a slab of `class` on node 3 that starts in unit `first`.
+        fn init(&self, first: usize, class: Class) {
+            let base = address(BASE + first * UNIT);
+            // SAFETY: this test alone uses the descriptors and entries.
+            unsafe { Slab::init(self.unit(first), self.entries.add(first), base, class, 3, false) };
+        }
+
+        /// Returns the objects of `class` that the slab of unit `first` lacks.
+        fn out(&self, first: usize, class: Class) -> Vec<usize> {
+            let mut out = Vec::new();
+            let mut note = |object: NonNull<u8>| out.push(object.addr().get() - BASE);
+            let at = address(BASE + first * UNIT);
+            // SAFETY: the descriptor is that of the unit, and only this test changes slabs.
+            unsafe { Slab::for_each_out(self.unit(first), at, class, &mut note) };
+            out
+        }
+    }
+
+    impl Drop for Fixture {
+        fn drop(&mut self) {
+            let [of_slabs, of_entries] = LAYOUTS;
+            // SAFETY: both were allocated with these layouts.
+            unsafe {
+                dealloc(self.slabs.cast(), of_slabs);
+                dealloc(self.entries.cast(), of_entries);
+            }
+        }
+    }
+
+    #[test]
+    fn zeroed_metadata_describes_no_slab() {
+        let fixture = Fixture::new();
+        // SAFETY: zeroed descriptors.
+        unsafe {
+            assert_eq!(Slab::find(fixture.unit(0), address(BASE)), None);
+            assert!(Slab::class_of_unit(fixture.unit(0)).is_none());
+            assert!(Slab::base_of(fixture.unit(0), of_size(8)).is_none());
+            assert!(Slab::middle_held(fixture.unit(0), address(BASE)).is_none());
+        }
+        assert!(fixture.out(0, of_size(8)).is_empty());
+    }
+
+    #[test]
+    fn all_units_of_a_slab_name_its_class_and_base() {
+        let fixture = Fixture::new();
+        // A slab of several units, and an object that crosses from one unit into the next.
+        let class = of_size(40960);
+        let units = shape(class).units as usize;
+        assert!((2..UNITS).contains(&units));
+        fixture.init(1, class);
+        let base = BASE + UNIT;
+        for unit in 1..=units {
+            let slab = fixture.unit(unit);
+            // SAFETY: the descriptors of a live slab.
+            unsafe {
+                assert_eq!(Slab::class_of_unit(slab), Some(class));
+                assert_eq!(Slab::base_of(slab, class), Some(address(base)));
+                assert_eq!(Slab::base_of(slab, of_size(48)), None);
+            }
+        }
+        for index in 0..shape(class).objects() {
+            let object = base + index * class.size();
+            let slab = fixture.unit((object - BASE) / UNIT);
+            // SAFETY: the descriptor of the unit with the object.
+            unsafe {
+                assert_eq!(Slab::find(slab, address(object)), Some((class, true)));
+                assert_eq!(Slab::find(slab, address(object + 8)), Some((class, false)));
+            }
+        }
+        // SAFETY: no object of the slab is out.
+        unsafe { Slab::abandon(fixture.unit(1)) };
+        for unit in 1..=units {
+            // SAFETY: committed descriptors.
+            assert!(unsafe { Slab::find(fixture.unit(unit), address(base)) }.is_none());
+        }
+    }
+
+    #[test]
+    fn objects_cut_from_a_slab_are_out() {
+        let fixture = Fixture::new();
+        let class = of_size(48);
+        fixture.init(2, class);
+        assert!(fixture.out(2, class).is_empty());
+        let mut batch = Batch::new();
+        // SAFETY: no object of the slab is out yet.
+        unsafe { Slab::cut_new(fixture.unit(2), &mut batch, 3) };
+        assert_eq!(batch.len(), 3);
+        assert_eq!(fixture.out(2, class), [0, 1, 2].map(|index| 2 * UNIT + index * 48));
+        assert!(fixture.out(2, of_size(64)).is_empty(), "a slab of another class");
+        // SAFETY: the slab is live.
+        unsafe {
+            assert_eq!((*fixture.unit(2)).free_count as usize, shape(class).objects() - 3);
+            assert_eq!(Slab::node(fixture.unit(2)), 3);
+        }
+    }
+}

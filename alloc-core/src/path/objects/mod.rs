@@ -82,3 +82,90 @@ pub(crate) fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
     node_class::for_each_lock(visit);
     page::for_each_lock(visit);
 }
+
+#[cfg(test)]
+mod tests {
+    use core::ptr::NonNull;
+    use std::vec::Vec;
+
+    use super::*;
+    use crate::page;
+    use crate::size_class::{Class, UNIT};
+    use crate::sync::Context;
+
+    fn of_size(size: usize) -> Class {
+        let found = (0..).map_while(Class::from_index).find(|class| class.size() >= size);
+        found.expect("a class has objects of that size")
+    }
+
+    fn alloc(class: Class) -> NonNull<u8> {
+        alloc_object(class).expect("there is memory")
+    }
+
+    fn free(class: Class, object: NonNull<u8>) {
+        // SAFETY: callers pass objects of the class, each once.
+        unsafe { free_slow(class, object.as_ptr()) };
+    }
+
+    /// A class that other tests hardly use, so that counts differ little in between.
+    const RARE: usize = 27_000;
+
+    #[test]
+    fn objects_are_found_by_their_addresses() {
+        for size in [8, 48, 5000, 20_000] {
+            let class = of_size(size);
+            let object = alloc(class);
+            let address = object.as_ptr();
+            assert_eq!(find(address), Some((class, true)));
+            assert_eq!(find(address.wrapping_add(1)), Some((class, false)));
+            // SAFETY: the object is live.
+            assert_eq!(unsafe { class_of_object(address) }, Some(class));
+            assert!(super::size(class) >= size);
+            free(class, object);
+        }
+        assert_eq!(find(core::ptr::null_mut()), None);
+    }
+
+    #[test]
+    fn runs_are_no_objects() {
+        Context::enter(|context| {
+            let run = alloc_run(context, 0, 1, 1).expect("there is memory");
+            let address = run.address.as_ptr();
+            assert!(find(address).is_none() && find(address.wrapping_add(UNIT / 2)).is_none());
+            // SAFETY: the test owns the run.
+            unsafe { free_run(context, address) };
+        });
+    }
+
+    #[test]
+    fn freed_objects_leave_their_slabs_empty() {
+        let class = of_size(RARE);
+        let slabs = || census(class).counts.slabs;
+        let before = slabs();
+        let count = if cfg!(miri) { 20 } else { 500 };
+        let mut objects: Vec<_> = (0..count).map(|_| alloc(class)).collect();
+        let most = slabs();
+        assert!(most > before, "{before} slabs before, {most} now");
+        objects.sort_unstable();
+        objects.dedup();
+        assert_eq!(objects.len(), count, "no object is handed out twice");
+        objects.into_iter().for_each(|object| free(class, object));
+        trim(|_| ());
+        assert!(slabs() <= before, "{} slabs left of {most}", slabs());
+    }
+
+    #[test]
+    fn middle_objects_are_held_until_freed() {
+        let class = of_size(50_000);
+        let object = alloc(class);
+        let address = object.as_ptr();
+        middle_out(address);
+        check_middle(address, class);
+        assert_eq!(middle_in(address), Some(class));
+        // SAFETY: `middle_in` recorded that the object is free.
+        let held = page::meta_at(address)
+            .and_then(|meta| unsafe { crate::slab::Slab::middle_held(meta.cast(), address) });
+        assert!(held.is_none());
+        free(class, object);
+    }
+}
