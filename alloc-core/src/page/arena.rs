@@ -24,8 +24,8 @@ pub(super) struct Arena {
     /// address space was given up.
     pub(super) behind: AtomicU32,
     pub(super) free_runs: Lock<FreeRuns>,
-    /// Held while units are committed, without the lock of the free runs, so that other threads can allocate
-    /// from the existing free runs meanwhile.
+    /// Held while units are committed, without the lock of the free runs, so that other threads
+    /// can allocate from these meanwhile.
     pub(super) committing: Lock<()>,
     pub(super) reserve: Reserve,
     pub(super) left_out: LeftOut,

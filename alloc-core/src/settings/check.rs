@@ -1,4 +1,4 @@
-//! Checks of values: when a program starts, and as far as the compiler can know when it is compiled.
+//! Checks of values: when a program starts, and as far as possible when it is compiled.
 
 use super::faults::Faults;
 use super::parse;
