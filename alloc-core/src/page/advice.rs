@@ -75,11 +75,14 @@ impl HugePages {
 
 /// Asks the kernel to take the memory of an arena's pages from the arena's node, if there are
 /// several nodes.
-pub(super) fn prefer_node(address: NonNull<u8>, bytes: usize, node: usize) {
+///
+/// # Safety
+/// `address..address + bytes` lies in one reservation, on page boundaries.
+pub(super) unsafe fn prefer_node(address: NonNull<u8>, bytes: usize, node: usize) {
     if node::count() > 1
         && let Some(number) = node::number(node)
     {
-        // SAFETY: callers pass whole pages of one reservation.
+        // SAFETY: the caller guarantees whole pages of one reservation.
         unsafe { os::prefer_node(address, bytes, number) };
     }
 }

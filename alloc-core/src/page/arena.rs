@@ -6,10 +6,12 @@
 
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
+use super::arrays::Arrays;
 use super::dumped::LeftOut;
 use super::free_runs::FreeRuns;
 use super::reserve::Reserve;
 use super::units::Units;
+use crate::size_class::UNIT_SHIFT;
 use crate::sync::{Context, Lock, LockClass, RawLock};
 
 pub(super) struct Arena {
@@ -43,6 +45,27 @@ impl Arena {
             reserve: Reserve::new(),
             left_out: LeftOut::new(),
         }
+    }
+
+    /// Makes this an arena of `arrays`, of whose units the `committed` ones from unit 1 on are
+    /// committed, and lets other threads use it.
+    ///
+    /// # Safety
+    /// The caller has claimed the arena, and nobody else uses it yet. The arrays are those of a
+    /// reservation that nobody else uses. The committed units, at least one, and their metadata can
+    /// be read and written.
+    pub(super) unsafe fn publish(&self, arrays: Arrays, committed: u32) {
+        let bytes = (arrays.units as usize) << UNIT_SHIFT;
+        self.end.store(arrays.reserve, Ordering::Relaxed);
+        self.behind.store(arrays.units, Ordering::Relaxed);
+        // SAFETY: the caller guarantees that nobody else uses the arena.
+        unsafe { self.units.set_arrays(arrays) };
+        if let Some(mut free) = self.free_runs.acquire(Context::TRYING) {
+            // SAFETY: the caller guarantees that these units are committed. Unit 0 is in no run.
+            unsafe { free.add(&self.units, 1, committed) };
+        }
+        // Release: pairs with the Acquire in `arenas`.
+        self.bytes.store(bytes, Ordering::Release);
     }
 
     /// Returns whether more than `units` units are left to commit, by the length of the arena. A

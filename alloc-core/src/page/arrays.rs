@@ -67,7 +67,11 @@ impl Arrays {
 
     /// Makes the units `from..to` and their metadata readable and writable. Returns whether the
     /// system did. `continues` states that all units below are committed, from unit 1 on.
-    pub(super) fn commit(&self, from: u32, to: u32, continues: bool) -> bool {
+    ///
+    /// # Safety
+    /// The arrays are those of a reservation, and the caller owns the units `from..to` of it, which
+    /// were not given up. With `continues`, all units from 1 to `from` are committed.
+    pub(super) unsafe fn commit(&self, from: u32, to: u32, continues: bool) -> bool {
         let (from, to) = (from as usize, to as usize);
         // Metadata is committed in whole units as well, so that of these units may be committed
         // already.
@@ -81,30 +85,36 @@ impl Arrays {
             if start >= end {
                 return true;
             }
-            // SAFETY: `from` and `to` are at most the number of units, so both ends lie in the
-            // array at `base`.
+            // SAFETY: the caller guarantees that `from` and `to` are at most the number of units,
+            // so both ends lie in the array at `base`.
             let done = unsafe { os::commit(NonNull::new_unchecked(base.add(start)), end - start) };
             watch::hide(base.wrapping_add(start), end - start);
             done
         };
         let (first, len) = (self.address(from as u32), (to - from) << UNIT_SHIFT);
         let done = self.metadata().into_iter().all(|(base, size)| meta(base, size))
-            // SAFETY: these units lie in this arena and are not in use.
+            // SAFETY: the caller guarantees that it owns these units of the reservation.
             && unsafe { os::commit(first, len) };
         watch::make_noaccess(first.as_ptr(), len);
         done
     }
 
-    /// Commits at least `room` units from `committed` on, where nothing is committed yet, and none
-    /// from `end` on. Returns the number of units committed.
-    pub(super) fn commit_more(&self, committed: u32, end: u32, room: u32) -> Option<u32> {
+    /// Commits at least `room` units from `committed` on, and none from `end` on. Returns the
+    /// number of units committed.
+    ///
+    /// # Safety
+    /// The arrays are those of a reservation. Units 1 to `committed` are committed. Nobody else
+    /// commits, uses or gives up the units from `committed` to `end` meanwhile.
+    pub(super) unsafe fn commit_more(&self, committed: u32, end: u32, room: u32) -> Option<u32> {
         let rest = end - committed;
         let wish = room.max(GROWTH).max((committed / 8).min(MAX_GROWTH));
         // Up to the end of a huge page, so that no huge page is committed in parts.
         let past = committed.saturating_add(wish).wrapping_add(self.base_unit()) % HUGE_PAGE;
         let wish = wish.saturating_add((HUGE_PAGE - past) % HUGE_PAGE).min(rest);
         let commit = |more: &u32| {
-            (room..=rest).contains(more) && self.commit(committed, committed + more, true)
+            (room..=rest).contains(more)
+                // SAFETY: the caller guarantees that the units up to `end` are nobody else's.
+                && unsafe { self.commit(committed, committed + more, true) }
         };
         let more = [wish, room].into_iter().find(commit)?;
         if HugePages::are_for(room, committed) {

@@ -50,14 +50,18 @@ impl LeftOut {
         }
     }
 
-    /// Leaves out the whole blocks among the units `start..end`, which belong to the caller and are
-    /// clean.
-    pub(super) fn leave_out(&self, arrays: &Arrays, start: u32, end: u32) {
+    /// Leaves out the whole blocks among the units `start..end`.
+    ///
+    /// # Safety
+    /// `arrays` are those of the arena of this bitmap. The caller owns the units, which are
+    /// committed and clean.
+    pub(super) unsafe fn leave_out(&self, arrays: &Arrays, start: u32, end: u32) {
         self.for_each(arrays, start, end, |first, word, bit| {
             // Relaxed, here and below: a thread that allocates units of a block has acquired the
             // arena's lock after this.
             if first >= start && first + BLOCK <= end && self.count.load(Ordering::Relaxed) < MOST {
-                set_dumped(arrays, first, false);
+                // SAFETY: the caller owns all units of this block.
+                unsafe { set_dumped(arrays, first, false) };
                 if word.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
                     self.count.fetch_add(1, Ordering::Relaxed);
                 }
@@ -65,15 +69,19 @@ impl LeftOut {
         });
     }
 
-    /// Includes again the blocks that hold any of the units `start..end`, which belong to the
-    /// caller.
-    pub(super) fn take_in(&self, arrays: &Arrays, start: u32, end: u32) {
+    /// Includes again the blocks that hold any of the units `start..end`.
+    ///
+    /// # Safety
+    /// `arrays` are those of the arena of this bitmap. The caller owns the units, which are
+    /// committed.
+    pub(super) unsafe fn take_in(&self, arrays: &Arrays, start: u32, end: u32) {
         if self.count.load(Ordering::Relaxed) == 0 {
             return;
         }
         self.for_each(arrays, start, end, |first, word, bit| {
             if word.load(Ordering::Relaxed) & bit != 0 {
-                set_dumped(arrays, first, true);
+                // SAFETY: a block that is left out consists of committed units of this arena.
+                unsafe { set_dumped(arrays, first, true) };
                 if word.fetch_and(!bit, Ordering::Relaxed) & bit != 0 {
                     self.count.fetch_sub(1, Ordering::Relaxed);
                 }
@@ -90,8 +98,12 @@ pub(super) fn blocks_around(arrays: &Arrays, start: u32, end: u32) -> (Option<u3
     (first, (end + past).next_multiple_of(BLOCK) - past)
 }
 
-fn set_dumped(arrays: &Arrays, first: u32, dumped: bool) {
-    // SAFETY: blocks lie in the arena, which is one reservation, and start on a page boundary. Only
-    // blocks of committed units get here.
+/// Includes a block in core files, or leaves it out.
+///
+/// # Safety
+/// The block that starts at unit `first` consists of committed units of one arena.
+unsafe fn set_dumped(arrays: &Arrays, first: u32, dumped: bool) {
+    // SAFETY: the caller guarantees that the block lies in an arena, which is one reservation;
+    // blocks start on a page boundary.
     unsafe { os::set_dumped(arrays.address(first), (BLOCK as usize) << UNIT_SHIFT, dumped) };
 }

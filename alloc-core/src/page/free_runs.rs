@@ -1,4 +1,4 @@
-//! The free runs of an units.
+//! The free runs of an arena.
 //!
 //! A free run is *clean* or *dirty*. A clean run has not been touched since its pages were
 //! committed or last decommitted: it reads as zero and costs no memory. Every other free run is
@@ -34,7 +34,10 @@ const BOTH_FROM: u32 = (1 << 20) / UNIT as u32;
 /// kernel's lock of the address space, wait no longer than that takes.
 const PIECE: u32 = (8 << 20) / UNIT as u32;
 
-/// The free runs of an units.
+/// The free runs of an arena.
+///
+/// Functions that take units require that these are the units of the same arena, since they look
+/// them up by the numbers of these free runs.
 pub(super) struct FreeRuns {
     /// Lowest number of dirty units in this window.
     pub(super) least_dirty: u32,
@@ -69,23 +72,29 @@ impl FreeRuns {
     /// # Errors
     /// Returns the number of units to commit first. With `may_commit`, that may be returned
     /// although a clean run is long enough, where committing lets a dirty run be used.
-    pub(super) fn find(
+    ///
+    /// # Safety
+    /// The units are those of this arena.
+    pub(super) unsafe fn find(
         &mut self,
         units: &Units,
         len: u32,
         align: u32,
         may_commit: bool,
     ) -> Result<Found, u32> {
-        if let Some(start) = self.find_one(units, RunState::Dirty, len, align) {
+        // SAFETY: the caller passes the units of this arena.
+        if let Some(start) = unsafe { self.find_one(units, RunState::Dirty, len, align) } {
             // SAFETY: a free run starts at `start`; the lock is held.
             let end = start + unsafe { units.len(start) };
             return Ok(Found { start, clean: end, end });
         }
         let room = len.saturating_add(align - 1);
-        if let Some(found) = self.find_both(units, room, may_commit) {
+        // SAFETY: the caller passes the units of this arena.
+        if let Some(found) = unsafe { self.find_both(units, room, may_commit) } {
             return found;
         }
-        let start = self.find_one(units, RunState::Clean, len, align).ok_or(room)?;
+        // SAFETY: the caller passes the units of this arena.
+        let start = unsafe { self.find_one(units, RunState::Clean, len, align) }.ok_or(room)?;
         // SAFETY: a free run starts at `start`; the lock is held.
         Ok(Found { start, clean: start, end: start + unsafe { units.len(start) } })
     }
@@ -93,7 +102,10 @@ impl FreeRuns {
     /// Finds a dirty run that has `len` units together with the clean run behind it. Only for long
     /// runs, and only among the longest dirty runs. Returns `Err` with the number of units to
     /// commit if a dirty run at the end of the committed units would do then.
-    fn find_both(
+    ///
+    /// # Safety
+    /// The units are those of this arena.
+    unsafe fn find_both(
         &mut self,
         units: &Units,
         len: u32,
@@ -130,7 +142,16 @@ impl FreeRuns {
 
     /// Finds a free run of `state` that has `len` units from a multiple of `align` on, and leaves
     /// it in its bin.
-    fn find_one(&mut self, units: &Units, state: RunState, len: u32, align: u32) -> Option<u32> {
+    ///
+    /// # Safety
+    /// The units are those of this arena.
+    unsafe fn find_one(
+        &mut self,
+        units: &Units,
+        state: RunState,
+        len: u32,
+        align: u32,
+    ) -> Option<u32> {
         let bins = self.bins(state);
         // Any run of this bin and of all bins behind it fits.
         let sure = Bins::fitting(len.saturating_add(align - 1));
@@ -159,45 +180,73 @@ impl FreeRuns {
         next.map(|bin| bins.head(bin))
     }
 
-    /// Takes the free runs from `start` to `end` off their bins.
+    /// Takes the free runs from `start` to `end` off their bins. The caller owns their units
+    /// afterwards.
+    ///
+    /// # Safety
+    /// The units are those of this arena. Runs that are in bins make up all units from `start` to
+    /// `end`.
     #[inline]
-    pub(super) fn remove_all(&mut self, units: &Units, start: u32, end: u32) {
+    pub(super) unsafe fn remove_all(&mut self, units: &Units, start: u32, end: u32) {
         let mut at = start;
         while at < end {
-            // SAFETY: a free run starts at `at`; the lock is held.
+            // SAFETY: the caller guarantees that a free run starts at `at`; the lock is held.
             let len = unsafe { units.len(at) };
-            self.remove(units, at);
+            // SAFETY: the caller guarantees that the run at `at` is in a bin.
+            unsafe { self.remove(units, at) };
             at += len;
         }
     }
 
     /// Puts the units from `start` to `end` into bins: those below `clean` as a dirty run, the
     /// others as a clean one.
+    ///
+    /// # Safety
+    /// As [`FreeRuns::insert`], for each of the two runs that is not empty.
     #[inline]
-    pub(super) fn insert_parts(&mut self, units: &Units, start: u32, end: u32, clean: u32) {
+    pub(super) unsafe fn insert_parts(&mut self, units: &Units, start: u32, end: u32, clean: u32) {
         let middle = clean.clamp(start, end);
-        if start < middle {
-            self.insert(units, start, middle - start, RunState::Dirty);
-        }
-        if middle < end {
-            self.insert(units, middle, end - middle, RunState::Clean);
+        // SAFETY: the caller owns the units, and guarantees that those from `clean` on are clean.
+        unsafe {
+            if start < middle {
+                self.insert(units, start, middle - start, RunState::Dirty);
+            }
+            if middle < end {
+                self.insert(units, middle, end - middle, RunState::Clean);
+            }
         }
     }
 
     /// Adds the `more` units that were committed behind the first `committed` ones.
+    ///
+    /// # Safety
+    /// The units are those of this arena. `committed` of them are committed, and nobody else
+    /// changes that number meanwhile. The next `more` units, at least one, and their metadata can
+    /// be read and written.
     #[inline]
-    pub(super) fn add(&mut self, units: &Units, committed: u32, more: u32) {
+    pub(super) unsafe fn add(&mut self, units: &Units, committed: u32, more: u32) {
         // Release: pairs with the Acquire in `Unit::is_committed`, in `meta_at` and in
         // `for_each_unit`.
         units.committed.store(committed + more, Ordering::Release);
-        self.give(units, committed, more, RunState::Clean);
+        // SAFETY: the caller guarantees that these units were committed just now, so they are
+        // nobody's and read as zero.
+        unsafe { self.give(units, committed, more, RunState::Clean) };
     }
 
     /// Adds a run to the free ones, merged with free neighbours of the same state.
-    pub(super) fn give(&mut self, units: &Units, mut start: u32, mut len: u32, state: RunState) {
+    ///
+    /// # Safety
+    /// As [`FreeRuns::insert`].
+    pub(super) unsafe fn give(
+        &mut self,
+        units: &Units,
+        mut start: u32,
+        mut len: u32,
+        state: RunState,
+    ) {
         self.was_refused = false;
-        // No inner unit of a longer run may hold `Used`.
-        // SAFETY: `start` is the first unit of a run and committed; the lock is held.
+        // No inner unit of a longer run may hold `Used`. SAFETY: the caller owns the run, so its
+        // first unit is committed; the lock is held.
         unsafe { (*units.run(start)).state = RunState::Silent };
         // SAFETY: unit 0 is in no run, so there is a unit below `start`; the lock is held.
         if unsafe { (*units.run(start - 1)).state } == state {
@@ -206,21 +255,28 @@ impl FreeRuns {
             let before = unsafe { (*units.run(start - 1)).len };
             start -= before;
             len += before;
-            self.remove(units, start);
+            // SAFETY: a free run of these units is in a bin.
+            unsafe { self.remove(units, start) };
         }
         let next = start + len;
         // SAFETY: units below `committed` have descriptors; the lock is held.
         if next < units.committed() && unsafe { (*units.run(next)).state } == state {
             // SAFETY: a free run starts at `next`; the lock is held.
             len += unsafe { (*units.run(next)).len };
-            self.remove(units, next);
+            // SAFETY: a free run that starts at `next` is in a bin.
+            unsafe { self.remove(units, next) };
         }
-        self.insert(units, start, len, state);
+        // SAFETY: the caller owns the run, and its neighbours were just taken off their bins.
+        unsafe { self.insert(units, start, len, state) };
     }
 
-    pub(super) fn insert(&mut self, units: &Units, start: u32, len: u32, state: RunState) {
-        // SAFETY: the lock is held, and the caller passes committed units that are in no bin and
-        // not in use.
+    /// Puts a run into its bin.
+    ///
+    /// # Safety
+    /// The units are those of this arena. The caller owns the `len` units from `start` on, at least
+    /// one: they are committed, in no bin and not in use. If `state` is `Clean`, they read as zero.
+    pub(super) unsafe fn insert(&mut self, units: &Units, start: u32, len: u32, state: RunState) {
+        // SAFETY: the lock is held, and the caller owns the units, which are committed.
         unsafe { units.set(start, len, state, state) };
         if state == RunState::Dirty {
             units.dirty.store(units.dirty() + len, Ordering::Relaxed);
@@ -240,9 +296,12 @@ impl FreeRuns {
         counters::wrote(Line::Arena, 1);
     }
 
-    /// Takes a free run off its bin. Returns its state.
-    fn remove(&mut self, units: &Units, start: u32) -> RunState {
-        // SAFETY: a free run starts at `start`; the lock is held.
+    /// Takes a free run off its bin. The caller owns its units afterwards.
+    ///
+    /// # Safety
+    /// The units are those of this arena. A run that is in a bin starts at `start`.
+    unsafe fn remove(&mut self, units: &Units, start: u32) {
+        // SAFETY: the caller guarantees that a free run starts at `start`; the lock is held.
         let run = unsafe { units.run(start).read() };
         if run.state == RunState::Dirty {
             units.dirty.store(units.dirty() - run.len, Ordering::Relaxed);
@@ -260,7 +319,6 @@ impl FreeRuns {
             self.bins(run.state).set_head(Bins::holding(run.len), run.next);
             counters::wrote(Line::Arena, 1);
         }
-        run.state
     }
 
     /// Lowers the window's low-water mark, and the number of units due to be decommitted, to the
@@ -274,15 +332,21 @@ impl FreeRuns {
     /// Takes up to `most` dirty units off the longest run, or one about as long, to be decommitted.
     /// It takes the end of the run, back to a multiple of [`PIECE`] at most, so that
     /// no huge page is decommitted in parts.
-    pub(super) fn take_dirty(&mut self, units: &Units, most: u32) -> Option<Leaving> {
+    ///
+    /// # Safety
+    /// The units are those of this arena.
+    pub(super) unsafe fn take_dirty(&mut self, units: &Units, most: u32) -> Option<Leaving> {
         let start = self.dirty_bins.head(self.dirty_bins.last()?);
         // SAFETY: a free run starts at `start`; the lock is held.
         let found = unsafe { units.len(start) };
         let past = (start + found - 1).wrapping_add(units.arrays().base_unit()) % PIECE;
         let len = found.min(most).min(past + 1);
-        self.remove(units, start);
-        if found > len {
-            self.insert(units, start, found - len, RunState::Dirty);
+        // SAFETY: the run at `start` is in a bin, and the units inserted again are a part of it.
+        unsafe {
+            self.remove(units, start);
+            if found > len {
+                self.insert(units, start, found - len, RunState::Dirty);
+            }
         }
         self.unneeded = self.unneeded.saturating_sub(len);
         self.note_least(units);
@@ -290,14 +354,19 @@ impl FreeRuns {
         let end = start + len;
         // SAFETY: the lock is held, and these units were just taken off their bin.
         unsafe { units.set(start, len, RunState::Leaving, RunState::Silent) };
-        let (from, to) = self.take_clean_around(units, start, end);
+        // SAFETY: these units were just taken off their bin.
+        let (from, to) = unsafe { self.take_clean_around(units, start, end) };
         Some(Leaving { from, start, end, to })
     }
 
     /// Takes the clean units on both sides of `start..end` off their bins, where they complete
     /// blocks that can be left out of core files. Returns the first unit and the end of the whole
     /// range.
-    fn take_clean_around(&mut self, units: &Units, start: u32, end: u32) -> (u32, u32) {
+    ///
+    /// # Safety
+    /// The units are those of this arena. The caller owns those from `start` to `end`, at least
+    /// one, which are committed and in no bin.
+    unsafe fn take_clean_around(&mut self, units: &Units, start: u32, end: u32) -> (u32, u32) {
         let (from, to) = dumped::blocks_around(units.arrays(), start, end);
         // SAFETY: units below `committed` have descriptors, and so has unit 0; the lock is held.
         let (below, above) = unsafe {
@@ -317,19 +386,25 @@ impl FreeRuns {
         if let (Some(from), Some(at), true) = (from, below, has_below)
             && from < start
         {
-            self.remove(units, at);
-            self.insert_parts(units, at, from, at);
-            // SAFETY: the lock is held, and these units were just taken off their bin.
-            unsafe { units.set(from, start - from, RunState::Leaving, RunState::Silent) };
+            // SAFETY: the lock is held. The run at `at` is a clean one in a bin and ends at
+            // `start`; its units up to `from` go back to a bin.
+            unsafe {
+                self.remove(units, at);
+                self.insert_parts(units, at, from, at);
+                units.set(from, start - from, RunState::Leaving, RunState::Silent);
+            }
             first = from;
         }
         if let (Some(at), true) = (above, has_above)
             && end < to
         {
-            self.remove(units, end);
-            self.insert_parts(units, to, at, to);
-            // SAFETY: the lock is held, and these units were just taken off their bin.
-            unsafe { units.set(end, to - end, RunState::Leaving, RunState::Silent) };
+            // SAFETY: the lock is held. The run at `end` is a clean one in a bin and ends at `at`;
+            // its units from `to` on go back to a bin.
+            unsafe {
+                self.remove(units, end);
+                self.insert_parts(units, to, at, to);
+                units.set(end, to - end, RunState::Leaving, RunState::Silent);
+            }
             last = to;
         }
         (first, last)
@@ -337,13 +412,19 @@ impl FreeRuns {
 
     /// Frees the units that [`FreeRuns::take_dirty`] took: those between `start` and `end` as
     /// `state`, the others as clean.
-    pub(super) fn put_back(&mut self, units: &Units, leaving: Leaving, state: RunState) {
+    ///
+    /// # Safety
+    /// The units are those of this arena. `leaving` was taken from it, and is put back once. If
+    /// `state` is `Clean`, the units between `start` and `end` were decommitted.
+    pub(super) unsafe fn put_back(&mut self, units: &Units, leaving: Leaving, state: RunState) {
         let Leaving { from, start, end, to } = leaving;
         for (from, to, state) in
             [(from, start, RunState::Clean), (start, end, state), (end, to, RunState::Clean)]
         {
             if from < to {
-                self.give(units, from, to - from, state);
+                // SAFETY: the caller guarantees that `take_dirty` took these units, which have been
+                // nobody's since, and that clean ones are clean.
+                unsafe { self.give(units, from, to - from, state) };
             }
         }
     }

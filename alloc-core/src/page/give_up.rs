@@ -21,17 +21,15 @@ const KEPT_BLOCKS: usize = 16;
 pub(crate) fn limit_address_space(context: Context, most: usize) {
     for arena in arenas() {
         let Some(size) = os::address_space().filter(|size| *size > most) else { return };
-        // Nobody commits meanwhile.
-        if let Some(_committing) = arena.committing.acquire(context) {
-            arena.give_up(size, most);
-        }
+        arena.give_up(context, size, most);
     }
 }
 
 impl Arena {
-    /// Gives up this arena's part, in a process with `size` bytes of address space. Call with
-    /// `committing` held.
-    fn give_up(&self, size: usize, most: usize) {
+    /// Gives up this arena's part, in a process with `size` bytes of address space. Does nothing if
+    /// another thread commits units and the context must not wait.
+    fn give_up(&self, context: Context, size: usize, most: usize) {
+        let Some(_committing) = self.committing.acquire(context) else { return };
         let arrays = self.units.arrays();
         let (committed, end) = (self.units.committed(), self.end());
         let blocks = (self.behind.load(Ordering::Relaxed) - arrays.reserve) / BLOCK;
@@ -51,20 +49,29 @@ impl Arena {
         if FIRST.base.load(Ordering::Relaxed) == arrays.base {
             FIRST.bytes.store(bytes, Ordering::Relaxed);
         }
-        arrays.unmap(committed + stays, end);
-        arrays.unmap(behind, was);
+        // SAFETY: `committing` is held and the bounds were lowered above, so nobody commits these
+        // units any longer. Those from `behind` on are blocks that were taken from the reserve for
+        // good.
+        unsafe {
+            arrays.unmap(committed + stays, end);
+            arrays.unmap(behind, was);
+        }
     }
 }
 
 impl Arrays {
-    /// Unmaps the units `from..to`, which were never committed, and the whole pages of their
-    /// descriptors and metadata.
-    fn unmap(&self, from: u32, to: u32) {
+    /// Unmaps the units `from..to`, and the whole pages of their descriptors and metadata.
+    ///
+    /// # Safety
+    /// The arrays are those of a reservation, whose units `from..to` are nobody's, now and in
+    /// future.
+    unsafe fn unmap(&self, from: u32, to: u32) {
         let (from, to) = (from as usize, to as usize);
         for (base, size) in self.metadata().into_iter().chain([(self.base, UNIT)]) {
             let (from, to) = ((from * size).next_multiple_of(UNIT), (to * size) & !(UNIT - 1));
             if from < to {
-                // SAFETY: the range lies in the array at `base`, and nobody uses it.
+                // SAFETY: the caller guarantees that nobody uses these units; their part of the
+                // array at `base` lies in the reservation.
                 unsafe {
                     os::unreserve(core::ptr::NonNull::new_unchecked(base.add(from)), to - from)
                 };

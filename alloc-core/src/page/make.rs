@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::advice::{HugePages, prefer_node};
-use super::arenas::{ARENAS, CLAIMED, MAX_ARENAS};
+use super::arenas::{claim, claimed};
 use super::arrays::{Arrays, ENTRY_SIZE, META_SIZE, PER_UNIT};
 use super::descriptor::Run;
 use super::limit;
@@ -47,7 +47,7 @@ pub(super) fn make_arena(context: Context, node: usize, need: u32, seen: usize) 
     if seen == 0 {
         limit::read();
     }
-    if CLAIMED.load(Ordering::Relaxed) != seen {
+    if claimed() != seen {
         return Some(false);
     }
     let made = try_make_arena(node, need);
@@ -61,7 +61,8 @@ pub(super) fn make_arena(context: Context, node: usize, need: u32, seen: usize) 
 
 fn try_make_arena(node: usize, need: u32) -> Option<()> {
     let (reserved, bytes) = reserve(least_bytes(need)?)?;
-    let made = fill(reserved, bytes, node, need);
+    // SAFETY: the reservation was made above, and nobody else uses it.
+    let made = unsafe { fill(reserved, bytes, node, need) };
     if made.is_none() {
         // SAFETY: nobody uses the reservation, as no arena was made of it.
         unsafe { os::unreserve(reserved, bytes) };
@@ -105,32 +106,26 @@ fn reserve(least: usize) -> Option<(NonNull<u8>, usize)> {
 
 /// Turns a reservation into an arena and publishes it. Returns `None` if the system does not commit
 /// the memory that is needed, or if there are too many arenas.
-fn fill(reserved: NonNull<u8>, bytes: usize, node: usize, need: u32) -> Option<()> {
+///
+/// # Safety
+/// `reserved` is a reservation of `bytes` bytes that nobody else uses.
+unsafe fn fill(reserved: NonNull<u8>, bytes: usize, node: usize, need: u32) -> Option<()> {
     // The metadata is taken from that node as well, since the owner of a run uses its metadata.
-    prefer_node(reserved, bytes, node);
+    // SAFETY: the caller guarantees that the range is one reservation.
+    unsafe { prefer_node(reserved, bytes, node) };
     if HugePages::wanted() != HugePages::Always {
-        // SAFETY: the range is all of one reservation.
+        // SAFETY: the caller guarantees that the range is one reservation.
         unsafe { os::prefer_huge_pages(reserved, bytes, false) };
     }
     let arrays = Arrays::within(reserved, bytes, node);
-    // Unit 0 is in no run.
-    let more = arrays.commit_more(1, arrays.reserve, need)?;
-    let claim = |claimed: usize| (claimed < MAX_ARENAS).then_some(claimed + 1);
-    // Relaxed: only the number matters; `bytes` publishes the arena.
-    let index = CLAIMED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim).ok()?;
-    let arena = ARENAS.get(index)?;
+    // Unit 0 is in no run. SAFETY: the caller guarantees that nobody else uses the reservation, of
+    // which nothing is committed yet.
+    let more = unsafe { arrays.commit_more(1, arrays.reserve, need)? };
+    let (index, arena) = claim()?;
     let (base, entries, meta) = (arrays.base, arrays.entries, arrays.meta);
     let bytes = (arrays.units as usize) << UNIT_SHIFT;
-    arena.end.store(arrays.reserve, Ordering::Relaxed);
-    arena.behind.store(arrays.units, Ordering::Relaxed);
-    // SAFETY: this thread has claimed the arena, which is not published yet, so nobody else uses
-    // the cell.
-    unsafe { *arena.units.arrays.get() = arrays };
-    if let Some(mut free) = arena.free_runs.acquire(Context::TRYING) {
-        free.add(&arena.units, 1, more);
-    }
-    // Release: pairs with the Acquire in `arenas`.
-    arena.bytes.store(bytes, Ordering::Release);
+    // SAFETY: this thread has claimed the arena, and `more` units were committed above.
+    unsafe { arena.publish(arrays, more) };
     if index == 0 {
         FIRST.base.store(base, Ordering::Relaxed);
         FIRST.entries.store(entries, Ordering::Relaxed);
@@ -142,7 +137,7 @@ fn fill(reserved: NonNull<u8>, bytes: usize, node: usize, need: u32) -> Option<(
 }
 
 impl Arrays {
-    /// Divides a reservation into the arrays.
+    /// Divides a reservation into the arrays. Only computes addresses.
     fn within(reserved: NonNull<u8>, bytes: usize, node: usize) -> Arrays {
         // Each array starts on a unit; four units are set aside for that.
         let padding = reserved.as_ptr().align_offset(UNIT);
@@ -153,12 +148,10 @@ impl Arrays {
         let units = units
             .min((bytes - padding - entries_bytes - runs_bytes - meta_bytes) / UNIT)
             .min(u32::MAX as usize / 2);
-        // SAFETY: all offsets lie within the reservation, by the computation of `units`.
-        let (entries, runs, meta, base) = unsafe {
-            let entries = reserved.as_ptr().add(padding);
-            let runs = entries.add(entries_bytes);
-            (entries, runs, runs.add(runs_bytes), runs.add(runs_bytes + meta_bytes))
-        };
+        let entries = reserved.as_ptr().wrapping_add(padding);
+        let runs = entries.wrapping_add(entries_bytes);
+        let meta = runs.wrapping_add(runs_bytes);
+        let base = meta.wrapping_add(meta_bytes);
         // The reserve starts on a block and ends on one.
         let past = ((base.addr() >> UNIT_SHIFT) + units) as u32 % BLOCK;
         let end = (units as u32).saturating_sub(past);

@@ -197,6 +197,7 @@ pub(crate) unsafe fn shrink(context: Context, unit: Unit, units: usize) {
 
 #[cfg(test)]
 mod tests {
+    use core::num::NonZero;
     use core::ptr;
 
     use super::*;
@@ -232,8 +233,9 @@ mod tests {
         let run = alloc(waiting, 0, 2, 1).unwrap();
         let unit = Unit::of(run.address.as_ptr()).unwrap();
         let busy = unit.arena.free_runs.acquire(waiting).unwrap();
-        assert!(unit.arena.alloc(Context::TRYING, 5, 4).is_none());
-        let reserved = unit.arena.alloc_reserved(5, 4).unwrap();
+        let [len, align] = [5, 4].map(|units| NonZero::new(units).unwrap());
+        assert!(unit.arena.alloc(Context::TRYING, len, align).is_none());
+        let reserved = unit.arena.alloc_reserved(len, align).unwrap();
         let of_reserve = Unit::of(reserved.address.as_ptr()).unwrap();
         assert_eq!(reserved.address.addr().get() % (4 * UNIT), 0);
         assert_eq!(of_reserve.run_len(), Some(5));

@@ -5,10 +5,10 @@
 //! the reserves, those of the node before those of others. If all that fails and no arena has
 //! address space left, a new arena is made.
 
-use core::sync::atomic::Ordering;
+use core::num::NonZero;
 
 use super::arena::Arena;
-use super::arenas::{CLAIMED, arenas, arenas_beside, arenas_of};
+use super::arenas::{arenas, arenas_beside, arenas_of, claimed};
 use super::limit;
 use super::make::{self, make_arena};
 use super::runs::Allocation;
@@ -24,18 +24,18 @@ pub(super) fn alloc_without_trim(
     units: usize,
     align: usize,
 ) -> Option<Allocation> {
-    let len = u32::try_from(units).ok()?;
-    let align = u32::try_from(align).ok()?;
-    let need = len.checked_add(align)?;
+    let len = NonZero::new(u32::try_from(units).ok()?)?;
+    let align = NonZero::new(u32::try_from(align).ok()?)?;
+    let need = len.checked_add(align.get())?.get();
     let mut has_made = false;
     loop {
-        let claimed = CLAIMED.load(Ordering::Relaxed);
+        let claimed = claimed();
         let mut found = arenas_of(node).find_map(|arena| arena.alloc(context, len, align));
         // Prefer a new arena of this node to the arenas of other nodes.
         if found.is_none()
             && !has_made
             && node::count() > 1
-            && !limit::forbids(len)
+            && !limit::forbids(len.get())
             && make::may_succeed(need)
             && !arenas_of(node).any(|arena| arena.has_room(need))
             && let Some(made) = make_arena(context, node, need, claimed)
@@ -53,7 +53,7 @@ pub(super) fn alloc_without_trim(
         // Another arena does not help where an arena still has address space: then memory ran out,
         // or the limit is reached.
         let is_in_vain = |arena: &Arena| arena.has_room(need) && arena.may_be_had(context);
-        if has_made || limit::forbids(len) || arenas().any(is_in_vain) {
+        if has_made || limit::forbids(len.get()) || arenas().any(is_in_vain) {
             return None;
         }
         has_made = make_arena(context, node, need, claimed)?;
@@ -64,8 +64,11 @@ pub(super) fn alloc_without_trim(
 /// `node` only, never from a reserve, another node or a new arena, and only while the heap is far
 /// below its limit.
 pub(crate) fn alloc_room(context: Context, node: usize, units: usize) -> Option<Allocation> {
-    let len = u32::try_from(units).ok().filter(|len| limit::allows_room(*len))?;
-    arenas_of(node).find_map(|arena| arena.alloc(context, len, 1))
+    let len = NonZero::new(u32::try_from(units).ok()?)?;
+    if !limit::allows_room(len.get()) {
+        return None;
+    }
+    arenas_of(node).find_map(|arena| arena.alloc(context, len, NonZero::<u32>::MIN))
 }
 
 /// Returns whether a run of `units` units that was refused might be allocated after decommitting

@@ -63,7 +63,8 @@ impl Purging {
     fn purge_piece(&mut self, context: Context, arena: &'static Arena, most: u32) -> Option<u32> {
         let Purging(in_hand) = self;
         let mut free = arena.free_runs.acquire(context)?;
-        let leaving = free.take_dirty(&arena.units, most)?;
+        // SAFETY: both are of this arena.
+        let leaving = unsafe { free.take_dirty(&arena.units, most)? };
         let Leaving { from, start, end, to } = leaving;
         in_hand.0 = Some(Piece { arena, leaving });
         drop(free);
@@ -71,17 +72,16 @@ impl Purging {
         // SAFETY: the run was taken off the bins and is not in use, so nobody else has it.
         let is_clean = unsafe { arena.decommit(start, end - start) };
         if is_clean {
-            arena.left_out.leave_out(arena.units.arrays(), from, to);
+            // SAFETY: the units lie in this arena, and no other thread has them.
+            unsafe { arena.left_out.leave_out(arena.units.arrays(), from, to) };
         }
         // This fails only in the child of a fork, where the arena's lock was held by a thread that
         // does not exist in the child. Nobody can reach the arena then, nor the piece, which stays
         // recorded.
         let mut free = arena.free_runs.acquire(context)?;
-        free.put_back(
-            &arena.units,
-            leaving,
-            if is_clean { RunState::Clean } else { RunState::Dirty },
-        );
+        let state = if is_clean { RunState::Clean } else { RunState::Dirty };
+        // SAFETY: the units were taken above, and were decommitted if they count as clean.
+        unsafe { free.put_back(&arena.units, leaving, state) };
         free.was_refused = !is_clean;
         in_hand.0 = None;
         drop(free);
@@ -105,7 +105,8 @@ impl InHand {
     fn give_back(&mut self, context: Context) {
         let Some(Piece { arena, leaving }) = self.0 else { return };
         if let Some(mut free) = arena.free_runs.acquire(context) {
-            free.put_back(&arena.units, leaving, RunState::Dirty);
+            // SAFETY: the recorded units were taken, and are forgotten once they are back.
+            unsafe { free.put_back(&arena.units, leaving, RunState::Dirty) };
             self.0 = None;
         }
     }

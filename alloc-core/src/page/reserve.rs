@@ -101,7 +101,8 @@ impl Reserve {
             });
             counters::wrote(Line::Reserve, usize::from(taken.is_ok()));
             if taken.is_err() {
-                self.give(first, done);
+                // SAFETY: the blocks before this word were taken above.
+                unsafe { self.give(first, done) };
                 return false;
             }
             done += mask.count_ones() as usize;
@@ -109,8 +110,11 @@ impl Reserve {
         true
     }
 
-    /// Frees `count` blocks from `first` on, which belong to the caller.
-    pub(super) fn give(&self, first: usize, count: usize) {
+    /// Frees `count` blocks from `first` on.
+    ///
+    /// # Safety
+    /// The caller has taken these blocks, and nobody uses them any longer.
+    pub(super) unsafe fn give(&self, first: usize, count: usize) {
         // Release: pairs with the Acquire of `take_at`.
         self.taken.each_part(first, count, |word, mask| {
             word.fetch_and(!mask, Ordering::Release);
@@ -151,7 +155,10 @@ impl Reserve {
     }
 
     /// Marks `count` blocks from `first` on as committed.
-    pub(super) fn set_committed(&self, first: usize, count: usize) {
+    ///
+    /// # Safety
+    /// The caller has taken these blocks. Their units and metadata can be read and written.
+    pub(super) unsafe fn set_committed(&self, first: usize, count: usize) {
         // Release: pairs with the Acquire of `has`.
         self.committed.each_part(first, count, |word, mask| {
             word.fetch_or(mask, Ordering::Release);
@@ -180,7 +187,8 @@ mod tests {
         assert_eq!(reserve.take(60, 1, 0, 200), Some(64));
         assert_eq!(reserve.take(10, 1, 0, 200), Some(128), "a run must not span two words");
         assert_eq!(reserve.take(4, 1, 0, 200), Some(124));
-        reserve.give(64, 60);
+        // SAFETY: the blocks were taken above; no memory belongs to them.
+        unsafe { reserve.give(64, 60) };
         assert_eq!(reserve.take(8, 8, 0, 200), Some(64));
         assert_eq!(reserve.take(8, 8, 3, 200), Some(77), "77 + 3 is a multiple of 8");
         assert_eq!(reserve.take(64, 1, 0, 200), None);
@@ -205,11 +213,13 @@ mod tests {
         assert_eq!(reserve.take(1, 1, 0, 512), Some(0));
         assert_eq!(reserve.take(130, 1, 0, 512), Some(64));
         assert!(!reserve.has(64), "the run is not committed yet");
-        reserve.set_committed(64, 130);
+        // SAFETY: the blocks were taken above; nobody reads them, as no memory belongs to them.
+        unsafe { reserve.set_committed(64, 130) };
         assert!(reserve.has(64) && reserve.has(193) && !reserve.has(194));
         assert_eq!(reserve.take(200, 1, 0, 512), Some(256));
         assert_eq!(reserve.take(100, 1, 0, 512), None);
-        reserve.give(64, 130);
+        // SAFETY: the blocks were taken above; no memory belongs to them.
+        unsafe { reserve.give(64, 130) };
         assert!(!reserve.has(64));
         assert_eq!(reserve.take(100, 1, 0, 512), Some(64));
     }

@@ -12,6 +12,7 @@
 //! that of any other run.
 
 use core::mem;
+use core::num::NonZero;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -57,12 +58,19 @@ impl Arena {
 
     /// Allocates a run of `len` units whose address is a multiple of `align` units, a power of two,
     /// and commits units for it if need be.
-    pub(super) fn alloc(&self, context: Context, len: u32, align: u32) -> Option<Allocation> {
+    pub(super) fn alloc(
+        &self,
+        context: Context,
+        len: NonZero<u32>,
+        align: NonZero<u32>,
+    ) -> Option<Allocation> {
+        let (len, align) = (len.get(), align.get());
         let mut may_commit = true;
         let (mut free, found) = loop {
             let mut free = self.free_runs.acquire(context)?;
             fault::point(Place::ArenaAllocating);
-            match free.find(&self.units, len, align, may_commit) {
+            // SAFETY: both are of this arena.
+            match unsafe { free.find(&self.units, len, align, may_commit) } {
                 Ok(found) => break (free, found),
                 Err(_) if !may_commit => return None,
                 Err(more) => {
@@ -78,16 +86,21 @@ impl Arena {
         if !limit::charge(end - clean) {
             return None;
         }
-        free.remove_all(&self.units, found.start, found.end);
-        free.insert_parts(&self.units, found.start, start, found.clean);
-        free.insert_parts(&self.units, end, found.end, found.clean);
+        // SAFETY: `find` left these free units in their bins, and the lock is held since. Those
+        // around the run go back to bins, and those from `found.clean` on are clean.
+        unsafe {
+            free.remove_all(&self.units, found.start, found.end);
+            free.insert_parts(&self.units, found.start, start, found.clean);
+            free.insert_parts(&self.units, end, found.end, found.clean);
+        }
         free.note_least(&self.units);
         // SAFETY: the lock is held, and these units were just taken off their bins.
         unsafe { self.units.set_used(start, len) };
         // SAFETY: `start` is the first unit of the run that was just taken.
         unsafe { (*self.units.run(start)).marks = 0 };
         drop(free);
-        self.left_out.take_in(self.units.arrays(), clean, end);
+        // SAFETY: the units are of the run that was just taken.
+        unsafe { self.left_out.take_in(self.units.arrays(), clean, end) };
         Some(self.handed_out(start, len, clean - start))
     }
 
@@ -124,7 +137,8 @@ impl Arena {
                 (*self.units.run(start)).state = RunState::Silent;
                 self.decommit(start, len);
             }
-            self.reserve.give(block, len.div_ceil(BLOCK) as usize);
+            // SAFETY: the blocks are those of the run, which the caller owns.
+            unsafe { self.reserve.give(block, len.div_ceil(BLOCK) as usize) };
             limit::uncharge(len);
             return true;
         }
@@ -136,7 +150,9 @@ impl Arena {
             drop(free);
             self.misused(context, start);
         };
-        free.give(&self.units, start, len, state);
+        // SAFETY: a run in use starts at `start`, which nobody uses any longer, as the caller
+        // guarantees. It is clean if the caller or `unmark` says so.
+        unsafe { free.give(&self.units, start, len, state) };
         if state == RunState::Clean {
             limit::uncharge(len);
         }
@@ -192,7 +208,8 @@ impl Arena {
             if !unsafe { os::renew(address, bytes) } {
                 return None;
             }
-            prefer_node(address, bytes, self.units.arrays().node);
+            // SAFETY: these units lie in this arena, which is one reservation.
+            unsafe { prefer_node(address, bytes, self.units.arrays().node) };
             state = RunState::Clean;
         }
         // SAFETY: the caller guarantees that it owns these units and that their contents are dead.
@@ -227,7 +244,12 @@ impl Arena {
     }
 
     /// As [`Arena::alloc`], from the reserve and without a lock. The run may hold anything.
-    pub(super) fn alloc_reserved(&self, len: u32, align: u32) -> Option<Allocation> {
+    pub(super) fn alloc_reserved(
+        &self,
+        len: NonZero<u32>,
+        align: NonZero<u32>,
+    ) -> Option<Allocation> {
+        let (len, align) = (len.get(), align.get());
         let arrays = self.units.arrays();
         let (count, align) = (len.div_ceil(BLOCK) as usize, align.div_ceil(BLOCK) as usize);
         let room = (arrays.units - arrays.reserve) / BLOCK;
@@ -242,13 +264,15 @@ impl Arena {
         };
         let start = arrays.reserve + block as u32 * BLOCK;
         // Commit whole blocks, so that the metadata of all units of a block is committed, or of
-        // none.
-        if !arrays.commit(start, start + count as u32 * BLOCK, false) {
-            self.reserve.give(block, count);
+        // none. SAFETY: these blocks were just taken from the reserve of this arena.
+        if !unsafe { arrays.commit(start, start + count as u32 * BLOCK, false) } {
+            // SAFETY: the blocks were taken above, and nobody uses them.
+            unsafe { self.reserve.give(block, count) };
             limit::uncharge(len);
             return None;
         }
-        self.reserve.set_committed(block, count);
+        // SAFETY: the blocks were taken and committed above.
+        unsafe { self.reserve.set_committed(block, count) };
         // SAFETY: these units are committed, and their blocks were just taken from the reserve.
         unsafe { self.units.set_used(start, len) };
         // SAFETY: `start` is the first unit of the run that was just taken.
@@ -303,16 +327,21 @@ impl Arena {
         if !limit::charge(fresh) {
             return false;
         }
-        free.remove_all(&self.units, next, free_end);
-        if free_end > end {
-            free.insert(&self.units, end, free_end - end, last);
+        // SAFETY: the loop above found free runs from `next` to `free_end`, and the lock is held
+        // since. The last one is of state `last`, and its units behind `end` go back to a bin.
+        unsafe {
+            free.remove_all(&self.units, next, free_end);
+            if free_end > end {
+                free.insert(&self.units, end, free_end - end, last);
+            }
         }
         free.note_least(&self.units);
         // SAFETY: the lock is held; the caller owns the run, and the units behind it were just
         // taken off their bins.
         unsafe { self.units.set_used(start, len) };
         drop(free);
-        self.left_out.take_in(self.units.arrays(), next, end);
+        // SAFETY: the units now belong to the caller's run.
+        unsafe { self.left_out.take_in(self.units.arrays(), next, end) };
         true
     }
 
@@ -324,11 +353,13 @@ impl Arena {
             return true;
         }
         fault::point(Place::ArenaCommitting);
-        let Some(more) = self.units.arrays().commit_more(committed, self.end(), room) else {
-            return false;
-        };
+        // SAFETY: `committing` is held, so nobody else commits or gives up the units behind the
+        // committed ones.
+        let more = unsafe { self.units.arrays().commit_more(committed, self.end(), room) };
+        let Some(more) = more else { return false };
         let Some(mut free) = self.free_runs.acquire(context) else { return false };
-        free.add(&self.units, committed, more);
+        // SAFETY: these units were committed above, with `committing` held.
+        unsafe { free.add(&self.units, committed, more) };
         true
     }
 
@@ -355,7 +386,9 @@ impl Arena {
             // Write the tag of the new end first: freeing the rest looks at its neighbours.
             // SAFETY: the lock is held, and the caller owns the run.
             unsafe { self.units.set_used(start, len) };
-            free.give(&self.units, start + len, old - len, state);
+            // SAFETY: the caller guarantees that nobody uses the units cut off. They are clean if
+            // `unmark` says so.
+            unsafe { free.give(&self.units, start + len, old - len, state) };
             if state == RunState::Clean {
                 limit::uncharge(old - len);
             }

@@ -6,7 +6,7 @@
 use core::sync::atomic::Ordering;
 
 use super::arena::Arena;
-use super::arenas::{ARENAS, arenas};
+use super::arenas::{arenas, committed_of_first};
 use super::arrays::{ENTRY_SIZE, META_SIZE};
 use super::misplaced::Misplaced;
 use crate::arch::FIRST;
@@ -33,10 +33,12 @@ impl Unit {
         })
     }
 
-    /// Returns the unit that starts at `address`, which is this unit or one below it in the same
-    /// run.
+    /// Returns the unit that starts at `address`.
+    ///
+    /// # Safety
+    /// This unit starts there, or one below it in the same arena.
     #[inline]
-    pub(crate) fn at(self, address: *mut u8) -> Unit {
+    pub(crate) unsafe fn at(self, address: *mut u8) -> Unit {
         let below = (self.address().addr() - address.addr()) >> UNIT_SHIFT;
         Unit { arena: self.arena, index: self.index - below as u32 }
     }
@@ -108,11 +110,9 @@ pub(crate) fn meta_at(address: *mut u8) -> Option<*mut u8> {
     // `fill`.
     let bytes = FIRST.bytes.load(Ordering::Acquire);
     let offset = address.addr().wrapping_sub(FIRST.base.load(Ordering::Relaxed).addr());
-    // SAFETY: `ARENAS` has an element 0. By a pointer, since a reference to the array would make
-    // Miri look at all of it.
-    let committed = unsafe { &(*(&raw const ARENAS).cast::<Arena>()).units.committed };
     // Acquire: pairs with the Release in `FreeRuns::add`.
-    if offset < bytes && (offset >> UNIT_SHIFT) < committed.load(Ordering::Acquire) as usize {
+    let committed = || committed_of_first().load(Ordering::Acquire) as usize;
+    if offset < bytes && (offset >> UNIT_SHIFT) < committed() {
         let meta = FIRST.meta.load(Ordering::Relaxed);
         return Some(meta.wrapping_add((offset >> UNIT_SHIFT) * META_SIZE));
     }

@@ -15,8 +15,7 @@ use crate::sync::counters::{self, Line};
 /// The units of an arena: where they and their descriptors are, how many are committed, and how
 /// many are dirty. "The lock" is that of the arena's free runs.
 pub(super) struct Units {
-    /// Written by the thread that claimed the arena, before it publishes the arena.
-    pub(super) arrays: UnsafeCell<Arrays>,
+    arrays: UnsafeCell<Arrays>,
     /// Number of units, from the bottom, that are readable and writable. Written under the lock and
     /// the arena's `committing`.
     pub(super) committed: AtomicU32,
@@ -24,8 +23,8 @@ pub(super) struct Units {
     pub(super) dirty: AtomicU32,
 }
 
-// SAFETY: `arrays` is written by the thread that claimed the arena, before the arena is published,
-// and only read afterwards. All other fields are atomic.
+// SAFETY: `set_arrays` alone writes `arrays`, while no other thread uses the units. All other
+// fields are atomic.
 unsafe impl Sync for Units {}
 
 impl Units {
@@ -45,10 +44,18 @@ impl Units {
         }
     }
 
+    /// Sets the arrays of an arena that is made.
+    ///
+    /// # Safety
+    /// Nobody else uses the units, and no reference to the arrays exists.
+    pub(super) unsafe fn set_arrays(&self, arrays: Arrays) {
+        // SAFETY: the caller guarantees that nobody else uses the arrays.
+        unsafe { *self.arrays.get() = arrays };
+    }
+
     #[inline(always)]
     pub(super) fn arrays(&self) -> &Arrays {
-        // SAFETY: an arena is reachable only after it was published, and `arrays` is not written
-        // afterwards.
+        // SAFETY: `set_arrays` alone writes the arrays, while no reference to them exists.
         unsafe { &*self.arrays.get() }
     }
 

@@ -33,7 +33,8 @@ pub(crate) unsafe fn class_of_object(address: *mut u8) -> Option<Class> {
 pub(super) unsafe fn slab_at(unit: Unit, class: Class) -> *mut Slab {
     // SAFETY: the caller guarantees that the unit is committed.
     let base = unsafe { Slab::base_of(unit.meta().cast(), class) };
-    base.map_or(unit, |base| unit.at(base)).meta().cast()
+    // SAFETY: the slab of a unit starts at a unit of the same run, at this one or below it.
+    base.map_or(unit, |base| unsafe { unit.at(base) }).meta().cast()
 }
 
 /// Returns the class of the slab that contains `address`, and whether an object starts there.
