@@ -131,6 +131,7 @@ pub fn trim() -> usize {
 /// let many: Vec<String> = (0..1000).map(|number| number.to_string()).collect();
 /// let stats = hayloft::stats();
 /// assert!(stats.caches().any(|cache| cache.in_use >= many.len()));
+/// println!("{stats}");
 /// print!("{}", stats.slabinfo());
 /// ```
 #[must_use]

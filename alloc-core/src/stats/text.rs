@@ -12,8 +12,18 @@ use crate::os;
 /// Number of caches with a row of their own in the table: those with the most memory.
 const ROWS: usize = 10;
 
-/// A table for people: totals, and the caches with the most memory, which are gathered while the
-/// table is written. The last line has no newline.
+/// A table for people, as `HAYLOFT_STATS=stderr,table` writes it: totals, and the caches with the
+/// most memory, which are gathered while the table is written. The last line has no newline.
+///
+/// ```
+/// use hayloft_core::{kmalloc, stats};
+/// use std::alloc::Layout;
+///
+/// kmalloc::alloc(Layout::new::<[u8; 100]>());
+/// let report = stats::gather().to_string();
+/// println!("{report}");
+/// assert!(report.contains(" in use, ") && report.contains("\nkmalloc-112 "));
+/// ```
 impl Display for Stats {
     fn fmt(&self, to: &mut Formatter<'_>) -> fmt::Result {
         let [held, free, unneeded, large] =
