@@ -40,13 +40,13 @@ pub use table::{Setting, TABLE};
 
 /// Returns the text of a setting.
 pub(crate) fn text(name: Name) -> Option<&'static str> {
-    source::value(name as usize).map(|found| found.text)
+    source::value(name).map(|found| found.text)
 }
 
 /// Returns the settings that are set in `origin` and are not at their defaults, with their texts.
 pub(crate) fn changed(origin: Origin) -> impl Iterator<Item = (&'static Setting, &'static str)> {
-    let all = TABLE.iter().enumerate();
-    all.filter_map(|(index, setting)| Some((setting, source::value(index)?)))
+    let all = Name::ALL.into_iter();
+    all.filter_map(|name| Some((name.setting(), source::value(name)?)))
         .filter(move |(setting, found)| found.origin == origin && found.text != setting.default)
         .map(|(setting, found)| (setting, found.text))
 }
@@ -84,7 +84,7 @@ pub(crate) fn faults() -> Option<Faults> {
 /// Warns that a valid value cannot be used: `why`, and what is used instead.
 #[cold]
 pub(crate) fn refuse(name: Name, why: fmt::Arguments<'_>, instead: &str) {
-    if let Some(Found { text, origin }) = source::value(name as usize) {
+    if let Some(Found { text, origin }) = source::value(name) {
         names::warn_of_value(origin, name.setting(), text.as_bytes(), why, instead);
     }
 }

@@ -2,7 +2,7 @@
 
 use core::fmt::{self, Write as _};
 
-use super::table::{LONGEST_NAME, PREFIX, Setting, TABLE};
+use super::table::{ENVIRONMENT, LONGEST_NAME, PREFIX, Setting, TABLE};
 use crate::text::{Shown, warn};
 
 /// Where a setting is set.
@@ -69,7 +69,8 @@ pub(super) fn warn_of_word(word: &[u8]) {
 pub(super) fn warn_of_unknown(origin: Origin, name: &[u8]) {
     // The prefix of a variable does not make it similar to others.
     let shortest = if origin == Origin::Environment { PREFIX.len() } else { 0 };
-    let names = TABLE.iter().map(|setting| (setting, origin.name(setting)));
+    let only_own = (origin == Origin::Program).then_some(&ENVIRONMENT);
+    let names = TABLE.iter().chain(only_own).map(|setting| (setting, origin.name(setting)));
     let similar = names.filter(|(_, known)| {
         distance(name, known.clone()) <= NEAR
             || name.len() > shortest && known.clone().take(name.len()).eq(name.iter().copied())

@@ -15,7 +15,7 @@ use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, Ordering};
 
 use super::names::{self, Origin};
-use super::table::{ENVIRONMENT, PREFIX, Setting, TABLE};
+use super::table::{ENVIRONMENT, Name, PREFIX, Setting, TABLE};
 use super::{parse, program};
 use crate::arch;
 
@@ -217,17 +217,16 @@ fn read() {
     STATE.store(READ, Ordering::Release);
 }
 
-/// Returns the value of the setting in a row of the table, at program start. `None` if it is unset,
-/// empty or invalid.
-pub(super) fn value(index: usize) -> Option<Found> {
+/// Returns the value of a setting at program start. `None` if it is unset, empty or invalid.
+pub(super) fn value(name: Name) -> Option<Found> {
     // Acquire: pairs with the Release in `read`.
     if STATE.load(Ordering::Acquire) == UNREAD {
         read();
     }
     if STATE.load(Ordering::Acquire) != READ {
-        return search(TABLE.get(index)?, false);
+        return search(name.setting(), false);
     }
-    let span = SPANS.get(index)?.load(Ordering::Relaxed) as usize;
+    let span = SPANS.get(name as usize)?.load(Ordering::Relaxed) as usize;
     let (start, len) = ((span & !OF_PROGRAM) >> 16, span & 0xffff);
     // SAFETY: `STATE` is `READ`, so nobody writes the values any longer.
     let value = unsafe { &*VALUES.0.get() }.get(start..start + len)?;

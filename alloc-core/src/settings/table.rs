@@ -2,6 +2,7 @@
 //! come from it. A test compares the documentation with it.
 
 use super::parse;
+use crate::variants::enumerated;
 
 /// A setting.
 #[derive(Debug)]
@@ -18,23 +19,25 @@ pub struct Setting {
     pub(super) kind: Kind,
 }
 
-/// The position of a setting in [`TABLE`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Name {
-    Backend,
-    Background,
-    DecayMs,
-    Fault,
-    Irq,
-    IrqSignal,
-    Limit,
-    PageSize,
-    Pressure,
-    Stats,
-    StatsShm,
-    Sysfs,
-    Thp,
-    Verbose,
+enumerated! {
+    /// The position of a setting in [`TABLE`].
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub(crate) enum Name {
+        Backend,
+        Background,
+        DecayMs,
+        Fault,
+        Irq,
+        IrqSignal,
+        Limit,
+        PageSize,
+        Pressure,
+        Stats,
+        StatsShm,
+        Sysfs,
+        Thp,
+        Verbose,
+    }
 }
 
 /// The prefix of the name of every variable.
@@ -51,7 +54,7 @@ pub(crate) const DEFAULT_DECAY_MS: u32 = match parse::number(Name::DecayMs.setti
 };
 
 /// The settings, sorted by name.
-pub static TABLE: [Setting; 14] = [
+pub static TABLE: [Setting; Name::ALL.len()] = [
     Setting {
         name: "HAYLOFT_BACKEND",
         meaning: "how sheaves are operated",
@@ -236,11 +239,7 @@ mod tests {
 
     #[test]
     fn positions_match_the_table() {
-        use Name::*;
-        for name in [
-            Backend, Background, DecayMs, Fault, Irq, IrqSignal, Limit, PageSize, Pressure, Stats,
-            StatsShm, Sysfs, Thp, Verbose,
-        ] {
+        for name in Name::ALL {
             let mut expected = String::from("HAYLOFT");
             for letter in format!("{name:?}").chars() {
                 expected.extend(letter.is_uppercase().then_some('_'));

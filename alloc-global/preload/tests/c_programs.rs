@@ -295,16 +295,17 @@ fn programs_have_settings_of_their_own() {
     assert_eq!(run_with_settings(&forbids, false, true), (false, String::new()));
     let none = with_settings("settings-none", " ", &archive());
     assert_eq!(run_with_settings(&none, false, false), (true, String::new()));
-    let invalid = "limit=x limti=1G quux environment=2 limit=2M thp=";
+    let invalid = "limit=x limti=1G quux environment=2 limit=2M thp= enviroment=0";
     let (has_more, lines) =
         run_with_settings(&with_settings("settings-invalid", invalid, &archive()), false, false);
     let lines: Vec<_> = lines.lines().collect();
-    assert!(has_more && lines.len() == 4, "{lines:?}");
+    assert!(has_more && lines.len() == 5, "{lines:?}");
     for (line, start) in lines.iter().zip([
         "hayloft_conf: limit=x: no number of bytes; accepted: [SOFT:]HARD, ",
         "hayloft_conf: limti: no such setting; limit is one",
         "hayloft_conf: quux: not NAME=VALUE",
         "hayloft_conf: environment=2: none of the accepted words; accepted: 0, 1; used instead: 1",
+        "hayloft_conf: enviroment: no such setting; environment is one",
     ]) {
         assert!(line.starts_with(start), "{lines:?}");
     }
