@@ -99,7 +99,10 @@ impl Barn {
 
     /// Moves a whole batch in, if there is room for all of it. Returns whether it did; if not, the
     /// batch is unchanged.
-    pub(crate) fn put(&self, context: Context, batch: &mut Batch) -> bool {
+    ///
+    /// # Safety
+    /// The objects are of the barn's class, in no sheaf, barn or slab, and nobody uses them.
+    pub(crate) unsafe fn put(&self, context: Context, batch: &mut Batch) -> bool {
         let more = batch.objects();
         // Acquire: pairs with the Release in `attach_slots`, so that a barn with room has slots.
         let is_full = |held| held + more.len() > self.room.load(Ordering::Acquire);

@@ -230,7 +230,11 @@ pub fn down(cpu: usize) -> Result<(), CpuError> {
     if online().count() == 1 {
         return Err(CpuError::Last);
     }
-    if !rcu::setting_aside(|| objects::offline(cpu, rcu::set_aside)) {
+    let emptied = rcu::setting_aside(|| {
+        // SAFETY: the objects have just left an rcu sheaf, so this thread alone holds them.
+        objects::offline(cpu, |batch| unsafe { rcu::set_aside(batch) })
+    });
+    if !emptied {
         objects::online(cpu);
         return Err(CpuError::Unsupported);
     }

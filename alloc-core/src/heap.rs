@@ -26,7 +26,10 @@ pub fn barrier() {
 /// [`Cache::shrink`]: crate::cache::Cache::shrink
 pub fn trim() -> usize {
     let _caches = cache::slab_mutex_alone();
-    rcu::setting_aside(|| objects::trim(rcu::set_aside))
+    rcu::setting_aside(|| {
+        // SAFETY: the objects have just left an rcu sheaf, so this thread alone holds them.
+        objects::trim(|batch| unsafe { rcu::set_aside(batch) })
+    })
 }
 
 /// Gives up address space that is reserved for future use, if the process has more than `most`

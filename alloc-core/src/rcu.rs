@@ -173,12 +173,15 @@ unsafe extern "C" fn free_slow(object: *mut u8) {
         setting_aside(|| {
             let mut batch = Batch::new();
             backend.drain(Class::RCU, &mut batch, percpu::capacity(Class::RCU));
-            set_aside(&mut batch);
+            // SAFETY: the objects have just left an rcu sheaf, so this thread alone holds them.
+            unsafe { set_aside(&mut batch) };
             batch.push_first(object);
-            // SAFETY: the caller guarantees that only readers use the object. Opens the sheaf if it
-            // was closed.
-            unsafe { backend.fill(Class::RCU, &mut batch) };
-            set_aside(&mut batch);
+            // SAFETY: the batch holds `object` alone, and the caller guarantees that only readers
+            // use it. `fill` opens the sheaf if it was closed.
+            unsafe {
+                backend.fill(Class::RCU, &mut batch);
+                set_aside(&mut batch);
+            }
         });
         free_waiting(context);
     });
@@ -195,7 +198,7 @@ fn end_window(context: Context) -> bool {
     if held > 0 && HELD.swap(held, Ordering::Relaxed) == held {
         setting_aside(|| {
             for cpu in cpus() {
-                percpu::flush(context, cpu, Class::RCU, set_aside);
+                flush_sheaf(context, cpu);
             }
         });
     }
@@ -211,10 +214,22 @@ pub(crate) fn setting_aside<R>(body: impl FnOnce() -> R) -> R {
     body()
 }
 
+/// Sets the objects of a CPU's rcu sheaf aside. Returns false if the sheaf could not be emptied.
+fn flush_sheaf(context: Context, cpu: usize) -> bool {
+    percpu::flush(context, cpu, Class::RCU, |batch| {
+        // SAFETY: the objects have just left an rcu sheaf, so this thread alone holds them.
+        unsafe { set_aside(batch) };
+    })
+}
+
 /// Moves a batch to the objects that wait for the next grace period. Call inside [`setting_aside`].
-pub(crate) fn set_aside(batch: &mut Batch) {
+///
+/// # Safety
+/// The objects are of caches, in no sheaf, barn or slab, and nobody but readers uses them.
+pub(crate) unsafe fn set_aside(batch: &mut Batch) {
     for &object in batch.objects() {
-        // SAFETY: objects of caches that nobody but readers uses; readers do not look at the link.
+        // SAFETY: the caller guarantees objects of caches that nobody but readers uses; readers do
+        // not look at the link.
         unsafe {
             if let Some(class) = objects::class_of_object(object) {
                 let link = object.add(slab::shape(class).link as usize);
@@ -240,7 +255,8 @@ fn free_waiting(context: Context) {
 }
 
 fn free_blocks(context: Context, blocks: Taken<Block>) {
-    blocks.map(<*mut Block>::cast).for_each(objects::free_block(context));
+    // SAFETY: these are links of objects that were set aside, and their grace period is over.
+    blocks.map(<*mut Block>::cast).for_each(unsafe { objects::free_block(context) });
 }
 
 /// Serialises callers of [`barrier`]: each takes objects off the lists, and the others must wait
@@ -259,7 +275,7 @@ pub(crate) fn wait_for_all() -> bool {
     let mut gathered = true;
     Context::enter(|context| {
         for cpu in (0..percpu::regions()).filter(|cpu| percpu::held(*cpu, Class::RCU) > 0) {
-            gathered &= percpu::flush(context, cpu, Class::RCU, set_aside);
+            gathered &= flush_sheaf(context, cpu);
         }
     });
     // Objects that other threads had taken from sheaves are set aside after this.

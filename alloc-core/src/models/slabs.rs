@@ -27,7 +27,8 @@ fn barn_neither_loses_nor_duplicates_objects() {
             let mut batch = Batch::new();
             batch.push_first(address(number * 16));
             batch.push_first(address(number * 16 + 8));
-            let refused = !shared.put(Context::WAITING, &mut batch);
+            // SAFETY: the objects are only addresses, and this thread's own.
+            let refused = unsafe { !shared.put(Context::WAITING, &mut batch) };
             if refused {
                 keep.lock().unwrap().extend(batch.objects().iter().map(|object| object.addr()));
                 batch.clear();

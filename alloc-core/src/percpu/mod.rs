@@ -52,10 +52,13 @@ pub(crate) use rseq::{pop, pop_bulk, push, push_bulk, push_once};
 use select::is_locked;
 pub(crate) use select::{Backend, backend};
 
-/// Configures a cache class's sheaves for objects of `size` bytes and resets its event counters.
-/// The sheaves must be empty. A sheaf left open by the class's previous owner keeps its width until
-/// it is next closed; that is safe, since a width never exceeds the words reserved for the sheaf.
-pub(crate) fn define(class: Class, size: usize) {
+/// Configures a cache class's sheaves for objects of `size` bytes and resets its event counters. A
+/// sheaf left open by the class's previous owner keeps its width until it is next closed; that is
+/// safe, since a width never exceeds the words reserved for the sheaf.
+///
+/// # Safety
+/// The class is one of an object cache, and nobody uses it: its sheaves are empty.
+pub(crate) unsafe fn define(class: Class, size: usize) {
     layout::define(class, size);
     events::reset(class);
 }

@@ -166,16 +166,23 @@ extern "C" fn alloc_large(layout: Layout, zeroed: bool) -> *mut u8 {
     {
         percpu::refund(class.size());
         let object = object.as_ptr();
-        return if !middle_out(object) && zeroed { clear(object, layout.size()) } else { object };
+        if !middle_out(object) && zeroed {
+            // SAFETY: the object was just allocated, and its class serves the layout.
+            return unsafe { clear(object, layout.size()) };
+        }
+        return object;
     }
     alloc_large_slow(layout, zeroed)
 }
 
-/// Zeroes an object.
+/// Zeroes an object and returns it.
+///
+/// # Safety
+/// The object has `size` bytes, and nobody else uses it.
 #[inline(never)]
-extern "C" fn clear(object: *mut u8, size: usize) -> *mut u8 {
+unsafe extern "C" fn clear(object: *mut u8, size: usize) -> *mut u8 {
     watch::make_accessible(object, size, false);
-    // SAFETY: callers pass objects of that size.
+    // SAFETY: the caller guarantees an object of that size.
     unsafe { object.write_bytes(0, size) };
     object
 }
@@ -189,7 +196,11 @@ extern "C" fn alloc_large_slow(layout: Layout, zeroed: bool) -> *mut u8 {
     if let Some(class) = middle_class_of(layout) {
         let object = alloc_slow(class);
         let is_zero = object.is_null() || middle_out(object);
-        return if !is_zero && zeroed { clear(object, layout.size()) } else { object };
+        if !is_zero && zeroed {
+            // SAFETY: the object was just allocated, and its class serves the layout.
+            return unsafe { clear(object, layout.size()) };
+        }
+        return object;
     }
     large::alloc(layout, zeroed)
 }

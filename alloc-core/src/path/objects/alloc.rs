@@ -85,8 +85,10 @@ fn refill(context: Context, backend: Backend, class: Class) -> Result<*mut u8, A
     watch::refill(|| move_event(class, batch.len(), percpu::cpu()));
     let Some(object) = batch.pop_last() else { return Ok(ptr::null_mut()) };
     // SAFETY: the batch has just left the barn or a slab, so this thread alone holds its objects.
-    unsafe { backend.fill(class, &mut batch) };
-    put_away(context, backend, class, node, &mut batch);
+    unsafe {
+        backend.fill(class, &mut batch);
+        put_away(context, backend, class, node, &mut batch);
+    }
     if class.is_middle() {
         bound_middle(context, backend, Some(class));
     }

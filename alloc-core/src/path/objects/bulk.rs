@@ -38,8 +38,10 @@ pub(crate) unsafe fn alloc_bulk(class: Class, to: *mut *mut u8, len: usize) -> u
             }
             // SAFETY: the batch has just left a sheaf, the barn or a slab, so this thread alone
             // holds its objects.
-            unsafe { backend.fill(class, &mut batch) };
-            put_away(context, backend, class, node, &mut batch);
+            unsafe {
+                backend.fill(class, &mut batch);
+                put_away(context, backend, class, node, &mut batch);
+            }
         }
         count
     })
@@ -57,7 +59,8 @@ pub(crate) unsafe fn free_bulk(class: Class, objects: &[*mut u8]) {
         for objects in objects.chunks(percpu::batch_len(class).max(1)) {
             batch.fill(objects);
             watch::flush(|| move_event(class, batch.len(), percpu::cpu()));
-            put_away(context, backend, class, node, &mut batch);
+            // SAFETY: the caller guarantees objects of `class` that nobody uses.
+            unsafe { put_away(context, backend, class, node, &mut batch) };
         }
     });
 }

@@ -51,7 +51,8 @@ pub(crate) unsafe fn define(class: Class, shape: Shape) -> bool {
     }
     Context::enter(|context| {
         let _flushing = FLUSHING.acquire(context);
-        percpu::define(class, shape.stride());
+        // SAFETY: the caller guarantees that nobody uses the class, so its sheaves are empty.
+        unsafe { percpu::define(class, shape.stride()) };
         let memory = node_classes.load(Ordering::Relaxed);
         for node in 0..node::count() {
             // SAFETY: each barn gets slots of its own, which are long enough, and is empty as long
@@ -81,11 +82,14 @@ pub(crate) fn flush(class: Class) -> bool {
         for cpu in (0..percpu::regions()).filter(|cpu| percpu::held(*cpu, class) > 0) {
             done &= percpu::flush(context, cpu, class, |batch| {
                 watch::flush(|| move_event(class, batch.len(), cpu));
-                flush_to_slabs(context, backend, class, batch);
+                // SAFETY: the objects have just left a sheaf of `class`, so this thread alone holds
+                // them.
+                unsafe { flush_to_slabs(context, backend, class, batch) };
             });
         }
         for node_class in node_classes(class) {
-            empty_barn(context, backend, class, &node_class.barn);
+            // SAFETY: `node_classes` returns node classes of `class`.
+            unsafe { empty_barn(context, backend, class, &node_class.barn) };
         }
         done
     })

@@ -14,7 +14,8 @@ use crate::watch;
 pub(crate) fn online(cpu: usize) {
     Context::enter(|context| {
         percpu::open(context, cpu);
-        DEFERRED.online(context, cpu, free_block(context));
+        // SAFETY: the lists hold deferred blocks.
+        DEFERRED.online(context, cpu, unsafe { free_block(context) });
     });
 }
 
@@ -24,14 +25,17 @@ pub(crate) fn online(cpu: usize) {
 /// the sheaves keep their objects.
 pub(crate) fn offline(cpu: usize, mut waiting: impl FnMut(&mut Batch)) -> bool {
     Context::enter(|context| {
-        DEFERRED.offline(context, cpu, free_block(context));
+        // SAFETY: the list holds deferred blocks.
+        DEFERRED.offline(context, cpu, unsafe { free_block(context) });
         let backend = percpu::backend(context);
         let node = node::of(cpu);
         percpu::close(context, cpu, |class, batch| match class {
             Class::RCU => waiting(batch),
             _ => {
                 watch::flush(|| move_event(class, batch.len(), cpu));
-                put_away(context, backend, class, node, batch);
+                // SAFETY: the objects have just left a sheaf of `class`, so this thread alone holds
+                // them.
+                unsafe { put_away(context, backend, class, node, batch) };
             }
         })
     })
@@ -40,7 +44,8 @@ pub(crate) fn offline(cpu: usize, mut waiting: impl FnMut(&mut Batch)) -> bool {
 /// Closes the deferred lists of all CPUs and frees their blocks. From now on blocks are deferred to
 /// the list that serves a process without CPUs.
 pub(crate) fn end_cpus() {
-    Context::enter(|context| DEFERRED.end(context, free_block(context)));
+    // SAFETY: the lists hold deferred blocks.
+    Context::enter(|context| unsafe { DEFERRED.end(context, free_block(context)) });
 }
 
 /// Moves the blocks deferred on CPUs to the list that serves a process without CPUs. Called in a

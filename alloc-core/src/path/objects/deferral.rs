@@ -11,7 +11,8 @@ use crate::sync::Context;
 pub(crate) fn free_deferred(context: Context) {
     if context.may_wait() {
         let cpu = thread::is_started().then(percpu::cpu);
-        DEFERRED.flush(Context::TRYING, cpu, free_block(context));
+        // SAFETY: the list holds deferred blocks.
+        DEFERRED.flush(Context::TRYING, cpu, unsafe { free_block(context) });
     }
 }
 
@@ -19,7 +20,8 @@ pub(crate) fn free_deferred(context: Context) {
 /// thread that is freeing some of them. `None` stands for the list that serves a process without
 /// CPUs.
 pub(crate) fn deferred_barrier(cpu: Option<usize>) {
-    Context::enter(|context| DEFERRED.barrier(context, cpu, free_block(context)));
+    // SAFETY: the list holds deferred blocks.
+    Context::enter(|context| unsafe { DEFERRED.barrier(context, cpu, free_block(context)) });
     if let Some(cpu) = cpu {
         FLUSH[cpu % MAX_CPUS].sync();
     }

@@ -27,7 +27,9 @@ pub(super) fn empty_sheaves(context: Context, _flushing: &Guard<'_, ()>, even_bu
     for cpu in 0..percpu::regions() {
         moved |= percpu::flush_unused(context, cpu, even_busy, |class, batch| {
             watch::flush(|| move_event(class, batch.len(), cpu));
-            flush_to_slabs(context, backend, class, batch);
+            // SAFETY: the objects have just left a sheaf of `class`, so this thread alone holds
+            // them.
+            unsafe { flush_to_slabs(context, backend, class, batch) };
         });
     }
     moved
@@ -54,7 +56,8 @@ pub(super) fn empty_node_classes(
                 continue;
             }
             moved |= node_class.barn.len() > 0;
-            empty_node_class(context, backend, class, node_class);
+            // SAFETY: `node_classes` returns node classes of `class`.
+            unsafe { empty_node_class(context, backend, class, node_class) };
         }
     }
     moved
@@ -62,13 +65,17 @@ pub(super) fn empty_node_classes(
 
 /// Flushes the barn of a node class, and frees the slabs that are empty then, unless readers may
 /// look at them.
-pub(super) fn empty_node_class(
+///
+/// # Safety
+/// The node class is of `class`.
+pub(super) unsafe fn empty_node_class(
     context: Context,
     backend: Backend,
     class: Class,
     node_class: &NodeClass,
 ) {
-    empty_barn(context, backend, class, &node_class.barn);
+    // SAFETY: the caller guarantees that the node class, and so its barn, is of `class`.
+    unsafe { empty_barn(context, backend, class, &node_class.barn) };
     if slab::shape(class).is_kept() {
         return;
     }
@@ -80,13 +87,17 @@ pub(super) fn empty_node_class(
 }
 
 /// Flushes a barn to slabs.
-pub(super) fn empty_barn(context: Context, backend: Backend, class: Class, barn: &Barn) {
+///
+/// # Safety
+/// The barn is of `class`.
+pub(super) unsafe fn empty_barn(context: Context, backend: Backend, class: Class, barn: &Barn) {
     let mut batch = Batch::new();
     loop {
         barn.take(context, &mut batch, percpu::batch_len(class));
         if batch.len() == 0 {
             break;
         }
-        flush_to_slabs(context, backend, class, &mut batch);
+        // SAFETY: the objects have just left a barn of `class`, so this thread alone holds them.
+        unsafe { flush_to_slabs(context, backend, class, &mut batch) };
     }
 }

@@ -56,8 +56,10 @@ fn is_on_top(context: Context, backend: Backend, class: Class, object: *mut u8) 
     backend.drain(class, &mut batch, 2);
     let found = batch.objects().contains(&object);
     // SAFETY: the batch has just left a sheaf, so this thread alone holds its objects.
-    unsafe { backend.fill(class, &mut batch) };
-    put_away(context, backend, class, node::current(), &mut batch);
+    unsafe {
+        backend.fill(class, &mut batch);
+        put_away(context, backend, class, node::current(), &mut batch);
+    }
     found
 }
 

@@ -64,7 +64,9 @@ pub(super) fn punch_holes(context: Context, punch: &Punch) -> Punched {
             partial.counts().slabs
         });
         for _ in 0..slabs.min(left) {
-            let Some(bytes) = punch_slab(context, node_class, punch.even_busy) else { break };
+            // SAFETY: the loop visits node classes of size classes only.
+            let bytes = unsafe { punch_slab(context, node_class, punch.even_busy) };
+            let Some(bytes) = bytes else { break };
             punched.bytes += bytes;
             left -= 1;
         }
@@ -80,15 +82,18 @@ pub(super) fn punch_holes(context: Context, punch: &Punch) -> Punched {
 
 /// Punches the holes of one slab that is due, and returns the bytes decommitted. Returns `None` if
 /// no slab is due, or if the context must not wait.
-fn punch_slab(context: Context, node_class: &NodeClass, even_busy: bool) -> Option<usize> {
+///
+/// # Safety
+/// The node class is of a size class, whose free objects have no contents.
+unsafe fn punch_slab(context: Context, node_class: &NodeClass, even_busy: bool) -> Option<usize> {
     // A fork waits for this guard, so that no slab is lent then.
     let _purging = page::Purging::begin(context)?;
     let lent = node_class.slabs.lock(context)?.lend(even_busy)?;
     fault::point(Place::SlabPunching);
     let mut bytes = 0;
     lent.for_each_hole(os::page_size(), |address, len| {
-        // SAFETY: a hole has only free objects, which leave no slab while it is lent, and free
-        // objects of size classes have no contents.
+        // SAFETY: a hole has only free objects, which leave no slab while it is lent. The caller
+        // guarantees that they have no contents.
         if unsafe { page::decommit(address, len) } {
             bytes += len;
         }

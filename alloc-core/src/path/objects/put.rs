@@ -56,39 +56,60 @@ pub(super) unsafe fn free_object(context: Context, class: Class, object: *mut u8
     let node = node::current();
     backend.drain(class, &mut batch, len);
     watch::flush(|| move_event(class, batch.len(), percpu::cpu()));
-    put_away(context, backend, class, node, &mut batch);
+    // SAFETY: the objects have just left the sheaf of `class`, so this thread alone holds them.
+    unsafe { put_away(context, backend, class, node, &mut batch) };
     batch.push_first(object);
-    // SAFETY: the batch holds the caller's object and objects that have just left a sheaf.
-    unsafe { backend.fill(class, &mut batch) };
-    put_away(context, backend, class, node, &mut batch);
+    // SAFETY: `put_away` emptied the batch, so it holds the caller's object alone.
+    unsafe {
+        backend.fill(class, &mut batch);
+        put_away(context, backend, class, node, &mut batch);
+    }
 }
 
 /// Bounds the bytes of middle sizes in this CPU's sheaves, all but the class `spared`, and flushes
 /// the excess to slabs, as [`middle::bound`] says.
 pub(super) fn bound_middle(context: Context, backend: Backend, spared: Option<Class>) {
-    middle::bound(backend, spared, |class, batch| flush_to_slabs(context, backend, class, batch));
+    middle::bound(backend, spared, |class, batch| {
+        // SAFETY: the objects have just left the sheaf of `class`, so this thread alone holds them.
+        unsafe { flush_to_slabs(context, backend, class, batch) };
+    });
 }
 
 /// Empties the batch into the barn, or else into the slabs. If the context must not wait and the
 /// locks are busy, pushes the objects to the sheaf, and defers those that do not fit.
+///
+/// # Safety
+/// The objects are of `class`, in no sheaf, barn or slab, and nobody uses them.
 #[inline]
-pub(super) fn put_away(
+pub(super) unsafe fn put_away(
     context: Context,
     backend: Backend,
     class: Class,
     node: usize,
     batch: &mut Batch,
 ) {
-    if batch.len() > 0 && !node_class_in_use(node, class).barn.put(context, batch) {
-        percpu::count(class, Event::BarnFull, 1);
-        flush_to_slabs(context, backend, class, batch);
+    // SAFETY: the barn is of `class`, and the caller guarantees that the objects are, and that
+    // nobody uses them. The batch is unchanged where the barn took none.
+    unsafe {
+        if batch.len() > 0 && !node_class_in_use(node, class).barn.put(context, batch) {
+            percpu::count(class, Event::BarnFull, 1);
+            flush_to_slabs(context, backend, class, batch);
+        }
     }
 }
 
 /// Empties the batch into the slabs that its objects were cut from. If the lock of a node's slabs
 /// is busy and the context must not wait, pushes the remaining objects to the sheaf, and defers
 /// those that do not fit.
-pub(super) fn flush_to_slabs(context: Context, backend: Backend, class: Class, batch: &mut Batch) {
+///
+/// # Safety
+/// As [`put_away`].
+pub(super) unsafe fn flush_to_slabs(
+    context: Context,
+    backend: Backend,
+    class: Class,
+    batch: &mut Batch,
+) {
     let slab_of = |object| {
         let unit = Unit::of(object).filter(|unit| unit.is_committed())?;
         // SAFETY: the unit is committed.
@@ -103,7 +124,7 @@ pub(super) fn flush_to_slabs(context: Context, backend: Backend, class: Class, b
         let node = unsafe { Slab::node(slab) };
         let Some(mut partial) = node_class(node, class).slabs.lock(context) else {
             for &object in objects {
-                // SAFETY: an object of `class` from the batch, which nobody uses.
+                // SAFETY: the caller guarantees objects of `class` that nobody uses.
                 unsafe {
                     if !backend.push(class, object) {
                         defer_object(context, class, object);
@@ -160,7 +181,8 @@ pub(super) static FLUSH: [IrqWork; MAX_CPUS] =
 
 fn flush_by_irq_work(work: &IrqWork) {
     let cpu = (ptr::from_ref(work).addr() - FLUSH.as_ptr().addr()) / size_of::<IrqWork>();
-    Context::enter(|context| DEFERRED.flush(context, Some(cpu), free_block(context)));
+    // SAFETY: the list holds deferred blocks.
+    Context::enter(|context| unsafe { DEFERRED.flush(context, Some(cpu), free_block(context)) });
 }
 
 /// Defers a free whose lock is busy. If the context could have waited, the lock was abandoned by a
@@ -197,9 +219,13 @@ unsafe fn defer_object(context: Context, class: Class, object: *mut u8) {
 
 /// Returns a function that frees a deferred block by the address of its link. The link of a run is
 /// its first word; that of an object may lie anywhere in the object.
-pub(crate) fn free_block(context: Context) -> impl Fn(*mut u8) {
+///
+/// # Safety
+/// The function is called once for each block, with the address of the link of a run or object that
+/// nobody uses.
+pub(crate) unsafe fn free_block(context: Context) -> impl Fn(*mut u8) {
     move |block| {
-        // SAFETY: blocks on deferred lists are objects or runs that nobody uses, and have their
+        // SAFETY: the caller guarantees links of objects or runs that nobody uses; these have their
         // metadata.
         unsafe {
             match class_of_object(block) {

@@ -72,8 +72,8 @@ fn reclaim_on(context: Context, occasion: Occasion) -> bool {
 fn age(context: Context, occasion: Occasion) -> bool {
     let is_short = occasion == Occasion::Shortage;
     // All lists, not only this CPU's: a signal handler may have deferred blocks in a program that
-    // has been idle since, and has started no CPU threads.
-    let mut freed = DEFERRED.flush_all(free_block(context));
+    // has been idle since, and has started no CPU threads. SAFETY: the lists hold deferred blocks.
+    let mut freed = DEFERRED.flush_all(unsafe { free_block(context) });
     if occasion != Occasion::Free {
         freed |= free_for_readers(context);
     }
@@ -111,7 +111,9 @@ pub(crate) fn trim(mut waiting: impl FnMut(&mut Batch)) -> usize {
                 Class::RCU => waiting(batch),
                 _ => {
                     watch::flush(|| move_event(class, batch.len(), cpu));
-                    flush_to_slabs(context, backend, class, batch);
+                    // SAFETY: the objects have just left a sheaf of `class`, so this thread alone
+                    // holds them.
+                    unsafe { flush_to_slabs(context, backend, class, batch) };
                 }
             });
         }
@@ -122,7 +124,8 @@ pub(crate) fn trim(mut waiting: impl FnMut(&mut Batch)) -> usize {
             let _flushing = FLUSHING.acquire(context);
             let backend = percpu::backend(context);
             for node_class in node_classes(class) {
-                empty_node_class(context, backend, class, node_class);
+                // SAFETY: `node_classes` returns node classes of `class`.
+                unsafe { empty_node_class(context, backend, class, node_class) };
             }
         });
     }
