@@ -204,52 +204,54 @@ mod tests {
 
     #[test]
     fn runs_are_disjoint_aligned_and_reused() {
-        let waiting = Context::enter(|context| context);
-        let first = alloc(waiting, 0, 3, 1).unwrap();
-        let second = alloc(waiting, 0, 5, 8).unwrap();
-        let unit = Unit::of(second.address.as_ptr()).unwrap();
-        assert_eq!(second.address.addr().get() % (8 * UNIT), 0);
-        assert_eq!(unit.address(), second.address.as_ptr());
-        assert_eq!(unit.run_len(), Some(5));
-        // SAFETY: the test owns both runs, of 3 and 5 units.
-        unsafe {
-            first.address.write_bytes(1, 3 * UNIT);
-            second.address.write_bytes(2, 5 * UNIT);
-            assert_eq!(*first.address.as_ptr(), 1);
-            shrink(waiting, unit, 2);
-            assert_eq!(unit.run_len(), Some(2));
-            assert!(grow(waiting, unit, 4) && grow(waiting, unit, 3));
-            assert_eq!(unit.run_len(), Some(4));
-            assert!(free(waiting, unit));
-            assert!(free(waiting, Unit::of(first.address.as_ptr()).unwrap()));
-        }
-        assert!(Unit::of(ptr::null_mut()).is_none());
-        assert!(alloc(waiting, 0, u32::MAX as usize, 1).is_none());
+        Context::enter(|waiting| {
+            let first = alloc(waiting, 0, 3, 1).unwrap();
+            let second = alloc(waiting, 0, 5, 8).unwrap();
+            let unit = Unit::of(second.address.as_ptr()).unwrap();
+            assert_eq!(second.address.addr().get() % (8 * UNIT), 0);
+            assert_eq!(unit.address(), second.address.as_ptr());
+            assert_eq!(unit.run_len(), Some(5));
+            // SAFETY: the test owns both runs, of 3 and 5 units.
+            unsafe {
+                first.address.write_bytes(1, 3 * UNIT);
+                second.address.write_bytes(2, 5 * UNIT);
+                assert_eq!(*first.address.as_ptr(), 1);
+                shrink(waiting, unit, 2);
+                assert_eq!(unit.run_len(), Some(2));
+                assert!(grow(waiting, unit, 4) && grow(waiting, unit, 3));
+                assert_eq!(unit.run_len(), Some(4));
+                assert!(free(waiting, unit));
+                assert!(free(waiting, Unit::of(first.address.as_ptr()).unwrap()));
+            }
+            assert!(Unit::of(ptr::null_mut()).is_none());
+            assert!(alloc(waiting, 0, u32::MAX as usize, 1).is_none());
+        });
     }
 
     #[test]
     fn busy_arena_allocates_from_its_reserve() {
-        let waiting = Context::enter(|context| context);
-        let run = alloc(waiting, 0, 2, 1).unwrap();
-        let unit = Unit::of(run.address.as_ptr()).unwrap();
-        let busy = unit.arena.free_runs.acquire(waiting).unwrap();
-        let [len, align] = [5, 4].map(|units| NonZero::new(units).unwrap());
-        assert!(unit.arena.alloc(Context::TRYING, len, align).is_none());
-        let reserved = unit.arena.alloc_reserved(len, align).unwrap();
-        let of_reserve = Unit::of(reserved.address.as_ptr()).unwrap();
-        assert_eq!(reserved.address.addr().get() % (4 * UNIT), 0);
-        assert_eq!(of_reserve.run_len(), Some(5));
-        // SAFETY: the test owns both runs, of 2 and 5 units.
-        unsafe {
-            reserved.address.write_bytes(1, 5 * UNIT);
-            assert!(!grow(Context::TRYING, unit, 3));
-            assert!(!grow(waiting, of_reserve, 6));
-            shrink(Context::TRYING, unit, 1);
-            assert_eq!(unit.run_len(), Some(2));
-            assert!(!free(Context::TRYING, unit) && free(Context::TRYING, of_reserve));
-            drop(busy);
-            assert!(free(waiting, unit));
-        }
-        assert!(!of_reserve.is_committed());
+        Context::enter(|waiting| {
+            let run = alloc(waiting, 0, 2, 1).unwrap();
+            let unit = Unit::of(run.address.as_ptr()).unwrap();
+            let busy = unit.arena.free_runs.acquire(waiting).unwrap();
+            let [len, align] = [5, 4].map(|units| NonZero::new(units).unwrap());
+            assert!(unit.arena.alloc(Context::TRYING, len, align).is_none());
+            let reserved = unit.arena.alloc_reserved(len, align).unwrap();
+            let of_reserve = Unit::of(reserved.address.as_ptr()).unwrap();
+            assert_eq!(reserved.address.addr().get() % (4 * UNIT), 0);
+            assert_eq!(of_reserve.run_len(), Some(5));
+            // SAFETY: the test owns both runs, of 2 and 5 units.
+            unsafe {
+                reserved.address.write_bytes(1, 5 * UNIT);
+                assert!(!grow(Context::TRYING, unit, 3));
+                assert!(!grow(waiting, of_reserve, 6));
+                shrink(Context::TRYING, unit, 1);
+                assert_eq!(unit.run_len(), Some(2));
+                assert!(!free(Context::TRYING, unit) && free(Context::TRYING, of_reserve));
+                drop(busy);
+                assert!(free(waiting, unit));
+            }
+            assert!(!of_reserve.is_committed());
+        });
     }
 }

@@ -425,7 +425,7 @@ mod tests {
                             0,
                             true,
                         );
-                        slabs.arrive(waiting(), slab);
+                        slabs.arrive(Context::TRYING, slab);
                         slab
                     }
                 })
@@ -434,7 +434,7 @@ mod tests {
         }
 
         fn lock(&self) -> Held<'_> {
-            self.slabs.lock(waiting()).expect("the lock can be waited for")
+            self.slabs.lock(Context::TRYING).expect("no other thread has the lock")
         }
 
         fn lend_and_relist(&self) -> bool {
@@ -460,10 +460,6 @@ mod tests {
                 unsafe { std::alloc::dealloc(slab.cast(), DESCRIPTOR) };
             }
         }
-    }
-
-    fn waiting() -> Context {
-        Context::enter(|context| context)
     }
 
     /// The lists of empty slabs hold no others, however many slabs are nearly empty, punched or

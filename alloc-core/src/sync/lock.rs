@@ -304,20 +304,18 @@ mod tests {
     /// as owner yet.
     #[test]
     fn fork_abandons_a_lock_that_another_thread_just_acquired() {
-        let waiting = Context::enter(|context| context);
         let lock = Lock::new(LockClass::Barn, ());
-        drop(lock.acquire(waiting));
+        drop(lock.acquire(Context::TRYING));
         assert!(lock.raw.try_acquire(0));
         lock.raw.hold_for_fork(Fork(1), Context::TRYING, &Cell::new(3));
         lock.raw.release_in_child(Fork(1));
-        assert!(lock.acquire(waiting).is_none());
+        Context::enter(|waiting| assert!(lock.acquire(waiting).is_none()));
     }
 
     #[test]
     fn fork_keeps_locks_of_the_forking_thread() {
-        let waiting = Context::enter(|context| context);
         let lock = Lock::new(LockClass::Barn, ());
-        let guard = lock.acquire(waiting);
+        let guard = lock.acquire(Context::TRYING);
         lock.raw.hold_for_fork(Fork(1), Context::TRYING, &Cell::new(3));
         lock.raw.release_in_child(Fork(1));
         assert!(lock.acquire(Context::TRYING).is_none());
@@ -329,10 +327,9 @@ mod tests {
     /// neither waits for nor releases the locks that the outer fork holds.
     #[test]
     fn nested_fork_leaves_locks_to_the_outer_fork() {
-        let waiting = Context::enter(|context| context);
         let [held, free] = [(); 2].map(|()| Lock::new(LockClass::Barn, ()));
         let attempts = Cell::new(3);
-        held.raw.hold_for_fork(Fork(1), waiting, &attempts);
+        held.raw.hold_for_fork(Fork(1), Context::TRYING, &attempts);
         for end in [RawLock::release_in_parent, RawLock::release_in_child] {
             for lock in [&held, &free] {
                 lock.raw.hold_for_fork(Fork(2), Context::TRYING, &attempts);

@@ -5,7 +5,8 @@
 //!   an edge A → B. An edge that closes a cycle is a potential deadlock. A lock that is only tried
 //!   adds no edge to itself, but counts as held afterwards.
 //! - *Context.* Operations that sleep, and the locks of the control plane, are forbidden in slow
-//!   paths and in the handler of a CPU thread.
+//!   paths and in the handler of a CPU thread. Other locks are waited for in slow paths only: a
+//!   [`Context`](super::Context) must not leave the slow path that it is for.
 //!
 //! A violation ends the process with a message that names both places. In release builds nothing of
 //! this is compiled in.
@@ -242,10 +243,12 @@ mod checking {
     /// Checks a lock against the order. Call before waiting for a lock of `class`.
     #[track_caller]
     pub(crate) fn waits(class: LockClass) {
+        let here = Location::caller();
         if matches!(class, LockClass::Hotplug | LockClass::SlabMutex | LockClass::RcuBarrier) {
             may_sleep();
+        } else if Context::is_outermost() {
+            os::abort(format_args!("{class:?} is waited for at {here}, outside of any slow path"));
         }
-        let here = Location::caller();
         for (_, held) in Known::of_this_thread().all() {
             if held.0 == class {
                 os::abort(format_args!(
