@@ -287,15 +287,22 @@ unsafe extern "C" fn end(_: *mut c_void) {
 
 /// Resets this module in a fork child, which has only the thread that forked: there are no CPU
 /// threads until they are needed.
-pub(crate) fn in_child() {
-    HOTPLUG.reset_in_child(READERS.get() as u32);
+///
+/// # Safety
+/// The process is the child of a fork, and has one thread.
+pub(crate) unsafe fn in_child() {
+    // SAFETY: the caller guarantees that this thread, with its readers, is the only one.
+    unsafe { HOTPLUG.reset_in_child(READERS.get() as u32) };
     ONLINE.iter().for_each(|word| word.store(0, Ordering::Relaxed));
     thread::in_child();
     IS_OVER.store(false, Ordering::Relaxed);
     // This is the main thread from now on.
     expect_end();
-    irq_work::without_cpus();
-    objects::without_cpus();
+    // SAFETY: the caller guarantees that this is the child of a fork, with one thread.
+    unsafe {
+        irq_work::without_cpus();
+        objects::without_cpus();
+    }
 }
 
 /// The hotplug lock, held to change CPUs.

@@ -94,18 +94,25 @@ extern "C" fn in_child() {
         | LockClass::Closing
         | LockClass::Purging
         | LockClass::Committing => {
-            lock.free_in_child(Fork::current());
+            // SAFETY: this is the child, and what these locks protect is whole after each store.
+            unsafe { lock.free_in_child(Fork::current()) };
         }
         _ => lock.release_in_child(Fork::current()),
     });
     if Context::depth() == OUTERMOST {
         os::renew_streams();
     }
-    percpu::without_cpus();
-    cpu::in_child();
+    // SAFETY: the C library calls this in the child, whose only thread this is.
+    unsafe {
+        percpu::without_cpus();
+        cpu::in_child();
+    }
     page::in_child();
-    rcu::in_child();
-    cache::in_child();
+    // SAFETY: the C library calls this in the child, whose only thread this is.
+    unsafe {
+        rcu::in_child();
+        cache::in_child();
+    }
     reclaim::in_child();
     report::in_child();
     Context::unpin();

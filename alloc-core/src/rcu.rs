@@ -75,14 +75,20 @@ fn count(ticket: Ticket, change: isize, step: impl FnOnce()) {
     }
     compiler_fence(Ordering::SeqCst);
     if forks() != before {
-        reset_in_child();
+        // SAFETY: the process was forked since, and its child has one thread until the handler that
+        // forked returns to this one.
+        unsafe { reset_in_child() };
     }
 }
 
 /// Discounts the readers of other threads, in the child of a fork.
+///
+/// # Safety
+/// The process is the child of a fork, and has one thread.
 #[cold]
-fn reset_in_child() {
-    GRACE.reset_in_child(own());
+unsafe fn reset_in_child() {
+    // SAFETY: the caller guarantees that this thread, with its readers, is the only one.
+    unsafe { GRACE.reset_in_child(own()) };
 }
 
 /// A reader, until it is dropped.
@@ -302,7 +308,13 @@ pub(crate) fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
 }
 
 /// Resets this module in a fork child: readers and barriers of other threads no longer exist.
-pub(crate) fn in_child() {
-    reset_in_child();
-    TURNS.reset_in_child();
+///
+/// # Safety
+/// The process is the child of a fork, and has one thread.
+pub(crate) unsafe fn in_child() {
+    // SAFETY: the caller guarantees that this is the child of a fork, with one thread.
+    unsafe {
+        reset_in_child();
+        TURNS.reset_in_child();
+    }
 }

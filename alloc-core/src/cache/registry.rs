@@ -62,8 +62,12 @@ pub(crate) fn defer_free_barrier(_caches: &SlabMutexGuard, cpus: &CpusReadGuard)
 }
 
 /// Resets the cache mutex in a fork child: nobody except this thread can hold it.
-pub(crate) fn in_child() {
-    SLAB_MUTEX.reset_in_child();
+///
+/// # Safety
+/// The process is the child of a fork, and has one thread.
+pub(crate) unsafe fn in_child() {
+    // SAFETY: the caller guarantees that this is the child of a fork, with one thread.
+    unsafe { SLAB_MUTEX.reset_in_child() };
 }
 
 /// Properties of a cache's class, guarded by the cache mutex.

@@ -491,13 +491,16 @@ mod queues {
 
     /// Resets the lists in a fork child, which has no CPUs: queued items run as before any CPU was
     /// online.
-    pub(crate) fn without_cpus() {
+    ///
+    /// # Safety
+    /// The process is the child of a fork, and has one thread.
+    pub(crate) unsafe fn without_cpus() {
         let runners = RUNNERS.iter().chain([&BOOT_RUNNER]);
         runners.for_each(|runner| runner.at.store(ptr::null_mut(), Ordering::Relaxed));
         count_fork();
         let keep = |item: *const IrqWork| {
-            // SAFETY: items on lists, and those that this thread is queueing, are valid, and there
-            // is no other thread.
+            // SAFETY: items on lists, and those that this thread is queueing, are valid. The caller
+            // guarantees that there is no other thread.
             let flags = unsafe { &(*item).flags };
             flags.store(of_this_process(flags.load(Ordering::Relaxed)), Ordering::Relaxed);
         };
@@ -505,7 +508,8 @@ mod queues {
             lists.without_cpus(|item| keep(item));
         }
         for queueing in Queueing::all(Queueing::first()) {
-            // SAFETY: items that this thread is queueing are valid, and there is no other thread.
+            // SAFETY: items that this thread is queueing are valid. The caller guarantees that
+            // there is no other thread.
             let flags = unsafe { &(*queueing.item).flags };
             if flags.load(Ordering::Relaxed) & PENDING == 0 {
                 // Another thread was running it.

@@ -91,9 +91,14 @@ impl<const CPUS: usize> Deferred<CPUS> {
 
     /// Moves all blocks to the boot list, in the child of a fork. Blocks that a thread missing here
     /// had taken from a list are lost with it; the lists themselves are whole.
-    pub(crate) fn without_cpus(&self) {
+    ///
+    /// # Safety
+    /// The process is the child of a fork, and has one thread.
+    pub(crate) unsafe fn without_cpus(&self) {
         self.lists.without_cpus(|_| {});
-        self.for_each_lock(&|_, lock| lock.reclaim_in_child());
+        // SAFETY: the caller guarantees that this is the child of a fork. The locks protect no
+        // data, and the lists are whole after each store.
+        self.for_each_lock(&|_, lock| unsafe { lock.reclaim_in_child() });
     }
 
     /// Defers a block on `cpu`, or on another CPU if that is offline. Returns the CPU whose irq

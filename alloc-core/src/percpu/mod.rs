@@ -137,9 +137,13 @@ pub(crate) fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
 }
 
 /// Resets the selection of the backend and the regions in a fork child, where no CPU is offline.
-pub(crate) fn without_cpus() {
+///
+/// # Safety
+/// The process is the child of a fork, and has one thread.
+pub(crate) unsafe fn without_cpus() {
     select::in_child();
-    remote::in_child();
+    // SAFETY: the caller guarantees that this is the child of a fork, with one thread.
+    unsafe { remote::in_child() };
 }
 
 /// Returns whether any sheaf holds objects on a CPU: a guess while they are in use.

@@ -168,12 +168,15 @@ fn close_some(
 /// Resets the regions in a fork child, where no CPU is offline and no other thread is closing
 /// sheaves: reopens every region and makes half-closed sheaves usable. If the fork interrupted this
 /// thread while it was closing sheaves, everything stays as it is: the thread continues with that.
-pub(super) fn in_child() {
+///
+/// # Safety
+/// The process is the child of a fork, and has one thread.
+pub(super) unsafe fn in_child() {
     if CLOSING.raw().is_mine() {
         return;
     }
     for base in (0..regions()).filter_map(region_of) {
-        // SAFETY: `base` is the region of a CPU, and there is no other thread.
+        // SAFETY: `base` is the region of a CPU.
         let state = unsafe { state_word(base) };
         // Open regions are not written: the page would be copied.
         if state.load(Ordering::Relaxed) == OPEN {

@@ -105,7 +105,11 @@ impl ControlRwLock {
     }
 
     /// Resets the lock in a fork child, where it has `readers` readers, all on this thread.
-    pub(crate) fn reset_in_child(&self, readers: u32) {
+    ///
+    /// # Safety
+    /// The process is the child of a fork, and has one thread. That thread holds the lock `readers`
+    /// times to read, and otherwise not at all.
+    pub(crate) unsafe fn reset_in_child(&self, readers: u32) {
         self.state.store(readers, Ordering::Relaxed);
     }
 }
@@ -149,9 +153,14 @@ impl ControlMutex {
 
     /// Resets the mutex in a fork child: this thread keeps it if it held it, and otherwise nobody
     /// holds it.
-    pub(crate) fn reset_in_child(&self) {
+    ///
+    /// # Safety
+    /// The process is the child of a fork, and has one thread.
+    pub(crate) unsafe fn reset_in_child(&self) {
         let is_mine = self.owner.load(Ordering::Relaxed) == Context::thread();
-        self.lock.reset_in_child(0);
+        // SAFETY: the caller guarantees that nobody else holds the lock. If this thread does, it
+        // gets the lock again.
+        unsafe { self.lock.reset_in_child(0) };
         if is_mine {
             self.lock.write();
         } else {

@@ -134,7 +134,10 @@ impl<const SLOTS: usize> Grace<SLOTS> {
 
     /// Resets the counts in a fork child: all readers except `own` on each side were lost with
     /// their threads.
-    pub(crate) fn reset_in_child(&self, own: [usize; 2]) {
+    ///
+    /// # Safety
+    /// The process is the child of a fork, and has one thread. That thread has `own` readers.
+    pub(crate) unsafe fn reset_in_child(&self, own: [usize; 2]) {
         for (side, own) in own.into_iter().enumerate() {
             let count = |slot: &Slot| slot.0[side].load(Ordering::Relaxed);
             let all = self.slots.iter().map(count).fold(0, usize::wrapping_add);

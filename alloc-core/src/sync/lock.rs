@@ -149,8 +149,11 @@ impl RawLock {
         LockClass::Sheaves
     }
 
-    /// Frees an abandoned lock whose data is consistent anyway.
-    pub(crate) fn reclaim_in_child(&self) {
+    /// Frees an abandoned lock.
+    ///
+    /// # Safety
+    /// As [`RawLock::free_in_child`].
+    pub(crate) unsafe fn reclaim_in_child(&self) {
         if self.is_abandoned() {
             self.word.store(FREE, Ordering::Relaxed);
         }

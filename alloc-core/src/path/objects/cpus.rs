@@ -50,6 +50,10 @@ pub(crate) fn end_cpus() {
 
 /// Moves the blocks deferred on CPUs to the list that serves a process without CPUs. Called in a
 /// fork child, which has none.
-pub(crate) fn without_cpus() {
-    DEFERRED.without_cpus();
+///
+/// # Safety
+/// The process is the child of a fork, and has one thread.
+pub(crate) unsafe fn without_cpus() {
+    // SAFETY: the caller guarantees that this is the child of a fork, with one thread.
+    unsafe { DEFERRED.without_cpus() };
 }

@@ -107,7 +107,11 @@ impl RawLock {
 
     /// As [`RawLock::release_in_child`], for a lock whose data is consistent after each store: the
     /// child frees the lock instead of abandoning it.
-    pub(crate) fn free_in_child(&self, fork: Fork) {
+    ///
+    /// # Safety
+    /// The process is the child of a fork, and has one thread. The data of the lock is consistent
+    /// after each store of its holders.
+    pub(crate) unsafe fn free_in_child(&self, fork: Fork) {
         self.release_in_parent(fork);
         if self.is_held() && !self.is_this_threads() {
             self.owner.store(0, Ordering::Relaxed);
