@@ -24,7 +24,7 @@ const LEAST_MIDDLE: usize = 1 << 20;
 /// beside that, and memory that serves one size only is cold.
 const MIDDLE_PART: usize = 4;
 /// The divisor in programs of several threads, where a miss takes a lock. Two threads that replace
-/// blocks of 33 to 512 KiB at random and touch one page of each do 25 million operations a second
+/// blocks of 33 to 512 KiB at random and touch one page of each do 26 million operations a second
 /// with half of the heap, and 10 million with a quarter.
 const MIDDLE_PART_OF_THREADS: usize = 2;
 
