@@ -14,7 +14,7 @@ use tests::block_stack::BlockStack;
 use tests::entry_points::Hayloft;
 use tests::process::{Limit, status_bytes};
 use tests::scenario::{Scenario, on_both_backends, on_both_backends_within, with_larger_pages};
-use tests::sizes::{GIB, MIB, layout};
+use tests::sizes::{GIB, LARGE, MIB, layout};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -104,7 +104,7 @@ fn data_limit_causes_no_reservations() {
 #[test]
 fn shrinking_needs_no_memory() {
     on_both_backends(|| {
-        let large = layout(100_000, 16);
+        let large = layout(LARGE, 16);
         let middle = layout(20_000, 16);
         let small = layout(100, 16);
         let [mut first, mut second, mut third] =
@@ -116,7 +116,7 @@ fn shrinking_needs_no_memory() {
         first.fill(large);
         second.fill(middle);
         third.fill(small);
-        for (block, size) in [(first.last(), 100_000), (of_middle, 20_000)] {
+        for (block, size) in [(first.last(), LARGE), (of_middle, 20_000)] {
             // SAFETY: the block is live and has at least `size` bytes.
             unsafe {
                 block.write_bytes(7, size);

@@ -17,6 +17,7 @@ use hayloft_core::{dump, heap};
 use tests::entry_points::Hayloft;
 use tests::process::{Limit, this_thread};
 use tests::scenario::{Scenario, describe, in_every_mode};
+use tests::sizes::LARGE;
 use tests::slow_paths::{defer_run, defer_run_hook};
 
 #[global_allocator]
@@ -233,7 +234,7 @@ fn everything_works_without_cpu_threads() {
     let work = || {
         cpu::start();
         fault::set_hook(defer);
-        let ends: [fn(); 2] = [|| drop(vec![0_u64; 50_000]), heap::barrier];
+        let ends: [fn(); 2] = [|| drop(vec![0_u8; LARGE]), heap::barrier];
         for end in ends {
             TAKEN.store(0, Ordering::Relaxed);
             defer_run();

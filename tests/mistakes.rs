@@ -183,10 +183,10 @@ fn main() {
         "leak" => leak(),
         "leak-of-cache" => leak_of_cache(),
         "use-after-free" => use_after_free(100),
-        "use-after-free-large" => use_after_free(100_000),
+        "use-after-free-large" => use_after_free(2_000_000),
         "double-free" => double_free(),
         "overrun" => overrun(61),
-        "overrun-large" => overrun(100_000),
+        "overrun-large" => overrun(2_000_000),
         "uninitialised" => uninitialised(),
         _ => panic!("no such mistake: {name}"),
     }

@@ -174,7 +174,7 @@ fn nodes_allocate_from_their_own_memory() {
         // A thread that moves gets memory of the node on which it runs now.
         for (cpu, node) in [(cpus[0], near), (cpus[1], far), (cpus[0], near)] {
             pin_to(cpu);
-            let block = Block::new(200_000).expect("memory");
+            let block = Block::new(2 * MIB).expect("memory");
             assert!(in_one_arena(block.at(), node), "a block of another node");
         }
         // Moved pages stay on their node.
@@ -350,7 +350,7 @@ fn trim_decommits_memory_of_all_nodes() {
         let [of_near, of_far] = cpus.map(|cpu| {
             pin_to(cpu);
             let mut blocks = Block::many(1000, 40_000);
-            blocks.extend(Block::many(200_000, 100));
+            blocks.extend(Block::many(2 * MIB, 10));
             blocks
         });
         // Some blocks are freed on their own node, others elsewhere.

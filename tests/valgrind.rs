@@ -44,10 +44,10 @@ fn memcheck_finds_each_mistake() {
         ("leak", "1,234 bytes in 1 blocks are definitely lost", "lose"),
         ("leak-of-cache", "567 bytes in 1 blocks are definitely lost", "lose_object"),
         ("use-after-free", "inside a block of size 100 free'd", "use_after_free"),
-        ("use-after-free-large", "inside a block of size 100,000 free'd", "use_after_free"),
+        ("use-after-free-large", "inside a block of size 2,000,000 free'd", "use_after_free"),
         ("double-free", "Invalid free()", "double_free"),
         ("overrun", "0 bytes after a block of size 61 alloc'd", "overrun"),
-        ("overrun-large", "0 bytes after a block of size 100,000 alloc'd", "overrun"),
+        ("overrun-large", "0 bytes after a block of size 2,000,000 alloc'd", "overrun"),
         ("uninitialised", "depends on uninitialised value", "uninitialised"),
     ];
     for (mistake, words, function) in mistakes {

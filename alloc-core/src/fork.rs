@@ -16,8 +16,10 @@
 //! *Other locks around a fork.* A thread that flushes all streams holds the lock of the list of
 //! streams, and waits for a stream whose user may be allocating a line here. So that list is locked
 //! before any lock of ours, as glibc does with its own locks. Handlers of other libraries may wait
-//! for threads that allocate, so they run before ours in the parent: the preloaded library
-//! registers its own before any other library can (`build.rs` there).
+//! for threads that allocate, so they must run before ours in the parent: ours must be registered
+//! first. The preloaded library registers its own before any other library can (`build.rs` there).
+//! In a program that this is linked into, constructors of libraries come earlier than [`REGISTER`];
+//! there, the first allocation beyond the fast path takes our place among the handlers.
 //!
 //! The child has no CPUs, since it has a single thread. Work that was queued for CPUs is treated as
 //! before the CPU threads were started.
@@ -39,7 +41,7 @@ use crate::{cache, cpu, os, page, rcu, reclaim, report};
 #[unsafe(link_section = ".init_array")]
 static REGISTER: extern "C" fn() = {
     extern "C" fn register() {
-        os::at_fork(prepare, in_parent, in_child);
+        os::at_fork(&os::ForkHooks { prepare, in_parent, in_child });
     }
     register
 };
@@ -61,7 +63,7 @@ const LEFT: usize = 256 << 10;
 /// Depth of slow paths in a thread that forks without having interrupted one.
 const OUTERMOST: usize = 1;
 
-extern "C" fn prepare() {
+fn prepare() {
     let context = Context::pin();
     if context.may_wait() {
         // The child should not inherit idle memory. A fork in a handler skips this.
@@ -79,7 +81,11 @@ extern "C" fn prepare() {
     for_each_lock(&|_, lock| lock.hold_for_fork(Fork::current(), context, &attempts));
 }
 
-extern "C" fn in_parent() {
+fn in_parent() {
+    // The fork began before `REGISTER` ran.
+    if Context::depth() == 0 {
+        return;
+    }
     for_each_lock(&|_, lock| lock.release_in_parent(Fork::current()));
     if Context::depth() == OUTERMOST {
         os::unlock_streams();
@@ -87,7 +93,11 @@ extern "C" fn in_parent() {
     Context::unpin();
 }
 
-extern "C" fn in_child() {
+fn in_child() {
+    // As in the parent.
+    if Context::depth() == 0 {
+        return;
+    }
     for_each_lock(&|class, lock| match class {
         LockClass::Sheaves
         | LockClass::Flushing

@@ -9,7 +9,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::AtomicU32;
 use std::alloc::{GlobalAlloc, Layout, System};
 
-use super::Remapped;
+use super::{ForkHooks, Remapped};
 use crate::arch::RseqArea;
 
 const ALIGN: usize = 64 * 1024;
@@ -157,7 +157,9 @@ pub(crate) fn unlock_streams() {}
 
 pub(crate) fn renew_streams() {}
 
-pub(crate) fn at_fork(_: extern "C" fn(), _: extern "C" fn(), _: extern "C" fn()) {}
+pub(crate) fn at_fork(_: &'static ForkHooks) {}
+
+pub(crate) fn take_place_at_forks() {}
 
 pub(crate) struct Thread(std::thread::JoinHandle<()>);
 

@@ -50,6 +50,16 @@ pub(crate) enum Remapped {
     Lost,
 }
 
+/// Functions to call at each fork.
+pub(crate) struct ForkHooks {
+    /// Called before the fork.
+    pub(crate) prepare: fn(),
+    /// Called after the fork, in the parent.
+    pub(crate) in_parent: fn(),
+    /// Called after the fork, in the child.
+    pub(crate) in_child: fn(),
+}
+
 #[cfg(not(miri))]
 pub(crate) use files::{Identity, close, duplicate, identity, pid_namespace, replace};
 #[cfg(miri)]
@@ -63,8 +73,8 @@ pub(crate) use imp::{
     has_signals_blocked, is_main_thread, let_read, list, lock_streams, milliseconds, minor_faults,
     most_threads, nanoseconds, page_size, prefer_huge_pages, prefer_node, read, read_bytes,
     register_rseq, remap, remove, renew, renew_streams, reserve, restart_sections_on, set_dumped,
-    share, signal_thread, sleep_microseconds, system_page_size, take_signal, thread_id,
-    unlock_streams, unregister_rseq, unreserve, yield_now,
+    share, signal_thread, sleep_microseconds, system_page_size, take_place_at_forks, take_signal,
+    thread_id, unlock_streams, unregister_rseq, unreserve, yield_now,
 };
 #[cfg(miri)]
 pub(crate) use imp::{Identity, close, duplicate, identity, pid_namespace, replace};

@@ -73,6 +73,8 @@ fn decide(context: Context) -> Backend {
         return backend(context);
     }
     fault::point(Place::BackendDeciding);
+    // From now on handlers that other libraries register run outside of ours.
+    os::take_place_at_forks();
     let rseq_wanted = match settings::text(Name::Backend) {
         None => kernel_aborts_sections(),
         Some(backend) => backend == "rseq",

@@ -151,9 +151,19 @@ fn process_features_work_beside_the_allocator() {
 /// forks while streams are in use.
 #[test]
 fn forks_work_beside_other_fork_handlers() {
+    let linked = |name: &str| {
+        let here = format!("-Wl,-rpath,{FOLDER}");
+        [format!("-L{FOLDER}"), format!("-l{name}"), here].map(PathBuf::from)
+    };
     compile("cc", "fork_handlers_lib.c", "libforkhandlers.so", ["-shared", "-fPIC"]);
-    let linked = [format!("-L{FOLDER}"), "-lforkhandlers".into(), format!("-Wl,-rpath,{FOLDER}")];
-    check_preloaded(&compile("cc", "fork_handlers.c", "fork_handlers", linked));
+    let program = "fork_handlers.c";
+    check_preloaded(&compile("cc", program, "fork_handlers", linked("forkhandlers")));
+    // The constructors of a program run after those of its libraries, so there the first allocation
+    // has to register the allocator's handlers.
+    let flags = ["-shared", "-fPIC", "-DALLOCATES"];
+    compile("cc", "fork_handlers_lib.c", "liballocatingforkhandlers.so", flags);
+    let linked = linked("allocatingforkhandlers").into_iter().chain(archive());
+    check_linked(&compile("cc", program, "fork_handlers-archive", linked));
 }
 
 #[test]

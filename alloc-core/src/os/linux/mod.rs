@@ -41,7 +41,9 @@ pub(crate) use memory::{
     commit, decommit, let_read, prefer_huge_pages, prefer_node, remap, renew, reserve, set_dumped,
     unreserve,
 };
-pub(crate) use process::{at_exit, at_fork, lock_streams, renew_streams, unlock_streams};
+pub(crate) use process::{
+    at_exit, at_fork, lock_streams, renew_streams, take_place_at_forks, unlock_streams,
+};
 pub(crate) use rseq::{register_rseq, restart_sections_on, unregister_rseq};
 pub(super) use signal::change_bare_mask;
 pub(crate) use signal::{

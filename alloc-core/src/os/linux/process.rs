@@ -1,6 +1,10 @@
 //! The process as a whole: hooks for its end and its forks, and the lock of the C library's
 //! streams, which is held across forks.
 
+use core::ptr;
+use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+
+use super::super::ForkHooks;
 use crate::arch;
 use crate::atomic_fn::FnPtr;
 
@@ -10,12 +14,42 @@ pub(crate) fn at_exit(hook: extern "C" fn()) {
     unsafe { libc::atexit(hook) };
 }
 
-/// Registers functions to call at each fork: before it, and after it in the parent and in the
-/// child.
-pub(crate) fn at_fork(prepare: extern "C" fn(), parent: extern "C" fn(), child: extern "C" fn()) {
-    // SAFETY: the functions may be called at a fork. If the C library has no memory to record them,
-    // they are never called.
-    unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
+/// The hooks of [`at_fork`]; null before that call.
+static FORK_HOOKS: AtomicPtr<ForkHooks> = AtomicPtr::new(ptr::null_mut());
+
+/// Calls `hooks` at each fork from now on. Takes this allocator's place among all fork handlers, if
+/// [`take_place_at_forks`] has not.
+pub(crate) fn at_fork(hooks: &'static ForkHooks) {
+    // Relaxed: the hooks are constant.
+    FORK_HOOKS.store(ptr::from_ref(hooks).cast_mut(), Ordering::Relaxed);
+    take_place_at_forks();
+}
+
+/// Takes this allocator's place among the fork handlers of all libraries: those that are registered
+/// later run earlier before a fork, and later after it. Further calls do nothing.
+pub(crate) fn take_place_at_forks() {
+    static IS_TAKEN: AtomicBool = AtomicBool::new(false);
+    fn call(hook: fn(&ForkHooks) -> fn()) {
+        // SAFETY: the pointer is null, or that of constant hooks.
+        if let Some(hooks) = unsafe { FORK_HOOKS.load(Ordering::Relaxed).as_ref() } {
+            hook(hooks)();
+        }
+    }
+    extern "C" fn prepare() {
+        call(|hooks| hooks.prepare);
+    }
+    extern "C" fn parent() {
+        call(|hooks| hooks.in_parent);
+    }
+    extern "C" fn child() {
+        call(|hooks| hooks.in_child);
+    }
+    // Relaxed: one caller registers the functions; no other relies on that.
+    if !IS_TAKEN.load(Ordering::Relaxed) && !IS_TAKEN.swap(true, Ordering::Relaxed) {
+        // SAFETY: the functions may be called at a fork. If the C library has no memory to record
+        // them, they are never called.
+        unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
+    }
 }
 
 /// Acquires the lock of the C library's list of all streams, if it has one. It is held across

@@ -13,6 +13,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* A size beyond all size classes: the allocator serves it from its pages, under a lock of theirs. */
+enum { LARGE = 2000000 };
+
 #define CHECK(condition)                                                                \
     do {                                                                                \
         if (!(condition)) {                                                             \

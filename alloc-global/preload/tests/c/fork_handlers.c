@@ -8,7 +8,6 @@
 
 void allocate_locked(void);
 
-enum { FORKS = 300 };
 static atomic_int done;
 
 static void *allocate_repeatedly(void *argument)
@@ -40,13 +39,13 @@ static void *flush_streams(void *argument)
     return argument;
 }
 
-static void fork_repeatedly(void)
+static void fork_repeatedly(int forks)
 {
-    for (int i = 0; i < FORKS; i++) {
+    for (int i = 0; i < forks; i++) {
         pid_t child = fork();
         CHECK(child >= 0);
         if (child == 0) {
-            free(malloc(100000));
+            free(malloc(LARGE));
             _exit(0);
         }
         int status;
@@ -61,7 +60,7 @@ static void handlers_of_libraries_can_wait_for_allocations(void)
 {
     pthread_t thread;
     CHECK(pthread_create(&thread, NULL, allocate_repeatedly, NULL) == 0);
-    fork_repeatedly();
+    fork_repeatedly(300);
     CHECK(pthread_join(thread, NULL) == 0);
 }
 
@@ -71,7 +70,7 @@ static void forks_amid_stream_io(void)
     char path[] = "/tmp/hayloft-line-XXXXXX";
     FILE *file = fdopen(mkstemp(path), "w");
     CHECK(file);
-    for (int i = 0; i < 50000; i++)
+    for (int i = 0; i < LARGE; i++)
         fputc('x', file);
     fputc('\n', file);
     fclose(file);
@@ -79,7 +78,8 @@ static void forks_amid_stream_io(void)
     CHECK(pthread_create(&threads[0], NULL, read_lines, path) == 0);
     CHECK(pthread_create(&threads[1], NULL, read_lines, path) == 0);
     CHECK(pthread_create(&threads[2], NULL, flush_streams, NULL) == 0);
-    fork_repeatedly();
+    /* Each fork takes as long as reading some lines. */
+    fork_repeatedly(30);
     for (int i = 0; i < 3; i++)
         CHECK(pthread_join(threads[i], NULL) == 0);
     unlink(path);

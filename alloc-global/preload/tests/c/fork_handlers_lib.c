@@ -1,6 +1,6 @@
 /* A library whose fork handlers take a lock that its functions hold while they allocate. Its
- * constructor registers them before the handlers of the program, and of libraries that are
- * initialised later. */
+ * constructor registers them before the constructors of the program run, and of libraries that are
+ * initialised later. With ALLOCATES, the constructor allocates before that, as many do. */
 #include <pthread.h>
 #include <stdlib.h>
 
@@ -18,14 +18,17 @@ static void release(void)
 
 __attribute__((constructor)) static void register_handlers(void)
 {
+#ifdef ALLOCATES
+    free(malloc(100));
+#endif
     pthread_atfork(acquire, release, release);
 }
 
-/* Allocates and frees a block while holding the lock. The size is meant to be beyond the sheaves,
- * so that the allocator takes its own locks. */
+/* Allocates and frees a block while holding the lock. The block is longer than all size classes, so
+ * the allocator takes locks of its own each time. */
 void allocate_locked(void)
 {
     acquire();
-    free(malloc(100000));
+    free(malloc(2000000));
     release();
 }

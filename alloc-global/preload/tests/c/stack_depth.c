@@ -76,7 +76,7 @@ static void sleep_ms(long ms)
  * to their slabs. */
 static void exhaust_memory(void)
 {
-    static const size_t sizes[] = {100, 1000, 20000, 100000, 2000000};
+    static const size_t sizes[] = {100, 1000, 20000, 100000, LARGE};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         int count = allocate(sizes[i], 300000);
         CHECK(count < 300000);
@@ -92,7 +92,7 @@ static void end_windows(void)
         int count = allocate(100 + 300 * (size_t)round, 10000);
         free_all(count);
         sleep_ms(30);
-        void *block = malloc(100000);
+        void *block = malloc(LARGE);
         free(block);
     }
 }

@@ -22,7 +22,8 @@ static unsigned next(unsigned *state)
  * it. */
 static unsigned char *new_block(unsigned *state)
 {
-    size_t size = sizeof(size_t) + next(state) % (next(state) % 64 ? 600 : 200000);
+    unsigned kind = next(state) % 1024;
+    size_t size = sizeof(size_t) + next(state) % (kind == 0 ? 2 * LARGE : kind % 64 == 0 ? 200000 : 600);
     unsigned char *block = malloc(size);
     CHECK(block);
     memcpy(block, &size, sizeof size);
@@ -261,7 +262,7 @@ static void fork_once(int signal)
     int error = errno;
     pid_t child = fork();
     if (child == 0) {
-        free(malloc(100000));
+        free(malloc(LARGE));
         _exit(0);
     }
     int status;
@@ -281,7 +282,7 @@ static void handlers_can_fork_during_a_fork(void)
     CHECK(setitimer(ITIMER_REAL, &often, NULL) == 0);
     for (unsigned i = 0; forked < 500; i++) {
         free(blocks[i % 97]);
-        blocks[i % 97] = malloc(i * 7919 % 70000);
+        blocks[i % 97] = malloc(i % 4 ? i * 7919 % 70000 : LARGE);
         if (i % 3 == 0) {
             pid_t child = fork();
             CHECK(child >= 0);
