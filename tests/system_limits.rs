@@ -7,6 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::ptr;
 
+use hayloft_core::stats;
 use tests::cgroup::{self, Cgroup};
 use tests::entry_points::Hayloft;
 use tests::pattern;
@@ -175,6 +176,58 @@ fn exhausted_mappings_damage_no_blocks() {
             println!("{refused:?} refused");
         }
     });
+}
+
+/// Grows a block that has a neighbour from 12 MiB to 40 MiB. Returns whether its pages were moved
+/// instead of copied, which makes a mapping of their own.
+fn growth_moves_pages() -> bool {
+    let mut block = Block::new(12 * MIB, 1);
+    let neighbour = Block::new(12 * MIB, 2);
+    assert!(block.resize(40 * MIB), "memory was refused");
+    let start = format!("\n{:x}-", block.address.addr());
+    let is_moved =
+        fs::read_to_string("/proc/self/maps").expect("/proc is mounted").contains(&start);
+    neighbour.free();
+    block.free();
+    is_moved
+}
+
+/// Asserts that no block of 12 MiB or more is in use.
+fn assert_none_lost() {
+    let stats = stats::gather();
+    assert!(stats.held - stats.unneeded < 12 * MIB, "memory was lost: {stats:?}");
+}
+
+/// While the kernel does not move pages, large blocks that grow are copied. That costs no memory,
+/// and afterwards they move again.
+#[test]
+fn blocks_are_copied_for_lack_of_mappings() {
+    on_both_backends(|| {
+        assert!(growth_moves_pages());
+        let mappings = Mappings::exhaust();
+        for _ in 0..3 {
+            assert!(!growth_moves_pages(), "pages were moved without a mapping for them");
+        }
+        mappings.release_all();
+        assert_none_lost();
+        assert!(growth_moves_pages(), "blocks are copied although there are mappings");
+    });
+    let refused = || {
+        for _ in 0..3 {
+            assert!(!growth_moves_pages());
+        }
+        assert_none_lost();
+    };
+    Scenario::new("refused", refused).env("HAYLOFT_FAULT", "mremap:1/1").succeeds();
+    // Moved pages cannot be mapped anew when they are freed, and are reused nonetheless.
+    let kept = || {
+        for _ in 0..3 {
+            growth_moves_pages();
+        }
+        assert!(stats::gather().held < 120 * MIB, "memory was lost");
+        assert_none_lost();
+    };
+    Scenario::new("kept", kept).env("HAYLOFT_FAULT", "mmap:1/2,4711").succeeds();
 }
 
 /// Large blocks that grow and move repeatedly do not exhaust the process's mappings, since their

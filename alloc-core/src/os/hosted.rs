@@ -9,7 +9,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::AtomicU32;
 use std::alloc::{GlobalAlloc, Layout, System};
 
-use super::{ForkHooks, Remapped};
+use super::{ForkHooks, Remapped, Renewed};
 use crate::arch::RseqArea;
 
 const ALIGN: usize = 64 * 1024;
@@ -56,8 +56,8 @@ pub(crate) unsafe fn prefer_huge_pages(_address: NonNull<u8>, _len: usize, _huge
 
 pub(crate) unsafe fn prefer_node(_address: NonNull<u8>, _len: usize, _node: usize) {}
 
-pub(crate) unsafe fn renew(_address: NonNull<u8>, _len: usize) -> bool {
-    false
+pub(crate) unsafe fn renew(_address: NonNull<u8>, _len: usize) -> Renewed {
+    Renewed::Kept
 }
 
 pub(crate) unsafe fn remap(_from: NonNull<u8>, _to: NonNull<u8>, _len: usize) -> Remapped {

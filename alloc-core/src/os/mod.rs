@@ -50,6 +50,18 @@ pub(crate) enum Remapped {
     Lost,
 }
 
+/// Outcome of [`renew`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(miri, allow(dead_code, reason = "the stand-in keeps the pages"))]
+pub(crate) enum Renewed {
+    /// The pages were mapped anew and read as zero.
+    Anew,
+    /// The kernel cannot map the pages anew, and they are as before, except for their contents.
+    Kept,
+    /// The range no longer belongs to the allocator and must not be touched.
+    Lost,
+}
+
 /// Functions to call at each fork.
 pub(crate) struct ForkHooks {
     /// Called before the fork.

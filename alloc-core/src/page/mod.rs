@@ -123,6 +123,20 @@ pub(crate) unsafe fn note_move(unit: Unit) {
     MOVES.fetch_add(1, Ordering::Relaxed);
 }
 
+/// Notes that the system unmapped the first `units` units of a run. These stay in use permanently,
+/// so that nobody is given their addresses, but count as no memory. The others are freed.
+///
+/// # Safety
+/// `unit` is the first of a run from [`alloc`] that the caller owns and that has at least `units`
+/// units. Nobody uses the run any longer.
+pub(crate) unsafe fn lose(context: Context, unit: Unit, units: usize) {
+    // SAFETY: the caller guarantees that it owns the run from `alloc` that starts at `unit`.
+    unsafe { shrink(context, unit, units) };
+    if let Some(len) = unit.run_len() {
+        limit::uncharge(len as u32);
+    }
+}
+
 /// Returns the bytes of memory in use and of dirty free memory, which the system still counts as
 /// ours.
 pub(crate) fn charged() -> usize {
@@ -183,8 +197,7 @@ pub(crate) unsafe fn grow(context: Context, unit: Unit, units: usize) -> bool {
 }
 
 /// Shortens a run to `units` units, at least one, without moving it. A run of the reserve keeps its
-/// length. So does any run if the lock would have to be waited for, or if the system cannot map
-/// moved pages anew.
+/// length. So does any run if the lock would have to be waited for.
 ///
 /// # Safety
 /// `unit` is the first of a run from [`alloc`] that the caller owns and that has at least `units`

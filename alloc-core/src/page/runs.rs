@@ -24,7 +24,7 @@ use super::descriptor::{MOVED, NONE, RunState, SPARSE};
 use super::limit;
 use super::reserve::BLOCK;
 use crate::fault::{self, Place};
-use crate::os;
+use crate::os::{self, Renewed};
 use crate::size_class::UNIT_SHIFT;
 use crate::sync::Context;
 use crate::watch;
@@ -124,13 +124,15 @@ impl Arena {
         // SAFETY: a run in use starts at `start`, and the caller owns it.
         let marks = unsafe { mem::take(&mut (*self.units.run(start)).marks) };
         // SAFETY: the caller guarantees that it owns the run and that its contents are dead.
-        let Some(state) = (unsafe { self.unmark(marks, start, len, state) }) else {
-            // The run stays in use, so that nobody is given its addresses.
-            return true;
-        };
+        let state = unsafe { self.unmark(marks, start, len, state) };
         if marks & MOVED != 0 {
             MOVES.fetch_sub(1, Ordering::Relaxed);
         }
+        let Some(state) = state else {
+            // The run stays in use, so that nobody is given its addresses.
+            limit::uncharge(len);
+            return true;
+        };
         if let Some(block) = self.units.reserved_block(start) {
             // SAFETY: the caller guarantees that it owns the run and that its contents are dead.
             unsafe {
@@ -194,8 +196,8 @@ impl Arena {
 
     /// Makes the memory of a run with `marks`, or of a part of it, like that of any other run: maps
     /// moved pages anew, decommits sparse ones, and sets the advice on huge pages. Returns `Clean`
-    /// if the memory reads as zero afterwards, and otherwise `state`. Returns `None` if mapping
-    /// anew failed: then nobody may touch the memory any longer.
+    /// if the memory reads as zero afterwards, and otherwise `state`. Returns `None` if the memory
+    /// was lost: nobody may touch it any longer.
     ///
     /// # Safety
     /// The caller owns the run, and the contents of the part are dead.
@@ -205,12 +207,16 @@ impl Arena {
         if marks & MOVED != 0 {
             // SAFETY: the caller guarantees that it owns these units and that their contents are
             // dead.
-            if !unsafe { os::renew(address, bytes) } {
-                return None;
+            match unsafe { os::renew(address, bytes) } {
+                Renewed::Anew => {
+                    // SAFETY: these units lie in this arena, which is one reservation.
+                    unsafe { prefer_node(address, bytes, self.units.arrays().node) };
+                    state = RunState::Clean;
+                }
+                // These units stay a mapping of their own.
+                Renewed::Kept => state = RunState::Dirty,
+                Renewed::Lost => return None,
             }
-            // SAFETY: these units lie in this arena, which is one reservation.
-            unsafe { prefer_node(address, bytes, self.units.arrays().node) };
-            state = RunState::Clean;
         }
         // SAFETY: the caller guarantees that it owns these units and that their contents are dead.
         if marks & SPARSE != 0 && unsafe { decommit(address, bytes) } {
@@ -379,19 +385,24 @@ impl Arena {
         // SAFETY: the caller guarantees that it owns the run and that nobody uses the units cut
         // off.
         let state = unsafe { self.unmark(marks, start + len, old - len, RunState::Dirty) };
-        if let Some(state) = state
-            && let Some(mut free) = self.free_runs.acquire(context)
-        {
-            fault::point(Place::ArenaShrinking);
-            // Write the tag of the new end first: freeing the rest looks at its neighbours.
-            // SAFETY: the lock is held, and the caller owns the run.
-            unsafe { self.units.set_used(start, len) };
+        let Some(mut free) = self.free_runs.acquire(context) else { return };
+        fault::point(Place::ArenaShrinking);
+        // Write the tag of the new end first: freeing the rest looks at its neighbours.
+        // SAFETY: the lock is held, and the caller owns the run.
+        unsafe { self.units.set_used(start, len) };
+        match state {
             // SAFETY: the caller guarantees that nobody uses the units cut off. They are clean if
             // `unmark` says so.
-            unsafe { free.give(&self.units, start + len, old - len, state) };
-            if state == RunState::Clean {
-                limit::uncharge(old - len);
-            }
+            Some(state) => unsafe { free.give(&self.units, start + len, old - len, state) },
+            // The rest is a run that stays in use, so that nobody is given its addresses.
+            // SAFETY: the lock is held, and these units were part of the caller's run.
+            None => unsafe {
+                self.units.set_used(start + len, old - len);
+                (*self.units.run(start + len)).marks = 0;
+            },
+        }
+        if state != Some(RunState::Dirty) {
+            limit::uncharge(old - len);
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use core::alloc::Layout;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::node;
 use crate::os::{self, Remapped};
@@ -25,8 +25,10 @@ const REMAP_BYTES: usize = 8 << 20;
 /// is a mapping of its own until it is freed. The kernel grants a process some 65 000 mappings
 /// (`vm.max_map_count`), and these are for the program to use.
 const MAX_MOVES: u32 = 4096;
-/// Whether the kernel once had no mapping left. It is not asked to move pages again then.
-static IS_OUT_OF_MAPPINGS: AtomicBool = AtomicBool::new(false);
+/// The time from which on pages may be moved again after a run was lost, in milliseconds.
+static RESUMES_AT: AtomicU64 = AtomicU64::new(0);
+/// Milliseconds without moves after a run was lost.
+const PAUSE: u64 = 60_000;
 
 /// A run that is copied in order to grow becomes this many times as long as it has to be, so that
 /// its next growth needs no copy. Room that nobody touches takes no memory. With it, four buffers
@@ -230,7 +232,7 @@ unsafe fn realloc_run(
     // Relaxed: a few moves beyond the limit do no harm.
     let remap = layout.size() >= REMAP_BYTES
         && page::moves() < MAX_MOVES
-        && !IS_OUT_OF_MAPPINGS.load(Ordering::Relaxed);
+        && os::milliseconds() >= RESUMES_AT.load(Ordering::Relaxed);
     let room = if remap {
         new_units.saturating_add(new_units / MOVED_ROOM)
     } else {
@@ -276,10 +278,10 @@ unsafe fn realloc_run(
                 ptr::copy_nonoverlapping(block, new.address.as_ptr(), layout.size());
                 free_run(context, block);
             }
-            // The new run stays in use permanently, so that nobody is given its addresses. A system
-            // so short of mappings is not asked again.
+            // Each loss costs address space, so the system is not asked again for a while.
             Remapped::Lost => {
-                IS_OUT_OF_MAPPINGS.store(true, Ordering::Relaxed);
+                to.into_iter().for_each(|unit| page::lose(context, unit, old_units));
+                RESUMES_AT.store(os::milliseconds() + PAUSE, Ordering::Relaxed);
                 return realloc_run(context, block, layout, new_layout);
             }
         }

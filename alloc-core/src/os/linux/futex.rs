@@ -27,6 +27,18 @@ fn wait(futex: &AtomicU32, expected: u32, time: *const libc::timespec) {
     let _ = unsafe { call(libc::SYS_futex, [address, operation, expected as usize, time]) };
 }
 
+/// Returns whether the word at `address` can be read and holds `expected`. The address may be
+/// anything.
+pub(super) fn holds(address: usize, expected: u32) -> bool {
+    let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let operation = word(libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG);
+    let now = (&raw const now).expose_provenance();
+    // SAFETY: the kernel only reads the word and the time, and answers `EFAULT` where it cannot.
+    let result = unsafe { call(libc::SYS_futex, [address, operation, expected as usize, now]) };
+    // The kernel compares the word before it waits.
+    matches!(result, Ok(_) | Err(libc::ETIMEDOUT | libc::EINTR))
+}
+
 /// As [`futex_wait`], for a word that the kernel clears when a thread ends.
 pub(in super::super) fn futex_wait_shared(futex: &AtomicU32, expected: u32) {
     let address = futex.as_ptr().expose_provenance();

@@ -7,9 +7,11 @@
 use core::ffi::{c_int, c_ulong};
 use core::ptr::{self, NonNull};
 
-use super::super::Remapped;
 use super::super::inject::{Call, fails};
+use super::super::{Remapped, Renewed};
+use super::clock::nanoseconds;
 use super::environment::{page_size, system_page_size};
+use super::futex::holds;
 use super::system_call::{call, word};
 
 /// Maps anonymous memory.
@@ -195,44 +197,93 @@ const MAX_NUMNODES: usize = 1024;
 /// A set of the kernel's nodes, one bit each.
 type NodeMask = [c_ulong; MAX_NUMNODES / c_ulong::BITS as usize];
 
+/// A mark at the start of a range, by which to recognise the range after a call that may have
+/// unmapped it. Another thread may map something there then, at any moment.
+struct Mark {
+    address: usize,
+    words: [u32; 2],
+}
+
+impl Mark {
+    /// Marks a range.
+    ///
+    /// # Safety
+    /// The range at `address` is committed, has at least a page, and its contents are dead.
+    unsafe fn new(address: NonNull<u8>) -> Mark {
+        let now = nanoseconds();
+        // Not zero, as the words of a new mapping are.
+        let words = [now as u32 | 1, (now >> 32) as u32 | 1];
+        // SAFETY: the caller guarantees a committed page with dead contents.
+        unsafe { address.cast().write(words) };
+        Mark { address: address.addr().get(), words }
+    }
+
+    /// Returns whether the range is the same as when it was marked.
+    fn is_there(&self) -> bool {
+        let mut address = self.address;
+        self.words.iter().all(|word| {
+            let is_there = holds(address, *word);
+            address += size_of::<u32>();
+            is_there
+        })
+    }
+}
+
 /// Maps committed pages anew, so that they form one mapping with their neighbours again, even if
-/// other pages were moved there. They read as zero. Returns false if the kernel cannot do this;
-/// then the pages must not be touched any longer.
+/// other pages were moved there.
 ///
 /// # Safety
-/// `address..address + len` is committed, on page boundaries, and its contents are dead.
-pub(crate) unsafe fn renew(address: NonNull<u8>, len: usize) -> bool {
+/// `address..address + len` is committed, on page boundaries, and its contents are dead. `len` is
+/// not 0.
+pub(crate) unsafe fn renew(address: NonNull<u8>, len: usize) -> Renewed {
     debug_assert_pages(address, len);
     let rights = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: the caller guarantees that the range is committed and its contents are dead.
-    !fails(Call::Mmap) && unsafe { map(address.addr().get(), len, rights, libc::MAP_FIXED).is_ok() }
+    unsafe {
+        let mark = Mark::new(address);
+        let done =
+            !fails(Call::Mmap) && map(address.addr().get(), len, rights, libc::MAP_FIXED).is_ok();
+        match done {
+            true => Renewed::Anew,
+            false if mark.is_there() => Renewed::Kept,
+            false => Renewed::Lost,
+        }
+    }
 }
 
 /// Moves the pages at `from` to `to` without copying. `from` stays committed and reads as zero.
 ///
 /// # Safety
 /// Both ranges are committed, on page boundaries, and do not overlap; the contents at `to` are
-/// dead.
+/// dead. `len` is not 0.
 pub(crate) unsafe fn remap(from: NonNull<u8>, to: NonNull<u8>, len: usize) -> Remapped {
     debug_assert_pages(from, len);
     debug_assert_pages(to, len);
-    if fails(Call::Mremap) {
-        return Remapped::Refused;
-    }
+    // SAFETY: the caller guarantees that `to` is committed, and its contents are dead.
+    let mark = unsafe { Mark::new(to) };
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
     let (from, to) = (from.addr().get(), to.addr().get());
-    // SAFETY: the caller guarantees two committed ranges and dead contents at `to`;
-    // `MREMAP_DONTUNMAP` keeps `from` mapped.
-    match unsafe { call(libc::SYS_mremap, [from, len, len, word(flags), to]) } {
+    let moved = if fails(Call::Mremap) {
+        Err(libc::ENOMEM)
+    } else {
+        // SAFETY: the caller guarantees two committed ranges and dead contents at `to`;
+        // `MREMAP_DONTUNMAP` keeps `from` mapped.
+        unsafe { call(libc::SYS_mremap, [from, len, len, word(flags), to]) }
+    };
+    match moved {
         Ok(_) => return Remapped::Moved,
         // The kernel lacks this call or forbids it; nothing has changed.
         Err(libc::EINVAL | libc::ENOSYS | libc::EPERM) => return Remapped::Refused,
         Err(_) => {}
     }
-    // The kernel unmaps `to` before it checks the other conditions: that as much memory can be
-    // committed once more, and before 6.17, that `from` is one mapping. From then on another thread
-    // may map something at `to` at any moment. So whatever is mapped there belongs to another,
-    // unless the call below maps it.
+    // The kernel unmaps `to` as a whole, after it has checked that the process may have more
+    // mappings, and before it checks the other conditions: that as much memory can be committed
+    // once more, and before 6.17, that `from` is one mapping.
+    if mark.is_there() {
+        return Remapped::Refused;
+    }
+    // Another thread may have mapped something at `to` in the meantime. So whatever is mapped there
+    // belongs to another, unless the call below maps it.
     let rights = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: `MAP_FIXED_NOREPLACE` replaces no mapping. Kernels before 4.17 may map elsewhere;
     // nobody uses such a mapping yet.
