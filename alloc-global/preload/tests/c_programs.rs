@@ -147,6 +147,15 @@ fn process_features_work_beside_the_allocator() {
     check_preloaded(&compile("cc", "process.c", "process", NOTHING));
 }
 
+/// Checks that the settings in `docs/settings.md` leave the system calls that the page names, and
+/// no others.
+#[test]
+fn programs_survive_a_strict_filter() {
+    let program = compile("cc", "filter.c", "filter", NOTHING);
+    let mut command = preloaded(&program, "fallback");
+    output_of(command.env("HAYLOFT_BACKGROUND", "0").arg("threads_survive_a_strict_filter"));
+}
+
 /// Checks forks in a program with a library whose fork handlers wait for threads that allocate, and
 /// forks while streams are in use.
 #[test]
