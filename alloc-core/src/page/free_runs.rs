@@ -245,8 +245,8 @@ impl FreeRuns {
         state: RunState,
     ) {
         self.was_refused = false;
-        // No inner unit of a longer run may hold `Used`. SAFETY: the caller owns the run, so its
-        // first unit is committed; the lock is held.
+        // No inner unit of a longer run may hold `Used`.
+        // SAFETY: the caller owns the run, so its first unit is committed; the lock is held.
         unsafe { (*units.run(start)).state = RunState::Silent };
         // SAFETY: unit 0 is in no run, so there is a unit below `start`; the lock is held.
         if unsafe { (*units.run(start - 1)).state } == state {

@@ -118,8 +118,9 @@ unsafe fn fill(reserved: NonNull<u8>, bytes: usize, node: usize, need: u32) -> O
         unsafe { os::prefer_huge_pages(reserved, bytes, false) };
     }
     let arrays = Arrays::within(reserved, bytes, node);
-    // Unit 0 is in no run. SAFETY: the caller guarantees that nobody else uses the reservation, of
-    // which nothing is committed yet.
+    // Unit 0 is in no run.
+    // SAFETY: the caller guarantees that nobody else uses the reservation, of which nothing is
+    // committed yet.
     let more = unsafe { arrays.commit_more(1, arrays.reserve, need)? };
     let (index, arena) = claim()?;
     let (base, entries, meta) = (arrays.base, arrays.entries, arrays.meta);

@@ -270,7 +270,8 @@ impl Arena {
         };
         let start = arrays.reserve + block as u32 * BLOCK;
         // Commit whole blocks, so that the metadata of all units of a block is committed, or of
-        // none. SAFETY: these blocks were just taken from the reserve of this arena.
+        // none.
+        // SAFETY: these blocks were just taken from the reserve of this arena.
         if !unsafe { arrays.commit(start, start + count as u32 * BLOCK, false) } {
             // SAFETY: the blocks were taken above, and nobody uses them.
             unsafe { self.reserve.give(block, count) };

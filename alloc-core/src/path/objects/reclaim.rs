@@ -72,7 +72,8 @@ fn reclaim_on(context: Context, occasion: Occasion) -> bool {
 fn age(context: Context, occasion: Occasion) -> bool {
     let is_short = occasion == Occasion::Shortage;
     // All lists, not only this CPU's: a signal handler may have deferred blocks in a program that
-    // has been idle since, and has started no CPU threads. SAFETY: the lists hold deferred blocks.
+    // has been idle since, and has started no CPU threads.
+    // SAFETY: the lists hold deferred blocks.
     let mut freed = DEFERRED.flush_all(unsafe { free_block(context) });
     if occasion != Occasion::Free {
         freed |= free_for_readers(context);
