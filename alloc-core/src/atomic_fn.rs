@@ -61,7 +61,7 @@ pub(crate) struct AtomicFn<F> {
 }
 
 impl<F: FnPtr> AtomicFn<F> {
-    /// Creates one without a function.
+    /// Creates an atomic without a function.
     pub(crate) const fn new() -> AtomicFn<F> {
         AtomicFn { address: AtomicPtr::new(ptr::null_mut()), of: PhantomData }
     }
@@ -80,7 +80,7 @@ impl<F: FnPtr> AtomicFn<F> {
 
     /// Removes the function and returns it, if one was set.
     pub(crate) fn take(&self) -> Option<F> {
-        // SAFETY: as in `get`.
+        // SAFETY: the address is null, or `set` stored that of a function of this type.
         unsafe { F::at(self.address.swap(ptr::null_mut(), Ordering::Relaxed)) }
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! | thread | made by | scheduling | for |
 //! |---|---|---|---|
-//! | `hayloft/cpus` | [`spawn`] | as the process | making CPU threads (`thread`) |
-//! | `hayloft/NUMBER` | [`spawn`] | pinned by `hayloft/cpus` | the irq work of a CPU (`thread`) |
+//! | `hayloft/cpus` | [`spawn`] | as the process | making CPU threads (`irq`) |
+//! | `hayloft/NUMBER` | [`spawn`] | pinned by `hayloft/cpus` | the irq work of a CPU (`irq`) |
 //! | `hayloft/stats` | [`spawn`] | as its creator | reports (`report`) |
 //! | `hayloft/reclaim` | [`spawn_bare`] | as the process | decay windows (`reclaim`) |
 //!
@@ -58,8 +58,9 @@ pub(crate) fn spawn<S: Service>(number: usize) -> Option<imp::Thread> {
     imp::spawn(STACK, body::<S>, ptr::without_provenance_mut(number))
 }
 
-/// Starts a service thread that is unknown to the C library, as [`bare::spawn`] does. Its number is
-/// 0.
+/// Starts a service thread that is unknown to the C library, with the number 0. Returns false if no
+/// thread can be created. May be called in any context, by one caller at a time, and waits for the
+/// previous such thread to leave its stack.
 pub(crate) fn spawn_bare<S: Service>() -> bool {
     extern "C" fn body<S: Service>() {
         run::<S>(0);
@@ -67,6 +68,7 @@ pub(crate) fn spawn_bare<S: Service>() -> bool {
     bare::spawn(body::<S>)
 }
 
+/// Runs a service thread, on that thread.
 fn run<S: Service>(number: usize) {
     let mut name = Line::<16>::new();
     let _ = match S::NAME {

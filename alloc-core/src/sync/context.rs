@@ -10,9 +10,9 @@
 //! leaves the slow path's locks held and the thread's count too high: that thread never waits
 //! again, and others wait for it forever.
 
-/// Permission of the running code to wait. Passed to every acquisition of a lock. It is for the slow
-/// path that received it: debug builds end the process if a context that may wait is used after
-/// that (`witness`).
+/// Permission of the running code to wait. Passed to every acquisition of a lock. It is for the
+/// slow path that received it: debug builds end the process if a context that may wait is used
+/// after that (`witness`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Context {
     may_wait: bool,
