@@ -27,15 +27,25 @@ pub(crate) fn open(context: Context, cpu: usize) {
     let _closing = CLOSING.acquire(context);
     if let Some(base) = region_of(cpu) {
         // SAFETY: `base` is the region of a CPU.
-        let state = unsafe { state_word(base) };
-        // An open region is skipped: the store would make its page resident here, as a copy after a
-        // fork.
-        if state.load(Ordering::Relaxed) != OPEN {
-            // Release: a section that reads this and opens a sheaf does so after the closer has
-            // read the sheaf.
-            state.store(OPEN, Ordering::Release);
-        }
+        unsafe { reopen(base) };
     }
+}
+
+/// Reopens a region. Returns whether it was closed. An open region is only read: a store would make
+/// its page resident on this thread's node, or copy the page in the child of a fork.
+///
+/// # Safety
+/// `base` is a region.
+unsafe fn reopen(base: *mut u8) -> bool {
+    // SAFETY: the caller guarantees that `base` is a region.
+    let state = unsafe { state_word(base) };
+    let was_closed = state.load(Ordering::Relaxed) != OPEN;
+    if was_closed {
+        // Release: a section that reads this and opens a sheaf does so after the closer has read
+        // the sheaf.
+        state.store(OPEN, Ordering::Release);
+    }
+    was_closed
 }
 
 /// Closes all sheaves of a CPU, even while other threads use them, and passes their objects to
@@ -50,8 +60,8 @@ pub(crate) fn close(context: Context, cpu: usize, take: impl FnMut(Class, &mut B
         }
         let done = close_some(context, cpu, all_classes(), take);
         if !done && let Some(base) = region_of(cpu) {
-            // SAFETY: `base` is the region of a CPU. Release: as in `open`.
-            unsafe { state_word(base) }.store(OPEN, Ordering::Release);
+            // SAFETY: `base` is the region of a CPU.
+            unsafe { reopen(base) };
         }
         done
     })
@@ -140,7 +150,7 @@ fn empty(
     let state = unsafe { state_word(base) };
     let before = state.load(Ordering::Relaxed);
     let done = close_some(context, cpu, classes, take);
-    // Release: as in `open`.
+    // Release: as in `reopen`.
     state.store(before, Ordering::Release);
     done
 }
@@ -177,18 +187,41 @@ pub(super) unsafe fn in_child() {
     }
     for base in (0..regions()).filter_map(region_of) {
         // SAFETY: `base` is the region of a CPU.
-        let state = unsafe { state_word(base) };
-        // Open regions are not written: the page would be copied.
-        if state.load(Ordering::Relaxed) == OPEN {
+        if !unsafe { reopen(base) } {
             continue;
         }
-        state.store(OPEN, Ordering::Relaxed);
         for class in all_classes() {
             // SAFETY: `base` is the region of a CPU.
             let [top, last] = unsafe { header_halves(base, class) };
             if top.load(Ordering::Relaxed) != 0 && last.load(Ordering::Relaxed) == 0 {
                 last.store((empty_header(class) >> 32) as u32, Ordering::Relaxed);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::layout::REGION;
+    use super::*;
+
+    /// A store to the region would end the process: an immutable static lies on read-only pages.
+    #[test]
+    fn open_region_is_not_written() {
+        static OPEN_REGION: [u64; REGION / 8] = [OPEN as u64; REGION / 8];
+        let base = (&raw const OPEN_REGION).cast_mut().cast();
+        // SAFETY: the memory is as long as a region, and its state is `OPEN`.
+        assert!(!unsafe { reopen(base) }, "an open region was taken for a closed one");
+    }
+
+    #[test]
+    fn closed_region_is_reopened() {
+        let mut region = std::vec![CLOSED as u64; REGION / 8];
+        let base = region.as_mut_ptr().cast();
+        // SAFETY: the memory is as long as a region, and its state is `CLOSED`.
+        unsafe {
+            assert!(reopen(base), "a closed region was taken for an open one");
+            assert_eq!(state_word(base).load(Ordering::Relaxed), OPEN);
         }
     }
 }
