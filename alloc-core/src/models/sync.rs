@@ -1,13 +1,13 @@
-//! The locks, the wake flag, and the slot for one waiter.
+//! The locks, the wake flag, the slot for one waiter, and the bounded counter.
 
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
-use loom::sync::atomic::AtomicBool;
 use loom::sync::atomic::Ordering::Relaxed;
+use loom::sync::atomic::{AtomicBool, AtomicUsize};
 use loom::thread;
 
 use super::{loom_finds, race, race_of};
-use crate::sync::{Context, ControlRwLock, Lock, LockClass, Rcuwait, WakeFlag};
+use crate::sync::{Context, ControlRwLock, Lock, LockClass, Rcuwait, WakeFlag, add_up_to};
 
 #[test]
 fn lock_excludes_and_orders() {
@@ -169,5 +169,19 @@ fn rcuwait_wakes_waiters_that_take_turns() {
                 done.sync();
             }
         });
+    });
+}
+
+/// A smaller addition that fits succeeds at any time during one that is refused.
+#[test]
+fn refused_addition_takes_up_no_room() {
+    loom::model(|| {
+        let counter = Arc::new(AtomicUsize::new(0));
+        let shared = counter.clone();
+        race(move |number| {
+            let (count, fits) = [(10, false), (1, true)][number - 1];
+            assert_eq!(add_up_to(&shared, count, 5), fits, "{count} of 5");
+        });
+        assert_eq!(counter.load(Relaxed), 1);
     });
 }

@@ -4,11 +4,10 @@
 //! those of dirty free runs. Beyond the soft limit, free runs are decommitted at once. The soft
 //! limit is 7/8 of the hard one unless it is set. At the hard limit, no clean run is allocated.
 
-use core::sync::atomic::{AtomicUsize, Ordering};
-
 use crate::os;
 use crate::settings;
 use crate::size_class::UNIT_SHIFT;
+use crate::sync::{AtomicUsize, Ordering, add_up_to};
 
 /// Number of units that are not clean.
 static CHARGED: AtomicUsize = AtomicUsize::new(0);
@@ -42,9 +41,7 @@ pub(super) fn read() {
 /// exceed the hard limit.
 #[must_use]
 pub(super) fn charge(units: u32) -> bool {
-    let hard = HARD.load(Ordering::Relaxed);
-    let add = |charged: usize| charged.checked_add(units as usize).filter(|sum| *sum <= hard);
-    CHARGED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok()
+    add_up_to(&CHARGED, units as usize, HARD.load(Ordering::Relaxed))
 }
 
 /// Counts `units` units as clean again.

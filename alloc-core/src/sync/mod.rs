@@ -11,6 +11,7 @@
 //! - [`Llist`]: a list that any context may add to.
 //! - [`Grace`]: detection of the end of a grace period.
 //! - [`forks`]: the fork generation of this process, and work left for a fork child.
+//! - [`add_up_to`]: a counter with an upper bound.
 //! - [`const_unless_loom`]: functions that make such data at compile time.
 //! - [`ControlRwLock`] and `ControlMutex`: locks of the control plane.
 //!
@@ -55,6 +56,14 @@ pub(crate) fn spin_or_yield() {
     }
     #[cfg(loom)]
     loom::thread::yield_now();
+}
+
+/// Adds to a counter, unless the sum would exceed `most`. Returns whether it did. A refused addition
+/// is never visible to other threads, so it cannot cause the refusal of a smaller one.
+pub(crate) fn add_up_to(counter: &AtomicUsize, count: usize, most: usize) -> bool {
+    let sum = |before: usize| before.checked_add(count).filter(|sum| *sum <= most);
+    // Relaxed: a number that guards nothing.
+    counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum).is_ok()
 }
 
 #[cfg(not(loom))]
