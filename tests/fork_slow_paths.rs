@@ -12,6 +12,7 @@ use std::thread;
 use hayloft_core::cpu;
 use hayloft_core::fault::{self, Place};
 use hayloft_core::{nolock, stats};
+use tests::caches::{alloc_filled, check_and_free, unmerged};
 use tests::entry_points::Hayloft;
 use tests::fork::{
     FORKED, IN_HANDLER, IS_FORKING, STOPPED, exercise_allocator, exercise_in_child, fork,
@@ -22,6 +23,7 @@ use tests::slow_paths::{
     defer_run, defer_run_hook, exchange_block, grow_heap, handle_sigusr1, raise_sigusr1,
     reach_all_slow_paths,
 };
+use tests::sysfs::pin_here;
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -81,11 +83,14 @@ fn missing() -> Vec<Place> {
     let has_cpus = cpu::online().next().is_some();
     let mut unreached = unreached();
     unreached.retain(|place| match place {
-        // These were reached before the hook was installed.
+        // These were reached before the hook was installed (`fork_backend` forks at the first).
         Place::BackendDeciding
+        | Place::ThreadRegistering
         | Place::ThreadRegistered
         | Place::NodesReading
         | Place::ArenaMaking => false,
+        // Reached only where the kernel refuses `membarrier`.
+        Place::CpuVisiting => false,
         // Restartable sequences need no lock.
         Place::SheavesLocked => fallback,
         Place::WorkClaimed | Place::WorkQueued => has_cpus,
@@ -99,7 +104,7 @@ fn assert_all_reached() {
     assert!(missing.is_empty(), "fault points not reached: {missing:?}");
 }
 
-/// Whether the other thread has reached all fault points, or has begun its purge.
+/// Whether the other thread has reached all fault points, or the one at which it stops.
 static DONE: AtomicBool = AtomicBool::new(false);
 
 /// Calls `when_stopped`, which forks, whenever another thread stops at a fault point. That thread
@@ -187,6 +192,14 @@ fn forked_child_completes_the_interrupted_slow_path() {
     });
 }
 
+/// Reaches some fault point, without waiting for a lock on the way.
+fn visit_fault_points() {
+    let layout = Layout::new::<[u64; 400]>();
+    let blocks = [(); 20].map(|()| nolock::alloc(layout).expect("memory"));
+    // SAFETY: the blocks have this layout, and each is freed once.
+    blocks.into_iter().for_each(|block| unsafe { nolock::free(block, layout) });
+}
+
 /// Forks in a signal handler that interrupted a slow path, while other threads are stopped at each
 /// fault point in turn. The fork does not wait for their locks, and the child does without them.
 fn fork_in_handlers_while_others_are_stopped() {
@@ -206,11 +219,7 @@ fn fork_in_handlers_while_others_are_stopped() {
     handle_sigusr1(fork_in_handler);
     hook_all_fault_points(at_fault_point);
     fork_while_another_visits(|| {
-        // Reaches a fault point soon, without waiting for a lock on the way.
-        let layout = Layout::new::<[u64; 400]>();
-        let blocks = [(); 20].map(|()| nolock::alloc(layout).expect("memory"));
-        // SAFETY: the blocks have this layout, and each is freed once.
-        blocks.into_iter().for_each(|block| unsafe { nolock::free(block, layout) });
+        visit_fault_points();
         if is_child() {
             exercise_in_child();
         }
@@ -225,6 +234,53 @@ fn fork_in_a_handler_does_not_wait_for_others() {
     in_every_mode(|| {
         cpu::start();
         fork_in_handlers_while_others_are_stopped();
+    });
+}
+
+/// Another thread has stored one half of a sheaf's header when this one forks, which does not wait
+/// for it. The child can use the sheaf.
+#[test]
+fn forked_child_can_use_a_half_closed_sheaf() {
+    fn at_fault_point(place: Place) {
+        if is_child() {
+            return;
+        }
+        if IS_FORKING.get() {
+            if STOPPED.swap(false, Ordering::Relaxed) && !IN_HANDLER.get() {
+                raise_sigusr1();
+            }
+        } else if place == Place::SheavesClosing && !DONE.swap(true, Ordering::Relaxed) {
+            stop_until_forked(60_000);
+        }
+    }
+    on_both_backends(|| {
+        pin_here();
+        cpu::start();
+        handle_sigusr1(fork_in_handler);
+        let cache = unmerged("half closed", 64);
+        let use_cache = |count| {
+            check_and_free(&cache, &alloc_filled(&cache, count), |object| {
+                // SAFETY: the object belongs to this cache and is freed once, after its last use.
+                unsafe { cache.free(object) };
+            });
+            cache.stats().in_sheaves
+        };
+        assert!(use_cache(20) > 0, "the sheaf is empty");
+        fault::set_hook(at_fault_point);
+        IS_FORKING.set(true);
+        thread::scope(|scope| {
+            scope.spawn(|| cache.shrink());
+            while !STOPPED.load(Ordering::Acquire) {
+                thread::yield_now();
+            }
+            visit_fault_points();
+            if is_child() {
+                for _ in 0..3 {
+                    assert!(use_cache(300) > 0, "the sheaf stays closed");
+                }
+                exercise_in_child();
+            }
+        });
     });
 }
 

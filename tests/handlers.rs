@@ -8,19 +8,21 @@
 use std::cell::Cell;
 use std::env;
 use std::ffi::CStr;
-use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use hayloft_core::fault::{self, Place};
 use hayloft_core::{cpu, heap, stats};
+use tests::caches::unmerged;
 use tests::entry_points::Hayloft;
+use tests::process::has_rseq;
 use tests::scenario::{Scenario, in_every_mode, with_decay};
 use tests::slow_paths::{
     abort_with, defer_run, defer_run_hook, exchange_block, grow_heap, handle_sigusr1,
     is_interruptible, raise_sigusr1, reach_all_slow_paths,
 };
+use tests::sysfs::pin_here;
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -144,7 +146,9 @@ fn interrupt_every_fault_point() {
             // Restartable sequences need no lock.
             Place::SheavesLocked => fallback,
             // Reached only where the C library does not register threads.
-            Place::ThreadRegistered => continue,
+            Place::ThreadRegistering | Place::ThreadRegistered => continue,
+            // Reached only where the kernel refuses `membarrier`.
+            Place::CpuVisiting => continue,
             Place::WorkClaimed | Place::WorkQueued => has_cpus,
             // A handler that interrupted an earlier fault point makes the first arena.
             Place::ArenaMaking => continue,
@@ -171,13 +175,37 @@ fn handlers_can_interrupt_every_fault_point() {
 fn handler_can_interrupt_the_first_rseq_registration() {
     let registered = || {
         exchange_block();
-        // SAFETY: without an area the call registers nothing.
-        let has_rseq = unsafe { libc::syscall(libc::SYS_rseq, 0, 0, 0, 0) } == -1
-            && io::Error::last_os_error().raw_os_error() != Some(libc::ENOSYS);
         assert!(
-            !has_rseq || hits(Place::ThreadRegistered) > 0,
+            !has_rseq() || hits(Place::ThreadRegistered) > 0,
             "the registration was not interrupted"
         );
+    };
+    Scenario::new("", registered)
+        .env("HAYLOFT_BACKEND", "rseq")
+        .env("GLIBC_TUNABLES", "glibc.pthread.rseq=0")
+        .succeeds();
+}
+
+/// A handler interrupts the registration of a second thread, and registers the thread itself. The
+/// thread uses the sheaves of its CPU from then on.
+#[test]
+fn handler_can_register_the_thread_that_it_interrupts() {
+    let registered = || {
+        pin_here();
+        let cache = unmerged("registered", 64);
+        let interrupted = hits(Place::ThreadRegistering);
+        let free_one = || {
+            let object = cache.alloc().expect("memory");
+            // SAFETY: the object belongs to this cache and is freed once.
+            unsafe { cache.free(object) };
+        };
+        thread::scope(|scope| scope.spawn(free_one).join().expect("the thread does not panic"));
+        assert!(cache.stats().in_sheaves > 0, "the thread used no sheaf");
+        if has_rseq() {
+            let begun = hits(Place::ThreadRegistering);
+            assert!(begun > interrupted + 1, "the handler did not register the thread");
+            assert_eq!(hits(Place::ThreadRegistered), begun, "registrations that succeeded");
+        }
     };
     Scenario::new("", registered)
         .env("HAYLOFT_BACKEND", "rseq")

@@ -15,6 +15,8 @@ enumerated! {
     pub enum Place {
         /// The backend is being selected.
         BackendDeciding,
+        /// Hayloft is about to register this thread for restartable sequences.
+        ThreadRegistering,
         /// Hayloft has just registered this thread for restartable sequences.
         ThreadRegistered,
         /// The nodes are read, and their number is not published yet.
@@ -49,10 +51,15 @@ enumerated! {
         SheafFilling,
         /// A batch has just left a sheaf.
         SheafDrained,
+        /// The sheaves of some CPU are being closed, and only a part of their headers is stored.
+        SheavesClosing,
         /// The sheaves of some CPU are closed, and this thread holds a batch of their objects.
         SheavesClosed,
         /// The sheaves of a CPU are locked, on the fallback backend.
         SheavesLocked,
+        /// This thread is pinned to a CPU whose sections it restarts, and its own affinity is not
+        /// restored yet.
+        CpuVisiting,
         /// A block is on a deferred list, and the irq work of its CPU is not queued yet.
         BlockDeferred,
         /// Deferred frees have left their list.

@@ -115,6 +115,14 @@ impl Limit {
     }
 }
 
+/// Returns whether the kernel has restartable sequences.
+#[must_use]
+pub fn has_rseq() -> bool {
+    // SAFETY: without an area the call registers nothing.
+    let result = unsafe { libc::syscall(libc::SYS_rseq, 0, 0, 0, 0) };
+    result == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ENOSYS)
+}
+
 /// Makes a system call fail with `ENOSYS` from now on, in this process and its children.
 /// Async-signal-safe.
 ///

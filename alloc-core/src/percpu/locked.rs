@@ -111,6 +111,7 @@ pub(super) fn close(
         // opens half-closed sheaves: see `remote::in_child`.
         let [top, last] = region.header(class);
         last.store(0, Ordering::Release);
+        fault::point(Place::SheavesClosing);
         top.store(0, Ordering::Release);
     }
     true

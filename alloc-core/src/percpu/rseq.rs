@@ -143,6 +143,7 @@ pub(super) unsafe fn close(
     for class in classes.clone() {
         half(class, 1).store(0, Ordering::SeqCst);
     }
+    fault::point(Place::SheavesClosing);
     if !os::restart_sections_on(cpu) {
         for class in classes.filter(|class| half(*class, 0).load(Ordering::Relaxed) != 0) {
             half(class, 1).store((empty_header(class) >> 32) as u32, Ordering::SeqCst);
@@ -169,6 +170,7 @@ pub(super) unsafe fn close(
         if all_closed {
             break;
         }
+        fault::point(Place::SheavesClosing);
         // A pop that was running may still have stored its `top`. Then the sheaf holds one object
         // less, and another round is needed.
         let restarted = (0..RESTARTS).any(|_| {

@@ -148,6 +148,7 @@ fn register_thread() -> bool {
     // No compare-exchange: if a handler registers between load and store, the second registration
     // is redundant and harmless.
     if registration.load(Ordering::Relaxed) == 0 {
+        fault::point(Place::ThreadRegistering);
         // Stored before the hook is set: allocations that setting it makes then go to barn and
         // slabs.
         registration.store(1, Ordering::Relaxed);

@@ -6,6 +6,7 @@ use core::ffi::{c_int, c_ulong};
 use super::super::inject::{Call, fails};
 use super::system_call::call;
 use crate::arch::{RseqArea, SIGNATURE};
+use crate::fault::{self, Place};
 
 /// Registers this thread's `struct rseq`. Returns false if the kernel refuses. If a signal handler
 /// has registered it in the meantime, that counts as success.
@@ -107,6 +108,9 @@ fn visit<const WORDS: usize>(cpu: usize) -> bool {
     unsafe {
         let visited = call(libc::SYS_sched_getaffinity, arguments(&raw mut before)).is_ok()
             && call(libc::SYS_sched_setaffinity, arguments(&raw mut there)).is_ok();
+        if visited {
+            fault::point(Place::CpuVisiting);
+        }
         let is_mine = visited
             && call(libc::SYS_sched_getaffinity, arguments(&raw mut there)).is_ok()
             && there.iter().map(|word| word.count_ones()).sum::<u32>() == 1
