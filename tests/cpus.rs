@@ -6,6 +6,7 @@
 
 use std::env;
 use std::path::Path;
+use std::process;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
@@ -19,6 +20,7 @@ use tests::scenario::{Scenario, in_every_mode};
 use tests::sizes::layout;
 use tests::skipped;
 use tests::slow_paths::{defer_run, defer_run_hook};
+use tests::sysfs::set_affinity;
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -70,13 +72,7 @@ fn affinity_changes_are_followed() {
         fault::set_hook(defer_run_hook);
         let all = online();
         for kept in subsets(&all) {
-            // SAFETY: a zeroed set is empty, and the set is as long as the call says.
-            unsafe {
-                let mut set: libc::cpu_set_t = std::mem::zeroed();
-                kept.iter().for_each(|cpu| libc::CPU_SET(*cpu, &mut set));
-                let size = size_of_val(&set);
-                assert_eq!(libc::sched_setaffinity(libc::getpid(), size, &raw const set), 0);
-            }
+            set_affinity(process::id() as libc::pid_t, kept);
             assert_eq!(cpu::present().collect::<Vec<_>>(), kept);
             work_on_each_cpu();
             assert_eq!(cpu::refresh(), Ok(()));

@@ -1,19 +1,25 @@
-//! System calls that fail, injected by `HAYLOFT_FAULT`: allocations may be refused, but no
-//! allocated block is lost or damaged.
+//! System calls that fail, injected by `HAYLOFT_FAULT` or refused by a filter: allocations may be
+//! refused, but no allocated block is lost or damaged, and sheaves keep their objects.
 //!
 //! The test code itself uses the system's allocator, which does not fail.
 
 use std::alloc::{GlobalAlloc, Layout};
+use std::cell::Cell;
+use std::mem;
 use std::path::Path;
 use std::ptr::NonNull;
 
 use hayloft_core::cache::{Cache, CacheFlags};
-use hayloft_core::cpu;
+use hayloft_core::cpu::{self, CpuError};
+use hayloft_core::fault::{self, Place};
+use tests::caches::{alloc_filled, check_and_free, unmerged};
 use tests::entry_points::Hayloft;
 use tests::pattern;
+use tests::process::{has_rseq, refuse_system_call};
 use tests::scenario::{Scenario, describe};
 use tests::sizes::layout;
-use tests::sysfs::{SYSFS, Tree};
+use tests::skipped;
+use tests::sysfs::{SYSFS, Tree, affinity, pin_here, pin_to, set_affinity, two_cpus};
 
 /// A random number generator (xorshift64*) with a fixed seed.
 struct Random(u64);
@@ -200,4 +206,146 @@ fn lack_of_memory_for_sheaves_is_reported_once() {
         let lines = stderr.lines().filter(|line| line.contains("no memory for sheaves"));
         assert_eq!(lines.count(), 1, "{}", describe(output));
     });
+}
+
+/// The system calls by which sections of another CPU are restarted.
+const RESTARTS: [libc::c_long; 2] = [libc::SYS_membarrier, libc::SYS_sched_setaffinity];
+
+/// Returns whether the kernel has sections that can be restarted. Otherwise reports that a test is
+/// skipped.
+fn has_sections() -> bool {
+    if !has_rseq() {
+        skipped("restarts of sections", "the kernel has no restartable sequences");
+    }
+    has_rseq()
+}
+
+/// Allocates `count` objects and frees them. Returns the number of objects in sheaves.
+fn use_objects(cache: &Cache, count: usize) -> usize {
+    check_and_free(cache, &alloc_filled(cache, count), |object| {
+        // SAFETY: the object belongs to this cache and is freed once, after its last use.
+        unsafe { cache.free(object) };
+    });
+    cache.stats().in_sheaves
+}
+
+/// Fails to destroy a cache whose objects are all free, `held` of them in sheaves. Returns the
+/// cache.
+fn refused_destruction(cache: Cache, held: usize) -> Cache {
+    let error = cache.destroy().expect_err("sections were restarted");
+    assert_eq!(error.live(), 0, "objects in use");
+    let cache = error.into_cache();
+    assert_eq!(cache.stats().in_sheaves, held, "objects in sheaves");
+    cache
+}
+
+/// Where the kernel refuses to restart sections, sheaves cannot be flushed and CPUs cannot go
+/// offline. Everything else works.
+#[test]
+fn sheaves_keep_their_objects_where_sections_cannot_be_restarted() {
+    if !has_sections() {
+        return;
+    }
+    let refused = || {
+        let cache = unmerged("refused", 64);
+        let held = use_objects(&cache, 50);
+        assert!(held > 0, "the sheaf is empty");
+        let cache = refused_destruction(cache, held);
+        let online: Vec<_> = cpu::online().collect();
+        for cpu in &online {
+            let error = if online.len() > 1 { CpuError::Unsupported } else { CpuError::Last };
+            assert_eq!(cpu::down(*cpu), Err(error));
+            assert!(cpu::is_online(*cpu), "CPU {cpu} is offline");
+        }
+        use_objects(&cache, 500);
+        mem::forget(cache);
+    };
+    RESTARTS
+        .into_iter()
+        .fold(
+            Scenario::new("", refused).env("HAYLOFT_BACKEND", "rseq"),
+            Scenario::refuse_system_call,
+        )
+        .succeeds();
+}
+
+thread_local! {
+    /// Number of steps of a closing after which the kernel refuses to restart sections.
+    static STEPS: Cell<usize> = const { Cell::new(usize::MAX) };
+}
+
+/// The kernel begins to refuse while sheaves are being closed. They are as before, objects and
+/// width included.
+#[test]
+fn sheaves_reopen_where_sections_can_no_longer_be_restarted() {
+    fn at_fault_point(place: Place) {
+        if place != Place::SheavesClosing {
+            return;
+        }
+        STEPS.set(STEPS.get() - 1);
+        if STEPS.get() == 0 {
+            // The filter is this thread's only, and stays.
+            RESTARTS.into_iter().try_for_each(refuse_system_call).expect("a filter is permitted");
+        }
+    }
+    if !has_sections() {
+        return;
+    }
+    // First the ends of the sheaves are stored, then the rest.
+    for steps in [1, 2] {
+        let refused = || {
+            pin_here();
+            let cache = unmerged("refused", 64);
+            let held = use_objects(&cache, 50);
+            assert!(held > 0, "the sheaf is empty");
+            fault::set_hook(at_fault_point);
+            STEPS.set(steps);
+            let cache = refused_destruction(cache, held);
+            // The sheaf serves all of these allocations and frees.
+            assert_eq!(use_objects(&cache, held), held, "objects in the sheaf");
+            mem::forget(cache);
+        };
+        Scenario::new(format!("{steps}"), refused).env("HAYLOFT_BACKEND", "rseq").succeeds();
+    }
+}
+
+/// Without `membarrier`, a thread restarts the sections of a CPU by running there for a moment. It
+/// has its own affinity afterwards, or the one that it was given meanwhile.
+#[test]
+fn restarting_sections_by_a_visit_keeps_the_affinity() {
+    let Some([here, there]) = two_cpus() else {
+        skipped("visits of CPUs", "this process may use only one");
+        return;
+    };
+    if !has_sections() {
+        return;
+    }
+    thread_local! {
+        static VISITS: Cell<usize> = const { Cell::new(0) };
+        static MOVES_TO: Cell<Option<usize>> = const { Cell::new(None) };
+    }
+    fn at_fault_point(place: Place) {
+        if place == Place::CpuVisiting {
+            VISITS.set(VISITS.get() + 1);
+            MOVES_TO.take().into_iter().for_each(pin_to);
+        }
+    }
+    for moves in [false, true] {
+        let visit = || {
+            let all = affinity(0);
+            pin_to(here);
+            let cache = unmerged("visited", 64);
+            assert!(use_objects(&cache, 50) > 0, "the sheaf is empty");
+            set_affinity(0, &all);
+            fault::set_hook(at_fault_point);
+            MOVES_TO.set(moves.then_some(there));
+            cache.destroy().expect("no object is in use");
+            assert!(VISITS.get() > 0, "no visit took place");
+            assert_eq!(affinity(0), if moves { vec![there] } else { all });
+        };
+        Scenario::new(format!("{moves}"), visit)
+            .env("HAYLOFT_BACKEND", "rseq")
+            .refuse_system_call(libc::SYS_membarrier)
+            .succeeds();
+    }
 }

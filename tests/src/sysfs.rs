@@ -71,18 +71,43 @@ impl Drop for Tree {
     }
 }
 
-/// Returns two CPUs on which this process may run, or `None` if it may use only one.
+/// Returns the CPUs on which a thread may run, in order. 0 stands for the calling thread.
+///
+/// # Panics
+///
+/// If there is no such thread.
 #[must_use]
-pub fn two_cpus() -> Option<[usize; 2]> {
+pub fn affinity(thread: libc::pid_t) -> Vec<usize> {
     // SAFETY: the set is local and of the size passed to the kernel. All zeros are an empty set.
     let set = unsafe {
         let mut set: libc::cpu_set_t = mem::zeroed();
-        (libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) == 0).then_some(set)
-    }?;
+        let result = libc::sched_getaffinity(thread, size_of_val(&set), &raw mut set);
+        assert_eq!(result, 0, "{}", io::Error::last_os_error());
+        set
+    };
     // SAFETY: the CPU number is below `CPU_SETSIZE`.
-    let mut cpus =
-        (0..libc::CPU_SETSIZE as usize).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) });
-    Some([cpus.next()?, cpus.next()?])
+    (0..libc::CPU_SETSIZE as usize).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) }).collect()
+}
+
+/// Restricts a thread to some CPUs. 0 stands for the calling thread.
+///
+/// # Panics
+///
+/// If the kernel refuses.
+pub fn set_affinity(thread: libc::pid_t, cpus: &[usize]) {
+    // SAFETY: the set is local and of the size passed to the kernel. All zeros are an empty set.
+    let result = unsafe {
+        let mut set: libc::cpu_set_t = mem::zeroed();
+        cpus.iter().for_each(|cpu| libc::CPU_SET(*cpu, &mut set));
+        libc::sched_setaffinity(thread, size_of_val(&set), &raw const set)
+    };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+}
+
+/// Returns two CPUs on which this thread may run, or `None` if it may use only one.
+#[must_use]
+pub fn two_cpus() -> Option<[usize; 2]> {
+    affinity(0).first_chunk().copied()
 }
 
 /// Pins this thread to one CPU.
@@ -91,13 +116,7 @@ pub fn two_cpus() -> Option<[usize; 2]> {
 ///
 /// If the kernel refuses.
 pub fn pin_to(cpu: usize) {
-    // SAFETY: the set is local and of the size passed to the kernel. All zeros are an empty set.
-    let result = unsafe {
-        let mut set: libc::cpu_set_t = mem::zeroed();
-        libc::CPU_SET(cpu, &mut set);
-        libc::sched_setaffinity(0, size_of_val(&set), &raw const set)
-    };
-    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    set_affinity(0, &[cpu]);
 }
 
 /// Pins this thread to its current CPU.
