@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use hayloft_core::heap;
 use tests::entry_points::Hayloft;
-use tests::process::status_bytes;
+use tests::process::{status_bytes, wait_until_asleep};
 use tests::scenario::{on_both_backends, on_both_backends_with, with_decay, with_larger_pages};
 use tests::sizes::MIB;
+use tests::sysfs::{affinity, pin_here};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -68,6 +69,17 @@ fn wait_for_threads(count: usize) {
         assert!(Instant::now() < deadline, "{} threads, not {count}", threads());
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Returns the kernel's number of the thread with that name.
+fn thread_named(name: &str) -> Option<libc::pid_t> {
+    let tasks = fs::read_dir("/proc/self/task").expect("/proc is mounted");
+    let mut paths = tasks.map(|task| task.expect("the folder can be read").path());
+    let found = paths.find(|path| {
+        // A thread may have ended meanwhile.
+        fs::read_to_string(path.join("comm")).is_ok_and(|text| text.trim_end() == name)
+    })?;
+    found.file_name()?.to_str()?.parse().ok()
 }
 
 /// Runs `body` in the child of a fork, which has one thread, and waits for it to succeed.
@@ -268,6 +280,37 @@ fn background_thread_shares_no_descriptors() {
             assert_eq!(libc::read(read, (&raw mut byte).cast(), 1), 0);
             libc::close(read);
         }
+    });
+}
+
+/// The background thread has the ordinary scheduling policy and the CPUs of the main thread, not
+/// those of the thread that started it.
+#[test]
+fn background_thread_is_scheduled_as_the_process() {
+    const NAME: &str = "hayloft/reclaim";
+    // The decay time is an hour, so the thread stays.
+    on_both_backends_with(&[WITH_BACKGROUND_THREAD], || {
+        assert_eq!(thread_named(NAME), None, "the thread was started early");
+        let starter = thread::spawn(|| {
+            pin_here();
+            let priority: libc::c_int = 0;
+            let policy = libc::SCHED_BATCH;
+            // Not `libc::sched_setscheduler`, which fails in musl.
+            // SAFETY: the kernel only reads the priority.
+            let result = unsafe {
+                libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &raw const priority)
+            };
+            assert_eq!(result, 0, "SCHED_BATCH was refused");
+            burst();
+        });
+        starter.join().expect("the thread does not panic");
+        let reclaim = thread_named(NAME).expect("the thread was started");
+        // It has scheduled itself by then.
+        wait_until_asleep(reclaim);
+        assert_eq!(affinity(reclaim), affinity(process::id() as libc::pid_t));
+        // SAFETY: the call takes a number only.
+        let policy = unsafe { libc::syscall(libc::SYS_sched_getscheduler, reclaim) };
+        assert_eq!(policy, libc::c_long::from(libc::SCHED_OTHER));
     });
 }
 
