@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use hayloft_core::cpu;
@@ -52,6 +52,29 @@ fn forked_child_can_queue_work_that_was_running() {
             work.sync();
             assert!(!work.is_busy(), "the item is busy after `sync`");
         }
+        if child == 0 {
+            exercise_in_child();
+        }
+        wait_for(child);
+    });
+}
+
+/// An item that is not static was on a list. In the child it runs when any item is waited for, as
+/// `IrqWork::queue_raw` says.
+#[test]
+fn forked_child_runs_work_that_was_listed() {
+    static OTHER: IrqWork = IrqWork::new(|_| ());
+    static RUNS: AtomicUsize = AtomicUsize::new(0);
+    with_decay(|| {
+        let item = Box::new(IrqWork::new(|_| _ = RUNS.fetch_add(1, Ordering::Relaxed)));
+        // There are no CPU threads yet, so the item stays on its list.
+        // SAFETY: the item stays until `sync` has returned, in the parent and in the child.
+        assert!(unsafe { IrqWork::queue_raw(&raw const *item, 0) }, "the item was refused");
+        let child = fork();
+        assert!(OTHER.queue() && item.is_pending(), "the item was not on a list");
+        OTHER.sync();
+        assert_eq!(RUNS.load(Ordering::Relaxed), 1, "runs of the item");
+        item.sync();
         if child == 0 {
             exercise_in_child();
         }
