@@ -93,12 +93,13 @@ fn late_loaded_library_passes_foreign_blocks_on() {
     check_linked(&program);
 }
 
-/// Checks that no slow path takes more than 4 KiB of stack. That includes the frees that decommit
-/// memory when there is no thread for it.
+/// Checks that no slow path takes more than 4 KiB of stack, or asks the loader for thread-locals.
+/// That includes the frees that decommit memory when there is no thread for it.
 #[test]
-fn slow_paths_take_at_most_4_kib_of_stack() {
+fn slow_paths_need_little_stack_and_no_loader() {
     // With lazy binding, the first call of each function would resolve it, on the measured stack.
-    let program = compile("cc", "stack_depth.c", "stack_depth", ["-Wl,-z,now"]);
+    let arguments = ["-Wl,-z,now", "-rdynamic", "-ldl"];
+    let program = compile("cc", "stack_depth.c", "stack_depth", arguments);
     run_checks(&program, |backend| {
         let mut command = preloaded(&program, backend);
         command.env("HAYLOFT_LIMIT", "0:24M").env("HAYLOFT_BACKGROUND", "0");
@@ -144,7 +145,26 @@ fn verbose_library_writes_one_line() {
 /// Checks that programs can use namespaces, signals and limits as they do with other allocators.
 #[test]
 fn process_features_work_beside_the_allocator() {
-    check_preloaded(&compile("cc", "process.c", "process", NOTHING));
+    check_preloaded(&compile("cc", "process.c", "process", ["-rdynamic", "-ldl"]));
+}
+
+/// Checks that the allocator's threads start in programs with many thread-locals: nearly as many as
+/// such a thread has stack beside them, and far more.
+#[test]
+fn service_threads_start_beside_many_thread_locals() {
+    for bytes in [246 << 10, 8 << 20] {
+        let define = format!("-DTHREAD_LOCALS={bytes}");
+        let folder = format!("-L{}", libraries().display());
+        let arguments = [define.as_str(), folder.as_str(), "-lhayloft"];
+        let name = format!("thread_locals-{bytes}");
+        let program = compile("cc", "thread_locals.c", &name, arguments);
+        run_checks(&program, |backend| {
+            let mut command = Command::new(&program);
+            command.env("HAYLOFT_BACKEND", backend).env("LD_LIBRARY_PATH", libraries());
+            command.env("HAYLOFT_BACKGROUND", "1");
+            command
+        });
+    }
 }
 
 /// Checks that the settings in `docs/settings.md` leave the system calls that the page names, and

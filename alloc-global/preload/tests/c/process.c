@@ -112,6 +112,34 @@ static void process_ends_with_its_last_thread(void)
     wait_for_child(child);
 }
 
+static int may_create_threads = 1;
+
+/* Called in place of the C library's function. */
+int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*body)(void *),
+                   void *argument)
+{
+    CHECK(may_create_threads);
+    typeof(pthread_create) *create = (typeof(create))dlsym(RTLD_NEXT, "pthread_create");
+    return create(thread, attributes, body, argument);
+}
+
+/* The child of a fork returns memory by a thread that the C library does not create: creating one
+ * takes locks of the loader, and a thread of the parent may have held them, as in dlopen. */
+static void forked_child_returns_memory_without_loader_locks(void)
+{
+    pid_t child = fork();
+    if (child == 0) {
+        alarm(TIMEOUT);
+        may_create_threads = 0;
+        long before = resident_mib();
+        burst((void *)400);
+        while (resident_mib() > before + 32)
+            usleep(10000);
+        _exit(0);
+    }
+    wait_for_child(child);
+}
+
 static void *wait_for_signal(void *set)
 {
     int signal;
@@ -175,6 +203,7 @@ int main(int argc, char **argv)
         ENTRY(single_threaded_program_enters_user_namespace),
         ENTRY(user_namespace_after_threads_ended),
         ENTRY(process_ends_with_its_last_thread),
+        ENTRY(forked_child_returns_memory_without_loader_locks),
         ENTRY(memory_returns_with_signals_blocked),
         ENTRY(zeroed_tables_stay_sparse),
         ENTRY(refused_requests_use_no_address_space),

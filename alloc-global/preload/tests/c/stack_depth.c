@@ -1,5 +1,5 @@
-/* Measures how much stack malloc and free need on their deepest paths: threads and handlers may
- * have little. */
+/* Measures what malloc and free need on their deepest paths: little stack, as threads and handlers
+ * may have little; and no thread-locals from the loader, which may allocate or wait for them. */
 #include "check.h"
 #include <limits.h>
 #include <malloc.h>
@@ -158,9 +158,41 @@ static void small_stacks(void)
     CHECK(handled);
 }
 
+static volatile int asked;
+
+/* Called in place of the loader's function, by code whose thread-locals have no fixed place. */
+void *__tls_get_addr(void *index)
+{
+    static void *(*volatile next)(void *);
+    if (!next)
+        next = (void *(*)(void *))dlsym(RTLD_NEXT, "__tls_get_addr");
+    asked++;
+    return next(index);
+}
+
+static void *run_and_count(void *none)
+{
+    asked = 0;
+    exhaust_memory();
+    end_windows();
+    grow_and_shrink();
+    trim();
+    CHECK(asked == 0);
+    return none;
+}
+
+/* No slow path asks the loader for a thread-local, not even the first one of a thread. */
+static void no_loaded_thread_locals(void)
+{
+    run_and_count(NULL);
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, run_and_count, NULL) == 0 && pthread_join(thread, NULL) == 0);
+}
+
 #define ENTRY(name) {#name, name}
 int main(int argc, char **argv)
 {
-    static const struct check checks[] = {ENTRY(deepest_paths), ENTRY(small_stacks)};
+    static const struct check checks[] = {
+        ENTRY(deepest_paths), ENTRY(small_stacks), ENTRY(no_loaded_thread_locals)};
     return run_checks(checks, sizeof checks / sizeof *checks, argc, argv);
 }
