@@ -204,14 +204,21 @@ pub(super) unsafe fn in_child() {
 mod tests {
     use super::super::layout::REGION;
     use super::*;
+    use crate::os;
 
-    /// A store to the region would end the process: an immutable static lies on read-only pages.
+    /// A store to the region would end the process, except under Miri.
     #[test]
     fn open_region_is_not_written() {
-        static OPEN_REGION: [u64; REGION / 8] = [OPEN as u64; REGION / 8];
-        let base = (&raw const OPEN_REGION).cast_mut().cast();
-        // SAFETY: the memory is as long as a region, and its state is `OPEN`.
-        assert!(!unsafe { reopen(base) }, "an open region was taken for a closed one");
+        let region = os::reserve(REGION).unwrap();
+        // SAFETY: the reservation is as long as a region, is this test's, and is only read after
+        // `let_read`.
+        unsafe {
+            assert!(os::commit(region, REGION));
+            state_word(region.as_ptr()).store(OPEN, Ordering::Relaxed);
+            assert!(os::let_read(region, REGION));
+            assert!(!reopen(region.as_ptr()), "an open region was taken for a closed one");
+            os::unreserve(region, REGION);
+        }
     }
 
     #[test]
