@@ -304,8 +304,13 @@ fn background_thread_is_scheduled_as_the_process() {
             burst();
         });
         starter.join().expect("the thread does not panic");
-        let reclaim = thread_named(NAME).expect("the thread was started");
-        // It has scheduled itself by then.
+        // The thread names itself, and then schedules itself, before it first sleeps.
+        let reclaim = loop {
+            if let Some(thread) = thread_named(NAME) {
+                break thread;
+            }
+            thread::sleep(Duration::from_millis(5));
+        };
         wait_until_asleep(reclaim);
         assert_eq!(affinity(reclaim), affinity(process::id() as libc::pid_t));
         // SAFETY: the call takes a number only.
