@@ -4,7 +4,6 @@
 extern crate std;
 
 use core::fmt;
-use core::iter;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -65,10 +64,11 @@ pub(crate) fn alloc_object(class: Class) -> Result<NonNull<u8>, AllocError> {
 
 /// Pops an object of `class` from this CPU's sheaf, or of a larger class that may serve it.
 fn pop(backend: Backend, class: Class) -> Option<*mut u8> {
-    let found = iter::once(class).chain(class.larger_middle()).find_map(|class| {
+    let pop = |class| {
         let object = backend.pop(class);
         (!object.is_null()).then_some((object, class))
-    });
+    };
+    let found = pop(class).or_else(|| class.larger_middle().find_map(pop));
     if let Some((_, class)) = found.filter(|(_, class)| class.is_middle()) {
         percpu::refund(class.size());
     }
