@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use hayloft_core::heap;
 use tests::entry_points::Hayloft;
-use tests::process::{status_bytes, wait_until_asleep};
+use tests::process::{Limit, status_bytes, wait_until_asleep};
 use tests::scenario::{on_both_backends, on_both_backends_with, with_decay, with_larger_pages};
 use tests::sizes::MIB;
+use tests::skipped;
 use tests::sysfs::{affinity, pin_here};
 
 #[global_allocator]
@@ -478,18 +479,60 @@ fn zero_decay_decommits_soon_with_the_background_thread() {
     });
 }
 
+/// Frees blocks now and then until at most `limit` bytes are resident.
+fn free_until_resident(limit: usize) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while status_bytes("VmRSS") > limit {
+        assert!(Instant::now() < deadline, "{} bytes stay resident", status_bytes("VmRSS"));
+        drop(vec![1u8; 2 * MIB]);
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
 #[test]
 fn frees_return_memory_without_the_background_thread() {
     on_both_backends_with(&[("HAYLOFT_BACKGROUND", "0"), ("HAYLOFT_DECAY_MS", "100")], || {
         let before_threads = threads();
         let (before, _) = burst();
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while status_bytes("VmRSS") > before + 2 * REST {
-            assert!(Instant::now() < deadline, "{} bytes stay resident", status_bytes("VmRSS"));
-            drop(vec![1u8; 2 * MIB]);
-            thread::sleep(Duration::from_millis(20));
-        }
+        free_until_resident(before + 2 * REST);
         assert_eq!(threads(), before_threads);
+    });
+}
+
+/// Where the system refuses the background thread, frees do its work.
+#[test]
+fn frees_return_memory_where_no_thread_can_be_created() {
+    let refused = ("HAYLOFT_FAULT", "clone:1/1");
+    on_both_backends_with(&[refused, ("HAYLOFT_DECAY_MS", "100"), WITH_BACKGROUND_THREAD], || {
+        let before_threads = threads();
+        let (before, _) = burst();
+        free_until_resident(before + 2 * REST);
+        assert_eq!(threads(), before_threads);
+    });
+}
+
+/// At the limit of threads, frees return memory. Once the limit is raised, the background thread
+/// starts.
+#[test]
+fn background_thread_starts_when_the_limit_of_threads_is_raised() {
+    on_both_backends_with(&[("HAYLOFT_DECAY_MS", "300"), WITH_BACKGROUND_THREAD], || {
+        // The limit does not bind root.
+        const USER: libc::uid_t = 1_234_567;
+        // SAFETY: the calls take numbers only.
+        if unsafe { libc::geteuid() == 0 && libc::setresuid(USER, USER, USER) != 0 } {
+            return skipped("the limit of threads", "root, without another user");
+        }
+        Limit::Threads.set(1).expect("a soft limit can be lowered");
+        let before_threads = threads();
+        let (before, _) = burst();
+        free_until_resident(before + 2 * REST);
+        assert_eq!(threads(), before_threads);
+        Limit::Threads.raise().expect("a soft limit can be raised");
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while threads() == before_threads {
+            assert!(Instant::now() < deadline, "no background thread starts");
+            drop(vec![1u8; 3 * MIB]);
+        }
     });
 }
 

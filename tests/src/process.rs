@@ -94,6 +94,19 @@ impl Limit {
     ///
     /// Those of `getrlimit` and `setrlimit`.
     pub fn set(self, most: usize) -> io::Result<()> {
+        self.change(|limit| limit.rlim_cur = most as libc::rlim_t)
+    }
+
+    /// Raises this process's soft limit to the hard limit.
+    ///
+    /// # Errors
+    ///
+    /// Those of `getrlimit` and `setrlimit`.
+    pub fn raise(self) -> io::Result<()> {
+        self.change(|limit| limit.rlim_cur = limit.rlim_max)
+    }
+
+    fn change(self, change: impl FnOnce(&mut libc::rlimit)) -> io::Result<()> {
         let resource = match self {
             Self::AddressSpace => libc::RLIMIT_AS,
             Self::Data => libc::RLIMIT_DATA,
@@ -106,7 +119,7 @@ impl Limit {
         if unsafe { libc::getrlimit(resource, &raw mut limit) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        limit.rlim_cur = most as libc::rlim_t;
+        change(&mut limit);
         // SAFETY: the pointer is valid for a read of one `rlimit`.
         if unsafe { libc::setrlimit(resource, &raw const limit) } != 0 {
             return Err(io::Error::last_os_error());

@@ -21,6 +21,9 @@
 //! free pages beyond an *allowance*. The allowance grows if purged memory is needed again soon
 //! afterwards. Frees cannot punch holes in slabs that were in use a moment ago.
 //!
+//! Frees do the same in any program while the thread cannot be started: at a limit of threads, under
+//! a filter that refuses `clone`, or on an architecture without a bare `clone`.
+//!
 //! `HAYLOFT_BACKGROUND=1` starts the thread in all programs, `0` in none.
 //!
 //! The thread also checks whether memory is short (`pressure`), and then purges all idle memory.
@@ -43,7 +46,8 @@ const SPAWN_FROM_ALL: usize = 16 << 20;
 const MUCH: usize = 256 << 20;
 /// Number of windows after which the thread ends even though frees go on.
 const LIFE: u32 = 1000;
-/// Milliseconds until starting the thread is tried again after it failed.
+/// Milliseconds until starting the thread is tried again after it failed. Meanwhile frees do its
+/// work.
 const RETRY: u64 = 1000;
 
 /// Bytes that may initially stay idle in a single-threaded program, for each millisecond of decay.
@@ -132,7 +136,7 @@ fn freed_slow(context: Context, end_window: Window) {
         // The thread was started by a child process that shared this memory, and ended with it.
         state @ (QUIET | NOTED) if !os::bare::is_alive() => _ = swap(state, NOBODY),
         QUIET => _ = swap(QUIET, NOTED),
-        NOBODY if wants_thread() => spawn(end_window),
+        NOBODY if wants_thread() && (!is_worth_a_thread() || spawn(end_window)) => {}
         NOBODY => {
             work_by_clock(context, end_window);
             keep_allowance(context);
@@ -287,23 +291,26 @@ fn read_settings() {
     _ = swap(UNKNOWN, NOBODY);
 }
 
-/// Starts the thread if it is worthwhile.
-fn spawn(end_window: Window) {
+/// Starts the thread, unless that failed less than [`RETRY`] ago. Returns whether there is a thread
+/// now, or another caller is starting one.
+fn spawn(end_window: Window) -> bool {
     /// When starting a thread last failed, in milliseconds.
     static FAILED: AtomicU64 = AtomicU64::new(0);
-    if !is_worth_a_thread() {
-        return;
-    }
     let failed = FAILED.load(Ordering::Relaxed);
-    if failed != 0 && os::milliseconds().wrapping_sub(failed) < RETRY || !swap(NOBODY, SPAWNING) {
-        return;
+    if failed != 0 && os::milliseconds().wrapping_sub(failed) < RETRY {
+        return false;
+    }
+    if !swap(NOBODY, SPAWNING) {
+        return true;
     }
     // Starting the thread orders this before all that the thread does.
     ROUTINE.set(end_window);
-    if !os::spawn_bare::<Reclaim>() {
+    let is_started = os::spawn_bare::<Reclaim>();
+    if !is_started {
         FAILED.store(os::milliseconds().max(1), Ordering::Relaxed);
         _ = swap(SPAWNING, NOBODY);
     }
+    is_started
 }
 
 /// The reclaim thread.
