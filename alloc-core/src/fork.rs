@@ -32,7 +32,7 @@ use core::cell::Cell;
 
 use crate::path::objects;
 use crate::percpu::{self, Backend};
-use crate::sync::{Context, Fork, LockClass, RawLock, spin_or_yield};
+use crate::sync::{Backoff, Context, Fork, LockClass, RawLock};
 use crate::{cache, cpu, os, page, rcu, reclaim, report};
 
 /// Run by the loader: before `main`, or, where a library with this allocator is loaded later, among
@@ -52,10 +52,10 @@ fn for_each_lock(visit: &dyn Fn(LockClass, &RawLock)) {
     objects::for_each_lock(visit);
 }
 
-/// Attempts at all locks together by a fork in a handler, which must not wait for them. Each
-/// attempt lets other threads run, so this is enough for any holder that is not in such a handler
-/// itself.
-const ATTEMPTS: u32 = 100_000;
+/// Attempts at all locks together by a fork in a handler, which must not wait for them. All but the
+/// first hundred at a lock sleep for 50 microseconds, so that threads of any priority run. A tenth
+/// of a second is enough for any holder that is not in such a handler itself.
+const ATTEMPTS: u32 = 2_000;
 
 /// Free memory in bytes below which nothing is trimmed before a fork: shells fork constantly.
 const LEFT: usize = 256 << 10;
@@ -74,9 +74,10 @@ fn prepare() {
     }
     let attempts = Cell::new(ATTEMPTS);
     // The selecting thread finishes, unless this handler interrupted it: hence the bound.
+    let mut backoff = Backoff::new();
     while percpu::backend(context) == Backend::Undecided && attempts.get() > 0 {
         attempts.set(attempts.get() - 1);
-        spin_or_yield();
+        backoff.pause();
     }
     for_each_lock(&|_, lock| lock.hold_for_fork(Fork::current(), context, &attempts));
 }

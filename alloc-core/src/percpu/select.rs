@@ -15,7 +15,7 @@ use crate::arch;
 use crate::fault::{self, Place};
 use crate::os;
 use crate::settings::{self, Name};
-use crate::sync::Context;
+use crate::sync::{Backoff, Context};
 
 /// How this process operates its sheaves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,11 +64,12 @@ fn decide(context: Context) -> Backend {
     let decider =
         DECIDER.compare_exchange(0, Context::thread(), Ordering::Relaxed, Ordering::Relaxed);
     if decider.is_err() {
+        let mut backoff = Backoff::new();
         while BACKEND.load(Ordering::Relaxed) == UNDECIDED {
             if !context.may_wait() {
                 return Backend::Undecided;
             }
-            os::yield_now();
+            backoff.pause();
         }
         return backend(context);
     }

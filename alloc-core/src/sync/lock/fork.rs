@@ -7,7 +7,7 @@ use core::ptr;
 use core::sync::atomic::compiler_fence;
 
 use super::super::primitive::Ordering;
-use super::super::{Context, spin_or_yield};
+use super::super::{Backoff, Context};
 use super::{ABANDONED, FREE, RawLock};
 use crate::arch;
 
@@ -79,9 +79,10 @@ impl RawLock {
             return;
         }
         let mut held = self.acquire(context);
+        let mut backoff = Backoff::new();
         while !held && !self.is_abandoned() && attempts.get() > 0 {
             attempts.set(attempts.get() - 1);
-            spin_or_yield();
+            backoff.pause();
             held = self.try_acquire(fork.token());
         }
         if held {
