@@ -1,13 +1,15 @@
 //! Memory returns to the system: at once on request, after a while by itself, and in an idle
 //! program.
 
+use std::alloc::Layout;
 use std::env;
 use std::fs;
 use std::process;
+use std::ptr::NonNull;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hayloft_core::heap;
+use hayloft_core::{heap, nolock};
 use tests::entry_points::Hayloft;
 use tests::process::{Limit, status_bytes, wait_until_asleep};
 use tests::scenario::{on_both_backends, on_both_backends_with, with_decay, with_larger_pages};
@@ -97,6 +99,19 @@ fn in_child(body: impl FnOnce()) {
         assert_eq!(libc::waitpid(child, &raw mut status, 0), child);
         assert_eq!(status, 0, "the child failed");
     }
+}
+
+/// A burst whose blocks are freed by `nolock`, which never waits.
+fn burst_freed_without_waiting() {
+    const LAYOUT: Layout = Layout::new::<[u8; 3 * MIB]>();
+    let blocks = [(); BURST / (3 * MIB)].map(|()| {
+        let block = nolock::alloc(LAYOUT).expect("there is memory");
+        // SAFETY: the block is of this layout.
+        unsafe { block.write_bytes(1, LAYOUT.size()) };
+        block
+    });
+    // SAFETY: the blocks are live and of this layout.
+    blocks.into_iter().for_each(|block: NonNull<u8>| unsafe { nolock::free(block, LAYOUT) });
 }
 
 /// Setting by which any program has the background thread that decommits memory.
@@ -533,6 +548,29 @@ fn background_thread_starts_when_the_limit_of_threads_is_raised() {
             assert!(Instant::now() < deadline, "no background thread starts");
             drop(vec![1u8; 3 * MIB]);
         }
+    });
+}
+
+/// Memory that only frees without waiting return, in a program that idles from then on.
+#[test]
+fn memory_freed_without_waiting_returns() {
+    with_decay(|| {
+        let before = status_bytes("VmRSS");
+        burst_freed_without_waiting();
+        wait_until_resident(before + REST);
+    });
+}
+
+/// Where no background thread does so, the next slow path decommits memory that frees without
+/// waiting had to leave, even if it allocates.
+#[test]
+fn allocations_decommit_memory_freed_without_waiting() {
+    on_both_backends_with(&[("HAYLOFT_DECAY_MS", "0"), ("HAYLOFT_BACKGROUND", "0")], || {
+        let before = status_bytes("VmRSS");
+        burst_freed_without_waiting();
+        std::mem::forget(Vec::<u8>::with_capacity(3 * MIB));
+        let now = status_bytes("VmRSS");
+        assert!(now < before + REST, "{before} bytes resident before, {now} now");
     });
 }
 

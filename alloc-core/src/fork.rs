@@ -99,6 +99,8 @@ fn in_child() {
     if Context::depth() == 0 {
         return;
     }
+    // While the locks are held: from then on, frees may start a reclaim thread of this process.
+    reclaim::in_child();
     for_each_lock(&|class, lock| match class {
         LockClass::Sheaves
         | LockClass::Flushing
@@ -124,7 +126,6 @@ fn in_child() {
         rcu::in_child();
         cache::in_child();
     }
-    reclaim::in_child();
     report::in_child();
     Context::unpin();
 }

@@ -33,7 +33,8 @@ pub fn alloc(layout: Layout) -> Option<NonNull<u8>> {
 }
 
 /// Frees a block that [`alloc`] or the functions of [`kmalloc`] returned. Never fails: a free that
-/// is impossible now is deferred to the next slow path that may wait.
+/// is impossible now is deferred to the next slow path that may wait. May start the thread that
+/// returns idle memory to the system.
 ///
 /// # Safety
 /// As [`kmalloc::free`].

@@ -11,7 +11,8 @@
 //! (`hayloft/reclaim`). A free starts it when [`SPAWN_FROM`] bytes are idle or the heap has
 //! [`SPAWN_FROM_ALL`] bytes. The thread ends when nothing is left to purge, so an idle program has
 //! none. The C library does not know the thread (`os::bare`), so it can be started in any context
-//! and keeps no program from ending. It also ends after [`LIFE`] windows, to be started anew: it
+//! and keeps no program from ending. A free that must not wait starts it, too, since the program may
+//! idle from then on. It also ends after [`LIFE`] windows, to be started anew: it
 //! has the credentials and filters of the thread that started it, and the program may have dropped
 //! those since.
 //!
@@ -111,6 +112,10 @@ pub(crate) type Window = fn(Context, Occasion) -> bool;
 /// The function that the thread calls. Set before the thread is started.
 static ROUTINE: AtomicFn<Window> = AtomicFn::new();
 
+/// Whether a free left what it freed, as its context must not wait and there is no thread. The next
+/// slow path that may wait acts on it.
+static LEFT: AtomicBool = AtomicBool::new(false);
+
 /// Purges memory that is due, or leaves that to the thread. Call after a free, holding no lock.
 /// `end_window` must be the same function in all calls.
 #[inline]
@@ -120,27 +125,39 @@ pub(crate) fn freed(context: Context, end_window: Window) {
     // thread's last look missed the freed memory, the thread held that lock earlier than the free
     // did, and had stored QUIET before. So this load sees QUIET.
     if STATE.load(Ordering::Relaxed) != NOTED || !os::bare::is_alive() {
-        freed_slow(context, end_window);
+        act(context, end_window);
+    }
+}
+
+/// As [`freed`], for memory that frees had to leave. Call after a slow path that frees nothing.
+#[inline]
+pub(crate) fn allocated(context: Context, end_window: Window) {
+    // Relaxed: a thread that sees an old value leaves the memory to the next slow path.
+    if LEFT.load(Ordering::Relaxed) && context.may_wait() {
+        act(context, end_window);
     }
 }
 
 #[cold]
 #[inline(never)]
-fn freed_slow(context: Context, end_window: Window) {
-    // A context that must not wait leaves the work to the next free.
-    if !context.may_wait() {
-        return;
+fn act(context: Context, end_window: Window) {
+    if STATE.load(Ordering::Relaxed) == UNKNOWN {
+        read_settings();
+    }
+    let may_wait = context.may_wait();
+    if may_wait && LEFT.load(Ordering::Relaxed) {
+        LEFT.store(false, Ordering::Relaxed);
     }
     match STATE.load(Ordering::Relaxed) {
-        UNKNOWN => read_settings(),
         // The thread was started by a child process that shared this memory, and ended with it.
         state @ (QUIET | NOTED) if !os::bare::is_alive() => _ = swap(state, NOBODY),
         QUIET => _ = swap(QUIET, NOTED),
-        NOBODY if wants_thread() && (!is_worth_a_thread() || spawn(end_window)) => {}
-        NOBODY => {
+        NOBODY if wants_thread() && (!is_worth_a_thread() || spawn(context, end_window)) => {}
+        NOBODY if may_wait => {
             work_by_clock(context, end_window);
             keep_allowance(context);
         }
+        NOBODY => LEFT.store(true, Ordering::Relaxed),
         _ => {}
     }
 }
@@ -291,11 +308,20 @@ fn read_settings() {
     _ = swap(UNKNOWN, NOBODY);
 }
 
+/// Token of the thread that started the thread last.
+static SPAWNER: AtomicUsize = AtomicUsize::new(0);
+
 /// Starts the thread, unless that failed less than [`RETRY`] ago. Returns whether there is a thread
-/// now, or another caller is starting one.
-fn spawn(end_window: Window) -> bool {
+/// now, or another caller is starting one. A context that must not wait starts none while that
+/// would have to wait for the end of the previous thread, nor in a fork: a child would forget it.
+fn spawn(context: Context, end_window: Window) -> bool {
     /// When starting a thread last failed, in milliseconds.
     static FAILED: AtomicU64 = AtomicU64::new(0);
+    // A fork holds all locks that can be held.
+    let is_possible = || !os::bare::is_alive() && page::purging_lock().is_free();
+    if !context.may_wait() && !is_possible() {
+        return false;
+    }
     let failed = FAILED.load(Ordering::Relaxed);
     if failed != 0 && os::milliseconds().wrapping_sub(failed) < RETRY {
         return false;
@@ -303,11 +329,15 @@ fn spawn(end_window: Window) -> bool {
     if !swap(NOBODY, SPAWNING) {
         return true;
     }
+    SPAWNER.store(Context::thread(), Ordering::Relaxed);
     // Starting the thread orders this before all that the thread does.
     ROUTINE.set(end_window);
     let is_started = os::spawn_bare::<Reclaim>();
     if !is_started {
         FAILED.store(os::milliseconds().max(1), Ordering::Relaxed);
+    }
+    // In the child of a fork by a handler, the thread may have stayed behind.
+    if !is_started || !os::bare::is_alive() {
         _ = swap(SPAWNING, NOBODY);
     }
     is_started
@@ -383,11 +413,17 @@ fn wait(looks_at_pressure: bool, slice: impl Fn(u32) -> bool) -> Occasion {
 
 /// In the child of a fork, which has one thread and no reclaim thread.
 pub(crate) fn in_child() {
-    os::bare::in_child();
     FIRST_THREAD.store(0, Ordering::Relaxed);
     HAS_OTHERS.store(false, Ordering::Relaxed);
-    if STATE.load(Ordering::Relaxed) != UNKNOWN {
-        STATE.store(NOBODY, Ordering::Relaxed);
+    // A handler that interrupted the start of the thread forked. The interrupted code goes on.
+    let goes_on = SPAWNER.load(Ordering::Relaxed) == Context::thread();
+    match STATE.load(Ordering::Relaxed) {
+        UNKNOWN => {}
+        SPAWNING if goes_on => os::bare::in_child(),
+        _ => {
+            os::bare::in_child();
+            STATE.store(NOBODY, Ordering::Relaxed);
+        }
     }
 }
 

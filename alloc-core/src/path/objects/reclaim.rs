@@ -22,6 +22,13 @@ pub(crate) fn may_reclaim(context: Context) {
     reclaim::freed(context, reclaim_on);
 }
 
+/// Lets `reclaim` act on what frees had to leave. Call last in every slow path that frees nothing,
+/// holding no lock.
+#[inline]
+pub(crate) fn may_reclaim_what_was_left(context: Context) {
+    reclaim::allocated(context, reclaim_on);
+}
+
 /// Most bytes of free runs that a free purges at the end of a decay window.
 const BYTES_OF_A_FREE: usize = 32 << 20;
 /// Bytes of free runs up to which a slice purges all that is due, as slices of less are not worth a

@@ -1,17 +1,19 @@
 //! The frame of every slow path: the context, the first step and the last one.
 
 use super::deferral::free_deferred;
-use super::reclaim::may_reclaim;
+use super::reclaim::{may_reclaim, may_reclaim_what_was_left};
 use crate::sync::{Context, do_what_was_left};
 
 /// Runs a slow path that allocates: frees deferred blocks first, since the path may use their
-/// memory, and at the end starts the threads that the child of a fork lacks.
+/// memory. At the end starts the threads that the child of a fork lacks, and lets `reclaim` act on
+/// what frees that must not wait have left.
 #[inline(always)]
 pub(crate) fn alloc<R>(path: impl FnOnce(Context) -> R) -> R {
     Context::enter(|context| {
         free_deferred(context);
         let result = path(context);
         do_what_was_left(context);
+        may_reclaim_what_was_left(context);
         result
     })
 }
