@@ -6,12 +6,15 @@ use std::env;
 use std::fs;
 use std::process;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hayloft_core::{heap, nolock};
+use hayloft_core::irq_work::IrqWork;
+use hayloft_core::{cpu, heap, nolock};
 use tests::entry_points::Hayloft;
-use tests::process::{Limit, status_bytes, wait_until_asleep};
+use tests::fork::{exit_child, fork, wait_for};
+use tests::process::{Limit, status_bytes, this_thread, wait_until_asleep};
 use tests::scenario::{on_both_backends, on_both_backends_with, with_decay, with_larger_pages};
 use tests::sizes::MIB;
 use tests::skipped;
@@ -74,6 +77,9 @@ fn wait_for_threads(count: usize) {
     }
 }
 
+/// Name of the background thread that decommits memory.
+const BACKGROUND_THREAD: &str = "hayloft/reclaim";
+
 /// Returns the kernel's number of the thread with that name.
 fn thread_named(name: &str) -> Option<libc::pid_t> {
     let tasks = fs::read_dir("/proc/self/task").expect("/proc is mounted");
@@ -87,18 +93,12 @@ fn thread_named(name: &str) -> Option<libc::pid_t> {
 
 /// Runs `body` in the child of a fork, which has one thread, and waits for it to succeed.
 fn in_child(body: impl FnOnce()) {
-    // SAFETY: the child relies only on what this allocator promises for it, and `_exit` runs none
-    // of the parent's destructors.
-    unsafe {
-        let child = libc::fork();
-        if child == 0 {
-            body();
-            libc::_exit(0);
-        }
-        let mut status = 0;
-        assert_eq!(libc::waitpid(child, &raw mut status, 0), child);
-        assert_eq!(status, 0, "the child failed");
+    let child = fork();
+    if child == 0 {
+        body();
+        exit_child();
     }
+    wait_for(child);
 }
 
 /// A burst whose blocks are freed by `nolock`, which never waits.
@@ -303,10 +303,9 @@ fn background_thread_shares_no_descriptors() {
 /// those of the thread that started it.
 #[test]
 fn background_thread_is_scheduled_as_the_process() {
-    const NAME: &str = "hayloft/reclaim";
     // The decay time is an hour, so the thread stays.
     on_both_backends_with(&[WITH_BACKGROUND_THREAD], || {
-        assert_eq!(thread_named(NAME), None, "the thread was started early");
+        assert_eq!(thread_named(BACKGROUND_THREAD), None, "the thread was started early");
         let starter = thread::spawn(|| {
             pin_here();
             let priority: libc::c_int = 0;
@@ -322,7 +321,7 @@ fn background_thread_is_scheduled_as_the_process() {
         starter.join().expect("the thread does not panic");
         // The thread names itself, and then schedules itself, before it first sleeps.
         let reclaim = loop {
-            if let Some(thread) = thread_named(NAME) {
+            if let Some(thread) = thread_named(BACKGROUND_THREAD) {
                 break thread;
             }
             thread::sleep(Duration::from_millis(5));
@@ -571,6 +570,32 @@ fn allocations_decommit_memory_freed_without_waiting() {
         std::mem::forget(Vec::<u8>::with_capacity(3 * MIB));
         let now = status_bytes("VmRSS");
         assert!(now < before + REST, "{before} bytes resident before, {now} now");
+    });
+}
+
+/// Threads of the allocator's own, such as CPU threads, do not make a program one of several
+/// threads.
+#[test]
+fn own_threads_are_none_of_the_program() {
+    let settings = [("HAYLOFT_DECAY_MS", "3600000"), ("HAYLOFT_IRQ", "threaded")];
+    on_both_backends_with(&settings, || {
+        in_child(|| {
+            static RAN_ON: AtomicI32 = AtomicI32::new(0);
+            static WORK: IrqWork = IrqWork::new(|_| {
+                drop(vec![1u8; 3 * MIB]);
+                RAN_ON.store(this_thread(), Ordering::Relaxed);
+            });
+            cpu::start();
+            let deadline = Instant::now() + Duration::from_secs(60);
+            // A thread that starts the CPU threads may run the item in their place.
+            while [0, this_thread()].contains(&RAN_ON.load(Ordering::Relaxed)) {
+                assert!(Instant::now() < deadline, "no CPU thread runs the item");
+                WORK.queue();
+                thread::sleep(Duration::from_millis(1));
+            }
+            burst();
+            assert!(thread_named(BACKGROUND_THREAD).is_none(), "the background thread was started");
+        });
     });
 }
 

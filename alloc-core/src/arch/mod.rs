@@ -122,6 +122,8 @@ pub(crate) struct Locals {
     /// sections themselves count, also in handlers, which therefore do not leave this word as they
     /// found it.
     pub(crate) aborts: AtomicU32,
+    /// Not 0 in a thread of the allocator itself.
+    pub(crate) is_service: AtomicU32,
     /// List of the irq work items that this thread is queueing, innermost first.
     pub(crate) queueing: AtomicPtr<()>,
     /// State of the lock witness.

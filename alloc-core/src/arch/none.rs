@@ -80,6 +80,7 @@ pub(crate) fn locals() -> &'static Locals {
                 depth: AtomicU32::new(0),
                 registration: AtomicU32::new(0),
                 aborts: AtomicU32::new(0),
+                is_service: AtomicU32::new(0),
                 queueing: AtomicPtr::new(ptr::null_mut()),
                 #[cfg(debug_assertions)]
                 witness: [const { AtomicUsize::new(0) }; super::WITNESS_WORDS],

@@ -90,7 +90,7 @@ pub(crate) use imp::{
 };
 #[cfg(miri)]
 pub(crate) use imp::{Identity, close, duplicate, identity, pid_namespace, replace};
-pub(crate) use service::{Scheduling, Service, spawn, spawn_bare};
+pub(crate) use service::{Scheduling, Service, is_service_thread, spawn, spawn_bare};
 
 /// Returns the bytes of address space in use by the process. `None` if the system does not report
 /// them.

@@ -20,8 +20,10 @@
 use core::ffi::{CStr, c_void};
 use core::fmt::Write;
 use core::ptr;
+use core::sync::atomic::Ordering;
 
 use super::{bare, imp};
+use crate::arch;
 use crate::text::Line;
 
 /// Bytes of a service thread's stack.
@@ -68,8 +70,14 @@ pub(crate) fn spawn_bare<S: Service>() -> bool {
     bare::spawn(body::<S>)
 }
 
+/// Returns whether this thread is a service thread. May be called in any context.
+pub(crate) fn is_service_thread() -> bool {
+    arch::locals().is_service.load(Ordering::Relaxed) != 0
+}
+
 /// Runs a service thread, on that thread.
 fn run<S: Service>(number: usize) {
+    arch::locals().is_service.store(1, Ordering::Relaxed);
     let mut name = Line::<16>::new();
     let _ = match S::NAME {
         Some(of_kind) => write!(name, "hayloft/{of_kind}"),

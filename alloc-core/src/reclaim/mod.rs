@@ -272,12 +272,12 @@ fn wants_thread() -> bool {
 static FIRST_THREAD: AtomicUsize = AtomicUsize::new(0);
 static HAS_OTHERS: AtomicBool = AtomicBool::new(false);
 
-/// Returns whether slow paths ran on several threads. Does not ask the C library, as not every one
-/// can answer.
+/// Returns whether slow paths ran on several threads of the program. Does not ask the C library, as
+/// not every one can answer.
 pub(crate) fn has_several_threads() -> bool {
     // Relaxed: a thread that sees an old value acts as would have been right a moment ago.
-    if HAS_OTHERS.load(Ordering::Relaxed) {
-        return true;
+    if HAS_OTHERS.load(Ordering::Relaxed) || os::is_service_thread() {
+        return HAS_OTHERS.load(Ordering::Relaxed);
     }
     let this = Context::thread();
     let first = FIRST_THREAD.compare_exchange(0, this, Ordering::Relaxed, Ordering::Relaxed);
