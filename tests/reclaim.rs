@@ -573,6 +573,36 @@ fn allocations_decommit_memory_freed_without_waiting() {
     });
 }
 
+/// The background thread sleeps through a long window if it need not look for memory pressure.
+#[test]
+fn background_thread_sleeps_where_pressure_does_not_count() {
+    on_both_backends_with(&[("HAYLOFT_PRESSURE", "0"), WITH_BACKGROUND_THREAD], || {
+        burst();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let thread = loop {
+            if let Some(thread) = thread_named(BACKGROUND_THREAD) {
+                break thread;
+            }
+            assert!(Instant::now() < deadline, "no background thread starts");
+            thread::sleep(Duration::from_millis(5));
+        };
+        let switches = || {
+            let status = fs::read_to_string(format!("/proc/self/task/{thread}/status"));
+            let status = status.expect("the thread exists");
+            let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches"));
+            line.expect("the kernel counts switches").to_owned()
+        };
+        loop {
+            let before = switches();
+            thread::sleep(Duration::from_millis(2000));
+            if switches() == before {
+                break;
+            }
+            assert!(Instant::now() < deadline, "the thread keeps waking up");
+        }
+    });
+}
+
 /// Threads of the allocator's own, such as CPU threads, do not make a program one of several
 /// threads.
 #[test]

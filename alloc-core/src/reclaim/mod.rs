@@ -11,10 +11,10 @@
 //! (`hayloft/reclaim`). A free starts it when [`SPAWN_FROM`] bytes are idle or the heap has
 //! [`SPAWN_FROM_ALL`] bytes. The thread ends when nothing is left to purge, so an idle program has
 //! none. The C library does not know the thread (`os::bare`), so it can be started in any context
-//! and keeps no program from ending. A free that must not wait starts it, too, since the program may
-//! idle from then on. It also ends after [`LIFE`] windows, to be started anew: it
-//! has the credentials and filters of the thread that started it, and the program may have dropped
-//! those since.
+//! and keeps no program from ending. A free that must not wait starts it, too, since the program
+//! may idle from then on. It also ends after [`LIFE`] windows, to be started anew: it has the
+//! credentials and filters of the thread that started it, and the program may have dropped those
+//! since.
 //!
 //! A single-threaded program stays single-threaded, unless its heap has [`MUCH`] bytes. It may
 //! enter a namespace, or a sandbox that kills for `clone`, as small programs do. In such a program,
@@ -22,8 +22,8 @@
 //! free pages beyond an *allowance*. The allowance grows if purged memory is needed again soon
 //! afterwards. Frees cannot punch holes in slabs that were in use a moment ago.
 //!
-//! Frees do the same in any program while the thread cannot be started: at a limit of threads, under
-//! a filter that refuses `clone`, or on an architecture without a bare `clone`.
+//! Frees do the same in any program while the thread cannot be started: at a limit of threads,
+//! under a filter that refuses `clone`, or on an architecture without a bare `clone`.
 //!
 //! `HAYLOFT_BACKGROUND=1` starts the thread in all programs, `0` in none.
 //!
@@ -357,7 +357,8 @@ fn thread_main(_: usize) {
     let Some(end_window) = ROUTINE.get() else { return };
     // Every free from now on finds the thread.
     STATE.store(NOTED, Ordering::Relaxed);
-    let looks_at_pressure = os::bare::own_descriptors();
+    // The thread needs its own table in any case: it must keep none of the program's files open.
+    let looks_at_pressure = os::bare::own_descriptors() && pressure::counts();
     let mut windows = 0;
     loop {
         let occasion = wait(looks_at_pressure, |left| {
@@ -390,13 +391,14 @@ fn thread_main(_: usize) {
 fn wait(looks_at_pressure: bool, slice: impl Fn(u32) -> bool) -> Occasion {
     let window = WINDOW.load(Ordering::Relaxed);
     let slice_len = (window / SLICES).max(SHORTEST);
+    let look_every = if looks_at_pressure { LOOK_EVERY } else { window };
     let (mut left, mut is_due, mut unsliced, mut unlooked) = (window, true, 0, 0);
     while left > 0 {
         if is_due && unsliced == 0 {
             is_due = slice(left.div_ceil(slice_len));
             unsliced = slice_len;
         }
-        let some = left.min(LOOK_EVERY).min(if is_due { unsliced } else { left });
+        let some = left.min(look_every).min(if is_due { unsliced } else { left });
         os::sleep_microseconds(some * 1000);
         left -= some;
         unsliced = unsliced.saturating_sub(some);

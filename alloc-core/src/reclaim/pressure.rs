@@ -75,12 +75,16 @@ impl Seen {
     }
 }
 
-/// Returns whether there was pressure since the last look. Call on a thread with a descriptor table
-/// of its own.
+/// Returns whether pressure counts at all, by the setting.
+pub(crate) fn counts() -> bool {
+    settings::text(Name::Pressure) != Some("0")
+}
+
+/// Returns whether there was pressure since the last look. Call where pressure [`counts`], on a
+/// thread with a descriptor table of its own.
 pub(crate) fn is_high() -> bool {
     let stalls = match settings::text(Name::Pressure) {
         None | Some("1") => stalls_of_system(),
-        Some("0") => None,
         Some(path) => stalls_of_file(path),
     };
     stalls.is_some_and(|stalls| SEEN.is_new(stalls, os::milliseconds()))
