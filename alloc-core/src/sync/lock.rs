@@ -149,15 +149,12 @@ impl RawLock {
         LockClass::Sheaves
     }
 
-    /// Frees an abandoned lock.
+    /// Does nothing: the models do not fork.
     ///
     /// # Safety
-    /// As [`RawLock::free_in_child`].
-    pub(crate) unsafe fn reclaim_in_child(&self) {
-        if self.is_abandoned() {
-            self.word.store(FREE, Ordering::Relaxed);
-        }
-    }
+    /// No requirements.
+    #[cfg(loom)]
+    pub(crate) unsafe fn reclaim_in_child(&self) {}
 
     /// Returns whether this thread holds the lock in code that it interrupted, other than a fork.
     pub(crate) fn is_mine(&self) -> bool {
@@ -313,6 +310,50 @@ mod tests {
         lock.raw.hold_for_fork(Fork(1), Context::TRYING, &Cell::new(3));
         lock.raw.release_in_child(Fork(1));
         Context::enter(|waiting| assert!(lock.acquire(waiting).is_none()));
+    }
+
+    /// The ways in which a fork child treats a lock that it did not get: it abandons the lock, or
+    /// frees it if the data is consistent.
+    const ENDS: [fn(&RawLock); 2] = [
+        |lock| lock.release_in_child(Fork(1)),
+        // SAFETY: nobody else uses the locks of these tests, and their data is nothing.
+        |lock| unsafe {
+            lock.free_in_child(Fork(1));
+            lock.reclaim_in_child();
+        },
+    ];
+
+    /// A handler forks while this thread is about to try the lock. Another thread has just acquired
+    /// it, but has not recorded itself as owner yet.
+    #[test]
+    fn fork_in_a_handler_abandons_a_lock_that_another_thread_just_acquired() {
+        for end in ENDS {
+            let lock = Lock::new(LockClass::Barn, ());
+            assert!(lock.raw.try_acquire(0));
+            let changing = Changing::begin(&lock.raw);
+            lock.raw.hold_for_fork(Fork(1), Context::TRYING, &Cell::new(3));
+            end(&lock.raw);
+            drop(changing);
+            assert!(lock.raw.is_abandoned(), "the child would wait forever");
+            Context::enter(|waiting| assert!(lock.acquire(waiting).is_none()));
+        }
+    }
+
+    /// As above, but it is this thread that has just acquired the lock, or is about to release it.
+    #[test]
+    fn fork_in_a_handler_keeps_a_lock_that_changes_hands() {
+        for end in ENDS {
+            let lock = Lock::new(LockClass::Barn, ());
+            let guard = lock.acquire(Context::TRYING);
+            lock.raw.owner.store(0, Ordering::Relaxed);
+            let changing = Changing::begin(&lock.raw);
+            lock.raw.hold_for_fork(Fork(1), Context::TRYING, &Cell::new(3));
+            end(&lock.raw);
+            assert!(lock.acquire(Context::TRYING).is_none());
+            drop(changing);
+            drop(guard);
+            assert!(lock.acquire(Context::TRYING).is_some());
+        }
     }
 
     #[test]

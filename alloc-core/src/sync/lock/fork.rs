@@ -53,8 +53,8 @@ impl Changing {
         Changing { outer }
     }
 
-    /// Returns whether the interrupted code on this thread may hold the lock; another thread may
-    /// hold it instead.
+    /// Returns whether the holder is not recorded, and may be the interrupted code on this thread.
+    /// Another thread may hold the lock instead.
     fn is_on(lock: &RawLock) -> bool {
         lock.owner.load(Ordering::Relaxed) == 0
             && arch::locals().changing.load(Ordering::Relaxed) == ptr::from_ref(lock).addr()
@@ -75,7 +75,7 @@ impl RawLock {
     /// interrupted, or for an outer fork. A context that must not wait makes a few attempts, which
     /// are counted down in `attempts`.
     pub(crate) fn hold_for_fork(&self, fork: Fork, context: Context, attempts: &Cell<u32>) {
-        if self.is_this_threads() {
+        if self.is_recorded() || Changing::is_on(self) {
             return;
         }
         let mut held = self.acquire(context);
@@ -99,30 +99,45 @@ impl RawLock {
 
     /// As [`RawLock::release_in_parent`], in the child. Abandons a lock that another thread held,
     /// since that thread does not exist here to release it.
+    ///
+    /// If this handler interrupted a change of the lock, its holder may be unknown. An abandoned
+    /// lock is right in either case: if the interrupted code holds the lock, it will free it; if it
+    /// is about to try, it finds the lock abandoned.
     pub(crate) fn release_in_child(&self, fork: Fork) {
         self.release_in_parent(fork);
-        if self.is_held() && !self.is_this_threads() {
+        if self.is_held() && !self.is_recorded() {
             self.word.store(ABANDONED, Ordering::Relaxed);
         }
     }
 
     /// As [`RawLock::release_in_child`], for a lock whose data is consistent after each store: the
-    /// child frees the lock instead of abandoning it.
+    /// child frees the lock instead of abandoning it, unless its holder is unknown.
     ///
     /// # Safety
     /// The process is the child of a fork, and has one thread. The data of the lock is consistent
     /// after each store of its holders.
     pub(crate) unsafe fn free_in_child(&self, fork: Fork) {
-        self.release_in_parent(fork);
-        if self.is_held() && !self.is_this_threads() {
+        self.release_in_child(fork);
+        // SAFETY: the caller guarantees consistent data in the child of a fork.
+        unsafe { self.reclaim_in_child() };
+    }
+
+    /// Frees an abandoned lock, unless the interrupted code on this thread holds it, or may hold
+    /// it.
+    ///
+    /// # Safety
+    /// As [`RawLock::free_in_child`].
+    pub(crate) unsafe fn reclaim_in_child(&self) {
+        if self.is_abandoned() && !self.is_recorded() && !Changing::is_on(self) {
             self.owner.store(0, Ordering::Relaxed);
             self.word.store(FREE, Ordering::Relaxed);
         }
     }
 
-    /// Returns whether this thread holds the lock in code that it interrupted, including a fork.
-    fn is_this_threads(&self) -> bool {
+    /// Returns whether this thread is recorded as the holder, for code that it interrupted or for a
+    /// fork.
+    fn is_recorded(&self) -> bool {
         let above = self.owner.load(Ordering::Relaxed).wrapping_sub(Context::thread());
-        above <= Fork::MOST || Changing::is_on(self)
+        above <= Fork::MOST
     }
 }
