@@ -15,6 +15,15 @@ static DECOMMITS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 /// # Safety
 /// As [`os::decommit`].
 pub(crate) unsafe fn decommit(address: NonNull<u8>, len: usize) -> bool {
+    // SAFETY: the caller keeps the promises of `os::decommit`.
+    unsafe { decommit_rest(address, len, 0) }
+}
+
+/// As [`decommit`], for a range of which `gone` bytes have no memory. These do not count.
+///
+/// # Safety
+/// As [`os::decommit`].
+pub(crate) unsafe fn decommit_rest(address: NonNull<u8>, len: usize, gone: usize) -> bool {
     let start = os::nanoseconds();
     // SAFETY: the caller keeps the promises of `os::decommit`.
     let done = unsafe { os::decommit(address, len) };
@@ -23,7 +32,7 @@ pub(crate) unsafe fn decommit(address: NonNull<u8>, len: usize) -> bool {
     nanoseconds.fetch_add(os::nanoseconds().wrapping_sub(start), Ordering::Relaxed);
     if done {
         calls.fetch_add(1, Ordering::Relaxed);
-        DECOMMITTED.fetch_add(len as u64, Ordering::Relaxed);
+        DECOMMITTED.fetch_add((len - gone) as u64, Ordering::Relaxed);
     }
     done
 }

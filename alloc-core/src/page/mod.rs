@@ -50,7 +50,7 @@ use crate::size_class::{UNIT, UNIT_SHIFT};
 use crate::sync::{Context, LockClass, RawLock};
 use arenas::arenas;
 pub(crate) use arrays::{ENTRY_SIZE, META_SIZE};
-pub(crate) use decommit::{decommit, decommits, decommitted};
+pub(crate) use decommit::{decommit_rest, decommits, decommitted};
 use descriptor::{MOVED, NONE, PIECES, RunState};
 pub(crate) use give_up::limit_address_space;
 pub(crate) use misplaced::Misplaced;

@@ -103,6 +103,8 @@ pub(crate) struct Slab {
     pub(super) middle: States,
     /// The decay window in which the slab was listed or last cut from, whichever is later.
     pub(super) window: u32,
+    /// Bytes of holes that were decommitted last. 0 if the slab was cut from since.
+    pub(super) punched: u32,
     pub(super) bitmap: Bitmap,
     /// A bit per object that the program holds, to detect double frees.
     #[cfg(debug_assertions)]
@@ -147,6 +149,7 @@ impl Slab {
             (&raw mut (*this).entries).write(entries);
             (&raw mut (*this).free_count).write(objects as u32);
             (&raw mut (*this).list).write(ARRIVING);
+            (&raw mut (*this).punched).write(0);
             let words = objects.div_ceil(WORD);
             (&raw mut (*this).bitmap.summary).write(u64::MAX >> (WORD - words));
             let free: *mut u64 = (&raw mut (*this).bitmap.free).cast();

@@ -18,6 +18,8 @@ pub(crate) struct Lent {
     pub(super) base: *mut u8,
     pub(super) shape: Shape,
     pub(super) free_count: u32,
+    /// Bytes of the holes that have no memory.
+    pub(crate) punched: usize,
     /// A copy of the bitmap.
     pub(super) free: [u64; WORD],
 }
@@ -81,6 +83,7 @@ mod tests {
                 base: address(BASE),
                 shape,
                 free_count: (shape.objects() - used.len()) as u32,
+                punched: 0,
                 free,
             };
             let mut holes = Vec::new();

@@ -113,6 +113,7 @@ impl Partial {
                 counters::wrote(Line::Partial, 1);
                 counters::wrote(Line::Slab, 1);
                 (*slab).window = self.window;
+                (*slab).punched = 0;
                 if list >= usize::from(PUNCHED) {
                     self.unlist(slab);
                 }
@@ -243,6 +244,7 @@ impl Partial {
                     base: (*slab).identity.base,
                     shape,
                     free_count: (*slab).free_count,
+                    punched: (*slab).punched as usize,
                     free: (*slab).bitmap.free,
                 });
             }
@@ -261,6 +263,7 @@ impl Partial {
         // relisted, which happens once, as `lent` is consumed.
         unsafe {
             (*slab).list = UNLISTED;
+            (*slab).punched = lent.punched as u32;
             if self.keeps(slab, shape, emptied) {
                 let free = (*slab).free_count;
                 let lists = if free == lent.free_count { PUNCHED } else { 0 };

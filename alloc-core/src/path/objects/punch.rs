@@ -88,16 +88,21 @@ pub(super) fn punch_holes(context: Context, punch: &Punch) -> Punched {
 unsafe fn punch_slab(context: Context, node_class: &NodeClass, even_busy: bool) -> Option<usize> {
     // A fork waits for this guard, so that no slab is lent then.
     let _purging = page::Purging::begin(context)?;
-    let lent = node_class.slabs.lock(context)?.lend(even_busy)?;
+    let mut lent = node_class.slabs.lock(context)?.lend(even_busy)?;
     fault::point(Place::SlabPunching);
-    let mut bytes = 0;
+    // Holes only grow until the slab is cut from, so those of the last time are among these.
+    let (mut bytes, mut punched, mut gone) = (0, 0, lent.punched);
     lent.for_each_hole(os::page_size(), |address, len| {
+        let known = gone.min(len);
+        gone -= known;
         // SAFETY: a hole has only free objects, which leave no slab while it is lent. The caller
         // guarantees that they have no contents.
-        if unsafe { page::decommit(address, len) } {
-            bytes += len;
+        if unsafe { page::decommit_rest(address, len, known) } {
+            bytes += len - known;
+            punched += len;
         }
     });
+    lent.punched = punched;
     // Fails only in a fork child, if a thread that does not exist there held the lock. The slab is
     // lost then, like all slabs of its class on this node.
     let mut emptied = Emptied::new();
