@@ -18,6 +18,7 @@
 //! | [`sysfs`]        | made-up NUMA nodes, and pinning to CPUs                          |
 //! | [`cgroup`]       | cgroups that confine a process to some CPUs or limit its memory  |
 //! | [`process`]      | the kernel's figures on this process, and limits on it           |
+//! | [`reclaim`]      | bursts of memory, and waiting for it to return to the system     |
 //! | [`temporary`]    | files and folders that are removed after a test                  |
 
 use std::io::{self, Write as _};
@@ -37,6 +38,7 @@ pub mod fork;
 pub mod model;
 pub mod pattern;
 pub mod process;
+pub mod reclaim;
 pub mod scenario;
 pub mod sizes;
 pub mod slow_paths;

@@ -58,8 +58,8 @@ pub(crate) fn spin_or_yield() {
     loom::thread::yield_now();
 }
 
-/// Adds to a counter, unless the sum would exceed `most`. Returns whether it did. A refused addition
-/// is never visible to other threads, so it cannot cause the refusal of a smaller one.
+/// Adds to a counter, unless the sum would exceed `most`. Returns whether it did. A refused
+/// addition is never visible to other threads, so it cannot cause the refusal of a smaller one.
 pub(crate) fn add_up_to(counter: &AtomicUsize, count: usize, most: usize) -> bool {
     let sum = |before: usize| before.checked_add(count).filter(|sum| *sum <= most);
     // Relaxed: a number that guards nothing.
