@@ -115,6 +115,26 @@ macro_rules! copy {
     };
 }
 
+/// Pushes `object`, or goes to `refused` if the sheaf is full or closed, or if `object` is one of
+/// its topmost two already.
+macro_rules! push_unless_on_top {
+    () => {
+        concat!(
+            "lea {header}, [{at} + {class}*8 + {headers}]\n",
+            "mov {top:e}, dword ptr [{header}]\n",
+            "lea {at}, [{at} + {top}*8]\n",
+            "cmp {top:e}, dword ptr [{header} + 4]\n",
+            "jae {refused}\n",
+            "cmp {object}, qword ptr [{at}]\n",
+            "je {refused}\n",
+            "cmp {object}, qword ptr [{at} - 8]\n",
+            "je {refused}\n",
+            "mov qword ptr [{at} + 8], {object}\n",
+            "inc dword ptr [{header}]\n",
+        )
+    };
+}
+
 /// Pops the topmost object of this CPU's sheaf. Returns null if the sheaf is empty or closed.
 ///
 /// # Safety
@@ -193,19 +213,7 @@ pub(crate) unsafe fn push_once(class: usize, object: *mut u8) -> bool {
     unsafe {
         section!(
             else "jmp {refused}",
-            [
-                "lea {header}, [{at} + {class}*8 + {headers}]",
-                "mov {top:e}, dword ptr [{header}]",
-                "lea {at}, [{at} + {top}*8]",
-                "cmp {top:e}, dword ptr [{header} + 4]",
-                "jae {refused}",
-                "cmp {object}, qword ptr [{at}]",
-                "je {refused}",
-                "cmp {object}, qword ptr [{at} - 8]",
-                "je {refused}",
-                "mov qword ptr [{at} + 8], {object}",
-                "inc dword ptr [{header}]",
-            ],
+            [push_unless_on_top!()],
             top = out(reg) _,
             header = out(reg) _,
             object = in(reg) object,
@@ -249,19 +257,7 @@ pub(crate) unsafe fn push_by_address<const SIZE: usize, const TEST: usize, const
                 "movzx {class:e}, word ptr [{class} + {unit}*{size} + {number}]",
             ],
             else "jmp {refused}",
-            [
-                "lea {header}, [{at} + {class}*8 + {headers}]",
-                "mov {top:e}, dword ptr [{header}]",
-                "lea {at}, [{at} + {top}*8]",
-                "cmp {top:e}, dword ptr [{header} + 4]",
-                "jae {refused}",
-                "cmp {object}, qword ptr [{at}]",
-                "je {refused}",
-                "cmp {object}, qword ptr [{at} - 8]",
-                "je {refused}",
-                "mov qword ptr [{at} + 8], {object}",
-                "inc dword ptr [{header}]",
-            ],
+            [push_unless_on_top!()],
             unit = inout(reg) address => _,
             class = out(reg) _,
             top = out(reg) _,
