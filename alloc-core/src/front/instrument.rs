@@ -8,8 +8,8 @@ use crate::size_class::Class;
 use crate::slab;
 use crate::watch::{self, WATCHED};
 
-/// Whether a block has exactly as many bytes as requested. Then it moves whenever its size changes.
-pub(crate) use crate::watch::EXACT;
+/// What needs no record: whether blocks are [`EXACT`], runs that the program frees, resized blocks.
+pub(crate) use crate::watch::{EXACT, freed as run_taken_back, resized};
 
 /// Reports a block of `size` bytes that the program receives, whose contents are meaningful if they
 /// are `defined`. Ignores a null pointer. Returns the block. For a layout of size 0 the size is 0,
@@ -54,19 +54,6 @@ pub(crate) fn taken_back(block: *mut u8) {
     {
         object_taken_back(block, class);
     }
-}
-
-/// Reports a run that the program frees.
-#[inline(always)]
-pub(crate) fn run_taken_back(block: *mut u8) {
-    watch::freed(block);
-}
-
-/// Reports that a block has `size` bytes now and perhaps a new address. Ignores a null `new`.
-/// Returns `new`. Not for builds whose blocks are [`EXACT`], where a resized block is a new one.
-#[inline(always)]
-pub(crate) fn resized(old: *mut u8, new: *mut u8, size: usize) -> *mut u8 {
-    watch::resized(old, new, size)
 }
 
 /// Returns the bytes that the program may use of a block, which it requested if blocks are

@@ -42,8 +42,8 @@ const MOVED_ROOM: usize = 4;
 /// The longest run that is allocated for the sake of [`ROOM`], in units.
 const MAX_ROOM: usize = ROOM * (2 * REMAP_BYTES / UNIT);
 
-/// Allocates a run for `layout`, which reads as zero if it is to be `zeroed`. Returns null when
-/// there is no memory.
+/// Allocates a run for `layout`. With `zeroed`, the part that the layout covers reads as zero.
+/// Returns null when there is no memory.
 pub(crate) fn alloc(layout: Layout, zeroed: bool) -> *mut u8 {
     slow_path::alloc(|context| alloc_run(context, layout, zeroed))
 }
@@ -54,15 +54,15 @@ pub(crate) fn alloc(layout: Layout, zeroed: bool) -> *mut u8 {
 /// # Safety
 /// Nobody uses the block.
 pub(crate) unsafe fn free(block: *mut u8, layout: Layout) {
-    let run = run_of(block, layout);
+    run_of(block, layout);
     // SAFETY: `run_of` found a run in use, and the caller guarantees that nobody uses it.
-    slow_path::free(|context| unsafe { free_run(context, run.address()) });
+    unsafe { free_found(block) };
 }
 
 /// Frees the run that starts at `block`.
 ///
 /// # Safety
-/// [`find`] found the run, and nobody uses it.
+/// A run in use starts at `block`, as [`find`] reports it, and nobody uses it.
 pub(crate) unsafe fn free_found(block: *mut u8) {
     // SAFETY: the caller guarantees that a run in use starts at `block` and that nobody uses it.
     slow_path::free(|context| unsafe { free_run(context, block) });
