@@ -136,12 +136,20 @@ fn variables() -> impl Iterator<Item = (&'static [u8], &'static [u8])> {
             if next.is_null() || (*next).is_null() {
                 return None;
             }
-            let variable = CStr::from_ptr(*next).to_bytes();
+            let variable = *next;
             next = next.add(1);
             Some(variable)
         }
     });
-    all.filter(|variable| variable.starts_with(PREFIX.as_bytes()))
+    // The start searches for each setting, so the lengths of other variables are not computed.
+    // SAFETY: an element of the environment is a C string. It is read up to the first byte that
+    // differs from the prefix, so not beyond its end.
+    let has_prefix = |variable: &*const c_char| unsafe {
+        PREFIX.bytes().enumerate().all(|(at, byte)| variable.add(at).cast::<u8>().read() == byte)
+    };
+    all.filter(has_prefix)
+        // SAFETY: an element of the environment is a C string.
+        .map(|variable| unsafe { CStr::from_ptr(variable) }.to_bytes())
         .take_while(|_| !is_privileged() && in_program(&ENVIRONMENT) != Some(b"0"))
         .filter_map(|variable| parse::split_at_byte(variable, b'='))
 }
