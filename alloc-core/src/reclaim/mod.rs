@@ -280,12 +280,15 @@ pub(crate) fn has_several_threads() -> bool {
         return HAS_OTHERS.load(Ordering::Relaxed);
     }
     let this = Context::thread();
-    let first = FIRST_THREAD.compare_exchange(0, this, Ordering::Relaxed, Ordering::Relaxed);
-    let is_first = first.is_ok_and(|_| true) || first == Err(this);
-    if !is_first {
+    let first = match FIRST_THREAD.load(Ordering::Relaxed) {
+        0 => FIRST_THREAD.compare_exchange(0, this, Ordering::Relaxed, Ordering::Relaxed),
+        first => Err(first),
+    };
+    let is_another = first.is_err_and(|first| first != this);
+    if is_another {
         HAS_OTHERS.store(true, Ordering::Relaxed);
     }
-    !is_first
+    is_another
 }
 
 fn is_worth_a_thread() -> bool {

@@ -246,7 +246,7 @@ pub(crate) unsafe fn free_middle(object: *mut u8, class: Class) {
         if !percpu::push(class, object) {
             objects::free_slow(class, object);
         } else if percpu::spend(class.size()) {
-            objects::allowance_is_used_up();
+            objects::allowance_is_used_up(class);
         }
     }
 }

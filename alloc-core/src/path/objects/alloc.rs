@@ -90,7 +90,7 @@ fn refill(context: Context, backend: Backend, class: Class) -> Result<*mut u8, A
         put_away(context, backend, class, node, &mut batch);
     }
     if class.is_middle() {
-        bound_middle(context, backend, Some(class));
+        bound_middle(context, backend, class);
     }
     Ok(object)
 }

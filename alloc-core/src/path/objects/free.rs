@@ -63,10 +63,10 @@ fn is_on_top(context: Context, backend: Backend, class: Class, object: *mut u8) 
     found
 }
 
-/// Runs [`bound_middle`] after a fast path has pushed an object of a middle size and used up the
-/// allowance of its CPU.
+/// Runs [`bound_middle`] after a fast path has pushed an object of `class`, a middle size, and used
+/// up the allowance of its CPU.
 #[cold]
 #[inline(never)]
-pub(crate) extern "C" fn allowance_is_used_up() {
-    slow_path::free(|context| bound_middle(context, percpu::backend(context), None));
+pub(crate) extern "C" fn allowance_is_used_up(class: Class) {
+    slow_path::free(|context| bound_middle(context, percpu::backend(context), class));
 }

@@ -37,14 +37,14 @@ pub(super) unsafe fn free_object(context: Context, class: Class, object: *mut u8
     // SAFETY: the caller guarantees that `object` is of `class` and not in use.
     if unsafe { backend.push(class, object) } {
         if class.is_middle() && percpu::spend(class.size()) {
-            bound_middle(context, backend, None);
+            bound_middle(context, backend, class);
         }
         return;
     }
     check(object, class);
     let len = backend.widen(class);
     if class.is_middle() {
-        bound_middle(context, backend, Some(class));
+        bound_middle(context, backend, class);
     }
     // SAFETY: the caller guarantees that `object` is of `class` and not in use; the first push
     // refused it.
@@ -66,10 +66,10 @@ pub(super) unsafe fn free_object(context: Context, class: Class, object: *mut u8
     }
 }
 
-/// Bounds the bytes of middle sizes in this CPU's sheaves, all but the class `spared`, and flushes
-/// the excess to slabs, as [`middle::bound`] says.
-pub(super) fn bound_middle(context: Context, backend: Backend, spared: Option<Class>) {
-    middle::bound(backend, spared, |class, batch| {
+/// Bounds the bytes of middle sizes in this CPU's sheaves and flushes the excess to slabs, as
+/// [`middle::bound`] says. The program uses `class` now.
+pub(super) fn bound_middle(context: Context, backend: Backend, class: Class) {
+    middle::bound(backend, class, |class, batch| {
         // SAFETY: the objects have just left the sheaf of `class`, so this thread alone holds them.
         unsafe { flush_to_slabs(context, backend, class, batch) };
     });
