@@ -25,21 +25,21 @@ extern crate std;
 use core::ffi::c_void;
 use core::fmt;
 use core::marker::PhantomData;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::cell::Cell;
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use crate::irq::thread::{self, MAX_CPUS, Routines};
 use crate::irq::work as irq_work;
 use crate::path::objects;
 use crate::sync::{ControlRwLock, Holders, LockClass, witness};
-use crate::{os, rcu};
+use crate::{arch, os, rcu};
 
 /// The hotplug lock.
 static HOTPLUG: ControlRwLock = ControlRwLock::new();
 
-std::thread_local! {
-    /// Number of read locks that this thread holds.
-    static READERS: Cell<usize> = const { Cell::new(0) };
+/// Returns the number of read locks that this thread holds. Not a thread-local of the compiler: a
+/// child of a fork reads it, and must not enter the loader.
+fn readers() -> &'static AtomicUsize {
+    &arch::locals().hotplug_readers
 }
 
 /// Whether the main thread has ended by `pthread_exit`. Written under the hotplug lock.
@@ -109,13 +109,13 @@ impl core::error::Error for CpuError {}
 /// threads that change CPUs wait for its end.
 #[must_use]
 pub struct CpusReadGuard {
-    /// Belongs to its thread: see [`READERS`].
+    /// Belongs to its thread: see [`readers`].
     _not_send: PhantomData<*mut ()>,
 }
 
 impl Drop for CpusReadGuard {
     fn drop(&mut self) {
-        READERS.set(READERS.get() - 1);
+        readers().fetch_sub(1, Ordering::Relaxed);
         witness::released(LockClass::Hotplug);
         HOTPLUG.unlock_read();
     }
@@ -132,13 +132,13 @@ impl fmt::Debug for CpusReadGuard {
 pub fn read_lock() -> CpusReadGuard {
     start();
     // A thread that holds this lock may take it again while another waits to change CPUs.
-    let reads_already = READERS.get() > 0;
+    let reads_already = readers().load(Ordering::Relaxed) > 0;
     if !reads_already {
         witness::waits(LockClass::Hotplug);
     }
     HOTPLUG.read(reads_already);
     witness::acquired(LockClass::Hotplug);
-    READERS.set(READERS.get() + 1);
+    readers().fetch_add(1, Ordering::Relaxed);
     CpusReadGuard { _not_send: PhantomData }
 }
 
@@ -191,7 +191,7 @@ pub fn start() {
         return;
     }
     // If starting failed before, this thread may hold the read lock, and must not wait for itself.
-    if READERS.get() > 0 {
+    if readers().load(Ordering::Relaxed) > 0 {
         return;
     }
     let _hotplug = WriteGuard::lock();
@@ -270,7 +270,7 @@ pub fn refresh() -> Result<(), CpuError> {
 unsafe extern "C" fn end(_: *mut c_void) {
     // The main thread left the read lock held: it will never release it, and must not wait for
     // itself.
-    if READERS.get() > 0 {
+    if readers().load(Ordering::Relaxed) > 0 {
         return;
     }
     let _hotplug = WriteGuard::lock();
@@ -292,7 +292,7 @@ unsafe extern "C" fn end(_: *mut c_void) {
 /// The process is the child of a fork, and has one thread.
 pub(crate) unsafe fn in_child() {
     // SAFETY: the caller guarantees that this thread, with its readers, is the only one.
-    unsafe { HOTPLUG.reset_in_child(READERS.get() as u32) };
+    unsafe { HOTPLUG.reset_in_child(readers().load(Ordering::Relaxed) as u32) };
     ONLINE.iter().for_each(|word| word.store(0, Ordering::Relaxed));
     thread::in_child();
     IS_OVER.store(false, Ordering::Relaxed);

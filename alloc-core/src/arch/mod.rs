@@ -110,6 +110,8 @@ pub(crate) use imp::{SIGNATURE, start_thread, stream_locks, system_call};
 pub(crate) struct Locals {
     /// Numbers of RCU readers on this thread, by side: the readers that survive when it forks.
     pub(crate) readers: [AtomicUsize; 2],
+    /// Number of read locks of CPU hotplug that this thread holds.
+    pub(crate) hotplug_readers: AtomicUsize,
     /// Address of the lock that this thread is acquiring or releasing.
     pub(crate) changing: AtomicUsize,
     /// Number of the CPU that this thread acts as, plus one.

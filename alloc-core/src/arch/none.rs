@@ -75,6 +75,7 @@ pub(crate) fn locals() -> &'static Locals {
         static LOCALS: Locals = const {
             Locals {
                 readers: [AtomicUsize::new(0), AtomicUsize::new(0)],
+                hotplug_readers: AtomicUsize::new(0),
                 changing: AtomicUsize::new(0),
                 acts_as: AtomicUsize::new(0),
                 depth: AtomicU32::new(0),

@@ -5,6 +5,7 @@
 #include <malloc.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -178,10 +179,16 @@ static void *run_and_count(void *none)
     grow_and_shrink();
     trim();
     CHECK(asked == 0);
+    pid_t child = fork();
+    if (child == 0)
+        _exit(asked);
+    int status;
+    CHECK(child > 0 && waitpid(child, &status, 0) == child && status == 0);
     return none;
 }
 
-/* No slow path asks the loader for a thread-local, not even the first one of a thread. */
+/* No slow path asks the loader for a thread-local, not even the first one of a thread, nor does the
+ * child of a fork. */
 static void no_loaded_thread_locals(void)
 {
     run_and_count(NULL);
