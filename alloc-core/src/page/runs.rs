@@ -383,6 +383,11 @@ impl Arena {
         if old <= len || self.units.reserved_block(start).is_some() {
             return;
         }
+        // `unmark` may lose the units cut off, and the lock must be held to say so. The run of a
+        // context that must not wait for the lock stays as long as it was.
+        if marks != 0 && !context.may_wait() {
+            return;
+        }
         // SAFETY: the caller guarantees that it owns the run and that nobody uses the units cut
         // off.
         let state = unsafe { self.unmark(marks, start + len, old - len, RunState::Dirty) };
