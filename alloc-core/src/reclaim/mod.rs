@@ -12,7 +12,7 @@
 //! [`SPAWN_FROM_ALL`] bytes. The thread ends when nothing is left to purge, so an idle program has
 //! none. The C library does not know the thread (`os::bare`), so it can be started in any context
 //! and keeps no program from ending. A free that must not wait starts it, too, since the program
-//! may idle from then on. It also ends after [`LIFE`] windows, to be started anew: it has the
+//! may idle from then on. It also ends after [`LIFE`], to be started anew: it has the
 //! credentials and filters of the thread that started it, and the program may have dropped those
 //! since.
 //!
@@ -45,8 +45,8 @@ const SPAWN_FROM: usize = 2 << 20;
 const SPAWN_FROM_ALL: usize = 16 << 20;
 /// Heap size in bytes from which a single-threaded program gets the thread, too.
 const MUCH: usize = 256 << 20;
-/// Number of windows after which the thread ends even though frees go on.
-const LIFE: u32 = 1000;
+/// Milliseconds after which the thread ends, with its window, even though frees go on.
+const LIFE: u32 = 100_000;
 /// Milliseconds until starting the thread is tried again after it failed. Meanwhile frees do its
 /// work.
 const RETRY: u64 = 1000;
@@ -362,9 +362,10 @@ fn thread_main(_: usize) {
     STATE.store(NOTED, Ordering::Relaxed);
     // The thread needs its own table in any case: it must keep none of the program's files open.
     let looks_at_pressure = os::bare::own_descriptors() && pressure::counts();
-    let mut windows = 0;
+    let (mut lived, mut unlooked) = (0, 0);
     loop {
-        let occasion = wait(looks_at_pressure, |left| {
+        let unlooked = looks_at_pressure.then_some(&mut unlooked);
+        let occasion = wait(unlooked, |left| {
             Context::enter(|context| end_window(context, Occasion::Slice { left }))
         });
         // Acquire: pairs with the Release in `swap`. A free that this look misses finds QUIET, or a
@@ -375,9 +376,9 @@ fn thread_main(_: usize) {
         if occasion == Occasion::Shortage {
             pressure::note_yield(page::decommitted() - before);
         }
-        windows += 1;
+        lived = u32::saturating_add(lived, WINDOW.load(Ordering::Relaxed));
         // If the program goes on freeing, the next free starts another thread.
-        let is_old = windows >= LIFE && was_noted;
+        let is_old = lived >= LIFE && was_noted;
         if (!has_more || is_old) && (swap(QUIET, NOBODY) || is_old && swap(NOTED, NOBODY)) {
             // If it does not, nobody else returns what is left.
             if has_more {
@@ -390,24 +391,27 @@ fn thread_main(_: usize) {
 
 /// Waits until the window ends or memory is short, and returns which of them happened. Meanwhile
 /// calls `slice` at regular intervals with the number of slices left, its own included, until it
-/// returns that nothing is due.
-fn wait(looks_at_pressure: bool, slice: impl Fn(u32) -> bool) -> Occasion {
+/// returns that nothing is due. Checks for shortage whenever [`LOOK_EVERY`] milliseconds are over
+/// since the last check: `unlooked` counts them, also from one window to the next. Without it, never
+/// checks.
+fn wait(mut unlooked: Option<&mut u32>, slice: impl Fn(u32) -> bool) -> Occasion {
     let window = WINDOW.load(Ordering::Relaxed);
     let slice_len = (window / SLICES).max(SHORTEST);
-    let look_every = if looks_at_pressure { LOOK_EVERY } else { window };
-    let (mut left, mut is_due, mut unsliced, mut unlooked) = (window, true, 0, 0);
+    let (mut left, mut is_due, mut unsliced) = (window, true, 0);
     while left > 0 {
         if is_due && unsliced == 0 {
             is_due = slice(left.div_ceil(slice_len));
             unsliced = slice_len;
         }
-        let some = left.min(look_every).min(if is_due { unsliced } else { left });
+        let until_look = unlooked.as_deref().map_or(left, |unlooked| LOOK_EVERY - unlooked);
+        let some = left.min(until_look).min(if is_due { unsliced } else { left });
         os::sleep_microseconds(some * 1000);
         left -= some;
         unsliced = unsliced.saturating_sub(some);
-        unlooked += some;
-        if looks_at_pressure && (left == 0 || unlooked >= LOOK_EVERY) {
-            unlooked = 0;
+        let Some(unlooked) = unlooked.as_deref_mut() else { continue };
+        *unlooked += some;
+        if *unlooked >= LOOK_EVERY {
+            *unlooked = 0;
             if pressure::is_high() {
                 return Occasion::Shortage;
             }
