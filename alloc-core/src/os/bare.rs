@@ -18,9 +18,10 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use super::inject::{Call, fails};
 use super::linux::{self, call};
-use super::service::STACK;
 use crate::arch;
 
+/// Bytes of the stack of this thread, and of any other service thread.
+pub(super) const STACK: usize = 256 << 10;
 /// Stack alignment in bytes that the ABIs require.
 const STACK_ALIGNMENT: usize = 16;
 /// Bytes on both sides of the known thread-locals, where the C library keeps its thread descriptor.

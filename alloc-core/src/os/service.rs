@@ -26,9 +26,6 @@ use super::{bare, imp};
 use crate::arch;
 use crate::text::Line;
 
-/// Bytes of a service thread's stack.
-pub(super) const STACK: usize = 256 << 10;
-
 /// A kind of service thread.
 pub(crate) trait Service {
     /// The thread's name behind `hayloft/`, at most seven bytes; `None` for its number.
@@ -57,7 +54,7 @@ pub(crate) fn spawn<S: Service>(number: usize) -> Option<imp::Thread> {
     }
     // The new thread inherits the mask.
     let _masked = imp::block_signals();
-    imp::spawn(STACK, body::<S>, ptr::without_provenance_mut(number))
+    imp::spawn(bare::STACK, body::<S>, ptr::without_provenance_mut(number))
 }
 
 /// Starts a service thread that is unknown to the C library, with the number 0. Returns false if no
