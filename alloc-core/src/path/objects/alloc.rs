@@ -50,12 +50,13 @@ impl core::error::Error for AllocError {}
 /// Fails if there is no memory, or none without waiting in a context that must not wait, or if the
 /// constructor panics.
 pub(crate) fn alloc_object(class: Class) -> Result<NonNull<u8>, AllocError> {
+    // On the fallback backend this is the fast path.
+    let object = Context::enter(|context| pop(percpu::backend(context), class));
+    if let Some(object) = object.and_then(NonNull::new) {
+        return Ok(object);
+    }
     slow_path::alloc(|context| {
-        let backend = percpu::backend(context);
-        let object = match pop(backend, class) {
-            Some(object) => Ok(object),
-            None => refill(context, backend, class),
-        };
+        let object = refill(context, percpu::backend(context), class);
         let object = object.and_then(|object| NonNull::new(object).ok_or(AllocError::OutOfMemory));
         note_nolock(context, object.is_ok());
         object

@@ -20,6 +20,10 @@ use crate::sync::Context;
 #[cold]
 #[inline(never)]
 pub(crate) unsafe extern "C" fn free_slow(class: Class, object: *mut u8) {
+    // SAFETY: the caller guarantees that `object` is of `class` and not in use.
+    if unsafe { push(class, object, |_| true) } {
+        return;
+    }
     slow_path::free(|context| {
         // SAFETY: the caller guarantees that `object` is of `class` and not in use.
         unsafe { free_object(context, class, object) };
@@ -34,6 +38,11 @@ pub(crate) unsafe extern "C" fn free_slow(class: Class, object: *mut u8) {
 #[cold]
 #[inline(never)]
 pub(crate) unsafe extern "C" fn free_refused(class: Class, object: *mut u8) {
+    let is_fine = |backend| backend == Backend::Locked && !percpu::is_on_top(class, object);
+    // SAFETY: the caller guarantees that `object` is of `class` and not in use.
+    if unsafe { push(class, object, is_fine) } {
+        return;
+    }
     slow_path::free(|context| {
         let backend = percpu::backend(context);
         if is_on_top(context, backend, class, object) {
@@ -42,6 +51,22 @@ pub(crate) unsafe extern "C" fn free_refused(class: Class, object: *mut u8) {
         // SAFETY: the caller guarantees that `object` is of `class` and not in use.
         unsafe { free_object(context, class, object) };
     });
+}
+
+/// Pushes an object onto this CPU's sheaf if the backend passes `is_fine`: the fast path of the
+/// fallback backend, which has no steps of a slow path. Returns whether the object was pushed. Never
+/// pushes an object of a middle size, which spends the allowance.
+///
+/// # Safety
+/// `object` is of `class`, and nobody uses it.
+#[inline(always)]
+unsafe fn push(class: Class, object: *mut u8, is_fine: impl FnOnce(Backend) -> bool) -> bool {
+    !class.is_middle()
+        && Context::enter(|context| {
+            let backend = percpu::backend(context);
+            // SAFETY: the caller guarantees that `object` is of `class` and not in use.
+            is_fine(backend) && unsafe { backend.push(class, object) }
+        })
 }
 
 /// Returns whether `object` is one of the two topmost of this CPU's sheaf.
