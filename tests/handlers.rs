@@ -161,7 +161,7 @@ fn interrupt_every_fault_point() {
 
 /// Lets only one fault point raise signals in a scenario.
 fn only<F: FnOnce()>(place: Place, scenario: Scenario<F>) -> Scenario<F> {
-    scenario.env(ONLY.to_str().expect("a name"), &(place as i32).to_string())
+    scenario.env(ONLY.to_str().expect("a name"), (place as i32).to_string())
 }
 
 /// One thread is interrupted at every fault point.

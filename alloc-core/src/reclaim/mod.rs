@@ -392,8 +392,8 @@ fn thread_main(_: usize) {
 /// Waits until the window ends or memory is short, and returns which of them happened. Meanwhile
 /// calls `slice` at regular intervals with the number of slices left, its own included, until it
 /// returns that nothing is due. Checks for shortage whenever [`LOOK_EVERY`] milliseconds are over
-/// since the last check: `unlooked` counts them, also from one window to the next. Without it, never
-/// checks.
+/// since the last check: `unlooked` counts them, also from one window to the next. Without it,
+/// never checks.
 fn wait(mut unlooked: Option<&mut u32>, slice: impl Fn(u32) -> bool) -> Occasion {
     let window = WINDOW.load(Ordering::Relaxed);
     let slice_len = (window / SLICES).max(SHORTEST);

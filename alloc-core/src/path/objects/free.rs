@@ -54,8 +54,8 @@ pub(crate) unsafe extern "C" fn free_refused(class: Class, object: *mut u8) {
 }
 
 /// Pushes an object onto this CPU's sheaf if the backend passes `is_fine`: the fast path of the
-/// fallback backend, which has no steps of a slow path. Returns whether the object was pushed. Never
-/// pushes an object of a middle size, which spends the allowance.
+/// fallback backend, which has no steps of a slow path. Returns whether the object was pushed.
+/// Never pushes an object of a middle size, which spends the allowance.
 ///
 /// # Safety
 /// `object` is of `class`, and nobody uses it.
