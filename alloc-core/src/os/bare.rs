@@ -20,8 +20,6 @@ use super::inject::{Call, fails};
 use super::linux::{self, call};
 use crate::arch;
 
-/// Bytes of the stack of this thread, and of any other service thread.
-pub(super) const STACK: usize = 256 << 10;
 /// Stack alignment in bytes that the ABIs require.
 const STACK_ALIGNMENT: usize = 16;
 /// Bytes on both sides of the known thread-locals, where the C library keeps its thread descriptor.
@@ -48,9 +46,9 @@ struct Layout {
 }
 
 impl Layout {
-    /// Returns the layout that fits the thread-locals of this process, or `None` if their location
-    /// is unknown.
-    fn of_this_process() -> Option<Layout> {
+    /// Returns the layout for a stack of `stack` bytes that fits the thread-locals of this process,
+    /// or `None` if their location is unknown.
+    fn of_this_process(stack: usize) -> Option<Layout> {
         let pointer = arch::thread_pointer();
         if pointer.is_null() {
             return None;
@@ -67,7 +65,7 @@ impl Layout {
         let below = offsets.iter().map(|offset| offset.min(&0).unsigned_abs()).max()?;
         let above = offsets.iter().map(|offset| offset.max(&0).unsigned_abs()).max()?;
         let page = linux::page_size();
-        let stack_end = page + STACK.next_multiple_of(page);
+        let stack_end = page + stack.next_multiple_of(page);
         let thread_pointer = stack_end + (below + MARGIN).next_multiple_of(page);
         let len = thread_pointer + (above + MARGIN).next_multiple_of(page);
         Some(Layout { len, stack_end, thread_pointer })
@@ -84,14 +82,15 @@ pub(crate) fn in_child() {
     NUMBER.store(0, Ordering::Relaxed);
 }
 
-/// Starts the thread, which runs `body` with all signals blocked, including those that the C
-/// library reserves for itself. Returns false if no thread can be created. Waits for the previous
-/// thread to leave its stack. May be called in any context, by one caller at a time.
-pub(super) fn spawn(body: extern "C" fn()) -> bool {
+/// Starts the thread, which runs `body` on a stack of `stack` bytes, the same in all calls, with all
+/// signals blocked, including those that the C library reserves for itself. Returns false if no
+/// thread can be created. Waits for the previous thread to leave its stack. May be called in any
+/// context, by one caller at a time.
+pub(super) fn spawn(stack: usize, body: extern "C" fn()) -> bool {
     if fails(Call::Clone) {
         return false;
     }
-    let Some(layout) = Layout::of_this_process() else { return false };
+    let Some(layout) = Layout::of_this_process(stack) else { return false };
     let Some(memory) = memory(&layout) else { return false };
     // Acquire: pairs with the kernel's store when the previous thread is done with the memory.
     while let number @ 1.. = NUMBER.load(Ordering::Acquire) {
@@ -117,8 +116,8 @@ pub(super) fn spawn(body: extern "C" fn()) -> bool {
         linux::change_bare_mask(&all, Some(&mut before));
         // Not at the very end: Valgrind takes the page of the stack pointer for the last page of
         // the stack.
-        let stack = memory.add(layout.stack_end - STACK_ALIGNMENT).as_ptr();
-        let made = arch::start_thread(flags, stack, NUMBER.as_ptr(), pointer, body);
+        let top = memory.add(layout.stack_end - STACK_ALIGNMENT).as_ptr();
+        let made = arch::start_thread(flags, top, NUMBER.as_ptr(), pointer, body);
         linux::change_bare_mask(&before, None);
         made > 0
     }

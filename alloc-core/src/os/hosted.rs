@@ -213,7 +213,7 @@ pub(crate) mod bare {
 
     pub(crate) fn in_child() {}
 
-    pub(crate) fn spawn(_body: extern "C" fn()) -> bool {
+    pub(crate) fn spawn(_stack: usize, _body: extern "C" fn()) -> bool {
         false
     }
 

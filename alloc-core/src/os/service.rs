@@ -26,6 +26,9 @@ use super::{bare, imp};
 use crate::arch;
 use crate::text::Line;
 
+/// Bytes of a service thread's stack.
+const STACK: usize = 256 << 10;
+
 /// A kind of service thread.
 pub(crate) trait Service {
     /// The thread's name behind `hayloft/`, at most seven bytes; `None` for its number.
@@ -54,7 +57,7 @@ pub(crate) fn spawn<S: Service>(number: usize) -> Option<imp::Thread> {
     }
     // The new thread inherits the mask.
     let _masked = imp::block_signals();
-    imp::spawn(bare::STACK, body::<S>, ptr::without_provenance_mut(number))
+    imp::spawn(STACK, body::<S>, ptr::without_provenance_mut(number))
 }
 
 /// Starts a service thread that is unknown to the C library, with the number 0. Returns false if no
@@ -64,7 +67,7 @@ pub(crate) fn spawn_bare<S: Service>() -> bool {
     extern "C" fn body<S: Service>() {
         run::<S>(0);
     }
-    bare::spawn(body::<S>)
+    bare::spawn(STACK, body::<S>)
 }
 
 /// Returns whether this thread is a service thread. May be called in any context.
