@@ -82,8 +82,8 @@ pub(crate) fn in_child() {
     NUMBER.store(0, Ordering::Relaxed);
 }
 
-/// Starts the thread, which runs `body` on a stack of `stack` bytes, the same in all calls, with all
-/// signals blocked, including those that the C library reserves for itself. Returns false if no
+/// Starts the thread, which runs `body` on a stack of `stack` bytes, the same in all calls, with
+/// all signals blocked, including those that the C library reserves for itself. Returns false if no
 /// thread can be created. Waits for the previous thread to leave its stack. May be called in any
 /// context, by one caller at a time.
 pub(super) fn spawn(stack: usize, body: extern "C" fn()) -> bool {
