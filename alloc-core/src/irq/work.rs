@@ -211,12 +211,13 @@ impl Runner {
 
     /// Publishes that the runner is at an item. Several threads that are one runner take turns.
     fn enter(&self, item: *mut IrqWork) {
-        // Relaxed: the Release on the item's flags in `run` publishes it. A read-modify-write, even
-        // where the runner is a single thread, continues the release sequence of the store in
-        // `leave`: a thread that finds the runner at another item sees that it has left the
-        // previous one.
+        // The Release on the item's flags in `run` publishes it. A read-modify-write, even where
+        // the runner is a single thread, continues the release sequence of the store in `leave`: a
+        // thread that finds the runner at another item sees that it has left the previous one.
+        // Acquire: pairs with the Release in `leave`, so that a thread that sees this one leave
+        // its item also sees that those before it left theirs.
         let enter = || {
-            self.at.compare_exchange(ptr::null_mut(), item, Ordering::Relaxed, Ordering::Relaxed)
+            self.at.compare_exchange(ptr::null_mut(), item, Ordering::Acquire, Ordering::Relaxed)
         };
         let mut backoff = Backoff::new();
         while enter().is_err() {
