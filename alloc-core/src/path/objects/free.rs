@@ -21,7 +21,7 @@ use crate::sync::Context;
 #[inline(never)]
 pub(crate) unsafe extern "C" fn free_slow(class: Class, object: *mut u8) {
     // SAFETY: the caller guarantees that `object` is of `class` and not in use.
-    if unsafe { push(class, object, |_| true) } {
+    if unsafe { push_on_fallback(class, object, || true) } {
         return;
     }
     slow_path::free(|context| {
@@ -38,9 +38,9 @@ pub(crate) unsafe extern "C" fn free_slow(class: Class, object: *mut u8) {
 #[cold]
 #[inline(never)]
 pub(crate) unsafe extern "C" fn free_refused(class: Class, object: *mut u8) {
-    let is_fine = |backend| backend == Backend::Locked && !percpu::is_on_top(class, object);
+    let is_new = || !percpu::is_on_top(class, object);
     // SAFETY: the caller guarantees that `object` is of `class` and not in use.
-    if unsafe { push(class, object, is_fine) } {
+    if unsafe { push_on_fallback(class, object, is_new) } {
         return;
     }
     slow_path::free(|context| {
@@ -53,19 +53,19 @@ pub(crate) unsafe extern "C" fn free_refused(class: Class, object: *mut u8) {
     });
 }
 
-/// Pushes an object onto this CPU's sheaf if the backend passes `is_fine`: the fast path of the
-/// fallback backend, which has no steps of a slow path. Returns whether the object was pushed.
-/// Never pushes an object of a middle size, which spends the allowance.
+/// Pushes an object onto this CPU's sheaf if the backend is the fallback and `may_push` holds: the
+/// fast path of that backend, without the steps of a slow path. Returns whether the object was
+/// pushed. Never pushes an object of a middle size, which spends the allowance.
 ///
 /// # Safety
 /// `object` is of `class`, and nobody uses it.
 #[inline(always)]
-unsafe fn push(class: Class, object: *mut u8, is_fine: impl FnOnce(Backend) -> bool) -> bool {
+unsafe fn push_on_fallback(class: Class, object: *mut u8, may_push: impl FnOnce() -> bool) -> bool {
     !class.is_middle()
         && Context::enter(|context| {
             let backend = percpu::backend(context);
             // SAFETY: the caller guarantees that `object` is of `class` and not in use.
-            is_fine(backend) && unsafe { backend.push(class, object) }
+            backend == Backend::Locked && may_push() && unsafe { backend.push(class, object) }
         })
 }
 
