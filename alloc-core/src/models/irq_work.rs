@@ -3,6 +3,8 @@
 //! Each CPU's thread is played by a loom thread that runs the queued items when it is notified, and
 //! by the main thread, which runs the rest at the end, as the loop of a CPU would.
 
+use core::ptr;
+
 use loom::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use loom::sync::atomic::{AtomicBool, AtomicUsize};
 use loom::sync::{Arc, Mutex};
@@ -219,6 +221,35 @@ fn work_of_an_offline_cpu_runs() {
                 cpus.sync();
                 assert_eq!(cpus.job.seen.load(Relaxed), 1);
             }
+        });
+    });
+}
+
+/// Two threads take turns as one runner, as they do before there are CPU threads. A third frees the
+/// first item once that is done with and the runner is not at it, also where it sees only the second
+/// thread leave. Without the Acquire in `enter`, loom finds the free unordered.
+///
+/// Items do not run here: the fence of each run would order the two threads as well. The third
+/// looks once instead of waiting, as loom knows no fairness among threads that spin.
+#[test]
+fn runner_that_threads_share_is_left_by_all() {
+    loom::model(|| {
+        let works = Arc::new([IrqWork::new(|_| ()), IrqWork::new(|_| ())]);
+        let (runner, is_done) = (Runner::new(), AtomicBool::new(false));
+        race_of(3, move |number| {
+            let first = &works[0];
+            if number == 3 {
+                if is_done.load(Acquire) && !runner.is_at(first) {
+                    first.life.with_mut(|_| ());
+                }
+                return;
+            }
+            runner.enter(ptr::from_ref(&works[number - 1]).cast_mut());
+            if number == 1 {
+                is_done.store(true, Release);
+                first.life.with(|_| ());
+            }
+            runner.leave();
         });
     });
 }
