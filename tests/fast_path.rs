@@ -11,8 +11,8 @@ use std::process::Command;
 #[global_allocator]
 static GLOBAL: hayloft::Hayloft = hayloft::Hayloft;
 
-const MOST_INSTRUCTIONS: usize = 18;
-const MOST_BRANCHES: usize = 2;
+/// Functions of the probe, with the most instructions and jumps of each.
+const FUNCTIONS: [(&str, usize, usize); 2] = [("golden_alloc", 20, 3), ("golden_dealloc", 17, 1)];
 
 fn output_of(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
@@ -65,13 +65,13 @@ fn hit_path<'a>(disassembly: &'a str, function: &str) -> Vec<&'a str> {
 #[test]
 fn the_hit_path_is_short() {
     let disassembly = disassembly();
-    for function in ["golden_alloc", "golden_dealloc"] {
+    for (function, most, most_jumps) in FUNCTIONS {
         let path = hit_path(&disassembly, function);
         let starting = |prefix| path.iter().filter(|line| line.starts_with(prefix)).count();
         println!("{function}: {} instructions", path.len());
-        assert!(path.len() <= MOST_INSTRUCTIONS, "{function}: {path:#?}");
+        assert!(path.len() <= most, "{function}: {path:#?}");
         // Counts every jump. `jmp` must not occur at all.
-        assert!(starting("j") <= MOST_BRANCHES, "{function}: {path:#?}");
+        assert!(starting("j") <= most_jumps, "{function}: {path:#?}");
         assert_eq!(starting("jmp") + starting("call") + starting("lock"), 0, "{path:#?}");
     }
 }

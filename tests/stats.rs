@@ -3,6 +3,7 @@
 use std::alloc::{GlobalAlloc, Layout};
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::process;
 use std::sync::mpsc;
@@ -49,6 +50,76 @@ fn objects_are_counted_by_location() {
         let trimmed = of_size(RARE.size());
         assert_eq!((trimmed.slabs, trimmed.partial_slabs), (0, 0), "{trimmed:?}");
         assert_eq!(trimmed.in_sheaves + trimmed.in_barns, 0);
+    });
+}
+
+/// Allocations and frees are counted to the last one, through sheaves, slow paths and batches, in
+/// several threads, across closed sheaves, and beyond the largest count of a header.
+#[test]
+fn allocations_and_frees_are_counted_exactly() {
+    const PAIRS: u64 = 200_000;
+    const LIVE: usize = 700;
+    on_both_backends(|| {
+        let before = of_size(RARE.size());
+        let threads: Vec<_> = (0..3)
+            .map(|_| {
+                thread::spawn(|| {
+                    let mut stack = BlockStack::new(LIVE);
+                    stack.fill(RARE);
+                    for number in 0..PAIRS {
+                        if number % 50_000 == 0 {
+                            hayloft_core::heap::trim();
+                        }
+                        // SAFETY: the layout is not empty, and the block is freed once.
+                        unsafe { GLOBAL.dealloc(GLOBAL.alloc(RARE), RARE) };
+                    }
+                    stack.free_all(RARE);
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().expect("the thread does not panic");
+        }
+        let after = of_size(RARE.size());
+        let made = 3 * (PAIRS + LIVE as u64);
+        assert_eq!(after.events.allocs - before.events.allocs, made, "{after:?}");
+        assert_eq!(after.frees() - before.frees(), made, "{after:?}");
+        assert!(after.events.hits < after.events.allocs && after.events.hits > made / 2);
+    });
+}
+
+/// As [`allocations_and_frees_are_counted_exactly`], for the objects of a cache.
+#[test]
+fn objects_of_batches_are_counted_exactly() {
+    on_both_backends(|| {
+        let layout = Layout::new::<[u8; 56]>();
+        let cache = Cache::builder("counted", layout).flags(CacheFlags::NO_MERGE).build();
+        let cache = cache.expect("a cache can be created");
+        let found = || stats::gather().caches().find(|cache| cache.name.as_str() == "counted");
+        let mut made = 0;
+        for round in 0..20_000 {
+            let mut room = [MaybeUninit::uninit(); 40];
+            let room = &mut room[..1 + round % 40];
+            assert_eq!(cache.alloc_bulk(room), room.len());
+            made += room.len() as u64;
+            // SAFETY: the objects are of this cache, and are freed once.
+            unsafe {
+                let objects = room.iter().map(|object| object.assume_init());
+                cache.free_bulk(&objects.collect::<Vec<_>>());
+            }
+        }
+        let counted = found().expect("the cache has objects");
+        assert_eq!((counted.events.allocs, counted.frees()), (made, made), "{counted:?}");
+        cache.destroy().expect("no object is in use");
+
+        let cache = Cache::builder("counted", layout).flags(CacheFlags::NO_MERGE).build();
+        let cache = cache.expect("a cache can be created");
+        let object = cache.alloc().expect("there is memory");
+        let counted = found().expect("the cache has objects");
+        assert_eq!((counted.events.allocs, counted.frees()), (1, 0), "{counted:?}");
+        // SAFETY: the object is of this cache, and is freed once.
+        unsafe { cache.free(object) };
+        cache.destroy().expect("no object is in use");
     });
 }
 

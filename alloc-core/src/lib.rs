@@ -52,7 +52,7 @@
 //! | feature | adds |
 //! |---|---|
 //! | `allocator-api2` | `Allocator` of that crate for [`cache::Cache`] |
-//! | `counters` | `counters`: lock acquisitions and shared-line writes; hits in [`stats`]. Slower |
+//! | `counters` | `counters`: lock acquisitions and shared-line writes. Slower |
 //! | `fault-points` | [`fault`]: labelled places in the slow paths call a hook. For tests |
 //! | `serde` | serialisation of [`stats`], and reports as JSON |
 //! | `usdt` | probes for `bpftrace`, `perf`, `gdb`: a `nop` each until used. `docs/tracing.md` |

@@ -37,11 +37,18 @@ pub(crate) unsafe fn pop_bulk(
     _floor: usize,
     _to: *mut *mut u8,
     _len: usize,
+    _each: u32,
 ) -> usize {
     0
 }
 
-pub(crate) unsafe fn open(_class: usize, _header: u64) {}
+pub(crate) unsafe fn open(_class: usize, _header: u64) -> *mut u8 {
+    ptr::null_mut()
+}
+
+pub(crate) unsafe fn recount(_class: usize, _count: u32) -> (u32, *mut u8) {
+    (0, ptr::null_mut())
+}
 
 pub(crate) unsafe fn widen(_class: usize, _last: u32) {}
 

@@ -226,8 +226,8 @@ fn work_of_an_offline_cpu_runs() {
 }
 
 /// Two threads take turns as one runner, as they do before there are CPU threads. A third frees the
-/// first item once that is done with and the runner is not at it, also where it sees only the second
-/// thread leave. Without the Acquire in `enter`, loom finds the free unordered.
+/// first item once that is done with and the runner is not at it, also where it sees only the
+/// second thread leave. Without the Acquire in `enter`, loom finds the free unordered.
 ///
 /// Items do not run here: the fence of each run would order the two threads as well. The third
 /// looks once instead of waiting, as loom knows no fairness among threads that spin.

@@ -8,9 +8,8 @@
 //! STATE             whether sheaves may be opened                                     arch
 //! HEADERS           a header per sheaf: `top` and `last`, 32 bits each                arch
 //! LOCK_OFFSET       the try-lock of the locked backend
-//! SEEN_OFFSET       per class: what the last decay window saw of the sheaf
+//! SEEN_OFFSET       per class: the header's first half at the end of the last decay window
 //! TOPS_OFFSET       per class: the `top` of a sheaf that is being closed
-//! IDLE_OFFSET       per class: an `Idle` in a byte
 //! ALLOWANCE_OFFSET  bytes of middle sizes that may still enter the sheaves
 //! EVENTS_OFFSET     per class: a counter for each kind of event
 //! SHEAVES_OFFSET    per class: the floor, which holds null, and a word for each object
@@ -19,13 +18,15 @@
 //! A sheaf's *capacity* is the most objects that it ever holds; its *width*, at most the capacity,
 //! is the number that it holds before it is full. A header counts in words from the start of the
 //! region: `top` and `last` are `floor` plus the number of objects, and `floor` plus the width.
+//! `top` is the lower part of the header's first half ([`index`]), and the upper part the
+//! [`count`].
 //!
 //! The place of a sheaf's words never changes, and there are enough of them for the largest
 //! capacity that its class may have. So no header, old or new, points beyond them.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use crate::arch::{HEADERS, OPEN, REGION_SHIFT, STATE};
+use crate::arch::{COUNTED, HEADERS, OPEN, REGION_SHIFT, STATE};
 use crate::batch::MAX_BATCH;
 use crate::size_class::{Class, MAX_CLASSES};
 use crate::sync::Lock;
@@ -38,16 +39,15 @@ pub(super) const CLOSED: usize = OPEN + 1;
 pub(super) const WORD: usize = 8;
 /// Byte offset of the locked backend's try-lock: behind the headers.
 pub(super) const LOCK_OFFSET: usize = HEADERS + MAX_CLASSES * WORD;
-/// Byte offset of a word per sheaf with what `remote::flush_unused` last saw: its `top`, and a
-/// count of its refills and flushes.
+/// Byte offset of a word per sheaf with the first half of its header when `remote::flush_unused`
+/// last looked.
 pub(super) const SEEN_OFFSET: usize = LOCK_OFFSET + size_of::<Lock<()>>();
 /// Byte offset of a word per sheaf in which `rseq::close` keeps its `top`. On the stack, which may
 /// be a small one, this array would be a third of all that a slow path uses.
 pub(super) const TOPS_OFFSET: usize = SEEN_OFFSET + MAX_CLASSES * size_of::<u32>();
-/// Byte offset of an `Idle` per class, one byte each.
-pub(super) const IDLE_OFFSET: usize = TOPS_OFFSET + MAX_CLASSES * size_of::<u32>();
 /// Byte offset of the allowance that `allowance::spend` draws on.
-pub(super) const ALLOWANCE_OFFSET: usize = (IDLE_OFFSET + MAX_CLASSES).next_multiple_of(WORD);
+pub(super) const ALLOWANCE_OFFSET: usize =
+    (TOPS_OFFSET + MAX_CLASSES * size_of::<u32>()).next_multiple_of(WORD);
 /// Number of kinds of events.
 pub(super) const EVENTS: usize = Event::ALL.len();
 /// Byte offset of the event counters: for each class, one word per kind of event.
@@ -60,9 +60,11 @@ enumerated! {
     /// An event that is counted per CPU and class.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub(crate) enum Event {
-        /// An allocation was served by the sheaf. Counted with the feature `counters` only:
-        /// another store in the sections costs a pair of operations 5 to 7 % of its time.
-        Hit,
+        /// An allocation was granted to the header of the sheaf. The allocations that the sheaf
+        /// served are these, less those that are left in the header's count.
+        Granted,
+        /// An object was allocated otherwise than by a pop from the sheaf.
+        Beyond,
         /// The sheaf was empty and was refilled.
         Refill,
         /// The sheaf was full and half of its objects left it.
@@ -120,16 +122,32 @@ static EMPTY_HEADERS: [AtomicU64; MAX_CLASSES] = {
         word += words + 1;
         index += 1;
     }
-    assert!(word * WORD <= REGION);
+    assert!(word * WORD <= REGION && REGION / WORD <= COUNTED as usize);
     headers
 };
 
-/// Returns the header of an empty sheaf above the word `floor`.
+/// Returns the index of the topmost word from the first half of a header.
+#[inline]
+pub(super) const fn index(first: u32) -> u32 {
+    first % COUNTED
+}
+
+/// Returns the count from the first half of a header: the number of objects that may still be
+/// popped before a slow path.
+#[inline]
+pub(super) const fn count(first: u32) -> u32 {
+    first / COUNTED
+}
+
+/// The most that a header can count.
+pub(super) const MOST_COUNT: u32 = u32::MAX / COUNTED;
+
+/// Returns the header of an empty sheaf above the word `floor`, with a count of 0.
 const fn header(floor: usize, capacity: usize) -> u64 {
     floor as u64 | ((floor + capacity) as u64) << 32
 }
 
-/// Returns the header of an open and empty sheaf at full capacity.
+/// Returns the header of an open and empty sheaf at full capacity, with a count of 0.
 #[inline]
 pub(super) fn empty_header(class: Class) -> u64 {
     // Relaxed: a thread gets an object's class from the thread that defined it, and that orders
@@ -168,10 +186,10 @@ pub(super) fn first_width(class: Class) -> usize {
     if class == Class::RCU { capacity } else { (capacity / FIRST_PART).max(capacity.min(2)) }
 }
 
-/// Returns the header of a newly opened sheaf.
+/// Returns the header of a newly opened sheaf with this count.
 #[inline]
-pub(super) fn first_header(class: Class) -> u64 {
-    header(floor(class) as usize, first_width(class))
+pub(super) fn first_header(class: Class, count: u32) -> u64 {
+    header(floor(class) as usize, first_width(class)) | u64::from(count * COUNTED)
 }
 
 /// Returns the number of objects moved at once between a full-capacity sheaf and the layers behind
@@ -212,8 +230,8 @@ pub(super) unsafe fn state_word<'a>(base: *mut u8) -> &'a AtomicUsize {
     unsafe { &*base.add(STATE).cast() }
 }
 
-/// Returns the halves of a sheaf's header, `top` and `last`. Other threads than the sheaf's user
-/// read them, too.
+/// Returns the halves of a sheaf's header: `top` with the count, and `last`. Other threads than the
+/// sheaf's user read them, too.
 ///
 /// # Safety
 /// `base` is the address of a region.
@@ -248,7 +266,6 @@ mod tests {
             LOCK_OFFSET..LOCK_OFFSET + size_of::<Lock<()>>(),
             SEEN_OFFSET..SEEN_OFFSET + MAX_CLASSES * size_of::<u32>(),
             TOPS_OFFSET..TOPS_OFFSET + MAX_CLASSES * size_of::<u32>(),
-            IDLE_OFFSET..IDLE_OFFSET + MAX_CLASSES,
             ALLOWANCE_OFFSET..ALLOWANCE_OFFSET + WORD,
             EVENTS_OFFSET..SHEAVES_OFFSET,
         ];
@@ -270,9 +287,11 @@ mod tests {
     #[test]
     fn sheaves_widen_up_to_their_capacity() {
         for class in all_classes() {
-            let last = AtomicU32::new((first_header(class) >> 32) as u32);
+            let header = first_header(class, 17);
+            let last = AtomicU32::new((header >> 32) as u32);
             let mut width = first_width(class) as u32;
-            assert!(width >= 1 && first_header(class) as u32 == floor(class));
+            assert!(width >= 1 && index(header as u32) == floor(class));
+            assert_eq!(count(header as u32), 17);
             assert_eq!(last.load(Ordering::Relaxed) - floor(class), width);
             while (width as usize) < capacity(class) {
                 let wide = wider(class, &last);

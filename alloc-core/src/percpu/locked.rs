@@ -12,23 +12,28 @@
 use core::ptr;
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
-use super::events::count_hits;
+use super::events;
 use super::layout::{
-    CLOSED, LOCK_OFFSET, WORD, first_header, floor, header_halves, state_word, wider,
+    CLOSED, LOCK_OFFSET, WORD, count, first_header, floor, header_halves, index, state_word, wider,
 };
 use super::region::{has_region, region_of, regions};
-use crate::arch::OPEN;
+use crate::arch::{COUNTED, OPEN};
 use crate::batch::{Batch, MAX_BATCH};
 use crate::fault::{self, Place};
 use crate::os;
 use crate::size_class::Class;
 use crate::sync::{Context, Guard, Lock, LockClass, RawLock};
 
-/// Pops an object from this CPU's sheaf. Returns null if the sheaf is empty or its lock is held.
+/// Pops an object from this CPU's sheaf. Returns null if the sheaf is empty, its count is used up,
+/// or its lock is held.
 pub(super) fn pop(class: Class) -> *mut u8 {
-    let object = Region::lock().map_or(ptr::null_mut(), |region| region.pop(class));
-    count_hits(class, usize::from(!object.is_null()));
-    object
+    Region::lock().map_or(ptr::null_mut(), |region| region.pop(class))
+}
+
+/// Grants the header of this CPU's sheaf another count instead of its present one. Returns whether
+/// the sheaf is open, and its lock was free.
+pub(super) fn count_anew(class: Class) -> bool {
+    Region::lock().is_some_and(|region| region.count_anew(class))
 }
 
 /// Pushes an object onto this CPU's sheaf. Returns false if the sheaf is full or its lock is held.
@@ -55,13 +60,14 @@ pub(super) unsafe fn fill(class: Class, objects: &[*mut u8]) -> usize {
     objects.iter().take_while(fits).count()
 }
 
-/// Pops up to `len` objects from this CPU's sheaf into `to`. Returns the number of objects.
+/// Pops up to `len` objects from this CPU's sheaf into `to`, without counting them. Returns the
+/// number of objects.
 ///
 /// # Safety
 /// `to` is writable for `len` pointers.
-pub(super) unsafe fn pop_bulk(class: Class, to: *mut *mut u8, len: usize) -> usize {
+pub(super) unsafe fn drain(class: Class, to: *mut *mut u8, len: usize) -> usize {
     // SAFETY: the caller guarantees that `to` is writable.
-    Region::lock().map_or(0, |region| unsafe { region.pop_bulk(class, to, len) })
+    Region::lock().map_or(0, |region| unsafe { region.drain(class, to, len) })
 }
 
 /// Widens this CPU's sheaf. Returns its new width, or `None` if the lock is held or the CPU has no
@@ -99,8 +105,8 @@ pub(super) fn close(
     region.state().store(CLOSED, Ordering::Relaxed);
     for class in classes {
         loop {
-            // SAFETY: `pop_bulk` writes at most `len` pointers, for which the batch has room.
-            unsafe { batch.fill_with(MAX_BATCH, |to, len| region.pop_bulk(class, to, len)) };
+            // SAFETY: `drain` writes at most `len` pointers, for which the batch has room.
+            unsafe { batch.fill_with(MAX_BATCH, |to, len| region.drain(class, to, len)) };
             if batch.len() == 0 {
                 break;
             }
@@ -112,7 +118,9 @@ pub(super) fn close(
         let [top, last] = region.header(class);
         last.store(0, Ordering::Release);
         fault::point(Place::SheavesClosing);
-        top.store(0, Ordering::Release);
+        let first = top.swap(0, Ordering::Release);
+        // SAFETY: the region of a CPU.
+        unsafe { events::withdrawn(region.base, class, first) };
     }
     true
 }
@@ -169,18 +177,36 @@ impl Region {
 
     fn pop(&self, class: Class) -> *mut u8 {
         let [top_at, last_at] = self.header(class);
-        let top = top_at.load(Ordering::Relaxed);
-        if last_at.load(Ordering::Relaxed) == 0 || top == floor(class) {
+        let first = top_at.load(Ordering::Relaxed);
+        let is_empty = last_at.load(Ordering::Relaxed) == 0 || index(first) == floor(class);
+        if is_empty || count(first) == 0 {
             return ptr::null_mut();
         }
-        top_at.store(top - 1, Ordering::Relaxed);
+        top_at.store(first - COUNTED - 1, Ordering::Relaxed);
         // SAFETY: the lock is held, and the word belongs to the sheaf.
-        unsafe { *self.word(top) }
+        unsafe { *self.word(index(first)) }
+    }
+
+    fn count_anew(&self, class: Class) -> bool {
+        let [top_at, last_at] = self.header(class);
+        let first = top_at.load(Ordering::Relaxed);
+        if last_at.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        let granted = events::next_count();
+        top_at.store(index(first) + granted * COUNTED, Ordering::Relaxed);
+        // SAFETY: the region of a CPU.
+        unsafe {
+            events::granted(self.base, class, granted);
+            events::withdrawn(self.base, class, first);
+        }
+        true
     }
 
     /// Returns whether an object is one of the topmost two.
     fn is_on_top(&self, class: Class, object: *mut u8) -> bool {
-        let (top, floor) = (self.header(class)[0].load(Ordering::Relaxed), floor(class));
+        let (first, floor) = (self.header(class)[0].load(Ordering::Relaxed), floor(class));
+        let top = index(first);
         let topmost = floor.max(top.saturating_sub(2)) + 1..=top;
         // SAFETY: the lock is held, and the words belong to the sheaf.
         topmost.into_iter().any(|index| unsafe { *self.word(index) } == object)
@@ -191,32 +217,35 @@ impl Region {
     unsafe fn push(&self, class: Class, object: *mut u8) -> bool {
         let [top_at, last_at] = self.header(class);
         if last_at.load(Ordering::Relaxed) == 0 && self.state().load(Ordering::Relaxed) == OPEN {
-            let header = first_header(class);
+            let granted = events::next_count();
+            let header = first_header(class, granted);
+            // SAFETY: the region of a CPU.
+            unsafe { events::granted(self.base, class, granted) };
             top_at.store(header as u32, Ordering::Relaxed);
             // Release, here and below, keeps the stores in this order for the child of a fork in
             // between.
             last_at.store((header >> 32) as u32, Ordering::Release);
         }
-        let top = top_at.load(Ordering::Relaxed);
-        if top >= last_at.load(Ordering::Relaxed) {
+        let first = top_at.load(Ordering::Relaxed);
+        if index(first) >= last_at.load(Ordering::Relaxed) {
             return false;
         }
         // SAFETY: the lock is held, and the word belongs to the sheaf.
-        unsafe { *self.word(top + 1) = object };
-        top_at.store(top + 1, Ordering::Release);
+        unsafe { *self.word(index(first) + 1) = object };
+        top_at.store(first + 1, Ordering::Release);
         true
     }
 
     /// # Safety
     /// `to` is writable for `len` pointers.
-    unsafe fn pop_bulk(&self, class: Class, to: *mut *mut u8, len: usize) -> usize {
+    unsafe fn drain(&self, class: Class, to: *mut *mut u8, len: usize) -> usize {
         let [top_at, _] = self.header(class);
-        let top = top_at.load(Ordering::Relaxed);
-        let len = len.min(top.saturating_sub(floor(class)) as usize);
-        let below = top - len as u32;
+        let first = top_at.load(Ordering::Relaxed);
+        let len = len.min(index(first).saturating_sub(floor(class)) as usize);
+        let below = first - len as u32;
         // SAFETY: the lock is held, and the words belong to the sheaf; the caller guarantees that
         // `to` is writable.
-        unsafe { ptr::copy_nonoverlapping(self.word(below + 1), to, len) };
+        unsafe { ptr::copy_nonoverlapping(self.word(index(below) + 1), to, len) };
         top_at.store(below, Ordering::Relaxed);
         len
     }

@@ -22,11 +22,10 @@
 //! | `select` | the selection of the backend; registration of threads |
 //! | `events` `allowance` | counters, and bytes of middle sizes, per CPU |
 //! | `region` | regions: reserved, committed, found by CPU |
-//! | `layout` `idle` | offsets in a region, headers of sheaves; how long a sheaf was idle |
+//! | `layout` | offsets in a region, headers of sheaves |
 
 mod allowance;
 mod events;
-mod idle;
 mod layout;
 mod locked;
 mod region;
@@ -41,9 +40,9 @@ use crate::fault::{self, Place};
 use crate::size_class::Class;
 use crate::sync::{LockClass, RawLock};
 pub(crate) use allowance::{refund, set_allowance, spend};
-pub(crate) use events::{count, count_hits, counted};
+pub(crate) use events::{allocated_without_region, count, count_beyond, counted, hits};
 pub(crate) use layout::{Event, MAX_CACHE_BATCH, batch_len, batch_len_for, capacity};
-use layout::{all_classes, first_width, floor, header_halves};
+use layout::{all_classes, first_width, floor, header_halves, index};
 pub(crate) use locked::is_on_top;
 use region::{CLOSING, region_of};
 pub(crate) use region::{cpu, regions};
@@ -70,6 +69,23 @@ impl Backend {
         match self {
             Backend::Locked => locked::pop(class),
             _ => rseq::pop(class),
+        }
+    }
+
+    /// Grants the header of this CPU's sheaf another count if the present one is below `least`.
+    /// Returns whether it did: then a pop that missed may be tried again.
+    pub(crate) fn count_anew(self, class: Class, least: usize) -> bool {
+        let Some(base) = region_of(cpu()) else { return false };
+        // SAFETY: `base` is the region of a CPU.
+        let [first, _] = unsafe { header_halves(base, class) };
+        // If the thread moves on, the count of the other CPU is exchanged although it is not used
+        // up, which changes neither its mean nor the sum of all counts.
+        if layout::count(first.load(Ordering::Relaxed)) as usize >= least {
+            return false;
+        }
+        match self {
+            Backend::Locked => locked::count_anew(class),
+            _ => rseq::count_anew(class),
         }
     }
 
@@ -115,13 +131,13 @@ impl Backend {
         (width.map_or(first_width(class), |width| width as usize) / 2).max(1)
     }
 
-    /// Moves up to `len` objects of this CPU's sheaf into an empty batch.
+    /// Moves up to `len` objects of this CPU's sheaf into an empty batch, without counting them.
     pub(crate) fn drain(self, class: Class, batch: &mut Batch, len: usize) {
-        // SAFETY: both `pop_bulk` functions write the number of objects that they return.
+        // SAFETY: both `drain` functions write the number of objects that they return.
         unsafe {
             batch.fill_with(len, |to, len| match self {
-                Backend::Locked => locked::pop_bulk(class, to, len),
-                _ => rseq::pop_bulk(class, to, len),
+                Backend::Locked => locked::drain(class, to, len),
+                _ => rseq::drain(class, to, len),
             });
         }
         fault::point(Place::SheafDrained);
@@ -156,5 +172,5 @@ pub(crate) fn held(cpu: usize, class: Class) -> usize {
     let Some(base) = region_of(cpu) else { return 0 };
     // SAFETY: `base` is the region of a CPU.
     let [top, _] = unsafe { header_halves(base, class) };
-    top.load(Ordering::Relaxed).saturating_sub(floor(class)) as usize
+    index(top.load(Ordering::Relaxed)).saturating_sub(floor(class)) as usize
 }

@@ -5,13 +5,10 @@
 //! [`flush`], [`flush_all`] and [`flush_unused`] restore the state that they found.
 
 use core::iter;
-use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
-use super::events::counted;
-use super::idle::{Idle, Seen};
 use super::layout::{
-    CLOSED, Event, IDLE_OFFSET, SEEN_OFFSET, all_classes, empty_header, floor, header_halves,
-    state_word,
+    CLOSED, SEEN_OFFSET, all_classes, empty_header, floor, header_halves, index, state_word,
 };
 use super::region::{CLOSING, commit_region, region_of, regions};
 use super::select::{Backend, backend};
@@ -82,9 +79,10 @@ pub(crate) fn flush_all(context: Context, cpu: usize, take: impl FnMut(Class, &m
     empty(context, cpu, all_classes(), take)
 }
 
-/// As [`flush_all`], at the end of a window, for the sheaves that were [idle](Idle) long enough,
-/// and with `even_busy` for all others. The rcu sheaf is left alone. Returns whether any sheaf was
-/// flushed, or may be idle by the end of the next window.
+/// As [`flush_all`], at the end of a window, for the sheaves that were idle: whose level and count
+/// are those of the end of the last window. With `even_busy` for all others as well. The rcu sheaf
+/// is left alone. Returns whether any sheaf was flushed, or may be idle by the end of the next
+/// window.
 pub(crate) fn flush_unused(
     context: Context,
     cpu: usize,
@@ -98,41 +96,22 @@ pub(crate) fn flush_unused(
         |idle: &[u64], class: Class| idle[class.index() / 64] >> (class.index() % 64) & 1 != 0;
     let (mut any_idle, mut any_busy) = (false, false);
     for class in all_classes().filter(|class| *class != Class::RCU) {
-        // SAFETY: `base` is the region of a CPU; a word and a byte of it that are only accessed as
-        // atomics.
-        let ([top, _], last, memory) = unsafe {
-            let last = base.add(SEEN_OFFSET + class.index() * size_of::<u32>());
-            let memory = base.add(IDLE_OFFSET + class.index());
-            (header_halves(base, class), &*last.cast::<AtomicU32>(), &*memory.cast::<AtomicU8>())
+        // SAFETY: `base` is the region of a CPU; a word of it that is only accessed as an atomic.
+        let ([first, _], seen) = unsafe {
+            let seen = base.add(SEEN_OFFSET + class.index() * size_of::<u32>());
+            (header_halves(base, class), &*seen.cast::<AtomicU32>())
         };
-        let top = top.load(Ordering::Relaxed);
-        let seen = if top <= floor(class) {
-            Seen::Empty
-        } else {
-            // A busy sheaf may be as full at each look, but was refilled or flushed in between.
-            // Only pairs of an allocation and a free leave no trace. `top` takes 16 bits: a region
-            // has fewer than 2^16 words.
-            let events = counted(cpu, class, Event::Refill) + counted(cpu, class, Event::Flush);
-            let now = top | (events as u32) << 16;
-            let is_unchanged = last.load(Ordering::Relaxed) == now;
-            last.store(now, Ordering::Relaxed);
-            if is_unchanged { Seen::Unchanged } else { Seen::Busy }
-        };
-        let before = memory.load(Ordering::Relaxed);
-        let mut remembered = Idle::from_byte(before);
-        let is_due = remembered.end_window(seen);
-        // Unchanged bytes are not written, so that idle regions stay untouched.
-        if remembered.to_byte() != before {
-            memory.store(remembered.to_byte(), Ordering::Relaxed);
+        let first = first.load(Ordering::Relaxed);
+        if index(first) <= floor(class) {
+            continue;
         }
-        if seen != Seen::Empty {
-            let is_due = is_due || even_busy;
-            idle[class.index() / 64] |= u64::from(is_due) << (class.index() % 64);
-            any_idle |= is_due;
-            // Perhaps only the fast path used the sheaf, and it notifies nobody: ask for another
-            // window.
-            any_busy |= !is_due;
-        }
+        let is_due = seen.load(Ordering::Relaxed) == first || even_busy;
+        seen.store(first, Ordering::Relaxed);
+        idle[class.index() / 64] |= u64::from(is_due) << (class.index() % 64);
+        any_idle |= is_due;
+        // Perhaps only the fast path used the sheaf, and it notifies nobody: ask for another
+        // window.
+        any_busy |= !is_due;
     }
     let classes = all_classes().filter(|class| is_idle(&idle, *class));
     (any_idle && empty(context, cpu, classes, take)) || any_busy

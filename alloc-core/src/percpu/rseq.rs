@@ -7,12 +7,13 @@
 use core::ptr;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use super::events::count_hits;
+use super::events;
 use super::layout::{
-    CLOSED, TOPS_OFFSET, WORD, empty_header, first_header, floor, header_halves, state_word, wider,
+    CLOSED, TOPS_OFFSET, WORD, empty_header, first_header, floor, header_halves, index, state_word,
+    wider,
 };
 use super::region::{has_region, region_of};
-use crate::arch;
+use crate::arch::{self, COUNTED};
 use crate::batch::{Batch, MAX_BATCH};
 use crate::fault::{self, Place};
 use crate::os;
@@ -20,16 +21,36 @@ use crate::size_class::Class;
 use crate::sync::counters::{self, Line};
 use crate::sync::spin_or_yield;
 
-/// Pops an object from this CPU's sheaf. Returns null if the sheaf is empty or rseq is not in use.
+/// Pops an object from this CPU's sheaf. Returns null if the sheaf is empty, its count is used up,
+/// or rseq is not in use.
 #[inline(always)]
 pub(crate) fn pop(class: Class) -> *mut u8 {
     // SAFETY: the index of a `Class` is the number of a sheaf.
-    let object = unsafe { arch::pop(class.index()) };
-    count_hits(class, usize::from(!object.is_null()));
-    object
+    unsafe { arch::pop(class.index()) }
 }
 
-/// Pops up to `len` objects from this CPU's sheaf into `to`. Returns the number of objects.
+/// Grants the header of this CPU's sheaf another count instead of its present one. Returns whether
+/// the sheaf is open.
+pub(super) fn count_anew(class: Class) -> bool {
+    let count = events::next_count();
+    if arch::cpu().is_none() {
+        return false;
+    }
+    // SAFETY: the number of a sheaf, and the thread has a CPU number.
+    let (before, base) = unsafe { arch::recount(class.index(), count * COUNTED) };
+    if base.is_null() {
+        return false;
+    }
+    // SAFETY: the section returned the region of the CPU that it ran on.
+    unsafe {
+        events::granted(base, class, count);
+        events::withdrawn(base, class, before);
+    }
+    true
+}
+
+/// Pops up to `len` objects from this CPU's sheaf into `to`, and counts them. Returns the number of
+/// objects: 0 if the count of the sheaf is too small for them.
 ///
 /// # Safety
 /// `to` is writable for `len` pointers.
@@ -39,7 +60,19 @@ pub(crate) unsafe fn pop_bulk(class: Class, to: *mut *mut u8, len: usize) -> usi
         return 0;
     }
     // SAFETY: the number of a sheaf and its floor; the caller guarantees that `to` is writable.
-    unsafe { arch::pop_bulk(class.index(), floor(class) as usize, to, len) }
+    unsafe { arch::pop_bulk(class.index(), floor(class) as usize, to, len, COUNTED + 1) }
+}
+
+/// As [`pop_bulk`], for objects that do not go to the program and are not counted.
+///
+/// # Safety
+/// As [`pop_bulk`].
+pub(super) unsafe fn drain(class: Class, to: *mut *mut u8, len: usize) -> usize {
+    if len == 0 {
+        return 0;
+    }
+    // SAFETY: the number of a sheaf and its floor; the caller guarantees that `to` is writable.
+    unsafe { arch::pop_bulk(class.index(), floor(class) as usize, to, len, 1) }
 }
 
 /// Pushes the first of `objects` onto this CPU's sheaf, as many as fit. Returns their number.
@@ -93,7 +126,11 @@ pub(super) unsafe fn fill(class: Class, objects: &[*mut u8]) -> usize {
     // SAFETY: the number and header of a sheaf; the caller guarantees that the objects are of
     // `class` and unused; the slice is readable for its length.
     unsafe {
-        arch::open(class.index(), first_header(class));
+        let count = events::next_count();
+        let base = arch::open(class.index(), first_header(class, count));
+        if !base.is_null() {
+            events::granted(base, class, count);
+        }
         arch::push_bulk(class.index(), objects.as_ptr(), objects.len())
     }
 }
@@ -194,7 +231,11 @@ pub(super) unsafe fn close(
         }
     }
     for class in classes {
-        let mut top = tops(class).load(Ordering::Relaxed) as usize;
+        let first = tops(class).load(Ordering::Relaxed);
+        // SAFETY: the caller guarantees that `base` is the region of `cpu`; it is committed, as the
+        // state was stored.
+        unsafe { events::withdrawn(base, class, first) };
+        let mut top = index(first) as usize;
         let floor = floor(class) as usize;
         while top > floor {
             let len = (top - floor).min(MAX_BATCH);

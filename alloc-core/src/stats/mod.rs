@@ -97,7 +97,9 @@ pub struct Stats {
 #[repr(C)]
 #[non_exhaustive]
 pub struct Events {
-    /// Objects allocated from a sheaf. Counted only with the feature `counters`; 0 without it.
+    /// Objects allocated: exact when nobody allocates.
+    pub allocs: u64,
+    /// Number of `allocs` that a sheaf served.
     pub hits: u64,
     /// Allocations that found the sheaf empty and refilled it.
     pub refills: u64,
@@ -113,16 +115,17 @@ pub struct Events {
 
 impl Events {
     /// Returns the fraction of allocations, from 0 to 1, that found an object in the sheaf. Returns
-    /// `None` if hits are not counted, or there were none.
+    /// `None` if there were no allocations.
     #[must_use]
     pub fn hit_rate(&self) -> Option<f64> {
-        (self.hits > 0).then(|| self.hits as f64 / (self.hits + self.refills) as f64)
+        (self.allocs > 0).then(|| self.hits as f64 / self.allocs as f64)
     }
 
     /// Returns the counts since `earlier`.
     #[must_use]
     pub fn since(&self, earlier: &Events) -> Events {
         Events {
+            allocs: self.allocs.saturating_sub(earlier.allocs),
             hits: self.hits.saturating_sub(earlier.hits),
             refills: self.refills.saturating_sub(earlier.refills),
             flushes: self.flushes.saturating_sub(earlier.flushes),
@@ -134,7 +137,9 @@ impl Events {
 
     fn add(&mut self, cpu: usize, class: Class) {
         let counted = |event| percpu::counted(cpu, class, event);
-        self.hits += counted(Event::Hit);
+        let hits = percpu::hits(cpu, class);
+        self.allocs += hits + counted(Event::Beyond);
+        self.hits += hits;
         self.refills += counted(Event::Refill);
         self.flushes += counted(Event::Flush);
         self.barn_empty += counted(Event::BarnEmpty);
@@ -262,6 +267,12 @@ impl CacheStats {
         self.slabs.saturating_mul(self.objects_per_slab)
     }
 
+    /// Returns the number of objects freed: exact when nobody allocates or frees.
+    #[must_use]
+    pub fn frees(&self) -> u64 {
+        self.events.allocs.saturating_sub(self.in_use as u64)
+    }
+
     /// Returns the bytes of all slabs.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -373,7 +384,7 @@ impl Stats {
     /// Returns the CPUs with objects or events in their sheaves. Gathered as by [`Stats::caches`].
     pub fn cpus(&self) -> impl Iterator<Item = CpuStats> + use<> {
         (0..percpu::regions().min(MAX_CPUS)).map(of_cpu).filter(|stats| {
-            stats.objects > 0 || stats.events.refills > 0 || stats.events.flushes > 0
+            stats.objects > 0 || stats.events.allocs > 0 || stats.events.flushes > 0
         })
     }
 
@@ -434,7 +445,7 @@ fn classes() -> impl Iterator<Item = Class> {
 }
 
 fn all_caches() -> impl Iterator<Item = CacheStats> {
-    classes().filter_map(of_class).filter(|cache| cache.slabs > 0 || cache.events.refills > 0)
+    classes().filter_map(of_class).filter(|cache| cache.slabs > 0 || cache.events.allocs > 0)
 }
 
 /// Returns the statistics of a class. `None` if the class is unused, or is being set up for a
@@ -442,6 +453,7 @@ fn all_caches() -> impl Iterator<Item = CacheStats> {
 pub(crate) fn of_class(class: Class) -> Option<CacheStats> {
     let mut stats = now_of_class(class)?;
     (0..percpu::regions()).for_each(|cpu| stats.events.add(cpu, class));
+    stats.events.allocs += percpu::allocated_without_region(class);
     Some(stats)
 }
 

@@ -57,20 +57,20 @@ impl Display for Stats {
             }
         }
         if let Some(Some(_)) = rows.first() {
-            let [name, size, uses, total, memory, misses] =
-                ["CACHE", "SIZE", "IN USE", "TOTAL", "MEMORY", "MISSES"];
-            write!(to, "\n{name:<24} {size:>6} {uses:>10} {total:>10} {memory:>9} {misses:>10}")?;
+            let [name, size, uses, total, memory, allocs] =
+                ["CACHE", "SIZE", "IN USE", "TOTAL", "MEMORY", "ALLOCS"];
+            write!(to, "\n{name:<24} {size:>6} {uses:>10} {total:>10} {memory:>9} {allocs:>12}")?;
         }
         for cache in rows.iter().flatten() {
             write!(
                 to,
-                "\n{:<24} {:>6} {:>10} {:>10} {:>9} {:>10}",
+                "\n{:<24} {:>6} {:>10} {:>10} {:>9} {:>12}",
                 Word(&cache.name),
                 cache.object_size,
                 cache.in_use,
                 cache.objects(),
                 Bytes(cache.bytes()),
-                cache.events.refills,
+                cache.events.allocs,
             )?;
         }
         if others > 0 {
@@ -217,7 +217,7 @@ static METRICS: [Metric<Stats>; 16] = [
 ];
 
 /// Metrics of each cache.
-static CACHE_METRICS: [Metric<CacheStats>; 13] = [
+static CACHE_METRICS: [Metric<CacheStats>; 15] = [
     gauge("cache_object_bytes", "Bytes of an object.", |cache| cache.object_size as u64),
     gauge("cache_objects_in_use", "Objects that the program has.", |cache| cache.in_use as u64),
     gauge("cache_objects", "Objects of all slabs.", |cache| cache.objects() as u64),
@@ -227,11 +227,9 @@ static CACHE_METRICS: [Metric<CacheStats>; 13] = [
     gauge("cache_objects_in_barns", "Free objects that nodes keep.", |cache| cache.in_barns as u64),
     gauge("cache_slabs", "Slabs.", |cache| cache.slabs as u64),
     gauge("cache_partial_slabs", "Slabs with free objects.", |cache| cache.partial_slabs as u64),
-    counter(
-        "cache_hits",
-        "Allocations from a sheaf; counted with the feature `counters`.",
-        |cache| cache.events.hits,
-    ),
+    counter("cache_allocs", "Allocations.", |cache| cache.events.allocs),
+    counter("cache_frees", "Frees.", CacheStats::frees),
+    counter("cache_hits", "Allocations from a sheaf.", |cache| cache.events.hits),
     counter("cache_refills", "Allocations that found the sheaf empty.", |cache| {
         cache.events.refills
     }),
@@ -246,14 +244,11 @@ static CACHE_METRICS: [Metric<CacheStats>; 13] = [
 ];
 
 /// Metrics of each CPU.
-static CPU_METRICS: [Metric<CpuStats>; 5] = [
+static CPU_METRICS: [Metric<CpuStats>; 6] = [
     gauge("cpu_objects", "Free objects in the sheaves of the CPU.", |cpu| cpu.objects as u64),
     gauge("cpu_bytes", "Bytes of cpu_objects.", |cpu| cpu.bytes as u64),
-    counter(
-        "cpu_hits",
-        "Allocations from its sheaves; counted with the feature `counters`.",
-        |cpu| cpu.events.hits,
-    ),
+    counter("cpu_allocs", "Allocations on the CPU.", |cpu| cpu.events.allocs),
+    counter("cpu_hits", "Allocations from its sheaves.", |cpu| cpu.events.hits),
     counter("cpu_refills", "Allocations that found a sheaf empty.", |cpu| cpu.events.refills),
     counter("cpu_flushes", "Frees that found a sheaf full.", |cpu| cpu.events.flushes),
 ];

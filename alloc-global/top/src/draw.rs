@@ -16,7 +16,6 @@ use crate::number;
 use crate::process::Process;
 use crate::summary;
 use crate::table::{Column, Entry, Value, View};
-use crate::text::NO_HITS;
 
 /// Capabilities of the terminal.
 #[derive(Clone, Copy, Debug)]
@@ -365,7 +364,6 @@ fn draw_help(frame: &mut Frame<'_>, app: &mut App, area: Rect) {
         .collect();
     columns.push(Line::from(format!("    {:<9}{}", "HISTORY", view.course())));
     columns.push(Line::default());
-    columns.push(Line::from(format!(" {NO_HITS}")));
     columns.push(Line::from(" held counts pages, touched or not: it may be above resident"));
     let is_wide = area.width >= 84;
     let lines =

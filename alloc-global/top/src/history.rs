@@ -76,11 +76,6 @@ impl History {
             })
             .collect()
     }
-
-    /// Returns whether the process counts the allocations that sheaves serve.
-    pub(crate) fn counts_hits(&self) -> bool {
-        self.now().caches.iter().any(|cache| cache.events.hits > 0)
-    }
 }
 
 /// The subject of a table line: one entry of a snapshot, which can be found again in other

@@ -106,7 +106,7 @@ const fn column(
 /// Width for the names of caches. Longer names get more.
 const NAME: u16 = 13;
 
-static CACHES: [(Column, Of<CacheStats>); 17] = [
+static CACHES: [(Column, Of<CacheStats>); 19] = [
     (column("name", "CACHE", 'n', NAME, 0, "the cache, or size class"), |line| {
         Value::Text(process::printable(line.now.name.as_str()))
     }),
@@ -133,6 +133,12 @@ static CACHES: [(Column, Of<CacheStats>); 17] = [
     (column("growth", "GROWTH/s", 'g', 8, 1, "of memory, over ten looks"), |line| {
         Value::Growth(line.growth(|cache| cache.bytes() as u64))
     }),
+    (column("allocs", "ALLOC/s", 'a', 7, 2, "allocations"), |line| {
+        Value::Rate(line.rate(|cache| cache.events.allocs))
+    }),
+    (column("frees", "FREE/s", 'e', 6, 6, "frees"), |line| {
+        Value::Rate(line.rate(CacheStats::frees))
+    }),
     (column("refills", "MISS/s", 'r', 6, 3, "allocations that found a sheaf empty"), |line| {
         Value::Rate(line.rate(|cache| cache.events.refills))
     }),
@@ -140,7 +146,7 @@ static CACHES: [(Column, Of<CacheStats>); 17] = [
         Value::Rate(line.rate(|cache| cache.events.flushes))
     }),
     (column("hit_rate", "HIT%", 'h', 5, 7, "allocations that a sheaf could serve"), |line| {
-        Value::Share(hit_rate(line, |cache| cache.events.hits, |cache| cache.events.refills))
+        Value::Share(hit_rate(line, |cache| cache.events.hits, |cache| cache.events.allocs))
     }),
     (column("in_sheaves", "SHEAF", 'c', 5, 8, "free objects that CPUs keep"), |line| {
         Value::Count(line.now.in_sheaves as u64)
@@ -159,13 +165,16 @@ static CACHES: [(Column, Of<CacheStats>); 17] = [
     }),
 ];
 
-static CPUS: [(Column, Of<CpuStats>); 10] = [
+static CPUS: [(Column, Of<CpuStats>); 11] = [
     (column("cpu", "CPU", 'n', 4, 0, "its number"), |line| Value::Number(line.now.cpu as u64)),
     (column("objects", "OBJECTS", 'o', 7, 2, "free objects in its sheaves"), |line| {
         Value::Count(line.now.objects as u64)
     }),
     (column("memory", "MEMORY", 'm', 6, 0, "bytes of these"), |line| {
         Value::Bytes(line.now.bytes as u64)
+    }),
+    (column("allocs", "ALLOC/s", 'a', 7, 1, "allocations"), |line| {
+        Value::Rate(line.rate(|cpu| cpu.events.allocs))
     }),
     (column("refills", "MISS/s", 'r', 6, 1, "allocations that found a sheaf empty"), |line| {
         Value::Rate(line.rate(|cpu| cpu.events.refills))
@@ -174,7 +183,7 @@ static CPUS: [(Column, Of<CpuStats>); 10] = [
         Value::Rate(line.rate(|cpu| cpu.events.flushes))
     }),
     (column("hit_rate", "HIT%", 'h', 5, 3, "allocations that a sheaf could serve"), |line| {
-        Value::Share(hit_rate(line, |cpu| cpu.events.hits, |cpu| cpu.events.refills))
+        Value::Share(hit_rate(line, |cpu| cpu.events.hits, |cpu| cpu.events.allocs))
     }),
     (column("barn_empty", "DRY/s", 'd', 5, 4, "misses that the barn had nothing for"), |line| {
         Value::Rate(line.rate(|cpu| cpu.events.barn_empty))
@@ -215,17 +224,17 @@ static NODES: [(Column, Of<NodeStats>); 8] = [
 ];
 
 /// Returns the share of allocations since the last look that a sheaf served, or of all allocations
-/// at the first look. Returns `None` if the process does not count them.
+/// at the first look. Returns `None` if there were none.
 fn hit_rate<T: Subject>(
     line: &Line<'_, T>,
     hits: fn(&T) -> u64,
-    misses: fn(&T) -> u64,
+    allocs: fn(&T) -> u64,
 ) -> Option<f64> {
-    let (hits, misses) = match (line.rate(hits), line.rate(misses)) {
-        (Some(hits), Some(misses)) => (hits, misses),
-        _ => (hits(line.now) as f64, misses(line.now) as f64),
+    let (hits, allocs) = match (line.rate(hits), line.rate(allocs)) {
+        (Some(hits), Some(allocs)) => (hits, allocs),
+        _ => (hits(line.now) as f64, allocs(line.now) as f64),
     };
-    (hits > 0.0).then(|| hits / (hits + misses))
+    (allocs > 0.0).then(|| hits / allocs)
 }
 
 /// A line of a table.
@@ -400,6 +409,7 @@ pub(crate) mod tests {
         let with_hits = |hits, misses| {
             let mut cache = cache("a", 1, 0, misses);
             cache.events.hits = hits;
+            cache.events.allocs = hits + misses;
             cache
         };
         let mut history = history([snapshot(1000, &[with_hits(90, 10)])]);

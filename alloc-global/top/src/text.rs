@@ -104,11 +104,8 @@ fn page(process: &Process, history: &History, columns: &[&Column], entries: &[En
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    let is_unknown =
-        columns.iter().any(|column| column.name == "hit_rate") && !history.counts_hits();
-    let hits = if is_unknown { format!("\n\n{NO_HITS}") } else { String::new() };
     format!(
-        "{} ({}){up}\n{}\n{}\n\n{}{hits}\n",
+        "{} ({}){up}\n{}\n{}\n\n{}\n",
         process.name,
         process.number,
         memory.join(", "),
@@ -116,7 +113,3 @@ fn page(process: &Process, history: &History, columns: &[&Column], entries: &[En
         table.trim_fmt()
     )
 }
-
-/// Explanation of a missing hit rate.
-pub(crate) const NO_HITS: &str =
-    "HIT%: hits are counted only where hayloft-core is built with the feature `counters`";

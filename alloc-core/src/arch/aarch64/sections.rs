@@ -1,12 +1,13 @@
 //! The critical sections: operations on this CPU's sheaves.
 //!
 //! Registers of a section: `rs` is the address of `struct rseq`; `at` is scratch, then this CPU's
-//! region; `slot` is the address of the sheaf's header; `top` is the index of the topmost word.
+//! region; `slot` is the address of the sheaf's header; `top` is the header's first half: the
+//! count, and in its lower 16 bits the index of the topmost word.
 
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::super::{HEADERS, MOST_ABORTS, OPEN, REGION_SHIFT, STATE};
+use super::super::{COUNTED, HEADERS, MOST_ABORTS, OPEN, REGION_SHIFT, STATE};
 
 /// Opens a critical section. If the code from here to `44:` is interrupted, it restarts at `66:`,
 /// or, after too many interruptions, leaves by executing the argument, as if there were no sheaf
@@ -89,7 +90,8 @@ macro_rules! section {
     };
 }
 
-/// Pops the topmost object of this CPU's sheaf. Returns null if the sheaf is empty or closed.
+/// Pops the topmost object of this CPU's sheaf, and counts it. Returns null if the sheaf is empty
+/// or closed, or if its count is used up.
 ///
 /// # Safety
 /// `class` is the number of a sheaf.
@@ -107,12 +109,16 @@ pub(crate) unsafe fn pop(class: usize) -> *mut u8 {
             else "mov {object}, xzr",
             [
                 "ldr {top:w}, [{slot}]",
-                "ldr {object}, [{at}, {top}, lsl #3]",
+                "add {at}, {at}, {top:w}, uxth #3",
+                "ldr {object}, [{at}]",
+                "subs {top:w}, {top:w}, {counted}",
+                "csel {object}, {object}, xzr, hs",
                 "cbz {object}, 44f",
                 "sub {top:w}, {top:w}, #1",
                 "str {top:w}, [{slot}]",
             ],
             object = out(reg) object,
+            counted = const COUNTED,
         );
     }
     object
@@ -137,10 +143,11 @@ pub(crate) unsafe fn push(class: usize, object: *mut u8) -> bool {
             [
                 "ldr {top:w}, [{slot}]",
                 "ldr {pushed:w}, [{slot}, #4]",
-                "subs {pushed:w}, {pushed:w}, {top:w}",
+                "subs {pushed:w}, {pushed:w}, {top:w}, uxth",
                 "b.ls 44f",
+                "add {at}, {at}, {top:w}, uxth #3",
                 "add {top:w}, {top:w}, #1",
-                "str {object}, [{at}, {top}, lsl #3]",
+                "str {object}, [{at}, #8]",
                 "str {top:w}, [{slot}]",
             ],
             pushed = out(reg) pushed,
@@ -173,10 +180,10 @@ pub(crate) unsafe fn push_once(class: usize, object: *mut u8) -> bool {
             [
                 "ldr {top:w}, [{slot}]",
                 "ldr {pushed:w}, [{slot}, #4]",
-                "subs {pushed:w}, {pushed:w}, {top:w}",
+                "subs {pushed:w}, {pushed:w}, {top:w}, uxth",
                 "b.ls 44f",
                 "mov {pushed}, xzr",
-                "add {at}, {at}, {top}, lsl #3",
+                "add {at}, {at}, {top:w}, uxth #3",
                 "ldp {below}, {on_top}, [{at}, #-8]",
                 "cmp {object}, {on_top}",
                 "ccmp {object}, {below}, #4, ne",
@@ -216,13 +223,13 @@ pub(crate) unsafe fn push_bulk(class: usize, from: *const *mut u8, len: usize) -
             [
                 "ldr {top:w}, [{slot}]",
                 "ldr {moved:w}, [{slot}, #4]",
-                "subs {moved}, {moved}, {top}",
+                "subs {moved}, {moved}, {top:w}, uxth",
                 "csel {moved}, {moved}, xzr, hi",
                 "cmp {moved}, {len}",
                 "csel {moved}, {len}, {moved}, hi",
                 "cbz {moved}, 44f",
-                "add {to}, {at}, {top}, lsl #3",
-                "add {top}, {top}, {moved}",
+                "add {to}, {at}, {top:w}, uxth #3",
+                "add {top:w}, {top:w}, {moved:w}",
                 "mov {done}, xzr",
                 "77:",
                 "ldr {word}, [{from}, {done}, lsl #3]",
@@ -244,13 +251,21 @@ pub(crate) unsafe fn push_bulk(class: usize, from: *const *mut u8, len: usize) -
 }
 
 /// Pops up to `len` topmost objects of this CPU's sheaf into `to`, in the order in which they lie.
-/// Returns their number.
+/// Returns their number: 0 also if they are to be counted, and the count is too small for all of
+/// them. `each` is subtracted from the first half of the header for each object: 1, or with
+/// [`COUNTED`] in addition.
 ///
 /// # Safety
 /// `class` is the number of a sheaf, `floor` the word below it, and `to` is writable for `len`
 /// pointers.
 #[inline]
-pub(crate) unsafe fn pop_bulk(class: usize, floor: usize, to: *mut *mut u8, len: usize) -> usize {
+pub(crate) unsafe fn pop_bulk(
+    class: usize,
+    floor: usize,
+    to: *mut *mut u8,
+    len: usize,
+    each: u32,
+) -> usize {
     let moved: usize;
     // SAFETY: at most `top - floor` words are read, all inside the sheaf; the caller guarantees
     // that `to` is writable.
@@ -263,13 +278,17 @@ pub(crate) unsafe fn pop_bulk(class: usize, floor: usize, to: *mut *mut u8, len:
             else "mov {moved}, xzr",
             [
                 "ldr {top:w}, [{slot}]",
-                "subs {moved}, {top}, {floor}",
+                "and {moved}, {top}, #0xffff",
+                "subs {moved}, {moved}, {floor}",
                 "csel {moved}, {moved}, xzr, hi",
                 "cmp {moved}, {len}",
                 "csel {moved}, {len}, {moved}, hi",
                 "cbz {moved}, 44f",
-                "sub {top}, {top}, {moved}",
-                "add {from}, {at}, {top}, lsl #3",
+                "mul {done:w}, {moved:w}, {each:w}",
+                "subs {top:w}, {top:w}, {done:w}",
+                "csel {moved}, {moved}, xzr, hs",
+                "cbz {moved}, 44f",
+                "add {from}, {at}, {top:w}, uxth #3",
                 "mov {done}, xzr",
                 "77:",
                 "ldr {word}, [{from}, #8]!",
@@ -286,36 +305,80 @@ pub(crate) unsafe fn pop_bulk(class: usize, floor: usize, to: *mut *mut u8, len:
             to = in(reg) to,
             len = in(reg) len,
             floor = in(reg) floor,
+            each = in(reg) each,
         );
     }
     moved
 }
 
-/// Stores `header` if this CPU's sheaf is closed and its region is open; does nothing otherwise.
+/// Stores `header` if this CPU's sheaf is closed and its region is open. Returns the region if it
+/// did, or null.
 ///
 /// # Safety
 /// `class` is the number of a sheaf, `header` that sheaf's header when empty, and the thread has a
 /// CPU number.
 #[inline]
-pub(crate) unsafe fn open(class: usize, header: u64) {
+pub(crate) unsafe fn open(class: usize, header: u64) -> *mut u8 {
+    let region: *mut u8;
     // SAFETY: the only store writes a header of words that nobody else uses.
     unsafe {
         section!(
             class,
-            else "",
+            first [
+                "mov {region}, xzr",
+            ],
+            else "mov {region}, xzr",
             [
+                "mov {region}, xzr",
                 "ldr {top}, [{slot}]",
                 "cbnz {top}, 44f",
                 "ldr {top}, [{at}, {state}]",
                 "cmp {top}, {open}",
                 "b.ne 44f",
+                "mov {region}, {at}",
                 "str {header}, [{slot}]",
             ],
+            region = out(reg) region,
             header = in(reg) header,
             state = const STATE,
             open = const OPEN,
         );
     }
+    region
+}
+
+/// Sets the count of this CPU's sheaf, unless the sheaf is closed. Returns the first half of the
+/// header as it was, and the region if the count was set, or null.
+///
+/// # Safety
+/// `class` is the number of a sheaf, `count` a multiple of [`COUNTED`](super::super::COUNTED), and
+/// the thread has a CPU number.
+#[inline]
+pub(crate) unsafe fn recount(class: usize, count: u32) -> (u32, *mut u8) {
+    let (before, region): (u32, *mut u8);
+    // SAFETY: the only store changes the count of an open sheaf, and not the index below it.
+    unsafe {
+        section!(
+            class,
+            first [
+                "mov {region}, xzr",
+                "mov {before:w}, wzr",
+            ],
+            else "mov {region}, xzr",
+            [
+                "mov {region}, xzr",
+                "ldr {before:w}, [{slot}]",
+                "cbz {before:w}, 44f",
+                "mov {region}, {at}",
+                "add {top:w}, {count:w}, {before:w}, uxth",
+                "str {top:w}, [{slot}]",
+            ],
+            before = out(reg) before,
+            region = out(reg) region,
+            count = in(reg) count,
+        );
+    }
+    (before, region)
 }
 
 /// Moves the end of this CPU's sheaf up to the word `last`, if the sheaf is open and ends below it.

@@ -8,7 +8,7 @@ mod system;
 mod words;
 
 pub(crate) use sections::{
-    add, open, pop, pop_bulk, push, push_bulk, push_by_address, push_once, widen,
+    add, open, pop, pop_bulk, push, push_bulk, push_by_address, push_once, recount, widen,
 };
 pub(crate) use system::{program_settings, start_thread, stream_locks, system_call};
 pub(crate) use words::{

@@ -1,8 +1,8 @@
 //! The critical sections: operations on this CPU's sheaves.
 //!
-//! Registers of a section: `rs` is the offset of `struct rseq` from the thread pointer; `at` is
-//! scratch, then this CPU's region; `class` is the number of the sheaf's header in it; `top` is the
-//! index of the topmost word.
+//! Registers of a section: `rs` is the offset of `struct rseq` from the thread pointer, then the
+//! index of the topmost word; `at` is scratch, then this CPU's region; `class` is the number of the
+//! sheaf's header in it; `top` is the header's first half, the count and that index.
 //!
 //! Intel cores forward a store to a load before either address is known (memory renaming), but only
 //! if both addresses are a bare register; an address with an index waits. `pop` and `push` read
@@ -15,12 +15,12 @@ use core::mem::offset_of;
 use core::sync::atomic::AtomicU64;
 
 use super::super::{
-    FIRST, First, HEADERS, MOST_ABORTS, OPEN, Push, REGION_SHIFT, STATE, UNIT_SHIFT,
+    COUNTED, FIRST, First, HEADERS, MOST_ABORTS, OPEN, Push, REGION_SHIFT, STATE, UNIT_SHIFT,
 };
 
 /// Opens a critical section. If the code from here to `44:` is interrupted, it restarts at `66:`,
 /// or, after too many interruptions, leaves by executing the argument, as if there were no sheaf
-/// (see [`crate::arch`]). Puts this CPU's region into `at`.
+/// (see [`crate::arch`]). Puts this CPU's region into `at`. `jc 88b` leaves in the same way.
 ///
 /// A signal that interrupts the section finds the thread at the abort handler, so a stack walk from
 /// a signal handler starts there. The abort handler's unwind table says that it was called from
@@ -52,11 +52,12 @@ macro_rules! begin {
             "inc dword ptr fs:[{at}]\n",
             "cmp dword ptr fs:[{at}], {most}\n",
             "jb 66f\n",
+            "88:\n",
             $miss,
             "\n.cfi_endproc\n",
             ".popsection\n",
-            "mov {rs}, qword ptr [rip + hayloft_rseq_offset]\n",
             "66:\n",
+            "mov {rs}, qword ptr [rip + hayloft_rseq_offset]\n",
             "lea {at}, [rip + 22b]\n",
             "mov qword ptr fs:[{rs} + 8], {at}\n",
             "33:\n",
@@ -122,8 +123,9 @@ macro_rules! push_unless_on_top {
         concat!(
             "lea {header}, [{at} + {class}*8 + {headers}]\n",
             "mov {top:e}, dword ptr [{header}]\n",
-            "lea {at}, [{at} + {top}*8]\n",
-            "cmp {top:e}, dword ptr [{header} + 4]\n",
+            "movzx {rs:e}, {top:x}\n",
+            "lea {at}, [{at} + {rs}*8]\n",
+            "cmp {rs:e}, dword ptr [{header} + 4]\n",
             "jae {refused}\n",
             "cmp {object}, qword ptr [{at}]\n",
             "je {refused}\n",
@@ -135,7 +137,8 @@ macro_rules! push_unless_on_top {
     };
 }
 
-/// Pops the topmost object of this CPU's sheaf. Returns null if the sheaf is empty or closed.
+/// Pops the topmost object of this CPU's sheaf, and counts it. Returns null if the sheaf is empty
+/// or closed, or if its count is used up.
 ///
 /// # Safety
 /// `class` is the number of a sheaf.
@@ -150,17 +153,20 @@ pub(crate) unsafe fn pop(class: usize) -> *mut u8 {
             [
                 "lea {header}, [{at} + {class}*8 + {headers}]",
                 "mov {top:e}, dword ptr [{header}]",
-                "lea {at}, [{at} + {top}*8]",
+                "movzx {rs:e}, {top:x}",
+                "lea {at}, [{at} + {rs}*8]",
                 "mov {object}, qword ptr [{at}]",
                 "test {object}, {object}",
                 "je 44f",
-                "dec {top:e}",
+                "sub {top:e}, {one}",
+                "jc 88b",
                 "mov dword ptr [{header}], {top:e}",
             ],
             top = out(reg) _,
             header = out(reg) _,
             object = out(reg) object,
             class = in(reg) class,
+            one = const COUNTED + 1,
         );
     }
     object
@@ -181,8 +187,9 @@ pub(crate) unsafe fn push(class: usize, object: *mut u8) -> bool {
             [
                 "lea {header}, [{at} + {class}*8 + {headers}]",
                 "mov {top:e}, dword ptr [{header}]",
-                "lea {at}, [{at} + {top}*8]",
-                "cmp {top:e}, dword ptr [{header} + 4]",
+                "movzx {rs:e}, {top:x}",
+                "lea {at}, [{at} + {rs}*8]",
+                "cmp {rs:e}, dword ptr [{header} + 4]",
                 "jae {refused}",
                 "mov qword ptr [{at} + 8], {object}",
                 "inc {top:e}",
@@ -295,15 +302,16 @@ pub(crate) unsafe fn push_bulk(class: usize, from: *const *mut u8, len: usize) -
             [
                 "mov {top:e}, dword ptr [{at} + {class}*8 + {headers}]",
                 "mov {moved:e}, dword ptr [{at} + {class}*8 + {headers} + 4]",
+                "movzx {rs:e}, {top:x}",
                 "xor {done:e}, {done:e}",
-                "sub {moved}, {top}",
+                "sub {moved}, {rs}",
                 "cmovbe {moved}, {done}",
                 "cmp {moved}, {len}",
                 "cmova {moved}, {len}",
                 "test {moved}, {moved}",
                 "je 44f",
-                "lea {to}, [{at} + {top}*8 + 8]",
-                "add {top}, {moved}",
+                "lea {to}, [{at} + {rs}*8 + 8]",
+                "add {top:e}, {moved:e}",
                 copy!(),
                 "mov dword ptr [{at} + {class}*8 + {headers}], {top:e}",
             ],
@@ -322,13 +330,21 @@ pub(crate) unsafe fn push_bulk(class: usize, from: *const *mut u8, len: usize) -
 }
 
 /// Pops up to `len` topmost objects of this CPU's sheaf into `to`, in the order in which they lie.
-/// Returns their number.
+/// Returns their number: 0 also if they are to be counted, and the count is too small for all of
+/// them. `each` is subtracted from the first half of the header for each object: 1, or with
+/// [`COUNTED`] in addition.
 ///
 /// # Safety
 /// `class` is the number of a sheaf, `floor` the word below it, and `to` is writable for `len`
 /// pointers.
 #[inline]
-pub(crate) unsafe fn pop_bulk(class: usize, floor: usize, to: *mut *mut u8, len: usize) -> usize {
+pub(crate) unsafe fn pop_bulk(
+    class: usize,
+    floor: usize,
+    to: *mut *mut u8,
+    len: usize,
+    each: u32,
+) -> usize {
     let moved: usize;
     // SAFETY: at most `top - floor` words are read, all inside the sheaf; the caller guarantees
     // that `to` is writable.
@@ -337,7 +353,8 @@ pub(crate) unsafe fn pop_bulk(class: usize, floor: usize, to: *mut *mut u8, len:
             else "xor {moved:e}, {moved:e}\njmp 44f",
             [
                 "mov {top:e}, dword ptr [{at} + {class}*8 + {headers}]",
-                "mov {moved}, {top}",
+                "movzx {rs:e}, {top:x}",
+                "mov {moved}, {rs}",
                 "xor {done:e}, {done:e}",
                 "sub {moved}, {floor}",
                 "cmovbe {moved}, {done}",
@@ -345,8 +362,12 @@ pub(crate) unsafe fn pop_bulk(class: usize, floor: usize, to: *mut *mut u8, len:
                 "cmova {moved}, {len}",
                 "test {moved}, {moved}",
                 "je 44f",
-                "sub {top}, {moved}",
-                "lea {from}, [{at} + {top}*8 + 8]",
+                "sub {rs}, {moved}",
+                "lea {from}, [{at} + {rs}*8 + 8]",
+                "mov {rs:e}, {each:e}",
+                "imul {rs:e}, {moved:e}",
+                "sub {top:e}, {rs:e}",
+                "jc 88b",
                 copy!(),
                 "mov dword ptr [{at} + {class}*8 + {headers}], {top:e}",
             ],
@@ -359,36 +380,75 @@ pub(crate) unsafe fn pop_bulk(class: usize, floor: usize, to: *mut *mut u8, len:
             to = in(reg) to,
             len = in(reg) len,
             floor = in(reg) floor,
+            each = in(reg) each,
             class = in(reg) class,
         );
     }
     moved
 }
 
-/// Stores `header` if this CPU's sheaf is closed and its region is open; does nothing otherwise.
+/// Stores `header` if this CPU's sheaf is closed and its region is open. Returns the region if it
+/// did, or null.
 ///
 /// # Safety
 /// `class` is the number of a sheaf, `header` that sheaf's header when empty, and the thread has a
 /// CPU number.
 #[inline]
-pub(crate) unsafe fn open(class: usize, header: u64) {
+pub(crate) unsafe fn open(class: usize, header: u64) -> *mut u8 {
+    let region: *mut u8;
     // SAFETY: the only store writes a header of words that nobody else uses.
     unsafe {
         section!(
-            else "jmp 44f",
+            else "xor {region:e}, {region:e}\njmp 44f",
             [
+                "xor {region:e}, {region:e}",
                 "cmp qword ptr [{at} + {class}*8 + {headers}], 0",
                 "jne 44f",
                 "cmp qword ptr [{at} + {state}], {open}",
                 "jne 44f",
+                "mov {region}, {at}",
                 "mov qword ptr [{at} + {class}*8 + {headers}], {header}",
             ],
+            region = out(reg) region,
             header = in(reg) header,
             class = in(reg) class,
             state = const STATE,
             open = const OPEN,
         );
     }
+    region
+}
+
+/// Sets the count of this CPU's sheaf, unless the sheaf is closed. Returns the first half of the
+/// header as it was, and the region if the count was set, or null.
+///
+/// # Safety
+/// `class` is the number of a sheaf, `count` a multiple of [`COUNTED`], and the thread has a CPU
+/// number.
+#[inline]
+pub(crate) unsafe fn recount(class: usize, count: u32) -> (u32, *mut u8) {
+    let (before, region): (u32, *mut u8);
+    // SAFETY: the only store changes the count of an open sheaf, and not the index below it.
+    unsafe {
+        section!(
+            else "xor {region:e}, {region:e}\njmp 44f",
+            [
+                "xor {region:e}, {region:e}",
+                "mov {before:e}, dword ptr [{at} + {class}*8 + {headers}]",
+                "test {before:e}, {before:e}",
+                "je 44f",
+                "mov {region}, {at}",
+                "movzx {rs:e}, {before:x}",
+                "add {rs:e}, {count:e}",
+                "mov dword ptr [{at} + {class}*8 + {headers}], {rs:e}",
+            ],
+            before = out(reg) before,
+            region = out(reg) region,
+            count = in(reg) count,
+            class = in(reg) class,
+        );
+    }
+    (before, region)
 }
 
 /// Moves the end of this CPU's sheaf up to the word `last`, if the sheaf is open and ends below it.

@@ -51,13 +51,18 @@ impl core::error::Error for AllocError {}
 /// constructor panics.
 pub(crate) fn alloc_object(class: Class) -> Result<NonNull<u8>, AllocError> {
     // On the fallback backend this is the fast path.
-    let object = Context::enter(|context| pop(percpu::backend(context), class));
+    let object = Context::enter(|context| {
+        let backend = percpu::backend(context);
+        let counted_anew = || backend.count_anew(class, 1).then(|| pop(backend, class)).flatten();
+        pop(backend, class).or_else(counted_anew)
+    });
     if let Some(object) = object.and_then(NonNull::new) {
         return Ok(object);
     }
     slow_path::alloc(|context| {
         let object = refill(context, percpu::backend(context), class);
         let object = object.and_then(|object| NonNull::new(object).ok_or(AllocError::OutOfMemory));
+        percpu::count_beyond(class, usize::from(object.is_ok()));
         note_nolock(context, object.is_ok());
         object
     })

@@ -21,9 +21,9 @@ pub(crate) unsafe fn alloc_bulk(class: Class, to: *mut *mut u8, len: usize) -> u
         let node = node::current();
         let mut batch = Batch::new();
         let mut count = 0;
+        backend.count_anew(class, len);
         while count < len {
             backend.drain(class, &mut batch, len - count);
-            percpu::count_hits(class, batch.len());
             if batch.len() == 0
                 && (take_batch(context, class, node, &mut batch, percpu::batch_len(class)).is_err()
                     || batch.len() == 0)
@@ -43,6 +43,7 @@ pub(crate) unsafe fn alloc_bulk(class: Class, to: *mut *mut u8, len: usize) -> u
                 put_away(context, backend, class, node, &mut batch);
             }
         }
+        percpu::count_beyond(class, count);
         count
     })
 }
