@@ -17,8 +17,8 @@ use crate::front::instrument::{self, EXACT, handed_out, resized, run_taken_back,
 use crate::front::kmalloc;
 use crate::front::nolock;
 use crate::os;
-use crate::page::{ENTRY_SIZE, Unit};
-use crate::path::large::{self, Found};
+use crate::page::{self, ENTRY_SIZE, Unit};
+use crate::path::large;
 use crate::path::objects;
 use crate::percpu;
 use crate::size_class::{Class, MALLOC_ALIGN, small_class_of, small_class_of_size};
@@ -124,7 +124,7 @@ pub unsafe fn free_nolock(block: *mut u8) {
 unsafe extern "C" fn free_refused(object: *mut u8) {
     // SAFETY: the caller guarantees that `object` is live and not used.
     unsafe {
-        if let Place::Object(class) = Place::of(object) {
+        if let Some(Place::Object(class)) = Place::of(object) {
             objects::free_refused(class, object);
         }
     }
@@ -150,7 +150,7 @@ unsafe extern "C" fn free_elsewhere(block: *mut u8, foreign: Foreign) {
     }
 }
 
-/// As [`free_elsewhere`], for a block that is not of a middle size.
+/// As [`free_elsewhere`], for a block that is not of a middle size in the first arena.
 ///
 /// # Safety
 /// As [`free_or`].
@@ -159,8 +159,11 @@ unsafe extern "C" fn free_elsewhere(block: *mut u8, foreign: Foreign) {
 unsafe extern "C" fn free_anywhere(block: *mut u8, foreign: Foreign) {
     // SAFETY: the caller guarantees that `block` is foreign, or live and not used.
     unsafe {
-        match Place::of(block) {
-            Place::Foreign => foreign(block),
+        let Some(unit) = Unit::of(block) else { return foreign(block) };
+        if let Some(class) = objects::middle_in_unit(unit, block) {
+            return kmalloc::free_middle(block, class);
+        }
+        match Place::in_unit(unit, block) {
             Place::Object(class) => {
                 if !percpu::push_once(class, block) {
                     objects::free_refused(class, block);
@@ -168,7 +171,7 @@ unsafe extern "C" fn free_anywhere(block: *mut u8, foreign: Foreign) {
             }
             Place::Run(_) => {
                 run_taken_back(block);
-                large::free_found(block);
+                large::free_found(unit);
             }
         }
     }
@@ -192,22 +195,30 @@ pub fn is_foreign(block: *mut u8) -> bool {
     Unit::of(block).is_none()
 }
 
-/// Kind of a block, by its address.
+/// Kind of a block of this allocator, by its address.
 enum Place {
-    Foreign,
     Object(Class),
     /// A run, of which this many bytes are used.
     Run(usize),
 }
 
 impl Place {
-    /// Returns the kind of a block. Ends the process if the address lies in our arenas and no block
-    /// in use starts there.
+    /// Returns the kind of a block, or `None` if it is foreign. Ends the process if the address lies
+    /// in our arenas and no block in use starts there.
     ///
     /// # Safety
     /// If the block is of this allocator, it was not freed.
-    unsafe fn of(block: *mut u8) -> Place {
-        match objects::find(block) {
+    unsafe fn of(block: *mut u8) -> Option<Place> {
+        // SAFETY: the caller guarantees that a block of this allocator was not freed.
+        Unit::of(block).map(|unit| unsafe { Place::in_unit(unit, block) })
+    }
+
+    /// As [`Place::of`], for a block in `unit`.
+    ///
+    /// # Safety
+    /// As [`Place::of`].
+    unsafe fn in_unit(unit: Unit, block: *mut u8) -> Place {
+        match objects::find_in(unit, block) {
             Some((class, true)) => return Place::Object(class),
             Some((class, false)) => os::abort(format_args!(
                 "{block:p} is no block in use: no object starts there ({})",
@@ -216,10 +227,9 @@ impl Place {
             None => {}
         }
         // SAFETY: the caller guarantees that a block of this allocator was not freed.
-        match unsafe { large::find(block) } {
-            Found::Foreign => Place::Foreign,
-            Found::Run(bytes) => Place::Run(bytes),
-            Found::Nothing(why) => os::abort(format_args!("{block:p} is no block in use: {why}")),
+        match unsafe { large::find(unit, block) } {
+            Ok(bytes) => Place::Run(bytes),
+            Err(why) => os::abort(format_args!("{block:p} is no block in use: {why}")),
         }
     }
 }
@@ -233,11 +243,11 @@ impl Place {
 pub unsafe fn usable_size(block: *mut u8) -> usize {
     // SAFETY: the caller guarantees that `block` was not freed.
     match unsafe { Place::of(block) } {
-        Place::Foreign => 0,
+        None => 0,
         // SAFETY: `block` is of this allocator, and the caller guarantees that it was not freed.
         _ if EXACT => unsafe { instrument::usable_size(block) },
-        Place::Object(class) => objects::size(class),
-        Place::Run(size) => size,
+        Some(Place::Object(class)) => objects::size(class),
+        Some(Place::Run(size)) => size,
     }
 }
 
@@ -255,15 +265,17 @@ pub unsafe fn realloc(block: *mut u8, new_size: usize) -> *mut u8 {
     // SAFETY: the caller guarantees that `block` is foreign or live. A run is as if it had been
     // allocated with a layout of its used bytes.
     unsafe {
-        let size = match Place::of(block) {
-            Place::Foreign => return ptr::null_mut(),
+        let Some(place) = Place::of(block) else { return ptr::null_mut() };
+        let size = match place {
             _ if EXACT => usable_size(block),
             Place::Run(size) if small_class_of(new_layout).is_none() => {
                 let layout = Layout::from_size_align_unchecked(size, MALLOC_ALIGN);
                 let new = kmalloc::realloc_large(block, layout, new_layout);
                 // The rest of the run is room to grow. As a part of the block it would be copied.
-                if objects::find(new).is_none() {
-                    large::set_used_bytes(new, new_size);
+                if let Some(unit) = Unit::of(new)
+                    && objects::find_in(unit, new).is_none()
+                {
+                    page::set_used_bytes(unit, new_size);
                 }
                 return new;
             }

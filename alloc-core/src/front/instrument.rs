@@ -2,7 +2,7 @@
 //! here. Observers see it ([`watch`]), debug builds record and check whether the program holds it.
 //! In release builds without observers all of this compiles to nothing.
 
-use crate::path::large;
+use crate::page::{self, Unit};
 use crate::path::objects;
 use crate::size_class::Class;
 use crate::slab;
@@ -76,10 +76,11 @@ pub(crate) unsafe fn usable_size(block: *mut u8) -> usize {
 /// # Safety
 /// As [`usable_size`].
 unsafe fn extent(block: *mut u8) -> usize {
+    let Some(unit) = Unit::of(block) else { return 0 };
     // SAFETY: the caller guarantees that `block` is live, so it is an object or a run in use.
-    match unsafe { objects::class_of_object(block) } {
+    match unsafe { objects::class_of_unit(unit) } {
         Some(class) => objects::size(class),
         // SAFETY: a live block that is no object is a run in use, and the caller owns it.
-        None => unsafe { large::used_bytes(block) },
+        None => unsafe { page::used_bytes(unit) },
     }
 }

@@ -225,7 +225,7 @@ impl FreeRuns {
     /// be read and written.
     #[inline]
     pub(super) unsafe fn add(&mut self, units: &Units, committed: u32, more: u32) {
-        // Release: pairs with the Acquire in `Unit::is_committed`, in `meta_at` and in
+        // Release: pairs with the Acquire in `Unit::is_committed`, `meta_in_first` and
         // `for_each_unit`.
         units.committed.store(committed + more, Ordering::Release);
         // SAFETY: the caller guarantees that these units were committed just now, so they are

@@ -131,7 +131,7 @@ unsafe fn fill(reserved: NonNull<u8>, bytes: usize, node: usize, need: u32) -> O
         FIRST.base.store(base, Ordering::Relaxed);
         FIRST.entries.store(entries, Ordering::Relaxed);
         FIRST.meta.store(meta, Ordering::Relaxed);
-        // Release: pairs with the Acquire in `push_by_address` and in `meta_at`.
+        // Release: pairs with the Acquire in `push_by_address` and `meta_in_first`.
         FIRST.bytes.store(bytes, Ordering::Release);
     }
     Some(())

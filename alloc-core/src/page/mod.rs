@@ -62,7 +62,7 @@ pub(crate) use purge::{
 };
 use runs::MOVES;
 pub(crate) use runs::{Allocation, moves};
-pub(crate) use unit::{Unit, for_each_unit, meta_at};
+pub(crate) use unit::{Unit, for_each_unit, meta_at, meta_in_first};
 
 /// Allocates a run of `units` units whose address is a multiple of `align` units, a power of two.
 /// Its memory is of `node` if that node has some. Returns `None` when out of memory.

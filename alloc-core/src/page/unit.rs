@@ -1,7 +1,7 @@
 //! Units, found by the addresses in them.
 //!
-//! [`Unit::of`] searches all arenas. [`meta_at`], on the path of objects of middle sizes, first
-//! looks at the arena that was made first, whose bounds are in [`FIRST`].
+//! [`Unit::of`] searches all arenas. [`meta_in_first`], on the path of objects of middle sizes,
+//! only looks at the arena that was made first, whose bounds are in [`FIRST`].
 
 use core::sync::atomic::Ordering;
 
@@ -106,17 +106,22 @@ impl Unit {
 /// its unit is not committed.
 #[inline(always)]
 pub(crate) fn meta_at(address: *mut u8) -> Option<*mut u8> {
-    // Nearly all addresses lie in the arena that was made first. Acquire: pairs with the Release in
-    // `fill`.
+    meta_in_first(address).or_else(|| elsewhere(address))
+}
+
+/// As [`meta_at`], for an address in the arena that was made first, as nearly all are. Returns
+/// `None` for any other.
+#[inline(always)]
+pub(crate) fn meta_in_first(address: *mut u8) -> Option<*mut u8> {
+    // Acquire: pairs with the Release in `fill`.
     let bytes = FIRST.bytes.load(Ordering::Acquire);
     let offset = address.addr().wrapping_sub(FIRST.base.load(Ordering::Relaxed).addr());
     // Acquire: pairs with the Release in `FreeRuns::add`.
     let committed = || committed_of_first().load(Ordering::Acquire) as usize;
-    if offset < bytes && (offset >> UNIT_SHIFT) < committed() {
+    (offset < bytes && (offset >> UNIT_SHIFT) < committed()).then(|| {
         let meta = FIRST.meta.load(Ordering::Relaxed);
-        return Some(meta.wrapping_add((offset >> UNIT_SHIFT) * META_SIZE));
-    }
-    elsewhere(address)
+        meta.wrapping_add((offset >> UNIT_SHIFT) * META_SIZE)
+    })
 }
 
 /// Does the work of [`meta_at`] for an address in any arena.

@@ -54,18 +54,17 @@ pub(crate) fn alloc(layout: Layout, zeroed: bool) -> *mut u8 {
 /// # Safety
 /// Nobody uses the block.
 pub(crate) unsafe fn free(block: *mut u8, layout: Layout) {
-    run_of(block, layout);
-    // SAFETY: `run_of` found a run in use, and the caller guarantees that nobody uses it.
-    unsafe { free_found(block) };
+    // SAFETY: `run_of` finds a run in use, and the caller guarantees that nobody uses it.
+    unsafe { free_found(run_of(block, layout)) };
 }
 
-/// Frees the run that starts at `block`.
+/// Frees the run that starts at `unit`.
 ///
 /// # Safety
-/// A run in use starts at `block`, as [`find`] reports it, and nobody uses it.
-pub(crate) unsafe fn free_found(block: *mut u8) {
-    // SAFETY: the caller guarantees that a run in use starts at `block` and that nobody uses it.
-    slow_path::free(|context| unsafe { free_run(context, block) });
+/// A run in use starts at `unit`, as [`find`] reports it, and nobody uses it.
+pub(crate) unsafe fn free_found(unit: Unit) {
+    // SAFETY: the caller guarantees that a run in use starts at `unit` and that nobody uses it.
+    slow_path::free(|context| unsafe { free_run(context, unit) });
 }
 
 /// Changes the length of the run at `block` to serve `new_layout`: in place, or by moving it.
@@ -100,48 +99,20 @@ pub(crate) fn good_size(size: usize) -> usize {
     size.checked_next_multiple_of(UNIT).unwrap_or(0)
 }
 
-/// Results of [`find`].
-pub(crate) enum Found {
-    /// The address lies in no arena.
-    Foreign,
-    /// A run in use starts at the address. The number is that of its used bytes.
-    Run(usize),
-    /// No run in use starts at the address, for this reason.
-    Nothing(Misplaced),
-}
-
-/// Finds the run that starts at `address`, which lies in no slab.
+/// Returns the used bytes of the run that starts at `address`, in `unit`, which is in no slab.
+///
+/// # Errors
+/// If no run in use starts there: the reason.
 ///
 /// # Safety
 /// If a block of this allocator starts at `address`, it was not freed.
-pub(crate) unsafe fn find(address: *mut u8) -> Found {
-    let Some(unit) = Unit::of(address) else { return Found::Foreign };
+pub(crate) unsafe fn find(unit: Unit, address: *mut u8) -> Result<usize, Misplaced> {
     if unit.run_len().is_some() && unit.address() == address {
         // SAFETY: a run in use starts at `address`, and the caller guarantees that the program owns
         // it.
-        Found::Run(unsafe { page::used_bytes(unit) })
+        Ok(unsafe { page::used_bytes(unit) })
     } else {
-        Found::Nothing(unit.misplaced())
-    }
-}
-
-/// Returns the bytes of the run at `block` that the program may use.
-///
-/// # Safety
-/// `block` is a run in use, which the program owns.
-pub(crate) unsafe fn used_bytes(block: *mut u8) -> usize {
-    // SAFETY: the caller guarantees that `block` is a run in use.
-    Unit::of(block).map_or(0, |unit| unsafe { page::used_bytes(unit) })
-}
-
-/// Records the bytes of the run at `block` that the program may use. The rest is room to grow.
-///
-/// # Safety
-/// As [`used_bytes`]. The run has at least that many bytes.
-pub(crate) unsafe fn set_used_bytes(block: *mut u8, bytes: usize) {
-    if let Some(unit) = Unit::of(block) {
-        // SAFETY: the caller guarantees that `block` is a run in use of at least that many bytes.
-        unsafe { page::set_used_bytes(unit, bytes) };
+        Err(unit.misplaced())
     }
 }
 
@@ -182,7 +153,7 @@ fn run_of(block: *mut u8, layout: Layout) -> Unit {
         unit.address() == block
             && unit.run_len().is_some_and(|len| len >= units(layout.size()))
             // SAFETY: a run in use starts at `block`, so its unit has metadata.
-            && unsafe { objects::class_of_object(block) }.is_none()
+            && unsafe { objects::class_of_unit(*unit) }.is_none()
     };
     match Unit::of(block) {
         Some(unit) if is_run(&unit) => unit,
@@ -269,14 +240,14 @@ unsafe fn realloc_run(
                 // The run may be longer than the moved part, and the rest may hold anything.
                 page::shrink(context, run, old_units);
                 if run.run_len() != Some(old_units) {
-                    free_run(context, block);
+                    free_run(context, run);
                 } else if !page::free_clean(context, run) {
                     defer(context, block);
                 }
             }
             Remapped::Refused => {
                 ptr::copy_nonoverlapping(block, new.address.as_ptr(), layout.size());
-                free_run(context, block);
+                free_run(context, run);
             }
             // Each loss costs address space, so the system is not asked again for a while.
             Remapped::Lost => {

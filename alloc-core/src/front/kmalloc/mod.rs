@@ -11,8 +11,9 @@ use core::ptr::{self, NonNull};
 use crate::front::instrument::{
     self, EXACT, handed_out, object_taken_back, resized, run_taken_back,
 };
+use crate::page::Unit;
 use crate::path::large;
-use crate::path::objects::{self, middle_in, middle_out, misused};
+use crate::path::objects::{self, middle_in, middle_in_unit, middle_out, misused};
 use crate::percpu;
 use crate::size_class::{Class, MAX_SMALL_ALIGN, class_of, middle_class_of, small_class_of};
 use crate::slab::Misuse;
@@ -223,16 +224,45 @@ pub(crate) unsafe extern "C" fn free_large(block: *mut u8, layout: Layout) {
     if let Some(class) = middle_class_of(layout)
         && let Some(found) = middle_in(block)
     {
-        if !class.may_be_served_by(found) {
-            misused(block, class, Misuse::Foreign);
-        }
-        object_taken_back(block, found);
         // SAFETY: the caller guarantees that `block` is not used, and `middle_in` found its class.
-        return unsafe { free_middle(block, found) };
+        return unsafe { free_middle_as(block, class, found) };
+    }
+    // SAFETY: the caller guarantees that `block` was allocated with `layout` and is not used.
+    unsafe { free_large_elsewhere(block, layout) };
+}
+
+/// As [`free_large`], for a block that is not of a middle size in the first arena.
+///
+/// # Safety
+/// As [`free_large`].
+#[cold]
+#[inline(never)]
+unsafe extern "C" fn free_large_elsewhere(block: *mut u8, layout: Layout) {
+    if let Some(class) = middle_class_of(layout)
+        && let Some(unit) = Unit::of(block)
+        && let Some(found) = middle_in_unit(unit, block)
+    {
+        // SAFETY: the caller guarantees that `block` is not used, and `middle_in_unit` found its
+        // class.
+        return unsafe { free_middle_as(block, class, found) };
     }
     run_taken_back(block);
     // SAFETY: the caller guarantees that nobody uses the block.
     unsafe { large::free(block, layout) };
+}
+
+/// Frees an object of class `found` whose layout is of `class`, as [`free_middle`] does.
+///
+/// # Safety
+/// As [`free_middle`].
+#[inline(always)]
+unsafe fn free_middle_as(object: *mut u8, class: Class, found: Class) {
+    if !class.may_be_served_by(found) {
+        misused(object, class, Misuse::Foreign);
+    }
+    object_taken_back(object, found);
+    // SAFETY: the caller guarantees that `object` is of class `found` and is not used.
+    unsafe { free_middle(object, found) };
 }
 
 /// Frees an object of a middle size after [`middle_in`] was called for it.

@@ -136,7 +136,7 @@ pub(super) fn take_batch(
         {
             Slab::abandon(slab);
             watch::slab(run.address.as_ptr(), false, || units * UNIT);
-            free_run(context, run.address.as_ptr());
+            free_run(context, unit);
             return Err(AllocError::Constructor);
         }
         if !slab::shape(class).keeps_contents() {

@@ -20,8 +20,17 @@ const _: () = assert!(size_of::<Entry>() == page::ENTRY_SIZE);
 /// # Safety
 /// `address` lies in a run, or in an object that is not yet free in its slab.
 pub(crate) unsafe fn class_of_object(address: *mut u8) -> Option<Class> {
+    // SAFETY: the caller guarantees that the unit is in use.
+    Unit::of(address).and_then(|unit| unsafe { class_of_unit(unit) })
+}
+
+/// As [`class_of_object`], for an address in `unit`.
+///
+/// # Safety
+/// As [`class_of_object`].
+pub(crate) unsafe fn class_of_unit(unit: Unit) -> Option<Class> {
     // SAFETY: the caller guarantees that the unit is in use, so it has metadata.
-    Unit::of(address).and_then(|unit| unsafe { Slab::class_of_unit(unit.meta().cast()) })
+    unsafe { Slab::class_of_unit(unit.meta().cast()) }
 }
 
 /// Returns the descriptor of the slab of `class` that contains a unit. If the unit is in no such
@@ -40,9 +49,13 @@ pub(super) unsafe fn slab_at(unit: Unit, class: Class) -> *mut Slab {
 /// Returns the class of the slab that contains `address`, and whether an object starts there.
 /// Returns `None` if no slab does.
 pub(crate) fn find(address: *mut u8) -> Option<(Class, bool)> {
-    let unit = Unit::of(address).filter(|unit| unit.is_committed())?;
+    Unit::of(address).and_then(|unit| find_in(unit, address))
+}
+
+/// As [`find`], for an address in `unit`.
+pub(crate) fn find_in(unit: Unit, address: *mut u8) -> Option<(Class, bool)> {
     // SAFETY: the metadata of a committed unit, which contains `address`.
-    unsafe { Slab::find(unit.meta().cast(), address) }
+    unit.is_committed().then(|| unsafe { Slab::find(unit.meta().cast(), address) })?
 }
 
 /// Returns the usable bytes of an object of a class.

@@ -7,9 +7,9 @@
 //! The metadata of a unit records which of the objects that start there the program holds.
 
 use super::check::misused;
-use super::lookup::find;
+use super::lookup::find_in;
 use crate::batch::{Batch, MAX_BATCH};
-use crate::page;
+use crate::page::{self, Unit};
 use crate::percpu::{self, Backend};
 use crate::reclaim;
 use crate::size_class::{Class, MIDDLE_CLASSES};
@@ -86,13 +86,31 @@ pub(crate) fn middle_out(object: *mut u8) -> bool {
 }
 
 /// Records that the program frees the block at `address`, and returns its class, if it is an object
-/// of a middle size. Ends the process if `address` lies in a slab of such objects but is not the
-/// start of one that the program holds.
+/// of a middle size in the arena that was made first. Pass any other to [`middle_in_unit`].
 #[inline(always)]
 pub(crate) fn middle_in(address: *mut u8) -> Option<Class> {
-    let meta = page::meta_at(address)?;
-    // SAFETY: `meta_at` returns committed metadata of the address's unit.
-    unsafe { Slab::middle_in(meta.cast(), address) }.or_else(|| no_middle(address))
+    let meta = page::meta_in_first(address)?;
+    // SAFETY: `meta_in_first` returns committed metadata of the address's unit.
+    unsafe { Slab::middle_in(meta.cast(), address) }
+}
+
+/// As [`middle_in`], for an address in `unit`, in any arena. Ends the process if `address` lies in
+/// a slab of objects of a middle size but is not the start of one that the program holds.
+#[inline(always)]
+pub(crate) fn middle_in_unit(unit: Unit, address: *mut u8) -> Option<Class> {
+    // SAFETY: committed metadata of the address's unit.
+    let found = || unsafe { Slab::middle_in(unit.meta().cast(), address) };
+    unit.is_committed().then(found)?.or_else(|| no_middle(unit, address))
+}
+
+/// Ends the process if `address`, in `unit`, lies in a slab of objects of a middle size.
+#[cold]
+#[inline(never)]
+fn no_middle(unit: Unit, address: *mut u8) -> Option<Class> {
+    match find_in(unit, address).filter(|(class, _)| class.is_middle())? {
+        (class, true) => misused(address, class, Misuse::DoubleFree),
+        (class, false) => misused(address, class, Misuse::Foreign),
+    }
 }
 
 /// Ends the process if `object`, of `class`, is of a middle size and the program does not hold it.
@@ -105,16 +123,5 @@ pub(crate) fn check_middle(object: *mut u8, class: Class) {
         page::meta_at(object).and_then(|meta| unsafe { Slab::middle_held(meta.cast(), object) });
     if held.is_none() {
         misused(object, class, Misuse::DoubleFree);
-    }
-}
-
-/// Ends the process if `address` lies in a slab of objects of a middle size.
-#[cold]
-#[inline(never)]
-fn no_middle(address: *mut u8) -> Option<Class> {
-    match find(address) {
-        Some((class, true)) if class.is_middle() => misused(address, class, Misuse::DoubleFree),
-        Some((class, false)) if class.is_middle() => misused(address, class, Misuse::Foreign),
-        _ => None,
     }
 }

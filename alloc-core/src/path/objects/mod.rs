@@ -65,8 +65,8 @@ pub(crate) use cpus::{end_cpus, offline, online, without_cpus};
 pub use deferral::{DeferredFrees, deferred_frees};
 pub(crate) use deferral::{deferred_barrier, is_deferred_on};
 pub(crate) use free::{allowance_is_used_up, free_refused, free_slow};
-pub(crate) use lookup::{class_of_object, find, size};
-pub(crate) use middle::{check_middle, middle_in, middle_out};
+pub(crate) use lookup::{class_of_object, class_of_unit, find, find_in, size};
+pub(crate) use middle::{check_middle, middle_in, middle_in_unit, middle_out};
 pub(crate) use node_class::has_node_classes;
 pub(crate) use put::{defer, free_block, free_run};
 pub(crate) use reclaim::{at_end_of_window, trim};
@@ -89,7 +89,7 @@ mod tests {
     use std::vec::Vec;
 
     use super::*;
-    use crate::page;
+    use crate::page::{self, Unit};
     use crate::size_class::{Class, UNIT};
     use crate::sync::Context;
 
@@ -133,7 +133,7 @@ mod tests {
             let address = run.address.as_ptr();
             assert!(find(address).is_none() && find(address.wrapping_add(UNIT / 2)).is_none());
             // SAFETY: the test owns the run.
-            unsafe { free_run(context, address) };
+            unsafe { free_run(context, Unit::of(address).unwrap()) };
         });
     }
 

@@ -11,7 +11,7 @@
 use core::ptr;
 
 use super::check::{check, misused};
-use super::lookup::{class_of_object, move_event, slab_at};
+use super::lookup::{class_of_unit, move_event, slab_at};
 use super::middle;
 use super::node_class::{node_class, node_class_in_use};
 use crate::batch::Batch;
@@ -148,11 +148,10 @@ pub(super) unsafe fn flush_to_slabs(
 pub(super) fn free_emptied(context: Context, mut emptied: Emptied) -> usize {
     let mut slabs = 0;
     while let Some(base) = emptied.pop() {
-        watch::slab(base, false, || {
-            Unit::of(base).and_then(Unit::run_len).map_or(0, |units| units * UNIT)
-        });
+        let Some(unit) = Unit::of(base) else { continue };
+        watch::slab(base, false, || unit.run_len().map_or(0, |units| units * UNIT));
         // SAFETY: `base` is the run of a slab that left its lists with all objects free.
-        unsafe { free_run(context, base) };
+        unsafe { free_run(context, unit) };
         slabs += 1;
     }
     slabs
@@ -161,13 +160,12 @@ pub(super) fn free_emptied(context: Context, mut emptied: Emptied) -> usize {
 /// Frees a run, or defers the free.
 ///
 /// # Safety
-/// `base` is the address of a run that nobody uses.
-pub(crate) unsafe fn free_run(context: Context, base: *mut u8) {
-    let Some(unit) = Unit::of(base) else { return };
+/// `unit` is the first of a run that nobody uses.
+pub(crate) unsafe fn free_run(context: Context, unit: Unit) {
     // SAFETY: the caller guarantees that nobody uses the run.
     unsafe {
         if !page::free(context, unit) {
-            defer(context, base);
+            defer(context, unit.address());
         }
     }
 }
@@ -225,10 +223,11 @@ unsafe fn defer_object(context: Context, class: Class, object: *mut u8) {
 /// nobody uses.
 pub(crate) unsafe fn free_block(context: Context) -> impl Fn(*mut u8) {
     move |block| {
+        let Some(unit) = Unit::of(block) else { return };
         // SAFETY: the caller guarantees links of objects or runs that nobody uses; these have their
         // metadata.
         unsafe {
-            match class_of_object(block) {
+            match class_of_unit(unit) {
                 Some(class) => {
                     let shape = slab::shape(class);
                     let object = block.sub(shape.link as usize);
@@ -237,7 +236,7 @@ pub(crate) unsafe fn free_block(context: Context) -> impl Fn(*mut u8) {
                     }
                     free_object(context, class, object);
                 }
-                None => free_run(context, block),
+                None => free_run(context, unit),
             }
         }
     }
