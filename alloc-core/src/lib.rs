@@ -25,6 +25,7 @@
 //! | `node` | NUMA nodes |
 //! | `batch` `watch` | object pointers in transit; tracer probes, Valgrind |
 //! | [`size_class`] | the class that serves a layout |
+//! | [`profile`] | heap profiles |
 //! | `sync` | atomics and locks |
 //! | `os` | system calls |
 //! | `settings` | settings in the environment and in the program, in a table |
@@ -115,6 +116,9 @@ mod page;
 mod path;
 #[cfg(all(target_os = "linux", not(loom)))]
 mod percpu;
+#[cfg(all(target_os = "linux", not(loom)))]
+#[doc(hidden)]
+pub mod profile;
 #[cfg(all(target_os = "linux", not(loom)))]
 pub mod rcu;
 #[cfg(all(target_os = "linux", not(loom)))]

@@ -3,7 +3,7 @@
 
 extern crate std;
 
-use core::ffi::{CStr, c_int, c_void};
+use core::ffi::{CStr, c_int, c_ulong, c_void};
 use core::fmt;
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicU32;
@@ -122,6 +122,27 @@ pub(crate) fn list(path: fmt::Arguments<'_>, mut each: impl FnMut(usize, usize))
 pub(crate) fn read<'a>(path: fmt::Arguments<'_>, _room: &'a mut [u8]) -> Option<&'a str> {
     let _ = path;
     None
+}
+
+pub(crate) fn lines(
+    path: fmt::Arguments<'_>,
+    _room: &mut [u8],
+    _each: &mut dyn FnMut(&mut [u8]),
+) -> Option<()> {
+    let _ = path;
+    None
+}
+
+pub(crate) fn copy_memory(_from: usize, _to: &mut [u8]) -> bool {
+    false
+}
+
+pub(crate) fn auxiliary(_kind: c_ulong) -> usize {
+    0
+}
+
+pub(crate) fn unix_nanoseconds() -> u64 {
+    0
 }
 
 pub(crate) fn read_bytes<'a>(path: fmt::Arguments<'_>, _room: &'a mut [u8]) -> Option<&'a [u8]> {

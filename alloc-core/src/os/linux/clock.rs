@@ -30,6 +30,15 @@ fn time() -> libc::timespec {
     now
 }
 
+/// Returns the time of day, in nanoseconds since 1970.
+pub(crate) fn unix_nanoseconds() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let to = (&raw mut now).expose_provenance();
+    // SAFETY: the kernel writes only the local struct.
+    let _ = unsafe { call(libc::SYS_clock_gettime, [word(libc::CLOCK_REALTIME), to]) };
+    (now.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(now.tv_nsec as u64)
+}
+
 /// Sleeps for `count` microseconds; a signal handler ends the sleep early.
 pub(crate) fn sleep_microseconds(count: u32) {
     let time = libc::timespec {

@@ -3,6 +3,7 @@
 
 #[cfg(target_arch = "aarch64")]
 use core::ffi::CStr;
+use core::ffi::c_ulong;
 use core::fmt;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
@@ -30,6 +31,12 @@ pub(crate) fn page_size() -> usize {
 pub(crate) fn system_page_size() -> usize {
     // SAFETY: `getauxval` returns only a number, which the kernel passes to each process.
     unsafe { libc::getauxval(libc::AT_PAGESZ) as usize }
+}
+
+/// Returns an entry of the auxiliary vector, such as `AT_PHDR`; 0 if there is none.
+pub(crate) fn auxiliary(kind: c_ulong) -> usize {
+    // SAFETY: `getauxval` takes and returns only numbers.
+    unsafe { libc::getauxval(kind) as usize }
 }
 
 /// Returns the kernel's version, such as `6.18.5-generic`, cut to the length of `room`.

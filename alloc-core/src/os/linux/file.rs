@@ -31,7 +31,7 @@ impl CPath {
 pub(crate) struct File(pub(in super::super) c_int);
 
 impl File {
-    fn to_read(path: fmt::Arguments<'_>) -> Option<File> {
+    pub(super) fn to_read(path: fmt::Arguments<'_>) -> Option<File> {
         File::open(&CPath::new(path)?, libc::O_RDONLY, 0).ok()
     }
 
@@ -48,6 +48,14 @@ impl File {
         let arguments = [word(libc::AT_FDCWD), path, word(flags), rights as usize];
         // SAFETY: the path ends in a null byte.
         unsafe { call(libc::SYS_openat, arguments) }.map(|file| File(file as c_int))
+    }
+
+    /// Reads as many bytes as `room` has from a position of the file.
+    pub(super) fn read_at(&self, room: &mut [u8], position: usize) -> bool {
+        let to = room.as_mut_ptr().expose_provenance();
+        // SAFETY: `room` is writable for its length.
+        let len = unsafe { call(libc::SYS_pread64, [word(self.0), to, room.len(), position]) };
+        len == Ok(room.len())
     }
 
     /// Reads the next bytes into `room`. Returns the part of `room` that was filled, empty at the
@@ -91,6 +99,49 @@ pub(crate) fn list(path: fmt::Arguments<'_>, mut each: impl FnMut(usize, usize))
             return list.end(&mut each);
         }
         text.iter().try_for_each(|byte| list.push(*byte, &mut each))?;
+    }
+}
+
+/// Calls `each` with every line of a file, without its end. A line longer than `room` is cut.
+/// Returns `None` if the file cannot be read; `each` may have been called for some lines by then.
+pub(crate) fn lines(
+    path: fmt::Arguments<'_>,
+    room: &mut [u8],
+    each: &mut dyn FnMut(&mut [u8]),
+) -> Option<()> {
+    let file = File::to_read(path)?;
+    // Bytes of an incomplete line at the start of `room`.
+    let mut len = 0;
+    let mut is_cut = false;
+    loop {
+        let more = file.read(room.get_mut(len..)?)?.len();
+        if more == 0 {
+            match room.get_mut(..len) {
+                Some(line @ [_, ..]) if !is_cut => each(line),
+                _ => {}
+            }
+            return Some(());
+        }
+        let mut rest = room.get_mut(..len + more)?;
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            let (line, after) = rest.split_at_mut(end);
+            if !is_cut {
+                each(line);
+            }
+            is_cut = false;
+            rest = after.get_mut(1..)?;
+        }
+        let left = rest.len();
+        if left == room.len() {
+            if !is_cut {
+                each(room);
+            }
+            is_cut = true;
+            len = 0;
+        } else {
+            room.copy_within(len + more - left..len + more, 0);
+            len = left;
+        }
     }
 }
 
@@ -143,4 +194,39 @@ pub(crate) fn remove(path: fmt::Arguments<'_>) {
     let _errno = SavedErrno::new();
     // SAFETY: the path ends in a null byte.
     unsafe { libc::unlink(path.0.as_ptr().cast()) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::String;
+    use std::vec::Vec;
+
+    /// Returns the lines of a file with this text, read with `room` bytes.
+    fn lines_of(text: &str, room: usize) -> Vec<String> {
+        let name = std::format!("hayloft-lines-{}-{room}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::write(&path, text).unwrap();
+        let mut found = Vec::new();
+        let mut each = |line: &mut [u8]| found.push(String::from_utf8(line.to_vec()).unwrap());
+        let path_text = format_args!("{}", path.display());
+        assert!(lines(path_text, &mut std::vec![0; room], &mut each).is_some());
+        std::fs::remove_file(&path).unwrap();
+        found
+    }
+
+    #[test]
+    fn lines_are_whole_however_they_are_read() {
+        for room in 7..40 {
+            assert_eq!(lines_of("one\n\nthree\nfour", room), ["one", "", "three", "four"]);
+            assert_eq!(lines_of("", room).len(), 0);
+        }
+    }
+
+    #[test]
+    fn long_lines_are_cut() {
+        assert_eq!(lines_of("0123456789\nshort\n", 6), ["012345", "short"]);
+        assert_eq!(lines_of("01234\n0123456789012345", 6), ["01234", "012345"]);
+        assert!(lines(format_args!("/nowhere"), &mut [0; 9], &mut |_| {}).is_none());
+    }
 }

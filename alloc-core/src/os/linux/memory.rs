@@ -11,8 +11,10 @@ use super::super::inject::{Call, fails};
 use super::super::{Remapped, Renewed};
 use super::clock::nanoseconds;
 use super::environment::{page_size, system_page_size};
+use super::file::File;
 use super::futex::holds;
 use super::system_call::{call, word};
+use crate::text::process_id;
 
 /// Maps anonymous memory.
 ///
@@ -189,6 +191,24 @@ pub(crate) unsafe fn prefer_node(address: NonNull<u8>, len: usize, node: usize) 
             let arguments = [address.addr().get(), len, prefer, mask, MAX_NUMNODES, 0];
             let _ = call(libc::SYS_mbind, arguments);
         }
+    }
+}
+
+/// Copies memory of this process that may be unmapped, also by another thread during the call.
+/// Returns false, with `to` filled in part, if the memory cannot be read or the kernel refuses.
+pub(crate) fn copy_memory(from: usize, to: &mut [u8]) -> bool {
+    let here = libc::iovec { iov_base: to.as_mut_ptr().cast(), iov_len: to.len() };
+    let there = libc::iovec { iov_base: ptr::with_exposed_provenance_mut(from), ..here };
+    here.iov_base.expose_provenance();
+    let [here, there] = [&raw const here, &raw const there].map(|list| list.expose_provenance());
+    let arguments = [process_id() as usize, here, 1, there, 1, 0];
+    // SAFETY: the kernel writes only to `to`, and reports an error where memory is unreadable.
+    match unsafe { call(libc::SYS_process_vm_readv, arguments) } {
+        Ok(len) => len == to.len(),
+        Err(libc::EFAULT) => false,
+        // A container may forbid the call.
+        Err(_) => File::to_read(format_args!("/proc/self/mem"))
+            .is_some_and(|memory| memory.read_at(to, from)),
     }
 }
 

@@ -27,19 +27,20 @@ pub(crate) use affinity::{
     CpuMask, affinity, cpu_numbers, current_cpu, current_cpu_and_node, schedule_as_the_process,
     yield_now,
 };
-pub(crate) use clock::{milliseconds, nanoseconds, sleep_microseconds};
+pub(crate) use clock::{milliseconds, nanoseconds, sleep_microseconds, unix_nanoseconds};
 #[cfg(target_arch = "aarch64")]
 pub(crate) use environment::release;
 pub(crate) use environment::{
-    data_limit, has_little_address_space, minor_faults, most_threads, page_size, system_page_size,
+    auxiliary, data_limit, has_little_address_space, minor_faults, most_threads, page_size,
+    system_page_size,
 };
 pub(super) use file::{CPath, File};
-pub(crate) use file::{list, read, read_bytes, remove, share};
+pub(crate) use file::{lines, list, read, read_bytes, remove, share};
 pub(super) use futex::futex_wait_shared;
 pub(crate) use futex::{futex_wait, futex_wait_for, futex_wake_all, futex_wake_one};
 pub(crate) use memory::{
-    commit, decommit, let_read, prefer_huge_pages, prefer_node, remap, renew, reserve, set_dumped,
-    unreserve,
+    commit, copy_memory, decommit, let_read, prefer_huge_pages, prefer_node, remap, renew, reserve,
+    set_dumped, unreserve,
 };
 pub(crate) use process::{
     at_exit, at_fork, lock_streams, renew_streams, take_place_at_forks, unlock_streams,
