@@ -111,6 +111,11 @@ mod node;
 mod os;
 #[cfg(all(target_os = "linux", not(loom)))]
 mod page;
+#[cfg(all(target_os = "linux", loom))]
+#[allow(dead_code, reason = "the models use a part of it")]
+mod page {
+    pub(crate) mod reserve;
+}
 #[cfg(target_os = "linux")]
 #[cfg_attr(loom, allow(dead_code, reason = "the models use a part of it"))]
 mod path;

@@ -6,6 +6,7 @@
 
 mod grace;
 mod irq_work;
+mod reserve;
 mod slabs;
 mod sync;
 

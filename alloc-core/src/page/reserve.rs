@@ -8,22 +8,29 @@
 //! compare-exchange. A longer run consists of whole words, which are taken one after the other; if
 //! one of them has blocks taken already, the words before it are freed again.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
 use crate::sync::counters::{self, Line};
+use crate::sync::{AtomicU64, Ordering, array_of, const_unless_loom};
 
 /// Units of a block of the reserve: the longest slab of a small size.
 pub(super) const BLOCK: u32 = 4;
 
 const WORD: usize = u64::BITS as usize;
-const WORDS: usize = if cfg!(miri) { 8 } else { 1024 };
+const WORDS: usize = if cfg!(loom) {
+    2
+} else if cfg!(miri) {
+    8
+} else {
+    1024
+};
 
 /// A bit for each block.
 struct Bits([AtomicU64; WORDS]);
 
 impl Bits {
-    const fn new() -> Bits {
-        Bits([const { AtomicU64::new(0) }; WORDS])
+    const_unless_loom! {
+        const fn new() -> Bits {
+            Bits(array_of![AtomicU64::new(0); WORDS])
+        }
     }
 
     fn word(&self, block: usize) -> &AtomicU64 {
@@ -52,7 +59,7 @@ impl Bits {
 }
 
 /// The blocks that are taken, and those that are committed.
-pub(super) struct Reserve {
+pub(crate) struct Reserve {
     taken: Bits,
     committed: Bits,
 }
@@ -61,14 +68,16 @@ impl Reserve {
     /// Largest number of blocks in a reserve.
     pub(super) const BLOCKS: usize = WORDS * WORD;
 
-    pub(super) const fn new() -> Reserve {
-        Reserve { taken: Bits::new(), committed: Bits::new() }
+    const_unless_loom! {
+        pub(crate) const fn new() -> Reserve {
+            Reserve { taken: Bits::new(), committed: Bits::new() }
+        }
     }
 
     /// Takes `count` consecutive blocks of the first `room` ones and returns the number of the
     /// first. That number plus `past` is a multiple of `align`, a power of two. Rarely finds a run
     /// that is both longer than a word and aligned.
-    pub(super) fn take(
+    pub(crate) fn take(
         &self,
         count: usize,
         align: usize,
@@ -114,7 +123,7 @@ impl Reserve {
     ///
     /// # Safety
     /// The caller has taken these blocks, and nobody uses them any longer.
-    pub(super) unsafe fn give(&self, first: usize, count: usize) {
+    pub(crate) unsafe fn give(&self, first: usize, count: usize) {
         // Release: pairs with the Acquire of `take_at`.
         self.taken.each_part(first, count, |word, mask| {
             word.fetch_and(!mask, Ordering::Release);
@@ -123,7 +132,7 @@ impl Reserve {
 
     /// Takes permanently those of the blocks `kept..all` that lie behind the last taken one.
     /// Returns the first of them.
-    pub(super) fn give_up(&self, kept: usize, all: usize) -> usize {
+    pub(crate) fn give_up(&self, kept: usize, all: usize) -> usize {
         let mut end = all;
         while end > kept {
             let first = kept.max((end - 1) / WORD * WORD);
@@ -158,7 +167,7 @@ impl Reserve {
     ///
     /// # Safety
     /// The caller has taken these blocks. Their units and metadata can be read and written.
-    pub(super) unsafe fn set_committed(&self, first: usize, count: usize) {
+    pub(crate) unsafe fn set_committed(&self, first: usize, count: usize) {
         // Release: pairs with the Acquire of `has`.
         self.committed.each_part(first, count, |word, mask| {
             word.fetch_or(mask, Ordering::Release);
@@ -166,7 +175,7 @@ impl Reserve {
     }
 
     /// Returns whether a block is taken and can be read.
-    pub(super) fn has(&self, block: usize) -> bool {
+    pub(crate) fn has(&self, block: usize) -> bool {
         // Acquire: as in `take_at`, and pairs with the Release of `set_committed`.
         [&self.taken, &self.committed]
             .iter()
@@ -174,7 +183,7 @@ impl Reserve {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

@@ -41,7 +41,7 @@ pub(crate) use llist::{CpuLists, Link, Llist, Taken};
 #[cfg(not(loom))]
 pub(crate) use lock::Fork;
 pub(crate) use lock::{Guard, Lock, RawLock, SPINS};
-pub(crate) use primitive::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+pub(crate) use primitive::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 pub(crate) use process::{count_fork, do_what_was_left, forks, leave_for_later};
 pub(crate) use rcuwait::Rcuwait;
 pub(crate) use wake_flag::WakeFlag;
@@ -70,12 +70,16 @@ pub(crate) fn add_up_to(counter: &AtomicUsize, count: usize, most: usize) -> boo
 mod primitive {
     pub(crate) use core::cell::UnsafeCell;
     pub(crate) use core::hint::spin_loop;
-    pub(crate) use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering, fence};
+    pub(crate) use core::sync::atomic::{
+        AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+    };
 }
 
 #[cfg(loom)]
 mod primitive {
     pub(crate) use loom::cell::UnsafeCell;
     pub(crate) use loom::hint::spin_loop;
-    pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering, fence};
+    pub(crate) use loom::sync::atomic::{
+        AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+    };
 }
