@@ -1,5 +1,5 @@
-//! Tests of free runs: runs are allocated, resized and freed at random, and the whole arena is
-//! checked in between.
+//! Tests of free runs: runs are allocated, resized, freed and taken to be decommitted at random, and
+//! the whole arena is checked in between.
 
 use std::vec::Vec;
 
@@ -69,6 +69,9 @@ fn free_runs_stay_consistent() {
     let mut number = move |below: usize| numbers.next().unwrap_or(0) % below;
     // The runs, and whether each is untouched.
     let mut live: Vec<(Unit, bool)> = Vec::new();
+    // Units that are about to be decommitted, with a unit of their arena. As threads that purge do,
+    // the test holds the lock only to take them and to put them back.
+    let mut leaving: Option<(Unit, Leaving)> = None;
     for round in 0..if cfg!(miri) { 60 } else { 4000 } {
         Context::enter(|context| {
             let at = number(live.len().max(1));
@@ -99,6 +102,20 @@ fn free_runs_stay_consistent() {
                 assert!(unit.run_len().is_some_and(|len| len == units));
                 live.push((unit, run.zeroed));
             }
+            if round % 4 == 0 {
+                let unit = leaving.map_or(live[0].0, |(unit, _)| unit);
+                let units = &unit.arena.units;
+                let mut free = unit.arena.free_runs.acquire(context).expect("the context may wait");
+                // SAFETY: both are of this arena. What was taken is put back once, as dirty.
+                unsafe {
+                    if let Some((_, taken)) = leaving.take() {
+                        free.put_back(units, taken, RunState::Dirty);
+                    } else {
+                        let taken = free.take_dirty(units, 1 + number(50) as u32);
+                        leaving = taken.map(|taken| (unit, taken));
+                    }
+                }
+            }
             if round % 16 == 0 {
                 live.iter().for_each(|(unit, _)| {
                     let runs = unit.arena.free_runs.acquire(context).expect("the context may wait");
@@ -122,6 +139,12 @@ fn free_runs_stay_consistent() {
         for (unit, _) in live {
             // SAFETY: the test owns the run, which it forgets.
             assert!(unsafe { page::free(context, unit) });
+        }
+        if let Some((unit, taken)) = leaving {
+            let mut free = unit.arena.free_runs.acquire(context).expect("the context may wait");
+            // SAFETY: both are of this arena. What was taken is put back once, as dirty.
+            unsafe { free.put_back(&unit.arena.units, taken, RunState::Dirty) };
+            validate(&unit.arena.units, &free);
         }
     });
 }

@@ -168,4 +168,35 @@ mod tests {
         assert!(held.is_none());
         free(class, object);
     }
+
+    /// Slabs whose holes were decommitted keep the objects that are in use, and their free objects
+    /// serve again.
+    #[test]
+    fn punched_slabs_keep_their_objects() {
+        for size in [100, 5000, 14_000, 40_000] {
+            let class = of_size(size);
+            let count = if cfg!(miri) { 24 } else { 1000 };
+            let mark = |object: NonNull<u8>, value: u8| {
+                // SAFETY: the test owns the object, whose class has at least that size.
+                unsafe { object.write_bytes(value, size) };
+            };
+            let check = |object: NonNull<u8>, value: u8| {
+                // SAFETY: as above.
+                let bytes = unsafe { core::slice::from_raw_parts(object.as_ptr(), size) };
+                assert!(bytes.iter().all(|byte| *byte == value), "an object of {size} changed");
+            };
+            let mut kept: Vec<_> = (0..count).map(|_| alloc(class)).collect();
+            kept.iter().for_each(|object| mark(*object, 1));
+            for number in (0..count).rev().filter(|number| number % 8 != 0) {
+                free(class, kept.swap_remove(number));
+            }
+            trim(|_| ());
+            kept.iter().for_each(|object| check(*object, 1));
+            let more: Vec<_> = (0..count).map(|_| alloc(class)).collect();
+            more.iter().for_each(|object| mark(*object, 2));
+            kept.iter().for_each(|object| check(*object, 1));
+            more.iter().for_each(|object| check(*object, 2));
+            more.into_iter().chain(kept).for_each(|object| free(class, object));
+        }
+    }
 }
