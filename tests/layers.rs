@@ -22,9 +22,10 @@ struct Crate {
     nested: bool,
 }
 
-const CRATES: [Crate; 5] = [
+const CRATES: [Crate; 6] = [
     Crate { root: "alloc-core/src/lib.rs", nested: false },
     Crate { root: "alloc-global/preload/src/lib.rs", nested: true },
+    Crate { root: "alloc-global/prof/src/main.rs", nested: true },
     Crate { root: "alloc-global/top/src/main.rs", nested: true },
     Crate { root: "bench-harness/src/lib.rs", nested: true },
     Crate { root: "bench-harness/src/bin/stress/main.rs", nested: true },
