@@ -80,6 +80,7 @@ fn prepare() {
         backoff.pause();
     }
     for_each_lock(&|_, lock| lock.hold_for_fork(Fork::current(), context, &attempts));
+    page::doubt_huge_pages();
 }
 
 fn in_parent() {

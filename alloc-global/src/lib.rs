@@ -28,8 +28,8 @@
 //!   several threads or 256 MiB held (the default), all (`1`) or none (`0`, frees do it).
 //! - `HAYLOFT_PRESSURE`: whether all idle memory returns when memory is short, as the kernel
 //!   reports it: `1` (the default), `0`, or the path of a file with such reports.
-//! - `HAYLOFT_THP`: when to request huge pages: `auto` (the default: from a heap of 1 GiB on, and
-//!   for blocks of 8 MiB), `always` or `never`.
+//! - `HAYLOFT_THP`: when to request huge pages: `auto` (the default: from a heap of 1 GiB on, for
+//!   blocks of 8 MiB, and for other memory that stays in use), `always` or `never`.
 //! - `HAYLOFT_STATS`: statistics when the program ends, at intervals, or at a signal: see
 //!   [`report`].
 //! - `HAYLOFT_STATS_SHM`: show statistics to `hayloft-top`, with `1`.

@@ -25,6 +25,16 @@ pub fn meminfo_bytes(name: &str) -> usize {
     bytes_in("/proc/meminfo", name)
 }
 
+/// Returns the bytes of this process's memory in huge pages.
+///
+/// # Panics
+///
+/// If `/proc` is not mounted.
+#[must_use]
+pub fn huge_page_bytes() -> usize {
+    bytes_in("/proc/self/smaps_rollup", "AnonHugePages")
+}
+
 fn bytes_in(file: &str, name: &str) -> usize {
     let figures = fs::read_to_string(file).expect("/proc is mounted");
     let kib = figures

@@ -1,4 +1,5 @@
-//! Made-up sysfs trees with nodes and their CPUs for `HAYLOFT_SYSFS`, and pinning to CPUs.
+//! Made-up sysfs trees for `HAYLOFT_SYSFS`, with nodes and their CPUs or with modes of huge pages,
+//! and pinning to CPUs.
 
 use std::env;
 use std::fs;
@@ -26,13 +27,8 @@ impl Tree {
         let nodes: Vec<_> = nodes.into_iter().collect();
         let numbers: Vec<_> = nodes.iter().map(|(number, _)| number.to_string()).collect();
         let tree = Self::with_online(&numbers.join(","));
-        if let Some(root) = &tree.0 {
-            for (number, cpus) in nodes {
-                let node = root.join(format!("devices/system/node/node{number}"));
-                fs::create_dir(&node).expect("the directory can be created");
-                fs::write(node.join("cpulist"), format!("{cpus}\n"))
-                    .expect("the file can be written");
-            }
+        for (number, cpus) in nodes {
+            tree.add(&format!("devices/system/node/node{number}/cpulist"), cpus);
         }
         tree
     }
@@ -50,10 +46,31 @@ impl Tree {
         }
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let root = env::temp_dir().join(format!("hayloft-sysfs-{}-{number}", process::id()));
-        let nodes = root.join("devices/system/node");
-        fs::create_dir_all(&nodes).expect("the directory can be created");
-        fs::write(nodes.join("online"), format!("{list}\n")).expect("the file can be written");
-        Self(Some(root))
+        let tree = Self(Some(root));
+        tree.add("devices/system/node/online", list);
+        tree
+    }
+
+    /// Makes a tree with one node, of a system that allows these modes of huge pages.
+    ///
+    /// # Panics
+    ///
+    /// If the files cannot be written.
+    #[must_use]
+    pub fn with_huge_pages(modes: &str) -> Self {
+        let tree = Self::new([(0, "0-4095")]);
+        tree.add("kernel/mm/transparent_hugepage/enabled", modes);
+        tree
+    }
+
+    /// Adds a file with one line.
+    fn add(&self, path: &str, line: &str) {
+        if let Some(root) = &self.0 {
+            let file = root.join(path);
+            let folder = file.parent().expect("the file is in a directory");
+            fs::create_dir_all(folder).expect("the directory can be created");
+            fs::write(file, format!("{line}\n")).expect("the file can be written");
+        }
     }
 
     /// Returns the tree's root directory.

@@ -54,6 +54,14 @@ pub(crate) unsafe fn set_dumped(_address: NonNull<u8>, _len: usize, _dumped: boo
 
 pub(crate) unsafe fn prefer_huge_pages(_address: NonNull<u8>, _len: usize, _huge: bool) {}
 
+pub(crate) unsafe fn collapse(_address: NonNull<u8>, _len: usize) -> bool {
+    false
+}
+
+pub(crate) fn private_pages(_address: NonNull<u8>, _len: usize) -> Option<usize> {
+    None
+}
+
 pub(crate) unsafe fn prefer_node(_address: NonNull<u8>, _len: usize, _node: usize) {}
 
 pub(crate) unsafe fn renew(_address: NonNull<u8>, _len: usize) -> Renewed {

@@ -20,12 +20,12 @@ use crate::size_class::UNIT;
 /// programs took up to 10 % more memory with huge pages, and on the whole no less time: a heap that
 /// grows to 340 MB in phases took 1 % less time, Perl with 90 MB 5 % more, and SQLite with 530 MB
 /// 10 % more. (Measured on a virtual machine, whose host has to find 2 MiB of memory, too.)
-const HUGE_FROM: u32 = (1 << 30) / UNIT as u32;
+pub(super) const HUGE_FROM: u32 = (1 << 30) / UNIT as u32;
 
 /// Length in units from which on a run that has to be committed gets huge pages in any heap, since
 /// it will be used from end to end. With them a block that grows to a gigabyte takes 0.77 of the
 /// time, and blocks of up to 64 MB that come and go take 0.6.
-const LONG: u32 = (8 << 20) / UNIT as u32;
+pub(super) const LONG: u32 = (8 << 20) / UNIT as u32;
 
 /// When huge pages are requested.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

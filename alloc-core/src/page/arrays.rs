@@ -10,6 +10,7 @@
 use core::ptr::NonNull;
 
 use super::advice::HugePages;
+use super::chunks::CHUNK;
 use super::descriptor::Run;
 use crate::os;
 use crate::size_class::{UNIT, UNIT_SHIFT};
@@ -23,9 +24,6 @@ pub(crate) const ENTRY_SIZE: usize = 8;
 
 /// Address space per unit, in bytes.
 pub(super) const PER_UNIT: usize = UNIT + ENTRY_SIZE + size_of::<Run>() + META_SIZE;
-
-/// Units of a huge page.
-const HUGE_PAGE: u32 = (2 << 20) / UNIT as u32;
 
 /// Fewest units to commit at once, unless the arena or the system has fewer left.
 const GROWTH: u32 = 16;
@@ -109,8 +107,8 @@ impl Arrays {
         let rest = end - committed;
         let wish = room.max(GROWTH).max((committed / 8).min(MAX_GROWTH));
         // Up to the end of a huge page, so that no huge page is committed in parts.
-        let past = committed.saturating_add(wish).wrapping_add(self.base_unit()) % HUGE_PAGE;
-        let wish = wish.saturating_add((HUGE_PAGE - past) % HUGE_PAGE).min(rest);
+        let past = committed.saturating_add(wish).wrapping_add(self.base_unit()) % CHUNK;
+        let wish = wish.saturating_add((CHUNK - past) % CHUNK).min(rest);
         let commit = |more: &u32| {
             (room..=rest).contains(more)
                 // SAFETY: the caller guarantees that the units up to `end` are nobody else's.

@@ -11,7 +11,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `purge` | decommitting dirty runs; the windows that decide which |
+//! | `purge` `collapse` | decommitting dirty runs, by windows; huge pages for memory in use |
 //! | `placement` | the arena that serves a request |
 //! | `make` `give_up` `unit` | making arenas; giving up address space; units by address |
 //! | `arenas` `runs` | all arenas; the runs of one arena: allocating, freeing, resizing |
@@ -21,6 +21,7 @@
 //! | `units` `bins` | descriptors of units as boundary tags; free runs by length |
 //! | `dumped` | free memory that core files leave out |
 //! | `arrays` | addresses of units and of their metadata; committing both |
+//! | `chunks` | which parts of an arena are huge pages, and which may become some |
 //! | `advice` `descriptor` | huge pages and NUMA nodes; the descriptor of a unit |
 //! | `decommit` `limit` `reserve` | decommitting; the limit on memory; the blocks of a reserve |
 
@@ -29,6 +30,8 @@ mod arena;
 mod arenas;
 mod arrays;
 mod bins;
+mod chunks;
+mod collapse;
 mod decommit;
 mod descriptor;
 mod dumped;
@@ -50,7 +53,12 @@ use crate::size_class::{UNIT, UNIT_SHIFT};
 use crate::sync::{Context, LockClass, RawLock};
 use arenas::arenas;
 pub(crate) use arrays::{ENTRY_SIZE, META_SIZE};
-pub(crate) use decommit::{decommit_rest, decommits, decommitted};
+pub(crate) use chunks::splits;
+pub(crate) use collapse::{
+    collapse_nothing, collapse_one, collapses, doubt_huge_pages, end_window_of_chunks,
+    pause_collapsing, punch,
+};
+pub(crate) use decommit::{decommits, decommitted};
 use descriptor::{MOVED, NONE, PIECES, RunState};
 pub(crate) use give_up::limit_address_space;
 pub(crate) use misplaced::Misplaced;

@@ -169,9 +169,22 @@ impl Arena {
     pub(super) unsafe fn decommit(&self, start: u32, len: u32) -> bool {
         // SAFETY: the caller guarantees that it alone owns the run and that its metadata is dead.
         unsafe { self.decommit_metadata(start, len) };
-        let bytes = (len as usize) << UNIT_SHIFT;
         // SAFETY: the caller guarantees that it alone owns the run and that its contents are dead.
-        unsafe { decommit(self.units.arrays().address(start), bytes) }
+        unsafe { self.decommit_units(start, len) }
+    }
+
+    /// Decommits units, which read as zero from then on. Returns false if the kernel refused.
+    ///
+    /// # Safety
+    /// The caller alone owns the units, and their contents are dead.
+    unsafe fn decommit_units(&self, start: u32, len: u32) -> bool {
+        let (address, bytes) = (self.units.arrays().address(start), (len as usize) << UNIT_SHIFT);
+        // SAFETY: the caller guarantees that it alone owns the units, with dead contents.
+        let done = unsafe { decommit(address, bytes) };
+        if done {
+            self.units.note_decommit(start, start + len);
+        }
+        done
     }
 
     /// Makes a run read as zero by decommitting its memory, unless it is `zeroed` already. The run
@@ -185,12 +198,12 @@ impl Arena {
         // `start`.
         unsafe {
             let (address, run) = (self.units.arrays().address(start), self.units.run(start));
-            let bytes = ((*run).len as usize) << UNIT_SHIFT;
+            let len = (*run).len;
             if HugePages::wanted() != HugePages::Always {
                 (*run).marks |= SPARSE;
-                os::prefer_huge_pages(address, bytes, false);
+                os::prefer_huge_pages(address, (len as usize) << UNIT_SHIFT, false);
             }
-            zeroed || decommit(address, bytes)
+            zeroed || self.decommit_units(start, len)
         }
     }
 
@@ -211,6 +224,7 @@ impl Arena {
                 Renewed::Anew => {
                     // SAFETY: these units lie in this arena, which is one reservation.
                     unsafe { prefer_node(address, bytes, self.units.arrays().node) };
+                    self.units.note_decommit(start, start + len);
                     state = RunState::Clean;
                 }
                 // These units stay a mapping of their own.
@@ -219,7 +233,7 @@ impl Arena {
             }
         }
         // SAFETY: the caller guarantees that it owns these units and that their contents are dead.
-        if marks & SPARSE != 0 && unsafe { decommit(address, bytes) } {
+        if marks & SPARSE != 0 && unsafe { self.decommit_units(start, len) } {
             // Pages written here and there would be in the way of huge pages.
             state = RunState::Clean;
         }

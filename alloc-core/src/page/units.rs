@@ -8,6 +8,7 @@ use core::ptr;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::arrays::Arrays;
+use super::chunks::{CHUNK, Chunks};
 use super::descriptor::{NONE, Run, RunState};
 use super::reserve::BLOCK;
 use crate::sync::counters::{self, Line};
@@ -21,6 +22,7 @@ pub(super) struct Units {
     pub(super) committed: AtomicU32,
     /// Number of units in dirty free runs. Written under the lock.
     pub(super) dirty: AtomicU32,
+    pub(super) chunks: Chunks,
 }
 
 // SAFETY: `set_arrays` alone writes `arrays`, while no other thread uses the units. All other
@@ -41,6 +43,7 @@ impl Units {
             }),
             committed: AtomicU32::new(0),
             dirty: AtomicU32::new(0),
+            chunks: Chunks::new(),
         }
     }
 
@@ -114,6 +117,29 @@ impl Units {
         (arrays.reserve..arrays.units)
             .contains(&index)
             .then(|| ((index - arrays.reserve) / BLOCK) as usize)
+    }
+
+    /// Returns the number of the chunk that holds unit `index`.
+    #[inline]
+    fn chunk(&self, index: u32) -> usize {
+        ((index + self.arrays().base_unit() % CHUNK) / CHUNK) as usize
+    }
+
+    /// Returns the first unit of a chunk, and the unit behind its last one. The part of a chunk
+    /// that lies below unit 1 does not count.
+    pub(super) fn units_of(&self, chunk: usize) -> (u32, u32) {
+        let (start, past) = (chunk as u32 * CHUNK, self.arrays().base_unit() % CHUNK);
+        (start.saturating_sub(past).max(1), start + CHUNK - past)
+    }
+
+    /// Records for their chunks that memory of the units from `start` to `end`, at least one,
+    /// returned to the system.
+    pub(super) fn note_decommit(&self, start: u32, end: u32) {
+        let chunks = self.chunk(start)..=self.chunk(end - 1);
+        for number in chunks.take_while(|number| Chunks::numbers().contains(number)) {
+            let (first, behind) = self.units_of(number);
+            self.chunks.decommitted(number, start <= first && behind <= end);
+        }
     }
 
     /// Returns the number of units in dirty free runs. Call under the lock.

@@ -90,6 +90,11 @@ const ALL: u8 = 2;
 /// Length of a window, in milliseconds.
 static WINDOW: AtomicU32 = AtomicU32::new(DEFAULT_DECAY_MS / 3);
 
+/// Returns the length of a window, in milliseconds.
+pub(crate) fn window() -> u32 {
+    WINDOW.load(Ordering::Relaxed)
+}
+
 /// The reason for which a window ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Occasion {
@@ -361,7 +366,11 @@ fn thread_main(_: usize) {
     // Every free from now on finds the thread.
     STATE.store(NOTED, Ordering::Relaxed);
     // The thread needs its own table in any case: it must keep none of the program's files open.
-    let looks_at_pressure = os::bare::own_descriptors() && pressure::counts();
+    let may_open_files = os::bare::own_descriptors();
+    let looks_at_pressure = may_open_files && pressure::counts();
+    if !may_open_files {
+        page::collapse_nothing();
+    }
     let (mut lived, mut unlooked) = (0, 0);
     loop {
         let unlooked = looks_at_pressure.then_some(&mut unlooked);

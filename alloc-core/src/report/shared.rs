@@ -29,7 +29,7 @@ use crate::stats::{self, CacheStats, CpuStats, MAX, NodeStats, Stats};
 
 const MAGIC: [u8; 8] = *b"HAYLOFT\0";
 /// Version of the layout. Increment with every change to the contents of [`Page`].
-const VERSION: u32 = 5;
+const VERSION: u32 = 6;
 
 const FOLDER: &str = "/dev/shm";
 const PREFIX: &str = "hayloft-";

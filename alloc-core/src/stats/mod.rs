@@ -89,6 +89,14 @@ pub struct Stats {
     /// Minor page faults of the process so far, including those outside this allocator; 0 if
     /// unreadable. Memory that is used again after it was decommitted takes one for each page.
     pub faults: u64,
+    /// Huge pages so far that were made of memory in use.
+    pub collapses: u64,
+    /// Huge pages so far that the system refused to make.
+    pub collapse_failures: u64,
+    /// Nanoseconds so far in calls to the system to make huge pages.
+    pub collapse_nanoseconds: u64,
+    /// Number of `collapses` that were split, as a part of their memory was decommitted.
+    pub collapse_splits: u64,
 }
 
 /// Counts of events so far in the sheaves of a class, on one CPU or all.
@@ -344,6 +352,7 @@ pub fn gather_own() -> Stats {
     let (held, unneeded) = (page::charged(), page::dirty());
     let (nolock_tries, nolock_failures) = objects::nolock_counts();
     let (decommits, decommit_nanoseconds) = page::decommits();
+    let (collapses, collapse_failures, collapse_nanoseconds) = page::collapses();
     let deferred = objects::deferred_frees();
     Stats {
         held,
@@ -362,6 +371,10 @@ pub fn gather_own() -> Stats {
         decommits,
         decommit_nanoseconds,
         faults: 0,
+        collapses,
+        collapse_failures,
+        collapse_nanoseconds,
+        collapse_splits: page::splits(),
     }
 }
 

@@ -38,6 +38,9 @@ impl Display for Stats {
             write!(to, "; {} resident", Bytes(self.resident))?;
         }
         write!(to, "; {} given back so far", Bytes(self.decommitted as usize))?;
+        if self.collapses > 0 {
+            write!(to, "; {} huge pages made, {} split", self.collapses, self.collapse_splits)?;
+        }
         let mut rows = [const { None::<CacheStats> }; ROWS];
         let (mut others, mut of_others) = (0, 0);
         for cache in self.caches().filter(|cache| cache.slabs > 0) {
@@ -187,7 +190,7 @@ const fn counter<T>(name: &'static str, help: &'static str, of: fn(&T) -> u64) -
 }
 
 /// Metrics of the whole allocator.
-static METRICS: [Metric<Stats>; 16] = [
+static METRICS: [Metric<Stats>; 20] = [
     gauge("held_bytes", "Handed out, or kept for what may come.", |stats| stats.held as u64),
     gauge("free_bytes", "Of held_bytes, free.", |stats| stats.free as u64),
     gauge("unneeded_bytes", "Of held_bytes, on the way back to the system.", |stats| {
@@ -213,6 +216,16 @@ static METRICS: [Metric<Stats>; 16] = [
     }),
     counter("minor_faults", "Page faults of the process without a file or device.", |stats| {
         stats.faults
+    }),
+    counter("collapses", "Huge pages made of memory in use.", |stats| stats.collapses),
+    counter("collapse_failures", "Huge pages that the system refused to make.", |stats| {
+        stats.collapse_failures
+    }),
+    counter("collapse_nanoseconds", "Time in calls to make huge pages.", |stats| {
+        stats.collapse_nanoseconds
+    }),
+    counter("collapse_splits", "Of collapses, split by decommitting a part.", |stats| {
+        stats.collapse_splits
     }),
 ];
 

@@ -62,6 +62,10 @@ struct hayloft_stats {
     uint64_t decommits;       /* system calls that returned memory */
     uint64_t decommit_nanoseconds; /* time in such calls */
     uint64_t faults;          /* minor page faults of the process */
+    uint64_t collapses;       /* huge pages made of memory in use */
+    uint64_t collapse_failures; /* those that the system refused to make */
+    uint64_t collapse_nanoseconds; /* time in calls to make them */
+    uint64_t collapse_splits; /* those made that were split, as a part returned to the system */
 };
 /* A function has the same name as the type, so C++ requires `struct` before the type's name. The
  * typedef does without. */

@@ -62,8 +62,9 @@ impl Theme {
     }
 }
 
-/// Lines for the totals on a screen that has room for all of them.
-const SUMMARY: u16 = 6;
+/// Lines for the totals on a screen that has room for all of them: all events, beside the amounts
+/// with a limit.
+const SUMMARY: u16 = 7;
 /// Smallest screen, as width and height, that shows all totals.
 const ROOMY: (u16, u16) = (72, 20);
 
@@ -71,9 +72,8 @@ const ROOMY: (u16, u16) = (72, 20);
 pub(crate) fn draw(frame: &mut Frame<'_>, app: &mut App, history: &History, theme: Theme) {
     let area = frame.area();
     let is_roomy = area.width >= ROOMY.0 && area.height >= ROOMY.1;
-    let has_limit = u16::from(summary::part_of_limit(history).is_some());
     let summary_height = if is_roomy {
-        SUMMARY + has_limit
+        SUMMARY
     } else if area.height >= 8 {
         2
     } else {
@@ -441,7 +441,7 @@ mod tests {
         assert!(screen[0].contains("every 1 s"));
         line_with(&screen, "resident   20.0M ▄▄▄");
         line_with(&screen, "misses     107/s, 0/s on to slabs");
-        line_with(&screen, "1-14 of 32, by MEMORY");
+        line_with(&screen, "1-13 of 32, by MEMORY");
         let header = line_with(&screen, "IN USE");
         for title in ["CACHE", "SIZE", "USE%", "MEMORY", "GROWTH/s", "MISS/s", "HISTORY"] {
             assert!(header.contains(title), "no {title} in {header}");

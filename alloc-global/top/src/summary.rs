@@ -38,7 +38,7 @@ pub(crate) fn part_of_limit(history: &History) -> Option<f64> {
 }
 
 /// Returns the events, formatted with their rates.
-pub(crate) fn events(history: &History) -> [(&'static str, String); 6] {
+pub(crate) fn events(history: &History) -> [(&'static str, String); 7] {
     let stats = &history.now().stats;
     let per_second = |rate: Option<f64>, text: fn(f64) -> String| {
         format!("{}/s", rate.map_or_else(|| "-".into(), text))
@@ -50,6 +50,10 @@ pub(crate) fn events(history: &History) -> [(&'static str, String); 6] {
     };
     let rate = |of: fn(&Stats) -> u64, text| {
         per_second(history.rate(|snapshot| Some(of(&snapshot.stats))), text)
+    };
+    let share = |of: fn(&Stats) -> u64| {
+        let rate = history.rate(|snapshot| Some(of(&snapshot.stats)));
+        rate.map_or_else(|| "-".into(), |rate| format!("{:.1} %", rate / 1e7))
     };
     [
         (
@@ -74,10 +78,18 @@ pub(crate) fn events(history: &History) -> [(&'static str, String); 6] {
                 "{} ({}), {} of the time; {} faults",
                 number::bytes(stats.decommitted),
                 rate(|stats| stats.decommitted, |rate| number::bytes(rate as u64)),
-                history
-                    .rate(|snapshot| Some(snapshot.stats.decommit_nanoseconds))
-                    .map_or_else(|| "-".into(), |rate| format!("{:.1} %", rate / 1e7)),
+                share(|stats| stats.decommit_nanoseconds),
                 rate(|stats| stats.faults, number::rate)
+            ),
+        ),
+        (
+            "huge pages",
+            format!(
+                "{} made, {} of the time; {} split, {} failed",
+                number::count(stats.collapses),
+                share(|stats| stats.collapse_nanoseconds),
+                number::count(stats.collapse_splits),
+                number::count(stats.collapse_failures)
             ),
         ),
         (
@@ -123,6 +135,9 @@ mod tests {
         second.stats.decommitted = 4096;
         second.stats.decommit_nanoseconds = 30_000_000;
         second.stats.faults = 1;
+        second.stats.collapses = 9;
+        second.stats.collapse_splits = 2;
+        second.stats.collapse_nanoseconds = 3_000_000;
         second.stats.limit = 20 << 20;
         let history = history([first, second]);
         let text = |name| {
@@ -132,6 +147,7 @@ mod tests {
         assert_eq!(text("misses"), "20/s, 0/s on to slabs");
         assert_eq!(text("deferred"), "7 (3.5/s), 2 waiting");
         assert_eq!(text("given back"), "4.0K (2.0K/s), 1.5 % of the time; 0.5/s faults");
+        assert_eq!(text("huge pages"), "9 made, 0.1 % of the time; 2 split, 0 failed");
         assert_eq!(part_of_limit(&history), Some(0.5));
         let [resident, ..] = memory(&history);
         assert_eq!((resident.now, resident.course), (20 << 20, vec![20 << 20; 2]));

@@ -166,6 +166,42 @@ pub(crate) unsafe fn prefer_huge_pages(address: NonNull<u8>, len: usize, huge: b
     let _ = unsafe { call(libc::SYS_madvise, [address.addr().get(), len, word(advice)]) };
 }
 
+/// Makes huge pages of all committed memory of a range, except for parts of huge pages at its ends.
+/// Pages in it that had no memory get some, and read as zero. Returns false if the kernel refuses:
+/// it is older than 6.1, has no huge pages, or finds no memory for one; some of the range is
+/// advised against huge pages, or used by a device.
+///
+/// # Safety
+/// `address..address + len` is committed, on page boundaries, and lies in one reservation.
+pub(crate) unsafe fn collapse(address: NonNull<u8>, len: usize) -> bool {
+    const MADV_COLLAPSE: c_int = 25;
+    debug_assert_pages(address, len);
+    let arguments = [address.addr().get(), len, word(MADV_COLLAPSE)];
+    // SAFETY: the caller guarantees committed memory; the call does not change contents.
+    !fails(Call::Madvise) && unsafe { call(libc::SYS_madvise, arguments).is_ok() }
+}
+
+/// Returns how many of the kernel's pages of a range are in memory and shared with no other
+/// process. `None` if the kernel does not report that.
+pub(crate) fn private_pages(address: NonNull<u8>, len: usize) -> Option<usize> {
+    /// Bits of an entry of `/proc/self/pagemap`.
+    const PRESENT: u64 = 1 << 63;
+    const EXCLUSIVE: u64 = 1 << 56;
+    const WANTED: u64 = PRESENT | EXCLUSIVE;
+    /// Bytes of an entry.
+    const ENTRY: usize = size_of::<u64>();
+    let (first, count) = (address.addr().get() / system_page_size(), len / system_page_size());
+    let mut room = [0; 512 * ENTRY];
+    let room = room.get_mut(..count * ENTRY)?;
+    let entries = File::to_read(format_args!("/proc/self/pagemap"))?;
+    if !entries.read_at(room, first * ENTRY) {
+        return None;
+    }
+    let (entries, _) = room.as_chunks();
+    let is_wanted = |entry: &&[u8; ENTRY]| u64::from_ne_bytes(**entry) & WANTED == WANTED;
+    Some(entries.iter().filter(is_wanted).count())
+}
+
 /// Makes the kernel take the memory of reserved pages from one of its nodes while that node has
 /// memory, whichever CPU touches the pages first. Has no effect if the node does not exist or the
 /// process lacks the right. Does not override a memory policy that the user chose (such as by

@@ -39,8 +39,8 @@ pub(crate) use file::{lines, list, read, read_bytes, remove, share};
 pub(super) use futex::futex_wait_shared;
 pub(crate) use futex::{futex_wait, futex_wait_for, futex_wake_all, futex_wake_one};
 pub(crate) use memory::{
-    commit, copy_memory, decommit, let_read, prefer_huge_pages, prefer_node, remap, renew, reserve,
-    set_dumped, unreserve,
+    collapse, commit, copy_memory, decommit, let_read, prefer_huge_pages, prefer_node,
+    private_pages, remap, renew, reserve, set_dumped, unreserve,
 };
 pub(crate) use process::{
     at_exit, at_fork, lock_streams, renew_streams, take_place_at_forks, unlock_streams,

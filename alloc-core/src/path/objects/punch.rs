@@ -97,7 +97,7 @@ unsafe fn punch_slab(context: Context, node_class: &NodeClass, even_busy: bool) 
         gone -= known;
         // SAFETY: a hole has only free objects, which leave no slab while it is lent. The caller
         // guarantees that they have no contents.
-        if unsafe { page::decommit_rest(address, len, known) } {
+        if unsafe { page::punch(address, len, known) } {
             bytes += len - known;
             punched += len;
         }

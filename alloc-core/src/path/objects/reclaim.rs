@@ -37,8 +37,9 @@ const LEAST_OF_A_SLICE: usize = 8 << 20;
 
 /// Does the work of a decay window, or a part of it: moves memory that was idle throughout a window
 /// one step towards the system, from sheaves and barns to slabs, from slabs to pages, from pages to
-/// the system. If memory is short, moves all memory all the way. Returns whether there is more to
-/// move on the next occasion of this kind; a free, whether there is more to do now.
+/// the system. If memory is short, moves all memory all the way. The thread also makes huge pages
+/// of memory that stays in use. Returns whether there is more to move on the next occasion of this
+/// kind; a free, whether there is more to do now.
 fn reclaim_on(context: Context, occasion: Occasion) -> bool {
     match occasion {
         Occasion::Free => {
@@ -51,7 +52,8 @@ fn reclaim_on(context: Context, occasion: Occasion) -> bool {
         Occasion::Window => {
             let moved = age(context, occasion);
             let punched = punch_holes(context, &Punch { slabs: 0, ..Punch::ALL });
-            moved || punched.has_more || page::is_dirty(context)
+            let chunks = page::end_window_of_chunks(context, reclaim::window());
+            moved || punched.has_more || chunks || page::is_dirty(context)
         }
         Occasion::Slice { left } => {
             let punched = punch_holes(context, &Punch::OF_A_SLICE);
@@ -59,12 +61,14 @@ fn reclaim_on(context: Context, occasion: Occasion) -> bool {
             if due > 0 {
                 page::purge_due(context, (due / left as usize).max(LEAST_OF_A_SLICE));
             }
-            punched.is_cut_short || page::due(context) > 0
+            let collapsed = page::collapse_one();
+            punched.is_cut_short || collapsed || page::due(context) > 0
         }
         Occasion::Shortage => {
             let moved = age(context, occasion);
             let punched = punch_holes(context, &Punch { even_busy: true, ..Punch::ALL });
             page::trim(context);
+            page::pause_collapsing();
             moved || punched.has_more || page::is_dirty(context)
         }
     }
