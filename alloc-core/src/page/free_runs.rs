@@ -283,17 +283,29 @@ impl FreeRuns {
         }
         let bins = self.bins(state);
         let bin = Bins::holding(len);
-        let next = bins.head(bin);
-        // SAFETY: `start` and `next` are first units of free runs; the lock is held.
+        let (mut previous, mut next) = (NONE, bins.head(bin));
+        // The last run freed is used first, as it is warm, but not before one in a huge page, which
+        // should stay in use.
+        if next != NONE && units.is_huge(next) && !units.is_huge(start) {
+            previous = next;
+            // SAFETY: `next` is the first unit of a free run; the lock is held.
+            next = unsafe { (*units.run(previous)).next };
+        }
+        // SAFETY: `start`, `previous` and `next` are first units of free runs; the lock is held.
         unsafe {
             (*units.run(start)).next = next;
-            (*units.run(start)).previous = NONE;
+            (*units.run(start)).previous = previous;
             if next != NONE {
                 (*units.run(next)).previous = start;
             }
+            if previous != NONE {
+                (*units.run(previous)).next = start;
+            }
         }
-        bins.set_head(bin, start);
-        counters::wrote(Line::Arena, 1);
+        if previous == NONE {
+            bins.set_head(bin, start);
+            counters::wrote(Line::Arena, 1);
+        }
     }
 
     /// Takes a free run off its bin. The caller owns its units afterwards.
@@ -329,14 +341,19 @@ impl FreeRuns {
         self.unneeded = self.unneeded.min(units.dirty());
     }
 
-    /// Takes up to `most` dirty units off the longest run, or one about as long, to be decommitted.
-    /// It takes the end of the run, back to a multiple of [`PIECE`] at most, so that
-    /// no huge page is decommitted in parts.
+    /// Takes up to `most` dirty units off the longest run, or one about as long, to be decommitted:
+    /// if possible, one that does not start in a huge page. It takes the end of the run, back to a
+    /// multiple of [`PIECE`] at most, so that no huge page is decommitted in parts.
     ///
     /// # Safety
     /// The units are those of this arena.
     pub(super) unsafe fn take_dirty(&mut self, units: &Units, most: u32) -> Option<Leaving> {
-        let start = self.dirty_bins.head(self.dirty_bins.last()?);
+        let first = self.dirty_bins.head(self.dirty_bins.last()?);
+        let runs = core::iter::successors(Some(first), |start| {
+            // SAFETY: a free run starts at `start`; the lock is held.
+            Some(unsafe { (*units.run(*start)).next }).filter(|next| *next != NONE)
+        });
+        let start = runs.take(LOOKS as usize).find(|start| !units.is_huge(*start)).unwrap_or(first);
         // SAFETY: a free run starts at `start`; the lock is held.
         let found = unsafe { units.len(start) };
         let past = (start + found - 1).wrapping_add(units.arrays().base_unit()) % PIECE;

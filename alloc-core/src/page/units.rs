@@ -132,6 +132,12 @@ impl Units {
         (start.saturating_sub(past).max(1), start + CHUNK - past)
     }
 
+    /// Returns whether unit `index` lies in a huge page that a chunk became.
+    #[inline]
+    pub(super) fn is_huge(&self, index: u32) -> bool {
+        self.chunks.is_huge(self.chunk(index))
+    }
+
     /// Records for their chunks that memory of the units from `start` to `end`, at least one,
     /// returned to the system.
     pub(super) fn note_decommit(&self, start: u32, end: u32) {

@@ -1,9 +1,14 @@
 //! Tests of free runs: runs are allocated, resized, freed and taken to be decommitted at random, and
 //! the whole arena is checked in between.
 
+use core::ptr;
+use std::boxed::Box;
 use std::vec::Vec;
 
 use super::*;
+use crate::page::arrays::Arrays;
+use crate::page::chunks::CHUNK;
+use crate::page::descriptor::Run;
 use crate::page::{self, Unit};
 use crate::sync::Context;
 
@@ -147,4 +152,51 @@ fn free_runs_stay_consistent() {
             validate(&unit.arena.units, &free);
         }
     });
+}
+
+/// Free units in huge pages are used first and purged last, and otherwise those that were freed
+/// last are used first.
+#[test]
+fn free_units_of_huge_pages_are_used_first_and_purged_last() {
+    const COMMITTED: u32 = 4 * CHUNK;
+    const HUGE: u32 = CHUNK + 8;
+    const OTHER: u32 = 2 * CHUNK + 8;
+    const THIRD: u32 = 3 * CHUNK + 8;
+    let units = Units::new();
+    // SAFETY: zeroed memory is an array of descriptors that describe no runs.
+    let mut runs = unsafe { Box::<[Run; COMMITTED as usize]>::new_zeroed().assume_init() };
+    let base = ptr::without_provenance_mut(1 << 40);
+    let arrays = Arrays {
+        base,
+        entries: base,
+        runs: runs.as_mut_ptr(),
+        meta: base,
+        reserve: COMMITTED,
+        units: COMMITTED,
+        node: 0,
+    };
+    // SAFETY: the test alone has these units, of which it uses only the descriptors.
+    unsafe { units.set_arrays(arrays) };
+    units.committed.store(COMMITTED, Ordering::Relaxed);
+    units.chunks.set_huge(1);
+    for (freed, used) in [
+        ([HUGE, OTHER], [HUGE, OTHER]),
+        ([OTHER, HUGE], [HUGE, OTHER]),
+        ([OTHER, THIRD], [THIRD, OTHER]),
+    ] {
+        for is_purged in [false, true] {
+            let mut free = FreeRuns::new();
+            // SAFETY: the units are the test's, and are in no bin before they are inserted.
+            unsafe {
+                freed.iter().for_each(|start| free.insert(&units, *start, 1, RunState::Dirty));
+                let found = if is_purged {
+                    free.take_dirty(&units, 1).map(|leaving| leaving.start)
+                } else {
+                    free.find(&units, 1, 1, false).ok().map(|found| found.start)
+                };
+                let is_first = !is_purged || !used.contains(&HUGE);
+                assert_eq!(found, Some(used[usize::from(!is_first)]), "{freed:?}");
+            }
+        }
+    }
 }
