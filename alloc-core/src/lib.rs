@@ -26,6 +26,7 @@
 //! | `batch` `watch` | object pointers in transit; tracer probes, Valgrind |
 //! | [`size_class`] | the class that serves a layout |
 //! | [`profile`] | heap profiles |
+//! | [`stack`] | the return addresses of a thread's callers |
 //! | `sync` | atomics and locks |
 //! | `os` | system calls |
 //! | `settings` | settings in the environment and in the program, in a table |
@@ -140,6 +141,20 @@ pub mod size_class;
 #[cfg(target_os = "linux")]
 #[cfg_attr(loom, allow(dead_code, unused_imports, reason = "the models use a part of it"))]
 mod slab;
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(any(miri, loom))
+))]
+#[doc(hidden)]
+pub mod stack;
+#[cfg(all(
+    target_os = "linux",
+    any(miri, loom, not(any(target_arch = "x86_64", target_arch = "aarch64")))
+))]
+#[doc(hidden)]
+#[path = "stack/none.rs"]
+pub mod stack;
 #[cfg(all(target_os = "linux", not(loom)))]
 pub mod stats;
 #[cfg(target_os = "linux")]

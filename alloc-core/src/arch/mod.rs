@@ -99,6 +99,8 @@ mod imp;
 #[path = "none.rs"]
 mod imp;
 
+#[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), not(miri)))]
+pub(crate) use imp::frames;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 pub(crate) use imp::push_by_address;
 pub(crate) use imp::{
@@ -138,6 +140,9 @@ pub(crate) struct Locals {
     pub(crate) is_service: AtomicU32,
     /// List of the irq work items that this thread is queueing, innermost first.
     pub(crate) queueing: AtomicPtr<()>,
+    /// The address from which on the stack of this thread is known to be mapped; 0 if it is not
+    /// known. Handlers may lower it.
+    pub(crate) checked_stack: AtomicUsize,
     /// State of the lock witness.
     #[cfg(debug_assertions)]
     pub(crate) witness: [AtomicUsize; WITNESS_WORDS],

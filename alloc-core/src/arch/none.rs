@@ -90,6 +90,7 @@ pub(crate) fn locals() -> &'static Locals {
                 aborts: AtomicU32::new(0),
                 is_service: AtomicU32::new(0),
                 queueing: AtomicPtr::new(ptr::null_mut()),
+                checked_stack: AtomicUsize::new(0),
                 #[cfg(debug_assertions)]
                 witness: [const { AtomicUsize::new(0) }; super::WITNESS_WORDS],
             }

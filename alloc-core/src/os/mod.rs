@@ -91,6 +91,8 @@ pub(crate) use imp::{
 };
 #[cfg(miri)]
 pub(crate) use imp::{Identity, close, duplicate, identity, pid_namespace, replace};
+#[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), not(miri)))]
+pub(crate) use imp::{alternate_stack, copy_readable, is_readable};
 pub(crate) use service::{Scheduling, Service, is_service_thread, spawn, spawn_bare};
 
 /// Returns the bytes of address space in use by the process. `None` if the system does not report

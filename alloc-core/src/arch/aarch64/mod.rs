@@ -1,8 +1,10 @@
 //! Restartable sequences and system calls on AArch64.
 //!
-//! `sections` holds the critical sections, `words` the symbols that they read, and `system` the
-//! calls of the kernel. Apart from these symbols, no module uses another.
+//! `sections` holds the critical sections, `words` the symbols that they read, `system` the calls
+//! of the kernel, and `frames` what a walk of the stack knows of registers and calls. Apart from
+//! these symbols, no module uses another.
 
+pub(crate) mod frames;
 mod sections;
 mod system;
 mod words;

@@ -8,7 +8,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::file::read;
-use super::system_call::{call, word};
+use super::system_call::{SavedErrno, call, word};
 use crate::settings::{self, Name};
 
 /// Returns the bytes of a page: the kernel's page size, or a larger one that a test asks for
@@ -35,6 +35,8 @@ pub(crate) fn system_page_size() -> usize {
 
 /// Returns an entry of the auxiliary vector, such as `AT_PHDR`; 0 if there is none.
 pub(crate) fn auxiliary(kind: c_ulong) -> usize {
+    // The function reports an absent entry by `errno`.
+    let _errno = SavedErrno::new();
     // SAFETY: `getauxval` takes and returns only numbers.
     unsafe { libc::getauxval(kind) as usize }
 }

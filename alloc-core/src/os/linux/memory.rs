@@ -233,17 +233,11 @@ pub(crate) unsafe fn prefer_node(address: NonNull<u8>, len: usize, node: usize) 
 /// Copies memory of this process that may be unmapped, also by another thread during the call.
 /// Returns false, with `to` filled in part, if the memory cannot be read or the kernel refuses.
 pub(crate) fn copy_memory(from: usize, to: &mut [u8]) -> bool {
-    let here = libc::iovec { iov_base: to.as_mut_ptr().cast(), iov_len: to.len() };
-    let there = libc::iovec { iov_base: ptr::with_exposed_provenance_mut(from), ..here };
-    here.iov_base.expose_provenance();
-    let [here, there] = [&raw const here, &raw const there].map(|list| list.expose_provenance());
-    let arguments = [process_id() as usize, here, 1, there, 1, 0];
-    // SAFETY: the kernel writes only to `to`, and reports an error where memory is unreadable.
-    match unsafe { call(libc::SYS_process_vm_readv, arguments) } {
-        Ok(len) => len == to.len(),
-        Err(libc::EFAULT) => false,
+    // SAFETY: `to` is writable.
+    match unsafe { copy_readable(from, to.as_mut_ptr(), to.len()) } {
+        Some(len) => len == to.len(),
         // A container may forbid the call.
-        Err(_) => File::to_read(format_args!("/proc/self/mem"))
+        None => File::to_read(format_args!("/proc/self/mem"))
             .is_some_and(|memory| memory.read_at(to, from)),
     }
 }
@@ -353,4 +347,34 @@ pub(crate) unsafe fn remap(from: NonNull<u8>, to: NonNull<u8>, len: usize) -> Re
             Err(_) => Remapped::Lost,
         }
     }
+}
+
+/// Copies up to `len` bytes of this process from `from` to `to`: those before the first one that is
+/// not readable. Returns their number; `None` if the kernel does not permit the call. Never faults.
+///
+/// # Safety
+/// `to` is writable for `len` bytes.
+pub(crate) unsafe fn copy_readable(from: usize, to: *mut u8, len: usize) -> Option<usize> {
+    let [to, from] = [to.expose_provenance(), from].map(|start| [start, len]);
+    let [to, from] = [&raw const to, &raw const from].map(|range| range.expose_provenance());
+    // SAFETY: the kernel writes only to the range at `to`, which the caller guarantees.
+    match unsafe { call(libc::SYS_process_vm_readv, [word(process_id()), to, 1, from, 1, 0]) } {
+        Err(libc::EFAULT) => Some(0),
+        copied => copied.ok(),
+    }
+}
+
+/// Returns whether the byte at an address can be read.
+pub(crate) fn is_readable(address: usize) -> bool {
+    let mut byte = 0;
+    // SAFETY: the byte is writable.
+    if let Some(copied) = unsafe { copy_readable(address, &raw mut byte, 1) } {
+        return copied == 1;
+    }
+    // Few processes may not call this. The kernel reads the mask before it refuses to change it in
+    // a way that does not exist. (Memcheck would report a mask that is not initialised.)
+    let arguments = [word(-1), address & !7, 0, size_of::<u64>()];
+    // SAFETY: the call fails.
+    let refusal = unsafe { call(libc::SYS_rt_sigprocmask, arguments) };
+    refusal != Err(libc::EFAULT)
 }

@@ -39,8 +39,8 @@ pub(crate) use file::{lines, list, read, read_bytes, remove, share};
 pub(super) use futex::futex_wait_shared;
 pub(crate) use futex::{futex_wait, futex_wait_for, futex_wake_all, futex_wake_one};
 pub(crate) use memory::{
-    collapse, commit, copy_memory, decommit, let_read, prefer_huge_pages, prefer_node,
-    private_pages, remap, renew, reserve, set_dumped, unreserve,
+    collapse, commit, copy_memory, copy_readable, decommit, is_readable, let_read,
+    prefer_huge_pages, prefer_node, private_pages, remap, renew, reserve, set_dumped, unreserve,
 };
 pub(crate) use process::{
     at_exit, at_fork, lock_streams, renew_streams, take_place_at_forks, unlock_streams,
@@ -48,7 +48,8 @@ pub(crate) use process::{
 pub(crate) use rseq::{register_rseq, restart_sections_on, unregister_rseq};
 pub(super) use signal::change_bare_mask;
 pub(crate) use signal::{
-    Signal, admit_signal, block_signals, has_signals_blocked, signal_thread, take_signal,
+    Signal, admit_signal, alternate_stack, block_signals, has_signals_blocked, signal_thread,
+    take_signal,
 };
 pub(super) use system_call::{SavedErrno, call};
 pub(super) use thread::{Thread, name_thread, spawn};

@@ -4,6 +4,8 @@
 //! [`change_bare_mask`] changes the mask of those too.
 
 use core::ffi::{c_int, c_void};
+use core::mem::MaybeUninit;
+use core::ops::Range;
 use core::ptr;
 
 use super::super::inject::{Call, fails};
@@ -171,4 +173,17 @@ pub(in super::super) fn change_bare_mask(mask: &u64, before: Option<&mut u64>) {
     let arguments = [word(libc::SIG_SETMASK), from, to, size_of::<u64>()];
     // SAFETY: both masks have the length that is passed.
     let _ = unsafe { call(libc::SYS_rt_sigprocmask, arguments) };
+}
+
+/// Returns the alternate signal stack, if this thread runs on it.
+pub(crate) fn alternate_stack() -> Option<Range<usize>> {
+    let mut stack = MaybeUninit::<libc::stack_t>::uninit();
+    let to = (&raw mut stack).expose_provenance();
+    // SAFETY: the kernel writes the struct if the call succeeds.
+    let stack = unsafe {
+        call(libc::SYS_sigaltstack, [0, to]).ok()?;
+        stack.assume_init()
+    };
+    let start = stack.ss_sp.addr();
+    (stack.ss_flags & libc::SS_ONSTACK != 0).then(|| start..start.saturating_add(stack.ss_size))
 }

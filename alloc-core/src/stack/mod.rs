@@ -1,0 +1,52 @@
+//! Stacks: the return addresses of a thread's callers, in any context.
+//!
+//! A walk leads from each frame to its caller's by the tables that compilers write for exceptions
+//! and debuggers, and which cover code with and without frame pointers alike. What the tables say
+//! of a return address is remembered, so a walk over frames that were seen before costs little more
+//! than one by frame pointers. Code without tables is walked by frame pointers, if these lead to
+//! an address after a call.
+//!
+//! Nothing here allocates, waits, or takes a lock, and no memory is read that might not be mapped.
+//! So a stack can be captured in any signal handler, in a fork child, and on any stack; it takes
+//! about one KiB of that.
+//!
+//! Not covered are frames that have neither tables nor frame pointers, and libraries other than the
+//! one with this allocator where the C library is not glibc 2.35 or newer: a walk ends there.
+//! Nor are tables that a program registers for code that it generates. Elsewhere than on x86-64
+//! and AArch64, and under Miri, there is `none` instead, which finds no frame.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `walk` | from each frame to its caller's |
+//! | `cache` | rules that were found before |
+//! | `expression` | expressions in tables |
+//! | `memory` `registers` | reading a stack; registers of a frame |
+//! | `rules` | where a frame ends, and where it saves registers |
+//! | `images` | the program and libraries, by an address |
+//! | `tables` | what compilers say of each function |
+//!
+//! A module imports only from lower rows.
+
+mod cache;
+mod expression;
+mod images;
+mod memory;
+mod registers;
+mod rules;
+mod tables;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+use self::walk::{Follow, walk};
+use crate::arch::frames::registers;
+
+/// Writes the return addresses of this thread's callers to `to`, the innermost first, and returns
+/// their number. Further callers than there is room for are left out.
+///
+/// Code that a signal interrupted was not left by a call. Its entry is the address of the next
+/// instruction plus one, so that one less than each entry is an address in the right function.
+#[inline(never)]
+pub fn capture(to: &mut [usize]) -> usize {
+    walk(registers(), Follow::Few, to).or_else(|_| walk(registers(), Follow::All, to)).unwrap_or(0)
+}
