@@ -16,7 +16,7 @@ const MAIN_STACK: usize = 64 << 20;
 /// Most bytes of a thread's stack that are checked.
 const THREAD_STACK: usize = 2 << 20;
 /// Words read by one system call.
-const WINDOW: usize = 16;
+const WINDOW: usize = 8;
 /// More bytes than a frame usually has.
 const LARGE: usize = 64 << 10;
 const WORD: usize = size_of::<usize>();

@@ -39,7 +39,7 @@ mod tests;
 mod walk;
 
 use self::walk::{Follow, walk};
-use crate::arch::frames::registers;
+use crate::arch::frames::{REGISTERS, store_registers};
 
 /// Writes the return addresses of this thread's callers to `to`, the innermost first, and returns
 /// their number. Further callers than there is room for are left out.
@@ -48,5 +48,12 @@ use crate::arch::frames::registers;
 /// instruction plus one, so that one less than each entry is an address in the right function.
 #[inline(never)]
 pub fn capture(to: &mut [usize]) -> usize {
-    walk(registers(), Follow::Few, to).or_else(|_| walk(registers(), Follow::All, to)).unwrap_or(0)
+    let mut registers = [0; REGISTERS];
+    store_registers(&mut registers);
+    for follow in [Follow::Few, Follow::All] {
+        if let Ok(count) = walk(&registers, follow, to) {
+            return count;
+        }
+    }
+    0
 }

@@ -20,8 +20,8 @@ pub(super) struct Registers {
 }
 
 impl Registers {
-    pub(super) const fn new(values: [usize; REGISTERS], known: u64) -> Registers {
-        Registers { values, known }
+    pub(super) fn new(values: &[usize; REGISTERS], known: u64) -> Registers {
+        Registers { values: *values, known }
     }
 
     #[inline]

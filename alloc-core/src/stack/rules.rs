@@ -2,7 +2,7 @@
 //! of the caller is saved. They are the result of executing a function's instructions up to an
 //! address in its code.
 
-use super::tables::{Bytes, Function};
+use super::tables::{Bytes, Function, Tables};
 use crate::arch::frames::{CODE, FRAME, REGISTERS, STACK};
 
 /// How to find the caller's value of a register. Numbers are distances in bytes; an expression is
@@ -55,7 +55,7 @@ enum Instruction {
     Initial(usize),
     End(End),
     EndRegister(usize),
-    EndOffset(isize),
+    EndOffset(i32),
     /// Remembers the rules, until the matching [`Instruction::Recall`].
     Remember,
     Recall,
@@ -63,76 +63,52 @@ enum Instruction {
 
 /// Decodes the next instruction. `header` is the address of the tables' header.
 fn decode(from: &mut Bytes, function: &Function, header: usize) -> Option<Instruction> {
-    let advance = |count: usize| Instruction::Advance(count.wrapping_mul(function.code_factor));
-    let scaled = |number: isize| i32::try_from(number.wrapping_mul(function.data_factor)).ok();
-    let block = |at: usize| i32::try_from(at.wrapping_sub(header) as isize).ok();
     let code = from.u8()?;
     let low = usize::from(code & 0x3f);
+    // The operands: a register in many instructions, then a number, an address, or a block.
+    let register = match code {
+        0x05..=0x09 | 0x0c | 0x0d | 0x10..=0x12 | 0x14..=0x16 | 0x2f => from.unsigned()?,
+        _ => low,
+    };
+    let number = match code {
+        0x01 => function.address(from)?,
+        0x02 => from.u8()?.into(),
+        0x03 => from.u16()?.into(),
+        0x04 => from.u32()? as usize,
+        0x1d => from.u64()? as usize,
+        0x05 | 0x09 | 0x0c | 0x0e | 0x14 | 0x2e | 0x2f | 0x80..0xc0 => from.unsigned()?,
+        0x11..=0x13 | 0x15 => from.signed()? as usize,
+        0x0f | 0x10 | 0x16 => from.block()?.wrapping_sub(header),
+        _ => low,
+    };
+    let plain = number as isize;
+    let scaled = plain.wrapping_mul(function.data_factor);
+    let offset = i32::try_from(scaled);
+    let place = i32::try_from(plain);
     Some(match code {
-        0x40..0x80 => advance(low),
-        0x80..0xc0 => Instruction::Rule(low, Rule::Offset(scaled(from.unsigned()? as isize)?)),
-        0xc0.. => Instruction::Initial(low),
-        0x00 => Instruction::Nothing,
-        0x01 => Instruction::MoveTo(function.address(from)?),
-        0x02 => advance(from.u8()?.into()),
-        0x03 => advance(from.u16()?.into()),
-        0x04 => advance(from.u32()? as usize),
-        0x1d => advance(from.u64()? as usize),
-        0x05 => {
-            let register = from.unsigned()?;
-            Instruction::Rule(register, Rule::Offset(scaled(from.unsigned()? as isize)?))
+        0x02..=0x04 | 0x1d | 0x40..0x80 => {
+            Instruction::Advance(number.wrapping_mul(function.code_factor))
         }
-        0x11 => {
-            let register = from.unsigned()?;
-            Instruction::Rule(register, Rule::Offset(scaled(from.signed()?)?))
-        }
-        0x2f => {
-            let register = from.unsigned()?;
-            let distance = (from.unsigned()? as isize).checked_neg()?;
-            Instruction::Rule(register, Rule::Offset(scaled(distance)?))
-        }
-        0x06 => Instruction::Initial(from.unsigned()?),
-        0x07 => Instruction::Rule(from.unsigned()?, Rule::Undefined),
-        0x08 => Instruction::Rule(from.unsigned()?, Rule::Same),
-        0x09 => {
-            let register = from.unsigned()?;
-            Instruction::Rule(register, Rule::Register(from.unsigned()?.try_into().ok()?))
-        }
+        0x01 => Instruction::MoveTo(number),
+        0x05 | 0x11 | 0x80..0xc0 => Instruction::Rule(register, Rule::Offset(offset.ok()?)),
+        0x2f => Instruction::Rule(register, Rule::Offset(offset.ok()?.checked_neg()?)),
+        0x14 | 0x15 => Instruction::Rule(register, Rule::ValueOffset(offset.ok()?)),
+        0x07 => Instruction::Rule(register, Rule::Undefined),
+        0x08 => Instruction::Rule(register, Rule::Same),
+        0x09 => Instruction::Rule(register, Rule::Register(number.try_into().ok()?)),
+        0x10 => Instruction::Rule(register, Rule::Expression(place.ok()?)),
+        0x16 => Instruction::Rule(register, Rule::ValueExpression(place.ok()?)),
+        0x06 | 0xc0.. => Instruction::Initial(register),
+        0x0c => Instruction::End(End::Offset(register.try_into().ok()?, place.ok()?)),
+        0x12 => Instruction::End(End::Offset(register.try_into().ok()?, offset.ok()?)),
+        0x0d => Instruction::EndRegister(register),
+        0x0e => Instruction::EndOffset(place.ok()?),
+        0x13 => Instruction::EndOffset(offset.ok()?),
+        0x0f => Instruction::End(End::Expression(place.ok()?)),
         0x0a => Instruction::Remember,
         0x0b => Instruction::Recall,
-        0x0c => {
-            let register = from.unsigned()?.try_into().ok()?;
-            Instruction::End(End::Offset(register, i32::try_from(from.unsigned()?).ok()?))
-        }
-        0x12 => {
-            let register = from.unsigned()?.try_into().ok()?;
-            Instruction::End(End::Offset(register, scaled(from.signed()?)?))
-        }
-        0x0d => Instruction::EndRegister(from.unsigned()?),
-        0x0e => Instruction::EndOffset(from.unsigned()? as isize),
-        0x13 => Instruction::EndOffset(scaled(from.signed()?)? as isize),
-        0x0f => Instruction::End(End::Expression(block(from.block()?)?)),
-        0x10 => {
-            let register = from.unsigned()?;
-            Instruction::Rule(register, Rule::Expression(block(from.block()?)?))
-        }
-        0x16 => {
-            let register = from.unsigned()?;
-            Instruction::Rule(register, Rule::ValueExpression(block(from.block()?)?))
-        }
-        0x14 => {
-            let register = from.unsigned()?;
-            Instruction::Rule(register, Rule::ValueOffset(scaled(from.unsigned()? as isize)?))
-        }
-        0x15 => {
-            let register = from.unsigned()?;
-            Instruction::Rule(register, Rule::ValueOffset(scaled(from.signed()?)?))
-        }
         // The size of the arguments on the stack matters to exceptions only.
-        0x2e => {
-            from.unsigned()?;
-            Instruction::Nothing
-        }
+        0x00 | 0x2e => Instruction::Nothing,
         // AArch64: whether the return address is signed. It is stripped in any case.
         0x2c | 0x2d if cfg!(target_arch = "aarch64") => Instruction::Nothing,
         _ => return None,
@@ -156,14 +132,22 @@ impl Place {
 }
 
 impl Rules {
-    /// Returns the rules at `target`, an address in the code of `function`. `None` if they are in a
-    /// form that is not known here.
-    pub(super) fn at(target: usize, function: &Function, header: usize) -> Option<Rules> {
-        let registers = [Rule::Unspecified; REGISTERS];
-        let mut rules = Rules { end: End::Unspecified, registers };
-        rules.execute(function.initial, usize::MAX, function, header)?;
-        rules.execute(function.instructions, target, function, header)?;
-        Some(rules)
+    pub(super) fn new() -> Rules {
+        Rules { end: End::Unspecified, registers: [Rule::Unspecified; REGISTERS] }
+    }
+
+    /// Sets the rules to those at an address in code. Returns the function there, and its place in
+    /// the index. `None` if the tables have none, or in a form that is not known here.
+    #[inline(never)]
+    pub(super) fn find(&mut self, address: usize, tables: &Tables) -> Option<(usize, Function)> {
+        let place = tables.search(address)?;
+        let function = tables.function(place)?;
+        if !function.code.contains(&address) {
+            return None;
+        }
+        self.execute(function.initial, usize::MAX, &function, tables.header)?;
+        self.execute(function.instructions, address, &function, tables.header)?;
+        Some((place, function))
     }
 
     /// Executes instructions up to those for code beyond `target`.
@@ -197,7 +181,7 @@ impl Rules {
                 }
                 Instruction::EndOffset(distance) => {
                     let End::Offset(_, offset) = &mut self.end else { return None };
-                    *offset = distance.try_into().ok()?;
+                    *offset = distance;
                 }
                 Instruction::Remember => {
                     if let Some(after) = after_recall(from, place, target, function, header)? {

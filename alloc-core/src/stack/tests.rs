@@ -96,7 +96,8 @@ fn compare_all(address: usize) -> (usize, usize) {
                 continue;
             }
             for address in [row_code.start, row_code.end.min(code.end) - 1] {
-                let ours = Rules::at(address, &function, tables.header).unwrap();
+                let mut ours = Rules::new();
+                assert_eq!(ours.find(address, &tables).unwrap().0, *place);
                 compare(&ours, row, section, tables.header);
                 if let Some(short) = Short::new(&ours, function.return_address)
                     && let Some(word) = short.pack()

@@ -23,15 +23,18 @@ pub(super) enum Follow {
 /// # Errors
 /// If the walk does not follow all registers and needs one of the others.
 pub(super) fn walk(
-    registers: [usize; REGISTERS],
+    registers: &[usize; REGISTERS],
     follow: Follow,
     to: &mut [usize],
 ) -> Result<usize, Stop> {
     let known = PRESERVED | 1 << STACK | 1 << CODE;
-    let registers = Registers::new(registers, known);
-    let floor = registers.get(STACK)?;
-    let memory = Memory::new(floor);
-    let mut frame = Frame { registers, floor, is_exact: false, memory, image: None };
+    let mut frame = Frame {
+        registers: Registers::new(registers, known),
+        floor: registers[STACK],
+        is_exact: false,
+        memory: Memory::new(registers[STACK]),
+        image: None,
+    };
     let mut count = 0;
     for to in to {
         match frame.leave(follow) {
@@ -69,12 +72,8 @@ impl Frame {
         {
             return self.leave_by_short(rules);
         }
-        let function = tables.search(inside).and_then(|place| {
-            let function = tables.function(place)?;
-            function.code.contains(&inside).then_some((place, function))
-        });
-        let Some((place, function)) = function else { return self.leave_without_tables() };
-        let Some(rules) = Rules::at(inside, &function, tables.header) else {
+        let mut rules = Rules::new();
+        let Some((place, function)) = rules.find(inside, &tables) else {
             return self.leave_without_tables();
         };
         if !self.is_exact
@@ -110,61 +109,51 @@ impl Frame {
         self.enter(self.registers.code(), code, end, false)
     }
 
+    #[inline(never)]
     fn leave_by_rules(
         &mut self,
         rules: &Rules,
         function: &Function,
         tables: &Tables,
     ) -> Result<(), Stop> {
-        if rules.get(function.return_address) == Rule::Undefined {
-            return Err(Stop::End);
-        }
         self.memory.set_code(function.code.clone());
-        let Frame { registers, memory, .. } = self;
+        let callee = self.registers.clone();
+        let Frame { registers: caller, memory, .. } = self;
         let block = |distance: i32| tables.header.wrapping_add(distance as usize);
         let end = match rules.end {
             End::Offset(number, distance) => {
-                registers.get(number.into())?.wrapping_add(distance as usize)
+                callee.get(number.into())?.wrapping_add(distance as usize)
             }
-            End::Expression(at) => evaluate(block(at), None, registers, memory)?,
+            End::Expression(place) => evaluate(block(place), None, &callee, memory)?,
             End::Unspecified => return Err(Stop::End),
         };
-        let mut caller = registers.clone();
         caller.keep(PRESERVED);
         caller.set(STACK, end);
-        let mut stop = None;
         for (number, rule) in rules.registers.iter().enumerate() {
             let at = |distance: i32| end.wrapping_add(distance as usize);
             let value = match *rule {
                 Rule::Unspecified => continue,
                 Rule::Undefined => Err(Stop::End),
-                Rule::Same => registers.get(number),
+                Rule::Same => callee.get(number),
                 Rule::Offset(distance) => memory.read(at(distance)).ok_or(Stop::End),
                 Rule::ValueOffset(distance) => Ok(at(distance)),
-                Rule::Register(other) => registers.get(other.into()),
-                Rule::Expression(place) => evaluate(block(place), Some(end), registers, memory)
-                    .and_then(|address| memory.read(address).ok_or(Stop::End)),
-                Rule::ValueExpression(place) => {
-                    evaluate(block(place), Some(end), registers, memory)
+                Rule::Register(other) => callee.get(other.into()),
+                Rule::Expression(place) => {
+                    match evaluate(block(place), Some(end), &callee, memory) {
+                        Ok(address) => memory.read(address).ok_or(Stop::End),
+                        Err(stop) => Err(stop),
+                    }
                 }
+                Rule::ValueExpression(place) => evaluate(block(place), Some(end), &callee, memory),
             };
             match value {
                 Ok(value) => caller.set(number, value),
-                Err(why) => {
-                    caller.keep(!(1 << number));
-                    if number == function.return_address {
-                        stop = Some(why);
-                    }
-                }
+                Err(stop) if number == function.return_address => return Err(stop),
+                Err(_) => caller.keep(!(1 << number)),
             }
         }
-        if let Some(why) = stop {
-            return Err(why);
-        }
         let (code, end) = (caller.get(function.return_address)?, caller.get(STACK)?);
-        let before = self.registers.code();
-        self.registers = caller;
-        self.enter(before, code, end, function.is_signal_frame)
+        self.enter(callee.code(), code, end, function.is_signal_frame)
     }
 
     /// Moves on from the instruction pointer `before` to a frame with these two registers.
@@ -214,7 +203,7 @@ impl Frame {
         if !is_return {
             return Err(Stop::End);
         }
-        let mut registers = Registers::new([0; REGISTERS], 0);
+        let mut registers = Registers::new(&[0; REGISTERS], 0);
         for (number, distance) in SIGNAL_FRAME.into_iter().enumerate() {
             let value = self.memory.read(stack.wrapping_add(distance.into())).ok_or(Stop::End)?;
             registers.set(number, value);

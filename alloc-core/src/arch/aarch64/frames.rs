@@ -35,11 +35,10 @@ pub(crate) const SIGNAL_FRAME: [u16; REGISTERS] = {
     offsets
 };
 
-/// Returns the registers at a point in the function into which this is inlined. Those that a
-/// function need not preserve are zero.
+/// Stores the registers at a point in the function into which this is inlined, except for those
+/// that a function need not preserve.
 #[inline(always)]
-pub(crate) fn registers() -> [usize; REGISTERS] {
-    let mut registers = [0; REGISTERS];
+pub(crate) fn store_registers(to: &mut [usize; REGISTERS]) {
     // SAFETY: stores to the array only. The instruction pointer is that of the next instruction,
     // and no instruction of the block changes another register that it stores.
     unsafe {
@@ -55,12 +54,11 @@ pub(crate) fn registers() -> [usize; REGISTERS] {
             "stp x25, x26, [x0, #25*8]",
             "stp x27, x28, [x0, #27*8]",
             "stp x29, x30, [x0, #29*8]",
-            in("x0") &raw mut registers,
+            in("x0") to.as_mut_ptr(),
             out("x1") _,
             options(nostack, preserves_flags),
         );
     }
-    registers
 }
 
 /// Returns the plain address of a signed return address (pointer authentication).

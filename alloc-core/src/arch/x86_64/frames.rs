@@ -34,11 +34,10 @@ pub(crate) const SIGNAL_FRAME: [u16; REGISTERS] = {
     offsets
 };
 
-/// Returns the registers at a point in the function into which this is inlined. Those that a
-/// function need not preserve are zero.
+/// Stores the registers at a point in the function into which this is inlined, except for those
+/// that a function need not preserve.
 #[inline(always)]
-pub(crate) fn registers() -> [usize; REGISTERS] {
-    let mut registers = [0; REGISTERS];
+pub(crate) fn store_registers(to: &mut [usize; REGISTERS]) {
     // SAFETY: stores to the array only. The instruction pointer is that of the next instruction,
     // and no instruction of the block changes another register that it stores.
     unsafe {
@@ -52,12 +51,11 @@ pub(crate) fn registers() -> [usize; REGISTERS] {
             "mov qword ptr [rax + 13*8], r13",
             "mov qword ptr [rax + 14*8], r14",
             "mov qword ptr [rax + 15*8], r15",
-            in("rax") &raw mut registers,
+            in("rax") to.as_mut_ptr(),
             out("rcx") _,
             options(nostack, preserves_flags),
         );
     }
-    registers
 }
 
 /// Returns the plain address of a signed return address.
