@@ -13,8 +13,8 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use hayloft::Hayloft;
-use hayloft_core::by_address;
 use hayloft_core::cache::Cache;
+use hayloft_core::{by_address, stack};
 use tests::scenario::on_both_backends;
 use tests::sizes::layout;
 
@@ -49,6 +49,14 @@ fn outermost() -> *mut c_void {
     frames[..depth as usize].last().copied().unwrap_or(ptr::null_mut())
 }
 
+/// As [`outermost`], but by Hayloft's own walk.
+fn outermost_captured() -> *mut c_void {
+    let mut frames = [0; 100];
+    let depth = stack::capture(&mut frames);
+    let outermost = frames[..depth].last().copied().unwrap_or(0);
+    ptr::without_provenance_mut(outermost)
+}
+
 extern "C" fn stepped(_signal: c_int, _info: *mut libc::siginfo_t, context: *mut libc::ucontext_t) {
     // SAFETY: `context` is the kernel's record of the interrupted thread, valid during the handler.
     let registers = unsafe { &mut (*context).uc_mcontext.gregs };
@@ -61,13 +69,12 @@ extern "C" fn stepped(_signal: c_int, _info: *mut libc::siginfo_t, context: *mut
     let instruction = registers[libc::REG_RIP as usize] as usize;
     // SAFETY: the thread will execute the code at `instruction`. An indirect jump there is a
     // linker's stub for a call of the C library, and not every linker emits unwind information for
-    // stubs.
+    // stubs. Hayloft's own walk knows them.
     let in_stub =
         unsafe { ptr::with_exposed_provenance::<[u8; 2]>(instruction).read() } == [0xff, 0x25];
-    if !in_stub
-        && outermost() != OUTERMOST.load(Ordering::Relaxed)
-        && TRUNCATED[0].fetch_add(1, Ordering::Relaxed) == 0
-    {
+    let expected = OUTERMOST.load(Ordering::Relaxed);
+    let is_complete = outermost_captured() == expected && (in_stub || outermost() == expected);
+    if !is_complete && TRUNCATED[0].fetch_add(1, Ordering::Relaxed) == 0 {
         TRUNCATED[1].store(instruction, Ordering::Relaxed);
     }
 }
