@@ -59,8 +59,14 @@ fn blocks_of_a_page_survive_exhaustion() {
 }
 
 #[test]
-fn blocks_of_1_mib_survive_exhaustion() {
-    on_both_backends_within(320 * MIB, || exhaust(MIB, 320 * MIB));
+fn blocks_of_middle_sizes_survive_exhaustion() {
+    on_both_backends_within(320 * MIB, || {
+        // All tables are mapped before memory is exhausted.
+        let tables = [40_000, 300_000, MIB].map(|size| (size, BlockStack::new(320 * MIB / size)));
+        for (size, stack) in tables {
+            exhaust_into(stack, size, 320 * MIB);
+        }
+    });
 }
 
 #[test]

@@ -64,7 +64,7 @@ fn allocations_beyond_the_hard_limit_return_null() {
     within("48M", || {
         let before = status_bytes("VmRSS");
         let mut stack = BlockStack::with_table(vec![ptr::null_mut(); 48 * MIB / 64].leak());
-        for size in [64, 3000, MIB, 20_000, 5 * MIB, 64] {
+        for size in [64, 3000, 40_000, MIB, 20_000, 300_000, 5 * MIB, 64] {
             stack.fill(layout(size, 16));
             assert!(!stack.is_full(), "no allocation was refused");
             let bytes = stack.len() * size;

@@ -24,10 +24,12 @@ use tests::skipped;
 use tests::sysfs::{SYSFS, Tree, pin_to, two_cpus};
 
 /// Sizes of small classes, of middle classes, and of a run.
-const SIZES: [usize; 7] = [8, 64, 1000, 5000, 30_000, 100_000, 3 * MIB];
+const SIZES: [usize; 9] = [8, 64, 1000, 5000, 30_000, 40_000, 100_000, 700_000, 3 * MIB];
 
 /// More objects than sheaves and a barn ever keep of a class.
 const KEPT: usize = 4096;
+/// As [`KEPT`], for the smaller middle sizes.
+const KEPT_OF_MIDDLE: usize = 500;
 
 /// Number of nodes that the allocator distinguishes.
 const MAX_NODES: usize = 8;
@@ -296,7 +298,13 @@ fn malformed_trees_yield_one_node_and_a_warning() {
 fn blocks_return_to_their_node() {
     let Some((cpus, tree)) = two_nodes() else { return };
     on_both_backends("two", &tree, || {
-        for (size, count) in [(64, 40_000), (1000, 20_000), (5000, 8000)] {
+        for (size, count, kept) in [
+            (64, 40_000, KEPT),
+            (1000, 20_000, KEPT),
+            (5000, 8000, KEPT),
+            (40_000, 2000, KEPT_OF_MIDDLE),
+            (300_000, 300, KEPT_OF_MIDDLE / 4),
+        ] {
             pin_to(cpus[0]);
             let blocks = Block::many(size, count);
             let all: HashSet<usize> = blocks.iter().map(Block::at).collect();
@@ -306,19 +314,19 @@ fn blocks_return_to_their_node() {
             let of_far = Block::many(size, count);
             let foreign = of_far.iter().filter(|block| in_one_arena(block.at(), near)).count();
             assert!(
-                foreign <= KEPT,
+                foreign <= kept,
                 "{foreign} of {count} blocks of {size} bytes are on the wrong node"
             );
             pin_to(cpus[0]);
-            let again = Block::many(size, count - KEPT);
+            let again = Block::many(size, count - kept);
             let new = again.iter().filter(|block| !all.contains(&block.at())).count();
-            assert!(new <= KEPT, "{new} of {count} blocks of {size} bytes are new");
+            assert!(new <= kept, "{new} of {count} blocks of {size} bytes are new");
             // The same in the other direction.
             drop(of_far);
             let more = Block::many(size, count);
             let foreign = more.iter().filter(|block| !in_one_arena(block.at(), near)).count();
             assert!(
-                foreign <= KEPT,
+                foreign <= kept,
                 "{foreign} of {count} blocks of {size} bytes are on the wrong node"
             );
         }

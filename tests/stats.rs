@@ -22,6 +22,9 @@ use tests::temporary::Temporary;
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
 
+/// As [`RARE`], for a middle size.
+const RARE_MIDDLE: Layout = Layout::new::<[u8; 53_248]>();
+
 fn of_size(size: usize) -> CacheStats {
     let name = format!("kmalloc-{size}");
     let found = stats::gather().caches().find(|cache| cache.name.as_str() == name);
@@ -30,62 +33,68 @@ fn of_size(size: usize) -> CacheStats {
 
 #[test]
 fn objects_are_counted_by_location() {
-    on_both_backends(|| {
-        let before = of_size(RARE.size());
-        let mut stack = BlockStack::new(1000);
-        stack.fill(RARE);
-        let full = of_size(RARE.size());
-        assert_eq!(full.in_use, before.in_use + 1000, "{full:?}");
-        assert!(full.bytes() >= 1000 * RARE.size());
-        let free = full.objects() - full.in_use;
-        assert!(full.in_sheaves + full.in_barns <= free, "{full:?}");
-        assert!(full.events.refills > before.events.refills);
-        assert!(full.events.barn_empty > 0 && full.events.new_slabs as usize >= full.slabs);
-        stack.free_all(RARE);
-        let empty = of_size(RARE.size());
-        assert_eq!(empty.in_use, before.in_use, "{empty:?}");
-        assert!(empty.events.flushes > 0 && empty.events.barn_full > 0, "{empty:?}");
-        assert!(empty.in_sheaves > 0 && empty.in_barns > 0, "{empty:?}");
-        hayloft_core::heap::trim();
-        let trimmed = of_size(RARE.size());
-        assert_eq!((trimmed.slabs, trimmed.partial_slabs), (0, 0), "{trimmed:?}");
-        assert_eq!(trimmed.in_sheaves + trimmed.in_barns, 0);
-    });
+    on_both_backends(|| [RARE, RARE_MIDDLE].into_iter().for_each(counts_by_location));
+}
+
+fn counts_by_location(rare: Layout) {
+    let before = of_size(rare.size());
+    let mut stack = BlockStack::new(1000);
+    stack.fill(rare);
+    let full = of_size(rare.size());
+    assert_eq!(full.in_use, before.in_use + 1000, "{full:?}");
+    assert!(full.bytes() >= 1000 * rare.size());
+    let free = full.objects() - full.in_use;
+    assert!(full.in_sheaves + full.in_barns <= free, "{full:?}");
+    assert!(full.events.refills > before.events.refills);
+    assert!(full.events.barn_empty > 0 && full.events.new_slabs as usize >= full.slabs);
+    stack.free_all(rare);
+    let empty = of_size(rare.size());
+    assert_eq!(empty.in_use, before.in_use, "{empty:?}");
+    assert!(empty.events.flushes > 0 && empty.events.barn_full > 0, "{empty:?}");
+    // Barns of middle sizes hold nothing.
+    let has_barn = rare.size() == RARE.size();
+    assert!(empty.in_sheaves > 0 && (empty.in_barns > 0) == has_barn, "{empty:?}");
+    hayloft_core::heap::trim();
+    let trimmed = of_size(rare.size());
+    assert_eq!((trimmed.slabs, trimmed.partial_slabs), (0, 0), "{trimmed:?}");
+    assert_eq!(trimmed.in_sheaves + trimmed.in_barns, 0);
 }
 
 /// Allocations and frees are counted to the last one, through sheaves, slow paths and batches, in
 /// several threads, across closed sheaves, and beyond the largest count of a header.
 #[test]
 fn allocations_and_frees_are_counted_exactly() {
+    on_both_backends(|| [RARE, RARE_MIDDLE].into_iter().for_each(counts_exactly));
+}
+
+fn counts_exactly(rare: Layout) {
     const PAIRS: u64 = 200_000;
     const LIVE: usize = 700;
-    on_both_backends(|| {
-        let before = of_size(RARE.size());
-        let threads: Vec<_> = (0..3)
-            .map(|_| {
-                thread::spawn(|| {
-                    let mut stack = BlockStack::new(LIVE);
-                    stack.fill(RARE);
-                    for number in 0..PAIRS {
-                        if number % 50_000 == 0 {
-                            hayloft_core::heap::trim();
-                        }
-                        // SAFETY: the layout is not empty, and the block is freed once.
-                        unsafe { GLOBAL.dealloc(GLOBAL.alloc(RARE), RARE) };
+    let before = of_size(rare.size());
+    let threads: Vec<_> = (0..3)
+        .map(|_| {
+            thread::spawn(move || {
+                let mut stack = BlockStack::new(LIVE);
+                stack.fill(rare);
+                for number in 0..PAIRS {
+                    if number % 50_000 == 0 {
+                        hayloft_core::heap::trim();
                     }
-                    stack.free_all(RARE);
-                })
+                    // SAFETY: the layout is not empty, and the block is freed once.
+                    unsafe { GLOBAL.dealloc(GLOBAL.alloc(rare), rare) };
+                }
+                stack.free_all(rare);
             })
-            .collect();
-        for thread in threads {
-            thread.join().expect("the thread does not panic");
-        }
-        let after = of_size(RARE.size());
-        let made = 3 * (PAIRS + LIVE as u64);
-        assert_eq!(after.events.allocs - before.events.allocs, made, "{after:?}");
-        assert_eq!(after.frees() - before.frees(), made, "{after:?}");
-        assert!(after.events.hits < after.events.allocs && after.events.hits > made / 2);
-    });
+        })
+        .collect();
+    for thread in threads {
+        thread.join().expect("the thread does not panic");
+    }
+    let after = of_size(rare.size());
+    let made = 3 * (PAIRS + LIVE as u64);
+    assert_eq!(after.events.allocs - before.events.allocs, made, "{after:?}");
+    assert_eq!(after.frees() - before.frees(), made, "{after:?}");
+    assert!(after.events.hits < after.events.allocs && after.events.hits > made / 2);
 }
 
 /// As [`allocations_and_frees_are_counted_exactly`], for the objects of a cache.

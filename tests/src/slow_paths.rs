@@ -18,7 +18,7 @@ use crate::pattern;
 
 /// Sizes of small classes with sheaves of all lengths, of classes with multi-unit slabs, of middle
 /// classes, and of a run.
-pub const SIZES: [usize; 8] = [16, 64, 700, 3000, 9000, 30_000, 100_000, 3 << 20];
+pub const SIZES: [usize; 10] = [16, 64, 700, 3000, 9000, 30_000, 40_000, 100_000, 700_000, 3 << 20];
 
 /// Blocks on their way from the program to signal handlers and back.
 static EXCHANGE: [AtomicPtr<u8>; 64] = [const { AtomicPtr::new(ptr::null_mut()) }; 64];
