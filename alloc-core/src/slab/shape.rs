@@ -206,6 +206,7 @@ mod tests {
     #[test]
     fn waste_of_slabs_is_bounded() {
         // Not the smallest class: a bitmap has room for only half of the objects in a unit.
+        let mut previous = Class::from_index(0).map_or(0, Class::size);
         for class in (1..).map_while(Class::from_index) {
             let (shape, size) = (shape(class), class.size());
             let (bytes, used) = (shape.units as usize * UNIT, shape.span as usize);
@@ -214,6 +215,13 @@ mod tests {
                 "slab of {bytes} bytes for objects of {size}, {used} used"
             );
             assert_eq!(shape.in_unit() == 0, class.is_middle());
+            // With its share of what the slab leaves over.
+            let least = previous + 1;
+            assert!(
+                least <= 128 || bytes * 5 <= shape.objects() * least * 6,
+                "a block of {least} bytes takes more than a fifth more"
+            );
+            previous = size;
         }
     }
 
