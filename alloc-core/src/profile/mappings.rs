@@ -167,12 +167,10 @@ fn stable_images() -> [Option<usize>; 2] {
 /// Calls `each` with the executable mappings of the program and of the vDSO.
 fn known(room: &mut Room, each: &mut dyn FnMut(Mapping<'_>)) {
     let [program, vdso] = stable_images();
-    let name = ptr::with_exposed_provenance::<i8>(os::auxiliary(libc::AT_EXECFN));
-    let name = if name.is_null() {
-        ANONYMOUS
-    } else {
+    let name = match os::auxiliary(libc::AT_EXECFN) {
+        0 => ANONYMOUS,
         // SAFETY: the kernel put a string there, above the stack, where it stays.
-        unsafe { CStr::from_ptr(name.cast()) }.to_bytes()
+        name => unsafe { CStr::from_ptr(ptr::with_exposed_provenance(name)) }.to_bytes(),
     };
     for (start, path) in [(program, name), (vdso, b"[vdso]")] {
         let Some(start) = start else { continue };

@@ -829,7 +829,7 @@ mod tests {
 
     #[test]
     fn refusing_sink_ends_the_work() {
-        let mut left = if cfg!(miri) { 400 } else { 1_000_000_usize };
+        let mut left = if cfg!(miri) { 40 } else { 1_000_000_usize };
         let done = write(&DESCRIPTION, &mut |_| false, |writer| {
             while left > 0 && writer.sample(&[left << 20, left << 10], &[left as i64], &[]) {
                 left -= 1;

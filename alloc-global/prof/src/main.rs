@@ -66,20 +66,20 @@ fn run(command: &Command) -> Result<(), Failure> {
     let mut to = BufWriter::new(io::stdout().lock());
     match command {
         Command::Top { file, view, order } => {
-            top::print(&stacks(file, view)?, view, order, &mut to)?;
+            top::print(&select(file, view)?, view, order, &mut to)?;
         }
         Command::Diff { before, after, view, order } => {
-            let (before, after) = (stacks(before, view)?, stacks(after, view)?);
+            let (before, after) = (select(before, view)?, select(after, view)?);
             top::print_growth(&before, &after, view, order, &mut to)?;
         }
-        Command::Tree { file, view, least } => tree::print(&stacks(file, view)?, *least, &mut to)?,
-        Command::Collapsed { file, view } => flame::print_collapsed(&stacks(file, view)?, &mut to)?,
+        Command::Tree { file, view, least } => tree::print(&select(file, view)?, *least, &mut to)?,
+        Command::Collapsed { file, view } => flame::print_collapsed(&select(file, view)?, &mut to)?,
         Command::Flame { file, view, output } => {
-            let picture = flame::picture(&stacks(file, view)?)?;
+            let picture = flame::picture(&select(file, view)?)?;
             profile::write(output, &picture)?;
         }
         Command::Html { file, view, output } => {
-            let page = page::page(&stacks(file, view)?, view)?;
+            let page = page::page(&select(file, view)?, view)?;
             profile::write(output, page.as_bytes())?;
         }
         Command::Info { file, symbols } => {
@@ -96,7 +96,7 @@ fn run(command: &Command) -> Result<(), Failure> {
 }
 
 /// Reads a profile, finds its functions, and selects what `view` asks for.
-fn stacks(file: &std::path::Path, view: &View) -> Result<Stacks, Failure> {
+fn select(file: &std::path::Path, view: &View) -> Result<Stacks, Failure> {
     let mut profile = Profile::read(file)?;
     tell(&Symbols::new(&view.symbols.folders).add_to(&mut profile));
     Stacks::new(&profile, view)

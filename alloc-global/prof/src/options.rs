@@ -96,8 +96,8 @@ pub(crate) enum Command {
 /// The part of a profile that is shown.
 #[derive(Debug, Default, Args)]
 pub(crate) struct View {
-    /// The value: `inuse` or `alloc` (bytes in use, or allocated so far), `objects` or
-    /// `alloc_objects` (blocks), or a type in the profile. The default is the profile's own.
+    /// The value: `inuse`, `alloc` or `peak` for bytes in use, allocated so far, or in use at the
+    /// peak; `objects` for blocks in use; or a type in the profile. The default is the profile's.
     #[arg(short, long, value_name = "TYPE")]
     pub(crate) by: Option<String>,
 

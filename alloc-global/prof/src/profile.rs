@@ -152,13 +152,8 @@ impl Profile {
             // As pprof has it, the last type is the default of a profile that names none.
             return Ok(index(&default).unwrap_or(kinds.len().saturating_sub(1)));
         };
-        let name = match by {
-            "inuse" => "inuse_space",
-            "alloc" => "alloc_space",
-            "objects" => "inuse_objects",
-            name => name,
-        };
-        index(by).or_else(|| index(name)).ok_or_else(|| {
+        let short = [by.to_owned(), format!("{by}_space"), format!("inuse_{by}")];
+        short.iter().find_map(|name| index(name)).ok_or_else(|| {
             let names: Vec<_> = kinds.iter().map(|kind| kind.name.as_str()).collect();
             let names = names.join(", ");
             Failure::Usage(format!("{} has no values `{by}`, but {names}", self.name))
