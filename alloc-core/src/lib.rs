@@ -26,7 +26,7 @@
 //! | `batch` `watch` | object pointers in transit; tracer probes, Valgrind |
 //! | [`size_class`] | the class that serves a layout |
 //! | [`profile`] | heap profiles |
-//! | [`stack`] | the return addresses of a thread's callers |
+//! | `stack` | the return addresses of a thread's callers |
 //! | `sync` | atomics and locks |
 //! | `os` | system calls |
 //! | `settings` | settings in the environment and in the program, in a table |

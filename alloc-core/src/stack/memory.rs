@@ -101,6 +101,10 @@ impl Memory {
     pub(super) fn before(&self, address: usize) -> Option<[u8; 8]> {
         let mut bytes = [0; 8];
         let from = address.checked_sub(bytes.len())?;
+        if self.code.start <= from && address <= self.code.end {
+            // SAFETY: the bytes are mapped, as in `read`.
+            return Some(unsafe { ptr::with_exposed_provenance::<[u8; 8]>(from).read() });
+        }
         // SAFETY: the array is writable.
         let copied = unsafe { os::copy_readable(from, bytes.as_mut_ptr(), bytes.len()) };
         (copied == Some(bytes.len())).then_some(bytes)

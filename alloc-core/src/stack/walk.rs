@@ -76,8 +76,13 @@ impl Frame {
         let Some((place, function)) = rules.find(inside, &tables) else {
             return self.leave_without_tables();
         };
-        if !self.is_exact
-            && !function.is_signal_frame
+        self.memory.set_code(function.code.clone());
+        if function.is_signal_frame {
+            // The tables have an expression for each register, which takes longer.
+            if self.is_signal_return() {
+                return self.leave_signal_frame();
+            }
+        } else if !self.is_exact
             && let Some(short) = Short::new(&rules, function.return_address)
         {
             cache::set(code, &tables, place, short);
@@ -116,7 +121,6 @@ impl Frame {
         function: &Function,
         tables: &Tables,
     ) -> Result<(), Stop> {
-        self.memory.set_code(function.code.clone());
         let callee = self.registers.clone();
         let Frame { registers: caller, memory, .. } = self;
         let block = |distance: i32| tables.header.wrapping_add(distance as usize);
@@ -186,23 +190,24 @@ impl Frame {
     /// that was interrupted before it made a frame, or code with a frame pointer.
     #[cold]
     fn leave_without_tables(&mut self) -> Result<(), Stop> {
-        self.leave_signal_frame()
-            .or_else(|_| self.leave_without_frame())
-            .or_else(|_| self.leave_by_frame_pointer())
+        if self.is_signal_return() {
+            return self.leave_signal_frame();
+        }
+        self.leave_without_frame().or_else(|_| self.leave_by_frame_pointer())
+    }
+
+    /// Returns whether the code is that to which signal handlers return.
+    fn is_signal_return(&self) -> bool {
+        let code = self.registers.code();
+        // It is longer than a word by a byte at most.
+        let ends = [8, frames::SIGNAL_RETURN.len()];
+        let [start, end] = ends.map(|end| self.memory.before(code.wrapping_add(end)));
+        start.is_some_and(|start| frames::SIGNAL_RETURN.starts_with(&start))
+            && end.is_some_and(|end| frames::SIGNAL_RETURN.ends_with(&end))
     }
 
     fn leave_signal_frame(&mut self) -> Result<(), Stop> {
-        let code = self.registers.code();
         let stack = self.registers.get(STACK)?;
-        let len = frames::SIGNAL_RETURN.len();
-        // The code has one or two more bytes than a word.
-        let ends = [8, len].map(|end| self.memory.before(code.wrapping_add(end)));
-        let [Some(start), Some(end)] = ends else { return Err(Stop::End) };
-        let is_return =
-            frames::SIGNAL_RETURN.starts_with(&start) && frames::SIGNAL_RETURN.ends_with(&end);
-        if !is_return {
-            return Err(Stop::End);
-        }
         let mut registers = Registers::new(&[0; REGISTERS], 0);
         for (number, distance) in SIGNAL_FRAME.into_iter().enumerate() {
             let value = self.memory.read(stack.wrapping_add(distance.into())).ok_or(Stop::End)?;
