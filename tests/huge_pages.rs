@@ -284,6 +284,54 @@ fn memory_shared_with_a_child_is_not_collapsed() {
     });
 }
 
+/// Memory that a process wrote while a child had it, too, was copied in small pages. It becomes huge
+/// pages again when the child has ended.
+#[test]
+fn huge_pages_come_back_after_a_fork() {
+    let tree = Tree::with_huge_pages(MODES);
+    let tree = tree.path().to_str().expect("a path that is text");
+    if !can_collapse() {
+        return;
+    }
+    on_both_backends_with(&[ALONE, (SYSFS, tree)], || {
+        filled().free_all(BLOCK);
+        hayloft::trim();
+        let mut blocks: Vec<_> = (0..BYTES / 4096).map(|_| vec![1_u8; 4096]).collect();
+        end_windows_until(20);
+        let mut ends = [0; 2];
+        // SAFETY: `ends` has room for two descriptors.
+        assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
+        let [read, write] = ends;
+        let child = fork();
+        if child == 0 {
+            // SAFETY: the descriptors are this process's, and `byte` is valid for the write. The
+            // read ends when the parent closes its end.
+            unsafe {
+                libc::close(write);
+                let mut byte = 0_u8;
+                libc::read(read, (&raw mut byte).cast(), 1);
+            }
+            exit_child();
+        }
+        let huge = huge_page_bytes();
+        blocks.iter_mut().for_each(|block| block[0] = 2);
+        let split = huge_page_bytes();
+        assert!(split < huge / 2, "{huge} bytes in huge pages before the writes, {split} after");
+        // SAFETY: the descriptors are this process's.
+        unsafe {
+            libc::close(write);
+            libc::close(read);
+        }
+        wait_for(child);
+        let is_back = (0..50).any(|_| {
+            end_windows();
+            huge_page_bytes() > huge * 9 / 10
+        });
+        assert!(is_back, "{} bytes in huge pages, not {huge}", huge_page_bytes());
+        assert!(blocks.iter().all(|block| block[..2] == [2, 1]), "contents changed");
+    });
+}
+
 /// Locked memory is collapsed, or not, and returns to the system.
 #[test]
 fn locked_memory_returns_from_huge_pages() {
