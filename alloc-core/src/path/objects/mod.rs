@@ -173,33 +173,35 @@ mod tests {
     /// serve again.
     #[test]
     fn punched_slabs_keep_their_objects() {
-        for size in [100, 5000, 14_000, 40_000] {
-            let class = of_size(size);
-            let (count, step) = if cfg!(miri) { (10, 509) } else { (1000, 1) };
-            let mark = |object: NonNull<u8>, value: u8| {
-                // SAFETY: the test owns the object, whose class has at least that size.
-                unsafe { object.write_bytes(value, size) };
-            };
-            let check = |object: NonNull<u8>, value: u8| {
+        let (count, step) = if cfg!(miri) { (10, 509) } else { (1000, 1) };
+        let allocate = |size: usize, value: u8| -> Vec<_> {
+            let objects: Vec<_> = (0..count).map(|_| alloc(of_size(size))).collect();
+            // SAFETY: the test owns the objects, whose class has at least that size.
+            objects.iter().for_each(|object| unsafe { object.write_bytes(value, size) });
+            objects
+        };
+        let check = |objects: &[NonNull<u8>], size: usize, value: u8| {
+            for object in objects {
                 // SAFETY: as above.
                 let bytes = unsafe { core::slice::from_raw_parts(object.as_ptr(), size) };
-                assert!(
-                    bytes.iter().step_by(step).all(|byte| *byte == value),
-                    "an object of {size} changed"
-                );
-            };
-            let mut kept: Vec<_> = (0..count).map(|_| alloc(class)).collect();
-            kept.iter().for_each(|object| mark(*object, 1));
-            for number in (0..count).rev().filter(|number| number % 8 != 0) {
-                free(class, kept.swap_remove(number));
+                let is_whole = bytes.iter().step_by(step).all(|byte| *byte == value);
+                assert!(is_whole, "an object of {size} bytes changed");
             }
-            trim(|_| ());
-            kept.iter().for_each(|object| check(*object, 1));
-            let more: Vec<_> = (0..count).map(|_| alloc(class)).collect();
-            more.iter().for_each(|object| mark(*object, 2));
-            kept.iter().for_each(|object| check(*object, 1));
-            more.iter().for_each(|object| check(*object, 2));
-            more.into_iter().chain(kept).for_each(|object| free(class, object));
+        };
+        let kept = [100, 5000, 14_000, 40_000].map(|size| {
+            let mut objects = allocate(size, 1);
+            for number in (0..count).rev().filter(|number| number % 8 != 0) {
+                free(of_size(size), objects.swap_remove(number));
+            }
+            (size, objects)
+        });
+        trim(|_| ());
+        for (size, objects) in kept {
+            check(&objects, size, 1);
+            let more = allocate(size, 2);
+            check(&objects, size, 1);
+            check(&more, size, 2);
+            more.into_iter().chain(objects).for_each(|object| free(of_size(size), object));
         }
     }
 }
