@@ -203,8 +203,8 @@ enum Place {
 }
 
 impl Place {
-    /// Returns the kind of a block, or `None` if it is foreign. Ends the process if the address lies
-    /// in our arenas and no block in use starts there.
+    /// Returns the kind of a block, or `None` if it is foreign. Ends the process if the address
+    /// lies in our arenas and no block in use starts there.
     ///
     /// # Safety
     /// If the block is of this allocator, it was not freed.

@@ -1,5 +1,5 @@
-//! Tests of free runs: runs are allocated, resized, freed and taken to be decommitted at random, and
-//! the whole arena is checked in between.
+//! Tests of free runs: runs are allocated, resized, freed and taken to be decommitted at random,
+//! and the whole arena is checked in between.
 
 use core::ptr;
 use std::boxed::Box;
