@@ -55,10 +55,11 @@ pub const HEAP_TYPES: [(&str, &str); 4] = [
 /// arguments, as readers cut them off.
 pub const ALLOCATOR: &str = concat!(
     r"(__libc_)?(malloc|calloc|realloc|reallocarray|memalign|aligned_alloc|posix_memalign|valloc",
-    r"|pvalloc)|hayloft_\w*alloc\w*|operator new(\[\])?|_?_?_(rust|rg|rdl|rustc)_\w*alloc\w*",
-    r"|(__rustc::)?__(rust|rg|rdl)_\w*alloc\w*|alloc::alloc::\w+|<alloc::alloc::Global as .*",
+    r"|pvalloc)|hayloft_\w*alloc\w*|operator new(\[\])?|(__rustc::)?__(rust|rg|rdl)_\w*alloc\w*",
+    r"|alloc::alloc::(Global::)?\w+|<alloc::alloc::Global as .*",
     r"|<hayloft.* as .*(GlobalAlloc|Allocator)>::\w+",
     r"|hayloft(_core)?::(front|path|percpu|stack|profile|kmalloc|by_address|nolock)::.*",
+    r"|hayloft::(malloc|operators|api)::.*",
 );
 
 /// An aspect of a sample other than its stack and values.

@@ -300,6 +300,8 @@ mod tests {
             "<alloc::alloc::Global as core::alloc::Allocator>::allocate",
             "<hayloft::Hayloft as core::alloc::global::GlobalAlloc>::alloc",
             "hayloft_core::path::objects::alloc::alloc",
+            "alloc::alloc::Global::alloc_impl_runtime",
+            "hayloft::malloc::entry",
             "hayloft_malloc",
         ] {
             assert!(expression.is_match(name), "{name}");
