@@ -140,6 +140,11 @@ fn interrupt_every_fault_point() {
     while hits(Place::ArenaCommitting) == 0 {
         grow_heap();
     }
+    // Work that still waits for its CPU's thread, which may be slow, is not claimed again.
+    while has_cpus && hits(Place::WorkClaimed) == 0 {
+        defer_run();
+        thread::sleep(Duration::from_millis(1));
+    }
     ARMED.store(false, Ordering::Relaxed);
     let fallback = env::var("HAYLOFT_BACKEND").is_ok_and(|backend| backend == "fallback");
     for place in Place::ALL {

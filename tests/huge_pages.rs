@@ -284,8 +284,8 @@ fn memory_shared_with_a_child_is_not_collapsed() {
     });
 }
 
-/// Memory that a process wrote while a child had it, too, was copied in small pages. It becomes huge
-/// pages again when the child has ended.
+/// Memory that a process wrote while a child had it, too, was copied in small pages. It becomes
+/// huge pages again when the child has ended.
 #[test]
 fn huge_pages_come_back_after_a_fork() {
     let tree = Tree::with_huge_pages(MODES);

@@ -184,12 +184,12 @@ impl Attributes {
     }
 }
 
-/// Returns whether the condition of a `cfg` holds only in tests.
+/// Returns whether the condition of a `cfg` holds only in tests, those of models included.
 fn needs_test(condition: TokenStream) -> bool {
     let mut tokens = condition.into_iter();
     while let Some(token) = tokens.next() {
         match token {
-            TokenTree::Ident(word) if word == "test" => return true,
+            TokenTree::Ident(word) if word == "test" || word == "loom" => return true,
             TokenTree::Ident(word) if word == "not" || word == "any" => drop(tokens.next()),
             TokenTree::Group(list) if needs_test(list.stream()) => return true,
             _ => {}

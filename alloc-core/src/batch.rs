@@ -114,6 +114,24 @@ impl Batch {
         self.hold_first(written);
     }
 
+    /// Keeps only the objects for which `keep` returns true, in their order.
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(*mut u8) -> bool) {
+        let mut kept = self.start;
+        for place in self.start..self.end {
+            // SAFETY: places from `start` to `end` are initialised.
+            let object = unsafe { self.objects.get_unchecked(place).assume_init() };
+            if keep(object) {
+                // SAFETY: `kept` is at most `place`, a place of the batch.
+                unsafe { self.objects.get_unchecked_mut(kept).write(object) };
+                kept += 1;
+            }
+        }
+        self.end = kept;
+        if self.start == self.end {
+            self.clear();
+        }
+    }
+
     /// Sets the contents to the first `len` slots. An empty batch is left with room in front.
     fn hold_first(&mut self, len: usize) {
         (self.start, self.end) = if len > 0 { (0, len) } else { (MAX_BATCH, MAX_BATCH) };

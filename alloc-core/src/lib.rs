@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `fork` [`dump`] `tuning` | work around a fork; a dump of the state; numbers for a model |
 //! | [`report`] | statistics for the program's operator |
+//! | [`profile`] | heap profiles |
 //! | [`heap`] | operations on all size classes and caches at once |
 //! | [`cache`] | object caches, also as allocators of collections |
 //! | [`stats`] | current state and event counts |
@@ -22,10 +23,10 @@
 //! | `percpu` `barn` `slab` | sheaves; batches between CPUs; objects cut from runs |
 //! | `reclaim` | the thread that returns memory to the system; memory pressure |
 //! | `page` | arenas, runs, descriptors, decommitting |
+//! | `sampling` | sampled allocations: which, from where, for how many others |
 //! | `node` | NUMA nodes |
 //! | `batch` `watch` | object pointers in transit; tracer probes, Valgrind |
 //! | [`size_class`] | the class that serves a layout |
-//! | [`profile`] | heap profiles |
 //! | `stack` | the return addresses of a thread's callers |
 //! | `sync` | atomics and locks |
 //! | `os` | system calls |
@@ -131,6 +132,8 @@ pub mod rcu;
 mod reclaim;
 #[cfg(all(target_os = "linux", not(loom)))]
 pub mod report;
+#[cfg(all(target_os = "linux", not(loom)))]
+mod sampling;
 #[cfg(all(target_os = "linux", not(loom)))]
 #[cfg_attr(miri, allow(dead_code, unused_imports, reason = "tests under Miri have no settings"))]
 #[doc(hidden)]

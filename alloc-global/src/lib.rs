@@ -32,6 +32,8 @@
 //!   blocks of 8 MiB, and for other memory that stays in use), `always` or `never`.
 //! - `HAYLOFT_STATS`: statistics when the program ends, at intervals, or at a signal: see
 //!   [`report`].
+//! - `HAYLOFT_PROFILE`: heap profiles when the program ends, at intervals, or at a signal: see
+//!   [`report`].
 //! - `HAYLOFT_STATS_SHM`: show statistics to `hayloft-top`, with `1`.
 //! - `HAYLOFT_VERBOSE`: at the start, a line with the version, the backend, the limit and the
 //!   settings that are not at their defaults, with `1`.
@@ -67,7 +69,7 @@ use core::alloc::{GlobalAlloc, Layout};
 
 use hayloft_core::kmalloc;
 
-pub use hayloft_core::{cache, cpu, heap, irq_work, nolock, rcu, report, stats};
+pub use hayloft_core::{cache, cpu, heap, irq_work, nolock, profile, rcu, report, stats};
 
 /// What [`settings!`] expands to.
 #[doc(hidden)]

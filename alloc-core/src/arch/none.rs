@@ -42,15 +42,25 @@ pub(crate) unsafe fn pop_bulk(
     0
 }
 
-pub(crate) unsafe fn open(_class: usize, _header: u64) -> *mut u8 {
+pub(crate) unsafe fn open(_class: usize, _header: u64, _at: usize, _mark: u8) -> *mut u8 {
     ptr::null_mut()
 }
 
-pub(crate) unsafe fn recount(_class: usize, _count: u32) -> (u32, *mut u8) {
-    (0, ptr::null_mut())
+pub(crate) unsafe fn recount(
+    _class: usize,
+    _count: u32,
+    _at: usize,
+    _mark: u8,
+) -> (u32, u8, *mut u8) {
+    (0, 0, ptr::null_mut())
 }
 
 pub(crate) unsafe fn widen(_class: usize, _last: u32) {}
+
+pub(crate) fn lowest() -> &'static AtomicUsize {
+    static LOWEST: AtomicUsize = AtomicUsize::new(1);
+    &LOWEST
+}
 
 pub(crate) unsafe fn publish_region(_region: *mut u8) {}
 

@@ -21,6 +21,7 @@ use crate::page::{self, ENTRY_SIZE, Unit};
 use crate::path::large;
 use crate::path::objects;
 use crate::percpu;
+use crate::sampling;
 use crate::size_class::{Class, MALLOC_ALIGN, small_class_of, small_class_of_size};
 use crate::slab;
 use crate::sync::Context;
@@ -159,7 +160,7 @@ unsafe extern "C" fn free_elsewhere(block: *mut u8, foreign: Foreign) {
 unsafe extern "C" fn free_anywhere(block: *mut u8, foreign: Foreign) {
     // SAFETY: the caller guarantees that `block` is foreign, or live and not used.
     unsafe {
-        let Some(unit) = Unit::of(block) else { return foreign(block) };
+        let Some(unit) = Unit::of(block) else { return free_apart(block, foreign) };
         if let Some(class) = objects::middle_in_unit(unit, block) {
             return kmalloc::free_middle(block, class);
         }
@@ -173,6 +174,21 @@ unsafe extern "C" fn free_anywhere(block: *mut u8, foreign: Foreign) {
                 run_taken_back(block);
                 large::free_found(unit);
             }
+        }
+    }
+}
+
+/// As [`free_elsewhere`], for a block in no arena: a sampled one, or a foreign one.
+///
+/// # Safety
+/// As [`free_or`].
+unsafe fn free_apart(block: *mut u8, foreign: Foreign) {
+    // SAFETY: the caller guarantees that `block` is foreign, or live and not used.
+    unsafe {
+        if !sampling::owns(block) {
+            foreign(block);
+        } else if !sampling::free(block) {
+            os::abort(format_args!("{block:p} is no block in use: it was sampled, and freed"));
         }
     }
 }
@@ -192,7 +208,7 @@ pub fn refuse_foreign(block: *mut u8) -> ! {
 /// Returns whether a block is foreign: null, or in none of our arenas.
 #[must_use]
 pub fn is_foreign(block: *mut u8) -> bool {
-    Unit::of(block).is_none()
+    Unit::of(block).is_none() && !sampling::owns(block)
 }
 
 /// Kind of a block of this allocator, by its address.
@@ -209,8 +225,11 @@ impl Place {
     /// # Safety
     /// If the block is of this allocator, it was not freed.
     unsafe fn of(block: *mut u8) -> Option<Place> {
-        // SAFETY: the caller guarantees that a block of this allocator was not freed.
-        Unit::of(block).map(|unit| unsafe { Place::in_unit(unit, block) })
+        match Unit::of(block) {
+            // SAFETY: the caller guarantees that a block of this allocator was not freed.
+            Some(unit) => Some(unsafe { Place::in_unit(unit, block) }),
+            None => sampling::class_of(block).map(Place::Object),
+        }
     }
 
     /// As [`Place::of`], for a block in `unit`.

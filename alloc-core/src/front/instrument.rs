@@ -4,6 +4,7 @@
 
 use crate::page::{self, Unit};
 use crate::path::objects;
+use crate::sampling;
 use crate::size_class::Class;
 use crate::slab;
 use crate::watch::{self, WATCHED};
@@ -76,7 +77,9 @@ pub(crate) unsafe fn usable_size(block: *mut u8) -> usize {
 /// # Safety
 /// As [`usable_size`].
 unsafe fn extent(block: *mut u8) -> usize {
-    let Some(unit) = Unit::of(block) else { return 0 };
+    let Some(unit) = Unit::of(block) else {
+        return sampling::class_of(block).map_or(0, objects::size);
+    };
     // SAFETY: the caller guarantees that `block` is live, so it is an object or a run in use.
     match unsafe { objects::class_of_unit(unit) } {
         Some(class) => objects::size(class),

@@ -24,6 +24,10 @@ pub(crate) fn reserve(len: usize) -> Option<NonNull<u8>> {
     NonNull::new(unsafe { System.alloc_zeroed(layout(len)?) })
 }
 
+pub(crate) fn reserve_near(_address: usize, len: usize) -> Option<NonNull<u8>> {
+    reserve(len)
+}
+
 pub(crate) unsafe fn unreserve(_address: NonNull<u8>, _len: usize) {
     // The standard allocator cannot free part of an allocation, and the process is about to end.
 }

@@ -85,9 +85,9 @@ pub(crate) use imp::{
     has_little_address_space, has_signals_blocked, is_main_thread, let_read, lines, list,
     lock_streams, milliseconds, minor_faults, most_threads, nanoseconds, page_size,
     prefer_huge_pages, prefer_node, private_pages, read, read_bytes, register_rseq, remap, remove,
-    renew, renew_streams, reserve, restart_sections_on, set_dumped, share, signal_thread,
-    sleep_microseconds, system_page_size, take_place_at_forks, take_signal, thread_id,
-    unix_nanoseconds, unlock_streams, unregister_rseq, unreserve, yield_now,
+    renew, renew_streams, reserve, reserve_near, restart_sections_on, set_dumped, share,
+    signal_thread, sleep_microseconds, system_page_size, take_place_at_forks, take_signal,
+    thread_id, unix_nanoseconds, unlock_streams, unregister_rseq, unreserve, yield_now,
 };
 #[cfg(miri)]
 pub(crate) use imp::{Identity, close, duplicate, identity, pid_namespace, replace};

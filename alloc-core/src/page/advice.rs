@@ -1,8 +1,8 @@
 //! Advice to the kernel about the memory of arenas: huge pages or none, and the NUMA node.
 //!
 //! Transparent huge pages are requested beyond the first [`HUGE_FROM`] units and for runs of at
-//! least [`LONG`] units (`HAYLOFT_THP=auto|always|never`). Everywhere else they are switched off, and
-//! `collapse` makes them of what stays in use.
+//! least [`LONG`] units (`HAYLOFT_THP=auto|always|never`). Everywhere else they are switched off,
+//! and `collapse` makes them of what stays in use.
 //!
 //! First touch alone would place a page near the thread that first used its run; but runs are
 //! reused, and must stay near the threads that allocate them later. So each arena belongs to a

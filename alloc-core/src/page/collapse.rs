@@ -9,8 +9,8 @@
 //!
 //! *What it costs.* Nine tenths of a call are the copy, which takes half a millisecond or more. In
 //! that time other threads cannot map, nor fault in the arena. So there is one at a time, with a
-//! pause of a slice of a window, and their time is a share of all time. The huge page has memory in place of pages that had none, at most
-//! [`LACKING`].
+//! pause of a slice of a window, and their time is a share of all time. The huge page has memory in
+//! place of pages that had none, at most [`LACKING`].
 //!
 //! Which pages have memory is known to the kernel alone, so it is asked (`/proc/self/pagemap`).
 //! Pages that are shared with a child since a fork count as having none, as they would be copied,
@@ -85,8 +85,9 @@ fn is_wanted() -> bool {
     if WANTED.load(Ordering::Relaxed) == UNKNOWN {
         let is_allowed = || {
             let root = settings::text(Name::Sysfs).unwrap_or("/sys");
-            let path = format_args!("{root}/kernel/mm/transparent_hugepage/enabled");
-            os::read(path, &mut [0; 128]).is_some_and(|modes| !modes.contains("[never]"))
+            let mut room = [0; 128];
+            os::read(format_args!("{root}/kernel/mm/transparent_hugepage/enabled"), &mut room)
+                .is_some_and(|modes| !modes.contains("[never]"))
         };
         let is_wanted = os::system_page_size() == PAGE
             && match HugePages::wanted() {

@@ -87,6 +87,11 @@ pub(crate) fn alloc(
     Some(run)
 }
 
+/// Returns an address in the arena that was made first, if there is one.
+pub(crate) fn any_arena() -> Option<*mut u8> {
+    arenas().next().map(|arena| arena.units.arrays().base)
+}
+
 /// Frees a run. Returns false, and the run is still the caller's, if the lock would have to be
 /// waited for.
 ///

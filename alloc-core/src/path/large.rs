@@ -9,6 +9,8 @@ use crate::node;
 use crate::os::{self, Remapped};
 use crate::page::{self, Allocation, Misplaced, Unit};
 use crate::path::objects::{self, defer, free_run, slow_path};
+use crate::percpu;
+use crate::sampling;
 use crate::size_class::{REDZONE, UNIT, UNIT_SHIFT};
 use crate::sync::Context;
 
@@ -45,7 +47,11 @@ const MAX_ROOM: usize = ROOM * (2 * REMAP_BYTES / UNIT);
 /// Allocates a run for `layout`. With `zeroed`, the part that the layout covers reads as zero.
 /// Returns null when there is no memory.
 pub(crate) fn alloc(layout: Layout, zeroed: bool) -> *mut u8 {
-    slow_path::alloc(|context| alloc_run(context, layout, zeroed))
+    let block = slow_path::alloc(|context| alloc_run(context, layout, zeroed));
+    if sampling::is_hit(layout.size(), percpu::random) && !block.is_null() {
+        sampling::record(block, layout.size());
+    }
+    block
 }
 
 /// Frees the run that starts at `block`. Ends the process if no run in use starts there, or if it
@@ -63,6 +69,9 @@ pub(crate) unsafe fn free(block: *mut u8, layout: Layout) {
 /// # Safety
 /// A run in use starts at `unit`, as [`find`] reports it, and nobody uses it.
 pub(crate) unsafe fn free_found(unit: Unit) {
+    if sampling::was_on() {
+        sampling::forget(unit.address());
+    }
     // SAFETY: the caller guarantees that a run in use starts at `unit` and that nobody uses it.
     slow_path::free(|context| unsafe { free_run(context, unit) });
 }
@@ -80,7 +89,14 @@ pub(crate) unsafe fn realloc(
     new_layout: Layout,
 ) -> Option<*mut u8> {
     // SAFETY: the caller guarantees that the program owns the block.
-    slow_path::realloc(|context| unsafe { realloc_run(context, block, layout, new_layout) })
+    let new =
+        slow_path::realloc(|context| unsafe { realloc_run(context, block, layout, new_layout) });
+    if sampling::was_on()
+        && let Some(new) = new.filter(|new| !new.is_null())
+    {
+        sampling::moved(block, new, new_layout.size());
+    }
+    new
 }
 
 /// Lengthens the run at `block` to at least `new_size` bytes without moving it. Returns whether
@@ -166,6 +182,9 @@ fn run_of(block: *mut u8, layout: Layout) -> Unit {
 fn no_run(block: *mut u8, layout: Layout, unit: Option<Unit>) -> ! {
     let size = layout.size();
     match unit.map(Unit::misplaced) {
+        None if sampling::owns(block) => os::abort(format_args!(
+            "free of {block:p} as one of {size} bytes: it is a small block, which was sampled"
+        )),
         None => os::abort(format_args!("free of foreign address {block:p} ({size} bytes)")),
         Some(Misplaced::Within(start, bytes)) if start == block => os::abort(format_args!(
             "free of {block:p} as one of {size} bytes: it is another block, in a run of {bytes}"

@@ -6,9 +6,13 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::layout::{self, EVENTS, EVENTS_OFFSET, Event, MOST_COUNT, WORD, header_halves};
+use super::layout::{
+    self, EVENTS, EVENTS_OFFSET, Event, MOST_COUNT, RANDOM_OFFSET, WORD, header_halves,
+};
 use super::region::{cpu, has_region, region_of, regions};
 use crate::arch;
+use crate::os;
+use crate::sampling::{self, Gap};
 use crate::size_class::{Class, MAX_CLASSES};
 
 /// Adds `more` to a counter of this CPU; does nothing if the CPU has no sheaves.
@@ -38,9 +42,27 @@ pub(crate) fn count_beyond(class: Class, objects: usize) {
     word.fetch_add(objects as u64, Ordering::Relaxed);
 }
 
-/// Returns the next count of a header.
-pub(super) fn next_count() -> u32 {
-    MOST_COUNT
+/// Returns the next count of the header of a sheaf, and whether a sample is due behind it.
+pub(super) fn next_gap(class: Class) -> Gap {
+    sampling::gap(class, MOST_COUNT, random)
+}
+
+/// Returns a random number from the generator of this CPU, or from a common one if the CPU has no
+/// region.
+pub(crate) fn random() -> u64 {
+    static COMMON: AtomicU64 = AtomicU64::new(0);
+    match region_of(cpu()) {
+        // SAFETY: a word of a committed region that is only accessed as an atomic. Its address
+        // makes the numbers of each CPU, and of each process, different ones.
+        Some(base) => unsafe {
+            let state: &AtomicU64 = &*base.add(RANDOM_OFFSET).cast();
+            if state.load(Ordering::Relaxed) == 0 {
+                state.store(base.addr() as u64 ^ os::nanoseconds() << 20, Ordering::Relaxed);
+            }
+            sampling::random(state)
+        },
+        None => sampling::random(&COMMON),
+    }
 }
 
 /// Records that the header of a sheaf was granted `count` allocations.

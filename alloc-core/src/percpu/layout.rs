@@ -10,6 +10,8 @@
 //! LOCK_OFFSET       the try-lock of the locked backend
 //! SEEN_OFFSET       per class: the header's first half at the end of the last decay window
 //! TOPS_OFFSET       per class: the `top` of a sheaf that is being closed
+//! MARKS_OFFSET      per class: whether a sample is due when the count of the header is used up
+//! RANDOM_OFFSET     state of a generator of random numbers
 //! ALLOWANCE_OFFSET  bytes of middle sizes that may still enter the sheaves
 //! EVENTS_OFFSET     per class: a counter for each kind of event
 //! SHEAVES_OFFSET    per class: the floor, which holds null, and a word for each object
@@ -46,8 +48,12 @@ pub(super) const SEEN_OFFSET: usize = LOCK_OFFSET + size_of::<Lock<()>>();
 /// be a small one, this array would be a third of all that a slow path uses.
 pub(super) const TOPS_OFFSET: usize = SEEN_OFFSET + MAX_CLASSES * size_of::<u32>();
 /// Byte offset of the allowance that `allowance::spend` draws on.
-pub(super) const ALLOWANCE_OFFSET: usize =
-    (TOPS_OFFSET + MAX_CLASSES * size_of::<u32>()).next_multiple_of(WORD);
+pub(super) const ALLOWANCE_OFFSET: usize = RANDOM_OFFSET + WORD;
+/// Byte offset of a byte per sheaf: 1 if the allocation behind those that its header counts is to
+/// be sampled, and otherwise 0.
+pub(super) const MARKS_OFFSET: usize = TOPS_OFFSET + MAX_CLASSES * size_of::<u32>();
+/// Byte offset of the state of [`random`](crate::sampling::random).
+pub(super) const RANDOM_OFFSET: usize = (MARKS_OFFSET + MAX_CLASSES).next_multiple_of(WORD);
 /// Number of kinds of events.
 pub(super) const EVENTS: usize = Event::ALL.len();
 /// Byte offset of the event counters: for each class, one word per kind of event.
@@ -139,6 +145,25 @@ pub(super) const fn count(first: u32) -> u32 {
     first / COUNTED
 }
 
+/// What was due when the header of a sheaf was granted another count.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Due {
+    /// The sheaf is closed, or its count was large enough: a pop that missed found no object.
+    Nothing,
+    /// A new count: a pop that missed may be tried again.
+    Count,
+    /// A sample, and a new count.
+    Sample,
+}
+
+impl Due {
+    /// Returns what was due, by the first half of the header of an open sheaf and its mark.
+    pub(super) fn of(first: u32, mark: u8) -> Due {
+        // A count that was not used up yet was replaced at random.
+        if count(first) == 0 && mark != 0 { Due::Sample } else { Due::Count }
+    }
+}
+
 /// The most that a header can count.
 pub(super) const MOST_COUNT: u32 = u32::MAX / COUNTED;
 
@@ -197,6 +222,11 @@ pub(super) fn first_header(class: Class, count: u32) -> u64 {
 #[inline]
 pub(crate) fn batch_len(class: Class) -> usize {
     capacity(class) / 2
+}
+
+/// Returns the byte offset of a sheaf's mark in a region.
+pub(super) const fn mark_offset(class: Class) -> usize {
+    MARKS_OFFSET + class.index()
 }
 
 /// Returns the byte offset of a sheaf's header in a region.
@@ -266,6 +296,8 @@ mod tests {
             LOCK_OFFSET..LOCK_OFFSET + size_of::<Lock<()>>(),
             SEEN_OFFSET..SEEN_OFFSET + MAX_CLASSES * size_of::<u32>(),
             TOPS_OFFSET..TOPS_OFFSET + MAX_CLASSES * size_of::<u32>(),
+            MARKS_OFFSET..MARKS_OFFSET + MAX_CLASSES,
+            RANDOM_OFFSET..RANDOM_OFFSET + WORD,
             ALLOWANCE_OFFSET..ALLOWANCE_OFFSET + WORD,
             EVENTS_OFFSET..SHEAVES_OFFSET,
         ];

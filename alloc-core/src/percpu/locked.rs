@@ -10,17 +10,19 @@
 //! `remote::in_child` repairs.
 
 use core::ptr;
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 
 use super::events;
 use super::layout::{
-    CLOSED, LOCK_OFFSET, WORD, count, first_header, floor, header_halves, index, state_word, wider,
+    CLOSED, Due, LOCK_OFFSET, WORD, count, first_header, floor, header_halves, index, mark_offset,
+    state_word, wider,
 };
 use super::region::{has_region, region_of, regions};
 use crate::arch::{COUNTED, OPEN};
 use crate::batch::{Batch, MAX_BATCH};
 use crate::fault::{self, Place};
 use crate::os;
+use crate::sampling::{self, Gap};
 use crate::size_class::Class;
 use crate::sync::{Context, Guard, Lock, LockClass, RawLock};
 
@@ -30,10 +32,10 @@ pub(super) fn pop(class: Class) -> *mut u8 {
     Region::lock().map_or(ptr::null_mut(), |region| region.pop(class))
 }
 
-/// Grants the header of this CPU's sheaf another count instead of its present one. Returns whether
-/// the sheaf is open, and its lock was free.
-pub(super) fn count_anew(class: Class) -> bool {
-    Region::lock().is_some_and(|region| region.count_anew(class))
+/// Grants the header of this CPU's sheaf another count instead of its present one. Returns what was
+/// due then: nothing if its lock is held.
+pub(super) fn count_anew(class: Class) -> Due {
+    Region::lock().map_or(Due::Nothing, |region| region.count_anew(class))
 }
 
 /// Pushes an object onto this CPU's sheaf. Returns false if the sheaf is full or its lock is held.
@@ -110,6 +112,7 @@ pub(super) fn close(
             if batch.len() == 0 {
                 break;
             }
+            sampling::free_among(batch);
             fault::point(Place::SheavesClosed);
             take(class, batch);
         }
@@ -182,25 +185,32 @@ impl Region {
         if is_empty || count(first) == 0 {
             return ptr::null_mut();
         }
-        top_at.store(first - COUNTED - 1, Ordering::Relaxed);
         // SAFETY: the lock is held, and the word belongs to the sheaf.
-        unsafe { *self.word(index(first)) }
+        let object = unsafe { *self.word(index(first)) };
+        if sampling::may_own(object) {
+            return ptr::null_mut();
+        }
+        top_at.store(first - COUNTED - 1, Ordering::Relaxed);
+        object
     }
 
-    fn count_anew(&self, class: Class) -> bool {
+    fn count_anew(&self, class: Class) -> Due {
         let [top_at, last_at] = self.header(class);
         let first = top_at.load(Ordering::Relaxed);
         if last_at.load(Ordering::Relaxed) == 0 {
-            return false;
+            return Due::Nothing;
         }
-        let granted = events::next_count();
-        top_at.store(index(first) + granted * COUNTED, Ordering::Relaxed);
+        let Gap { count, ends_in_sample } = events::next_gap(class);
+        // SAFETY: a byte of the region that is only accessed as an atomic, or by sections.
+        let mark_at: &AtomicU8 = unsafe { &*self.base.add(mark_offset(class)).cast() };
+        let mark = mark_at.swap(u8::from(ends_in_sample), Ordering::Relaxed);
+        top_at.store(index(first) + count * COUNTED, Ordering::Relaxed);
         // SAFETY: the region of a CPU.
         unsafe {
-            events::granted(self.base, class, granted);
+            events::granted(self.base, class, count);
             events::withdrawn(self.base, class, first);
         }
-        true
+        Due::of(first, mark)
     }
 
     /// Returns whether an object is one of the topmost two.
@@ -217,10 +227,15 @@ impl Region {
     unsafe fn push(&self, class: Class, object: *mut u8) -> bool {
         let [top_at, last_at] = self.header(class);
         if last_at.load(Ordering::Relaxed) == 0 && self.state().load(Ordering::Relaxed) == OPEN {
-            let granted = events::next_count();
-            let header = first_header(class, granted);
-            // SAFETY: the region of a CPU.
-            unsafe { events::granted(self.base, class, granted) };
+            let Gap { count, ends_in_sample } = events::next_gap(class);
+            let header = first_header(class, count);
+            // SAFETY: the region of a CPU; a byte of it that is only accessed as an atomic, or by
+            // sections.
+            unsafe {
+                events::granted(self.base, class, count);
+                let mark_at: &AtomicU8 = &*self.base.add(mark_offset(class)).cast();
+                mark_at.store(u8::from(ends_in_sample), Ordering::Relaxed);
+            }
             top_at.store(header as u32, Ordering::Relaxed);
             // Release, here and below, keeps the stores in this order for the child of a fork in
             // between.

@@ -35,13 +35,14 @@ mod select;
 
 use core::sync::atomic::Ordering;
 
-use crate::batch::Batch;
+use crate::batch::{Batch, MAX_BATCH};
 use crate::fault::{self, Place};
+use crate::sampling;
 use crate::size_class::Class;
 use crate::sync::{LockClass, RawLock};
 pub(crate) use allowance::{refund, set_allowance, spend};
-pub(crate) use events::{allocated_without_region, count, count_beyond, counted, hits};
-pub(crate) use layout::{Event, MAX_CACHE_BATCH, batch_len, batch_len_for, capacity};
+pub(crate) use events::{allocated_without_region, count, count_beyond, counted, hits, random};
+pub(crate) use layout::{Due, Event, MAX_CACHE_BATCH, batch_len, batch_len_for, capacity};
 use layout::{all_classes, first_width, floor, header_halves, index};
 pub(crate) use locked::is_on_top;
 use region::{CLOSING, region_of};
@@ -73,15 +74,15 @@ impl Backend {
     }
 
     /// Grants the header of this CPU's sheaf another count if the present one is below `least`.
-    /// Returns whether it did: then a pop that missed may be tried again.
-    pub(crate) fn count_anew(self, class: Class, least: usize) -> bool {
-        let Some(base) = region_of(cpu()) else { return false };
+    /// Returns what was due then.
+    pub(crate) fn count_anew(self, class: Class, least: usize) -> Due {
+        let Some(base) = region_of(cpu()) else { return Due::Nothing };
         // SAFETY: `base` is the region of a CPU.
         let [first, _] = unsafe { header_halves(base, class) };
         // If the thread moves on, the count of the other CPU is exchanged although it is not used
         // up, which changes neither its mean nor the sum of all counts.
         if layout::count(first.load(Ordering::Relaxed)) as usize >= least {
-            return false;
+            return Due::Nothing;
         }
         match self {
             Backend::Locked => locked::count_anew(class),
@@ -140,7 +141,27 @@ impl Backend {
                 _ => rseq::drain(class, to, len),
             });
         }
+        if sampling::was_on() {
+            sampling::free_among(batch);
+        }
         fault::point(Place::SheafDrained);
+    }
+
+    /// Frees sampled blocks at the top of this CPU's sheaf, which hide other objects from a pop.
+    /// May leave an object in the empty batch `rest` that no longer fits into the sheaf.
+    pub(crate) fn free_sampled(self, class: Class, rest: &mut Batch) {
+        // A bound, for where the lock of the fallback is held by the thread that this one
+        // interrupted.
+        for _ in 0..MAX_BATCH {
+            if rest.len() > 0 || held(cpu(), class) == 0 {
+                break;
+            }
+            self.drain(class, rest, 1);
+        }
+        if rest.len() > 0 {
+            // SAFETY: the object has just left the sheaf of `class`.
+            unsafe { self.fill(class, rest) };
+        }
     }
 }
 

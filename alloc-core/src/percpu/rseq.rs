@@ -9,14 +9,15 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::events;
 use super::layout::{
-    CLOSED, TOPS_OFFSET, WORD, empty_header, first_header, floor, header_halves, index, state_word,
-    wider,
+    CLOSED, Due, TOPS_OFFSET, WORD, empty_header, first_header, floor, header_halves, index,
+    mark_offset, state_word, wider,
 };
 use super::region::{has_region, region_of};
 use crate::arch::{self, COUNTED};
 use crate::batch::{Batch, MAX_BATCH};
 use crate::fault::{self, Place};
 use crate::os;
+use crate::sampling::{self, Gap};
 use crate::size_class::Class;
 use crate::sync::counters::{self, Line};
 use crate::sync::spin_or_yield;
@@ -29,24 +30,26 @@ pub(crate) fn pop(class: Class) -> *mut u8 {
     unsafe { arch::pop(class.index()) }
 }
 
-/// Grants the header of this CPU's sheaf another count instead of its present one. Returns whether
-/// the sheaf is open.
-pub(super) fn count_anew(class: Class) -> bool {
-    let count = events::next_count();
+/// Grants the header of this CPU's sheaf another count instead of its present one. Returns what was
+/// due then.
+pub(super) fn count_anew(class: Class) -> Due {
+    let Gap { count, ends_in_sample } = events::next_gap(class);
     if arch::cpu().is_none() {
-        return false;
+        return Due::Nothing;
     }
-    // SAFETY: the number of a sheaf, and the thread has a CPU number.
-    let (before, base) = unsafe { arch::recount(class.index(), count * COUNTED) };
+    let (index, first) = (class.index(), count * COUNTED);
+    // SAFETY: the number of a sheaf, and the thread has a CPU number. The mark is in no sheaf.
+    let (before, mark, base) =
+        unsafe { arch::recount(index, first, mark_offset(class), u8::from(ends_in_sample)) };
     if base.is_null() {
-        return false;
+        return Due::Nothing;
     }
     // SAFETY: the section returned the region of the CPU that it ran on.
     unsafe {
         events::granted(base, class, count);
         events::withdrawn(base, class, before);
     }
-    true
+    Due::of(before, mark)
 }
 
 /// Pops up to `len` objects from this CPU's sheaf into `to`, and counts them. Returns the number of
@@ -89,8 +92,8 @@ pub(crate) unsafe fn push_bulk(class: Class, objects: &[*mut u8]) -> usize {
     unsafe { arch::push_bulk(class.index(), objects.as_ptr(), objects.len()) }
 }
 
-/// Pushes an object onto this CPU's sheaf. Returns false if the sheaf is full or rseq is not in
-/// use.
+/// Pushes an object onto this CPU's sheaf. Returns false if the sheaf is full, the object is a
+/// sampled one, or rseq is not in use.
 ///
 /// # Safety
 /// The object is of that class and nobody uses it.
@@ -126,8 +129,10 @@ pub(super) unsafe fn fill(class: Class, objects: &[*mut u8]) -> usize {
     // SAFETY: the number and header of a sheaf; the caller guarantees that the objects are of
     // `class` and unused; the slice is readable for its length.
     unsafe {
-        let count = events::next_count();
-        let base = arch::open(class.index(), first_header(class, count));
+        let Gap { count, ends_in_sample } = events::next_gap(class);
+        let header = first_header(class, count);
+        let mark = u8::from(ends_in_sample);
+        let base = arch::open(class.index(), header, mark_offset(class), mark);
         if !base.is_null() {
             events::granted(base, class, count);
         }
@@ -248,6 +253,7 @@ pub(super) unsafe fn close(
                     len
                 });
             }
+            sampling::free_among(batch);
             fault::point(Place::SheavesClosed);
             take(class, batch);
         }

@@ -1,7 +1,17 @@
-//! Heap profiles.
+//! Heap profiles: which stacks allocated the memory that is in use, and how much of it.
+//!
+//! [`start`] samples allocations, one in so many bytes at random. A sample has a weight, the number
+//! of blocks for which it stands, so that sums are right on average: a stack that allocated `n`
+//! samples is known within a factor of about 1 ± 1/√n. [`write`] writes the sums of all stacks
+//! since the start as a profile in the format of `pprof`. `HAYLOFT_PROFILE` does both for any
+//! program: see [`report`](crate::report).
+//!
+//! Sampling works in any context, signal handlers included, and takes no lock. While it is off it
+//! costs nothing.
 //!
 //! | module | holds |
 //! |---|---|
+//! | this one | starting and stopping; what a profile says |
 //! | [`pprof`] | the file format: samples, locations, strings, in a stream |
 //! | `mappings` | executable mappings of the process, with build IDs |
 //! | `gzip` | compression |
@@ -16,3 +26,132 @@ mod gzip;
 mod mappings;
 pub mod pprof;
 mod scratch;
+
+use core::alloc::Layout;
+use core::ffi::c_int;
+use core::fmt::Write as _;
+
+use crate::front::kmalloc;
+use crate::os::{self, Line};
+use crate::page;
+use crate::path::objects;
+use crate::sampling;
+use pprof::Description;
+
+/// Mean bytes between samples of a profile that was requested without any: 512 KiB. A heap of 1 GiB
+/// is then known to 2 %, and sampling costs less than 1 % of the time.
+pub const DEFAULT_MEAN: usize = 512 << 10;
+
+/// Starts sampling, with `mean` bytes between samples on average: from 1, which samples all blocks,
+/// to 2^40. Another mean may be set while sampling. Returns false if there is no memory for
+/// samples. Not for signal handlers.
+///
+/// Blocks that were allocated before are in no profile.
+///
+/// ```
+/// use hayloft_core::profile;
+///
+/// assert!(profile::start(profile::DEFAULT_MEAN));
+/// // ...
+/// let mut file = Vec::new();
+/// assert!(profile::write(&mut |part| {
+///     file.extend_from_slice(part);
+///     true
+/// }));
+/// profile::stop();
+/// ```
+pub fn start(mean: usize) -> bool {
+    // There is an arena then, below which sampled blocks lie.
+    let layout = Layout::new::<usize>();
+    let block = kmalloc::alloc(layout);
+    if block.is_null() {
+        return false;
+    }
+    // SAFETY: the block was allocated above, with this layout.
+    unsafe { kmalloc::free(block, layout) };
+    let Some(arena) = page::any_arena() else { return false };
+    let started = sampling::start(mean, arena.addr());
+    objects::renew_counts();
+    started
+}
+
+/// Stops sampling. The profile of the blocks that were sampled stays, and the frees of these blocks
+/// still count.
+pub fn stop() {
+    sampling::stop();
+}
+
+/// Returns the mean bytes between samples, or `None` while there is no sampling.
+#[must_use]
+pub fn mean() -> Option<usize> {
+    sampling::mean().map(|mean| mean as usize)
+}
+
+/// Returns the number of samples that were lost, as there was no memory for them.
+#[must_use]
+pub fn missed() -> u64 {
+    sampling::missed()
+}
+
+/// Types and units of the values of a profile: blocks and bytes allocated so far, in use, and in
+/// use when the program had the most.
+pub const TYPES: [(&str, &str); 6] = [
+    ("alloc_objects", "count"),
+    ("alloc_space", "bytes"),
+    ("inuse_objects", "count"),
+    ("inuse_space", "bytes"),
+    ("peak_objects", "count"),
+    ("peak_space", "bytes"),
+];
+
+/// Writes a profile of all samples so far, in the format of `pprof`, to `sink`, which returns false
+/// if it takes no more. Returns false if the sink refused a part or there is no memory for the
+/// buffers. May be called in any context.
+pub fn write(sink: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+    let mut comment = Line::<96>::new();
+    // The text fits.
+    let _ = write!(
+        comment,
+        "Hayloft {}, process {}; {} samples lost",
+        env!("CARGO_PKG_VERSION"),
+        os::process_id(),
+        missed()
+    );
+    let description = Description {
+        types: &TYPES,
+        default_type: "inuse_space",
+        period: mean().unwrap_or(0) as u64,
+        time: pprof::now(),
+        duration: 0,
+        comments: &[core::str::from_utf8(comment.as_bytes()).unwrap_or_default()],
+    };
+    pprof::write(&description, sink, |writer| {
+        let mut more = true;
+        sampling::for_each(|frames, sums| {
+            let values = [
+                sums.allocs,
+                sums.alloc_bytes,
+                sums.live,
+                sums.live_bytes,
+                sums.peak,
+                sums.peak_bytes,
+            ];
+            if more && values.iter().any(|value| *value != 0) {
+                more = writer.sample(frames, &values, &[]);
+            }
+        });
+    })
+}
+
+/// Writes a profile as [`write`] does, to an open file. Returns false if that fails.
+pub fn write_to(file: c_int) -> bool {
+    write(&mut |part| os::write_all(file, part))
+}
+
+/// Calls `visit` with each stack, as return addresses of which the innermost is first, and its
+/// [sums](Sums). May be called in any context.
+pub fn for_each(visit: impl FnMut(&'static [usize], Sums)) {
+    sampling::for_each(visit);
+}
+
+pub use crate::sampling::Sums;

@@ -58,7 +58,7 @@ pub const ALLOCATOR: &str = concat!(
     r"|pvalloc)|hayloft_\w*alloc\w*|operator new(\[\])?|(__rustc::)?__(rust|rg|rdl)_\w*alloc\w*",
     r"|alloc::alloc::(Global::)?\w+|<alloc::alloc::Global as .*",
     r"|<hayloft.* as .*(GlobalAlloc|Allocator)>::\w+",
-    r"|hayloft(_core)?::(front|path|percpu|stack|profile|kmalloc|by_address|nolock)::.*",
+    r"|hayloft(_core)?::(front|path|percpu|sampling|stack|profile|kmalloc|by_address|nolock)::.*",
     r"|hayloft::(malloc|operators|api)::.*",
 );
 

@@ -1,5 +1,5 @@
-//! Statistics for the program's operator, without code in the program: `HAYLOFT_STATS` and
-//! `HAYLOFT_STATS_SHM`.
+//! Statistics and profiles for the program's operator, without code in the program:
+//! `HAYLOFT_STATS`, `HAYLOFT_PROFILE` and `HAYLOFT_STATS_SHM`.
 //!
 //! `HAYLOFT_STATS=DESTINATION[,FORMAT][,every=SECONDS][,signal=NUMBER]` writes a report at the end
 //! of the program, every `SECONDS` seconds, and in the handler of the signal `NUMBER`. The program
@@ -10,6 +10,10 @@
 //!   each time. With `0` there is no report.
 //! - Formats are `slabinfo` (the default), `table`, `openmetrics`, and with the feature `serde`
 //!   `json`.
+//!
+//! `HAYLOFT_PROFILE=DESTINATION[,mean=BYTES][,every=SECONDS][,signal=NUMBER]` samples allocations
+//! from the start on, and writes [heap profiles](crate::profile) in the same way. Nothing is
+//! written to stderr.
 //!
 //! A forked child writes reports only if the path contains `%p`. A program that ends by `_exit` or
 //! by a signal writes no report at its end.
@@ -37,7 +41,8 @@ use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::OnceLock;
 
 use crate::os;
-use crate::settings::{self, Destination, Name, PathFor, Reports};
+use crate::profile;
+use crate::settings::{self, Content, Destination, Name, PathFor, Reports};
 use crate::stats;
 use crate::sync::{self, WakeFlag};
 
@@ -52,6 +57,10 @@ struct Asked {
     process: i32,
     /// Identity of the file behind the descriptor at that time; `None` if it was not open.
     file: Option<os::Identity>,
+    /// A duplicate of the destination's descriptor, since some programs close their standard error
+    /// before the end; -1 if there is none. Its number is higher than programs reach. Relaxed: the
+    /// number guards no other memory.
+    copy: AtomicI32,
 }
 
 impl Asked {
@@ -63,14 +72,17 @@ impl Asked {
 
     /// Writes a report to the destination.
     fn write(&self) {
-        let Reports { destination, format, .. } = &self.reports;
-        let write = |file| write(file, *format);
+        let Reports { destination, content, .. } = &self.reports;
+        let write = |file| match content {
+            Content::Statistics(format) => write(file, *format),
+            Content::Profile(_) => profile::write_to(file),
+        };
         let done = match destination {
             Destination::File(number) => match self.file {
                 None => false,
                 // Either descriptor may be closed by now, or refer to another file, which is left
                 // alone.
-                Some(_) => [COPY.load(Ordering::Relaxed), *number]
+                Some(_) => [self.copy.load(Ordering::Relaxed), *number]
                     .into_iter()
                     .find(|number| os::identity(*number) == self.file)
                     .is_none_or(write),
@@ -80,19 +92,27 @@ impl Asked {
             }
         };
         if !done {
-            os::warn(format_args!("statistics cannot be written to {destination}"));
+            let what = if content.is_profile() { "a profile" } else { "statistics" };
+            os::warn(format_args!("{what} cannot be written to {destination}"));
         }
     }
 }
 
-/// Written once, when the settings are read.
-static ASKED: OnceLock<Asked> = OnceLock::new();
+/// What each of these settings requests. Written once, when the settings are read.
+static ASKED: [(Name, OnceLock<Asked>); 2] =
+    [(Name::Stats, OnceLock::new()), (Name::Profile, OnceLock::new())];
 
-/// A duplicate of the destination's descriptor, since some programs close their standard error
-/// before the end; -1 if there is none. Its number is higher than programs reach. Relaxed: the
-/// number guards no other memory.
-static COPY: AtomicI32 = AtomicI32::new(-1);
-/// The lowest number of that duplicate.
+/// Returns all requests, whether this process writes the reports or not.
+fn all_asked() -> impl Iterator<Item = &'static Asked> {
+    ASKED.iter().filter_map(|(_, asked)| asked.get())
+}
+
+/// Returns the requests for reports of this process.
+fn asked() -> impl Iterator<Item = &'static Asked> {
+    all_asked().filter(|asked| asked.is_ours())
+}
+
+/// The lowest number of the duplicate of a descriptor.
 const LEAST_COPY: c_int = 500;
 
 /// Run by the loader: before `main`, or when a library with this allocator is loaded later, with
@@ -105,35 +125,42 @@ static READ: extern "C" fn() = start;
 #[cfg_attr(miri, allow(dead_code, reason = "called by the loader"))]
 extern "C" fn start() {
     verbose::announce();
-    let reports = settings::reports();
     let is_shared = settings::flag(Name::StatsShm) == Some(true) && shared::open();
-    let every = reports.map_or(0, |reports| reports.every);
-    if let Some(reports) = reports {
-        ask(reports);
+    for ((name, asked), reports) in ASKED.iter().zip([settings::reports(), settings::profile()]) {
+        if let Some(reports) = reports {
+            ask(*name, asked, reports);
+        }
     }
-    if reports.is_some() || is_shared {
+    if all_asked().next().is_some() || is_shared {
         os::at_exit(end);
     }
-    if every > 0 || is_shared {
+    if all_asked().any(|asked| asked.reports.every > 0) || is_shared {
         spawn();
     }
 }
 
 #[cfg_attr(miri, allow(dead_code, reason = "called by the loader"))]
-fn ask(reports: Reports<'static>) {
-    let file = match reports.destination {
-        Destination::Path(_) => None,
-        Destination::File(number) => {
-            let copy = os::duplicate(number, LEAST_COPY);
-            COPY.store(copy.unwrap_or(-1), Ordering::Relaxed);
-            os::identity(number)
-        }
+fn ask(name: Name, asked: &OnceLock<Asked>, reports: Reports<'static>) {
+    if let Content::Profile(mean) = reports.content
+        && !profile::start(mean as usize)
+    {
+        settings::refuse(name, format_args!("there is no memory for samples"), "no profile");
+        return;
+    }
+    let (file, copy) = match reports.destination {
+        Destination::Path(_) => (None, None),
+        Destination::File(number) => (os::identity(number), os::duplicate(number, LEAST_COPY)),
     };
-    let _ = ASKED.set(Asked { reports, process: os::process_id(), file });
     let signal = reports.signal;
-    if signal > 0 && (is_of_a_fault(signal) || os::take_signal(Some(signal), on_signal).is_none()) {
+    let is_ours_already = all_asked().any(|asked| asked.reports.signal == signal);
+    let copy = AtomicI32::new(copy.unwrap_or(-1));
+    let _ = asked.set(Asked { reports, process: os::process_id(), file, copy });
+    if signal > 0
+        && !is_ours_already
+        && (is_of_a_fault(signal) || os::take_signal(Some(signal), on_signal).is_none())
+    {
         settings::refuse(
-            Name::Stats,
+            name,
             format_args!("signal {signal} is taken, of a fault, or none"),
             "no signal",
         );
@@ -169,10 +196,11 @@ const TICK: u64 = 250;
 /// Maximum milliseconds of a single sleep.
 const LONGEST_SLEEP: u64 = 60 * 60 * 1000;
 
-/// Returns the milliseconds between reports; `None` if this process writes no periodic ones.
-fn period() -> Option<u64> {
-    let asked = ASKED.get().filter(|asked| asked.reports.every > 0 && asked.is_ours())?;
-    Some(u64::from(asked.reports.every) * 1000)
+impl Asked {
+    /// Returns the milliseconds between reports; `None` if there are no periodic ones.
+    fn period(&self) -> Option<u64> {
+        (self.reports.every > 0).then_some(u64::from(self.reports.every) * 1000)
+    }
 }
 
 /// Set when the reporting thread must end.
@@ -198,24 +226,27 @@ impl os::Service for Reporter {
 
 fn thread_main(_: usize) {
     let is_shared = shared::is_open() || shared::open_again();
-    let period = period();
-    if !is_shared && period.is_none() {
+    let all = || asked().filter_map(|asked| Some((asked, asked.period()?)));
+    if !is_shared && all().next().is_none() {
         return;
     }
-    let mut due = period.map(|period| os::milliseconds() + period);
+    // The time of the next report of each request.
+    let mut due = [u64::MAX; ASKED.len()];
+    due.iter_mut().zip(all()).for_each(|(due, (_, period))| *due = os::milliseconds() + period);
     loop {
         if is_shared {
             shared::update();
         }
-        let now = os::milliseconds();
-        if let (Some(at), Some(period)) = (due, period)
-            && at <= now
-        {
-            write_in_turn();
-            // Reports that were missed while the process was stopped are skipped.
-            due = Some(if at + period > now { at + period } else { now + period });
+        for (due, (asked, period)) in due.iter_mut().zip(all()) {
+            let now = os::milliseconds();
+            if *due <= now {
+                write_in_turn(asked);
+                // Reports that were missed while the process was stopped are skipped.
+                *due = if *due + period > now { *due + period } else { now + period };
+            }
         }
-        let left = due.map_or(LONGEST_SLEEP, |at| at.saturating_sub(os::milliseconds()));
+        let next = due.iter().copied().min().unwrap_or(u64::MAX);
+        let left = next.saturating_sub(os::milliseconds());
         let left = left.clamp(1, if is_shared { TICK } else { LONGEST_SLEEP });
         END.sleep_for(left);
         if !END.is_clear() {
@@ -233,18 +264,15 @@ const WRITES: u32 = 1;
 const OVER: u32 = 2;
 
 /// Writes a report on the reporting thread, unless the process is ending.
-fn write_in_turn() {
-    let begun = TURN.compare_exchange(0, WRITES, Ordering::Relaxed, Ordering::Relaxed);
-    if let (Ok(_), Some(asked)) = (begun, ASKED.get()) {
+fn write_in_turn(asked: &Asked) {
+    if TURN.compare_exchange(0, WRITES, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
         asked.write();
         TURN.fetch_and(!WRITES, Ordering::Relaxed);
     }
 }
 
-extern "C" fn on_signal(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
-    if let Some(asked) = ASKED.get().filter(|asked| asked.is_ours()) {
-        asked.write();
-    }
+extern "C" fn on_signal(signal: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
+    asked().filter(|asked| asked.reports.signal == signal).for_each(Asked::write);
 }
 
 /// Maximum milliseconds that the end of the process waits for a report being written.
@@ -252,7 +280,9 @@ const LONGEST_END: u32 = 1000;
 
 extern "C" fn end() {
     shared::close();
-    let Some(asked) = ASKED.get().filter(|asked| asked.is_ours()) else { return };
+    if asked().next().is_none() {
+        return;
+    }
     TURN.fetch_or(OVER, Ordering::Relaxed);
     for _ in 0..LONGEST_END {
         if TURN.load(Ordering::Relaxed) & WRITES == 0 {
@@ -262,7 +292,7 @@ extern "C" fn end() {
     }
     // A process that only reads the statistics of others has none of its own.
     if stats::gather_own().held > 0 {
-        asked.write();
+        asked().for_each(Asked::write);
     }
 }
 
@@ -277,14 +307,14 @@ pub(crate) fn in_child() {
     let was_shared = shared::in_child();
     TURN.store(0, Ordering::Relaxed);
     END.clear();
-    if let Some(asked) = ASKED.get().filter(|asked| !asked.is_ours()) {
+    for asked in all_asked().filter(|asked| !asked.is_ours()) {
         // A reader of the other end of a pipe must not wait for children that write nothing.
-        let copy = COPY.swap(-1, Ordering::Relaxed);
+        let copy = asked.copy.swap(-1, Ordering::Relaxed);
         if copy >= 0 && os::identity(copy) == asked.file {
             os::close(copy);
         }
     }
-    if was_shared || period().is_some() {
+    if was_shared || asked().any(|asked| asked.period().is_some()) {
         // The thread that forked is the main thread of the child.
         MAIN_EXIT.expect();
         STAYS_AT.store(os::milliseconds() + STAYS_AFTER, Ordering::Relaxed);

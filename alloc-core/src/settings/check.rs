@@ -27,6 +27,7 @@ impl Setting {
             }
             Kind::Faults if Faults::parse(text).is_none() => Err("no such list"),
             Kind::Reports => Reports::parse(text).map(|_| text),
+            Kind::Profile => Reports::parse_profile(text).map(|_| text),
             _ => Ok(text),
         }
     }
@@ -59,7 +60,7 @@ impl Setting {
                 Ok(_) => (true, ""),
                 Err(why) => (false, why),
             },
-            Kind::Directory | Kind::Reports | Kind::Faults => (true, ""),
+            Kind::Directory | Kind::Reports | Kind::Profile | Kind::Faults => (true, ""),
         };
         if is_valid { Ok(()) } else { Err(why) }
     }
@@ -84,6 +85,7 @@ mod tests {
             (Name::Limit, &["1M:2M", "5g"], &["2M:1M", "M"]),
             (Name::PageSize, &["65536"], &["131072", "12288", "", "1"]),
             (Name::Pressure, &["0", "1", "/x"], &["2", "x", "./x"]),
+            (Name::Profile, &["0", "./%p,mean=1M"], &["x", "1", "./x,mean=0"]),
             (Name::Stats, &["1", "off", "./%p,table,every=9"], &["x", "1,yaml"]),
             (Name::Sysfs, &["anything"], &[]),
         ] {

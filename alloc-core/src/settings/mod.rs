@@ -13,7 +13,8 @@
 //! | `program` | the grammar of the program's settings |
 //! | `check` | checks of values |
 //! | `table` | the table |
-//! | `reports` `faults` `parse` | the grammars of values |
+//! | `reports` `faults` | the grammars of lists |
+//! | `parse` | the grammars of other values |
 //!
 //! A module imports only from lower rows. `os` reads settings, too, so they are below it.
 
@@ -33,7 +34,7 @@ pub(crate) use names::{NameIn, Origin};
 pub(crate) use parse::Limit;
 pub use program::{ProgramSettings, check};
 pub use reports::Format;
-pub(crate) use reports::{Destination, PathFor, Reports};
+pub(crate) use reports::{Content, Destination, PathFor, Reports};
 use source::Found;
 pub(crate) use table::{DEFAULT_DECAY_MS, Name};
 pub use table::{Setting, TABLE};
@@ -74,6 +75,11 @@ pub(crate) fn limit() -> Option<Limit> {
 /// Returns the value of `HAYLOFT_STATS`, unless it disables reports.
 pub(crate) fn reports() -> Option<Reports<'static>> {
     Reports::parse(text(Name::Stats)?).ok()?
+}
+
+/// Returns the value of `HAYLOFT_PROFILE`, unless it disables profiles.
+pub(crate) fn profile() -> Option<Reports<'static>> {
+    Reports::parse_profile(text(Name::Profile)?).ok()?
 }
 
 /// Returns the value of `HAYLOFT_FAULT`.

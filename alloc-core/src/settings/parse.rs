@@ -104,7 +104,7 @@ pub(super) const fn is_among(text: &str, words: &[&str]) -> bool {
 
 /// Parses a number of bytes: a number, which may be followed by one of the letters K, M, G and T,
 /// each 1024 times the one before, and that by B or iB. Case does not matter.
-const fn bytes(text: &str) -> Option<u64> {
+pub(super) const fn bytes(text: &str) -> Option<u64> {
     let mut digits = text.as_bytes();
     while let [rest @ .., last] = digits
         && !last.is_ascii_digit()

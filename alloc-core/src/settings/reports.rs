@@ -1,21 +1,37 @@
-//! The grammar of `HAYLOFT_STATS`: `DESTINATION[,FORMAT][,every=SECONDS][,signal=NUMBER]`.
+//! The grammars of `HAYLOFT_STATS`, `DESTINATION[,FORMAT][,every=SECONDS][,signal=NUMBER]`, and of
+//! `HAYLOFT_PROFILE`, which has `mean=BYTES` instead of the format.
 
 use core::ffi::c_int;
 use core::fmt;
 
+use super::parse;
+
 /// Maximum bytes of a path.
 const MAX_PATH: usize = 256;
 
-/// The value of `HAYLOFT_STATS`.
+/// The value of `HAYLOFT_STATS` or `HAYLOFT_PROFILE`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Reports<'a> {
     pub(crate) destination: Destination<'a>,
-    pub(crate) format: Format,
+    pub(crate) content: Content,
     /// Seconds between reports; 0 for a report only at the end.
     pub(crate) every: u32,
     /// The signal that requests a report; 0 for none.
     pub(crate) signal: c_int,
 }
+
+/// The content of a report.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Content {
+    Statistics(Format),
+    /// A heap profile, with this many bytes between samples on average.
+    Profile(u64),
+}
+
+/// Bytes between the samples of a profile, unless the setting has others.
+const DEFAULT_MEAN: u64 = 512 << 10;
+/// Most bytes between samples.
+const MOST_MEAN: u64 = 1 << 40;
 
 /// Where reports are written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,19 +56,29 @@ pub enum Format {
 }
 
 impl<'a> Reports<'a> {
-    /// Parses a setting. Returns `None` if it disables reports, and the reason if it is invalid.
+    /// Parses `HAYLOFT_STATS`. Returns `None` if it disables reports, and the reason if it is
+    /// invalid.
     pub(super) fn parse(text: &'a str) -> Result<Option<Reports<'a>>, &'static str> {
+        Reports::parse_as(text, Content::Statistics(Format::Slabinfo))
+    }
+
+    /// Parses `HAYLOFT_PROFILE`, as [`Reports::parse`].
+    pub(super) fn parse_profile(text: &'a str) -> Result<Option<Reports<'a>>, &'static str> {
+        Reports::parse_as(text, Content::Profile(DEFAULT_MEAN))
+    }
+
+    /// Parses a setting for reports with this content, unless it has another.
+    fn parse_as(text: &'a str, content: Content) -> Result<Option<Reports<'a>>, &'static str> {
         let mut words = text.split(',');
         let destination = words.next().unwrap_or_default();
         if ["0", "false", "no", "off"].into_iter().any(|no| text.eq_ignore_ascii_case(no)) {
             return Ok(None);
         }
-        let mut reports = Reports {
-            destination: Destination::parse(destination)?,
-            format: Format::Slabinfo,
-            every: 0,
-            signal: 0,
-        };
+        let destination = Destination::parse(destination)?;
+        if content.is_profile() && destination == Destination::File(2) {
+            return Err("a profile is no text: a path, stdout or fd:NUMBER");
+        }
+        let mut reports = Reports { destination, content, every: 0, signal: 0 };
         for word in words {
             match word.split_once('=') {
                 Some(("every", seconds)) => {
@@ -69,13 +95,31 @@ impl<'a> Reports<'a> {
                         .filter(|signal| *signal > 0)
                         .ok_or("after signal= comes the number of a signal")?;
                 }
+                Some(("mean", bytes)) if content.is_profile() => {
+                    let mean = parse::bytes(bytes).filter(|mean| (1..=MOST_MEAN).contains(mean));
+                    let mean = mean.ok_or("after mean= come bytes, from 1 to 1T")?;
+                    reports.content = Content::Profile(mean);
+                }
+                Some(_) if content.is_profile() => {
+                    return Err("of words with a = there are mean=, every= and signal=");
+                }
                 Some(_) => {
                     return Err("of words with a = there are every=SECONDS and signal=NUMBER");
                 }
-                None => reports.format = Format::parse(word).ok_or(Format::NONE)?,
+                None if content.is_profile() => return Err("no such word"),
+                None => {
+                    let format = Format::parse(word).ok_or(Format::NONE)?;
+                    reports.content = Content::Statistics(format);
+                }
             }
         }
         Ok(Some(reports))
+    }
+}
+
+impl Content {
+    pub(crate) fn is_profile(self) -> bool {
+        matches!(self, Content::Profile(_))
     }
 }
 
@@ -164,7 +208,7 @@ mod tests {
         let parse = Reports::parse;
         let stderr = Reports {
             destination: Destination::File(2),
-            format: Format::Slabinfo,
+            content: Content::Statistics(Format::Slabinfo),
             every: 0,
             signal: 0,
         };
@@ -179,7 +223,8 @@ mod tests {
         assert_eq!(destination("stdout"), Destination::File(1));
         assert_eq!(destination("./x"), Destination::Path("./x"));
         let all = parse("/tmp/x-%p-%p.txt,openmetrics,every=5,signal=12").unwrap().unwrap();
-        assert_eq!((all.format, all.every, all.signal), (Format::OpenMetrics, 5, 12));
+        assert_eq!(all.content, Content::Statistics(Format::OpenMetrics));
+        assert_eq!((all.every, all.signal), (5, 12));
         assert!(all.destination.has_process() && !destination("x.txt").has_process());
         let text = format!("{}", all.destination);
         assert_eq!(text, "/tmp/x-%p-%p.txt");
@@ -201,6 +246,35 @@ mod tests {
             ("stderr,signal=-1", "after signal="),
             ("stderr,often=2", "of words with"),
             (&long, "too long"),
+        ] {
+            assert!(parse(wrong).is_err_and(|error| error.starts_with(why)), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn profile_settings_are_parsed() {
+        let parse = Reports::parse_profile;
+        assert_eq!(parse("off"), Ok(None));
+        let plain = parse("/tmp/heap.pb.gz").unwrap().unwrap();
+        assert_eq!(plain.content, Content::Profile(DEFAULT_MEAN));
+        for (text, mean) in [
+            ("/tmp/%p.gz,mean=1,every=3", 1),
+            ("/tmp/%p.gz,mean=64K", 64 << 10),
+            ("/tmp/%p.gz,signal=12,mean=2MiB", 2 << 20),
+            ("/tmp/%p.gz,mean=1T", MOST_MEAN),
+        ] {
+            let reports = parse(text).unwrap().unwrap();
+            assert_eq!(reports.content, Content::Profile(mean), "{text}");
+        }
+        for (wrong, why) in [
+            ("1", "a profile is"),
+            ("stderr", "a profile is"),
+            ("/tmp/x,table", "no such word"),
+            ("/tmp/x,mean=0", "after mean="),
+            ("/tmp/x,mean=2T", "after mean="),
+            ("/tmp/x,mean=9223372036854775808", "after mean="),
+            ("/tmp/x,mean=", "after mean="),
+            ("/tmp/x,often=2", "of words with"),
         ] {
             assert!(parse(wrong).is_err_and(|error| error.starts_with(why)), "{wrong}");
         }

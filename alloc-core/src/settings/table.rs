@@ -32,6 +32,7 @@ enumerated! {
         Limit,
         PageSize,
         Pressure,
+        Profile,
         Stats,
         StatsShm,
         Sysfs,
@@ -121,6 +122,14 @@ pub static TABLE: [Setting; Name::ALL.len()] = [
         kind: Kind::FlagOrPath,
     },
     Setting {
+        name: "HAYLOFT_PROFILE",
+        meaning: "heap profiles when the program ends, at intervals, or at a signal",
+        default: "none",
+        accepted: "a path with %p for the process id, stdout, or fd:NUMBER for an open file; then \
+                   ,mean=BYTES between samples, 512K by default; ,every=SECONDS; ,signal=NUMBER",
+        kind: Kind::Profile,
+    },
+    Setting {
         name: "HAYLOFT_STATS",
         meaning: "statistics when the program ends, at intervals, or at a signal",
         default: "none",
@@ -184,6 +193,7 @@ pub(super) enum Kind {
     /// Any text: only reading the directory shows whether it is right.
     Directory,
     Reports,
+    Profile,
     Faults,
 }
 

@@ -288,6 +288,38 @@ impl Slab {
         tag.class().filter(|class| class.is_middle() && is_held)
     }
 
+    /// Marks the object of a middle size that starts at `object`, which the program is about to
+    /// receive, as a sample. [`Slab::middle_in`] and [`Slab::middle_held`] do not report it then.
+    ///
+    /// # Safety
+    /// As [`Slab::middle_out`].
+    pub(crate) unsafe fn sample_middle(this: *mut Slab, object: *mut u8) {
+        // SAFETY: the caller guarantees metadata of the object's unit.
+        unsafe { (*this).middle.sample(object) };
+    }
+
+    /// Returns the class of the object at `address`, if it is a sample of a middle size that the
+    /// program holds.
+    ///
+    /// # Safety
+    /// As [`Slab::middle_in`].
+    pub(crate) unsafe fn middle_sample(this: *mut Slab, address: *mut u8) -> Option<Class> {
+        // SAFETY: the caller guarantees committed metadata of the address's unit.
+        let (tag, is_held) = unsafe {
+            (Tag::load(&raw mut (*this).identity.tag), (*this).middle.holds_sample(address))
+        };
+        tag.class().filter(|class| class.is_middle() && is_held)
+    }
+
+    /// Records that the object of a middle size that starts at `object` is free.
+    ///
+    /// # Safety
+    /// As [`Slab::middle_out`], and the program held the object.
+    pub(crate) unsafe fn release_middle(this: *mut Slab, object: *mut u8) {
+        // SAFETY: the caller guarantees metadata of the object's unit.
+        unsafe { (*this).middle.release(object) };
+    }
+
     /// Records that a free object of a middle size no longer reads as zero.
     ///
     /// # Safety

@@ -29,11 +29,14 @@ impl State {
     /// Objects of middle sizes start at multiples of this many bytes.
     const ALIGN: usize = 4096;
 
+    /// Bit of the state of a held object that is a sample.
+    const SAMPLED: u8 = 1 << 7;
+
     /// Returns the state of a held object that starts at `address`, a multiple of
     /// [`State::ALIGN`].
     #[inline(always)]
     fn held_at(address: *mut u8) -> u8 {
-        const { assert!(UNIT / State::ALIGN <= 1 << 6) };
+        const { assert!(UNIT / State::ALIGN <= 1 << 5) };
         ((address.addr() % UNIT / State::ALIGN) as u8) << 2 | State::Held as u8
     }
 }
@@ -59,6 +62,18 @@ impl States {
     #[inline(always)]
     pub(super) fn holds(&self, address: *mut u8) -> bool {
         self.at(address).load(Ordering::Relaxed) == State::held_at(address)
+            && address.addr().is_multiple_of(State::ALIGN)
+    }
+
+    /// Marks the object that starts at `object`, in this unit, which the program is about to
+    /// receive, as a sample. From then on [`States::holds`] does not report it.
+    pub(super) fn sample(&self, object: *mut u8) {
+        self.at(object).store(State::held_at(object) | State::SAMPLED, Ordering::Relaxed);
+    }
+
+    /// Returns whether the program holds a sample that starts at `address`, in this unit.
+    pub(super) fn holds_sample(&self, address: *mut u8) -> bool {
+        self.at(address).load(Ordering::Relaxed) == State::held_at(address) | State::SAMPLED
             && address.addr().is_multiple_of(State::ALIGN)
     }
 

@@ -31,6 +31,7 @@ use crate::os;
 use crate::page;
 use crate::path::objects::{self, Census};
 use crate::percpu::{self, Event};
+use crate::sampling;
 use crate::size_class::{Class, MAX_CLASSES, UNIT};
 use crate::slab;
 
@@ -258,6 +259,8 @@ pub struct CacheStats {
     /// Objects in use: a guess while others allocate and free. Includes objects whose free waits
     /// for readers.
     pub in_use: usize,
+    /// Blocks in use that were sampled and lie apart from the slabs.
+    pub sampled: usize,
     /// Free objects in the sheaves of CPUs.
     pub in_sheaves: usize,
     /// Free objects in the barns of nodes.
@@ -278,7 +281,7 @@ impl CacheStats {
     /// Returns the number of objects freed: exact when nobody allocates or frees.
     #[must_use]
     pub fn frees(&self) -> u64 {
-        self.events.allocs.saturating_sub(self.in_use as u64)
+        self.events.allocs.saturating_sub((self.in_use + self.sampled) as u64)
     }
 
     /// Returns the bytes of all slabs.
@@ -485,6 +488,7 @@ fn now_of_class(class: Class) -> Option<CacheStats> {
         slabs: counts.slabs,
         partial_slabs: counts.partial,
         in_use: census.in_use(label.objects),
+        sampled: sampling::in_pool(class),
         in_sheaves,
         in_barns,
         sharers: label.sharers,

@@ -80,6 +80,15 @@ void hayloft_stats(hayloft_stats_t *to);
 #define HAYLOFT_TABLE 3u       /* for people */
 int hayloft_stats_write(int file, unsigned format);
 
+/* Heap profiles. From the start on, one block in `mean` bytes is sampled at random: 1 samples all, 0
+ * stands for 512 KiB. Returns 0, or -1 with errno ENOMEM. Not for signal handlers. HAYLOFT_PROFILE
+ * does the same without code. */
+int hayloft_profile_start(size_t mean);
+void hayloft_profile_stop(void);
+/* Writes the profile of all samples so far to an open file descriptor, in the format of pprof. May
+ * be called in any context. Returns 0, or -1 with errno EIO. */
+int hayloft_profile_write(int file);
+
 /* A cache of objects of one size and kind. */
 typedef struct hayloft_cache hayloft_cache;
 
@@ -134,10 +143,12 @@ struct hayloft_cache_stats {
     size_t slabs;
     size_t partial_slabs;    /* slabs with free objects */
     size_t in_use;           /* objects held by the program */
+    size_t sampled;          /* sampled blocks in use, apart from the slabs */
     size_t in_sheaves;       /* free objects in the sheaves of CPUs */
     size_t in_barns;         /* free objects in the barns of nodes */
     size_t sharers;          /* caches that share the slabs, this one included */
-    uint64_t hits;           /* allocations from a sheaf; 0 without the feature `counters` */
+    uint64_t allocs;         /* objects allocated: exact when nobody allocates */
+    uint64_t hits;           /* allocations of these that a sheaf served */
     uint64_t refills;        /* allocations that found the sheaf empty */
     uint64_t flushes;        /* frees that found the sheaf full */
     uint64_t barn_empty;     /* refills that found the barn empty */

@@ -8,10 +8,14 @@ use core::ptr::{self, NonNull};
 use hayloft_core::by_address;
 use hayloft_core::cache::{Cache, CacheError, CacheFlags};
 use hayloft_core::heap;
+use hayloft_core::profile;
 use hayloft_core::report::{self, Format};
 use hayloft_core::stats::{self, CacheStats, Stats};
 
 use crate::errno::{fail, or_no_memory};
+
+// `tests/c/api.c` checks that the header agrees.
+const _: () = assert!(size_of::<Stats>() == 160 && size_of::<CacheStats>() == 184);
 
 /// The `HAYLOFT_CACHE_*` flags of the header, in the order of their bits.
 const FLAGS: [CacheFlags; 4] =
@@ -58,6 +62,31 @@ extern "C" fn hayloft_stats_write(file: c_int, format: c_uint) -> c_int {
         return -1;
     };
     if report::write(file, *format) {
+        0
+    } else {
+        fail(libc::EIO);
+        -1
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn hayloft_profile_start(mean: usize) -> c_int {
+    if profile::start(if mean == 0 { profile::DEFAULT_MEAN } else { mean }) {
+        0
+    } else {
+        fail(libc::ENOMEM);
+        -1
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn hayloft_profile_stop() {
+    profile::stop();
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn hayloft_profile_write(file: c_int) -> c_int {
+    if profile::write_to(file) {
         0
     } else {
         fail(libc::EIO);

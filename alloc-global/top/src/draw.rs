@@ -448,9 +448,9 @@ mod tests {
         }
         let first = screen.iter().position(|line| line.starts_with("packets")).unwrap();
         assert!(screen[first].contains("19999  100 ") || screen[first].contains("99.9"));
-        assert!(screen[first].contains("1.2M        0    7.0"), "{}", screen[first]);
+        assert!(screen[first].contains("1.2M        0       0    7.0"), "{}", screen[first]);
         assert!(screen[first + 1].starts_with("kmalloc-64"));
-        assert!(screen[first + 1].contains("+64.0K    100"), "{}", screen[first + 1]);
+        assert!(screen[first + 1].contains("+64.0K       0    100"), "{}", screen[first + 1]);
         assert!(screen[23].starts_with("h help  q quit"));
     }
 

@@ -133,7 +133,7 @@ static CACHES: [(Column, Of<CacheStats>); 19] = [
     (column("growth", "GROWTH/s", 'g', 8, 1, "of memory, over ten looks"), |line| {
         Value::Growth(line.growth(|cache| cache.bytes() as u64))
     }),
-    (column("allocs", "ALLOC/s", 'a', 7, 2, "allocations"), |line| {
+    (column("allocs", "ALLOC/s", 'a', 7, 5, "allocations"), |line| {
         Value::Rate(line.rate(|cache| cache.events.allocs))
     }),
     (column("frees", "FREE/s", 'e', 6, 6, "frees"), |line| {
@@ -142,7 +142,7 @@ static CACHES: [(Column, Of<CacheStats>); 19] = [
     (column("refills", "MISS/s", 'r', 6, 3, "allocations that found a sheaf empty"), |line| {
         Value::Rate(line.rate(|cache| cache.events.refills))
     }),
-    (column("flushes", "FLUSH/s", 'f', 7, 5, "frees that found a sheaf full"), |line| {
+    (column("flushes", "FLUSH/s", 'f', 7, 7, "frees that found a sheaf full"), |line| {
         Value::Rate(line.rate(|cache| cache.events.flushes))
     }),
     (column("hit_rate", "HIT%", 'h', 5, 7, "allocations that a sheaf could serve"), |line| {

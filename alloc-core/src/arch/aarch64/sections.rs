@@ -91,13 +91,15 @@ macro_rules! section {
 }
 
 /// Pops the topmost object of this CPU's sheaf, and counts it. Returns null if the sheaf is empty
-/// or closed, or if its count is used up.
+/// or closed, if its count is used up, or if the object is a sampled one, which lies below
+/// [`lowest`](super::lowest).
 ///
 /// # Safety
 /// `class` is the number of a sheaf.
 #[inline(always)]
 pub(crate) unsafe fn pop(class: usize) -> *mut u8 {
     let object: *mut u8;
+    let lowest = super::lowest().load(Ordering::Relaxed);
     // SAFETY: the words that an open header names belong to its sheaf; a closed header names word
     // 0, which is null. The section's only store is its commit.
     unsafe {
@@ -112,12 +114,14 @@ pub(crate) unsafe fn pop(class: usize) -> *mut u8 {
                 "add {at}, {at}, {top:w}, uxth #3",
                 "ldr {object}, [{at}]",
                 "subs {top:w}, {top:w}, {counted}",
+                "ccmp {object}, {lowest}, #0, hs",
                 "csel {object}, {object}, xzr, hs",
                 "cbz {object}, 44f",
                 "sub {top:w}, {top:w}, #1",
                 "str {top:w}, [{slot}]",
             ],
             object = out(reg) object,
+            lowest = in(reg) lowest,
             counted = const COUNTED,
         );
     }
@@ -311,16 +315,17 @@ pub(crate) unsafe fn pop_bulk(
     moved
 }
 
-/// Stores `header` if this CPU's sheaf is closed and its region is open. Returns the region if it
-/// did, or null.
+/// Stores `header` if this CPU's sheaf is closed and its region is open, and `mark` as the byte
+/// `at` of the region. Returns the region if it did, or null; then the byte may have been stored.
 ///
 /// # Safety
 /// `class` is the number of a sheaf, `header` that sheaf's header when empty, and the thread has a
-/// CPU number.
+/// CPU number. The byte is in no sheaf.
 #[inline]
-pub(crate) unsafe fn open(class: usize, header: u64) -> *mut u8 {
+pub(crate) unsafe fn open(class: usize, header: u64, at: usize, mark: u8) -> *mut u8 {
     let region: *mut u8;
-    // SAFETY: the only store writes a header of words that nobody else uses.
+    // SAFETY: the stores write a header of words that nobody else uses, and a byte that the caller
+    // guarantees to be in no sheaf.
     unsafe {
         section!(
             class,
@@ -335,11 +340,14 @@ pub(crate) unsafe fn open(class: usize, header: u64) -> *mut u8 {
                 "ldr {top}, [{at}, {state}]",
                 "cmp {top}, {open}",
                 "b.ne 44f",
+                "strb {mark:w}, [{at}, {mark_at}]",
                 "mov {region}, {at}",
                 "str {header}, [{slot}]",
             ],
             region = out(reg) region,
             header = in(reg) header,
+            mark_at = in(reg) at,
+            mark = in(reg) u32::from(mark),
             state = const STATE,
             open = const OPEN,
         );
@@ -347,38 +355,45 @@ pub(crate) unsafe fn open(class: usize, header: u64) -> *mut u8 {
     region
 }
 
-/// Sets the count of this CPU's sheaf, unless the sheaf is closed. Returns the first half of the
-/// header as it was, and the region if the count was set, or null.
+/// Sets the count of this CPU's sheaf to `count`, a multiple of [`COUNTED`], and the byte `at` of
+/// the region to `mark`, unless the sheaf is closed. Returns the first half of the header and the
+/// byte as they were, and the region if the count was set, or null.
 ///
 /// # Safety
-/// `class` is the number of a sheaf, `count` a multiple of [`COUNTED`](super::super::COUNTED), and
-/// the thread has a CPU number.
+/// `class` is the number of a sheaf, and the thread has a CPU number. The byte is in no sheaf.
 #[inline]
-pub(crate) unsafe fn recount(class: usize, count: u32) -> (u32, *mut u8) {
-    let (before, region): (u32, *mut u8);
-    // SAFETY: the only store changes the count of an open sheaf, and not the index below it.
+pub(crate) unsafe fn recount(class: usize, count: u32, at: usize, mark: u8) -> (u32, u8, *mut u8) {
+    let (before, mark_before, region): (u32, u32, *mut u8);
+    // SAFETY: the stores change the count of an open sheaf, and not the index below it, and a byte
+    // that the caller guarantees to be in no sheaf.
     unsafe {
         section!(
             class,
             first [
                 "mov {region}, xzr",
                 "mov {before:w}, wzr",
+                "mov {mark_before:w}, wzr",
             ],
             else "mov {region}, xzr",
             [
                 "mov {region}, xzr",
                 "ldr {before:w}, [{slot}]",
                 "cbz {before:w}, 44f",
+                "ldrb {mark_before:w}, [{at}, {mark_at}]",
+                "strb {mark:w}, [{at}, {mark_at}]",
                 "mov {region}, {at}",
                 "add {top:w}, {count:w}, {before:w}, uxth",
                 "str {top:w}, [{slot}]",
             ],
             before = out(reg) before,
+            mark_before = out(reg) mark_before,
             region = out(reg) region,
             count = in(reg) count,
+            mark_at = in(reg) at,
+            mark = in(reg) u32::from(mark),
         );
     }
-    (before, region)
+    (before, mark_before as u8, region)
 }
 
 /// Moves the end of this CPU's sheaf up to the word `last`, if the sheaf is open and ends below it.

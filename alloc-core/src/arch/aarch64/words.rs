@@ -3,6 +3,7 @@
 
 use core::arch::{asm, global_asm};
 use core::mem::offset_of;
+use core::sync::atomic::AtomicUsize;
 
 use super::super::{Locals, RseqArea};
 
@@ -36,6 +37,9 @@ global_asm!(
     ".hidden hayloft_region",
     ".globl hayloft_region",
     "hayloft_region: .xword 0",
+    ".hidden hayloft_lowest",
+    ".globl hayloft_lowest",
+    "hayloft_lowest: .xword 1",
     ".zero 48",
     ".popsection",
     locals = const size_of::<Locals>(),
@@ -171,4 +175,23 @@ pub(crate) fn locals() -> &'static Locals {
     // SAFETY: the symbol is a thread-local block with the size and alignment of `Locals`. It starts
     // as zeros and is only accessed as atomics.
     unsafe { &*locals }
+}
+
+/// Returns the lowest address of an object that a pop returns: 1, so that it returns no null, or
+/// the end of the memory of sampled blocks, which lies below all others. Relaxed: the owner of a
+/// sampled block has seen it.
+#[inline(always)]
+pub(crate) fn lowest() -> &'static AtomicUsize {
+    let word: *const AtomicUsize;
+    // SAFETY: only computes the address of a word, which lives as long as the program or library
+    // and is only accessed as an atomic.
+    unsafe {
+        asm!(
+            "adrp {word}, hayloft_lowest",
+            "add {word}, {word}, :lo12:hayloft_lowest",
+            word = out(reg) word,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+        &*word
+    }
 }

@@ -20,7 +20,8 @@ use super::super::{
 
 /// Opens a critical section. If the code from here to `44:` is interrupted, it restarts at `66:`,
 /// or, after too many interruptions, leaves by executing the argument, as if there were no sheaf
-/// (see [`crate::arch`]). Puts this CPU's region into `at`. `jc 88b` leaves in the same way.
+/// (see [`crate::arch`]). Puts this CPU's region into `at`. `jc 88b` and `jb 88b` leave in the same
+/// way.
 ///
 /// A signal that interrupts the section finds the thread at the abort handler, so a stack walk from
 /// a signal handler starts there. The abort handler's unwind table says that it was called from
@@ -138,7 +139,8 @@ macro_rules! push_unless_on_top {
 }
 
 /// Pops the topmost object of this CPU's sheaf, and counts it. Returns null if the sheaf is empty
-/// or closed, or if its count is used up.
+/// or closed, if its count is used up, or if the object is a sampled one, which lies below
+/// [`lowest`](super::lowest).
 ///
 /// # Safety
 /// `class` is the number of a sheaf.
@@ -146,7 +148,7 @@ macro_rules! push_unless_on_top {
 pub(crate) unsafe fn pop(class: usize) -> *mut u8 {
     let object: *mut u8;
     // SAFETY: the words that an open header names belong to its sheaf; a closed header names word
-    // 0, which is null. The section's only store is its commit.
+    // 0, which is null, and so below `lowest`. The section's only store is its commit.
     unsafe {
         section!(
             else "xor {object:e}, {object:e}\njmp 44f",
@@ -156,8 +158,8 @@ pub(crate) unsafe fn pop(class: usize) -> *mut u8 {
                 "movzx {rs:e}, {top:x}",
                 "lea {at}, [{at} + {rs}*8]",
                 "mov {object}, qword ptr [{at}]",
-                "test {object}, {object}",
-                "je 44f",
+                "cmp {object}, qword ptr [rip + hayloft_lowest]",
+                "jb 88b",
                 "sub {top:e}, {one}",
                 "jc 88b",
                 "mov dword ptr [{header}], {top:e}",
@@ -387,16 +389,17 @@ pub(crate) unsafe fn pop_bulk(
     moved
 }
 
-/// Stores `header` if this CPU's sheaf is closed and its region is open. Returns the region if it
-/// did, or null.
+/// Stores `header` if this CPU's sheaf is closed and its region is open, and `mark` as the byte
+/// `at` of the region. Returns the region if it did, or null; then the byte may have been stored.
 ///
 /// # Safety
 /// `class` is the number of a sheaf, `header` that sheaf's header when empty, and the thread has a
-/// CPU number.
+/// CPU number. The byte is in no sheaf.
 #[inline]
-pub(crate) unsafe fn open(class: usize, header: u64) -> *mut u8 {
+pub(crate) unsafe fn open(class: usize, header: u64, at: usize, mark: u8) -> *mut u8 {
     let region: *mut u8;
-    // SAFETY: the only store writes a header of words that nobody else uses.
+    // SAFETY: the stores write a header of words that nobody else uses, and a byte that the caller
+    // guarantees to be in no sheaf.
     unsafe {
         section!(
             else "xor {region:e}, {region:e}\njmp 44f",
@@ -406,12 +409,15 @@ pub(crate) unsafe fn open(class: usize, header: u64) -> *mut u8 {
                 "jne 44f",
                 "cmp qword ptr [{at} + {state}], {open}",
                 "jne 44f",
+                "mov byte ptr [{at} + {mark_at}], {mark:l}",
                 "mov {region}, {at}",
                 "mov qword ptr [{at} + {class}*8 + {headers}], {header}",
             ],
             region = out(reg) region,
             header = in(reg) header,
             class = in(reg) class,
+            mark_at = in(reg) at,
+            mark = in(reg) u32::from(mark),
             state = const STATE,
             open = const OPEN,
         );
@@ -419,16 +425,17 @@ pub(crate) unsafe fn open(class: usize, header: u64) -> *mut u8 {
     region
 }
 
-/// Sets the count of this CPU's sheaf, unless the sheaf is closed. Returns the first half of the
-/// header as it was, and the region if the count was set, or null.
+/// Sets the count of this CPU's sheaf to `count`, a multiple of [`COUNTED`], and the byte `at` of
+/// the region to `mark`, unless the sheaf is closed. Returns the first half of the header and the
+/// byte as they were, and the region if the count was set, or null.
 ///
 /// # Safety
-/// `class` is the number of a sheaf, `count` a multiple of [`COUNTED`], and the thread has a CPU
-/// number.
+/// `class` is the number of a sheaf, and the thread has a CPU number. The byte is in no sheaf.
 #[inline]
-pub(crate) unsafe fn recount(class: usize, count: u32) -> (u32, *mut u8) {
-    let (before, region): (u32, *mut u8);
-    // SAFETY: the only store changes the count of an open sheaf, and not the index below it.
+pub(crate) unsafe fn recount(class: usize, count: u32, at: usize, mark: u8) -> (u32, u8, *mut u8) {
+    let (before, mark_before, region): (u32, u32, *mut u8);
+    // SAFETY: the stores change the count of an open sheaf, and not the index below it, and a byte
+    // that the caller guarantees to be in no sheaf.
     unsafe {
         section!(
             else "xor {region:e}, {region:e}\njmp 44f",
@@ -437,18 +444,23 @@ pub(crate) unsafe fn recount(class: usize, count: u32) -> (u32, *mut u8) {
                 "mov {before:e}, dword ptr [{at} + {class}*8 + {headers}]",
                 "test {before:e}, {before:e}",
                 "je 44f",
+                "movzx {mark_before:e}, byte ptr [{at} + {mark_at}]",
+                "mov byte ptr [{at} + {mark_at}], {mark:l}",
                 "mov {region}, {at}",
                 "movzx {rs:e}, {before:x}",
                 "add {rs:e}, {count:e}",
                 "mov dword ptr [{at} + {class}*8 + {headers}], {rs:e}",
             ],
             before = out(reg) before,
+            mark_before = out(reg) mark_before,
             region = out(reg) region,
             count = in(reg) count,
             class = in(reg) class,
+            mark_at = in(reg) at,
+            mark = in(reg) u32::from(mark),
         );
     }
-    (before, region)
+    (before, mark_before as u8, region)
 }
 
 /// Moves the end of this CPU's sheaf up to the word `last`, if the sheaf is open and ends below it.

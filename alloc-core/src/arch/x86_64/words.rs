@@ -1,8 +1,9 @@
-//! The two words that lead a section to its region, and the thread-locals of this allocator: their
-//! symbols, publishing them, and finding what they name.
+//! The two words that lead a section to its region, the lowest address that a pop returns, and the
+//! thread-locals of this allocator: their symbols, publishing them, and finding what they name.
 
 use core::arch::{asm, global_asm};
 use core::mem::offset_of;
+use core::sync::atomic::AtomicUsize;
 
 use super::super::{Locals, REGION_SHIFT, RseqArea};
 
@@ -50,7 +51,7 @@ global_asm!(
     ".popsection",
 );
 
-// The two hot words share a cache line. The first operation of a process must find a valid,
+// The hot words share a cache line. The first operation of a process must find a valid,
 // unregistered area through them: our own thread-local.
 global_asm!(
     ".pushsection .tdata.hayloft_rseq, \"awT\", @progbits",
@@ -84,6 +85,9 @@ global_asm!(
     ".hidden hayloft_region",
     ".globl hayloft_region",
     "hayloft_region: .quad hayloft_closed_region + (2 << {shift})",
+    ".hidden hayloft_lowest",
+    ".globl hayloft_lowest",
+    "hayloft_lowest: .quad 1",
     concat!(".quad ", initial!(resolver)),
     ".zero 40",
     ".popsection",
@@ -196,4 +200,22 @@ pub(crate) fn locals() -> &'static Locals {
     // SAFETY: the symbol is a thread-local block with the size and alignment of `Locals`. It starts
     // as zeros and is only accessed as atomics.
     unsafe { &*locals }
+}
+
+/// Returns the lowest address of an object that a pop returns: 1, so that it returns no null, or
+/// the end of the memory of sampled blocks, which lies below all others. Relaxed: the owner of a
+/// sampled block has seen it.
+#[inline(always)]
+pub(crate) fn lowest() -> &'static AtomicUsize {
+    let word: *const AtomicUsize;
+    // SAFETY: only computes the address of a word, which lives as long as the program or library
+    // and is only accessed as an atomic, or by sections.
+    unsafe {
+        asm!(
+            "lea {}, [rip + hayloft_lowest]",
+            out(reg) word,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+        &*word
+    }
 }

@@ -13,8 +13,9 @@ use crate::front::instrument::{
 };
 use crate::page::Unit;
 use crate::path::large;
-use crate::path::objects::{self, middle_in, middle_in_unit, middle_out, misused};
+use crate::path::objects::{self, middle_in, middle_in_unit, middle_out, middle_sampled, misused};
 use crate::percpu;
+use crate::sampling;
 use crate::size_class::{Class, MAX_SMALL_ALIGN, class_of, middle_class_of, small_class_of};
 use crate::slab::Misuse;
 use crate::watch;
@@ -197,6 +198,9 @@ extern "C" fn alloc_large_slow(layout: Layout, zeroed: bool) -> *mut u8 {
     if let Some(class) = middle_class_of(layout) {
         let object = alloc_slow(class);
         let is_zero = object.is_null() || middle_out(object);
+        if sampling::was_on() {
+            middle_sampled(object);
+        }
         if !is_zero && zeroed {
             // SAFETY: the object was just allocated, and its class serves the layout.
             return unsafe { clear(object, layout.size()) };

@@ -43,6 +43,23 @@ unsafe fn unmap(address: usize, len: usize) {
 /// memory, and must be able to refuse a commit beyond the memory of the system. Reserved memory is
 /// left out of core files, where some debuggers write all of it as zeros.
 pub(crate) fn reserve(len: usize) -> Option<NonNull<u8>> {
+    reserve_at(0, len)
+}
+
+/// As [`reserve`], at `address` or little above it. Returns `None` if the system grants only
+/// another address.
+pub(crate) fn reserve_near(address: usize, len: usize) -> Option<NonNull<u8>> {
+    let reserved = reserve_at(address & !(page_size() - 1), len)?;
+    if reserved.addr().get().wrapping_sub(address) <= 2 * page_size() {
+        return Some(reserved);
+    }
+    // SAFETY: a whole reservation that nobody uses.
+    unsafe { unreserve(reserved, len) };
+    None
+}
+
+/// As [`reserve`], preferably at `address`; 0 stands for any.
+fn reserve_at(address: usize, len: usize) -> Option<NonNull<u8>> {
     if fails(Call::Mmap) {
         return None;
     }
@@ -50,8 +67,8 @@ pub(crate) fn reserve(len: usize) -> Option<NonNull<u8>> {
     let page = page_size();
     let excess = page - system_page_size();
     let mapped_len = len.checked_add(excess)?;
-    // SAFETY: a new mapping at an address of the kernel's choice affects no existing memory.
-    let mapped = unsafe { map(0, mapped_len, libc::PROT_NONE, 0).ok()? };
+    // SAFETY: without `MAP_FIXED`, a new mapping affects no existing memory.
+    let mapped = unsafe { map(address, mapped_len, libc::PROT_NONE, 0).ok()? };
     let before = mapped.addr().wrapping_neg() & (page - 1);
     // SAFETY: both ends lie in the mapping, which is `excess` bytes longer than needed; nobody uses
     // it yet.

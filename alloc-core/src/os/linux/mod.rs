@@ -40,7 +40,8 @@ pub(super) use futex::futex_wait_shared;
 pub(crate) use futex::{futex_wait, futex_wait_for, futex_wake_all, futex_wake_one};
 pub(crate) use memory::{
     collapse, commit, copy_memory, copy_readable, decommit, is_readable, let_read,
-    prefer_huge_pages, prefer_node, private_pages, remap, renew, reserve, set_dumped, unreserve,
+    prefer_huge_pages, prefer_node, private_pages, remap, renew, reserve, reserve_near, set_dumped,
+    unreserve,
 };
 pub(crate) use process::{
     at_exit, at_fork, lock_streams, renew_streams, take_place_at_forks, unlock_streams,

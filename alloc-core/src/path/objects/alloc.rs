@@ -17,7 +17,8 @@ use crate::batch::Batch;
 use crate::fault::{self, Place};
 use crate::node;
 use crate::page::{self, Allocation, Unit};
-use crate::percpu::{self, Backend, Event};
+use crate::percpu::{self, Backend, Due, Event};
+use crate::sampling;
 use crate::size_class::{Class, UNIT};
 use crate::slab::{self, Slab};
 use crate::sync::Context;
@@ -44,21 +45,71 @@ impl fmt::Display for AllocError {
 
 impl core::error::Error for AllocError {}
 
-/// Allocates an object after this CPU's sheaf had none.
+/// Allocates an object after this CPU's sheaf had none, or its count was used up.
 ///
 /// # Errors
 /// Fails if there is no memory, or none without waiting in a context that must not wait, or if the
 /// constructor panics.
 pub(crate) fn alloc_object(class: Class) -> Result<NonNull<u8>, AllocError> {
     // On the fallback backend this is the fast path.
-    let object = Context::enter(|context| {
+    let (object, due) = Context::enter(|context| {
         let backend = percpu::backend(context);
-        let counted_anew = || backend.count_anew(class, 1).then(|| pop(backend, class)).flatten();
-        pop(backend, class).or_else(counted_anew)
+        match pop(backend, class) {
+            Some(object) => (NonNull::new(object), Due::Nothing),
+            None => match backend.count_anew(class, 1) {
+                Due::Count => (pop(backend, class).and_then(NonNull::new), Due::Nothing),
+                Due::Nothing if sampling::was_on() => (pop_hidden(backend, class), Due::Nothing),
+                due => (None, due),
+            },
+        }
     });
-    if let Some(object) = object.and_then(NonNull::new) {
+    match object {
+        Some(object) => Ok(object),
+        None if due == Due::Sample || is_hit(class) => alloc_sample(class),
+        None => alloc_beyond(class),
+    }
+}
+
+/// Pops an object from below sampled blocks on this CPU's sheaf, if there are such.
+fn pop_hidden(backend: Backend, class: Class) -> Option<NonNull<u8>> {
+    if class.is_middle() {
+        return None;
+    }
+    let mut rest = Batch::new();
+    backend.free_sampled(class, &mut rest);
+    if let Some(object) = rest.pop_last() {
+        percpu::count_beyond(class, 1);
+        return NonNull::new(object);
+    }
+    pop(backend, class).and_then(NonNull::new)
+}
+
+/// Returns at random whether an allocation that no sheaf counts is a sample.
+fn is_hit(class: Class) -> bool {
+    class.cache_index().is_none() && sampling::is_hit(class.size(), percpu::random)
+}
+
+/// Allocates an object of a size class that is a sample: a block apart from all slabs, or an object
+/// of a middle size.
+#[cold]
+#[inline(never)]
+fn alloc_sample(class: Class) -> Result<NonNull<u8>, AllocError> {
+    if class.is_middle() {
+        let object = alloc_beyond(class)?;
+        sampling::record(object.as_ptr(), class.size());
         return Ok(object);
     }
+    match sampling::alloc(class) {
+        Some(block) => {
+            percpu::count_beyond(class, 1);
+            Ok(block)
+        }
+        None => alloc_beyond(class),
+    }
+}
+
+/// Allocates an object that no sheaf serves.
+fn alloc_beyond(class: Class) -> Result<NonNull<u8>, AllocError> {
     slow_path::alloc(|context| {
         let object = refill(context, percpu::backend(context), class);
         let object = object.and_then(|object| NonNull::new(object).ok_or(AllocError::OutOfMemory));

@@ -12,6 +12,8 @@ use super::lookup::slab_at;
 use crate::os;
 #[cfg(debug_assertions)]
 use crate::page::Unit;
+#[cfg(debug_assertions)]
+use crate::sampling;
 use crate::size_class::Class;
 #[cfg(debug_assertions)]
 use crate::slab::Slab;
@@ -21,6 +23,9 @@ use crate::slab::{self, Misuse};
 /// program frees it and does not hold it.
 #[cfg(debug_assertions)]
 pub(crate) fn note(object: *mut u8, class: Class, held: bool) {
+    if sampling::owns(object) {
+        return;
+    }
     let unit = Unit::of(object).filter(|unit| unit.is_committed());
     let noted = unit.ok_or(Misuse::Foreign).and_then(|unit| {
         // SAFETY: committed metadata of the first unit of the object's slab, if it is in a slab of

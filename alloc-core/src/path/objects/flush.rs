@@ -35,6 +35,16 @@ pub(super) fn empty_sheaves(context: Context, _flushing: &Guard<'_, ()>, even_bu
     moved
 }
 
+/// Flushes the sheaves of all CPUs to slabs, so that each is granted a new count when it is used
+/// next. Leaves those that cannot be closed.
+pub(crate) fn renew_counts() {
+    Context::enter(|context| {
+        if let Some(flushing) = FLUSHING.acquire(context) {
+            empty_sheaves(context, &flushing, true);
+        }
+    });
+}
+
 /// Flushes the barns of all node classes that were idle in this decay window, or with `even_busy`,
 /// of all. Frees their empty slabs. Returns whether it moved objects, or left a busy node class
 /// alone.

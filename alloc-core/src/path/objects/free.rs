@@ -9,17 +9,22 @@ use super::slow_path;
 use crate::batch::Batch;
 use crate::node;
 use crate::percpu::{self, Backend};
+use crate::sampling;
 use crate::size_class::Class;
 use crate::slab::Misuse;
 use crate::sync::Context;
 
-/// Frees `object` after this CPU's sheaf had no room for it.
+/// Frees `object` after this CPU's sheaf had no room for it, or refused it as a sampled one.
 ///
 /// # Safety
 /// `object` is of `class`, and nobody uses it.
 #[cold]
 #[inline(never)]
 pub(crate) unsafe extern "C" fn free_slow(class: Class, object: *mut u8) {
+    if sampling::may_own(object) && sampling::owns(object) {
+        // SAFETY: the caller guarantees that `object` is not in use.
+        return unsafe { free_sampled(class, object) };
+    }
     // SAFETY: the caller guarantees that `object` is of `class` and not in use.
     if unsafe { push_on_fallback(class, object, || true) } {
         return;
@@ -51,6 +56,22 @@ pub(crate) unsafe extern "C" fn free_refused(class: Class, object: *mut u8) {
         // SAFETY: the caller guarantees that `object` is of `class` and not in use.
         unsafe { free_object(context, class, object) };
     });
+}
+
+/// Frees a block of the pool of sampled blocks. Ends the process if it is not in use, or not of
+/// `class`.
+///
+/// # Safety
+/// Nobody uses the block.
+#[cold]
+#[inline(never)]
+unsafe fn free_sampled(class: Class, block: *mut u8) {
+    match sampling::class_of(block) {
+        // SAFETY: the caller guarantees that nobody uses the block.
+        Some(found) if found == class && unsafe { sampling::free(block) } => {}
+        Some(found) if found != class => misused(block, class, Misuse::Foreign),
+        _ => misused(block, class, Misuse::DoubleFree),
+    }
 }
 
 /// Pushes an object onto this CPU's sheaf if the backend is the fallback and `may_push` holds: the

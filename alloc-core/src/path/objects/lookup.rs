@@ -5,6 +5,7 @@
 //! while the unit is in no slab, it names no class.
 
 use crate::page::{self, Unit};
+use crate::sampling;
 use crate::size_class::Class;
 use crate::slab::{self, Entry, Slab};
 use crate::watch;
@@ -20,8 +21,11 @@ const _: () = assert!(size_of::<Entry>() == page::ENTRY_SIZE);
 /// # Safety
 /// `address` lies in a run, or in an object that is not yet free in its slab.
 pub(crate) unsafe fn class_of_object(address: *mut u8) -> Option<Class> {
-    // SAFETY: the caller guarantees that the unit is in use.
-    Unit::of(address).and_then(|unit| unsafe { class_of_unit(unit) })
+    match Unit::of(address) {
+        // SAFETY: the caller guarantees that the unit is in use.
+        Some(unit) => unsafe { class_of_unit(unit) },
+        None => sampling::class_of(address),
+    }
 }
 
 /// As [`class_of_object`], for an address in `unit`.
@@ -47,9 +51,12 @@ pub(super) unsafe fn slab_at(unit: Unit, class: Class) -> *mut Slab {
 }
 
 /// Returns the class of the slab that contains `address`, and whether an object starts there.
-/// Returns `None` if no slab does.
+/// Returns `None` if no slab does. A sampled block apart from slabs counts as an object.
 pub(crate) fn find(address: *mut u8) -> Option<(Class, bool)> {
-    Unit::of(address).and_then(|unit| find_in(unit, address))
+    match Unit::of(address) {
+        Some(unit) => find_in(unit, address),
+        None => sampling::class_of(address).map(|class| (class, true)),
+    }
 }
 
 /// As [`find`], for an address in `unit`.

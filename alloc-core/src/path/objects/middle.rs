@@ -12,6 +12,7 @@ use crate::batch::{Batch, MAX_BATCH};
 use crate::page::{self, Unit};
 use crate::percpu::{self, Backend};
 use crate::reclaim;
+use crate::sampling;
 use crate::size_class::{Class, MIDDLE_CLASSES};
 use crate::slab::{Misuse, Slab};
 
@@ -85,6 +86,18 @@ pub(crate) fn middle_out(object: *mut u8) -> bool {
     page::meta_at(object).is_some_and(|meta| unsafe { Slab::middle_out(meta.cast(), object) })
 }
 
+/// Marks an object of a middle size for which [`middle_out`] was just called as a sample, if it is
+/// one.
+#[cold]
+pub(crate) fn middle_sampled(object: *mut u8) {
+    if sampling::is_recorded(object)
+        && let Some(meta) = page::meta_at(object)
+    {
+        // SAFETY: the metadata belongs to the unit of an object that was just allocated.
+        unsafe { Slab::sample_middle(meta.cast(), object) };
+    }
+}
+
 /// Records that the program frees the block at `address`, and returns its class, if it is an object
 /// of a middle size in the arena that was made first. Pass any other to [`middle_in_unit`].
 #[inline(always)]
@@ -103,10 +116,18 @@ pub(crate) fn middle_in_unit(unit: Unit, address: *mut u8) -> Option<Class> {
     unit.is_committed().then(found)?.or_else(|| no_middle(unit, address))
 }
 
-/// Ends the process if `address`, in `unit`, lies in a slab of objects of a middle size.
+/// Does the work of [`middle_in_unit`] for a sample. Ends the process if `address`, in `unit`, lies
+/// in a slab of objects of a middle size otherwise.
 #[cold]
 #[inline(never)]
 fn no_middle(unit: Unit, address: *mut u8) -> Option<Class> {
+    // SAFETY: metadata of a committed unit, in which the address lies.
+    if let Some(class) = unsafe { Slab::middle_sample(unit.meta().cast(), address) } {
+        // SAFETY: the program held the object, and frees it.
+        unsafe { Slab::release_middle(unit.meta().cast(), address) };
+        sampling::forget(address);
+        return Some(class);
+    }
     match find_in(unit, address).filter(|(class, _)| class.is_middle())? {
         (class, true) => misused(address, class, Misuse::DoubleFree),
         (class, false) => misused(address, class, Misuse::Foreign),
@@ -119,8 +140,10 @@ pub(crate) fn check_middle(object: *mut u8, class: Class) {
         return;
     }
     // SAFETY: `meta_at` returns committed metadata of the object's unit.
-    let held =
-        page::meta_at(object).and_then(|meta| unsafe { Slab::middle_held(meta.cast(), object) });
+    let held = page::meta_at(object).and_then(|meta| unsafe {
+        let meta = meta.cast();
+        Slab::middle_held(meta, object).or_else(|| Slab::middle_sample(meta, object))
+    });
     if held.is_none() {
         misused(object, class, Misuse::DoubleFree);
     }

@@ -64,9 +64,10 @@ pub(crate) use check::{Kind, misused};
 pub(crate) use cpus::{end_cpus, offline, online, without_cpus};
 pub use deferral::{DeferredFrees, deferred_frees};
 pub(crate) use deferral::{deferred_barrier, is_deferred_on};
+pub(crate) use flush::renew_counts;
 pub(crate) use free::{allowance_is_used_up, free_refused, free_slow};
 pub(crate) use lookup::{class_of_object, class_of_unit, find, find_in, size};
-pub(crate) use middle::{check_middle, middle_in, middle_in_unit, middle_out};
+pub(crate) use middle::{check_middle, middle_in, middle_in_unit, middle_out, middle_sampled};
 pub(crate) use node_class::has_node_classes;
 pub(crate) use put::{defer, free_block, free_run};
 pub(crate) use reclaim::{at_end_of_window, trim};
@@ -103,7 +104,9 @@ mod tests {
     }
 
     fn free(class: Class, object: NonNull<u8>) {
-        // SAFETY: callers pass objects of the class, each once.
+        // A larger class may have served a middle size.
+        let class = find(object.as_ptr()).map_or(class, |(class, _)| class);
+        // SAFETY: callers pass objects that they allocated, each once.
         unsafe { free_slow(class, object.as_ptr()) };
     }
 

@@ -2,6 +2,8 @@
 #include "check.h"
 #include <hayloft.h>
 
+#include <fcntl.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/wait.h>
@@ -80,6 +82,41 @@ static void invalid_caches(void)
     errno = 0;
     CHECK(!hayloft_cache_create("kmalloc-64", 64, 0, 0) && errno == EEXIST);
     CHECK(hayloft_cache_destroy(cache) == 0);
+}
+
+_Static_assert(sizeof(struct hayloft_stats) == 160, "as in src/api.rs");
+_Static_assert(sizeof(struct hayloft_cache_stats) == 184, "as in src/api.rs");
+
+static void statistics_of_caches(void)
+{
+    hayloft_cache *cache = hayloft_cache_create("counted", 40, 0, HAYLOFT_CACHE_NO_MERGE);
+    void *objects[10];
+    CHECK(cache && hayloft_cache_alloc_bulk(cache, objects, 10) == 10);
+    struct hayloft_cache_stats stats;
+    hayloft_cache_stats(cache, &stats);
+    CHECK(stats.allocs == 10 && stats.in_use == 10 && stats.new_slabs == 1);
+    hayloft_cache_free_bulk(cache, objects, 10);
+    CHECK(hayloft_cache_destroy(cache) == 0);
+}
+
+static void *profile_blocks[1000];
+
+static void profiles(void)
+{
+    CHECK(hayloft_profile_start(100) == 0);
+    for (size_t i = 0; i < 1000; i++)
+        CHECK((profile_blocks[i] = malloc(i)));
+    int file = open("/dev/null", O_WRONLY);
+    CHECK(file >= 0 && hayloft_profile_write(file) == 0);
+    close(file);
+    errno = 0;
+    CHECK(hayloft_profile_write(file) == -1 && errno == EIO);
+    hayloft_profile_stop();
+    for (size_t i = 0; i < 1000; i++) {
+        CHECK(malloc_usable_size(profile_blocks[i]) >= i);
+        profile_blocks[i] = realloc(profile_blocks[i], 2 * i + 1);
+        free(profile_blocks[i]);
+    }
 }
 
 static void statistics_and_trim(void)
@@ -173,6 +210,8 @@ int main(int argc, char **argv)
         ENTRY(nolock_blocks),
         ENTRY(caches),
         ENTRY(invalid_caches),
+        ENTRY(statistics_of_caches),
+        ENTRY(profiles),
         ENTRY(statistics_and_trim),
         ENTRY(main_ends_first),
         ENTRY(main_of_a_forked_child_ends_first),

@@ -1,0 +1,230 @@
+//! Sampling of allocations: which blocks are sampled, where they were allocated, and for how many
+//! others they stand.
+//!
+//! The table lists the modules from top to bottom. A module imports only from lower rows:
+//!
+//! | module | holds |
+//! |---|---|
+//! | this one | switching the sampler on and off; a sampled block from its allocation to its free |
+//! | `pool` `records` `sites` | memory of small samples; what is known of each; sums by stack |
+//! | `gaps` `numbers` | random gaps and weights; free numbers without a lock |
+//!
+//! *Which.* `percpu` counts pops in the headers of sheaves, and asks for the next count here: the
+//! random [`gap`] to the next sample of the class. Every other allocation is [hit](is_hit) or not
+//! by itself. So the sampler costs nothing but two instructions of the count.
+//!
+//! *Where.* A sampled block of a small size comes from a pool that its address tells apart. A block
+//! of a middle size and a large one stay where they would be; a mark beside their metadata says
+//! that there is a record.
+//!
+//! Everything here works in any context, without a lock and without a heap. If memory for a record
+//! is short, the block is not sampled, which [`missed`] counts.
+
+mod gaps;
+mod numbers;
+mod pool;
+mod records;
+mod sites;
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use crate::batch::Batch;
+use crate::os;
+use crate::size_class::{CLASSES, Class};
+use crate::stack::capture;
+pub(crate) use gaps::random;
+pub(crate) use pool::may_own;
+use records::Sample;
+pub use sites::Sums;
+pub(crate) use sites::for_each;
+
+/// Mean bytes between samples, as the bits of an `f64`; 0 while the sampler is off. Relaxed: the
+/// number guards nothing.
+static MEAN: AtomicU64 = AtomicU64::new(0);
+/// Whether the sampler was ever on: there may be records.
+static WAS_ON: AtomicBool = AtomicBool::new(false);
+/// Samples without a record.
+static MISSED: AtomicU64 = AtomicU64::new(0);
+/// Blocks of each class in the pool.
+static IN_POOL: [AtomicU32; CLASSES] = [const { AtomicU32::new(0) }; CLASSES];
+
+/// The largest mean: beyond it, weights would overflow.
+const MOST_MEAN: usize = 1 << 40;
+
+/// Switches the sampler on, with a mean from 1 to [`MOST_MEAN`] bytes. Counts that sheaves were
+/// granted before stay in force: see [`percpu`](crate::percpu). `arena` is an address in an arena.
+/// Returns false if there is no memory for records.
+pub(crate) fn start(mean: usize, arena: usize) -> bool {
+    if !(records::prepare() && sites::prepare() && pool::prepare(arena)) {
+        return false;
+    }
+    WAS_ON.store(true, Ordering::Relaxed);
+    let mean = mean.clamp(1, MOST_MEAN) as f64;
+    MEAN.store(mean.to_bits(), Ordering::Relaxed);
+    true
+}
+
+/// Switches the sampler off. Blocks that were sampled are accounted for until they are freed.
+pub(crate) fn stop() {
+    MEAN.store(0, Ordering::Relaxed);
+}
+
+/// Returns the mean bytes between samples, or `None` while the sampler is off.
+#[inline]
+pub(crate) fn mean() -> Option<f64> {
+    match MEAN.load(Ordering::Relaxed) {
+        0 => None,
+        bits => Some(f64::from_bits(bits)),
+    }
+}
+
+/// Returns whether there may be sampled blocks.
+#[inline]
+pub(crate) fn was_on() -> bool {
+    WAS_ON.load(Ordering::Relaxed)
+}
+
+/// Returns the number of samples that were lost for want of memory.
+pub(crate) fn missed() -> u64 {
+    MISSED.load(Ordering::Relaxed)
+}
+
+/// A number of allocations.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Gap {
+    pub(crate) count: u32,
+    /// Whether the allocation behind these is a sample.
+    pub(crate) ends_in_sample: bool,
+}
+
+/// Returns a random number of allocations of `class`, at most `most`, before the next sample.
+pub(crate) fn gap(class: Class, most: u32, random: impl FnOnce() -> u64) -> Gap {
+    let drawn = mean().filter(|_| class.cache_index().is_none()).map(|mean| {
+        // A conversion to an integer saturates.
+        (gaps::distance(mean, random()) / class.size() as f64) as u32
+    });
+    match drawn {
+        Some(count) if count < most => Gap { count, ends_in_sample: true },
+        _ => Gap { count: most, ends_in_sample: false },
+    }
+}
+
+/// Returns at random whether an allocation of `size` bytes that no gap covers is a sample.
+#[inline]
+pub(crate) fn is_hit(size: usize, random: impl FnOnce() -> u64) -> bool {
+    mean().is_some_and(|mean| gaps::distance(mean, random()) < size as f64)
+}
+
+/// Allocates a sampled block of `class`, a small size class. Returns `None` if the block cannot be
+/// sampled.
+pub(crate) fn alloc(class: Class) -> Option<NonNull<u8>> {
+    let Some(block) = pool::take(class.size()) else {
+        MISSED.fetch_add(1, Ordering::Relaxed);
+        return None;
+    };
+    if !record(block.as_ptr(), class.size()) {
+        // SAFETY: the slot was taken above.
+        unsafe { pool::put(block.as_ptr()) };
+        return None;
+    }
+    if let Some(in_pool) = IN_POOL.get(class.index()) {
+        in_pool.fetch_add(1, Ordering::Relaxed);
+    }
+    Some(block)
+}
+
+/// Records a block that is a sample, with the stack of the caller. Returns false if that is
+/// impossible.
+#[cold]
+pub(crate) fn record(block: *mut u8, size: usize) -> bool {
+    let mut frames = [0; sites::MOST_FRAMES];
+    let depth = capture(&mut frames);
+    let recorded = mean().is_some_and(|mean| {
+        let Some(site) = sites::find(frames.get(..depth).unwrap_or_default()) else { return false };
+        let weight = gaps::weight(size, mean);
+        let address = block.addr();
+        let sample = Sample { address, site, size, weight, born: os::milliseconds() };
+        if !records::insert(&sample) {
+            return false;
+        }
+        sites::allocated(site, size, weight);
+        true
+    });
+    if !recorded {
+        MISSED.fetch_add(1, Ordering::Relaxed);
+    }
+    recorded
+}
+
+/// Returns whether there is a record of the block at `address`.
+pub(crate) fn is_recorded(address: *mut u8) -> bool {
+    records::has(address.addr())
+}
+
+/// Removes the record of a block that is freed, if there is one. Returns the bytes that it had when
+/// it was recorded or last resized.
+#[cold]
+pub(crate) fn forget(block: *mut u8) -> Option<usize> {
+    let sample = records::remove(block.addr())?;
+    let lifetime = os::milliseconds().saturating_sub(sample.born);
+    sites::freed(sample.site, sample.size, sample.weight, lifetime);
+    Some(sample.size)
+}
+
+/// Notes that a block was moved from `old` to `new`, which may be the same, and has `size` bytes
+/// now, if there is a record of it. Nobody else uses either block.
+#[cold]
+pub(crate) fn moved(old: *mut u8, new: *mut u8, size: usize) {
+    let Some(sample) = records::remove(old.addr()) else { return };
+    sites::resized(sample.site, sample.size, size, sample.weight);
+    let sample = Sample { address: new.addr(), size, ..sample };
+    if !records::insert(&sample) {
+        sites::freed(sample.site, size, sample.weight, 0);
+        MISSED.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Returns whether `block` lies in the pool.
+pub(crate) fn owns(block: *mut u8) -> bool {
+    pool::owns(block)
+}
+
+/// Returns the class of the block of the pool that starts at `block`. `None` if none does that is
+/// in use.
+pub(crate) fn class_of(block: *mut u8) -> Option<Class> {
+    if !pool::owns(block) {
+        return None;
+    }
+    let size = records::size(block.addr())?;
+    (0..CLASSES).filter_map(Class::from_index).find(|class| class.size() == size)
+}
+
+/// Frees a block of the pool. Returns false if none in use starts there, or if another thread is
+/// freeing it.
+///
+/// # Safety
+/// Nobody uses the block.
+pub(crate) unsafe fn free(block: *mut u8) -> bool {
+    let Some(class) = class_of(block) else { return false };
+    if forget(block).is_none() {
+        return false;
+    }
+    if let Some(in_pool) = IN_POOL.get(class.index()) {
+        in_pool.fetch_sub(1, Ordering::Relaxed);
+    }
+    // SAFETY: the block had a record, which this thread removed, so its slot is this thread's.
+    unsafe { pool::put(block) };
+    true
+}
+
+/// Removes the sampled blocks from a batch that has just left a sheaf, and frees them.
+pub(crate) fn free_among(batch: &mut Batch) {
+    // SAFETY: a block in a sheaf is one that the program freed, and nobody uses it.
+    batch.retain(|block| !(may_own(block) && unsafe { free(block) }));
+}
+
+/// Returns the number of blocks of a class that are in the pool.
+pub(crate) fn in_pool(class: Class) -> usize {
+    IN_POOL.get(class.index()).map_or(0, |in_pool| in_pool.load(Ordering::Relaxed) as usize)
+}

@@ -1,0 +1,224 @@
+//! Records of the sampled blocks that the program holds, found by the addresses of the blocks.
+//!
+//! Records are numbered and lie side by side. A hash table of their numbers finds them: the number
+//! of a record lies anywhere within a window of the table that starts at the hash of its address.
+//! All operations work in any context, without a lock: a slot of the table is taken by one
+//! exchange and freed by a store. If a window or the array is full, the block is not sampled.
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use super::numbers::Numbers;
+use crate::os;
+
+/// Most records at a time. At a mean of 512 KiB, that many stand for a heap of 64 GiB.
+const MOST: usize = if cfg!(miri) { 1 << 10 } else { 1 << 17 };
+/// Slots of the table.
+const SLOTS: usize = 4 * MOST;
+/// Slots that are searched for an address. With the table a quarter full, a window is full in one
+/// of 10^22 cases.
+const WINDOW: usize = 32;
+
+/// What is known of a sampled block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Sample {
+    pub(super) address: usize,
+    /// Number of the site that allocated the block.
+    pub(super) site: u32,
+    /// Bytes of the block.
+    pub(super) size: usize,
+    /// Number of blocks that the sample stands for, with [`FRACTION`](super::gaps::FRACTION) bits
+    /// behind the point.
+    pub(super) weight: u64,
+    /// Time of the allocation, in milliseconds.
+    pub(super) born: u64,
+}
+
+/// A record, or a free one in the list of these.
+#[repr(C)]
+struct Record {
+    /// 0 in a free record. Stored last with Release, which pairs with the Acquire of [`find`].
+    address: AtomicUsize,
+    size: AtomicUsize,
+    weight: AtomicU64,
+    born: AtomicU64,
+    site: AtomicU32,
+    /// The next free record.
+    next: AtomicU32,
+}
+
+/// The table and the records behind it: null until [`prepare`].
+static TABLE: AtomicPtr<AtomicU32> = AtomicPtr::new(core::ptr::null_mut());
+/// The free records.
+static FREE: Numbers = Numbers::new();
+
+const TABLE_BYTES: usize = SLOTS * size_of::<AtomicU32>();
+const BYTES: usize = TABLE_BYTES + MOST * size_of::<Record>();
+
+/// Reserves the memory of the records; once is enough. Returns false if there is none.
+pub(super) fn prepare() -> bool {
+    if !TABLE.load(Ordering::Acquire).is_null() {
+        return true;
+    }
+    let Some(memory) = os::reserve(BYTES) else { return false };
+    // SAFETY: a whole reservation that nobody else uses.
+    unsafe {
+        os::prefer_huge_pages(memory, BYTES, false);
+        let mine = os::commit(memory, BYTES)
+            && TABLE
+                .compare_exchange(
+                    core::ptr::null_mut(),
+                    memory.as_ptr().cast(),
+                    Ordering::Release,
+                    Ordering::Relaxed,
+                )
+                .is_ok();
+        if !mine {
+            os::unreserve(memory, BYTES);
+        }
+    }
+    !TABLE.load(Ordering::Acquire).is_null()
+}
+
+/// Returns the slots of the window of an address, in the order in which they are searched. None
+/// before [`prepare`].
+fn window(address: usize) -> impl Iterator<Item = &'static AtomicU32> {
+    let table = NonNull::new(TABLE.load(Ordering::Acquire));
+    // The upper bits of a product depend on all bits of the address.
+    let hash = (address as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    table.into_iter().flat_map(move |table| {
+        (0..WINDOW).map(move |offset| {
+            let slot = (hash as usize + offset) % SLOTS;
+            // SAFETY: the table has that many slots, and is never unmapped.
+            unsafe { table.add(slot).as_ref() }
+        })
+    })
+}
+
+/// Returns the record of a number below [`MOST`].
+///
+/// # Safety
+/// [`prepare`] returned true.
+unsafe fn record(number: u32) -> &'static Record {
+    let table = TABLE.load(Ordering::Acquire);
+    // SAFETY: the caller guarantees the memory, which has that many records behind the table.
+    unsafe { &*table.byte_add(TABLE_BYTES).cast::<Record>().add(number as usize % MOST) }
+}
+
+/// Keeps a sample. Returns false if there is no room. Any context.
+pub(super) fn insert(sample: &Sample) -> bool {
+    if TABLE.load(Ordering::Acquire).is_null() {
+        return false;
+    }
+    // SAFETY: the memory exists, as was just checked.
+    let link = |number| unsafe { &record(number).next };
+    let Some(number) = FREE.pop(MOST as u32, link) else { return false };
+    // SAFETY: as above.
+    let record = unsafe { record(number) };
+    record.size.store(sample.size, Ordering::Relaxed);
+    record.weight.store(sample.weight, Ordering::Relaxed);
+    record.born.store(sample.born, Ordering::Relaxed);
+    record.site.store(sample.site, Ordering::Relaxed);
+    // Release: pairs with the Acquire in `find`.
+    record.address.store(sample.address, Ordering::Release);
+    let is_taken = |slot: &AtomicU32| {
+        slot.load(Ordering::Relaxed) == 0
+            // Release: pairs with the Acquire in `find`.
+            && slot.compare_exchange(0, number + 1, Ordering::Release, Ordering::Relaxed).is_ok()
+    };
+    let is_kept = window(sample.address).any(is_taken);
+    if !is_kept {
+        record.address.store(0, Ordering::Relaxed);
+        FREE.push(number, link);
+    }
+    is_kept
+}
+
+/// Returns the slot and the number of the record of the block at `address`.
+fn find(address: usize) -> Option<(&'static AtomicU32, u32)> {
+    window(address).find_map(|slot| {
+        // Acquire: pairs with the Release in `insert`.
+        let number = slot.load(Ordering::Acquire).checked_sub(1)?;
+        // SAFETY: a table with a number in it exists.
+        let found = unsafe { record(number) }.address.load(Ordering::Acquire);
+        (found == address).then_some((slot, number))
+    })
+}
+
+/// Returns the bytes of the block at `address`, if there is a record of it.
+pub(super) fn size(address: usize) -> Option<usize> {
+    // SAFETY: `find` returned a number.
+    find(address).map(|(_, number)| unsafe { record(number) }.size.load(Ordering::Relaxed))
+}
+
+/// Returns whether there is a record of the block at `address`.
+pub(super) fn has(address: usize) -> bool {
+    find(address).is_some()
+}
+
+/// Removes and returns the sample of the block at `address`. Only one caller gets it, even if
+/// several call at once. Any context.
+pub(super) fn remove(address: usize) -> Option<Sample> {
+    let (slot, number) = find(address)?;
+    // SAFETY: `find` returned a number.
+    let record = unsafe { record(number) };
+    // Acquire: the loads below come after it. The winner of this exchange owns the record.
+    record.address.compare_exchange(address, 0, Ordering::Acquire, Ordering::Relaxed).ok()?;
+    let sample = Sample {
+        address,
+        site: record.site.load(Ordering::Relaxed),
+        size: record.size.load(Ordering::Relaxed),
+        weight: record.weight.load(Ordering::Relaxed),
+        born: record.born.load(Ordering::Relaxed),
+    };
+    // The slot names no other record before this one is free.
+    slot.store(0, Ordering::Release);
+    // SAFETY: as above.
+    FREE.push(number, |number| unsafe { &self::record(number).next });
+    Some(sample)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    fn sample(address: usize) -> Sample {
+        Sample { address, site: address as u32, size: 2 * address, weight: 7, born: 8 }
+    }
+
+    #[test]
+    fn samples_are_found_by_address_until_removed() {
+        assert!(prepare() && prepare());
+        let count = if cfg!(miri) { 100 } else { 20_000 };
+        let addresses: Vec<_> = (1..=count).map(|number| number << 12).collect();
+        for round in 0..3 {
+            for address in &addresses {
+                assert!(!has(*address), "round {round}");
+                assert!(insert(&sample(*address)));
+            }
+            for address in addresses.iter().rev() {
+                assert!(has(*address));
+                assert_eq!(remove(*address), Some(sample(*address)));
+                assert_eq!(remove(*address), None);
+            }
+        }
+    }
+
+    #[test]
+    fn threads_insert_and_remove_at_once() {
+        assert!(prepare());
+        let rounds = if cfg!(miri) { 20 } else { 20_000 };
+        std::thread::scope(|scope| {
+            for thread in 1..=3 {
+                scope.spawn(move || {
+                    for round in 0..rounds {
+                        let address = (thread << 40) + ((round % 7) << 4) + 1;
+                        assert!(insert(&sample(address)));
+                        assert_eq!(remove(address), Some(sample(address)));
+                    }
+                });
+            }
+        });
+    }
+}

@@ -1,0 +1,318 @@
+//! Sites: the stacks from which sampled blocks were allocated, each with its sums.
+//!
+//! A site is kept for the life of the process, so that blocks can name it by a number. The sites
+//! with one hash form a chain. They lie side by side in memory that is committed as they come. All
+//! operations work in any context: a site is linked by one exchange once it is complete.
+
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use super::gaps::FRACTION;
+use crate::os;
+
+/// Frames of a stack that are kept.
+pub(super) const MOST_FRAMES: usize = 64;
+/// Chains.
+const CHAINS: usize = if cfg!(miri) { 1 << 6 } else { 1 << 14 };
+/// Bytes of all sites: 100 000 stacks of 30 frames.
+const BYTES: usize = if cfg!(miri) { 1 << 16 } else { 32 << 20 };
+/// Bytes of the unit in which sites are numbered.
+const UNIT: usize = 16;
+
+/// Sums over the samples of a site, each multiplied by its weight.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Sums {
+    /// Blocks allocated so far.
+    pub allocs: i64,
+    /// Bytes of these.
+    pub alloc_bytes: i64,
+    /// Blocks in use.
+    pub live: i64,
+    /// Bytes of these.
+    pub live_bytes: i64,
+    /// Blocks that were in use when all sites together had the most bytes.
+    pub peak: i64,
+    /// Bytes of these.
+    pub peak_bytes: i64,
+    /// Milliseconds that the freed blocks lived, all together.
+    pub lifetimes: i64,
+}
+
+/// A stack and its sums. The frames follow.
+#[repr(C)]
+struct Site {
+    /// Number of the next site of the chain; 0 at its end.
+    next: AtomicU32,
+    frames: AtomicU32,
+    hash: AtomicU64,
+    /// Numbers of blocks have [`FRACTION`] bits behind the point.
+    allocs: AtomicU64,
+    alloc_bytes: AtomicU64,
+    frees: AtomicU64,
+    free_bytes: AtomicU64,
+    peak: AtomicU64,
+    peak_bytes: AtomicU64,
+    lifetimes: AtomicU64,
+}
+
+/// The first site of each chain, by its number.
+static HEADS: [AtomicU32; CHAINS] = [const { AtomicU32::new(0) }; CHAINS];
+/// Memory of the sites: null until [`prepare`].
+static MEMORY: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
+/// Bytes in use. The first unit is none, as 0 is no number.
+static USED: AtomicUsize = AtomicUsize::new(UNIT);
+
+/// Reserves the memory of sites; once is enough. Returns false if there is none.
+pub(super) fn prepare() -> bool {
+    if !MEMORY.load(Ordering::Acquire).is_null() {
+        return true;
+    }
+    let Some(memory) = os::reserve(BYTES) else { return false };
+    // SAFETY: a whole reservation that nobody else uses.
+    unsafe {
+        os::prefer_huge_pages(memory, BYTES, false);
+        let is_first = os::commit(memory, BYTES)
+            && MEMORY
+                .compare_exchange(
+                    ptr::null_mut(),
+                    memory.as_ptr(),
+                    Ordering::Release,
+                    Ordering::Relaxed,
+                )
+                .is_ok();
+        if !is_first {
+            os::unreserve(memory, BYTES);
+        }
+    }
+    !MEMORY.load(Ordering::Acquire).is_null()
+}
+
+/// Returns the site of a number, and its frames.
+///
+/// # Safety
+/// The number is of a complete site.
+unsafe fn at(number: u32) -> (&'static Site, &'static [usize]) {
+    // SAFETY: the caller guarantees a site, which is never unmapped. Its frames do not change.
+    unsafe {
+        let site = MEMORY.load(Ordering::Acquire).add(number as usize * UNIT).cast::<Site>();
+        let frames = (*site).frames.load(Ordering::Relaxed) as usize;
+        (&*site, core::slice::from_raw_parts(site.add(1).cast(), frames))
+    }
+}
+
+fn hash_of(frames: &[usize]) -> u64 {
+    frames.iter().fold(frames.len() as u64, |hash, frame| {
+        (hash ^ *frame as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+    })
+}
+
+/// Returns the number of the site with this stack. Makes one if there is none; `None` without
+/// memory.
+pub(super) fn find(frames: &[usize]) -> Option<u32> {
+    let frames = frames.get(..MOST_FRAMES).unwrap_or(frames);
+    let hash = hash_of(frames);
+    let head = HEADS.get((hash >> 40) as usize % CHAINS)?;
+    let mut made = None;
+    // Acquire, here and below: pairs with the Release that links a site.
+    let mut first = head.load(Ordering::Acquire);
+    let mut checked = 0;
+    loop {
+        let mut number = first;
+        while number != checked && number != 0 {
+            // SAFETY: linked sites are complete.
+            let (site, of_site) = unsafe { at(number) };
+            if site.hash.load(Ordering::Relaxed) == hash && of_site == frames {
+                return Some(number);
+            }
+            number = site.next.load(Ordering::Relaxed);
+        }
+        checked = first;
+        if made.is_none() {
+            made = make(frames, hash);
+        }
+        let made = made?;
+        // SAFETY: `make` completed the site, and nobody else knows it.
+        unsafe { at(made) }.0.next.store(first, Ordering::Relaxed);
+        match head.compare_exchange(first, made, Ordering::Release, Ordering::Acquire) {
+            Ok(_) => return Some(made),
+            // Other sites were linked meanwhile, perhaps one with this stack.
+            Err(now) => first = now,
+        }
+    }
+}
+
+/// Makes a site that is not linked yet.
+fn make(frames: &[usize], hash: u64) -> Option<u32> {
+    let memory = NonNull::new(MEMORY.load(Ordering::Acquire))?;
+    let bytes = (size_of::<Site>() + size_of_val(frames)).next_multiple_of(UNIT);
+    let grown = |used: usize| used.checked_add(bytes).filter(|used| *used <= BYTES);
+    let start = USED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown).ok()?;
+    // SAFETY: these bytes are this caller's. Zeroed memory is a site without sums.
+    unsafe {
+        let site = memory.add(start).cast::<Site>();
+        (*site.as_ptr()).frames.store(frames.len() as u32, Ordering::Relaxed);
+        (*site.as_ptr()).hash.store(hash, Ordering::Relaxed);
+        ptr::copy_nonoverlapping(frames.as_ptr(), site.add(1).cast().as_ptr(), frames.len());
+    }
+    Some((start / UNIT) as u32)
+}
+
+/// Estimated bytes of all blocks in use, and the most so far.
+static LIVE: AtomicU64 = AtomicU64::new(0);
+static MOST_LIVE: AtomicU64 = AtomicU64::new(0);
+
+/// Returns the bytes of all blocks for which a sample of this size and weight stands.
+fn bytes_for(size: usize, weight: u64) -> u64 {
+    ((size as u128 * u128::from(weight)) >> FRACTION) as u64
+}
+
+/// Adds a sampled block to its site.
+pub(super) fn allocated(number: u32, size: usize, weight: u64) {
+    let bytes = bytes_for(size, weight);
+    // SAFETY: the number comes from `find`.
+    let (site, _) = unsafe { at(number) };
+    site.allocs.fetch_add(weight, Ordering::Relaxed);
+    site.alloc_bytes.fetch_add(bytes, Ordering::Relaxed);
+    let live = LIVE.fetch_add(bytes, Ordering::Relaxed).wrapping_add(bytes);
+    // The peak is noted at each twentieth, since that visits all sites.
+    let most = MOST_LIVE.load(Ordering::Relaxed);
+    if live as i64 > (most + most / 20) as i64
+        && MOST_LIVE.compare_exchange(most, live, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    {
+        note_peak();
+    }
+}
+
+/// Subtracts a sampled block that was freed from its site.
+pub(super) fn freed(number: u32, size: usize, weight: u64, lifetime: u64) {
+    let bytes = bytes_for(size, weight);
+    // SAFETY: the number comes from `find`.
+    let (site, _) = unsafe { at(number) };
+    site.frees.fetch_add(weight, Ordering::Relaxed);
+    site.free_bytes.fetch_add(bytes, Ordering::Relaxed);
+    let lifetimes = (u128::from(lifetime) * u128::from(weight)) >> FRACTION;
+    site.lifetimes.fetch_add(lifetimes as u64, Ordering::Relaxed);
+    LIVE.fetch_sub(bytes, Ordering::Relaxed);
+}
+
+/// Notes that a sampled block grew or shrank.
+pub(super) fn resized(number: u32, old: usize, new: usize, weight: u64) {
+    // SAFETY: the number comes from `find`.
+    let (site, _) = unsafe { at(number) };
+    let (old, new) = (bytes_for(old, weight), bytes_for(new, weight));
+    if new > old {
+        site.alloc_bytes.fetch_add(new - old, Ordering::Relaxed);
+        LIVE.fetch_add(new - old, Ordering::Relaxed);
+    } else {
+        site.free_bytes.fetch_add(old - new, Ordering::Relaxed);
+        LIVE.fetch_sub(old - new, Ordering::Relaxed);
+    }
+}
+
+/// Copies the sums of live blocks of all sites into those of the peak.
+fn note_peak() {
+    for_each_site(|site, _| {
+        let sums = site.sums();
+        site.peak.store(sums.live as u64, Ordering::Relaxed);
+        site.peak_bytes.store(sums.live_bytes as u64, Ordering::Relaxed);
+    });
+}
+
+impl Site {
+    fn sums(&self) -> Sums {
+        let whole = |blocks: u64| ((blocks + (1 << (FRACTION - 1))) >> FRACTION) as i64;
+        // Frees first: a block that is allocated and freed in between is not missed.
+        let [frees, free_bytes, allocs, alloc_bytes] =
+            [&self.frees, &self.free_bytes, &self.allocs, &self.alloc_bytes]
+                .map(|sum| sum.load(Ordering::Relaxed));
+        Sums {
+            allocs: whole(allocs),
+            alloc_bytes: alloc_bytes as i64,
+            live: whole(allocs.saturating_sub(frees)),
+            live_bytes: alloc_bytes.saturating_sub(free_bytes) as i64,
+            peak: self.peak.load(Ordering::Relaxed) as i64,
+            peak_bytes: self.peak_bytes.load(Ordering::Relaxed) as i64,
+            lifetimes: self.lifetimes.load(Ordering::Relaxed) as i64,
+        }
+    }
+}
+
+/// Calls `visit` with every site and its frames.
+fn for_each_site(mut visit: impl FnMut(&'static Site, &'static [usize])) {
+    for head in &HEADS {
+        // Acquire: pairs with the Release that links a site.
+        let mut number = head.load(Ordering::Acquire);
+        while number != 0 {
+            // SAFETY: linked sites are complete.
+            let (site, frames) = unsafe { at(number) };
+            visit(site, frames);
+            number = site.next.load(Ordering::Relaxed);
+        }
+    }
+}
+
+/// Calls `visit` with the frames of each site, the innermost first, and its sums.
+pub(crate) fn for_each(mut visit: impl FnMut(&'static [usize], Sums)) {
+    for_each_site(|site, frames| visit(frames, site.sums()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Stacks that no other test has.
+    fn sums_of(frames: &[usize]) -> Sums {
+        let mut found = Sums::default();
+        for_each(|of_site, sums| {
+            if of_site == frames {
+                found = sums;
+            }
+        });
+        found
+    }
+
+    #[test]
+    fn stacks_have_one_site_each() {
+        assert!(prepare() && prepare());
+        let count = if cfg!(miri) { 20 } else { 5000 };
+        let stack = |number: usize| [7, number, number * number];
+        let numbers: std::vec::Vec<_> = (0..count).map(|one| find(&stack(one)).unwrap()).collect();
+        for (one, number) in numbers.iter().enumerate() {
+            assert_eq!(find(&stack(one)), Some(*number));
+        }
+        let other = find(&stack(1)[..2]).unwrap();
+        assert!(!numbers.contains(&other));
+        assert_eq!(find(&[9; MOST_FRAMES]), find(&[9; MOST_FRAMES + 5]));
+    }
+
+    #[test]
+    fn sums_follow_allocations_and_frees() {
+        assert!(prepare());
+        let frames = [1_000_001, 2];
+        let number = find(&frames).unwrap();
+        let weight = 5 << FRACTION;
+        allocated(number, 100, weight);
+        allocated(number, 100, weight);
+        freed(number, 100, weight, 8);
+        resized(number, 100, 300, weight);
+        let sums = sums_of(&frames);
+        assert_eq!((sums.allocs, sums.alloc_bytes), (10, 2000));
+        assert_eq!((sums.live, sums.live_bytes), (5, 1500));
+        assert_eq!(sums.lifetimes, 40);
+        assert!(sums.peak_bytes <= 1000 && sums.peak * 100 == sums.peak_bytes);
+        resized(number, 300, 100, weight);
+        assert_eq!(sums_of(&frames).live_bytes, 500);
+    }
+
+    #[test]
+    fn threads_that_find_one_stack_get_one_site() {
+        assert!(prepare());
+        let count = if cfg!(miri) { 5 } else { 2000 };
+        let find_all = || (0..count).map(|one| find(&[3, one, 5]).unwrap()).collect();
+        let all: std::vec::Vec<std::vec::Vec<u32>> = std::thread::scope(|scope| {
+            let threads: std::vec::Vec<_> = (0..3).map(|_| scope.spawn(find_all)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(all.iter().all(|numbers| *numbers == all[0]));
+    }
+}

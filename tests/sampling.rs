@@ -1,0 +1,240 @@
+//! Sampling: sums are unbiased, blocks of the sampler behave as all others, in every context.
+
+use std::alloc::{GlobalAlloc, Layout};
+
+use hayloft_core::profile as samples;
+use tests::entry_points::Hayloft;
+use tests::scenario::on_both_backends;
+
+#[global_allocator]
+static GLOBAL: Hayloft = Hayloft;
+
+/// Returns the sums of all sites together.
+fn totals() -> samples::Sums {
+    let mut totals = samples::Sums::default();
+    samples::for_each(|_, sums| {
+        totals.allocs += sums.allocs;
+        totals.alloc_bytes += sums.alloc_bytes;
+        totals.live += sums.live;
+        totals.live_bytes += sums.live_bytes;
+    });
+    totals
+}
+
+/// With a mean of one byte every block is sampled, so sums are exact; contents and alignments are
+/// right, through `realloc` as well.
+#[test]
+fn every_block_can_be_a_sample() {
+    on_both_backends(|| {
+        assert!(samples::start(1));
+        let before = totals();
+        let mut blocks = Vec::new();
+        let mut bytes = 0;
+        for size in [1, 8, 24, 100, 4096, 5000, 30_000, 40_000, 500_000, 3 << 20] {
+            for align in [1, 16, 64, 4096] {
+                let layout = Layout::from_size_align(size, align).unwrap();
+                // SAFETY: the layout is not empty.
+                let block = unsafe { GLOBAL.alloc_zeroed(layout) };
+                assert!(!block.is_null() && block.addr().is_multiple_of(align));
+                // SAFETY: the block has that size, and reads as zero.
+                unsafe {
+                    assert!((0..size).step_by(509).all(|at| *block.add(at) == 0), "{layout:?}");
+                    block.write_bytes(size as u8, size);
+                }
+                bytes += size as i64;
+                blocks.push((block, layout));
+            }
+        }
+        let full = totals();
+        assert_eq!(samples::missed(), 0);
+        assert!(full.live - before.live >= blocks.len() as i64, "{full:?}");
+        assert!(full.live_bytes - before.live_bytes >= bytes, "{full:?}");
+        for (block, layout) in &mut blocks {
+            // SAFETY: the block is live, and of this layout.
+            unsafe {
+                let size = layout.size();
+                *block = GLOBAL.realloc(*block, *layout, 2 * size + 1);
+                assert!((0..size).step_by(97).all(|at| *block.add(at) == size as u8));
+                *layout = Layout::from_size_align(2 * size + 1, layout.align()).unwrap();
+            }
+        }
+        for (block, layout) in blocks {
+            // SAFETY: the block is live, and of this layout.
+            unsafe { GLOBAL.dealloc(block, layout) };
+        }
+        let after = totals();
+        assert!(after.live - before.live < 10, "{before:?} {after:?}");
+        samples::stop();
+    });
+}
+
+/// Sums of weights are unbiased: short pairs, blocks that stay, several threads.
+#[test]
+fn sums_are_unbiased() {
+    on_both_backends(|| {
+        const MEAN: usize = 64 << 10;
+        assert!(samples::start(MEAN));
+        let before = totals();
+        let (mut allocated, mut kept) = (0_i64, 0_i64);
+        let mut blocks = Vec::new();
+        for round in 0..400_000_usize {
+            let layout = Layout::from_size_align(1 << (4 + round % 8), 8).unwrap();
+            // SAFETY: the layout is not empty, and blocks are freed once.
+            unsafe {
+                let block = GLOBAL.alloc(layout);
+                allocated += layout.size() as i64;
+                if round % 10 == 0 {
+                    kept += layout.size() as i64;
+                    blocks.push((block, layout));
+                } else {
+                    GLOBAL.dealloc(block, layout);
+                }
+            }
+        }
+        let after = totals();
+        let relative = |found: i64, exact: i64| {
+            // Standard deviations: each sample stands for about MEAN bytes.
+            let deviation = (exact as f64 * MEAN as f64).sqrt();
+            (found - exact) as f64 / deviation
+        };
+        let of_all = relative(after.alloc_bytes - before.alloc_bytes, allocated);
+        let of_kept = relative(after.live_bytes - before.live_bytes, kept);
+        println!("{of_all:.2} {of_kept:.2} deviations");
+        assert!(of_all.abs() < 5.0 && of_kept.abs() < 5.0, "{of_all} {of_kept}");
+        samples::stop();
+        for (block, layout) in blocks {
+            // SAFETY: the block is live, and of this layout.
+            unsafe { GLOBAL.dealloc(block, layout) };
+        }
+    });
+}
+
+/// Allocates a block of 256 bytes. Its site is told by its address.
+#[inline(never)]
+fn leak(to: &mut Vec<*mut u8>) {
+    // SAFETY: the layout is not empty.
+    to.push(std::hint::black_box(unsafe { GLOBAL.alloc(BLOCK) }));
+}
+
+/// Allocates and frees a block of 256 bytes, as [`leak`] does.
+#[inline(never)]
+fn pair() {
+    // SAFETY: the layout is not empty, and the block is freed once.
+    unsafe { GLOBAL.dealloc(std::hint::black_box(GLOBAL.alloc(BLOCK)), BLOCK) };
+}
+
+const BLOCK: Layout = Layout::new::<[u64; 32]>();
+
+/// Returns the sums of the sites with a frame in `function`: [`leak`] or [`pair`].
+fn sums_of(function: *const ()) -> samples::Sums {
+    let mut found = samples::Sums::default();
+    // Longer than any of the two is, in debug builds as well.
+    let code = function.addr()..function.addr() + 0x800;
+    let starts = [(leak as *const ()).addr(), (pair as *const ()).addr()];
+    let is_in_other = |frame: usize| {
+        starts.into_iter().any(|start| (function.addr() + 1..=frame).contains(&start))
+    };
+    samples::for_each(|frames, sums| {
+        if frames.iter().any(|frame| code.contains(frame) && !is_in_other(*frame)) {
+            found.allocs += sums.allocs;
+            found.alloc_bytes += sums.alloc_bytes;
+            found.live += sums.live;
+            found.live_bytes += sums.live_bytes;
+        }
+    });
+    found
+}
+
+/// A few blocks that stay, hidden among a hundred times as many short pairs of the same size, are
+/// found with the right number and bytes, and with their own stack.
+#[test]
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), ignore = "no stacks")]
+fn leak_among_pairs_is_found() {
+    on_both_backends(|| {
+        const MEAN: f64 = 16_384.0;
+        const LEAKS: usize = 20_000;
+        assert!(samples::start(MEAN as usize));
+        let mut kept = Vec::with_capacity(LEAKS);
+        for _ in 0..LEAKS {
+            leak(&mut kept);
+            (0..100).for_each(|_| pair());
+        }
+        let bytes = (LEAKS * BLOCK.size()) as f64;
+        let deviations = |found: i64, exact: f64| (found as f64 - exact) / (exact * MEAN).sqrt();
+        let leaked = sums_of(leak as *const ());
+        let paired = sums_of(pair as *const ());
+        let of_leak = deviations(leaked.live_bytes, bytes);
+        let of_pairs = deviations(paired.alloc_bytes, 100.0 * bytes);
+        assert!(of_leak.abs() < 5.0, "{of_leak} deviations: {leaked:?}");
+        assert!(of_pairs.abs() < 5.0, "{of_pairs} deviations: {paired:?}");
+        assert!(paired.live <= 2 * MEAN as i64 / BLOCK.size() as i64, "{paired:?}");
+        assert_eq!(leaked.live, leaked.allocs);
+        samples::stop();
+        for block in kept {
+            // SAFETY: the block is live, and of this layout.
+            unsafe { GLOBAL.dealloc(block, BLOCK) };
+        }
+        let freed = sums_of(leak as *const ());
+        assert_eq!((freed.live, freed.live_bytes), (0, 0), "{freed:?}");
+    });
+}
+
+/// Sampling, profiles and frees go on in several threads, in signal handlers, and in the children
+/// of forks; counts of allocations stay exact.
+#[test]
+fn profiles_can_be_taken_anywhere() {
+    extern "C" fn handler(_: libc::c_int) {
+        pair();
+        let mut bytes = 0;
+        assert!(samples::write(&mut |part| {
+            bytes += part.len();
+            true
+        }));
+        assert!(bytes > 100);
+        pair();
+    }
+    on_both_backends(|| {
+        assert!(samples::start(2000));
+        // SAFETY: the handler calls only functions for any context.
+        unsafe { libc::signal(libc::SIGUSR1, handler as *const () as libc::sighandler_t) };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4)
+                .map(|number| {
+                    scope.spawn(move || {
+                        let mut kept = Vec::new();
+                        for round in 0..3000 {
+                            leak(&mut kept);
+                            pair();
+                            if round % 300 == 10 * number {
+                                // SAFETY: the thread raises a signal that has a handler.
+                                unsafe { libc::raise(libc::SIGUSR1) };
+                            }
+                            if round % 1000 == 500 + number {
+                                hayloft_core::heap::trim();
+                            }
+                        }
+                        kept.into_iter().map(|block| block as usize).collect::<Vec<_>>()
+                    })
+                })
+                .collect();
+            for thread in threads {
+                for block in thread.join().expect("the thread does not panic") {
+                    // SAFETY: the block is live, and of this layout.
+                    unsafe { GLOBAL.dealloc(block as *mut u8, BLOCK) };
+                }
+            }
+        });
+        // SAFETY: the child calls only functions for any context, and ends.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            handler(0);
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(0) };
+        }
+        let mut status = 0;
+        // SAFETY: waits for the child, and writes to a local variable.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        assert_eq!(status, 0);
+        assert_eq!(samples::missed(), 0);
+    });
+}
