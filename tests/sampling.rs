@@ -238,3 +238,42 @@ fn profiles_can_be_taken_anywhere() {
         assert_eq!(samples::missed(), 0);
     });
 }
+
+/// A sampled block that is freed twice ends the process with a message, and a small one that is
+/// freed as a block of another size does.
+#[test]
+fn mistakes_with_sampled_blocks_are_found() {
+    use std::os::unix::process::ExitStatusExt as _;
+
+    use tests::scenario::{BACKENDS, Scenario};
+
+    let free_twice = || {
+        assert!(samples::start(1));
+        // SAFETY: the second free breaks the contract on purpose: the process must end.
+        unsafe {
+            let block = GLOBAL.alloc(BLOCK);
+            GLOBAL.dealloc(block, BLOCK);
+            GLOBAL.dealloc(block, BLOCK);
+            std::hint::black_box(GLOBAL.alloc(BLOCK));
+        }
+    };
+    let free_as_large = || {
+        assert!(samples::start(1));
+        let layout = Layout::new::<[u8; 3 << 20]>();
+        // SAFETY: the layout is wrong on purpose: the process must end.
+        unsafe { GLOBAL.dealloc(GLOBAL.alloc(BLOCK), layout) };
+    };
+    for backend in BACKENDS {
+        let check = |output: &std::process::Output, message: &str| {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{stderr}");
+            assert!(stderr.contains(message), "{stderr}");
+        };
+        Scenario::new(format!("twice-{backend}"), free_twice)
+            .env("HAYLOFT_BACKEND", backend)
+            .run(|output| check(output, "double free of"));
+        Scenario::new(format!("large-{backend}"), free_as_large)
+            .env("HAYLOFT_BACKEND", backend)
+            .run(|output| check(output, "it is a small block, which was sampled"));
+    }
+}

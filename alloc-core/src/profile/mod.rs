@@ -107,7 +107,11 @@ pub const TYPES: [(&str, &str); 6] = [
 /// Writes a profile of all samples so far, in the format of `pprof`, to `sink`, which returns false
 /// if it takes no more. Returns false if the sink refused a part or there is no memory for the
 /// buffers. May be called in any context.
+///
+/// Flushes the sheaves of all CPUs first, since sampled blocks that are freed may lie there and
+/// would count as in use. In a context that must not wait it may be unable to.
 pub fn write(sink: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+    objects::renew_counts();
     let mut comment = Line::<96>::new();
     // The text fits.
     let _ = write!(
@@ -149,8 +153,9 @@ pub fn write_to(file: c_int) -> bool {
 }
 
 /// Calls `visit` with each stack, as return addresses of which the innermost is first, and its
-/// [sums](Sums). May be called in any context.
+/// [sums](Sums), as [`write`] writes them. May be called in any context.
 pub fn for_each(visit: impl FnMut(&'static [usize], Sums)) {
+    objects::renew_counts();
     sampling::for_each(visit);
 }
 

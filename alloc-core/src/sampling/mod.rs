@@ -218,10 +218,19 @@ pub(crate) unsafe fn free(block: *mut u8) -> bool {
     true
 }
 
-/// Removes the sampled blocks from a batch that has just left a sheaf, and frees them.
+/// Removes the sampled blocks from a batch that has just left a sheaf, and frees them. Ends the
+/// process if one of them is free already.
 pub(crate) fn free_among(batch: &mut Batch) {
-    // SAFETY: a block in a sheaf is one that the program freed, and nobody uses it.
-    batch.retain(|block| !(may_own(block) && unsafe { free(block) }));
+    batch.retain(|block| {
+        if !may_own(block) || !owns(block) {
+            return true;
+        }
+        // SAFETY: a block in a sheaf is one that the program freed, and nobody uses it.
+        if !unsafe { free(block) } {
+            os::abort(format_args!("double free of {block:p}, which was sampled"));
+        }
+        false
+    });
 }
 
 /// Returns the number of blocks of a class that are in the pool.

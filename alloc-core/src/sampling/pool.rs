@@ -26,12 +26,12 @@ const KEPT: u32 = 32;
 /// The slots of one size.
 struct Band {
     numbers: Numbers,
-    /// Free slots with memory.
-    kept: AtomicU32,
+    /// Free slots. Those that came when there were [`KEPT`] have no memory.
+    free: AtomicU32,
 }
 
 static BANDS: [Band; SIZES] =
-    [const { Band { numbers: Numbers::new(), kept: AtomicU32::new(0) } }; SIZES];
+    [const { Band { numbers: Numbers::new(), free: AtomicU32::new(0) } }; SIZES];
 
 /// The first slot. Null without a pool. [`lowest`] is the address behind the last slot.
 static START: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
@@ -137,12 +137,12 @@ pub(super) fn take(bytes: usize) -> Option<NonNull<u8>> {
         return None;
     }
     let band = bytes.div_ceil(os::page_size()).next_power_of_two().ilog2() as usize;
-    let Band { numbers, kept } = BANDS.get(band)?;
+    let Band { numbers, free } = BANDS.get(band)?;
     // SAFETY: the pool exists, as was just checked; a number is below `SLOTS`.
     unsafe {
         if let Some(number) = numbers.reused(|number| link(band, number)) {
             let _ =
-                kept.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |kept| kept.checked_sub(1));
+                free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| free.checked_sub(1));
             return Some(address_of(band, number));
         }
         let number = numbers.fresh(SLOTS as u32)?;
@@ -158,10 +158,10 @@ pub(super) fn take(bytes: usize) -> Option<NonNull<u8>> {
 /// The slot was taken, and nobody uses it.
 pub(super) unsafe fn put(block: *mut u8) {
     let Some((band, number)) = slot_of(block) else { return };
-    let Some(Band { numbers, kept }) = BANDS.get(band) else { return };
+    let Some(Band { numbers, free }) = BANDS.get(band) else { return };
     // SAFETY: the pool exists, as it owns the slot, whose contents are dead.
     unsafe {
-        if kept.fetch_add(1, Ordering::Relaxed) >= KEPT {
+        if free.fetch_add(1, Ordering::Relaxed) >= KEPT {
             os::decommit(address_of(band, number), slot_bytes(band));
         }
         numbers.push(number, |number| link(band, number));

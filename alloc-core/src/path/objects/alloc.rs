@@ -70,7 +70,10 @@ pub(crate) fn alloc_object(class: Class) -> Result<NonNull<u8>, AllocError> {
     }
 }
 
-/// Pops an object from below sampled blocks on this CPU's sheaf, if there are such.
+/// Pops an object from below sampled blocks on this CPU's sheaf, if there are such. Not inlined,
+/// for its batch, which deeper calls need not have below them.
+#[cold]
+#[inline(never)]
 fn pop_hidden(backend: Backend, class: Class) -> Option<NonNull<u8>> {
     if class.is_middle() {
         return None;
