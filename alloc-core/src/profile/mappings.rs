@@ -376,7 +376,8 @@ mod tests {
     #[test]
     fn without_proc_the_program_and_the_vdso_are_found() {
         let (listed, known) = (all(listed), all(known));
-        let least = if can_copy() { 1 + usize::from(has_vdso()) } else { 0 };
+        // QEMU, which runs programs of other architectures, hides the program as well.
+        let least = if cfg!(target_arch = "x86_64") { 1 + usize::from(has_vdso()) } else { 0 };
         assert!(known.len() >= least, "{known:?}");
         for mapping in known {
             let same = listed.iter().find(|other| other.0 == mapping.0).unwrap();

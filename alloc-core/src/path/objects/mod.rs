@@ -93,6 +93,7 @@ mod tests {
     use crate::page::{self, Unit};
     use crate::size_class::{Class, UNIT};
     use crate::sync::Context;
+    use crate::watch;
 
     fn of_size(size: usize) -> Class {
         let found = (0..).map_while(Class::from_index).find(|class| class.size() >= size);
@@ -100,12 +101,16 @@ mod tests {
     }
 
     fn alloc(class: Class) -> NonNull<u8> {
-        alloc_object(class).expect("there is memory")
+        let object = alloc_object(class).expect("there is memory");
+        // As the entry points do.
+        watch::make_accessible(object.as_ptr(), size(class), false);
+        object
     }
 
     fn free(class: Class, object: NonNull<u8>) {
         // A larger class may have served a middle size.
         let class = find(object.as_ptr()).map_or(class, |(class, _)| class);
+        watch::make_noaccess(object.as_ptr(), super::size(class));
         // SAFETY: callers pass objects that they allocated, each once.
         unsafe { free_slow(class, object.as_ptr()) };
     }
