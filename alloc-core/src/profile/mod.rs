@@ -51,14 +51,15 @@ pub const DEFAULT_MEAN: usize = 512 << 10;
 /// ```
 /// use hayloft_core::profile;
 ///
-/// assert!(profile::start(profile::DEFAULT_MEAN));
-/// // ...
-/// let mut file = Vec::new();
-/// assert!(profile::write(&mut |part| {
-///     file.extend_from_slice(part);
-///     true
-/// }));
-/// profile::stop();
+/// if profile::start(profile::DEFAULT_MEAN) {
+///     // ...
+///     let mut file = Vec::new();
+///     assert!(profile::write(&mut |part| {
+///         file.extend_from_slice(part);
+///         true
+///     }));
+///     profile::stop();
+/// }
 /// ```
 pub fn start(mean: usize) -> bool {
     // There is an arena then, below which sampled blocks lie.
