@@ -7,7 +7,7 @@
 //! |---|---|
 //! | this one | switching the sampler on and off; a sampled block from its allocation to its free |
 //! | `pool` `records` `sites` | memory of small samples; what is known of each; sums by stack |
-//! | `gaps` `numbers` | random gaps and weights; free numbers without a lock |
+//! | `gaps` `numbers` `reserved` | random gaps, weights; free numbers; memory reserved once |
 //!
 //! *Which.* `percpu` counts pops in the headers of sheaves, and asks for the next count here: the
 //! random [`gap`] to the next sample of the class. Every other allocation is [hit](is_hit) or not
@@ -24,14 +24,16 @@ mod gaps;
 mod numbers;
 mod pool;
 mod records;
+mod reserved;
 mod sites;
 
+use core::alloc::Layout;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crate::batch::Batch;
 use crate::os;
-use crate::size_class::{CLASSES, Class};
+use crate::size_class::{CLASSES, Class, REDZONE, small_class_of};
 use crate::stack::capture;
 pub(crate) use gaps::random;
 pub(crate) use pool::may_own;
@@ -196,8 +198,13 @@ pub(crate) fn class_of(block: *mut u8) -> Option<Class> {
     if !pool::owns(block) {
         return None;
     }
-    let size = records::size(block.addr())?;
-    (0..CLASSES).filter_map(Class::from_index).find(|class| class.size() == size)
+    class_of_size(records::size(block.addr())?)
+}
+
+/// Returns the class of a block of the pool, by its bytes: exactly those of a class.
+fn class_of_size(size: usize) -> Option<Class> {
+    // The lookup adds the redzone, which a class's size includes.
+    small_class_of(Layout::from_size_align(size.checked_sub(REDZONE)?, 1).ok()?)
 }
 
 /// Frees a block of the pool. Returns false if none in use starts there, or if another thread is
@@ -206,11 +213,11 @@ pub(crate) fn class_of(block: *mut u8) -> Option<Class> {
 /// # Safety
 /// Nobody uses the block.
 pub(crate) unsafe fn free(block: *mut u8) -> bool {
-    let Some(class) = class_of(block) else { return false };
-    if forget(block).is_none() {
+    if !pool::owns(block) {
         return false;
     }
-    if let Some(in_pool) = IN_POOL.get(class.index()) {
+    let Some(size) = forget(block) else { return false };
+    if let Some(in_pool) = class_of_size(size).and_then(|class| IN_POOL.get(class.index())) {
         in_pool.fetch_sub(1, Ordering::Relaxed);
     }
     // SAFETY: the block had a record, which this thread removed, so its slot is this thread's.
@@ -222,7 +229,7 @@ pub(crate) unsafe fn free(block: *mut u8) -> bool {
 /// process if one of them is free already.
 pub(crate) fn free_among(batch: &mut Batch) {
     batch.retain(|block| {
-        if !may_own(block) || !owns(block) {
+        if !owns(block) {
             return true;
         }
         // SAFETY: a block in a sheaf is one that the program freed, and nobody uses it.

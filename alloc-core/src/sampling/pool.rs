@@ -8,10 +8,11 @@
 //!
 //! All operations work in any context, without a lock.
 
-use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::numbers::Numbers;
+use super::reserved::Reserved;
 use crate::arch::lowest;
 use crate::os;
 use crate::size_class::MAX_SMALL;
@@ -33,11 +34,20 @@ struct Band {
 static BANDS: [Band; SIZES] =
     [const { Band { numbers: Numbers::new(), free: AtomicU32::new(0) } }; SIZES];
 
-/// The first slot. Null without a pool. [`lowest`] is the address behind the last slot.
-static START: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
+/// The links of all free slots, and behind them the slots. [`lowest`] is the address behind the
+/// last slot.
+static MEMORY: Reserved<AtomicU32> = Reserved::new();
 
-/// Bytes of the links of all free slots, which lie in front of the slots.
-const LINKS: usize = SIZES * SLOTS * size_of::<AtomicU32>();
+/// Returns the bytes of the links, in whole pages.
+fn links_bytes() -> usize {
+    (SIZES * SLOTS * size_of::<AtomicU32>()).next_multiple_of(os::page_size())
+}
+
+/// Returns the address of the first slot, if there is a pool.
+fn start() -> Option<NonNull<u8>> {
+    // SAFETY: the slots lie behind the links, in the same reservation.
+    MEMORY.get().map(|links| unsafe { links.cast().add(links_bytes()) })
+}
 
 /// Returns the bytes of a slot of a size.
 fn slot_bytes(band: usize) -> usize {
@@ -52,33 +62,24 @@ fn band_start(band: usize) -> usize {
 /// Reserves the pool; once is enough. Its address is as far below `arena`, an address in an arena,
 /// as the system grants. Returns false if there is no address space.
 pub(super) fn prepare(arena: usize) -> bool {
-    if exists() {
-        return true;
+    let (links, bytes) = (links_bytes(), band_start(SIZES));
+    let reserve = || {
+        let all = links + bytes;
+        let near = (1..=4).rev().find_map(|part| os::reserve_near(arena >> part, all));
+        Some((near.or_else(|| os::reserve(all))?, all))
+    };
+    if !MEMORY.prepare(links, reserve) {
+        return false;
     }
-    let (links, bytes) = (LINKS.next_multiple_of(os::page_size()), band_start(SIZES));
-    let reserved = (1..=4).rev().find_map(|part| os::reserve_near(arena >> part, links + bytes));
-    let Some(memory) = reserved.or_else(|| os::reserve(links + bytes)) else { return false };
-    // SAFETY: the links are the first part of a reservation that nobody else uses.
-    unsafe {
-        os::prefer_huge_pages(memory, links + bytes, false);
-        let start = memory.as_ptr().add(links);
-        let is_first = os::commit(memory, links)
-            && START
-                .compare_exchange(ptr::null_mut(), start, Ordering::AcqRel, Ordering::Relaxed)
-                .is_ok();
-        if is_first {
-            // Release: pairs with the Acquire of readers, so that `START` is visible.
-            lowest().store(start.addr() + bytes, Ordering::Release);
-        } else {
-            os::unreserve(memory, links + bytes);
-        }
-    }
-    exists()
+    let end = start().map_or(1, |start| start.addr().get() + bytes);
+    // Release: pairs with the Acquire in `exists`.
+    lowest().store(end, Ordering::Release);
+    true
 }
 
 /// Returns whether there is a pool.
 fn exists() -> bool {
-    // Acquire: pairs with the Release in `prepare`, so that `START` is visible.
+    // Acquire: pairs with the Release in `prepare`, so that `MEMORY` is visible.
     lowest().load(Ordering::Acquire) > 1
 }
 
@@ -96,7 +97,7 @@ fn slot_of(address: *mut u8) -> Option<(usize, u32)> {
     if !may_own(address) {
         return None;
     }
-    let offset = address.addr().checked_sub(START.load(Ordering::Acquire).addr())?;
+    let offset = address.addr().checked_sub(start()?.addr().get())?;
     let band = (offset / (SLOTS * os::page_size()) + 1).ilog2() as usize;
     Some((band, ((offset - band_start(band)) / slot_bytes(band)) as u32))
 }
@@ -113,7 +114,7 @@ pub(super) fn owns(address: *mut u8) -> bool {
 unsafe fn address_of(band: usize, number: u32) -> NonNull<u8> {
     let offset = band_start(band) + number as usize * slot_bytes(band);
     // SAFETY: the caller guarantees that the slot lies in the pool, which has a start.
-    unsafe { NonNull::new_unchecked(START.load(Ordering::Acquire).add(offset)) }
+    unsafe { start().unwrap_unchecked().add(offset) }
 }
 
 /// Returns the link of a slot. A number that a stray write left in a link is taken for another
@@ -123,12 +124,8 @@ unsafe fn address_of(band: usize, number: u32) -> NonNull<u8> {
 /// The pool exists.
 unsafe fn link(band: usize, number: u32) -> &'static AtomicU32 {
     let index = band * SLOTS + number as usize % SLOTS;
-    let links = LINKS.next_multiple_of(os::page_size());
-    // SAFETY: the caller guarantees a pool, in front of whose slots the links lie.
-    unsafe {
-        let first = START.load(Ordering::Acquire).sub(links).cast::<AtomicU32>();
-        &*first.add(index)
-    }
+    // SAFETY: the caller guarantees a pool, which has that many links and is never unmapped.
+    unsafe { MEMORY.get().unwrap_unchecked().add(index).as_ref() }
 }
 
 /// Takes a slot of at least `bytes` bytes. `None` if there is no slot of that size, or no memory.

@@ -5,11 +5,10 @@
 //! All operations work in any context, without a lock: a slot of the table is taken by one
 //! exchange and freed by a store. If a window or the array is full, the block is not sampled.
 
-use core::ptr::NonNull;
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use super::numbers::Numbers;
-use crate::os;
+use super::reserved::Reserved;
 
 /// Most records at a time. At a mean of 512 KiB, that many stand for a heap of 64 GiB.
 const MOST: usize = if cfg!(miri) { 1 << 10 } else { 1 << 17 };
@@ -47,8 +46,8 @@ struct Record {
     next: AtomicU32,
 }
 
-/// The table and the records behind it: null until [`prepare`].
-static TABLE: AtomicPtr<AtomicU32> = AtomicPtr::new(core::ptr::null_mut());
+/// The table, and the records behind it.
+static TABLE: Reserved<AtomicU32> = Reserved::new();
 /// The free records.
 static FREE: Numbers = Numbers::new();
 
@@ -57,36 +56,15 @@ const BYTES: usize = TABLE_BYTES + MOST * size_of::<Record>();
 
 /// Reserves the memory of the records; once is enough. Returns false if there is none.
 pub(super) fn prepare() -> bool {
-    if !TABLE.load(Ordering::Acquire).is_null() {
-        return true;
-    }
-    let Some(memory) = os::reserve(BYTES) else { return false };
-    // SAFETY: a whole reservation that nobody else uses.
-    unsafe {
-        os::prefer_huge_pages(memory, BYTES, false);
-        let mine = os::commit(memory, BYTES)
-            && TABLE
-                .compare_exchange(
-                    core::ptr::null_mut(),
-                    memory.as_ptr().cast(),
-                    Ordering::Release,
-                    Ordering::Relaxed,
-                )
-                .is_ok();
-        if !mine {
-            os::unreserve(memory, BYTES);
-        }
-    }
-    !TABLE.load(Ordering::Acquire).is_null()
+    TABLE.prepare_all(BYTES)
 }
 
 /// Returns the slots of the window of an address, in the order in which they are searched. None
 /// before [`prepare`].
 fn window(address: usize) -> impl Iterator<Item = &'static AtomicU32> {
-    let table = NonNull::new(TABLE.load(Ordering::Acquire));
     // The upper bits of a product depend on all bits of the address.
     let hash = (address as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-    table.into_iter().flat_map(move |table| {
+    TABLE.get().into_iter().flat_map(move |table| {
         (0..WINDOW).map(move |offset| {
             let slot = (hash as usize + offset) % SLOTS;
             // SAFETY: the table has that many slots, and is never unmapped.
@@ -100,14 +78,16 @@ fn window(address: usize) -> impl Iterator<Item = &'static AtomicU32> {
 /// # Safety
 /// [`prepare`] returned true.
 unsafe fn record(number: u32) -> &'static Record {
-    let table = TABLE.load(Ordering::Acquire);
     // SAFETY: the caller guarantees the memory, which has that many records behind the table.
-    unsafe { &*table.byte_add(TABLE_BYTES).cast::<Record>().add(number as usize % MOST) }
+    unsafe {
+        let records = TABLE.get().unwrap_unchecked().byte_add(TABLE_BYTES).cast::<Record>();
+        records.add(number as usize % MOST).as_ref()
+    }
 }
 
 /// Keeps a sample. Returns false if there is no room. Any context.
 pub(super) fn insert(sample: &Sample) -> bool {
-    if TABLE.load(Ordering::Acquire).is_null() {
+    if TABLE.get().is_none() {
         return false;
     }
     // SAFETY: the memory exists, as was just checked.

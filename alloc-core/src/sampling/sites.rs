@@ -4,11 +4,11 @@
 //! with one hash form a chain. They lie side by side in memory that is committed as they come. All
 //! operations work in any context: a site is linked by one exchange once it is complete.
 
-use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::{ptr, slice};
 
 use super::gaps::FRACTION;
-use crate::os;
+use super::reserved::Reserved;
 
 /// Frames of a stack that are kept.
 pub(super) const MOST_FRAMES: usize = 64;
@@ -57,34 +57,14 @@ struct Site {
 
 /// The first site of each chain, by its number.
 static HEADS: [AtomicU32; CHAINS] = [const { AtomicU32::new(0) }; CHAINS];
-/// Memory of the sites: null until [`prepare`].
-static MEMORY: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
+/// Memory of the sites.
+static MEMORY: Reserved<u8> = Reserved::new();
 /// Bytes in use. The first unit is none, as 0 is no number.
 static USED: AtomicUsize = AtomicUsize::new(UNIT);
 
 /// Reserves the memory of sites; once is enough. Returns false if there is none.
 pub(super) fn prepare() -> bool {
-    if !MEMORY.load(Ordering::Acquire).is_null() {
-        return true;
-    }
-    let Some(memory) = os::reserve(BYTES) else { return false };
-    // SAFETY: a whole reservation that nobody else uses.
-    unsafe {
-        os::prefer_huge_pages(memory, BYTES, false);
-        let is_first = os::commit(memory, BYTES)
-            && MEMORY
-                .compare_exchange(
-                    ptr::null_mut(),
-                    memory.as_ptr(),
-                    Ordering::Release,
-                    Ordering::Relaxed,
-                )
-                .is_ok();
-        if !is_first {
-            os::unreserve(memory, BYTES);
-        }
-    }
-    !MEMORY.load(Ordering::Acquire).is_null()
+    MEMORY.prepare_all(BYTES)
 }
 
 /// Returns the site of a number, and its frames.
@@ -94,9 +74,9 @@ pub(super) fn prepare() -> bool {
 unsafe fn at(number: u32) -> (&'static Site, &'static [usize]) {
     // SAFETY: the caller guarantees a site, which is never unmapped. Its frames do not change.
     unsafe {
-        let site = MEMORY.load(Ordering::Acquire).add(number as usize * UNIT).cast::<Site>();
-        let frames = (*site).frames.load(Ordering::Relaxed) as usize;
-        (&*site, core::slice::from_raw_parts(site.add(1).cast(), frames))
+        let site = MEMORY.get().unwrap_unchecked().add(number as usize * UNIT).cast::<Site>();
+        let frames = site.as_ref().frames.load(Ordering::Relaxed) as usize;
+        (site.as_ref(), slice::from_raw_parts(site.add(1).cast().as_ptr(), frames))
     }
 }
 
@@ -143,15 +123,15 @@ pub(super) fn find(frames: &[usize]) -> Option<u32> {
 
 /// Makes a site that is not linked yet.
 fn make(frames: &[usize], hash: u64) -> Option<u32> {
-    let memory = NonNull::new(MEMORY.load(Ordering::Acquire))?;
+    let memory = MEMORY.get()?;
     let bytes = (size_of::<Site>() + size_of_val(frames)).next_multiple_of(UNIT);
     let grown = |used: usize| used.checked_add(bytes).filter(|used| *used <= BYTES);
     let start = USED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown).ok()?;
     // SAFETY: these bytes are this caller's. Zeroed memory is a site without sums.
     unsafe {
         let site = memory.add(start).cast::<Site>();
-        (*site.as_ptr()).frames.store(frames.len() as u32, Ordering::Relaxed);
-        (*site.as_ptr()).hash.store(hash, Ordering::Relaxed);
+        site.as_ref().frames.store(frames.len() as u32, Ordering::Relaxed);
+        site.as_ref().hash.store(hash, Ordering::Relaxed);
         ptr::copy_nonoverlapping(frames.as_ptr(), site.add(1).cast().as_ptr(), frames.len());
     }
     Some((start / UNIT) as u32)

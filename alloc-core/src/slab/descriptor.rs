@@ -311,20 +311,12 @@ impl Slab {
         tag.class().filter(|class| class.is_middle() && is_held)
     }
 
-    /// Records that the object of a middle size that starts at `object` is free.
-    ///
-    /// # Safety
-    /// As [`Slab::middle_out`], and the program held the object.
-    pub(crate) unsafe fn release_middle(this: *mut Slab, object: *mut u8) {
-        // SAFETY: the caller guarantees metadata of the object's unit.
-        unsafe { (*this).middle.release(object) };
-    }
-
-    /// Records that a free object of a middle size no longer reads as zero.
+    /// Records that the object of a middle size that starts at `object` is free, and no longer
+    /// reads as zero.
     ///
     /// # Safety
     /// As [`Slab::middle_out`].
-    pub(crate) unsafe fn middle_written(this: *mut Slab, object: *mut u8) {
+    pub(crate) unsafe fn release_middle(this: *mut Slab, object: *mut u8) {
         // SAFETY: the caller guarantees that `this` is metadata of a live slab.
         unsafe { (*this).middle.release(object) };
     }

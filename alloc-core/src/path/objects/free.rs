@@ -14,14 +14,14 @@ use crate::size_class::Class;
 use crate::slab::Misuse;
 use crate::sync::Context;
 
-/// Frees `object` after this CPU's sheaf had no room for it, or refused it as a sampled one.
+/// Frees `object` after this CPU's sheaf had no room for it.
 ///
 /// # Safety
 /// `object` is of `class`, and nobody uses it.
 #[cold]
 #[inline(never)]
 pub(crate) unsafe extern "C" fn free_slow(class: Class, object: *mut u8) {
-    if sampling::may_own(object) && sampling::owns(object) {
+    if sampling::owns(object) {
         // SAFETY: the caller guarantees that `object` is not in use.
         return unsafe { free_sampled(class, object) };
     }

@@ -209,7 +209,7 @@ unsafe fn defer_object(context: Context, class: Class, object: *mut u8) {
     if let (true, Some(unit)) = (class.is_middle(), Unit::of(object)) {
         // SAFETY: the caller guarantees that `object` is of `class`, so its unit has metadata. The
         // link is about to be written into the object.
-        unsafe { Slab::middle_written(unit.meta().cast(), object) };
+        unsafe { Slab::release_middle(unit.meta().cast(), object) };
     }
     // SAFETY: the link lies within the object, which nobody uses.
     unsafe { defer(context, object.add(slab::shape(class).link as usize)) };

@@ -1,0 +1,54 @@
+//! Memory of the sampler that is reserved once, when sampling first begins, and never returned.
+
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+use crate::os;
+
+/// The start of memory that reads as zero at first: null until [`Reserved::prepare`].
+pub(super) struct Reserved<T>(AtomicPtr<T>);
+
+impl<T> Reserved<T> {
+    pub(super) const fn new() -> Reserved<T> {
+        Reserved(AtomicPtr::new(ptr::null_mut()))
+    }
+
+    /// Returns the start of the memory, or `None` if it was not prepared.
+    #[inline]
+    pub(super) fn get(&self) -> Option<NonNull<T>> {
+        // Acquire: pairs with the Release in `prepare`, so that the memory is committed.
+        NonNull::new(self.0.load(Ordering::Acquire))
+    }
+
+    /// Takes the memory that `reserve` returns, and commits its first `committed` bytes; once is
+    /// enough. `reserve` returns a whole reservation and its bytes. Returns false if there is none.
+    pub(super) fn prepare(
+        &self,
+        committed: usize,
+        reserve: impl FnOnce() -> Option<(NonNull<u8>, usize)>,
+    ) -> bool {
+        if self.get().is_some() {
+            return true;
+        }
+        let Some((memory, bytes)) = reserve() else { return false };
+        // SAFETY: a whole reservation, which nobody else knows until it is published.
+        unsafe {
+            os::prefer_huge_pages(memory, bytes, false);
+            let start = memory.as_ptr().cast();
+            let is_first = os::commit(memory, committed)
+                && self
+                    .0
+                    .compare_exchange(ptr::null_mut(), start, Ordering::Release, Ordering::Relaxed)
+                    .is_ok();
+            if !is_first {
+                os::unreserve(memory, bytes);
+            }
+        }
+        self.get().is_some()
+    }
+
+    /// As [`Reserved::prepare`], for `bytes` bytes anywhere, all of them committed.
+    pub(super) fn prepare_all(&self, bytes: usize) -> bool {
+        self.prepare(bytes, || Some((os::reserve(bytes)?, bytes)))
+    }
+}
