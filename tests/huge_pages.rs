@@ -3,6 +3,7 @@
 
 use std::alloc::Layout;
 use std::fs;
+use std::io::{self, PipeWriter, Read as _};
 use std::ptr;
 
 use hayloft_core::heap;
@@ -55,6 +56,43 @@ fn can_collapse() -> bool {
     done
 }
 
+/// Runs `body` with these settings in children, on both backends, where the system has huge pages
+/// on request.
+fn with_huge_pages<F: Fn()>(settings: &[(&str, &str)], body: F) {
+    let tree = Tree::with_huge_pages(MODES);
+    let tree = tree.path().to_str().expect("a path that is text");
+    on_both_backends_with(&[settings, &[(SYSFS, tree)]].concat(), body);
+}
+
+/// As [`with_huge_pages`]; does nothing if the kernel does not collapse memory.
+fn where_memory_collapses<F: Fn()>(settings: &[(&str, &str)], body: F) {
+    if can_collapse() {
+        with_huge_pages(settings, body);
+    }
+}
+
+/// Frees all blocks, and checks that hardly more than `before` bytes are resident then.
+fn free_and_check(stack: &mut BlockStack, before: usize) {
+    stack.free_all(BLOCK);
+    hayloft::trim();
+    let rest = status_bytes("VmRSS");
+    assert!(rest < before + REST, "{before} bytes resident before, {rest} after trim");
+}
+
+/// Forks a child that runs `body` and ends when the parent drops the end of a pipe that is
+/// returned.
+fn fork_waiting(body: impl FnOnce()) -> (libc::pid_t, PipeWriter) {
+    let (mut read, write) = io::pipe().expect("a pipe can be made");
+    let child = fork();
+    if child == 0 {
+        drop(write);
+        read.read_to_end(&mut Vec::new()).expect("the pipe can be read");
+        body();
+        exit_child();
+    }
+    (child, write)
+}
+
 /// Returns a stack of filled blocks of [`BYTES`].
 fn filled() -> BlockStack {
     // The length of windows, and so the budget, is known from the first free on.
@@ -92,12 +130,7 @@ fn mappings() -> usize {
 /// when it is freed.
 #[test]
 fn memory_that_stays_in_use_becomes_huge_pages() {
-    let tree = Tree::with_huge_pages(MODES);
-    let tree = tree.path().to_str().expect("a path that is text");
-    if !can_collapse() {
-        return;
-    }
-    on_both_backends_with(&[ALONE, (SYSFS, tree)], || {
+    where_memory_collapses(&[ALONE], || {
         let before = status_bytes("VmRSS");
         let mut stack = filled();
         let (grown, mapped, huge) = (status_bytes("VmRSS"), mappings(), huge_page_bytes());
@@ -110,10 +143,7 @@ fn memory_that_stays_in_use_becomes_huge_pages() {
         assert!(more < BYTES / 64 + MIB, "{more} bytes more are resident in huge pages");
         assert!(mappings() <= mapped + 2, "{mapped} mappings before, {} now", mappings());
         assert_eq!(now().collapse_splits, 0);
-        stack.free_all(BLOCK);
-        hayloft::trim();
-        let rest = status_bytes("VmRSS");
-        assert!(rest < before + REST, "{before} bytes resident before, {rest} after trim");
+        free_and_check(&mut stack, before);
         assert!(now().collapse_splits <= 3, "memory returned in parts of huge pages: {:?}", now());
     });
 }
@@ -122,12 +152,7 @@ fn memory_that_stays_in_use_becomes_huge_pages() {
 /// not of memory that is mostly gone.
 #[test]
 fn holes_in_huge_pages_return() {
-    let tree = Tree::with_huge_pages(MODES);
-    let tree = tree.path().to_str().expect("a path that is text");
-    if !can_collapse() {
-        return;
-    }
-    on_both_backends_with(&[ALONE, (SYSFS, tree)], || {
+    where_memory_collapses(&[ALONE], || {
         filled().free_all(BLOCK);
         hayloft::trim();
         let blocks: Vec<_> = (0..BYTES / 4096).map(|_| vec![1_u8; 4096]).collect();
@@ -148,9 +173,7 @@ fn holes_in_huge_pages_return() {
 /// Memory that was allocated and never touched does not become resident.
 #[test]
 fn untouched_memory_stays_untouched() {
-    let tree = Tree::with_huge_pages(MODES);
-    let tree = tree.path().to_str().expect("a path that is text");
-    on_both_backends_with(&[ALONE, (SYSFS, tree)], || {
+    with_huge_pages(&[ALONE], || {
         const LEN: usize = 256 << 10;
         let mut blocks: Vec<Vec<u8>> = Vec::new();
         for _ in 0..BYTES / LEN {
@@ -230,50 +253,20 @@ fn refusals_are_not_repeated_for_long() {
 /// return memory in huge pages.
 #[test]
 fn memory_shared_with_a_child_is_not_collapsed() {
-    let tree = Tree::with_huge_pages(MODES);
-    let tree = tree.path().to_str().expect("a path that is text");
-    if !can_collapse() {
-        return;
-    }
-    on_both_backends_with(&[ALONE, (SYSFS, tree)], || {
+    where_memory_collapses(&[ALONE], || {
         let before = status_bytes("VmRSS");
         let mut stack = filled();
-        let mut ends = [0; 2];
-        // SAFETY: `ends` has room for two descriptors.
-        assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
-        let [read, write] = ends;
-        let child = fork();
-        if child == 0 {
-            // SAFETY: the descriptors are this process's, and `byte` is valid for the write. The
-            // read ends when the parent closes its end.
-            unsafe {
-                libc::close(write);
-                let mut byte = 0_u8;
-                libc::read(read, (&raw mut byte).cast(), 1);
-            }
-            stack.free_all(BLOCK);
-            hayloft::trim();
-            let rest = status_bytes("VmRSS");
-            assert!(rest < before + REST, "{before} bytes resident before, {rest} in the child");
-            exit_child();
-        }
+        let (child, end) = fork_waiting(|| free_and_check(&mut stack, before));
         end_windows();
         assert_eq!(now().collapses, 0, "shared memory is collapsed");
-        // SAFETY: the descriptors are this process's.
-        unsafe {
-            libc::close(write);
-            libc::close(read);
-        }
+        drop(end);
         wait_for(child);
         end_windows_until(20);
         let made = now().collapses as usize;
         // This child has huge pages from the start.
         let child = fork();
         if child == 0 {
-            stack.free_all(BLOCK);
-            hayloft::trim();
-            let rest = status_bytes("VmRSS");
-            assert!(rest < before + REST, "{before} bytes resident before, {rest} in the child");
+            free_and_check(&mut stack, before);
             let mut stack = filled();
             end_windows_until(made + 20);
             stack.free_all(BLOCK);
@@ -288,40 +281,17 @@ fn memory_shared_with_a_child_is_not_collapsed() {
 /// huge pages again when the child has ended.
 #[test]
 fn huge_pages_come_back_after_a_fork() {
-    let tree = Tree::with_huge_pages(MODES);
-    let tree = tree.path().to_str().expect("a path that is text");
-    if !can_collapse() {
-        return;
-    }
-    on_both_backends_with(&[ALONE, (SYSFS, tree)], || {
+    where_memory_collapses(&[ALONE], || {
         filled().free_all(BLOCK);
         hayloft::trim();
         let mut blocks: Vec<_> = (0..BYTES / 4096).map(|_| vec![1_u8; 4096]).collect();
         end_windows_until(20);
-        let mut ends = [0; 2];
-        // SAFETY: `ends` has room for two descriptors.
-        assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
-        let [read, write] = ends;
-        let child = fork();
-        if child == 0 {
-            // SAFETY: the descriptors are this process's, and `byte` is valid for the write. The
-            // read ends when the parent closes its end.
-            unsafe {
-                libc::close(write);
-                let mut byte = 0_u8;
-                libc::read(read, (&raw mut byte).cast(), 1);
-            }
-            exit_child();
-        }
+        let (child, end) = fork_waiting(|| ());
         let huge = huge_page_bytes();
         blocks.iter_mut().for_each(|block| block[0] = 2);
         let split = huge_page_bytes();
         assert!(split < huge / 2, "{huge} bytes in huge pages before the writes, {split} after");
-        // SAFETY: the descriptors are this process's.
-        unsafe {
-            libc::close(write);
-            libc::close(read);
-        }
+        drop(end);
         wait_for(child);
         let is_back = (0..50).any(|_| {
             end_windows();
@@ -335,9 +305,7 @@ fn huge_pages_come_back_after_a_fork() {
 /// Locked memory is collapsed, or not, and returns to the system.
 #[test]
 fn locked_memory_returns_from_huge_pages() {
-    let tree = Tree::with_huge_pages(MODES);
-    let tree = tree.path().to_str().expect("a path that is text");
-    on_both_backends_with(&[ALONE, (SYSFS, tree)], || {
+    with_huge_pages(&[ALONE], || {
         // SAFETY: `mlockall` takes flags only.
         if unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_ONFAULT) } != 0 {
             println!("skipped: memory cannot be locked");
@@ -346,10 +314,7 @@ fn locked_memory_returns_from_huge_pages() {
         let before = status_bytes("VmRSS");
         let mut stack = filled();
         end_windows();
-        stack.free_all(BLOCK);
-        hayloft::trim();
-        let rest = status_bytes("VmRSS");
-        assert!(rest < before + REST, "{before} bytes resident before, {rest} after trim");
+        free_and_check(&mut stack, before);
     });
 }
 
@@ -357,13 +322,8 @@ fn locked_memory_returns_from_huge_pages() {
 #[test]
 fn background_thread_collapses_and_ends() {
     const SOME: usize = 24 * MIB;
-    let tree = Tree::with_huge_pages(MODES);
-    let tree = tree.path().to_str().expect("a path that is text");
-    if !can_collapse() {
-        return;
-    }
     let decay = ("HAYLOFT_DECAY_MS", "300");
-    on_both_backends_with(&[WITH_BACKGROUND_THREAD, decay, (SYSFS, tree)], || {
+    where_memory_collapses(&[WITH_BACKGROUND_THREAD, decay], || {
         let before = threads();
         let mut stack = BlockStack::new(SOME / BLOCK.size());
         stack.fill(BLOCK);

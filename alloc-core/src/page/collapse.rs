@@ -105,8 +105,8 @@ pub(crate) fn collapse_nothing() {
     WANTED.store(NO, Ordering::Relaxed);
 }
 
-/// Ends a window of so many milliseconds for all chunks. Returns whether some may be due after the
-/// next window. Call on a thread that may open files and wait.
+/// Ends a window, which took `milliseconds`, for all chunks. Returns whether a chunk may be due at
+/// the end of the next window. Call on a thread that may open files and wait.
 pub(crate) fn end_window_of_chunks(context: Context, milliseconds: u32) -> bool {
     let share = i64::from(milliseconds) * 1_000_000 * PERCENT / 100;
     LEFT.store(LEFT.load(Ordering::Relaxed).min(0) + share, Ordering::Relaxed);

@@ -67,7 +67,7 @@ unsafe impl Zeroed for State {}
 /// A stream that is compressed into a sink.
 pub(super) struct Gzip<'a> {
     state: Scratch<State>,
-    /// Returns false if it takes no more.
+    /// Receives the compressed bytes. Returns false if it failed; it is not called again then.
     sink: &'a mut dyn FnMut(&[u8]) -> bool,
     failed: bool,
 }
@@ -166,7 +166,7 @@ impl<'a> Gzip<'a> {
         (pairs.take(LONGEST).take_while(|(from, here)| from == here).count(), distance)
     }
 
-    /// Forgets the older half of `text`, which no repetition reaches any more.
+    /// Drops the older half of `text`, which is too far back for a repetition to refer to.
     fn slide(&mut self) {
         let state = self.state();
         let old = state.done.saturating_sub(WINDOW);

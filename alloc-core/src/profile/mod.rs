@@ -1,10 +1,10 @@
 //! Heap profiles: which stacks allocated the memory that is in use, and how much of it.
 //!
-//! [`start`] samples allocations, one in so many bytes at random. A sample has a weight, the number
-//! of blocks for which it stands, so that sums are right on average: a stack that allocated `n`
-//! samples is known within a factor of about 1 ± 1/√n. [`write`] writes the sums of all stacks
-//! since the start as a profile in the format of `pprof`. `HAYLOFT_PROFILE` does both for any
-//! program: see [`report`](crate::report).
+//! [`start`] samples allocations at random, one in each `mean` bytes on average. Each sample has a
+//! weight, the number of blocks that it stands for, so sums are unbiased. The sums of a stack with
+//! `n` samples have a relative standard deviation of about 1/√n. [`write`] writes the sums of all
+//! stacks since the start as a profile in the format of `pprof`. `HAYLOFT_PROFILE` does both for
+//! any program: see [`report`](crate::report).
 //!
 //! Sampling works in any context, signal handlers included, and takes no lock. While it is off it
 //! costs nothing.
@@ -106,8 +106,8 @@ pub const TYPES: [(&str, &str); 6] = [
 ];
 
 /// Writes a profile of all samples so far, in the format of `pprof`, to `sink`, which returns false
-/// if it takes no more. Returns false if the sink refused a part or there is no memory for the
-/// buffers. May be called in any context.
+/// if it failed. Returns false then, or if there is no memory for the buffers. May be called in any
+/// context.
 ///
 /// Flushes the sheaves of all CPUs first, since sampled blocks that are freed may lie there and
 /// would count as in use. In a context that must not wait it may be unable to.

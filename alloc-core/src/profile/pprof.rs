@@ -85,9 +85,9 @@ pub fn now() -> u64 {
     os::unix_nanoseconds()
 }
 
-/// Writes a profile to `sink`, which returns false if it takes no more. `samples` adds the samples.
-/// Returns false if the sink refused something or the system has no memory (some 400 KiB, and 32
-/// bytes for each distinct address); the sink may have received a part of the profile then.
+/// Writes a profile to `sink`, which returns false if it failed. `samples` adds the samples.
+/// Returns false if the sink failed or the system has no memory (some 400 KiB, and 32 bytes for
+/// each distinct address); the sink may have received a part of the profile then.
 ///
 /// May be called in any context. Uses little stack, and calls `sink` with a few kilobytes at a
 /// time.

@@ -36,7 +36,7 @@ fn check(tables: &Tables, words: [u64; 3]) -> Option<u64> {
 /// Returns the rules at a return address in the image of these tables.
 #[inline]
 pub(super) fn get(address: usize, tables: &Tables) -> Option<Short> {
-    // Relaxed: the hash tells whether the words belong together.
+    // Relaxed: the hash detects words that were stored by different threads.
     let [own, place, rules, hash] =
         entry(address).0.each_ref().map(|word| word.load(Ordering::Relaxed));
     let is_valid = own == address as u64 && check(tables, [own, place, rules]) == Some(hash);

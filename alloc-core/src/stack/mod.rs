@@ -45,8 +45,8 @@ use crate::arch::frames::{REGISTERS, store_registers};
 /// their number. Further callers than there is room for are left out.
 ///
 /// The allocator's own frames are among them. Link-time optimisation merges these with the
-/// program's, so only names can tell where they end: whoever shows a profile drops them by name, as
-/// a field of the pprof format asks for (`drop_frames`).
+/// program's, so only names can tell where they end. Tools that show profiles drop them by name, as
+/// a field of the pprof format demands (`drop_frames`).
 ///
 /// Code that a signal interrupted was not left by a call. Its entry is the address of the next
 /// instruction plus one, so that one less than each entry is an address in the right function.

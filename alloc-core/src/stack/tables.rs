@@ -18,7 +18,7 @@ unsafe fn read<T: Copy>(address: usize) -> T {
     unsafe { ptr::with_exposed_provenance::<T>(address).read_unaligned() }
 }
 
-/// Bytes of a table, from `at` to `end`. Whoever makes one guarantees that they are readable.
+/// Bytes of a table, from `at` to `end`. Its maker guarantees that they are readable.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bytes {
     pub(super) at: usize,

@@ -121,7 +121,7 @@ impl<'a> Symbols<'a> {
         let last = path.file_name().map(PathBuf::from).unwrap_or_default();
         let in_folder = move |folder: &PathBuf| [folder.join(&below), folder.join(&last)];
         let given = self.folders.iter().flat_map(in_folder);
-        // A relative path would mean a file of whoever runs this.
+        // A relative path would be looked up in the current folder of this tool.
         let own = path.is_absolute().then(|| path.to_owned());
         given.chain(own)
     }
@@ -140,8 +140,8 @@ impl<'a> Symbols<'a> {
 fn map(path: &Path) -> Result<Mmap, String> {
     let error = |error| format!("{}: {error}", path.display());
     let file = File::open(path).map_err(error)?;
-    // SAFETY: the file is only read. Whoever cuts it off meanwhile ends this program, as with every
-    // tool that maps programs.
+    // SAFETY: the file is only read. If another program truncates it meanwhile, a signal ends this
+    // one, as with every tool that maps programs.
     unsafe { Mmap::map(&file) }.map_err(error)
 }
 

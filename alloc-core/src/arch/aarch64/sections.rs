@@ -255,9 +255,10 @@ pub(crate) unsafe fn push_bulk(class: usize, from: *const *mut u8, len: usize) -
 }
 
 /// Pops up to `len` topmost objects of this CPU's sheaf into `to`, in the order in which they lie.
-/// Returns their number: 0 also if they are to be counted, and the count is too small for all of
-/// them. `each` is subtracted from the first half of the header for each object: 1, or with
-/// [`COUNTED`] in addition.
+/// Returns the number of objects popped.
+///
+/// Subtracts `each` from the first half of the header for each object: 1, or `COUNTED + 1` to count
+/// the objects as well. Pops none, and returns 0, if the count is smaller than their number.
 ///
 /// # Safety
 /// `class` is the number of a sheaf, `floor` the word below it, and `to` is writable for `len`
