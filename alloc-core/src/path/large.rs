@@ -88,13 +88,15 @@ pub(crate) unsafe fn realloc(
     layout: Layout,
     new_layout: Layout,
 ) -> Option<*mut u8> {
+    let sample = sampling::was_on().then(|| sampling::resize(block)).flatten();
     // SAFETY: the caller guarantees that the program owns the block.
     let new =
         slow_path::realloc(|context| unsafe { realloc_run(context, block, layout, new_layout) });
-    if sampling::was_on()
-        && let Some(new) = new.filter(|new| !new.is_null())
-    {
-        sampling::moved(block, new, new_layout.size());
+    if let Some(sample) = sample {
+        match new.filter(|new| !new.is_null()) {
+            Some(new) => sampling::resized(sample, new, new_layout.size()),
+            None => sampling::resized(sample, block, layout.size()),
+        }
     }
     new
 }

@@ -174,13 +174,21 @@ pub(crate) fn forget(block: *mut u8) -> Option<usize> {
     Some(sample.size)
 }
 
-/// Notes that a block was moved from `old` to `new`, which may be the same, and has `size` bytes
-/// now, if there is a record of it. Nobody else uses either block.
+/// The sample of a block that is being resized and may move.
+pub(crate) struct Resized(Sample);
+
+/// Takes the record of a block that is about to be resized, if there is one. Another block may be
+/// recorded at its address as soon as it has moved.
 #[cold]
-pub(crate) fn moved(old: *mut u8, new: *mut u8, size: usize) {
-    let Some(sample) = records::remove(old.addr()) else { return };
+pub(crate) fn resize(block: *mut u8) -> Option<Resized> {
+    records::remove(block.addr()).map(Resized)
+}
+
+/// Records a resized block anew: at `block`, with `size` bytes. Nobody else uses the block yet.
+#[cold]
+pub(crate) fn resized(Resized(sample): Resized, block: *mut u8, size: usize) {
     sites::resized(sample.site, sample.size, size, sample.weight);
-    let sample = Sample { address: new.addr(), size, ..sample };
+    let sample = Sample { address: block.addr(), size, ..sample };
     if !records::insert(&sample) {
         sites::freed(sample.site, size, sample.weight, 0);
         MISSED.fetch_add(1, Ordering::Relaxed);
