@@ -4,7 +4,7 @@ use std::alloc::{GlobalAlloc, Layout};
 
 use hayloft_core::profile as samples;
 use tests::entry_points::Hayloft;
-use tests::scenario::on_both_backends;
+use tests::scenario::{on_both_backends, on_both_backends_within};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -176,6 +176,48 @@ fn leak_among_pairs_is_found() {
         }
         let freed = sums_of(leak as *const ());
         assert_eq!((freed.live, freed.live_bytes), (0, 0), "{freed:?}");
+    });
+}
+
+/// Where address space is limited, there is room for fewer samples. The others are counted as
+/// missed, and most of the address space that was free is left to the program.
+#[test]
+fn limited_address_space_has_room_for_fewer_samples() {
+    on_both_backends_within(1 << 30, || {
+        const BLOCKS: usize = 100_000;
+        let free_bytes = || {
+            let fits = |bytes| {
+                // SAFETY: a new mapping, which nobody uses.
+                unsafe {
+                    let (rights, flags) = (libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANON);
+                    let space = libc::mmap(std::ptr::null_mut(), bytes, rights, flags, -1, 0);
+                    space != libc::MAP_FAILED && libc::munmap(space, bytes) == 0
+                }
+            };
+            (0..1 << 10).map(|part| part << 20).take_while(|bytes| fits(bytes + 4096)).last()
+        };
+        let mut blocks = Vec::with_capacity(BLOCKS);
+        let free = free_bytes().unwrap();
+        assert!(samples::start(1));
+        let left = free_bytes().unwrap();
+        assert!(left > free / 2, "{left} of {free}");
+        let before = totals();
+        let mut allocate_and_free = || {
+            (0..BLOCKS).for_each(|_| leak(&mut blocks));
+            let full = totals();
+            for block in blocks.drain(..) {
+                // SAFETY: the block is live, and of this layout.
+                unsafe { GLOBAL.dealloc(block, BLOCK) };
+            }
+            full.live - before.live
+        };
+        let sampled = allocate_and_free();
+        assert!(sampled >= 256 && samples::missed() >= BLOCKS as u64 - sampled as u64);
+        assert!(sampled < BLOCKS as i64, "all {sampled} blocks are sampled");
+        let after = totals();
+        assert!(after.live - before.live < 10, "{before:?} {after:?}");
+        let again = allocate_and_free();
+        assert!(again >= sampled - 10, "{again} of {sampled} slots are used again");
     });
 }
 

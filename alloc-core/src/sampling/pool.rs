@@ -4,7 +4,7 @@
 //! knows the class of its block pushes it onto a sheaf like any other. No pop returns it from
 //! there, as it lies below [`lowest`]: the slow path that follows frees it. A slot has one, two,
 //! four pages and so on. When it is free it keeps its pages for the next sample, up to [`KEPT`] of
-//! a size.
+//! a size. Where address space is limited, there are fewer slots: see [`prepare`].
 //!
 //! All operations work in any context, without a lock.
 
@@ -17,8 +17,12 @@ use crate::arch::lowest;
 use crate::os;
 use crate::size_class::MAX_SMALL;
 
-/// Slots of each size. More samples than that cannot be recorded.
-const SLOTS: usize = if cfg!(miri) { 1 << 4 } else { 1 << 17 };
+/// Most slots of each size, a power of two. More samples than there are slots cannot be recorded.
+const MOST_SLOTS: usize = if cfg!(miri) { 1 << 4 } else { 1 << 17 };
+/// Least slots of each size: at a mean of 512 KiB, enough for a heap of 128 MiB.
+const LEAST_SLOTS: usize = if cfg!(miri) { 1 << 4 } else { 1 << 8 };
+/// The pool takes at most one part in this number of the address space that is free.
+const SHARE: usize = 4;
 /// Sizes of slots: pages of 4 KiB, times powers of two, for all small sizes.
 const SIZES: usize = (MAX_SMALL / (4 << 10)).ilog2() as usize + 1;
 /// Free slots of a size that keep their memory.
@@ -34,19 +38,13 @@ struct Band {
 static BANDS: [Band; SIZES] =
     [const { Band { numbers: Numbers::new(), free: AtomicU32::new(0) } }; SIZES];
 
-/// The links of all free slots, and behind them the slots. [`lowest`] is the address behind the
-/// last slot.
+/// The number of slots of each size, the links of all free slots, and behind them the slots.
+/// [`lowest`] is the address behind the last slot.
 static MEMORY: Reserved<AtomicU32> = Reserved::new();
 
-/// Returns the bytes of the links, in whole pages.
-fn links_bytes() -> usize {
-    (SIZES * SLOTS * size_of::<AtomicU32>()).next_multiple_of(os::page_size())
-}
-
-/// Returns the address of the first slot, if there is a pool.
-fn start() -> Option<NonNull<u8>> {
-    // SAFETY: the slots lie behind the links, in the same reservation.
-    MEMORY.get().map(|links| unsafe { links.cast().add(links_bytes()) })
+/// Returns the bytes of the links, with the number before them, in whole pages.
+fn links_bytes(slots: usize) -> usize {
+    ((1 + SIZES * slots) * size_of::<AtomicU32>()).next_multiple_of(os::page_size())
 }
 
 /// Returns the bytes of a slot of a size.
@@ -54,24 +52,83 @@ fn slot_bytes(band: usize) -> usize {
     os::page_size() << band
 }
 
-/// Returns the offset of the first slot of a size.
-fn band_start(band: usize) -> usize {
-    ((1 << band) - 1) * SLOTS * os::page_size()
+/// The pool, once it is prepared.
+#[derive(Clone, Copy)]
+struct Pool {
+    links: NonNull<AtomicU32>,
+    /// Slots of each size, a power of two.
+    slots: usize,
+}
+
+/// Returns the pool, if there is one.
+fn pool() -> Option<Pool> {
+    // SAFETY: the memory begins with the number of slots, which was stored before anybody saw it.
+    MEMORY.get().map(|links| unsafe {
+        Pool { links, slots: links.as_ref().load(Ordering::Relaxed) as usize }
+    })
+}
+
+impl Pool {
+    /// Returns the address of the first slot.
+    fn start(self) -> NonNull<u8> {
+        // SAFETY: the slots lie behind the links, in the same reservation.
+        unsafe { self.links.cast().add(links_bytes(self.slots)) }
+    }
+
+    /// Returns the offset of the first slot of a size.
+    fn band_start(self, band: usize) -> usize {
+        band_start(self.slots, band)
+    }
+
+    /// Returns the address of a slot.
+    ///
+    /// # Safety
+    /// The pool has the slot.
+    unsafe fn address_of(self, band: usize, number: u32) -> NonNull<u8> {
+        let offset = self.band_start(band) + number as usize * slot_bytes(band);
+        // SAFETY: the caller guarantees that the slot lies in the pool.
+        unsafe { self.start().add(offset) }
+    }
+
+    /// Returns the link of a slot of a size below [`SIZES`]. A number that a stray write left in a
+    /// link is taken for another slot, not for an address outside.
+    fn link(self, band: usize, number: u32) -> &'static AtomicU32 {
+        let index = 1 + band * self.slots + number as usize % self.slots;
+        // SAFETY: the memory has that many words before the slots, and is never unmapped.
+        unsafe { self.links.add(index).as_ref() }
+    }
+}
+
+/// Returns the offset of the first slot of a size, in a pool with this number of slots.
+fn band_start(slots: usize, band: usize) -> usize {
+    ((1 << band) - 1) * slots * os::page_size()
 }
 
 /// Reserves the pool; once is enough. Its address is as far below `arena`, an address in an arena,
-/// as the system grants. Returns false if there is no address space.
+/// as the system grants. Where address space is limited, the pool has fewer slots, so that it
+/// leaves most of what is free to the program. Returns false if even [`LEAST_SLOTS`] are too many.
 pub(super) fn prepare(arena: usize) -> bool {
-    let (links, bytes) = (links_bytes(), band_start(SIZES));
+    if exists() {
+        return true;
+    }
+    let bytes = |slots| links_bytes(slots) + band_start(slots, SIZES);
+    let halves = core::iter::successors(Some(MOST_SLOTS), |slots| Some(slots / 2));
+    let mut useful = halves.take_while(|slots| *slots >= LEAST_SLOTS);
+    let Some(slots) = useful.find(|slots| os::may_reserve(SHARE * bytes(*slots))) else {
+        return false;
+    };
     let reserve = || {
-        let all = links + bytes;
+        let all = bytes(slots);
         let near = (1..=4).rev().find_map(|part| os::reserve_near(arena >> part, all));
         Some((near.or_else(|| os::reserve(all))?, all))
     };
-    if !MEMORY.prepare(links, reserve) {
+    let store = |number: &AtomicU32| number.store(slots as u32, Ordering::Relaxed);
+    if !MEMORY.prepare(links_bytes(slots), reserve, store) {
         return false;
     }
-    let end = start().map_or(1, |start| start.addr().get() + bytes);
+    // Another thread's pool may have another number of slots.
+    let Some(pool) = pool() else { return false };
+    let end = pool.start().addr().get() + pool.band_start(SIZES);
     // Release: pairs with the Acquire in `exists`.
     lowest().store(end, Ordering::Release);
     true
@@ -97,9 +154,14 @@ fn slot_of(address: *mut u8) -> Option<(usize, u32)> {
     if !may_own(address) {
         return None;
     }
-    let offset = address.addr().checked_sub(start()?.addr().get())?;
-    let band = (offset / (SLOTS * os::page_size()) + 1).ilog2() as usize;
-    Some((band, ((offset - band_start(band)) / slot_bytes(band)) as u32))
+    let pool = pool()?;
+    let offset = address.addr().checked_sub(pool.start().addr().get())?;
+    // The sizes have 1, 2, 4 times this number of bytes, and so on. Shifts, as these are powers of
+    // two.
+    let first_bytes = (pool.slots * os::page_size()).ilog2();
+    let band = ((offset >> first_bytes) + 1).ilog2() as usize;
+    let number = (offset - pool.band_start(band)) >> slot_bytes(band).ilog2();
+    Some((band, number as u32))
 }
 
 /// Returns whether `address` lies in the pool.
@@ -107,43 +169,20 @@ pub(super) fn owns(address: *mut u8) -> bool {
     slot_of(address).is_some()
 }
 
-/// Returns the address of a slot.
-///
-/// # Safety
-/// The pool exists and has the slot.
-unsafe fn address_of(band: usize, number: u32) -> NonNull<u8> {
-    let offset = band_start(band) + number as usize * slot_bytes(band);
-    // SAFETY: the caller guarantees that the slot lies in the pool, which has a start.
-    unsafe { start().unwrap_unchecked().add(offset) }
-}
-
-/// Returns the link of a slot. A number that a stray write left in a link is taken for another
-/// slot, not for an address outside.
-///
-/// # Safety
-/// The pool exists.
-unsafe fn link(band: usize, number: u32) -> &'static AtomicU32 {
-    let index = band * SLOTS + number as usize % SLOTS;
-    // SAFETY: the caller guarantees a pool, which has that many links and is never unmapped.
-    unsafe { MEMORY.get().unwrap_unchecked().add(index).as_ref() }
-}
-
 /// Takes a slot of at least `bytes` bytes. `None` if there is no slot of that size, or no memory.
 pub(super) fn take(bytes: usize) -> Option<NonNull<u8>> {
-    if !exists() {
-        return None;
-    }
+    let pool = pool().filter(|_| exists())?;
     let band = bytes.div_ceil(os::page_size()).next_power_of_two().ilog2() as usize;
     let Band { numbers, free } = BANDS.get(band)?;
-    // SAFETY: the pool exists, as was just checked; a number is below `SLOTS`.
+    // SAFETY: a number is below that of the slots.
     unsafe {
-        if let Some(number) = numbers.reused(|number| link(band, number)) {
+        if let Some(number) = numbers.reused(|number| pool.link(band, number)) {
             let _ =
                 free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| free.checked_sub(1));
-            return Some(address_of(band, number));
+            return Some(pool.address_of(band, number));
         }
-        let number = numbers.fresh(SLOTS as u32)?;
-        let slot = address_of(band, number);
+        let number = numbers.fresh(pool.slots as u32)?;
+        let slot = pool.address_of(band, number);
         // A slot that was not committed is lost until the process ends: there is no memory for it.
         os::commit(slot, slot_bytes(band)).then_some(slot)
     }
@@ -154,15 +193,13 @@ pub(super) fn take(bytes: usize) -> Option<NonNull<u8>> {
 /// # Safety
 /// The slot was taken, and nobody uses it.
 pub(super) unsafe fn put(block: *mut u8) {
-    let Some((band, number)) = slot_of(block) else { return };
+    let (Some(pool), Some((band, number))) = (pool(), slot_of(block)) else { return };
     let Some(Band { numbers, free }) = BANDS.get(band) else { return };
-    // SAFETY: the pool exists, as it owns the slot, whose contents are dead.
-    unsafe {
-        if free.fetch_add(1, Ordering::Relaxed) >= KEPT {
-            os::decommit(address_of(band, number), slot_bytes(band));
-        }
-        numbers.push(number, |number| link(band, number));
+    if free.fetch_add(1, Ordering::Relaxed) >= KEPT {
+        // SAFETY: the pool owns the slot, whose contents are dead.
+        unsafe { os::decommit(pool.address_of(band, number), slot_bytes(band)) };
     }
+    numbers.push(number, |number| pool.link(band, number));
 }
 
 #[cfg(test)]

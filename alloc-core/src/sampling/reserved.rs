@@ -20,26 +20,30 @@ impl<T> Reserved<T> {
         NonNull::new(self.0.load(Ordering::Acquire))
     }
 
-    /// Takes the memory that `reserve` returns, and commits its first `committed` bytes; once is
-    /// enough. `reserve` returns a whole reservation and its bytes. Returns false if there is none.
+    /// Takes the memory that `reserve` returns, commits its first `committed` bytes, and passes its
+    /// start to `fill`; once is enough. `reserve` returns a whole reservation and its bytes.
+    /// Returns false if there is none.
     pub(super) fn prepare(
         &self,
         committed: usize,
         reserve: impl FnOnce() -> Option<(NonNull<u8>, usize)>,
+        fill: impl FnOnce(&T),
     ) -> bool {
         if self.get().is_some() {
             return true;
         }
         let Some((memory, bytes)) = reserve() else { return false };
-        // SAFETY: a whole reservation, which nobody else knows until it is published.
+        // SAFETY: a whole reservation, which nobody else knows until it is published. Committed
+        // memory reads as zero, which is a `T`.
         unsafe {
             os::prefer_huge_pages(memory, bytes, false);
             let start = memory.as_ptr().cast();
-            let is_first = os::commit(memory, committed)
-                && self
-                    .0
+            let is_first = os::commit(memory, committed) && {
+                fill(&*start);
+                self.0
                     .compare_exchange(ptr::null_mut(), start, Ordering::Release, Ordering::Relaxed)
-                    .is_ok();
+                    .is_ok()
+            };
             if !is_first {
                 os::unreserve(memory, bytes);
             }
@@ -49,6 +53,6 @@ impl<T> Reserved<T> {
 
     /// As [`Reserved::prepare`], for `bytes` bytes anywhere, all of them committed.
     pub(super) fn prepare_all(&self, bytes: usize) -> bool {
-        self.prepare(bytes, || Some((os::reserve(bytes)?, bytes)))
+        self.prepare(bytes, || Some((os::reserve(bytes)?, bytes)), |_| {})
     }
 }

@@ -46,6 +46,13 @@ pub(crate) fn reserve(len: usize) -> Option<NonNull<u8>> {
     reserve_at(0, len)
 }
 
+/// Returns whether there are `len` bytes of address space at this moment.
+pub(crate) fn may_reserve(len: usize) -> bool {
+    let reserved = reserve(len);
+    // SAFETY: a whole reservation that nobody uses.
+    reserved.map(|address| unsafe { unreserve(address, len) }).is_some()
+}
+
 /// As [`reserve`], at `address` or little above it. Returns `None` if the system grants only
 /// another address.
 pub(crate) fn reserve_near(address: usize, len: usize) -> Option<NonNull<u8>> {
