@@ -36,6 +36,7 @@ use crate::os::{self, Line};
 use crate::page;
 use crate::path::objects;
 use crate::sampling;
+use crate::stats;
 use pprof::Description;
 
 /// Mean bytes between samples of a profile that was requested without any: 512 KiB. A heap of 1 GiB
@@ -111,6 +112,9 @@ pub const TYPES: [(&str, &str); 6] = [
 ///
 /// Flushes the sheaves of all CPUs first, since sampled blocks that are freed may lie there and
 /// would count as in use. In a context that must not wait it may be unable to.
+///
+/// Objects of [caches](crate::cache) are not sampled. Each cache has a sample with its exact numbers
+/// since it was created, in the place of a stack with its name.
 pub fn write(sink: &mut dyn FnMut(&[u8]) -> bool) -> bool {
     objects::renew_counts();
     let mut comment = Line::<96>::new();
@@ -145,6 +149,17 @@ pub fn write(sink: &mut dyn FnMut(&[u8]) -> bool) -> bool {
                 more = writer.sample(frames, &values, &[]);
             }
         });
+        // The peak is not known.
+        for cache in stats::object_caches() {
+            let mut name = Line::<96>::new();
+            // The text fits.
+            let _ = write!(name, "object cache {}", cache.name);
+            let name = core::str::from_utf8(name.as_bytes()).unwrap_or_default();
+            let (allocs, live) = (cache.events.allocs as i64, cache.in_use as i64);
+            let size = cache.object_size as i64;
+            more = more
+                && writer.named_sample(name, &[allocs, allocs * size, live, live * size, 0, 0]);
+        }
     })
 }
 

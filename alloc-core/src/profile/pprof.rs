@@ -15,7 +15,8 @@
 //! A location's address is the return address less one. So it lies in the call, where a line table
 //! has the right line, and in the right function even if the call is that function's last
 //! instruction. Profiles of Go and gperftools have it so, and readers look addresses up as they
-//! are. Functions and lines are left to readers, who find the files by path or build ID.
+//! are. Functions and lines are left to readers, who find the files by path or build ID. Only a
+//! [named sample](Writer::named_sample) has a function.
 
 use core::fmt::Write as _;
 
@@ -133,6 +134,7 @@ mod field {
     pub(super) const SAMPLE: u32 = 2;
     pub(super) const MAPPING: u32 = 3;
     pub(super) const LOCATION: u32 = 4;
+    pub(super) const FUNCTION: u32 = 5;
     pub(super) const STRING: u32 = 6;
     pub(super) const DROP_FRAMES: u32 = 7;
     pub(super) const TIME: u32 = 9;
@@ -208,6 +210,32 @@ impl<'a> Writer<'a> {
                 count += 1;
             }
         }
+        self.put_sample(count, values, labels)
+    }
+
+    /// Adds a sample as [`Writer::sample`] does, of something without a stack. In the place of the
+    /// stack it has one function of this name, without an address.
+    pub fn named_sample(&mut self, name: &str, values: &[i64]) -> bool {
+        let name = self.string(name.as_bytes());
+        // No other location has the number, and no other function.
+        let number = self.locations.next();
+        let mut function = Message::<48>::new();
+        function.number(1, number);
+        function.number(2, name);
+        function.number(3, name);
+        self.put(field::FUNCTION, function.as_bytes());
+        let mut line = Message::<16>::new();
+        line.number(1, number);
+        let mut location = Message::<48>::new();
+        location.number(1, number);
+        location.bytes(4, line.as_bytes());
+        self.put(field::LOCATION, location.as_bytes());
+        self.state.only().locations[0] = number;
+        self.put_sample(1, values, &[])
+    }
+
+    /// Writes a sample with the first `count` of the locations in the buffer.
+    fn put_sample(&mut self, count: usize, values: &[i64], labels: &[Label<'_>]) -> bool {
         let state = self.state.only();
         let locations = state.locations.get(..count).unwrap_or_default();
         state.message.clear();
@@ -535,6 +563,12 @@ impl Locations {
         (self.last, true)
     }
 
+    /// Returns the number of a location without an address.
+    fn next(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+
     /// Doubles the table, if there is memory.
     fn grow(&mut self) {
         let Some(mut entries) = Scratch::new(self.entries.len() * 2) else { return };
@@ -713,6 +747,31 @@ mod tests {
         assert_eq!(list(&samples[1], 1), Some(vec![2, 3]));
         assert_eq!(list(&samples[1], 2), Some(vec![0; 4]));
         assert_eq!((list(&samples[2], 1), list(&samples[2], 2)), (None, Some(vec![5])));
+    }
+
+    #[test]
+    fn named_samples_have_a_function_each() {
+        let profile = made(|writer| {
+            assert!(writer.named_sample("object cache a", &[1, 2, 3, 4]));
+            assert!(writer.sample(&[0x1001], &[5, 6, 7, 8], &[]));
+            assert!(writer.named_sample("object cache b", &[9, 10, 11, 12]));
+        });
+        let strings = profile.strings();
+        let name = |sample: &Decoded| {
+            let number = sample.all(1).next().unwrap().numbers()[0];
+            let numbered = |all: Vec<Decoded>, number| {
+                all.into_iter().find(|one| one.number(1) == number).unwrap()
+            };
+            let location = numbered(profile.messages(field::LOCATION), number);
+            let line = location.messages(4).into_iter().next()?;
+            assert_eq!((location.number(2), location.number(3)), (0, 0));
+            let function = numbered(profile.messages(field::FUNCTION), line.number(1));
+            assert_eq!(function.number(2), function.number(3));
+            Some(strings[function.number(2) as usize].clone())
+        };
+        let names: Vec<_> = profile.messages(field::SAMPLE).iter().map(name).collect();
+        let named = |name: &str| Some(format!("object cache {name}"));
+        assert_eq!(names, [named("a"), None, named("b")]);
     }
 
     #[test]

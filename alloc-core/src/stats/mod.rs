@@ -464,6 +464,12 @@ fn all_caches() -> impl Iterator<Item = CacheStats> {
     classes().filter_map(of_class).filter(|cache| cache.slabs > 0 || cache.events.allocs > 0)
 }
 
+/// Returns the statistics of the object caches that were used. Any context.
+pub(crate) fn object_caches() -> impl Iterator<Item = CacheStats> {
+    let caches = classes().filter(|class| class.cache_index().is_some());
+    caches.filter_map(of_class).filter(|cache| cache.events.allocs > 0)
+}
+
 /// Returns the statistics of a class. `None` if the class is unused, or is being set up for a
 /// cache.
 pub(crate) fn of_class(class: Class) -> Option<CacheStats> {

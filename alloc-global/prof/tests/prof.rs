@@ -68,6 +68,44 @@ fn write_fixed(path: &str) {
     });
 }
 
+/// Objects of caches are in profiles under the names of the caches, with exact numbers.
+#[test]
+fn object_caches_are_shown_by_name() {
+    use hayloft::cache::{Cache, CacheFlags};
+
+    let folder = Folder::new();
+    let file = folder.file("caches.pb.gz");
+    let layout = std::alloc::Layout::from_size_align(320, 64).unwrap();
+    let build = |name| Cache::builder(name, layout).flags(CacheFlags::NO_MERGE).build().unwrap();
+    let (packets, unused) = (build("packets in flight"), build("unused"));
+    let objects: Vec<_> = (0..1000).map(|_| packets.alloc().unwrap()).collect();
+    for object in &objects[300..] {
+        // SAFETY: the object was allocated above, and is freed once.
+        unsafe { packets.free(*object) };
+    }
+    let mut to = fs::File::create(&file).unwrap();
+    assert!(hayloft::profile::write(&mut |bytes| to.write_all(bytes).is_ok()));
+    let shown = |by| {
+        let table = output_of(&["top", &file, "--by", by]);
+        assert!(!table.contains("unused"), "{table}");
+        let row = table.lines().find(|row| row.ends_with("object cache packets in flight"));
+        row.unwrap_or_else(|| panic!("{table}")).split_whitespace().next().unwrap().to_owned()
+    };
+    assert_eq!((shown("objects"), shown("alloc_objects")), ("300".into(), "1000".into()));
+    // 300 objects of 320 bytes.
+    assert_eq!(shown("inuse"), "94K");
+    let arguments = ["-top", "-sample_index=inuse_objects", "-symbolize=none", &file];
+    if let Some(table) = go(&folder, &arguments) {
+        assert!(table.contains("object cache packets in flight"), "{table}");
+    }
+    for object in &objects[..300] {
+        // SAFETY: as above.
+        unsafe { packets.free(*object) };
+    }
+    packets.destroy().unwrap();
+    unused.destroy().unwrap();
+}
+
 #[inline(never)]
 extern "C" fn builds_index() -> usize {
     allocates_node()
