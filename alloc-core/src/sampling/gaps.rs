@@ -3,7 +3,8 @@
 //! A sampler with a mean of R bytes is a Poisson process on the bytes that a program allocates: it
 //! hits each byte with probability 1/R, and a block is sampled if any of its bytes is hit. So a
 //! block of s bytes is sampled with probability p = 1 - e^(-s/R), whatever was sampled before, and
-//! a sample stands for 1/p blocks. Sums of these weights are unbiased.
+//! a sample stands for 1/p blocks. Sums of these weights are unbiased. With a mean of one byte each
+//! byte is hit, and each block sampled.
 //!
 //! Among blocks of one size, the number of blocks before the next sample is geometric. It is drawn
 //! as the floor of an exponential distance over the size. The process has no memory: a gap that is
@@ -27,8 +28,12 @@ pub(crate) fn random(state: &AtomicU64) -> u64 {
     bits ^ bits >> 31
 }
 
-/// Returns a number of bytes that is exponentially distributed with this mean.
+/// Returns a number of bytes that is exponentially distributed with this mean; 0 with a mean of
+/// one byte.
 pub(super) fn distance(mean: f64, random: u64) -> f64 {
+    if mean <= 1.0 {
+        return 0.0;
+    }
     // In (0, 1]: 53 bits, of which at least one is set.
     let uniform = ((random >> 11) + 1) as f64 / (1_u64 << 53) as f64;
     -ln(uniform) * mean
@@ -37,7 +42,8 @@ pub(super) fn distance(mean: f64, random: u64) -> f64 {
 /// Returns the weight of a sample of `size` bytes at this mean: 1/p with [`FRACTION`] bits behind
 /// the point.
 pub(super) fn weight(size: usize, mean: f64) -> u64 {
-    ((1 << FRACTION) as f64 / hit_rate(size as f64 / mean)) as u64
+    let rate = if mean <= 1.0 { 1.0 } else { hit_rate(size as f64 / mean) };
+    ((1 << FRACTION) as f64 / rate) as u64
 }
 
 /// Returns 1 - e^-x for a positive x, with a relative error below 1e-12.
@@ -115,9 +121,16 @@ mod tests {
     #[test]
     fn weights_are_the_reciprocals_of_probabilities() {
         let one = 1 << FRACTION;
-        assert_eq!(weight(usize::MAX / 2, 1.0), one);
+        assert_eq!(weight(usize::MAX / 2, 2.0), one);
         assert_eq!(weight(1 << 20, 1.0), one);
         let many = weight(16, 524_288.0) as f64 / f64::from(one as u32);
         assert!((many - 32_768.5).abs() < 0.01, "{many}");
+    }
+
+    #[test]
+    fn with_a_mean_of_one_byte_each_block_is_sampled() {
+        let state = AtomicU64::new(1);
+        assert!((0..10_000).all(|_| distance(1.0, random(&state)) == 0.0));
+        assert_eq!([1, 8, 1 << 20].map(|size| weight(size, 1.0)), [1 << FRACTION; 3]);
     }
 }
