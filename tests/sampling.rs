@@ -109,6 +109,31 @@ fn sums_are_unbiased() {
     });
 }
 
+/// A Rust program has one note for each probe of samples, with a semaphore, in whichever profile and
+/// with whichever C library it was built.
+#[test]
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), ignore = "no probes")]
+fn this_program_has_probes_of_samples() {
+    let program = std::env::current_exe().expect("the program has a path");
+    let output = std::process::Command::new("readelf")
+        .args(["--notes", "--wide"])
+        .arg(program)
+        .output()
+        .expect("readelf is installed");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut lines = text.lines().map(str::trim);
+    let mut names = Vec::new();
+    while lines.any(|line| line.ends_with("Provider: otel_memory")) {
+        names.extend(lines.next().and_then(|line| line.strip_prefix("Name: ")));
+        let places = lines.next().unwrap_or_default();
+        let numbers: Vec<_> = places.split("0x").skip(1).map(|word| &word[..16]).collect();
+        assert_eq!(numbers.len(), 3, "{places}");
+        assert!(!numbers.contains(&"0000000000000000"), "{places}");
+    }
+    names.sort_unstable();
+    assert_eq!(names, ["alloc", "free"], "{text}");
+}
+
 /// Allocates a block of 256 bytes. Its site is told by its address.
 #[inline(never)]
 fn leak(to: &mut Vec<*mut u8>) {

@@ -1,5 +1,5 @@
-//! Restartable sequences, the lookup from a block to its sheaf, and bare system calls: the only
-//! assembly of the allocator.
+//! Restartable sequences, the lookup from a block to its sheaf, bare system calls, and probes for
+//! tracers: the only assembly of the allocator.
 //!
 //! A sheaf is a stack of object pointers inside a *region*, which belongs to one CPU. A region
 //! starts with one 8-byte header per sheaf. Its numbers `top` and `last` count 8-byte words from
@@ -100,7 +100,12 @@ mod imp;
 mod imp;
 
 #[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), not(miri)))]
+pub(crate) mod probes;
+
+#[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), not(miri)))]
 pub(crate) use imp::frames;
+#[cfg(any(miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
+pub(crate) use imp::probes;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 pub(crate) use imp::push_by_address;
 pub(crate) use imp::{

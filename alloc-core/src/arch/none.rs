@@ -155,3 +155,15 @@ pub(crate) unsafe fn start_thread(
 ) -> isize {
     -(libc::ENOSYS as isize)
 }
+
+/// No probes: tracers are for programs on other architectures.
+pub(crate) mod probes {
+    #[inline(always)]
+    pub(crate) fn is_traced() -> bool {
+        false
+    }
+
+    pub(crate) fn alloc(_block: usize, _size: usize, _weighted: u64) {}
+
+    pub(crate) fn free(_block: usize) {}
+}

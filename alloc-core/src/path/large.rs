@@ -48,6 +48,9 @@ const MAX_ROOM: usize = ROOM * (2 * REMAP_BYTES / UNIT);
 /// Returns null when there is no memory.
 pub(crate) fn alloc(layout: Layout, zeroed: bool) -> *mut u8 {
     let block = slow_path::alloc(|context| alloc_run(context, layout, zeroed));
+    if sampling::tracer_changed() {
+        objects::heed_tracer();
+    }
     if sampling::is_hit(layout.size(), percpu::random) && !block.is_null() {
         sampling::record(block, layout.size());
     }

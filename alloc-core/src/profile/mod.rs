@@ -41,7 +41,7 @@ use pprof::Description;
 
 /// Mean bytes between samples of a profile that was requested without any: 512 KiB. A heap of 1 GiB
 /// is then known to 2 %, and sampling costs less than 1 % of the time.
-pub const DEFAULT_MEAN: usize = 512 << 10;
+pub const DEFAULT_MEAN: usize = sampling::DEFAULT_MEAN;
 
 /// Starts sampling, with `mean` bytes between samples on average: from 1, which samples all blocks,
 /// to 2^40. Another mean may be set while sampling. Returns false if there is no memory for

@@ -19,6 +19,9 @@
 //!
 //! Everything here works in any context, without a lock and without a heap. If memory for a record
 //! is short, the block is not sampled, which [`missed`] counts.
+//!
+//! *Who looks.* Besides profiles, tracers: each sample fires a [probe](crate::arch::probes), and so
+//! does its free. A tracer that attaches to them switches the sampler on: [`heed_tracer`].
 
 mod gaps;
 mod numbers;
@@ -31,6 +34,7 @@ use core::alloc::Layout;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+use crate::arch::probes;
 use crate::batch::Batch;
 use crate::os;
 use crate::size_class::{CLASSES, Class, REDZONE, small_class_of};
@@ -41,9 +45,8 @@ use records::Sample;
 pub use sites::Sums;
 pub(crate) use sites::for_each;
 
-/// Mean bytes between samples, as the bits of an `f64`; 0 while the sampler is off. Relaxed: the
-/// number guards nothing.
-static MEAN: AtomicU64 = AtomicU64::new(0);
+/// The mean in force.
+static MEAN: Mean = Mean::new();
 /// Whether the sampler was ever on: there may be records.
 static WAS_ON: AtomicBool = AtomicBool::new(false);
 /// Samples without a record.
@@ -54,31 +57,92 @@ static IN_POOL: [AtomicU32; CLASSES] = [const { AtomicU32::new(0) }; CLASSES];
 /// The largest mean: beyond it, weights would overflow.
 const MOST_MEAN: usize = 1 << 40;
 
+/// Mean bytes between samples of a profile that was requested without any, and for a tracer.
+pub(crate) const DEFAULT_MEAN: usize = 512 << 10;
+
+/// Mean bytes between samples, as the bits of an `f64`; 0 while the sampler is off. The lowest bit
+/// says that only a tracer wants samples. No mean has that bit itself, as each is a whole number.
+/// Relaxed: the number guards nothing.
+struct Mean(AtomicU64);
+
+impl Mean {
+    const TRACER: u64 = (DEFAULT_MEAN as f64).to_bits() | 1;
+
+    const fn new() -> Mean {
+        Mean(AtomicU64::new(0))
+    }
+
+    #[inline]
+    fn get(&self) -> Option<f64> {
+        match self.0.load(Ordering::Relaxed) {
+            0 => None,
+            bits => Some(f64::from_bits(bits & !1)),
+        }
+    }
+
+    /// Sets the mean of a profile, or with `None` that of the tracer, if there is one.
+    fn set(&self, mean: Option<usize>, is_traced: bool) {
+        let without = if is_traced { Mean::TRACER } else { 0 };
+        let bits = mean.map_or(without, |mean| (mean.clamp(1, MOST_MEAN) as f64).to_bits());
+        self.0.store(bits, Ordering::Relaxed);
+    }
+
+    /// Notes that a tracer came or left. Returns whether that switched the sampler on.
+    fn trace(&self, is_traced: bool) -> bool {
+        let (from, to) = if is_traced { (0, Mean::TRACER) } else { (Mean::TRACER, 0) };
+        let was = self.0.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed);
+        was.is_ok() && is_traced
+    }
+}
+
 /// Switches the sampler on, with a mean from 1 to [`MOST_MEAN`] bytes. Counts that sheaves were
 /// granted before stay in force: see [`percpu`](crate::percpu). `arena` is an address in an arena.
 /// Returns false if there is no memory for records.
 pub(crate) fn start(mean: usize, arena: usize) -> bool {
-    if !(records::prepare() && sites::prepare() && pool::prepare(arena)) {
-        return false;
+    let is_prepared = prepare(arena);
+    if is_prepared {
+        MEAN.set(Some(mean), false);
     }
-    WAS_ON.store(true, Ordering::Relaxed);
-    let mean = mean.clamp(1, MOST_MEAN) as f64;
-    MEAN.store(mean.to_bits(), Ordering::Relaxed);
-    true
+    is_prepared
 }
 
-/// Switches the sampler off. Blocks that were sampled are accounted for until they are freed.
+/// Prepares the memory of the sampler. Returns false if there is none.
+fn prepare(arena: usize) -> bool {
+    let is_prepared = records::prepare() && sites::prepare() && pool::prepare(arena);
+    if is_prepared {
+        WAS_ON.store(true, Ordering::Relaxed);
+    }
+    is_prepared
+}
+
+/// Switches the sampler off, unless a tracer is attached. Blocks that were sampled are accounted
+/// for until they are freed.
 pub(crate) fn stop() {
-    MEAN.store(0, Ordering::Relaxed);
+    MEAN.set(None, HEEDED.load(Ordering::Relaxed));
 }
 
 /// Returns the mean bytes between samples, or `None` while the sampler is off.
 #[inline]
 pub(crate) fn mean() -> Option<f64> {
-    match MEAN.load(Ordering::Relaxed) {
-        0 => None,
-        bits => Some(f64::from_bits(bits)),
-    }
+    MEAN.get()
+}
+
+/// Whether a tracer was attached when that was last acted on. Relaxed: it guards nothing.
+static HEEDED: AtomicBool = AtomicBool::new(false);
+
+/// Returns whether a tracer came or left since [`heed_tracer`]. For slow paths.
+#[inline]
+pub(crate) fn tracer_changed() -> bool {
+    probes::is_traced() != HEEDED.load(Ordering::Relaxed)
+}
+
+/// Switches the sampler on for a tracer that attached to the probes, with [`DEFAULT_MEAN`], or off
+/// if the last one left, unless a profile has it on. Without memory for records it stays off until
+/// another tracer comes. Returns whether it was switched on. Any context.
+pub(crate) fn heed_tracer(arena: usize) -> bool {
+    let is_traced = probes::is_traced();
+    let is_new = HEEDED.swap(is_traced, Ordering::Relaxed) != is_traced;
+    is_new && (!is_traced || prepare(arena)) && MEAN.trace(is_traced)
 }
 
 /// Returns whether there may be sampled blocks.
@@ -140,9 +204,11 @@ pub(crate) fn alloc(class: Class) -> Option<NonNull<u8>> {
 /// impossible.
 #[cold]
 pub(crate) fn record(block: *mut u8, size: usize) -> bool {
+    // The sampler may have been switched off since the gap was drawn.
+    let Some(mean) = mean() else { return false };
     let mut frames = [0; sites::MOST_FRAMES];
     let depth = capture(&mut frames);
-    let recorded = mean().is_some_and(|mean| {
+    let keep = || {
         let Some(site) = sites::find(frames.get(..depth).unwrap_or_default()) else { return false };
         let weight = gaps::weight(size, mean);
         let address = block.addr();
@@ -151,8 +217,10 @@ pub(crate) fn record(block: *mut u8, size: usize) -> bool {
             return false;
         }
         sites::allocated(site, size, weight);
+        probes::alloc(address, size, sites::bytes_for(size, weight));
         true
-    });
+    };
+    let recorded = keep();
     if !recorded {
         MISSED.fetch_add(1, Ordering::Relaxed);
     }
@@ -169,6 +237,7 @@ pub(crate) fn is_recorded(address: *mut u8) -> bool {
 #[cold]
 pub(crate) fn forget(block: *mut u8) -> Option<usize> {
     let sample = records::remove(block.addr())?;
+    probes::free(sample.address);
     let lifetime = os::milliseconds().saturating_sub(sample.born);
     sites::freed(sample.site, sample.size, sample.weight, lifetime);
     Some(sample.size)
@@ -178,10 +247,13 @@ pub(crate) fn forget(block: *mut u8) -> Option<usize> {
 pub(crate) struct Resized(Sample);
 
 /// Takes the record of a block that is about to be resized, if there is one. Another block may be
-/// recorded at its address as soon as it has moved.
+/// recorded at its address as soon as it has moved. For tracers, a resize is a free and an
+/// allocation.
 #[cold]
 pub(crate) fn resize(block: *mut u8) -> Option<Resized> {
-    records::remove(block.addr()).map(Resized)
+    let sample = records::remove(block.addr())?;
+    probes::free(sample.address);
+    Some(Resized(sample))
 }
 
 /// Records a resized block anew: at `block`, with `size` bytes. Nobody else uses the block yet.
@@ -189,7 +261,9 @@ pub(crate) fn resize(block: *mut u8) -> Option<Resized> {
 pub(crate) fn resized(Resized(sample): Resized, block: *mut u8, size: usize) {
     sites::resized(sample.site, sample.size, size, sample.weight);
     let sample = Sample { address: block.addr(), size, ..sample };
-    if !records::insert(&sample) {
+    if records::insert(&sample) {
+        probes::alloc(sample.address, size, sites::bytes_for(size, sample.weight));
+    } else {
         sites::freed(sample.site, size, sample.weight, 0);
         MISSED.fetch_add(1, Ordering::Relaxed);
     }
@@ -251,4 +325,29 @@ pub(crate) fn free_among(batch: &mut Batch) {
 /// Returns the number of blocks of a class that are in the pool.
 pub(crate) fn in_pool(class: Class) -> usize {
     IN_POOL.get(class.index()).map_or(0, |in_pool| in_pool.load(Ordering::Relaxed) as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tracers_and_profiles_share_the_sampler() {
+        let mean = Mean::new();
+        assert!(mean.trace(true));
+        assert_eq!(mean.get(), Some(DEFAULT_MEAN as f64));
+        // A profile counts more than a tracer.
+        mean.set(Some(7), true);
+        assert_eq!(mean.get(), Some(7.0));
+        assert!(!mean.trace(false) && !mean.trace(true));
+        assert_eq!(mean.get(), Some(7.0));
+        mean.set(None, true);
+        assert_eq!(mean.get(), Some(DEFAULT_MEAN as f64));
+        assert!(!mean.trace(false));
+        assert_eq!(mean.get(), None);
+        mean.set(Some(DEFAULT_MEAN), false);
+        assert!(!mean.trace(false));
+        mean.set(None, false);
+        assert_eq!(mean.get(), None);
+    }
 }

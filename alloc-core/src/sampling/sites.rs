@@ -142,7 +142,7 @@ static LIVE: AtomicU64 = AtomicU64::new(0);
 static MOST_LIVE: AtomicU64 = AtomicU64::new(0);
 
 /// Returns the bytes of all blocks for which a sample of this size and weight stands.
-fn bytes_for(size: usize, weight: u64) -> u64 {
+pub(super) fn bytes_for(size: usize, weight: u64) -> u64 {
     ((size as u128 * u128::from(weight)) >> FRACTION) as u64
 }
 

@@ -8,7 +8,7 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::flush::{FLUSHING, empty_node_classes, empty_sheaves};
+use super::flush::{FLUSHING, empty_node_classes, empty_sheaves, heed_tracer};
 use super::lookup::move_event;
 use super::node_class::{node_class_in_use, node_classes};
 use super::put::{bound_middle, free_run, put_away};
@@ -52,17 +52,22 @@ impl core::error::Error for AllocError {}
 /// constructor panics.
 pub(crate) fn alloc_object(class: Class) -> Result<NonNull<u8>, AllocError> {
     // On the fallback backend this is the fast path.
+    let mut has_missed = false;
     let (object, due) = Context::enter(|context| {
         let backend = percpu::backend(context);
-        match pop(backend, class) {
-            Some(object) => (NonNull::new(object), Due::Nothing),
-            None => match backend.count_anew(class, 1) {
-                Due::Count => (pop(backend, class).and_then(NonNull::new), Due::Nothing),
-                Due::Nothing if sampling::was_on() => (pop_hidden(backend, class), Due::Nothing),
-                due => (None, due),
-            },
+        if let Some(object) = pop(backend, class) {
+            return (NonNull::new(object), Due::Nothing);
+        }
+        has_missed = true;
+        match backend.count_anew(class, 1) {
+            Due::Count => (pop(backend, class).and_then(NonNull::new), Due::Nothing),
+            Due::Nothing if sampling::was_on() => (pop_hidden(backend, class), Due::Nothing),
+            due => (None, due),
         }
     });
+    if has_missed && sampling::tracer_changed() {
+        heed_tracer();
+    }
     match object {
         Some(object) => Ok(object),
         None if due == Due::Sample || is_hit(class) => alloc_sample(class),

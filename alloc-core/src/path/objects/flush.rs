@@ -8,7 +8,9 @@ use super::node_class::{NodeClass, node_classes};
 use super::put::{flush_to_slabs, free_emptied};
 use crate::barn::Barn;
 use crate::batch::Batch;
+use crate::page;
 use crate::percpu::{self, Backend};
+use crate::sampling;
 use crate::size_class::{Class, MAX_CLASSES};
 use crate::slab::{self, Emptied};
 use crate::sync::counters::{self, Line};
@@ -43,6 +45,18 @@ pub(crate) fn renew_counts() {
             empty_sheaves(context, &flushing, true);
         }
     });
+}
+
+/// Starts or stops sampling for tracers, after one attached to the probes of samples, or left.
+#[cold]
+#[inline(never)]
+pub(crate) fn heed_tracer() {
+    // Without an arena there is nothing to sample yet.
+    if let Some(arena) = page::any_arena()
+        && sampling::heed_tracer(arena.addr())
+    {
+        renew_counts();
+    }
 }
 
 /// Flushes the barns of all node classes that were idle in this decay window, or with `even_busy`,

@@ -64,7 +64,7 @@ pub(crate) use check::{Kind, misused};
 pub(crate) use cpus::{end_cpus, offline, online, without_cpus};
 pub use deferral::{DeferredFrees, deferred_frees};
 pub(crate) use deferral::{deferred_barrier, is_deferred_on};
-pub(crate) use flush::renew_counts;
+pub(crate) use flush::{heed_tracer, renew_counts};
 pub(crate) use free::{allowance_is_used_up, free_refused, free_slow};
 pub(crate) use lookup::{class_of_object, class_of_unit, find, find_in, size};
 pub(crate) use middle::{check_middle, middle_in, middle_in_unit, middle_out, middle_sampled};
