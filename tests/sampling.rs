@@ -159,8 +159,8 @@ fn sums_of(function: *const ()) -> samples::Sums {
     let is_in_other = |frame: usize| {
         starts.into_iter().any(|start| (function.addr() + 1..=frame).contains(&start))
     };
-    samples::for_each(|frames, sums| {
-        if frames.iter().any(|frame| code.contains(frame) && !is_in_other(*frame)) {
+    samples::for_each(|place, sums| {
+        if place.frames.iter().any(|frame| code.contains(frame) && !is_in_other(*frame)) {
             found.allocs += sums.allocs;
             found.alloc_bytes += sums.alloc_bytes;
             found.live += sums.live;

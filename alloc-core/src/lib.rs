@@ -13,6 +13,7 @@
 //! | [`report`] | statistics for the program's operator |
 //! | [`profile`] | heap profiles |
 //! | [`heap`] | operations on all size classes and caches at once |
+//! | [`tag`] | which part of the program allocates |
 //! | [`cache`] | object caches, also as allocators of collections |
 //! | [`stats`] | current state and event counts |
 //! | [`cpu`] | CPU hotplug |
@@ -163,6 +164,8 @@ pub mod stats;
 #[cfg(target_os = "linux")]
 #[cfg_attr(loom, allow(dead_code, unused_imports, reason = "the models use a part of it"))]
 mod sync;
+#[cfg(all(target_os = "linux", not(loom)))]
+pub mod tag;
 #[cfg(all(target_os = "linux", not(loom)))]
 mod text;
 #[cfg(all(target_os = "linux", not(loom)))]

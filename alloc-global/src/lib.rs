@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Programs need no other crate of the project: object caches are in [`cache`], allocation that
-//! never waits in [`nolock`], readers without locks in [`rcu`], work for a CPU in [`irq_work`].
+//! never waits in [`nolock`], readers without locks in [`rcu`], work for a CPU in [`irq_work`], heap
+//! profiles in [`profile`], names for what allocates in [`tag`](mod@tag).
 //!
 //! # Environment
 //! The variables are read once, at the start. An invalid value is ignored and reported in a line on
@@ -69,6 +70,7 @@ use core::alloc::{GlobalAlloc, Layout};
 
 use hayloft_core::kmalloc;
 
+pub use hayloft_core::tag::{self, tag};
 pub use hayloft_core::{cache, cpu, heap, irq_work, nolock, profile, rcu, report, stats};
 
 /// What [`settings!`] expands to.

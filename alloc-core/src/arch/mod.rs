@@ -143,6 +143,8 @@ pub(crate) struct Locals {
     pub(crate) aborts: AtomicU32,
     /// Not 0 in a thread of the allocator itself.
     pub(crate) is_service: AtomicU32,
+    /// Number of the tag that this thread is in; 0 without one.
+    pub(crate) tag: AtomicU32,
     /// List of the irq work items that this thread is queueing, innermost first.
     pub(crate) queueing: AtomicPtr<()>,
     /// The address from which on the stack of this thread is known to be mapped; 0 if it is not

@@ -99,6 +99,7 @@ pub(crate) fn locals() -> &'static Locals {
                 registration: AtomicU32::new(0),
                 aborts: AtomicU32::new(0),
                 is_service: AtomicU32::new(0),
+                tag: AtomicU32::new(0),
                 queueing: AtomicPtr::new(ptr::null_mut()),
                 checked_stack: AtomicUsize::new(0),
                 #[cfg(debug_assertions)]

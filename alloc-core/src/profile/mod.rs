@@ -30,6 +30,7 @@ mod scratch;
 use core::alloc::Layout;
 use core::ffi::c_int;
 use core::fmt::Write as _;
+use core::slice;
 
 use crate::front::kmalloc;
 use crate::os::{self, Line};
@@ -37,7 +38,7 @@ use crate::page;
 use crate::path::objects;
 use crate::sampling;
 use crate::stats;
-use pprof::Description;
+use pprof::{Description, Label, LabelValue};
 
 /// Mean bytes between samples of a profile that was requested without any: 512 KiB. A heap of 1 GiB
 /// is then known to 2 %, and sampling costs less than 1 % of the time.
@@ -136,7 +137,7 @@ pub fn write(sink: &mut dyn FnMut(&[u8]) -> bool) -> bool {
     };
     pprof::write(&description, sink, |writer| {
         let mut more = true;
-        sampling::for_each(|frames, sums| {
+        sampling::for_each(|place, sums| {
             let values = [
                 sums.allocs,
                 sums.alloc_bytes,
@@ -146,7 +147,9 @@ pub fn write(sink: &mut dyn FnMut(&[u8]) -> bool) -> bool {
                 sums.peak_bytes,
             ];
             if more && values.iter().any(|value| *value != 0) {
-                more = writer.sample(frames, &values, &[]);
+                let label = Label { key: "tag", value: LabelValue::Text(place.tag) };
+                let labels = if place.tag.is_empty() { &[][..] } else { slice::from_ref(&label) };
+                more = writer.sample(place.frames, &values, labels);
             }
         });
         // The peak is not known.
@@ -168,11 +171,11 @@ pub fn write_to(file: c_int) -> bool {
     write(&mut |part| os::write_all(file, part))
 }
 
-/// Calls `visit` with each stack, as return addresses of which the innermost is first, and its
-/// [sums](Sums), as [`write`] writes them. May be called in any context.
-pub fn for_each(visit: impl FnMut(&'static [usize], Sums)) {
+/// Calls `visit` with each stack and tag, and their [sums](Sums), as [`write`] writes them. May be
+/// called in any context.
+pub fn for_each(visit: impl FnMut(Place, Sums)) {
     objects::renew_counts();
     sampling::for_each(visit);
 }
 
-pub use crate::sampling::Sums;
+pub use crate::sampling::{Place, Sums};

@@ -7,6 +7,8 @@
 //! |---|---|
 //! | this one | switching the sampler on and off; a sampled block from its allocation to its free |
 //! | `pool` `records` `sites` | memory of small samples; what is known of each; sums by stack |
+//! | `tags` | names for parts of the program; sums by name |
+//! | `sums` | sums of weights, with their variances |
 //! | `gaps` `numbers` `reserved` | random gaps, weights; free numbers; memory reserved once |
 //!
 //! *Which.* `percpu` counts pops in the headers of sheaves, and asks for the next count here: the
@@ -29,6 +31,8 @@ mod pool;
 mod records;
 mod reserved;
 mod sites;
+mod sums;
+pub(crate) mod tags;
 
 use core::alloc::Layout;
 use core::ptr::NonNull;
@@ -42,8 +46,10 @@ use crate::stack::capture;
 pub(crate) use gaps::random;
 pub(crate) use pool::may_own;
 use records::Sample;
-pub use sites::Sums;
 pub(crate) use sites::for_each;
+pub use sites::{Place, Sums};
+use sums::bytes_for;
+pub(crate) use sums::root;
 
 /// The mean in force.
 static MEAN: Mean = Mean::new();
@@ -200,8 +206,8 @@ pub(crate) fn alloc(class: Class) -> Option<NonNull<u8>> {
     Some(block)
 }
 
-/// Records a block that is a sample, with the stack of the caller. Returns false if that is
-/// impossible.
+/// Records a block that is a sample, with the stack of the caller and the tag of the thread.
+/// Returns false if that is impossible.
 #[cold]
 pub(crate) fn record(block: *mut u8, size: usize) -> bool {
     // The sampler may have been switched off since the gap was drawn.
@@ -209,7 +215,8 @@ pub(crate) fn record(block: *mut u8, size: usize) -> bool {
     let mut frames = [0; sites::MOST_FRAMES];
     let depth = capture(&mut frames);
     let keep = || {
-        let Some(site) = sites::find(frames.get(..depth).unwrap_or_default()) else { return false };
+        let frames = frames.get(..depth).unwrap_or_default();
+        let Some(site) = sites::find(frames, tags::current()) else { return false };
         let weight = gaps::weight(size, mean);
         let address = block.addr();
         let sample = Sample { address, site, size, weight, born: os::milliseconds() };
@@ -217,7 +224,7 @@ pub(crate) fn record(block: *mut u8, size: usize) -> bool {
             return false;
         }
         sites::allocated(site, size, weight);
-        probes::alloc(address, size, sites::bytes_for(size, weight));
+        probes::alloc(address, size, bytes_for(size, weight));
         true
     };
     let recorded = keep();
@@ -262,7 +269,7 @@ pub(crate) fn resized(Resized(sample): Resized, block: *mut u8, size: usize) {
     sites::resized(sample.site, sample.size, size, sample.weight);
     let sample = Sample { address: block.addr(), size, ..sample };
     if records::insert(&sample) {
-        probes::alloc(sample.address, size, sites::bytes_for(size, sample.weight));
+        probes::alloc(sample.address, size, bytes_for(size, sample.weight));
     } else {
         sites::freed(sample.site, size, sample.weight, 0);
         MISSED.fetch_add(1, Ordering::Relaxed);

@@ -1,4 +1,5 @@
-//! Sites: the stacks from which sampled blocks were allocated, each with its sums.
+//! Sites: the stacks from which sampled blocks were allocated, and the tags that the threads were
+//! in, each with its sums.
 //!
 //! A site is kept for the life of the process, so that blocks can name it by a number. The sites
 //! with one hash form a chain. They lie side by side in memory that is committed as they come. All
@@ -9,6 +10,8 @@ use core::{ptr, slice};
 
 use super::gaps::FRACTION;
 use super::reserved::Reserved;
+use super::sums::{Balance, bytes_for};
+use super::tags;
 
 /// Frames of a stack that are kept.
 pub(super) const MOST_FRAMES: usize = 64;
@@ -20,7 +23,7 @@ const BYTES: usize = if cfg!(miri) { 1 << 16 } else { 32 << 20 };
 const UNIT: usize = 16;
 
 /// Sums over the samples of a site, each multiplied by its weight.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct Sums {
     /// Blocks allocated so far.
     pub allocs: i64,
@@ -36,20 +39,30 @@ pub struct Sums {
     pub peak_bytes: i64,
     /// Milliseconds that the freed blocks lived, all together.
     pub lifetimes: i64,
+    /// Variance of `alloc_bytes`, estimated from the samples.
+    pub alloc_variance: f64,
+    /// Variance of `live_bytes`. Variances of several sites add up.
+    pub live_variance: f64,
 }
 
-/// A stack and its sums. The frames follow.
+/// What a site stands for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// Return addresses, the innermost first.
+    pub frames: &'static [usize],
+    /// Name of the tag; empty without one.
+    pub tag: &'static str,
+}
+
+/// A stack with a tag, and the sums. The frames follow.
 #[repr(C)]
 struct Site {
     /// Number of the next site of the chain; 0 at its end.
     next: AtomicU32,
     frames: AtomicU32,
     hash: AtomicU64,
-    /// Numbers of blocks have [`FRACTION`] bits behind the point.
-    allocs: AtomicU64,
-    alloc_bytes: AtomicU64,
-    frees: AtomicU64,
-    free_bytes: AtomicU64,
+    tag: AtomicU32,
+    balance: Balance,
     peak: AtomicU64,
     peak_bytes: AtomicU64,
     lifetimes: AtomicU64,
@@ -80,17 +93,18 @@ unsafe fn at(number: u32) -> (&'static Site, &'static [usize]) {
     }
 }
 
-fn hash_of(frames: &[usize]) -> u64 {
-    frames.iter().fold(frames.len() as u64, |hash, frame| {
+fn hash_of(frames: &[usize], tag: u32) -> u64 {
+    let start = frames.len() as u64 | u64::from(tag) << 32;
+    frames.iter().fold(start, |hash, frame| {
         (hash ^ *frame as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
     })
 }
 
-/// Returns the number of the site with this stack. Makes one if there is none; `None` without
-/// memory.
-pub(super) fn find(frames: &[usize]) -> Option<u32> {
+/// Returns the number of the site with this stack and tag. Makes one if there is none; `None`
+/// without memory.
+pub(super) fn find(frames: &[usize], tag: u32) -> Option<u32> {
     let frames = frames.get(..MOST_FRAMES).unwrap_or(frames);
-    let hash = hash_of(frames);
+    let hash = hash_of(frames, tag);
     let head = HEADS.get((hash >> 40) as usize % CHAINS)?;
     let mut made = None;
     // Acquire, here and below: pairs with the Release that links a site.
@@ -101,14 +115,15 @@ pub(super) fn find(frames: &[usize]) -> Option<u32> {
         while number != checked && number != 0 {
             // SAFETY: linked sites are complete.
             let (site, of_site) = unsafe { at(number) };
-            if site.hash.load(Ordering::Relaxed) == hash && of_site == frames {
+            let is_same = || site.tag.load(Ordering::Relaxed) == tag && of_site == frames;
+            if site.hash.load(Ordering::Relaxed) == hash && is_same() {
                 return Some(number);
             }
             number = site.next.load(Ordering::Relaxed);
         }
         checked = first;
         if made.is_none() {
-            made = make(frames, hash);
+            made = make(frames, tag, hash);
         }
         let made = made?;
         // SAFETY: `make` completed the site, and nobody else knows it.
@@ -122,7 +137,7 @@ pub(super) fn find(frames: &[usize]) -> Option<u32> {
 }
 
 /// Makes a site that is not linked yet.
-fn make(frames: &[usize], hash: u64) -> Option<u32> {
+fn make(frames: &[usize], tag: u32, hash: u64) -> Option<u32> {
     let memory = MEMORY.get()?;
     let bytes = (size_of::<Site>() + size_of_val(frames)).next_multiple_of(UNIT);
     let grown = |used: usize| used.checked_add(bytes).filter(|used| *used <= BYTES);
@@ -132,6 +147,7 @@ fn make(frames: &[usize], hash: u64) -> Option<u32> {
         let site = memory.add(start).cast::<Site>();
         site.as_ref().frames.store(frames.len() as u32, Ordering::Relaxed);
         site.as_ref().hash.store(hash, Ordering::Relaxed);
+        site.as_ref().tag.store(tag, Ordering::Relaxed);
         ptr::copy_nonoverlapping(frames.as_ptr(), site.add(1).cast().as_ptr(), frames.len());
     }
     Some((start / UNIT) as u32)
@@ -141,18 +157,12 @@ fn make(frames: &[usize], hash: u64) -> Option<u32> {
 static LIVE: AtomicU64 = AtomicU64::new(0);
 static MOST_LIVE: AtomicU64 = AtomicU64::new(0);
 
-/// Returns the bytes of all blocks for which a sample of this size and weight stands.
-pub(super) fn bytes_for(size: usize, weight: u64) -> u64 {
-    ((size as u128 * u128::from(weight)) >> FRACTION) as u64
-}
-
 /// Adds a sampled block to its site.
 pub(super) fn allocated(number: u32, size: usize, weight: u64) {
     let bytes = bytes_for(size, weight);
     // SAFETY: the number comes from `find`.
     let (site, _) = unsafe { at(number) };
-    site.allocs.fetch_add(weight, Ordering::Relaxed);
-    site.alloc_bytes.fetch_add(bytes, Ordering::Relaxed);
+    site.for_both(|balance| balance.allocated(size, weight));
     let live = LIVE.fetch_add(bytes, Ordering::Relaxed).wrapping_add(bytes);
     // The peak is noted at each twentieth, since that visits all sites.
     let most = MOST_LIVE.load(Ordering::Relaxed);
@@ -168,8 +178,7 @@ pub(super) fn freed(number: u32, size: usize, weight: u64, lifetime: u64) {
     let bytes = bytes_for(size, weight);
     // SAFETY: the number comes from `find`.
     let (site, _) = unsafe { at(number) };
-    site.frees.fetch_add(weight, Ordering::Relaxed);
-    site.free_bytes.fetch_add(bytes, Ordering::Relaxed);
+    site.for_both(|balance| balance.freed(size, weight));
     let lifetimes = (u128::from(lifetime) * u128::from(weight)) >> FRACTION;
     site.lifetimes.fetch_add(lifetimes as u64, Ordering::Relaxed);
     LIVE.fetch_sub(bytes, Ordering::Relaxed);
@@ -179,14 +188,9 @@ pub(super) fn freed(number: u32, size: usize, weight: u64, lifetime: u64) {
 pub(super) fn resized(number: u32, old: usize, new: usize, weight: u64) {
     // SAFETY: the number comes from `find`.
     let (site, _) = unsafe { at(number) };
-    let (old, new) = (bytes_for(old, weight), bytes_for(new, weight));
-    if new > old {
-        site.alloc_bytes.fetch_add(new - old, Ordering::Relaxed);
-        LIVE.fetch_add(new - old, Ordering::Relaxed);
-    } else {
-        site.free_bytes.fetch_add(old - new, Ordering::Relaxed);
-        LIVE.fetch_sub(old - new, Ordering::Relaxed);
-    }
+    site.for_both(|balance| balance.resized(old, new, weight));
+    let more = bytes_for(new, weight).wrapping_sub(bytes_for(old, weight));
+    LIVE.fetch_add(more, Ordering::Relaxed);
 }
 
 /// Copies the sums of live blocks of all sites into those of the peak.
@@ -199,20 +203,24 @@ fn note_peak() {
 }
 
 impl Site {
+    /// Calls `change` with the sums of the site, and with those of its tag.
+    fn for_both(&self, change: impl Fn(&Balance)) {
+        change(&self.balance);
+        change(tags::sums(self.tag.load(Ordering::Relaxed)));
+    }
+
     fn sums(&self) -> Sums {
-        let whole = |blocks: u64| ((blocks + (1 << (FRACTION - 1))) >> FRACTION) as i64;
-        // Frees first: a block that is allocated and freed in between is not missed.
-        let [frees, free_bytes, allocs, alloc_bytes] =
-            [&self.frees, &self.free_bytes, &self.allocs, &self.alloc_bytes]
-                .map(|sum| sum.load(Ordering::Relaxed));
+        let numbers = self.balance.read();
         Sums {
-            allocs: whole(allocs),
-            alloc_bytes: alloc_bytes as i64,
-            live: whole(allocs.saturating_sub(frees)),
-            live_bytes: alloc_bytes.saturating_sub(free_bytes) as i64,
+            allocs: numbers.allocs as i64,
+            alloc_bytes: numbers.alloc_bytes as i64,
+            live: numbers.live as i64,
+            live_bytes: numbers.live_bytes as i64,
             peak: self.peak.load(Ordering::Relaxed) as i64,
             peak_bytes: self.peak_bytes.load(Ordering::Relaxed) as i64,
             lifetimes: self.lifetimes.load(Ordering::Relaxed) as i64,
+            alloc_variance: numbers.alloc_variance,
+            live_variance: numbers.live_variance,
         }
     }
 }
@@ -231,9 +239,12 @@ fn for_each_site(mut visit: impl FnMut(&'static Site, &'static [usize])) {
     }
 }
 
-/// Calls `visit` with the frames of each site, the innermost first, and its sums.
-pub(crate) fn for_each(mut visit: impl FnMut(&'static [usize], Sums)) {
-    for_each_site(|site, frames| visit(frames, site.sums()));
+/// Calls `visit` with each site and its sums.
+pub(crate) fn for_each(mut visit: impl FnMut(Place, Sums)) {
+    for_each_site(|site, frames| {
+        let tag = tags::name(site.tag.load(Ordering::Relaxed));
+        visit(Place { frames, tag }, site.sums());
+    });
 }
 
 #[cfg(test)]
@@ -243,8 +254,8 @@ mod tests {
     /// Stacks that no other test has.
     fn sums_of(frames: &[usize]) -> Sums {
         let mut found = Sums::default();
-        for_each(|of_site, sums| {
-            if of_site == frames {
+        for_each(|place, sums| {
+            if place.frames == frames {
                 found = sums;
             }
         });
@@ -256,20 +267,23 @@ mod tests {
         assert!(prepare() && prepare());
         let count = if cfg!(miri) { 20 } else { 5000 };
         let stack = |number: usize| [7, number, number * number];
-        let numbers: std::vec::Vec<_> = (0..count).map(|one| find(&stack(one)).unwrap()).collect();
+        let numbers: std::vec::Vec<_> =
+            (0..count).map(|one| find(&stack(one), 0).unwrap()).collect();
         for (one, number) in numbers.iter().enumerate() {
-            assert_eq!(find(&stack(one)), Some(*number));
+            assert_eq!(find(&stack(one), 0), Some(*number));
         }
-        let other = find(&stack(1)[..2]).unwrap();
+        let other = find(&stack(1)[..2], 0).unwrap();
         assert!(!numbers.contains(&other));
-        assert_eq!(find(&[9; MOST_FRAMES]), find(&[9; MOST_FRAMES + 5]));
+        let tagged = find(&stack(1), tags::intern("of a site")).unwrap();
+        assert!(!numbers.contains(&tagged));
+        assert_eq!(find(&[9; MOST_FRAMES], 0), find(&[9; MOST_FRAMES + 5], 0));
     }
 
     #[test]
     fn sums_follow_allocations_and_frees() {
         assert!(prepare());
         let frames = [1_000_001, 2];
-        let number = find(&frames).unwrap();
+        let number = find(&frames, 0).unwrap();
         let weight = 5 << FRACTION;
         allocated(number, 100, weight);
         allocated(number, 100, weight);
@@ -288,7 +302,7 @@ mod tests {
     fn threads_that_find_one_stack_get_one_site() {
         assert!(prepare());
         let count = if cfg!(miri) { 5 } else { 2000 };
-        let find_all = || (0..count).map(|one| find(&[3, one, 5]).unwrap()).collect();
+        let find_all = || (0..count).map(|one| find(&[3, one, 5], 0).unwrap()).collect();
         let all: std::vec::Vec<std::vec::Vec<u32>> = std::thread::scope(|scope| {
             let threads: std::vec::Vec<_> = (0..3).map(|_| scope.spawn(find_all)).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()

@@ -6,8 +6,9 @@
 
 use core::fmt::{self, Display, Formatter, Write as _};
 
-use super::{CacheStats, CpuStats, Name, NodeStats, Stats};
+use super::{CacheStats, CpuStats, NodeStats, Stats, TagStats, plain};
 use crate::os;
+use crate::sampling::tags;
 
 /// Number of caches with a row of their own in the table: those with the most memory.
 const ROWS: usize = 10;
@@ -41,24 +42,8 @@ impl Display for Stats {
         if self.collapses > 0 {
             write!(to, "; {} huge pages made, {} split", self.collapses, self.collapse_splits)?;
         }
-        let mut rows = [const { None::<CacheStats> }; ROWS];
-        let (mut others, mut of_others) = (0, 0);
-        for cache in self.caches().filter(|cache| cache.slabs > 0) {
-            // A cache replaces the first row with less memory, whose cache moves on to the next
-            // row. The last cache that is replaced has no row.
-            let mut left = Some(cache);
-            for row in &mut rows {
-                let bytes =
-                    |cache: &Option<CacheStats>| cache.as_ref().map_or(0, CacheStats::bytes);
-                if bytes(&left) > bytes(row) {
-                    core::mem::swap(&mut left, row);
-                }
-            }
-            if let Some(cache) = left {
-                others += 1;
-                of_others += cache.bytes();
-            }
-        }
+        let caches = self.caches().filter(|cache| cache.slabs > 0);
+        let (rows, others, of_others) = largest(caches, CacheStats::bytes);
         if let Some(Some(_)) = rows.first() {
             let [name, size, uses, total, memory, allocs] =
                 ["CACHE", "SIZE", "IN USE", "TOTAL", "MEMORY", "ALLOCS"];
@@ -68,7 +53,7 @@ impl Display for Stats {
             write!(
                 to,
                 "\n{:<24} {:>6} {:>10} {:>10} {:>9} {:>12}",
-                Word(&cache.name),
+                Word(cache.name.as_str()),
                 cache.object_size,
                 cache.in_use,
                 cache.objects(),
@@ -79,8 +64,62 @@ impl Display for Stats {
         if others > 0 {
             write!(to, "\n{others:>3} others {:>53}", Bytes(of_others))?;
         }
+        let (rows, others, of_others) = largest(self.tags(), |tag| tag.live_bytes as usize);
+        if let Some(Some(_)) = rows.first() {
+            let [name, live, memory, error, allocs, bytes] =
+                ["TAG", "IN USE", "MEMORY", "ERROR", "ALLOCS", "ALLOCATED"];
+            write!(to, "\n{name:<24} {live:>10} {memory:>9} {error:>7} {allocs:>12} {bytes:>12}")?;
+        }
+        for tag in rows.iter().flatten() {
+            let name = if tag.name.is_empty() { "(none)" } else { tag.name };
+            // In tenths of a percent.
+            let error = tag.live_error.saturating_mul(1000) / tag.live_bytes.max(1);
+            write!(
+                to,
+                "\n{:<24} {:>10} {:>9} {:>4}.{} % {:>11} {:>12}",
+                Word(name),
+                tag.live,
+                Bytes(tag.live_bytes as usize),
+                error / 10,
+                error % 10,
+                tag.allocs,
+                Bytes(tag.alloc_bytes as usize),
+            )?;
+        }
+        if others > 0 {
+            write!(to, "\n{others:>3} others {:>34}", Bytes(of_others))?;
+        }
+        if tags::lost() > 0 {
+            write!(to, "\n{} uses of names beyond {} tags", tags::lost(), tags::MOST)?;
+        }
         Ok(())
     }
+}
+
+/// Returns the [`ROWS`] items with the most bytes, the largest first, and the number of others and
+/// their bytes.
+fn largest<T>(
+    items: impl Iterator<Item = T>,
+    bytes_of: impl Fn(&T) -> usize,
+) -> ([Option<T>; ROWS], usize, usize) {
+    let mut rows = [const { None::<T> }; ROWS];
+    let (mut others, mut of_others) = (0, 0);
+    let bytes = |item: &Option<T>| item.as_ref().map_or(0, &bytes_of);
+    for item in items {
+        // An item replaces the first row with less memory, whose item moves on to the next row. The
+        // last item that is replaced has no row.
+        let mut left = Some(item);
+        for row in &mut rows {
+            if row.is_none() || bytes(&left) > bytes(row) {
+                core::mem::swap(&mut left, row);
+            }
+        }
+        if left.is_some() {
+            others += 1;
+            of_others += bytes(&left);
+        }
+    }
+    (rows, others, of_others)
 }
 
 /// A number of bytes for people: in the largest unit that fits at least once, with one decimal
@@ -127,7 +166,7 @@ impl Display for Slabinfo<'_> {
                 to,
                 "{:<17} {:>6} {:>6} {:>6} {:>4} {:>4} : tunables {:>4} {:>4} {:>4} : slabdata {:>6} {:>6} {:>6} : sheafstat {} {} {} \
                  {} : barnstat {} {} {} : slabstat {} {}",
-                Word(&cache.name),
+                Word(cache.name.as_str()),
                 cache.in_use,
                 cache.objects(),
                 cache.object_size,
@@ -158,12 +197,12 @@ impl Display for Slabinfo<'_> {
 }
 
 /// A name as a single word, for lines that are split at blanks.
-struct Word<'a>(&'a Name);
+struct Word<'a>(&'a str);
 
 impl Display for Word<'_> {
     fn fmt(&self, to: &mut Formatter<'_>) -> fmt::Result {
         let mut len = 0;
-        for letter in self.0.plain() {
+        for letter in plain(self.0) {
             to.write_char(letter)?;
             len += 1;
         }
@@ -256,6 +295,16 @@ static CACHE_METRICS: [Metric<CacheStats>; 15] = [
     counter("cache_new_slabs", "Slabs made.", |cache| cache.events.new_slabs),
 ];
 
+/// Metrics of each tag. The errors are standard errors.
+static TAG_METRICS: [Metric<TagStats>; 6] = [
+    gauge("tag_blocks", "Blocks in use that were allocated in the tag, estimated.", |tag| tag.live),
+    gauge("tag_bytes", "Bytes of tag_blocks.", |tag| tag.live_bytes),
+    gauge("tag_error_bytes", "Standard error of tag_bytes.", |tag| tag.live_error),
+    counter("tag_allocs", "Blocks allocated in the tag, estimated.", |tag| tag.allocs),
+    counter("tag_alloc_bytes", "Bytes of tag_allocs.", |tag| tag.alloc_bytes),
+    gauge("tag_alloc_error_bytes", "Standard error of tag_alloc_bytes.", |tag| tag.alloc_error),
+];
+
 /// Metrics of each CPU.
 static CPU_METRICS: [Metric<CpuStats>; 6] = [
     gauge("cpu_objects", "Free objects in the sheaves of the CPU.", |cpu| cpu.objects as u64),
@@ -294,6 +343,11 @@ impl Display for OpenMetrics<'_> {
         family(to, &NODE_METRICS, |sample| {
             stats.nodes().try_for_each(|node| sample(&Labelled("node", node.node), &node))
         })?;
+        if stats.tags().next().is_some() {
+            family(to, &TAG_METRICS, |sample| {
+                stats.tags().try_for_each(|tag| sample(&Labelled("tag", Escaped(tag.name)), &tag))
+            })?;
+        }
         to.write_str("# EOF\n")
     }
 }

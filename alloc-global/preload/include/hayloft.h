@@ -89,6 +89,19 @@ void hayloft_profile_stop(void);
  * be called in any context. Returns 0, or -1 with errno EIO. */
 int hayloft_profile_write(int file);
 
+/* Tags: which part of the program allocates. Profiles and statistics have the memory that was
+ * allocated in each tag, estimated from the samples of a profile. hayloft_tag_enter() makes this
+ * thread be in the tag of that name, or in none if the name is null or empty, and returns what
+ * hayloft_tag_leave() takes to go back:
+ *
+ *     unsigned before = hayloft_tag_enter("index");
+ *     build_index();
+ *     hayloft_tag_leave(before);
+ *
+ * The name is copied, up to 64 bytes of UTF-8; there are up to 1024 names. Any context. */
+unsigned hayloft_tag_enter(const char *name);
+void hayloft_tag_leave(unsigned before);
+
 /* A cache of objects of one size and kind. */
 typedef struct hayloft_cache hayloft_cache;
 

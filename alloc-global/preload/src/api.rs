@@ -11,6 +11,7 @@ use hayloft_core::heap;
 use hayloft_core::profile;
 use hayloft_core::report::{self, Format};
 use hayloft_core::stats::{self, CacheStats, Stats};
+use hayloft_core::tag::{self, Tag};
 
 use crate::errno::{fail, or_no_memory};
 
@@ -92,6 +93,29 @@ extern "C" fn hayloft_profile_write(file: c_int) -> c_int {
         fail(libc::EIO);
         -1
     }
+}
+
+/// # Safety
+/// `name` is null or a null-terminated string.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hayloft_tag_enter(name: *const c_char) -> c_uint {
+    let tag = if name.is_null() {
+        Tag::NONE
+    } else {
+        // SAFETY: the caller guarantees that `name` is null-terminated.
+        let name = unsafe { CStr::from_ptr(name) }.to_bytes();
+        let valid = name.utf8_chunks().next().map_or("", |chunk| chunk.valid());
+        Tag::named(valid)
+    };
+    tag::replace(tag).number()
+}
+
+/// # Safety
+/// [`hayloft_tag_enter`] returned `before`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hayloft_tag_leave(before: c_uint) {
+    // SAFETY: the caller guarantees that the number was returned, and so that it is one of a tag.
+    tag::replace(unsafe { Tag::from_number(before) });
 }
 
 /// # Safety

@@ -119,6 +119,32 @@ static void profiles(void)
     }
 }
 
+static void tags(void)
+{
+    CHECK(hayloft_profile_start(1) == 0);
+    unsigned none = hayloft_tag_enter("outer");
+    CHECK(none == 0);
+    unsigned outer = hayloft_tag_enter("inner \xff not UTF-8");
+    CHECK(outer != 0);
+    void *block = malloc(1024);
+    unsigned inner = hayloft_tag_enter(NULL);
+    CHECK(inner != 0 && inner != outer && hayloft_tag_enter("outer") == 0);
+    hayloft_tag_leave(inner);
+    hayloft_tag_leave(outer);
+    CHECK(hayloft_tag_enter("") == outer);
+    hayloft_tag_leave(none);
+    char text[1 << 18];
+    FILE *file = tmpfile();
+    CHECK(file && hayloft_stats_write(fileno(file), HAYLOFT_OPENMETRICS) == 0);
+    ssize_t bytes = pread(fileno(file), text, sizeof text - 1, 0);
+    CHECK(bytes > 0);
+    text[bytes] = 0;
+    CHECK(strstr(text, "hayloft_tag_bytes{tag=\"inner \"} 1024\n"));
+    fclose(file);
+    hayloft_profile_stop();
+    free(block);
+}
+
 static void statistics_and_trim(void)
 {
     struct hayloft_stats before, after;
@@ -212,6 +238,7 @@ int main(int argc, char **argv)
         ENTRY(invalid_caches),
         ENTRY(statistics_of_caches),
         ENTRY(profiles),
+        ENTRY(tags),
         ENTRY(statistics_and_trim),
         ENTRY(main_ends_first),
         ENTRY(main_of_a_forked_child_ends_first),

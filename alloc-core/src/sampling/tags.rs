@@ -1,0 +1,222 @@
+//! Tags: names of parts of the program, the one that a thread is in, and the sums of each.
+//!
+//! Names are interned: the first use of a name gives it a number, which it keeps for the life of
+//! the process. The names with one hash form a chain. All operations work in any context: an entry
+//! is linked by one exchange once it is complete. The current tag of a thread is a word that exists
+//! as long as the thread does; it is read when a sample is taken, and by nobody else.
+
+use core::cell::UnsafeCell;
+use core::iter;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use super::numbers::Numbers;
+use super::reserved::Reserved;
+use super::sums::{self, Balance};
+use crate::arch;
+
+/// Most names.
+pub(crate) const MOST: usize = if cfg!(miri) { 1 << 4 } else { 1 << 10 };
+/// Bytes of a name that are kept.
+pub(crate) const MOST_BYTES: usize = 64;
+/// Chains.
+const CHAINS: usize = 1 << 8;
+
+/// A name and its sums.
+#[repr(C)]
+struct Entry {
+    /// Number of the next entry of the chain, plus one; 0 at its end.
+    next: AtomicU32,
+    /// Bytes of the name. It does not change once the entry is linked.
+    len: AtomicU32,
+    name: UnsafeCell<[u8; MOST_BYTES]>,
+    sums: Balance,
+}
+
+/// The first entry of each chain, by its number plus one.
+static HEADS: [AtomicU32; CHAINS] = [const { AtomicU32::new(0) }; CHAINS];
+/// Memory of the entries.
+static ENTRIES: Reserved<Entry> = Reserved::new();
+/// Entries that are not linked.
+static FREE: Numbers = Numbers::new();
+/// Uses of names for which there was no entry.
+static LOST: AtomicU64 = AtomicU64::new(0);
+/// Sums of what was allocated without a tag.
+static UNTAGGED: Balance = Balance::new();
+
+/// Returns the entry of a number below [`MOST`].
+///
+/// # Safety
+/// The memory is prepared.
+unsafe fn at(number: u32) -> &'static Entry {
+    // SAFETY: the caller guarantees the memory, which has that many entries and is never unmapped.
+    unsafe { ENTRIES.get().unwrap_unchecked().add(number as usize % MOST).as_ref() }
+}
+
+/// Returns the name of an entry.
+///
+/// # Safety
+/// The entry is linked.
+unsafe fn name_of(entry: &'static Entry) -> &'static str {
+    let len = entry.len.load(Ordering::Relaxed) as usize;
+    // SAFETY: the caller guarantees a linked entry: its name is complete, and does not change.
+    unsafe {
+        let name: &[u8; MOST_BYTES] = &*entry.name.get();
+        core::str::from_utf8_unchecked(name.get_unchecked(..len))
+    }
+}
+
+/// Returns the number of a tag with this name, cut to [`MOST_BYTES`]: 0 for the empty name. Makes
+/// one if there is none. Returns 0 and counts that if there is no room.
+pub(crate) fn intern(name: &str) -> u32 {
+    let end = (0..=name.len().min(MOST_BYTES)).rev().find(|end| name.is_char_boundary(*end));
+    let name = name.get(..end.unwrap_or(0)).unwrap_or_default();
+    if name.is_empty() {
+        return 0;
+    }
+    find(name).unwrap_or_else(|| {
+        LOST.fetch_add(1, Ordering::Relaxed);
+        0
+    })
+}
+
+fn find(name: &str) -> Option<u32> {
+    let hash = name.bytes().fold(name.len() as u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+    });
+    let head = HEADS.get((hash >> 40) as usize % CHAINS)?;
+    let mut made = None;
+    // Acquire, here and below: pairs with the Release that links an entry.
+    let mut first = head.load(Ordering::Acquire);
+    let mut checked = 0;
+    loop {
+        let mut link = first;
+        while link != checked && link != 0 {
+            // SAFETY: linked entries are complete.
+            let entry = unsafe { at(link - 1) };
+            // SAFETY: as above.
+            if unsafe { name_of(entry) } == name {
+                if let Some(made) = made {
+                    // SAFETY: the memory exists.
+                    FREE.push(made, |number| unsafe { &at(number).next });
+                }
+                return Some(link);
+            }
+            link = entry.next.load(Ordering::Relaxed);
+        }
+        checked = first;
+        if made.is_none() {
+            made = make(name);
+        }
+        let made = made?;
+        // SAFETY: `make` completed the entry, and nobody else uses it.
+        unsafe { at(made) }.next.store(first, Ordering::Relaxed);
+        match head.compare_exchange(first, made + 1, Ordering::Release, Ordering::Acquire) {
+            Ok(_) => return Some(made + 1),
+            // Other names were linked meanwhile, perhaps this one.
+            Err(now) => first = now,
+        }
+    }
+}
+
+/// Makes an entry that is not linked yet. Returns its number.
+fn make(name: &str) -> Option<u32> {
+    if !ENTRIES.prepare_all(MOST * size_of::<Entry>()) {
+        return None;
+    }
+    // SAFETY: the memory exists, as was just checked.
+    let number = FREE.pop(MOST as u32, |number| unsafe { &at(number).next })?;
+    // SAFETY: as above.
+    let entry = unsafe { at(number) };
+    // SAFETY: the entry is this caller's until it is linked or pushed; the name fits.
+    unsafe { entry.name.get().cast::<u8>().copy_from_nonoverlapping(name.as_ptr(), name.len()) };
+    entry.len.store(name.len() as u32, Ordering::Relaxed);
+    Some(number)
+}
+
+/// Returns the number of uses of names that became no tags, as there were too many.
+pub(crate) fn lost() -> u64 {
+    LOST.load(Ordering::Relaxed)
+}
+
+/// Returns the name of a tag: the empty one for 0.
+pub(crate) fn name(number: u32) -> &'static str {
+    match number.checked_sub(1) {
+        // SAFETY: a number other than 0 comes from `intern`, so the entry is linked.
+        Some(index) => unsafe { name_of(at(index)) },
+        None => "",
+    }
+}
+
+/// Returns the sums of a tag.
+pub(super) fn sums(number: u32) -> &'static Balance {
+    match number.checked_sub(1) {
+        // SAFETY: a number other than 0 comes from `intern`, so the memory exists.
+        Some(index) => &unsafe { at(index) }.sums,
+        None => &UNTAGGED,
+    }
+}
+
+/// Returns the tag that this thread is in.
+pub(crate) fn current() -> u32 {
+    arch::locals().tag.load(Ordering::Relaxed)
+}
+
+/// Makes this thread be in a tag. Returns the one that it was in.
+pub(crate) fn replace(number: u32) -> u32 {
+    let word = &arch::locals().tag;
+    // A handler that comes between leaves the word as it found it.
+    let before = word.load(Ordering::Relaxed);
+    word.store(number, Ordering::Relaxed);
+    before
+}
+
+/// Returns all tags, 0 first, with their sums.
+pub(crate) fn all() -> impl Iterator<Item = (&'static str, sums::Estimate)> {
+    let linked = HEADS.iter().flat_map(|head| {
+        let exists = |link: u32| (link != 0).then_some(link);
+        // Acquire: pairs with the Release that links an entry.
+        iter::successors(exists(head.load(Ordering::Acquire)), move |link| {
+            // SAFETY: linked entries are complete.
+            exists(unsafe { at(link - 1) }.next.load(Ordering::Relaxed))
+        })
+    });
+    iter::once(0).chain(linked).map(|number| (name(number), sums(number).read()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::format;
+    use std::string::String;
+    use std::vec::Vec;
+
+    #[test]
+    fn names_have_one_number_each() {
+        let count = if cfg!(miri) { 3 } else { 300 };
+        let names: Vec<String> = (0..count).map(|one| format!("name {one}")).collect();
+        let intern_all = || names.iter().map(|name| intern(name)).collect::<Vec<_>>();
+        let all: Vec<Vec<u32>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(intern_all)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(all.iter().all(|numbers| *numbers == all[0]));
+        for (name, number) in names.iter().zip(&all[0]) {
+            assert!(*number != 0 && super::name(*number) == name);
+        }
+        let long = "é".repeat(MOST_BYTES);
+        let number = intern(&format!("x{long}"));
+        assert_eq!(number, intern(&format!("x{long} and more")));
+        assert_eq!(super::name(number).len(), MOST_BYTES - 1);
+        assert_eq!((intern(""), super::name(0)), (0, ""));
+    }
+
+    #[test]
+    fn threads_have_a_tag_each() {
+        let before = replace(5);
+        assert_eq!((before, current()), (0, 5));
+        std::thread::scope(|scope| {
+            scope.spawn(|| assert_eq!(replace(6), 0));
+        });
+        assert_eq!(replace(before), 5);
+    }
+}
