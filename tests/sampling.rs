@@ -204,6 +204,169 @@ fn leak_among_pairs_is_found() {
     });
 }
 
+/// Returns the values of all samples of the profile that `write` writes.
+fn values_of(write: impl FnOnce(&mut dyn FnMut(&[u8]) -> bool) -> bool) -> Vec<Vec<i64>> {
+    let mut file = Vec::new();
+    assert!(write(&mut |part| {
+        file.extend_from_slice(part);
+        true
+    }));
+    values_in(&file)
+}
+
+/// Returns the values of all samples of a profile.
+fn values_in(file: &[u8]) -> Vec<Vec<i64>> {
+    use std::io::Read as _;
+
+    fn varint(rest: &mut &[u8]) -> u64 {
+        let mut number = 0;
+        for shift in (0..).step_by(7) {
+            let (byte, after) = rest.split_first().expect("a number ends");
+            *rest = after;
+            number |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                break;
+            }
+        }
+        number
+    }
+    /// Calls `visit` with the number and the bytes of each field that has some.
+    fn fields<'a>(mut rest: &'a [u8], mut visit: impl FnMut(u64, &'a [u8])) {
+        while !rest.is_empty() {
+            let tag = varint(&mut rest);
+            let number = varint(&mut rest);
+            if tag & 7 == 2 {
+                let (bytes, after) = rest.split_at(number as usize);
+                rest = after;
+                visit(tag >> 3, bytes);
+            }
+        }
+    }
+    let mut message = Vec::new();
+    flate2::read::GzDecoder::new(file).read_to_end(&mut message).unwrap();
+    let mut samples = Vec::new();
+    fields(&message, |field, sample| {
+        const SAMPLE: u64 = 2;
+        if field == SAMPLE {
+            fields(sample, |field, mut values| {
+                const VALUES: u64 = 2;
+                if field == VALUES {
+                    let mut all = Vec::new();
+                    while !values.is_empty() {
+                        all.push(varint(&mut values) as i64);
+                    }
+                    samples.push(all);
+                }
+            });
+        }
+    });
+    samples
+}
+
+/// Returns the blocks and bytes of the samples of [`leak`] in a profile of growth, told by the size
+/// of its blocks.
+fn leaked_in(values: &[Vec<i64>]) -> [i64; 2] {
+    let pair = |values: &Vec<i64>| <[i64; 2]>::try_from(values.as_slice()).expect("two values");
+    let of_leak = values.iter().map(pair).filter(|[blocks, bytes]| bytes / blocks == 256);
+    of_leak.fold([0, 0], |sum, values| [sum[0] + values[0], sum[1] + values[1]])
+}
+
+/// A profile of growth has what was allocated after the mark and is still in use, also where a stack
+/// frees as much as it allocates.
+#[test]
+fn growth_is_what_stays_of_what_was_allocated_since() {
+    on_both_backends(|| {
+        assert!(samples::start(1));
+        let mut old = Vec::with_capacity(1000);
+        let mut new = Vec::with_capacity(1000);
+        let free = |blocks: &mut Vec<*mut u8>, count: usize| {
+            for block in blocks.drain(..count) {
+                // SAFETY: the block is live, and of this layout.
+                unsafe { GLOBAL.dealloc(block, BLOCK) };
+            }
+        };
+        let growth = |mark| leaked_in(&values_of(|sink| samples::write_growth(mark, sink)));
+        (0..500).for_each(|_| leak(&mut old));
+        let mark = samples::mark();
+        assert_eq!(growth(mark), [0, 0]);
+        (0..300).for_each(|_| leak(&mut new));
+        free(&mut old, 300);
+        assert_eq!(growth(mark), [300, 300 * 256]);
+        let later = samples::mark();
+        assert!(later > mark && growth(later) == [0, 0]);
+        free(&mut new, 100);
+        (0..7).for_each(|_| leak(&mut new));
+        assert_eq!((growth(mark), growth(later)), ([207, 207 * 256], [7, 7 * 256]));
+        samples::stop();
+        free(&mut old, 200);
+        free(&mut new, 207);
+        assert_eq!(growth(mark), [0, 0]);
+    });
+}
+
+/// With `growth` in `HAYLOFT_PROFILE` the first profile has everything, and the later ones what was
+/// allocated since the first.
+#[test]
+fn later_profiles_have_the_growth_since_the_first() {
+    use tests::scenario::{BACKENDS, Scenario};
+    use tests::temporary::Temporary;
+
+    for backend in BACKENDS {
+        let file = Temporary(std::env::temp_dir().join(format!("hayloft-growth-{backend}.pb.gz")));
+        let path = file.0.to_str().unwrap();
+        Scenario::new(backend, || {
+            let profile = || {
+                // SAFETY: the signal has a handler, that of the setting.
+                unsafe { libc::raise(libc::SIGUSR2) };
+                values_in(&std::fs::read(path).unwrap())
+            };
+            let mut kept = Vec::with_capacity(2000);
+            (0..500).for_each(|_| leak(&mut kept));
+            let first = profile();
+            assert!(first.iter().all(|values| values.len() == samples::TYPES.len()));
+            assert!(first.iter().any(|values| values[3] >= 500 * 256));
+            for expected in [30, 60] {
+                (0..30).for_each(|_| leak(&mut kept));
+                assert_eq!(leaked_in(&profile()), [expected, 256 * expected]);
+            }
+            for block in kept {
+                // SAFETY: the block is live, and of this layout.
+                unsafe { GLOBAL.dealloc(block, BLOCK) };
+            }
+        })
+        .env("HAYLOFT_BACKEND", backend)
+        .env("HAYLOFT_PROFILE", format!("{path},mean=1,growth,signal={}", libc::SIGUSR2))
+        .succeeds();
+    }
+}
+
+/// Sums of a profile of growth are unbiased where samples stand for many blocks.
+#[test]
+fn growth_is_unbiased() {
+    on_both_backends(|| {
+        const MEAN: f64 = 16_384.0;
+        const LEAKS: usize = 20_000;
+        assert!(samples::start(MEAN as usize));
+        let mut kept = Vec::with_capacity(2 * LEAKS);
+        (0..LEAKS).for_each(|_| leak(&mut kept));
+        let mark = samples::mark();
+        for _ in 0..LEAKS {
+            leak(&mut kept);
+            pair();
+        }
+        let values = values_of(|sink| samples::write_growth(mark, sink));
+        let bytes: i64 = values.iter().map(|values| values[1]).sum();
+        let exact = (LEAKS * BLOCK.size()) as f64;
+        let deviations = (bytes as f64 - exact) / (exact * MEAN).sqrt();
+        assert!(deviations.abs() < 5.0, "{deviations} deviations: {values:?}");
+        samples::stop();
+        for block in kept {
+            // SAFETY: the block is live, and of this layout.
+            unsafe { GLOBAL.dealloc(block, BLOCK) };
+        }
+    });
+}
+
 /// Where address space is limited, there is room for fewer samples. The others are counted as
 /// missed, and most of the address space that was free is left to the program.
 #[test]

@@ -39,6 +39,7 @@ use crate::path::objects;
 use crate::sampling;
 use crate::stats;
 use pprof::{Description, Label, LabelValue};
+use scratch::{Scratch, Zeroed};
 
 /// Mean bytes between samples of a profile that was requested without any: 512 KiB. A heap of 1 GiB
 /// is then known to 2 %, and sampling costs less than 1 % of the time.
@@ -97,15 +98,20 @@ pub fn missed() -> u64 {
 }
 
 /// Types and units of the values of a profile: blocks and bytes allocated so far, in use, and in
-/// use when the program had the most.
-pub const TYPES: [(&str, &str); 6] = [
+/// use when the program had the most; and how long the freed blocks lived, all together.
+pub const TYPES: [(&str, &str); 7] = [
     ("alloc_objects", "count"),
     ("alloc_space", "bytes"),
     ("inuse_objects", "count"),
     ("inuse_space", "bytes"),
     ("peak_objects", "count"),
     ("peak_space", "bytes"),
+    ("lifetime", "milliseconds"),
 ];
+
+/// Types and units of the values of a profile of growth: the blocks and bytes that were allocated
+/// since a [mark], and are in use.
+pub const GROWTH_TYPES: [(&str, &str); 2] = [("inuse_objects", "count"), ("inuse_space", "bytes")];
 
 /// Writes a profile of all samples so far, in the format of `pprof`, to `sink`, which returns false
 /// if it failed. Returns false then, or if there is no memory for the buffers. May be called in any
@@ -117,6 +123,111 @@ pub const TYPES: [(&str, &str); 6] = [
 /// Objects of [caches](crate::cache) are not sampled. Each cache has a sample with its exact numbers
 /// since it was created, in the place of a stack with its name.
 pub fn write(sink: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+    write_as(&TYPES, sink, |writer| {
+        let mut more = true;
+        sampling::for_each(|place, sums| {
+            let values = [
+                sums.allocs,
+                sums.alloc_bytes,
+                sums.live,
+                sums.live_bytes,
+                sums.peak,
+                sums.peak_bytes,
+                sums.lifetimes,
+            ];
+            if more && values.iter().any(|value| *value != 0) {
+                more = add(writer, &place, &values);
+            }
+        });
+        for cache in stats::object_caches() {
+            let mut name = Line::<96>::new();
+            // The text fits.
+            let _ = write!(name, "object cache {}", cache.name);
+            let name = core::str::from_utf8(name.as_bytes()).unwrap_or_default();
+            let (allocs, live) = (cache.events.allocs as i64, cache.in_use as i64);
+            let size = cache.object_size as i64;
+            // Their peak and their lifetimes are not known.
+            let values = [allocs, allocs * size, live, live * size, 0, 0, 0];
+            more = more && writer.named_sample(name, &values);
+        }
+    })
+}
+
+/// A moment, from [`mark`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Mark(u32);
+
+impl Mark {
+    /// Returns the mark of a number from [`Mark::number`].
+    #[must_use]
+    pub fn from_number(number: u32) -> Mark {
+        Mark(number)
+    }
+
+    /// Returns a number for this mark, which is not 0.
+    #[must_use]
+    pub fn number(self) -> u32 {
+        self.0
+    }
+}
+
+/// Marks this moment, for [`write_growth`]. May be called in any context.
+#[must_use]
+pub fn mark() -> Mark {
+    Mark(sampling::mark())
+}
+
+/// Writes a profile as [`write`] does, of the blocks that were allocated after `mark` and are in
+/// use. Its values are [`GROWTH_TYPES`]. A block that was resized since counts as allocated when it
+/// was made.
+///
+/// The difference of two profiles says by how much each stack grew. This says what stayed: where a
+/// stack replaces its blocks, or frees old ones and leaks new ones, the difference is 0.
+///
+/// ```
+/// use hayloft_core::profile;
+///
+/// assert!(profile::start(1));
+/// let mark = profile::mark();
+/// let kept = hayloft_core::by_address::alloc(100);
+/// let mut file = Vec::new();
+/// assert!(profile::write_growth(mark, &mut |part| {
+///     file.extend_from_slice(part);
+///     true
+/// }));
+/// # unsafe { hayloft_core::by_address::free(kept) };
+/// profile::stop();
+/// ```
+pub fn write_growth(mark: Mark, sink: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+    let Some(mut sums) = Scratch::<sampling::Sum>::new(sampling::sites()) else { return false };
+    write_as(&GROWTH_TYPES, sink, |writer| {
+        sampling::add_since(mark.0, &mut sums);
+        let mut more = true;
+        sampling::for_each_number(|number, place| {
+            let sum = sums.get(number as usize).copied().unwrap_or_default();
+            if more && sum.bytes() != 0 {
+                more = add(writer, &place, &[sum.blocks(), sum.bytes()]);
+            }
+        });
+    })
+}
+
+// SAFETY: the fields are numbers.
+unsafe impl Zeroed for sampling::Sum {}
+
+/// Adds the values of a site to a profile. Returns false if further ones are useless.
+fn add(writer: &mut pprof::Writer<'_>, place: &Place, values: &[i64]) -> bool {
+    let label = Label { key: "tag", value: LabelValue::Text(place.tag) };
+    let labels = if place.tag.is_empty() { &[][..] } else { slice::from_ref(&label) };
+    writer.sample(place.frames, values, labels)
+}
+
+/// Writes a profile with values of these types.
+fn write_as(
+    types: &[(&str, &str)],
+    sink: &mut dyn FnMut(&[u8]) -> bool,
+    samples: impl FnOnce(&mut pprof::Writer<'_>),
+) -> bool {
     objects::renew_counts();
     let mut comment = Line::<96>::new();
     // The text fits.
@@ -128,42 +239,19 @@ pub fn write(sink: &mut dyn FnMut(&[u8]) -> bool) -> bool {
         missed()
     );
     let description = Description {
-        types: &TYPES,
+        types,
         default_type: "inuse_space",
         period: mean().unwrap_or(0) as u64,
         time: pprof::now(),
         duration: 0,
         comments: &[core::str::from_utf8(comment.as_bytes()).unwrap_or_default()],
     };
-    pprof::write(&description, sink, |writer| {
-        let mut more = true;
-        sampling::for_each(|place, sums| {
-            let values = [
-                sums.allocs,
-                sums.alloc_bytes,
-                sums.live,
-                sums.live_bytes,
-                sums.peak,
-                sums.peak_bytes,
-            ];
-            if more && values.iter().any(|value| *value != 0) {
-                let label = Label { key: "tag", value: LabelValue::Text(place.tag) };
-                let labels = if place.tag.is_empty() { &[][..] } else { slice::from_ref(&label) };
-                more = writer.sample(place.frames, &values, labels);
-            }
-        });
-        // The peak is not known.
-        for cache in stats::object_caches() {
-            let mut name = Line::<96>::new();
-            // The text fits.
-            let _ = write!(name, "object cache {}", cache.name);
-            let name = core::str::from_utf8(name.as_bytes()).unwrap_or_default();
-            let (allocs, live) = (cache.events.allocs as i64, cache.in_use as i64);
-            let size = cache.object_size as i64;
-            more = more
-                && writer.named_sample(name, &[allocs, allocs * size, live, live * size, 0, 0]);
-        }
-    })
+    pprof::write(&description, sink, samples)
+}
+
+/// Writes a profile as [`write_growth`] does, to an open file. Returns false if that fails.
+pub fn write_growth_to(mark: Mark, file: c_int) -> bool {
+    write_growth(mark, &mut |part| os::write_all(file, part))
 }
 
 /// Writes a profile as [`write`] does, to an open file. Returns false if that fails.

@@ -11,9 +11,10 @@
 //! - Formats are `slabinfo` (the default), `table`, `openmetrics`, and with the feature `serde`
 //!   `json`.
 //!
-//! `HAYLOFT_PROFILE=DESTINATION[,mean=BYTES][,every=SECONDS][,signal=NUMBER]` samples allocations
-//! from the start on, and writes [heap profiles](crate::profile) in the same way. Nothing is
-//! written to stderr.
+//! `HAYLOFT_PROFILE=DESTINATION[,mean=BYTES][,growth][,every=SECONDS][,signal=NUMBER]` samples
+//! allocations from the start on, and writes [heap profiles](crate::profile) in the same way.
+//! Nothing is written to stderr. With `growth` each profile but the first has only what was
+//! allocated since the first and is in use.
 //!
 //! A forked child writes reports only if the path contains `%p`. A program that ends by `_exit` or
 //! by a signal writes no report at its end.
@@ -61,6 +62,9 @@ struct Asked {
     /// before the end; -1 if there is none. Its number is higher than programs reach. Relaxed: the
     /// number guards no other memory.
     copy: AtomicI32,
+    /// Number of the mark of the first profile, for growth since then; 0 before that. Relaxed: the
+    /// number guards nothing.
+    first: AtomicU32,
 }
 
 impl Asked {
@@ -75,6 +79,7 @@ impl Asked {
         let Reports { destination, content, .. } = &self.reports;
         let write = |file| match content {
             Content::Statistics(format) => write(file, *format),
+            Content::Profile(profile) if profile.growth => self.write_growth(file),
             Content::Profile(_) => profile::write_to(file),
         };
         let done = match destination {
@@ -94,6 +99,17 @@ impl Asked {
         if !done {
             let what = if content.is_profile() { "a profile" } else { "statistics" };
             os::warn(format_args!("{what} cannot be written to {destination}"));
+        }
+    }
+}
+
+impl Asked {
+    /// Writes a profile, of the growth since the first one if there was one.
+    fn write_growth(&self, file: c_int) -> bool {
+        let now = profile::mark().number();
+        match self.first.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => profile::write_to(file),
+            Err(first) => profile::write_growth_to(profile::Mark::from_number(first), file),
         }
     }
 }
@@ -141,7 +157,7 @@ extern "C" fn start() {
 
 #[cfg_attr(miri, allow(dead_code, reason = "called by the loader"))]
 fn ask(name: Name, asked: &OnceLock<Asked>, reports: Reports<'static>) {
-    if let Content::Profile(mean) = reports.content
+    if let Content::Profile(settings::Profile { mean, .. }) = reports.content
         && !profile::start(mean as usize)
     {
         settings::refuse(name, format_args!("there is no memory for samples"), "no profile");
@@ -154,7 +170,8 @@ fn ask(name: Name, asked: &OnceLock<Asked>, reports: Reports<'static>) {
     let signal = reports.signal;
     let is_ours_already = all_asked().any(|asked| asked.reports.signal == signal);
     let copy = AtomicI32::new(copy.unwrap_or(-1));
-    let _ = asked.set(Asked { reports, process: os::process_id(), file, copy });
+    let first = AtomicU32::new(0);
+    let _ = asked.set(Asked { reports, process: os::process_id(), file, copy, first });
     if signal > 0
         && !is_ours_already
         && (is_of_a_fault(signal) || os::take_signal(Some(signal), on_signal).is_none())

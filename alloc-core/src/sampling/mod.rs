@@ -46,10 +46,10 @@ use crate::stack::capture;
 pub(crate) use gaps::random;
 pub(crate) use pool::may_own;
 use records::Sample;
-pub(crate) use sites::for_each;
 pub use sites::{Place, Sums};
-use sums::bytes_for;
+pub(crate) use sites::{bound as sites, for_each, for_each_number};
 pub(crate) use sums::root;
+use sums::{bytes_for, whole};
 
 /// The mean in force.
 static MEAN: Mean = Mean::new();
@@ -57,6 +57,8 @@ static MEAN: Mean = Mean::new();
 static WAS_ON: AtomicBool = AtomicBool::new(false);
 /// Samples without a record.
 static MISSED: AtomicU64 = AtomicU64::new(0);
+/// Number of [`mark`]s. Relaxed: whoever knows of a mark finds at least that number.
+static MARKS: AtomicU32 = AtomicU32::new(0);
 /// Blocks of each class in the pool.
 static IN_POOL: [AtomicU32; CLASSES] = [const { AtomicU32::new(0) }; CLASSES];
 
@@ -162,6 +164,42 @@ pub(crate) fn missed() -> u64 {
     MISSED.load(Ordering::Relaxed)
 }
 
+/// Marks this moment: returns a number that is in the records of later samples, or one above it.
+pub(crate) fn mark() -> u32 {
+    MARKS.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
+}
+
+/// Blocks and bytes for which samples stand.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Sum {
+    /// With [`FRACTION`](gaps::FRACTION) bits behind the point.
+    weight: u64,
+    bytes: u64,
+}
+
+impl Sum {
+    pub(crate) fn blocks(self) -> i64 {
+        whole(self.weight) as i64
+    }
+
+    pub(crate) fn bytes(self) -> i64 {
+        self.bytes as i64
+    }
+}
+
+/// Adds the samples of blocks in use that were allocated after a mark to the sums of their sites, by
+/// the numbers of these. A site that is not in `sums` is left out.
+pub(crate) fn add_since(mark: u32, sums: &mut [Sum]) {
+    records::for_each(|sample| {
+        if sample.mark >= mark
+            && let Some(sum) = sums.get_mut(sample.site as usize)
+        {
+            sum.weight += sample.weight;
+            sum.bytes += bytes_for(sample.size, sample.weight);
+        }
+    });
+}
+
 /// A number of allocations.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Gap {
@@ -219,7 +257,8 @@ pub(crate) fn record(block: *mut u8, size: usize) -> bool {
         let Some(site) = sites::find(frames, tags::current()) else { return false };
         let weight = gaps::weight(size, mean);
         let address = block.addr();
-        let sample = Sample { address, site, size, weight, born: os::milliseconds() };
+        let (born, mark) = (os::milliseconds(), MARKS.load(Ordering::Relaxed));
+        let sample = Sample { address, site, size, weight, born, mark };
         if !records::insert(&sample) {
             return false;
         }

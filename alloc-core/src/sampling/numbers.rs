@@ -48,6 +48,11 @@ impl Numbers {
         self.fresh.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).ok()
     }
 
+    /// Returns the number of numbers that were popped at least once: all of them are below it.
+    pub(super) fn taken(&self) -> u32 {
+        self.fresh.load(Ordering::Relaxed)
+    }
+
     /// Pops a number that was pushed, or else takes one below `bound` that was never popped.
     pub(super) fn pop<'a>(&self, bound: u32, link: impl Fn(u32) -> &'a AtomicU32) -> Option<u32> {
         self.reused(link).or_else(|| self.fresh(bound))

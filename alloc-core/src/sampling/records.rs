@@ -5,7 +5,7 @@
 //! All operations work in any context, without a lock: a slot of the table is taken by one
 //! exchange and freed by a store. If a window or the array is full, the block is not sampled.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
 use super::numbers::Numbers;
 use super::reserved::Reserved;
@@ -31,6 +31,8 @@ pub(super) struct Sample {
     pub(super) weight: u64,
     /// Time of the allocation, in milliseconds.
     pub(super) born: u64,
+    /// Number of [marks](super::mark) before the allocation.
+    pub(super) mark: u32,
 }
 
 /// A record, or a free one in the list of these.
@@ -42,8 +44,23 @@ struct Record {
     weight: AtomicU64,
     born: AtomicU64,
     site: AtomicU32,
+    mark: AtomicU32,
     /// The next free record.
     next: AtomicU32,
+}
+
+impl Record {
+    /// Returns what the record holds. `address` is that of its block.
+    fn sample(&self, address: usize) -> Sample {
+        Sample {
+            address,
+            site: self.site.load(Ordering::Relaxed),
+            size: self.size.load(Ordering::Relaxed),
+            weight: self.weight.load(Ordering::Relaxed),
+            born: self.born.load(Ordering::Relaxed),
+            mark: self.mark.load(Ordering::Relaxed),
+        }
+    }
 }
 
 /// The table, and the records behind it.
@@ -95,10 +112,14 @@ pub(super) fn insert(sample: &Sample) -> bool {
     let Some(number) = FREE.pop(MOST as u32, link) else { return false };
     // SAFETY: as above.
     let record = unsafe { record(number) };
+    // Release: pairs with the Acquire fence in `for_each`. Whoever reads any of these stores finds
+    // that the record had no address.
+    fence(Ordering::Release);
     record.size.store(sample.size, Ordering::Relaxed);
     record.weight.store(sample.weight, Ordering::Relaxed);
     record.born.store(sample.born, Ordering::Relaxed);
     record.site.store(sample.site, Ordering::Relaxed);
+    record.mark.store(sample.mark, Ordering::Relaxed);
     // Release: pairs with the Acquire in `find`.
     record.address.store(sample.address, Ordering::Release);
     let is_taken = |slot: &AtomicU32| {
@@ -144,18 +165,35 @@ pub(super) fn remove(address: usize) -> Option<Sample> {
     let record = unsafe { record(number) };
     // Acquire: the loads below come after it. The winner of this exchange owns the record.
     record.address.compare_exchange(address, 0, Ordering::Acquire, Ordering::Relaxed).ok()?;
-    let sample = Sample {
-        address,
-        site: record.site.load(Ordering::Relaxed),
-        size: record.size.load(Ordering::Relaxed),
-        weight: record.weight.load(Ordering::Relaxed),
-        born: record.born.load(Ordering::Relaxed),
-    };
+    let sample = record.sample(address);
     // The slot names no other record before this one is free.
     slot.store(0, Ordering::Release);
     // SAFETY: as above.
     FREE.push(number, |number| unsafe { &self::record(number).next });
     Some(sample)
+}
+
+/// Calls `visit` with all samples. Those that come or go meanwhile may be missing. Any context.
+pub(super) fn for_each(mut visit: impl FnMut(&Sample)) {
+    if TABLE.get().is_none() {
+        return;
+    }
+    for number in 0..FREE.taken().min(MOST as u32) {
+        // SAFETY: the memory exists, as was just checked.
+        let record = unsafe { record(number) };
+        // Acquire: pairs with the Release in `insert`.
+        let address = record.address.load(Ordering::Acquire);
+        if address == 0 {
+            continue;
+        }
+        let sample = record.sample(address);
+        // Acquire: the loads above come before the next one. A record that was free meanwhile may
+        // hold parts of two samples.
+        fence(Ordering::Acquire);
+        if record.address.load(Ordering::Relaxed) == address {
+            visit(&sample);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -164,7 +202,7 @@ mod tests {
     use std::vec::Vec;
 
     fn sample(address: usize) -> Sample {
-        Sample { address, site: address as u32, size: 2 * address, weight: 7, born: 8 }
+        Sample { address, site: address as u32, size: 2 * address, weight: 7, born: 8, mark: 9 }
     }
 
     #[test]
@@ -177,6 +215,11 @@ mod tests {
                 assert!(!has(*address), "round {round}");
                 assert!(insert(&sample(*address)));
             }
+            let mut found = Vec::new();
+            for_each(|sample| found.push(*sample));
+            assert!(
+                addresses.iter().all(|address| found.contains(&sample(*address))) || count > 100
+            );
             for address in addresses.iter().rev() {
                 assert!(has(*address));
                 assert_eq!(remove(*address), Some(sample(*address)));

@@ -195,7 +195,7 @@ pub(super) fn resized(number: u32, old: usize, new: usize, weight: u64) {
 
 /// Copies the sums of live blocks of all sites into those of the peak.
 fn note_peak() {
-    for_each_site(|site, _| {
+    for_each_site(|_, site, _| {
         let sums = site.sums();
         site.peak.store(sums.live as u64, Ordering::Relaxed);
         site.peak_bytes.store(sums.live_bytes as u64, Ordering::Relaxed);
@@ -207,6 +207,10 @@ impl Site {
     fn for_both(&self, change: impl Fn(&Balance)) {
         change(&self.balance);
         change(tags::sums(self.tag.load(Ordering::Relaxed)));
+    }
+
+    fn place(&self, frames: &'static [usize]) -> Place {
+        Place { frames, tag: tags::name(self.tag.load(Ordering::Relaxed)) }
     }
 
     fn sums(&self) -> Sums {
@@ -225,26 +229,33 @@ impl Site {
     }
 }
 
-/// Calls `visit` with every site and its frames.
-fn for_each_site(mut visit: impl FnMut(&'static Site, &'static [usize])) {
+/// Calls `visit` with every site, its number and its frames.
+fn for_each_site(mut visit: impl FnMut(u32, &'static Site, &'static [usize])) {
     for head in &HEADS {
         // Acquire: pairs with the Release that links a site.
         let mut number = head.load(Ordering::Acquire);
         while number != 0 {
             // SAFETY: linked sites are complete.
             let (site, frames) = unsafe { at(number) };
-            visit(site, frames);
+            visit(number, site, frames);
             number = site.next.load(Ordering::Relaxed);
         }
     }
 }
 
+/// Returns a number above those of all sites.
+pub(crate) fn bound() -> usize {
+    USED.load(Ordering::Relaxed) / UNIT
+}
+
+/// Calls `visit` with the number of each site.
+pub(crate) fn for_each_number(mut visit: impl FnMut(u32, Place)) {
+    for_each_site(|number, site, frames| visit(number, site.place(frames)));
+}
+
 /// Calls `visit` with each site and its sums.
 pub(crate) fn for_each(mut visit: impl FnMut(Place, Sums)) {
-    for_each_site(|site, frames| {
-        let tag = tags::name(site.tag.load(Ordering::Relaxed));
-        visit(Place { frames, tag }, site.sums());
-    });
+    for_each_site(|_, site, frames| visit(site.place(frames), site.sums()));
 }
 
 #[cfg(test)]

@@ -13,6 +13,11 @@ pub(super) fn bytes_for(size: usize, weight: u64) -> u64 {
     ((size as u128 * u128::from(weight)) >> FRACTION) as u64
 }
 
+/// Returns the number nearest to a weight or a sum of weights.
+pub(super) fn whole(weight: u64) -> u64 {
+    (weight + (1 << (FRACTION - 1))) >> FRACTION
+}
+
 /// Returns the estimated variance of the bytes of a sample.
 fn variance_of(size: usize, weight: u64) -> f64 {
     let weight = weight as f64 / f64::from(1_u32 << FRACTION);
@@ -115,7 +120,6 @@ impl Balance {
         // Frees first: a block that is allocated and freed in between is not missed.
         let [frees, free_bytes, free_variance] = read(&self.freed);
         let [allocs, alloc_bytes, variance] = read(&self.allocated);
-        let whole = |blocks: u64| (blocks + (1 << (FRACTION - 1))) >> FRACTION;
         let alloc_variance = f64::from_bits(variance);
         Estimate {
             allocs: whole(allocs),

@@ -34,7 +34,7 @@ pub(crate) use names::{NameIn, Origin};
 pub(crate) use parse::Limit;
 pub use program::{ProgramSettings, check};
 pub use reports::Format;
-pub(crate) use reports::{Content, Destination, PathFor, Reports};
+pub(crate) use reports::{Content, Destination, PathFor, Profile, Reports};
 use source::Found;
 pub(crate) use table::{DEFAULT_DECAY_MS, Name};
 pub use table::{Setting, TABLE};

@@ -1,5 +1,5 @@
 //! The grammars of `HAYLOFT_STATS`, `DESTINATION[,FORMAT][,every=SECONDS][,signal=NUMBER]`, and of
-//! `HAYLOFT_PROFILE`, which has `mean=BYTES` instead of the format.
+//! `HAYLOFT_PROFILE`, which has `mean=BYTES` and `growth` instead of the format.
 
 use core::ffi::c_int;
 use core::fmt;
@@ -24,8 +24,16 @@ pub(crate) struct Reports<'a> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Content {
     Statistics(Format),
-    /// A heap profile, with this many bytes between samples on average.
-    Profile(u64),
+    Profile(Profile),
+}
+
+/// What heap profiles say.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Profile {
+    /// Bytes between samples on average.
+    pub(crate) mean: u64,
+    /// Whether each profile but the first has only what was allocated since the first.
+    pub(crate) growth: bool,
 }
 
 /// Bytes between the samples of a profile, unless the setting has others.
@@ -64,7 +72,7 @@ impl<'a> Reports<'a> {
 
     /// Parses `HAYLOFT_PROFILE`, as [`Reports::parse`].
     pub(super) fn parse_profile(text: &'a str) -> Result<Option<Reports<'a>>, &'static str> {
-        Reports::parse_as(text, Content::Profile(DEFAULT_MEAN))
+        Reports::parse_as(text, Content::Profile(Profile { mean: DEFAULT_MEAN, growth: false }))
     }
 
     /// Parses a setting for reports with this content, unless it has another.
@@ -95,22 +103,26 @@ impl<'a> Reports<'a> {
                         .filter(|signal| *signal > 0)
                         .ok_or("after signal= comes the number of a signal")?;
                 }
-                Some(("mean", bytes)) if content.is_profile() => {
-                    let mean = parse::bytes(bytes).filter(|mean| (1..=MOST_MEAN).contains(mean));
-                    let mean = mean.ok_or("after mean= come bytes, from 1 to 1T")?;
-                    reports.content = Content::Profile(mean);
-                }
-                Some(_) if content.is_profile() => {
-                    return Err("of words with a = there are mean=, every= and signal=");
-                }
-                Some(_) => {
-                    return Err("of words with a = there are every=SECONDS and signal=NUMBER");
-                }
-                None if content.is_profile() => return Err("no such word"),
-                None => {
-                    let format = Format::parse(word).ok_or(Format::NONE)?;
-                    reports.content = Content::Statistics(format);
-                }
+                other => match (&mut reports.content, other) {
+                    (Content::Profile(profile), Some(("mean", bytes))) => {
+                        let mean =
+                            parse::bytes(bytes).filter(|mean| (1..=MOST_MEAN).contains(mean));
+                        profile.mean = mean.ok_or("after mean= come bytes, from 1 to 1T")?;
+                    }
+                    (Content::Profile(profile), None) if word == "growth" => profile.growth = true,
+                    (Content::Profile(_), Some(_)) => {
+                        return Err("of words with a = there are mean=, every= and signal=");
+                    }
+                    (Content::Profile(_), None) => {
+                        return Err("the only word without a = is growth");
+                    }
+                    (Content::Statistics(_), Some(_)) => {
+                        return Err("of words with a = there are every=SECONDS and signal=NUMBER");
+                    }
+                    (Content::Statistics(format), None) => {
+                        *format = Format::parse(word).ok_or(Format::NONE)?;
+                    }
+                },
             }
         }
         Ok(Some(reports))
@@ -256,20 +268,22 @@ mod tests {
         let parse = Reports::parse_profile;
         assert_eq!(parse("off"), Ok(None));
         let plain = parse("/tmp/heap.pb.gz").unwrap().unwrap();
-        assert_eq!(plain.content, Content::Profile(DEFAULT_MEAN));
-        for (text, mean) in [
-            ("/tmp/%p.gz,mean=1,every=3", 1),
-            ("/tmp/%p.gz,mean=64K", 64 << 10),
-            ("/tmp/%p.gz,signal=12,mean=2MiB", 2 << 20),
-            ("/tmp/%p.gz,mean=1T", MOST_MEAN),
+        let content = |mean, growth| Content::Profile(Profile { mean, growth });
+        assert_eq!(plain.content, content(DEFAULT_MEAN, false));
+        for (text, mean, growth) in [
+            ("/tmp/%p.gz,mean=1,every=3", 1, false),
+            ("/tmp/%p.gz,mean=64K,growth", 64 << 10, true),
+            ("/tmp/%p.gz,growth,signal=12,mean=2MiB", 2 << 20, true),
+            ("/tmp/%p.gz,mean=1T", MOST_MEAN, false),
         ] {
             let reports = parse(text).unwrap().unwrap();
-            assert_eq!(reports.content, Content::Profile(mean), "{text}");
+            assert_eq!(reports.content, content(mean, growth), "{text}");
         }
         for (wrong, why) in [
             ("1", "a profile is"),
             ("stderr", "a profile is"),
-            ("/tmp/x,table", "no such word"),
+            ("/tmp/x,table", "the only word"),
+            ("/tmp/x,growth=1", "of words with"),
             ("/tmp/x,mean=0", "after mean="),
             ("/tmp/x,mean=2T", "after mean="),
             ("/tmp/x,mean=9223372036854775808", "after mean="),

@@ -126,7 +126,8 @@ pub static TABLE: [Setting; Name::ALL.len()] = [
         meaning: "heap profiles when the program ends, at intervals, or at a signal",
         default: "none",
         accepted: "a path with %p for the process id, stdout, or fd:NUMBER for an open file; then \
-                   ,mean=BYTES between samples, 512K by default; ,every=SECONDS; ,signal=NUMBER",
+                   ,mean=BYTES between samples, 512K by default; ,growth; ,every=SECONDS; \
+                   ,signal=NUMBER",
         kind: Kind::Profile,
     },
     Setting {

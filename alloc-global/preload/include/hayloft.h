@@ -88,6 +88,10 @@ void hayloft_profile_stop(void);
 /* Writes the profile of all samples so far to an open file descriptor, in the format of pprof. May
  * be called in any context. Returns 0, or -1 with errno EIO. */
 int hayloft_profile_write(int file);
+/* hayloft_profile_mark marks a moment. hayloft_profile_write_growth writes what was allocated after
+ * a mark and is in use. Both may be called in any context. */
+unsigned hayloft_profile_mark(void);
+int hayloft_profile_write_growth(unsigned mark, int file);
 
 /* Tags: which part of the program allocates. Profiles and statistics have the memory that was
  * allocated in each tag, estimated from the samples of a profile. hayloft_tag_enter() makes this

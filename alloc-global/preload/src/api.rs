@@ -95,6 +95,21 @@ extern "C" fn hayloft_profile_write(file: c_int) -> c_int {
     }
 }
 
+#[unsafe(no_mangle)]
+extern "C" fn hayloft_profile_mark() -> c_uint {
+    profile::mark().number()
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn hayloft_profile_write_growth(mark: c_uint, file: c_int) -> c_int {
+    if profile::write_growth_to(profile::Mark::from_number(mark), file) {
+        0
+    } else {
+        fail(libc::EIO);
+        -1
+    }
+}
+
 /// # Safety
 /// `name` is null or a null-terminated string.
 #[unsafe(no_mangle)]

@@ -9,7 +9,8 @@
 //! | module | holds |
 //! |---|---|
 //! | [`page`] | a page with a flame graph and a table |
-//! | [`flame`] [`info`] [`top`] [`tree`] | the other ways to show a profile |
+//! | [`flame`] [`info`] [`lifetimes`] [`tree`] | other ways to show a profile |
+//! | [`top`] | tables of functions |
 //! | [`stacks`] | samples as lists of functions, filtered |
 //! | [`options`] | the command line |
 //! | [`symbols`] | functions and lines of addresses |
@@ -23,6 +24,7 @@ mod demangle;
 mod failure;
 mod flame;
 mod info;
+mod lifetimes;
 mod number;
 mod options;
 mod page;
@@ -72,6 +74,9 @@ fn run(command: &Command) -> Result<(), Failure> {
             let (before, after) = (select(before, view)?, select(after, view)?);
             top::print_growth(&before, &after, view, order, &mut to)?;
         }
+        Command::Lifetimes { file, view, order } => {
+            lifetimes::print(read(file, view)?, view, order, &mut to)?;
+        }
         Command::Tree { file, view, least } => tree::print(&select(file, view)?, *least, &mut to)?,
         Command::Collapsed { file, view } => flame::print_collapsed(&select(file, view)?, &mut to)?,
         Command::Flame { file, view, output } => {
@@ -95,11 +100,16 @@ fn run(command: &Command) -> Result<(), Failure> {
     Ok(to.flush()?)
 }
 
-/// Reads a profile, finds its functions, and selects what `view` asks for.
-fn select(file: &std::path::Path, view: &View) -> Result<Stacks, Failure> {
+/// Reads a profile, and finds its functions.
+fn read(file: &std::path::Path, view: &View) -> Result<Profile, Failure> {
     let mut profile = Profile::read(file)?;
     tell(&Symbols::new(&view.symbols.folders).add_to(&mut profile));
-    Stacks::new(&profile, view)
+    Ok(profile)
+}
+
+/// Reads a profile, and selects what `view` asks for.
+fn select(file: &std::path::Path, view: &View) -> Result<Stacks, Failure> {
+    Stacks::new(&read(file, view)?, view)
 }
 
 /// Prints why functions have no names.

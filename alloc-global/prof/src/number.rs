@@ -4,6 +4,7 @@
 pub(crate) fn value(value: i64, unit: &str) -> String {
     match unit {
         "bytes" | "byte" => bytes(value),
+        "milliseconds" => duration(value as f64),
         "nanoseconds" => format!("{:.2}s", value as f64 / 1e9),
         _ => value.to_string(),
     }
@@ -38,6 +39,18 @@ fn bytes(bytes: i64) -> String {
     }
 }
 
+/// Formats a number of milliseconds.
+pub(crate) fn duration(milliseconds: f64) -> String {
+    let seconds = milliseconds / 1e3;
+    match milliseconds.abs() {
+        ..9.95 => format!("{milliseconds:.1}ms"),
+        ..999.5 => format!("{milliseconds:.0}ms"),
+        ..599_950.0 => format!("{seconds:.1}s"),
+        ..7_170_000.0 => format!("{:.0}min", seconds / 60.0),
+        _ => format!("{:.1}h", seconds / 3600.0),
+    }
+}
+
 /// Formats a share of a whole, in percent.
 pub(crate) fn percent(part: i64, whole: i64) -> String {
     if whole == 0 {
@@ -48,6 +61,22 @@ pub(crate) fn percent(part: i64, whole: i64) -> String {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn durations_have_a_fitting_unit() {
+        for (milliseconds, text) in [
+            (0.0, "0.0ms"),
+            (0.54, "0.5ms"),
+            (-12.0, "-12ms"),
+            (999.4, "999ms"),
+            (1500.0, "1.5s"),
+            (60_000.0, "60.0s"),
+            (660_000.0, "11min"),
+            (9_000_000.0, "2.5h"),
+        ] {
+            assert_eq!(duration(milliseconds), text);
+        }
+    }
+
     use super::*;
 
     #[test]

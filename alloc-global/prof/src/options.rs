@@ -36,6 +36,15 @@ pub(crate) enum Command {
         #[command(flatten)]
         order: Order,
     },
+    /// Print how long the blocks of functions lived until they were freed.
+    Lifetimes {
+        /// The profile; `-` is standard input.
+        file: PathBuf,
+        #[command(flatten)]
+        view: View,
+        #[command(flatten)]
+        order: Order,
+    },
     /// Print the tree of calls.
     Tree {
         /// The profile; `-` is standard input.
@@ -141,7 +150,7 @@ pub(crate) struct Order {
     #[arg(short = 'n', long = "number", value_name = "N", default_value_t = 25)]
     pub(crate) most: usize,
 
-    /// Sort by what a function and those that it calls hold, not by its own.
+    /// Sort by what a function and those that it calls hold or freed, not by its own.
     #[arg(short, long)]
     pub(crate) cum: bool,
 }

@@ -133,6 +133,15 @@ impl Profile {
         self.raw.mapping.get(*self.mappings.get(&number)?)
     }
 
+    /// Leaves out samples without an address, which a writer named itself.
+    pub(crate) fn leave_out_named(&mut self) {
+        let samples = std::mem::take(&mut self.raw.sample);
+        let has_address =
+            |number: &u64| self.location(*number).is_none_or(|location| location.address != 0);
+        self.raw.sample =
+            samples.into_iter().filter(|it| it.location_id.iter().any(has_address)).collect();
+    }
+
     /// Returns the types of the values of each sample.
     pub(crate) fn kinds(&self) -> Vec<Kind> {
         let types = self.raw.sample_type.iter();

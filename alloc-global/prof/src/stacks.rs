@@ -31,7 +31,12 @@ pub(crate) struct Stacks {
 impl Stacks {
     /// Selects what `view` asks for.
     pub(crate) fn new(profile: &Profile, view: &View) -> Result<Stacks, Failure> {
-        let index = profile.kind_index(view.by.as_deref())?;
+        Stacks::by(view.by.as_deref(), profile, view)
+    }
+
+    /// Selects what `view` asks for, with values of another type.
+    pub(crate) fn by(by: Option<&str>, profile: &Profile, view: &View) -> Result<Stacks, Failure> {
+        let index = profile.kind_index(by)?;
         let kind = profile.kinds().swap_remove(index);
         let pruning = Pruning::new(profile, view);
         let mut names = Names { profile, view, known: HashMap::new(), all: Vec::new() };

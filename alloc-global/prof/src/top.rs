@@ -124,12 +124,12 @@ fn of(all: &BTreeMap<&str, Sums>, name: &str) -> Sums {
     all.get(name).copied().unwrap_or_default()
 }
 
-fn what(view: &View) -> &'static str {
+pub(crate) fn what(view: &View) -> &'static str {
     if view.lines { "lines" } else { "functions" }
 }
 
 /// Prints a table of numbers and, in the last column, names.
-fn table<const COLUMNS: usize>(
+pub(crate) fn table<const COLUMNS: usize>(
     titles: [&str; COLUMNS],
     rows: impl Iterator<Item = [String; COLUMNS]>,
     to: &mut impl Write,

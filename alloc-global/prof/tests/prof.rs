@@ -68,6 +68,42 @@ fn write_fixed(path: &str) {
     });
 }
 
+/// Lifetimes are those of the blocks that were freed.
+#[test]
+fn lifetimes_are_means() {
+    let folder = Folder::new();
+    let file = folder.file("lifetimes.pb.gz");
+    let description = Description {
+        types: &hayloft::profile::TYPES,
+        default_type: "inuse_space",
+        period: 1,
+        time: 0,
+        duration: 0,
+        comments: &[],
+    };
+    let mut to = fs::File::create(&file).unwrap();
+    let mut sink = |bytes: &[u8]| to.write_all(bytes).is_ok();
+    assert!(pprof::write(&description, &mut sink, |writer| {
+        writer.sample(&[0x1001, 0x3001], &[100, 1000, 20, 200, 0, 0, 4000], &[]);
+        writer.sample(&[0x2001, 0x3001], &[20, 200, 0, 0, 0, 0, 5], &[]);
+        writer.sample(&[0x4001], &[7, 70, 7, 70, 0, 0, 0], &[]);
+        writer.named_sample("object cache a", &[1000, 8000, 0, 0, 0, 0, 0]);
+    }));
+    check(
+        &["lifetimes", &file],
+        "\
+100 of 127 blocks were freed (78.7%), after 40ms on average
+
+FREED  LIFETIME  CUM  LIFETIME  FUNCTION
+   80      50ms   80      50ms  0x1000
+   20     0.2ms   20     0.2ms  0x2000
+    0         -  100      40ms  0x3000
+",
+    );
+    assert!(output_of(&["top", &file, "--by", "lifetime"]).contains("4.0s"));
+    assert_eq!(error_of(2, &["lifetimes", &file, "--by", "peak"]), "lifetimes has no --by");
+}
+
 /// Objects of caches are in profiles under the names of the caches, with exact numbers.
 #[test]
 fn object_caches_are_shown_by_name() {

@@ -108,9 +108,14 @@ static void profiles(void)
         CHECK((profile_blocks[i] = malloc(i)));
     int file = open("/dev/null", O_WRONLY);
     CHECK(file >= 0 && hayloft_profile_write(file) == 0);
+    unsigned mark = hayloft_profile_mark();
+    CHECK(mark > 0 && hayloft_profile_mark() > mark);
+    CHECK(hayloft_profile_write_growth(mark, file) == 0);
     close(file);
     errno = 0;
     CHECK(hayloft_profile_write(file) == -1 && errno == EIO);
+    errno = 0;
+    CHECK(hayloft_profile_write_growth(mark, file) == -1 && errno == EIO);
     hayloft_profile_stop();
     for (size_t i = 0; i < 1000; i++) {
         CHECK(malloc_usable_size(profile_blocks[i]) >= i);
