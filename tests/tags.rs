@@ -227,6 +227,53 @@ fn futures_take_their_tags_along() {
     assert_eq!((inner, outer), (vec!["inner"; 4], vec!["outer"; 4]));
 }
 
+/// Spans of `tracing` are tags on each thread that enters them, also several times and at once, and
+/// beside other tags. A value may be recorded later.
+#[test]
+fn spans_are_tags() {
+    use tracing::{Instrument as _, field, info_span, subscriber};
+    use tracing_subscriber::layer::SubscriberExt as _;
+
+    let name = || tag::current().name();
+    let subscriber = tracing_subscriber::registry().with(hayloft::TagLayer::new());
+    subscriber::with_default(subscriber, || {
+        let span = info_span!("build", tag = "index", other = 1);
+        let later = info_span!("later", tag = field::Empty);
+        let displayed = info_span!("displayed", tag = %format_args!("part {}", 7));
+        let _outer = tag::enter("outer");
+        {
+            let _first = span.enter();
+            let _again = span.enter();
+            later.in_scope(|| assert_eq!(name(), "index"));
+            later.record("tag", "late");
+            later.in_scope(|| assert_eq!(name(), "late"));
+            tag("closure", || displayed.in_scope(|| assert_eq!(name(), "part 7")));
+            std::thread::scope(|scope| {
+                let dispatch = tracing::dispatcher::get_default(Clone::clone);
+                let span = &span;
+                scope.spawn(move || {
+                    tracing::dispatcher::with_default(&dispatch, || {
+                        span.in_scope(|| assert_eq!(tag::current().name(), "index"));
+                        assert_eq!(tag::current(), Tag::NONE);
+                    });
+                });
+            });
+            assert_eq!(name(), "index");
+        }
+        assert_eq!(name(), "outer");
+        let mut task = Box::pin(Countdown(1, Vec::new()).instrument(span));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(task.as_mut().poll(&mut context).is_pending());
+        assert_eq!(name(), "outer");
+        assert_eq!(task.as_mut().poll(&mut context), Poll::Ready(vec!["index"; 2]));
+    });
+    let subscriber = tracing_subscriber::registry().with(hayloft::TagLayer::by_name());
+    subscriber::with_default(subscriber, || {
+        info_span!("a name", tag = "not this").in_scope(|| assert_eq!(name(), "a name"));
+    });
+    assert_eq!(name(), "");
+}
+
 /// A panic leaves the tags that it unwinds through, also within a poll.
 #[test]
 fn panics_leave_tags() {

@@ -52,6 +52,7 @@
 //! |---|---|
 //! | `allocator-api2` | that crate's `Allocator` for [`Hayloft`] and for caches |
 //! | `serde` | statistics can be serialised, and written as JSON |
+//! | `tracing` | `TagLayer`: a [tag](mod@tag) for each span |
 //! | `usdt` | probes for tracers, each a `nop` until it is used: `docs/tracing.md` |
 //! | `valgrind` | reports blocks to memcheck, and makes each 16 bytes longer: `docs/valgrind.md` |
 
@@ -60,6 +61,8 @@
 
 #[cfg(feature = "allocator-api2")]
 mod allocator;
+#[cfg(feature = "tracing")]
+mod layer;
 
 // Runs the example of the README as a test.
 #[cfg(doctest)]
@@ -72,6 +75,9 @@ use hayloft_core::kmalloc;
 
 pub use hayloft_core::tag::{self, tag};
 pub use hayloft_core::{cache, cpu, heap, irq_work, nolock, profile, rcu, report, stats};
+
+#[cfg(feature = "tracing")]
+pub use layer::TagLayer;
 
 /// What [`settings!`] expands to.
 #[doc(hidden)]
