@@ -15,6 +15,7 @@ use hayloft_core::tag::{self, Tag, Taggable as _, tag};
 use tests::entry_points::Hayloft;
 use tests::process::Limit;
 use tests::scenario::{Scenario, on_both_backends};
+use tests::slow_paths::{among_signals, handle_sigusr1};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
@@ -149,31 +150,25 @@ fn handlers_may_interrupt_changes_of_tags() {
     }
     on_both_backends(|| {
         assert!(samples::start(1));
-        // SAFETY: the handler calls only functions for any context.
-        unsafe { libc::signal(libc::SIGALRM, handler as *const () as libc::sighandler_t) };
-        let micros = libc::timeval { tv_sec: 0, tv_usec: 200 };
-        let timer = libc::itimerval { it_interval: micros, it_value: micros };
-        // SAFETY: only reads the timer.
-        unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut()) };
-        let mut rounds = 0;
-        while HANDLED.load(Ordering::Relaxed) < 200 {
-            // Other names each time at first, so that they are made while the handler comes.
-            let name = format!("tag {}", rounds % 500);
-            tag(&*name, || {
-                assert_eq!(tag::current().name(), name);
-                [alloc(100), alloc(2000)].into_iter().for_each(free);
-                assert_eq!(tag::current().name(), name);
-            });
-            assert_eq!(tag::current(), Tag::NONE);
-            rounds += 1;
-        }
-        let none = libc::timeval { tv_sec: 0, tv_usec: 0 };
-        let timer = libc::itimerval { it_interval: none, it_value: none };
-        // SAFETY: only reads the timer.
-        unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut()) };
-        let found = of_tag("handler");
-        let handled = HANDLED.load(Ordering::Relaxed) as u64;
-        assert_eq!(found.allocs + samples::missed().min(handled), handled, "{found:?}");
+        handle_sigusr1(handler);
+        among_signals(&HANDLED, || {
+            let mut rounds = 0;
+            while HANDLED.load(Ordering::Relaxed) < 500 {
+                // Other names each time at first, so that they are made while the handler comes.
+                let name = format!("tag {}", rounds % 500);
+                tag(&*name, || {
+                    assert_eq!(tag::current().name(), name);
+                    [alloc(100), alloc(2000)].into_iter().for_each(free);
+                    assert_eq!(tag::current().name(), name);
+                });
+                assert_eq!(tag::current(), Tag::NONE);
+                rounds += 1;
+            }
+        });
+        let found = of_tag("handler").allocs as usize;
+        let handled = HANDLED.load(Ordering::Relaxed);
+        // A handler that interrupts a slow path may get a block that is not sampled.
+        assert!(found > 0 && found <= handled, "{found} of {handled}");
     });
 }
 

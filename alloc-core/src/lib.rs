@@ -13,7 +13,7 @@
 //! | [`report`] | statistics for the program's operator |
 //! | [`profile`] | heap profiles |
 //! | [`heap`] | operations on all size classes and caches at once |
-//! | [`tag`] | which part of the program allocates |
+//! | [`tag`] [`thread`] | which part of the program allocates; bytes of each thread |
 //! | [`cache`] | object caches, also as allocators of collections |
 //! | [`stats`] | current state and event counts |
 //! | [`cpu`] | CPU hotplug |
@@ -59,6 +59,7 @@
 //! | `counters` | `counters`: lock acquisitions and shared-line writes. Slower |
 //! | `fault-points` | [`fault`]: labelled places in the slow paths call a hook. For tests |
 //! | `serde` | serialisation of [`stats`], and reports as JSON |
+//! | `thread-totals` | [`thread`] is exact |
 //! | `usdt` | probes for `bpftrace`, `perf`, `gdb`: a `nop` each until used. `docs/tracing.md` |
 //! | `valgrind` | requests to memcheck; blocks are 16 bytes longer. `docs/valgrind.md` |
 
@@ -168,6 +169,8 @@ mod sync;
 pub mod tag;
 #[cfg(all(target_os = "linux", not(loom)))]
 mod text;
+#[cfg(all(target_os = "linux", not(loom)))]
+pub mod thread;
 #[cfg(all(target_os = "linux", not(loom)))]
 #[doc(hidden)]
 pub mod tuning;

@@ -1,7 +1,7 @@
 //! The `Allocator` trait of `allocator-api2` for `Hayloft`, for collections with an allocator
 //! parameter.
 
-use core::alloc::Layout;
+use core::alloc::{GlobalAlloc as _, Layout};
 use core::ptr::{self, NonNull};
 
 use allocator_api2::alloc::{AllocError, Allocator};
@@ -32,7 +32,8 @@ unsafe impl Allocator for Hayloft {
         if layout.size() == 0 {
             return Ok(empty(layout));
         }
-        block(kmalloc::alloc(layout), kmalloc::good_size(layout))
+        // SAFETY: the layout is not empty.
+        block(unsafe { self.alloc(layout) }, kmalloc::good_size(layout))
     }
 
     #[inline]
@@ -40,14 +41,15 @@ unsafe impl Allocator for Hayloft {
         if layout.size() == 0 {
             return Ok(empty(layout));
         }
-        block(kmalloc::alloc_zeroed(layout), layout.size())
+        // SAFETY: the layout is not empty.
+        block(unsafe { self.alloc_zeroed(layout) }, layout.size())
     }
 
     #[inline]
     unsafe fn deallocate(&self, block: NonNull<u8>, layout: Layout) {
         if layout.size() > 0 {
             // SAFETY: the caller guarantees that `block` is live and that `layout` fits it.
-            unsafe { kmalloc::free(block.as_ptr(), layout) };
+            unsafe { self.dealloc(block.as_ptr(), layout) };
         }
     }
 
@@ -110,7 +112,7 @@ impl Hayloft {
         // bytes lie within both blocks.
         unsafe {
             if old.size() > 0 && new.size() > 0 && old.align() == new.align() {
-                let resized = kmalloc::realloc(old_block.as_ptr(), old, new.size());
+                let resized = self.realloc(old_block.as_ptr(), old, new.size());
                 return block(resized, kmalloc::good_size(new));
             }
             let resized = self.allocate(new)?;

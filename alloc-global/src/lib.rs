@@ -52,6 +52,7 @@
 //! |---|---|
 //! | `allocator-api2` | that crate's `Allocator` for [`Hayloft`] and for caches |
 //! | `serde` | statistics can be serialised, and written as JSON |
+//! | `thread-totals` | numbers of [`thread`] are exact |
 //! | `tracing` | `TagLayer`: a [tag](mod@tag) for each span |
 //! | `usdt` | probes for tracers, each a `nop` until it is used: `docs/tracing.md` |
 //! | `valgrind` | reports blocks to memcheck, and makes each 16 bytes longer: `docs/valgrind.md` |
@@ -74,7 +75,7 @@ use core::alloc::{GlobalAlloc, Layout};
 use hayloft_core::kmalloc;
 
 pub use hayloft_core::tag::{self, tag};
-pub use hayloft_core::{cache, cpu, heap, irq_work, nolock, profile, rcu, report, stats};
+pub use hayloft_core::{cache, cpu, heap, irq_work, nolock, profile, rcu, report, stats, thread};
 
 #[cfg(feature = "tracing")]
 pub use layer::TagLayer;
@@ -176,7 +177,8 @@ impl Hayloft {
     #[inline]
     #[must_use]
     pub fn alloc_excess(&self, layout: Layout) -> (*mut u8, usize) {
-        (kmalloc::alloc(layout), kmalloc::good_size(layout))
+        // SAFETY: `kmalloc` serves layouts of any size.
+        (unsafe { self.alloc(layout) }, kmalloc::good_size(layout))
     }
 
     /// Returns the number of usable bytes of a block.
@@ -196,7 +198,11 @@ impl Hayloft {
     /// As for [`GlobalAlloc::realloc`].
     pub unsafe fn grow_in_place(&self, block: *mut u8, layout: Layout, new_size: usize) -> bool {
         // SAFETY: the caller guarantees that `block` is live and has `layout`.
-        unsafe { kmalloc::grow_in_place(block, layout, new_size) }
+        let grown = unsafe { kmalloc::grow_in_place(block, layout, new_size) };
+        if grown {
+            thread::note_resized(block, layout, new_size);
+        }
+        grown
     }
 }
 
@@ -205,24 +211,26 @@ impl Hayloft {
 unsafe impl GlobalAlloc for Hayloft {
     #[inline(always)]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        kmalloc::alloc(layout)
+        thread::note_allocated(kmalloc::alloc(layout), layout)
     }
 
     #[inline(always)]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        thread::note_freed(layout);
         // SAFETY: the caller guarantees that `block` is live and has `layout`.
         unsafe { kmalloc::free(block, layout) }
     }
 
     #[inline(always)]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        kmalloc::alloc_zeroed(layout)
+        thread::note_allocated(kmalloc::alloc_zeroed(layout), layout)
     }
 
     #[inline(always)]
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         // SAFETY: the caller guarantees that `block` is live and has `layout`, and that `new_size`
         // is valid for its alignment.
-        unsafe { kmalloc::realloc(block, layout, new_size) }
+        let new = unsafe { kmalloc::realloc(block, layout, new_size) };
+        thread::note_resized(new, layout, new_size)
     }
 }

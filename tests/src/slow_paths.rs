@@ -6,7 +6,8 @@
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::thread;
 
 use hayloft_core::heap;
 
@@ -146,6 +147,29 @@ pub fn handle_sigusr1(handler: extern "C" fn(libc::c_int)) {
 pub fn raise_sigusr1() {
     // SAFETY: the installed handler makes async-signal-safe calls only.
     unsafe { libc::raise(libc::SIGUSR1) };
+}
+
+/// Runs `body` while another thread sends `SIGUSR1` to this one again and again: each time after the
+/// handler has counted the one before in `handled`.
+pub fn among_signals(handled: &AtomicUsize, body: impl FnOnce()) {
+    // SAFETY: always sound.
+    let this = unsafe { libc::pthread_self() };
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                let before = handled.load(Ordering::Relaxed);
+                // SAFETY: the thread waits for this one, so it exists.
+                unsafe { libc::pthread_kill(this, libc::SIGUSR1) };
+                while handled.load(Ordering::Relaxed) == before && !is_over.load(Ordering::Relaxed)
+                {
+                    thread::yield_now();
+                }
+            }
+        });
+        body();
+        is_over.store(true, Ordering::Relaxed);
+    });
 }
 
 /// Writes `message` to standard error and aborts the process. Async-signal-safe.

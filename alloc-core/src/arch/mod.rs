@@ -70,7 +70,7 @@
 use core::ptr;
 #[cfg(not(all(target_arch = "x86_64", not(miri))))]
 use core::sync::atomic::Ordering;
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize};
 
 /// Byte offset in a region of its state: [`OPEN`] while sheaves may be opened in it.
 pub(crate) const STATE: usize = 8;
@@ -150,6 +150,12 @@ pub(crate) struct Locals {
     /// The address from which on the stack of this thread is known to be mapped; 0 if it is not
     /// known. Handlers may lower it.
     pub(crate) checked_stack: AtomicUsize,
+    /// Bytes that this thread allocated, and those that it freed, by samples: each with its
+    /// variance, as the bits of an `f64`. Handlers may add to them.
+    pub(crate) sampled: [[AtomicU64; 2]; 2],
+    /// Bytes that this thread has allocated and freed. Handlers may add to them.
+    #[cfg(feature = "thread-totals")]
+    pub(crate) exact: [AtomicU64; 2],
     /// State of the lock witness.
     #[cfg(debug_assertions)]
     pub(crate) witness: [AtomicUsize; WITNESS_WORDS],

@@ -102,6 +102,9 @@ pub(crate) fn locals() -> &'static Locals {
                 tag: AtomicU32::new(0),
                 queueing: AtomicPtr::new(ptr::null_mut()),
                 checked_stack: AtomicUsize::new(0),
+                sampled: [const { [const { AtomicU64::new(0) }; 2] }; 2],
+                #[cfg(feature = "thread-totals")]
+                exact: [const { AtomicU64::new(0) }; 2],
                 #[cfg(debug_assertions)]
                 witness: [const { AtomicUsize::new(0) }; super::WITNESS_WORDS],
             }

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | this one | switching the sampler on and off; a sampled block from its allocation to its free |
 //! | `pool` `records` `sites` | memory of small samples; what is known of each; sums by stack |
-//! | `tags` | names for parts of the program; sums by name |
+//! | `tags` `threads` | names for parts of the program; sums by name, and by thread |
 //! | `sums` | sums of weights, with their variances |
 //! | `gaps` `numbers` `reserved` | random gaps, weights; free numbers; memory reserved once |
 //!
@@ -33,6 +33,7 @@ mod reserved;
 mod sites;
 mod sums;
 pub(crate) mod tags;
+pub(crate) mod threads;
 
 use core::alloc::Layout;
 use core::ptr::NonNull;

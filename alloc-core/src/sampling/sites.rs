@@ -11,7 +11,7 @@ use core::{ptr, slice};
 use super::gaps::FRACTION;
 use super::reserved::Reserved;
 use super::sums::{Balance, bytes_for};
-use super::tags;
+use super::{tags, threads};
 
 /// Frames of a stack that are kept.
 pub(super) const MOST_FRAMES: usize = 64;
@@ -157,12 +157,13 @@ fn make(frames: &[usize], tag: u32, hash: u64) -> Option<u32> {
 static LIVE: AtomicU64 = AtomicU64::new(0);
 static MOST_LIVE: AtomicU64 = AtomicU64::new(0);
 
-/// Adds a sampled block to its site.
+/// Adds a sampled block to its site, and to the sums of this thread.
 pub(super) fn allocated(number: u32, size: usize, weight: u64) {
     let bytes = bytes_for(size, weight);
     // SAFETY: the number comes from `find`.
     let (site, _) = unsafe { at(number) };
     site.for_both(|balance| balance.allocated(size, weight));
+    threads::allocated(size, weight);
     let live = LIVE.fetch_add(bytes, Ordering::Relaxed).wrapping_add(bytes);
     // The peak is noted at each twentieth, since that visits all sites.
     let most = MOST_LIVE.load(Ordering::Relaxed);
@@ -173,12 +174,13 @@ pub(super) fn allocated(number: u32, size: usize, weight: u64) {
     }
 }
 
-/// Subtracts a sampled block that was freed from its site.
+/// Subtracts a sampled block that was freed from its site. Adds it to the frees of this thread.
 pub(super) fn freed(number: u32, size: usize, weight: u64, lifetime: u64) {
     let bytes = bytes_for(size, weight);
     // SAFETY: the number comes from `find`.
     let (site, _) = unsafe { at(number) };
     site.for_both(|balance| balance.freed(size, weight));
+    threads::freed(size, weight);
     let lifetimes = (u128::from(lifetime) * u128::from(weight)) >> FRACTION;
     site.lifetimes.fetch_add(lifetimes as u64, Ordering::Relaxed);
     LIVE.fetch_sub(bytes, Ordering::Relaxed);
@@ -189,6 +191,7 @@ pub(super) fn resized(number: u32, old: usize, new: usize, weight: u64) {
     // SAFETY: the number comes from `find`.
     let (site, _) = unsafe { at(number) };
     site.for_both(|balance| balance.resized(old, new, weight));
+    threads::resized(old, new, weight);
     let more = bytes_for(new, weight).wrapping_sub(bytes_for(old, weight));
     LIVE.fetch_add(more, Ordering::Relaxed);
 }

@@ -33,10 +33,13 @@ fn add_float(word: &AtomicU64, more: f64) {
     }
 }
 
-/// Adds the bytes of a sample to a sum, and its variance to the sum of variances, an `f64`.
-pub(super) fn add_bytes([bytes, variance]: [&AtomicU64; 2], size: usize, weight: u64) {
-    bytes.fetch_add(bytes_for(size, weight), Ordering::Relaxed);
-    add_float(variance, variance_of(size, weight));
+/// Adds the bytes of a sample beyond the first `from` of it to a sum of bytes, and to that of
+/// variances, which is an `f64`. The difference of two such sums is right after that, with its
+/// variance, if the other has the first bytes.
+pub(super) fn add_bytes([bytes, variance]: &[AtomicU64; 2], from: usize, to: usize, weight: u64) {
+    let more = bytes_for(to, weight).saturating_sub(bytes_for(from, weight));
+    bytes.fetch_add(more, Ordering::Relaxed);
+    add_float(variance, variance_of(to, weight) - variance_of(from, weight));
 }
 
 /// What was allocated, or freed, as estimated from samples. Zeroed memory is an empty sum.
@@ -44,30 +47,19 @@ pub(super) fn add_bytes([bytes, variance]: [&AtomicU64; 2], size: usize, weight:
 pub(super) struct Total {
     /// Blocks, with [`FRACTION`] bits behind the point.
     blocks: AtomicU64,
-    bytes: AtomicU64,
-    /// Variance of the bytes, as the bits of an `f64`.
-    variance: AtomicU64,
+    /// Bytes, and their variance.
+    bytes: [AtomicU64; 2],
 }
 
 impl Total {
     pub(super) const fn new() -> Total {
-        Total { blocks: AtomicU64::new(0), bytes: AtomicU64::new(0), variance: AtomicU64::new(0) }
+        Total { blocks: AtomicU64::new(0), bytes: [const { AtomicU64::new(0) }; 2] }
     }
 
     /// Adds a block.
     pub(super) fn add(&self, size: usize, weight: u64) {
         self.blocks.fetch_add(weight, Ordering::Relaxed);
-        add_bytes([&self.bytes, &self.variance], size, weight);
-    }
-
-    /// Adds the bytes between two sizes of a block. The difference of two totals is right after
-    /// that, with its variance.
-    fn add_part(&self, from: usize, to: usize, weight: u64) {
-        self.bytes.fetch_add(
-            bytes_for(to, weight).saturating_sub(bytes_for(from, weight)),
-            Ordering::Relaxed,
-        );
-        add_float(&self.variance, variance_of(to, weight) - variance_of(from, weight));
+        add_bytes(&self.bytes, 0, size, weight);
     }
 }
 
@@ -107,15 +99,16 @@ impl Balance {
     /// Notes that a block grew or shrank.
     pub(super) fn resized(&self, old: usize, new: usize, weight: u64) {
         if new > old {
-            self.allocated.add_part(old, new, weight);
+            add_bytes(&self.allocated.bytes, old, new, weight);
         } else {
-            self.freed.add_part(new, old, weight);
+            add_bytes(&self.freed.bytes, new, old, weight);
         }
     }
 
     pub(super) fn read(&self) -> Estimate {
         let read = |total: &Total| {
-            [&total.blocks, &total.bytes, &total.variance].map(|word| word.load(Ordering::Relaxed))
+            [&total.blocks, &total.bytes[0], &total.bytes[1]]
+                .map(|word| word.load(Ordering::Relaxed))
         };
         // Frees first: a block that is allocated and freed in between is not missed.
         let [frees, free_bytes, free_variance] = read(&self.freed);

@@ -106,6 +106,12 @@ int hayloft_profile_write_growth(unsigned mark, int file);
 unsigned hayloft_tag_enter(const char *name);
 void hayloft_tag_leave(unsigned before);
 
+/* Return the bytes that the calling thread has allocated or freed so far, as estimated from the
+ * samples of a profile: 0 without samples. Store the standard error of that number at `error`,
+ * unless it is null. Any context. */
+uint64_t hayloft_thread_allocated(uint64_t *error);
+uint64_t hayloft_thread_freed(uint64_t *error);
+
 /* A cache of objects of one size and kind. */
 typedef struct hayloft_cache hayloft_cache;
 

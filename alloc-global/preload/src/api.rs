@@ -12,6 +12,7 @@ use hayloft_core::profile;
 use hayloft_core::report::{self, Format};
 use hayloft_core::stats::{self, CacheStats, Stats};
 use hayloft_core::tag::{self, Tag};
+use hayloft_core::thread::{self, Total};
 
 use crate::errno::{fail, or_no_memory};
 
@@ -131,6 +132,32 @@ unsafe extern "C" fn hayloft_tag_enter(name: *const c_char) -> c_uint {
 unsafe extern "C" fn hayloft_tag_leave(before: c_uint) {
     // SAFETY: the caller guarantees that the number was returned, and so that it is one of a tag.
     tag::replace(unsafe { Tag::from_number(before) });
+}
+
+/// # Safety
+/// `error` is null or valid for writes.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hayloft_thread_allocated(error: *mut u64) -> u64 {
+    // SAFETY: the caller guarantees the pointer.
+    unsafe { bytes_of(thread::allocated(), error) }
+}
+
+/// # Safety
+/// As for [`hayloft_thread_allocated`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hayloft_thread_freed(error: *mut u64) -> u64 {
+    // SAFETY: the caller guarantees the pointer.
+    unsafe { bytes_of(thread::freed(), error) }
+}
+
+/// # Safety
+/// As for [`hayloft_thread_allocated`].
+unsafe fn bytes_of(total: Total, error: *mut u64) -> u64 {
+    if !error.is_null() {
+        // SAFETY: the caller guarantees that the pointer is valid for writes, unless it is null.
+        unsafe { error.write(total.error) };
+    }
+    total.bytes
 }
 
 /// # Safety

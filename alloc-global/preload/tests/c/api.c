@@ -150,6 +150,29 @@ static void tags(void)
     free(block);
 }
 
+static void *other_thread(void *to)
+{
+    *(uint64_t *)to = hayloft_thread_allocated(NULL);
+    return NULL;
+}
+
+static void threads(void)
+{
+    uint64_t allocated = hayloft_thread_allocated(NULL), freed = hayloft_thread_freed(NULL);
+    CHECK(allocated == 0 && freed == 0);
+    CHECK(hayloft_profile_start(1) == 0);
+    free(malloc(20 << 20));
+    uint64_t error = 1;
+    CHECK(hayloft_thread_allocated(&error) >= 20 << 20 && error == 0);
+    error = 1;
+    CHECK(hayloft_thread_freed(&error) >= 20 << 20 && error == 0);
+    pthread_t thread;
+    uint64_t other = 1 << 30;
+    CHECK(pthread_create(&thread, NULL, other_thread, &other) == 0);
+    CHECK(pthread_join(thread, NULL) == 0 && other < 1 << 20);
+    hayloft_profile_stop();
+}
+
 static void statistics_and_trim(void)
 {
     struct hayloft_stats before, after;
@@ -244,6 +267,7 @@ int main(int argc, char **argv)
         ENTRY(statistics_of_caches),
         ENTRY(profiles),
         ENTRY(tags),
+        ENTRY(threads),
         ENTRY(statistics_and_trim),
         ENTRY(main_ends_first),
         ENTRY(main_of_a_forked_child_ends_first),
