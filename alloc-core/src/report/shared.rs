@@ -25,11 +25,11 @@ use std::string::ToString as _;
 use std::vec::Vec;
 
 use crate::os;
-use crate::stats::{self, CacheStats, CpuStats, MAX, NodeStats, Stats};
+use crate::stats::{self, CacheStats, CpuStats, MAX, NodeStats, SiteStats, Stats};
 
 const MAGIC: [u8; 8] = *b"HAYLOFT\0";
 /// Version of the layout. Increment with every change to the contents of [`Page`].
-const VERSION: u32 = 6;
+const VERSION: u32 = 7;
 
 const FOLDER: &str = "/dev/shm";
 const PREFIX: &str = "hayloft-";
@@ -63,9 +63,11 @@ struct Body {
     caches: usize,
     cpus: usize,
     nodes: usize,
+    sites: usize,
     all_caches: [CacheStats; MAX.caches],
     all_cpus: [CpuStats; MAX.cpus],
     all_nodes: [NodeStats; MAX.nodes],
+    all_sites: [SiteStats; MAX.sites],
 }
 
 #[repr(C)]
@@ -193,12 +195,15 @@ pub(super) fn update() {
         // Readers use system calls, in order.
         fence(Ordering::Release);
         let stats = stats::gather();
+        let now = os::milliseconds();
+        let since = now.saturating_sub((*page).header.time);
         let body = &raw mut (*page).body;
         (*body).caches = fill(&raw mut (*body).all_caches, stats.caches());
         (*body).cpus = fill(&raw mut (*body).all_cpus, stats.cpus());
         (*body).nodes = fill(&raw mut (*body).all_nodes, stats.nodes());
+        (*body).sites = fill(&raw mut (*body).all_sites, stats::top_sites(since));
         (*body).stats = stats;
-        (*page).header.time = os::milliseconds();
+        (*page).header.time = now;
         sequence.store(odd.wrapping_add(1), Ordering::Release);
     }
 }
@@ -308,6 +313,9 @@ pub struct Snapshot {
     pub cpus: Vec<CpuStats>,
     /// As [`Stats::nodes`].
     pub nodes: Vec<NodeStats>,
+    /// The sites with most bytes in use, and those that allocate most. None if the process never
+    /// took [profiles](crate::profile).
+    pub sites: Vec<SiteStats>,
 }
 
 /// A reader of the statistics of a process that was started with `HAYLOFT_STATS_SHM=1`.
@@ -442,6 +450,7 @@ impl Reader {
                 caches: first(&body.all_caches, body.caches),
                 cpus: first(&body.all_cpus, body.cpus),
                 nodes: first(&body.all_nodes, body.nodes),
+                sites: first(&body.all_sites, body.sites),
             });
         }
         Err(AttachError::Silent(process, age))

@@ -48,7 +48,7 @@ pub(crate) use gaps::random;
 pub(crate) use pool::may_own;
 use records::Sample;
 pub use sites::{Place, Sums};
-pub(crate) use sites::{bound as sites, for_each, for_each_number};
+pub(crate) use sites::{Recent, bound as sites, for_each, for_each_number, for_each_recent};
 pub(crate) use sums::root;
 use sums::{bytes_for, whole};
 

@@ -66,6 +66,9 @@ struct Site {
     peak: AtomicU64,
     peak_bytes: AtomicU64,
     lifetimes: AtomicU64,
+    /// Bytes allocated until the last [`for_each_recent`], and recently in a second.
+    noted: AtomicU64,
+    rate: AtomicU64,
 }
 
 /// The first site of each chain, by its number.
@@ -256,6 +259,35 @@ pub(crate) fn for_each_number(mut visit: impl FnMut(u32, Place)) {
     for_each_site(|number, site, frames| visit(number, site.place(frames)));
 }
 
+/// A site with its sums, now and recently.
+#[derive(Clone, Copy)]
+pub(crate) struct Recent {
+    /// Identifies the site.
+    pub(crate) number: u32,
+    pub(crate) place: Place,
+    pub(crate) sums: Sums,
+    /// Bytes allocated in a second, averaged over some of the last calls of [`for_each_recent`].
+    pub(crate) rate: u64,
+}
+
+/// Brings the rates of all sites up to date, and calls `visit` with each. `milliseconds` is the time
+/// since the last call; 0 if there was none. One thread calls it at a time.
+pub(crate) fn for_each_recent(milliseconds: u64, mut visit: impl FnMut(Recent)) {
+    /// The last calls that a rate averages over, each with less weight than the next one.
+    const CALLS: u64 = 4;
+    for_each_site(|number, site, frames| {
+        let sums = site.sums();
+        let bytes = sums.alloc_bytes as u64;
+        let new = bytes.saturating_sub(site.noted.swap(bytes, Ordering::Relaxed));
+        let mut rate = site.rate.load(Ordering::Relaxed);
+        if let Some(now) = new.saturating_mul(1000).checked_div(milliseconds) {
+            rate = rate - rate.div_ceil(CALLS) + now / CALLS;
+            site.rate.store(rate, Ordering::Relaxed);
+        }
+        visit(Recent { number, place: site.place(frames), sums, rate });
+    });
+}
+
 /// Calls `visit` with each site and its sums.
 pub(crate) fn for_each(mut visit: impl FnMut(Place, Sums)) {
     for_each_site(|_, site, frames| visit(site.place(frames), site.sums()));
@@ -310,6 +342,34 @@ mod tests {
         assert!(sums.peak_bytes <= 1000 && sums.peak * 100 == sums.peak_bytes);
         resized(number, 300, 100, weight);
         assert_eq!(sums_of(&frames).live_bytes, 500);
+    }
+
+    #[test]
+    fn rates_are_of_the_last_calls() {
+        assert!(prepare());
+        let number = find(&[2_000_001, 2], 0).unwrap();
+        let rate = |milliseconds| {
+            let mut found = 0;
+            for_each_recent(milliseconds, |recent| {
+                if recent.number == number {
+                    found = recent.rate;
+                }
+            });
+            found
+        };
+        allocated(number, 1 << 20, 1 << FRACTION);
+        assert_eq!(rate(0), 0, "the first call has nothing to compare with");
+        let mut steady = 0;
+        for _ in 0..40 {
+            allocated(number, 1 << 20, 1 << FRACTION);
+            steady = rate(250);
+        }
+        // 1 MiB in a quarter of a second.
+        assert!((3 << 20..5 << 20).contains(&steady), "{steady}");
+        for _ in 0..40 {
+            let _ = rate(250);
+        }
+        assert_eq!(rate(250), 0);
     }
 
     #[test]

@@ -20,6 +20,7 @@
 extern crate std;
 
 mod label;
+mod sites;
 mod text;
 
 use core::fmt::{self, Write as _};
@@ -36,18 +37,23 @@ use crate::size_class::{Class, MAX_CLASSES, UNIT};
 use crate::slab;
 
 pub(crate) use label::{Label, publish, publish_sharers};
+pub use sites::SiteStats;
+pub(crate) use sites::top_sites;
 pub(crate) use text::Bytes;
 pub use text::{OpenMetrics, Slabinfo};
 
-/// Maximum numbers of items from [`Stats::caches`], [`Stats::cpus`] and [`Stats::nodes`].
+/// Maximum numbers of items from [`Stats::caches`], [`Stats::cpus`], [`Stats::nodes`] and
+/// [`top_sites`].
 pub(crate) struct Max {
     pub(crate) caches: usize,
     pub(crate) cpus: usize,
     pub(crate) nodes: usize,
+    pub(crate) sites: usize,
 }
 
 /// The values of [`Max`].
-pub(crate) const MAX: Max = Max { caches: MAX_CLASSES, cpus: MAX_CPUS, nodes: node::MAX_NODES };
+pub(crate) const MAX: Max =
+    Max { caches: MAX_CLASSES, cpus: MAX_CPUS, nodes: node::MAX_NODES, sites: sites::MOST };
 
 /// Totals of the whole allocator. Counters start with the process, or with the parent that it was
 /// forked from.

@@ -15,12 +15,11 @@
 //! | [`options`] | the command line |
 //! | [`symbols`] | functions and lines of addresses |
 //! | [`profile`] | reading and writing files |
-//! | [`demangle`] [`failure`] [`number`] [`proto`] | names; errors; short numbers; the format |
+//! | [`failure`] [`number`] [`proto`] | errors; short numbers; the format |
 //!
 //! The exit code is 0 on success. It is 1 if a file cannot be read or written, and 2 if an argument
 //! is wrong.
 
-mod demangle;
 mod failure;
 mod flame;
 mod info;

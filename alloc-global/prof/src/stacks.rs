@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use hayloft_symbols::without_parameters;
 use regex::Regex;
 
 use crate::failure::Failure;
@@ -208,7 +209,7 @@ impl Pruning {
         frames.reverse();
         let is_dropped = |frame: &Frame| {
             let matches = |expression: &Option<Regex>| {
-                expression.as_ref().is_some_and(|it| it.is_match(simple(&frame.name)))
+                expression.as_ref().is_some_and(|it| it.is_match(without_parameters(&frame.name)))
             };
             matches(&self.drop) && !matches(&self.keep)
         };
@@ -219,14 +220,6 @@ impl Pruning {
         }
         frames
     }
-}
-
-/// Returns a function's name without its parameters, if it has some. In Rust's names parentheses
-/// are types.
-fn simple(name: &str) -> &str {
-    let is_plain = |name: &&str| !name.is_empty() && !name.contains('<') && !name.ends_with("::");
-    let start = name.split_once('(').map(|(start, _)| start);
-    start.filter(is_plain).filter(|start| !start.ends_with("operator")).unwrap_or(name)
 }
 
 #[cfg(test)]

@@ -174,10 +174,12 @@ impl App {
             KeyCode::Char('>') | KeyCode::Right => self.sort_beside(1),
             KeyCode::Tab => self.turn(1),
             KeyCode::BackTab => self.turn(-1),
-            KeyCode::Char(digit @ '1'..='3') => {
+            KeyCode::Char(digit @ '1'..='9') => {
                 let at = digit as usize - '1' as usize;
-                self.view = View::ALL[at];
-                self.scroll = 0;
+                if let Some(view) = View::ALL.get(at) {
+                    self.view = *view;
+                    self.scroll = 0;
+                }
             }
             KeyCode::Esc => self.filter.clear(),
             key => self.scroll = scrolled(key, self.scroll, self.room).unwrap_or(self.scroll),

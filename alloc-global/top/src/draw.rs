@@ -200,7 +200,7 @@ fn draw_tabs(frame: &mut Frame<'_>, app: &App, lines: usize, area: Rect) {
         let title = format!(" {} ", view.title());
         left.push_span(if view == app.view { title.reversed().bold() } else { title.into() });
     }
-    if !app.filter.is_empty() && app.view == View::Caches {
+    if !app.filter.is_empty() && app.view.has_names() {
         left.push_span(format!("  with {:?}", app.filter));
     }
     let sort = app.sort();
@@ -255,10 +255,14 @@ fn draw_table(frame: &mut Frame<'_>, app: &App, entries: &[Entry], theme: Theme,
         Value::Text(name) => name.chars().count() as u16,
         _ => 0,
     };
-    // As wide as the longest name, within bounds: at least 13 characters, and at most a quarter of
-    // the screen where that is more.
+    if entries.is_empty() && app.filter.is_empty() {
+        frame.render_widget(Line::from(app.view.if_empty()), area);
+        return;
+    }
+    // As wide as the longest name, within bounds: at least 13 characters, and at most a part of the
+    // screen where that is more.
     let longest = entries.iter().map(name_width).max().unwrap_or(0);
-    let name_width = longest.clamp(13, (area.width / 4).max(13));
+    let name_width = longest.clamp(13, (area.width / app.view.part_of_names()).max(13));
     let (columns, course_room) = fitting(app, name_width, area.width);
     let mut widths: Vec<_> = columns.iter().map(|(.., width)| Constraint::Length(*width)).collect();
     let align = |line: Line<'static>, column: &Column| {
@@ -337,7 +341,7 @@ fn draw_help(frame: &mut Frame<'_>, app: &mut App, area: Rect) {
     let view = app.view;
     const KEYS: [(&str, &str); 12] = [
         ("q", "quit"),
-        ("Tab 1 2 3", "other views"),
+        ("Tab digit", "other views"),
         ("s letter", "order by a column"),
         ("< >", "by one beside it"),
         ("R", "the other way round"),
@@ -485,7 +489,7 @@ mod tests {
     #[test]
     fn every_size_can_be_drawn() {
         let history = sample();
-        for view in ["1", "2", "3", "h", "s", "d", "/"] {
+        for view in ["1", "2", "3", "4", "h", "s", "d", "/"] {
             let mut app = app();
             press(&mut app, view);
             for width in [1, 2, 3, 5, 8, 13, 21, 34, 55, 300] {
@@ -507,6 +511,19 @@ mod tests {
         assert!(line_with(&cpus, "THREAD").contains("HISTORY"));
         press(&mut app, "3");
         line_with(&screen(&mut app, &history, 100, 24), "NODE");
+        press(&mut app, "4");
+        let sites = screen(&mut app, &history, 100, 24);
+        line_with(&sites, "no samples: start the process with HAYLOFT_PROFILE too");
+        let mut last = snapshot(9000, &[cache("a", 1, 0, 0)]);
+        let mut site = hayloft::stats::SiteStats::default();
+        (site.number, site.live_bytes, site.live_error) = (9, 3 << 20, 3 << 18);
+        (site.alloc_rate, site.frames[0]) = (5 << 20, 0x1001);
+        last.sites = vec![site];
+        let sites = screen(&mut app, &crate::history::tests::history([last]), 100, 24);
+        line_with(&sites, "1-1 of 1, by MEMORY");
+        let line = line_with(&sites, "0x1000");
+        let shows = |text| line.split_whitespace().any(|word| word == text);
+        assert!(["3.0M", "25", "5.0M"].into_iter().all(shows), "{line}");
         press(&mut app, "1/PACK\n");
         let filtered = screen(&mut app, &history, 100, 24);
         line_with(&filtered, "with \"PACK\"");

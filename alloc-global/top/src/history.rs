@@ -4,7 +4,9 @@
 use std::collections::VecDeque;
 
 use hayloft::report::Snapshot;
-use hayloft::stats::{CacheStats, CpuStats, NodeStats};
+use hayloft::stats::{CacheStats, CpuStats, NodeStats, SiteStats};
+
+use crate::symbols::Symbols;
 
 /// Snapshots kept: as many as fit side by side on a wide screen.
 const KEPT: usize = 240;
@@ -16,11 +18,14 @@ const WINDOW: usize = 10;
 #[derive(Debug)]
 pub(crate) struct History {
     snapshots: VecDeque<Snapshot>,
+    pub(crate) symbols: Symbols,
 }
 
 impl History {
     pub(crate) fn new(first: Snapshot) -> History {
-        History { snapshots: VecDeque::from([first]) }
+        let mut symbols = Symbols::of(first.process);
+        symbols.look_up(&first.sites);
+        History { snapshots: VecDeque::from([first]), symbols }
     }
 
     /// Adds a snapshot, unless it is no newer than the last one.
@@ -31,6 +36,7 @@ impl History {
         if self.snapshots.len() == KEPT {
             self.snapshots.pop_front();
         }
+        self.symbols.look_up(&snapshot.sites);
         self.snapshots.push_back(snapshot);
     }
 
@@ -117,7 +123,17 @@ impl Subject for NodeStats {
     }
 }
 
-/// A cache, CPU or node across all snapshots.
+impl Subject for SiteStats {
+    fn all(snapshot: &Snapshot) -> &[Self] {
+        &snapshot.sites
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
+}
+
+/// A cache, CPU, node or site across all snapshots.
 #[derive(Debug)]
 pub(crate) struct Line<'a, T> {
     pub(crate) history: &'a History,

@@ -12,8 +12,9 @@
 //! | [`draw`] | the drawing of the screen |
 //! | [`app`] [`text`] | the state of the screen, which keys change; `--once` and `--csv` |
 //! | [`options`] | the command line |
-//! | [`summary`] [`table`] | totals of the process; the tables of caches, CPUs and nodes |
+//! | [`summary`] [`table`] | totals of the process; the tables of caches, CPUs, nodes and sites |
 //! | [`history`] | recent snapshots, with rates, growth, and courses over time |
+//! | [`symbols`] | names of functions in the process |
 //! | [`failure`] [`number`] [`process`] | the reason to stop; short numbers; processes to show |
 //!
 //! The exit code is 0 on success. It is 1 if a process cannot be read, and 2 if the choice of a
@@ -28,6 +29,7 @@ mod options;
 mod process;
 mod screen;
 mod summary;
+mod symbols;
 mod table;
 mod text;
 

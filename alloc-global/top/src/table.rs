@@ -1,11 +1,11 @@
-//! The tables of caches, CPUs and nodes: their columns, the values in these, and the order of
+//! The tables of caches, CPUs, nodes and sites: their columns, the values in these, and the order of
 //! lines.
 
 use std::cmp::Ordering;
 
 use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
-use hayloft::stats::{CacheStats, CpuStats, NodeStats};
+use hayloft::stats::{CacheStats, CpuStats, NodeStats, SiteStats};
 
 use crate::history::{History, Line, Subject};
 use crate::{number, process};
@@ -223,6 +223,30 @@ static NODES: [(Column, Of<NodeStats>); 8] = [
     }),
 ];
 
+static SITES: [(Column, Of<SiteStats>); 8] = [
+    (column("name", "FUNCTION", 'n', NAME, 0, "what allocates, and its callers"), |line| {
+        Value::Text(line.history.symbols.name(line.now).to_string())
+    }),
+    (column("memory", "MEMORY", 'm', 6, 0, "bytes in use, estimated from samples"), |line| {
+        Value::Bytes(line.now.live_bytes)
+    }),
+    (column("error", "ERR%", 'e', 4, 3, "standard error of memory"), |line| {
+        let (error, bytes) = (line.now.live_error as f64, line.now.live_bytes as f64);
+        Value::Share((bytes > 0.0).then(|| error / bytes))
+    }),
+    (column("in_use", "BLOCKS", 'i', 6, 2, "blocks in use"), |line| Value::Count(line.now.live)),
+    (column("rate", "BYTES/s", 'r', 7, 1, "bytes allocated lately"), |line| {
+        Value::Bytes(line.now.alloc_rate)
+    }),
+    (column("allocated", "TOTAL", 't', 6, 4, "bytes allocated so far"), |line| {
+        Value::Bytes(line.now.alloc_bytes)
+    }),
+    (column("allocs", "ALLOCS", 'a', 6, 6, "blocks allocated so far"), |line| {
+        Value::Count(line.now.allocs)
+    }),
+    (column("site", "SITE", 's', 6, 20, "its number"), |line| Value::Number(line.now.number)),
+];
+
 /// Returns the share of allocations since the last look that a sheaf served, or of all allocations
 /// at the first look. Returns `None` if there were none.
 fn hit_rate<T: Subject>(
@@ -252,16 +276,18 @@ pub(crate) enum View {
     Caches,
     Cpus,
     Nodes,
+    Sites,
 }
 
 impl View {
-    pub(crate) const ALL: [View; 3] = [View::Caches, View::Cpus, View::Nodes];
+    pub(crate) const ALL: [View; 4] = [View::Caches, View::Cpus, View::Nodes, View::Sites];
 
     pub(crate) fn title(self) -> &'static str {
         match self {
             View::Caches => "Caches",
             View::Cpus => "CPUs",
             View::Nodes => "Nodes",
+            View::Sites => "Sites",
         }
     }
 
@@ -273,6 +299,7 @@ impl View {
             View::Caches => of(&CACHES),
             View::Cpus => of(&CPUS),
             View::Nodes => of(&NODES),
+            View::Sites => of(&SITES),
         };
         columns.into_iter()
     }
@@ -286,10 +313,28 @@ impl View {
         PossibleValuesParser::new(names)
     }
 
+    /// Returns whether lines have names, which a filter selects.
+    pub(crate) fn has_names(self) -> bool {
+        self.columns().next().is_some_and(|column| column.name == "name")
+    }
+
+    /// Returns the part of the screen's width that names may take: one in this number.
+    pub(crate) fn part_of_names(self) -> u16 {
+        if self == View::Sites { 2 } else { 4 }
+    }
+
+    /// Says why there may be no lines.
+    pub(crate) fn if_empty(self) -> &'static str {
+        match self {
+            View::Sites => "no samples: start the process with HAYLOFT_PROFILE too",
+            _ => "none",
+        }
+    }
+
     /// Describes the values over time at the end of a line.
     pub(crate) fn course(self) -> &'static str {
         match self {
-            View::Caches | View::Nodes => "memory over time",
+            View::Caches | View::Nodes | View::Sites => "memory over time",
             View::Cpus => "misses over time",
         }
     }
@@ -311,6 +356,7 @@ impl View {
             View::Caches => of(history, &CACHES, |line| line.course(|cache| cache.bytes() as u64)),
             View::Cpus => of(history, &CPUS, |line| line.rates(|cpu| cpu.events.refills)),
             View::Nodes => of(history, &NODES, |line| line.course(|node| node.bytes as u64)),
+            View::Sites => of(history, &SITES, |line| line.course(|site| site.live_bytes)),
         };
         entries.sort_by(|this, other| {
             let order = this.values[sort.column].order(&other.values[sort.column]);
@@ -329,10 +375,14 @@ pub(crate) struct Sort {
 }
 
 impl Sort {
-    /// Returns the default order of a view: caches by memory, others by number.
+    /// Returns the default order of a view: by memory, or CPUs and nodes by number.
     pub(crate) fn of(view: View) -> Sort {
-        let name = if view == View::Caches { "memory" } else { return Sort::by(0) };
-        Sort::by_name(view, name).expect("one of its columns")
+        match view {
+            View::Caches | View::Sites => {
+                Sort::by_name(view, "memory").expect("one of its columns")
+            }
+            View::Cpus | View::Nodes => Sort::by(0),
+        }
     }
 
     fn by(column: usize) -> Sort {

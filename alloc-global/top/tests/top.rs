@@ -29,13 +29,22 @@ fn run_as_target() {
     let layout = Layout::new::<[u8; 504]>();
     let cache = Cache::builder("packets", layout).flags(CacheFlags::NO_MERGE).build().unwrap();
     let objects: Vec<_> = (0..1000).map(|_| cache.alloc().unwrap()).collect();
+    assert!(hayloft::profile::start(1));
+    let index = holds_index();
     println!("ready");
     // Waits until the other end is closed.
     io::stdin().read_to_end(&mut Vec::new()).unwrap();
+    drop(index);
     for object in objects {
         // SAFETY: `cache` allocated the object above, and this is its only free.
         unsafe { cache.free(object) };
     }
+}
+
+/// Allocates three blocks of a megabyte.
+#[inline(never)]
+fn holds_index() -> Vec<Vec<u8>> {
+    (0..3).map(|_| std::hint::black_box(Vec::with_capacity(1_000_000))).collect()
 }
 
 /// A process that runs [`run_as_target`].
@@ -192,6 +201,26 @@ fn csv_has_a_line_per_entry_and_iteration() {
     assert_eq!(at_once[0]["growth"], "", "a single snapshot has growth");
     let cpus = target.csv(&["--once", "--view", "cpus", "--sort", "memory"]);
     assert!(!cpus.is_empty() && cpus.iter().all(|line| line.contains_key("cpu")));
+    target.end();
+}
+
+/// Sites of samples are shown by the functions of the process that allocate.
+#[test]
+fn sites_are_shown_by_function() {
+    let target = Target::start();
+    let mut line = Line::new();
+    wait_until("the target publishes its samples", || {
+        let all = target.csv(&["--once", "--delay", "0", "--view", "sites"]);
+        let found = all.into_iter().find(|line| line["name"].starts_with("top::holds_index"));
+        found.map(|found| line = found).is_some()
+    });
+    assert!(line["name"].contains("top::run_as_target"), "{line:?}");
+    let memory: u64 = line["memory"].parse().unwrap();
+    assert!((3_000_000..4_000_000).contains(&memory), "{line:?}");
+    assert_eq!((&*line["in_use"], &*line["allocs"]), ("3", "3"));
+    let own: Vec<_> = target.csv(&["--once", "--delay", "0", "--view", "sites"]);
+    let is_allocator = |line: &Line| line["name"].starts_with("hayloft_core::path::");
+    assert!(!own.iter().any(is_allocator), "{own:?}");
     target.end();
 }
 
@@ -431,6 +460,10 @@ fn keys_work_in_a_terminal() {
     tmux.shows("THREAD");
     tmux.press(&["Tab"]);
     tmux.shows("by NODE");
+    tmux.press(&["Tab"]);
+    tmux.shows("holds_index");
+    tmux.press(&["s", "r"]);
+    tmux.shows("by BYTES/s");
     tmux.press(&["Tab", "/", "pack", "Enter"]);
     tmux.shows("with \"pack\"");
     tmux.shows("1-1 of 1, by MEMORY");

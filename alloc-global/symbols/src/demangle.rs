@@ -7,7 +7,8 @@ const MOST: usize = 2048;
 
 /// Returns the name without the linker's encoding, hash, and, in C++, parameters. A name that is
 /// not encoded is returned as it is.
-pub(crate) fn demangle(name: &str) -> String {
+#[must_use]
+pub fn demangle(name: &str) -> String {
     let mut plain = if let Ok(name) = rustc_demangle::try_demangle(name) {
         format!("{name:#}")
     } else {
