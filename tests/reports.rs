@@ -3,10 +3,12 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::hint::black_box;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::Path;
 use std::process;
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -43,6 +45,61 @@ fn report_is_written_at_exit() {
         assert!(output.stderr.is_empty(), "{}", describe(output));
         assert!(path.text().starts_with("slabinfo"), "{}", path.text());
     });
+}
+
+/// Runs `work` deeper on the stack, and then overwrites what it left there.
+#[inline(never)]
+fn without_traces(work: fn()) {
+    #[inline(never)]
+    fn below(work: fn()) {
+        let room = black_box([0_u8; 1 << 13]);
+        work();
+        black_box(room);
+    }
+    #[inline(never)]
+    fn scrub() {
+        black_box(&[0_u8; 1 << 16]);
+    }
+    below(work);
+    scrub();
+}
+
+/// What a program in Rust has in use or has lost at its end is listed, exactly, also where the
+/// kernel refuses to copy memory.
+#[test]
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), ignore = "no stacks")]
+fn leaks_are_listed_at_exit() {
+    // The harness has no blocks of this size, whose addresses might be left in its frames.
+    #[inline(never)]
+    fn lose() {
+        (0..7).for_each(|_| std::mem::forget(black_box(vec![1_u8; 20_000])));
+    }
+    static HELD: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+    let body = || {
+        HELD.lock().expect("nobody panics").extend((0..5).map(|_| vec![1_u8; 5000]));
+        without_traces(lose);
+    };
+    for backend in ["rseq", "fallback"] {
+        let scenario = |label: &str| Scenario::new(format!("{label}-{backend}"), body);
+        let scenario = |label| scenario(label).env("HAYLOFT_BACKEND", backend);
+        let check = |output: &process::Output, has: &[&str], has_not: &str| {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            let is_right =
+                has.iter().all(|line| stderr.contains(line)) && !stderr.contains(has_not);
+            assert!(output.status.success() && is_right, "{}", describe(output));
+        };
+        let [lost, held] = ["143360 byte(s) in 7 object(s)", "25600 byte(s) in 5 object(s)"];
+        scenario("in-use").env("HAYLOFT_LEAKS", "1,mean=1").run(|output| {
+            check(output, &[&format!("\nIn use: {lost}"), &format!("\nIn use: {held}")], "leak of");
+        });
+        let setting = ("HAYLOFT_LEAKS", "1,mean=1,reachable=1");
+        let lost = format!("\nDirect leak of {lost}");
+        scenario("lost").env(setting.0, setting.1).run(|output| check(output, &[&lost], held));
+        scenario("refused")
+            .env(setting.0, setting.1)
+            .refuse_system_call(libc::SYS_process_vm_readv)
+            .run(|output| check(output, &[&lost], held));
+    }
 }
 
 #[test]

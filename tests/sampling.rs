@@ -109,8 +109,8 @@ fn sums_are_unbiased() {
     });
 }
 
-/// A Rust program has one note for each probe of samples, with a semaphore, in whichever profile and
-/// with whichever C library it was built.
+/// A Rust program has one note for each probe of samples, with a semaphore, in whichever profile
+/// and with whichever C library it was built.
 #[test]
 #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), ignore = "no probes")]
 fn this_program_has_probes_of_samples() {

@@ -74,7 +74,12 @@ fn the_page_of_settings_matches_the_table() {
         .collect();
     let names: BTreeSet<_> = rows.iter().map(|[name, ..]| name.as_str()).collect();
     let tested = SETTINGS.map(|(name, _)| name);
-    let tested = tested.into_iter().chain(["HAYLOFT_STATS", "HAYLOFT_PROFILE", "HAYLOFT_FAULT"]);
+    let tested = tested.into_iter().chain([
+        "HAYLOFT_STATS",
+        "HAYLOFT_PROFILE",
+        "HAYLOFT_LEAKS",
+        "HAYLOFT_FAULT",
+    ]);
     assert_eq!(names, TABLE.iter().map(|setting| setting.name).collect());
     assert_eq!(names, tested.collect());
     assert_eq!(rows.len(), TABLE.len());

@@ -121,3 +121,78 @@ pub(crate) fn write_all(file: c_int, bytes: &[u8]) -> bool {
 pub(crate) fn process_id() -> i32 {
     1
 }
+
+/// A buffer that combines the output into few system calls.
+pub(crate) struct Writer {
+    file: c_int,
+    room: [u8; 2048],
+    len: usize,
+    failed: bool,
+}
+
+impl Writer {
+    pub(crate) fn new(file: c_int) -> Writer {
+        Writer { file, room: [0; 2048], len: 0, failed: false }
+    }
+
+    /// Returns whether a write failed.
+    #[cfg(feature = "serde")]
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed
+    }
+
+    /// Writes what is left. Returns false if any write failed.
+    pub(crate) fn finish(mut self) -> bool {
+        self.flush();
+        !self.failed
+    }
+
+    pub(crate) fn push(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() && !self.failed {
+            let free = self.room.get_mut(self.len..).unwrap_or_default();
+            let (now, later) = bytes.split_at(bytes.len().min(free.len()));
+            free.iter_mut().zip(now).for_each(|(to, from)| *to = *from);
+            self.len += now.len();
+            bytes = later;
+            if self.len == self.room.len() {
+                self.flush();
+            }
+        }
+    }
+
+    pub(crate) fn flush(&mut self) {
+        self.failed |= !write_all(self.file, self.room.get(..self.len).unwrap_or_default());
+        self.len = 0;
+    }
+}
+
+impl Write for Writer {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.push(text.as_bytes());
+        if self.failed { Err(fmt::Error) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::format;
+
+    #[test]
+    #[cfg_attr(miri, ignore = "the stand-in has no files")]
+    fn text_longer_than_the_buffer_is_written_in_full() {
+        let text = format!("{}é\n", "0123456789".repeat(1000));
+        let path = std::env::temp_dir().join(format!("hayloft-writer-{}", std::process::id()));
+        let file = std::fs::File::create(&path).unwrap();
+        let number = std::os::fd::AsRawFd::as_raw_fd(&file);
+        let mut to = Writer::new(number);
+        for part in text.split_inclusive('7') {
+            to.write_str(part).unwrap();
+        }
+        assert!(to.finish());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        std::fs::remove_file(&path).unwrap();
+        let mut nowhere = Writer::new(-1);
+        assert!(nowhere.write_str(&text).is_err());
+    }
+}

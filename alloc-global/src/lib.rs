@@ -35,6 +35,7 @@
 //!   [`report`].
 //! - `HAYLOFT_PROFILE`: heap profiles when the program ends, at intervals, or at a signal: see
 //!   [`report`].
+//! - `HAYLOFT_LEAKS`: what is still in use when the program ends: see [`report`].
 //! - `HAYLOFT_STATS_SHM`: show statistics to `hayloft-top`, with `1`.
 //! - `HAYLOFT_VERBOSE`: at the start, a line with the version, the backend, the limit and the
 //!   settings that are not at their defaults, with `1`.

@@ -172,6 +172,22 @@ pub(crate) unsafe fn register_rseq(_area: *mut RseqArea) -> bool {
 
 pub(crate) unsafe fn unregister_rseq(_area: *mut RseqArea) {}
 
+pub(crate) struct PageMap;
+
+impl PageMap {
+    pub(crate) fn open() -> Option<PageMap> {
+        None
+    }
+
+    pub(crate) fn read(&self, _address: usize, _room: &mut [u8]) -> bool {
+        false
+    }
+
+    pub(crate) fn has_contents(_page: [u8; 8]) -> bool {
+        true
+    }
+}
+
 pub(crate) struct ThreadExit;
 
 impl ThreadExit {

@@ -79,14 +79,14 @@ pub(crate) use imp::bare;
 #[cfg(all(target_arch = "aarch64", not(miri)))]
 pub(crate) use imp::release;
 pub(crate) use imp::{
-    CpuMask, Signal, ThreadExit, ThreadSlot, admit_signal, affinity, at_exit, at_fork, auxiliary,
-    block_signals, collapse, commit, copy_memory, cpu_numbers, current_cpu, current_cpu_and_node,
-    data_limit, decommit, futex_wait, futex_wait_for, futex_wake_all, futex_wake_one,
-    has_little_address_space, has_signals_blocked, is_main_thread, let_read, lines, list,
-    lock_streams, may_reserve, milliseconds, minor_faults, most_threads, nanoseconds, page_size,
-    prefer_huge_pages, prefer_node, private_pages, read, read_bytes, register_rseq, remap, remove,
-    renew, renew_streams, reserve, reserve_near, restart_sections_on, set_dumped, share,
-    signal_thread, sleep_microseconds, system_page_size, take_place_at_forks, take_signal,
+    CpuMask, PageMap, Signal, ThreadExit, ThreadSlot, admit_signal, affinity, at_exit, at_fork,
+    auxiliary, block_signals, collapse, commit, copy_memory, cpu_numbers, current_cpu,
+    current_cpu_and_node, data_limit, decommit, futex_wait, futex_wait_for, futex_wake_all,
+    futex_wake_one, has_little_address_space, has_signals_blocked, is_main_thread, let_read, lines,
+    list, lock_streams, may_reserve, milliseconds, minor_faults, most_threads, nanoseconds,
+    page_size, prefer_huge_pages, prefer_node, private_pages, read, read_bytes, register_rseq,
+    remap, remove, renew, renew_streams, reserve, reserve_near, restart_sections_on, set_dumped,
+    share, signal_thread, sleep_microseconds, system_page_size, take_place_at_forks, take_signal,
     thread_id, unix_nanoseconds, unlock_streams, unregister_rseq, unreserve, yield_now,
 };
 #[cfg(miri)]

@@ -47,6 +47,7 @@ mod runs;
 mod unit;
 mod units;
 
+use core::ops::Range;
 use core::sync::atomic::Ordering;
 
 use crate::size_class::{UNIT, UNIT_SHIFT};
@@ -90,6 +91,13 @@ pub(crate) fn alloc(
 /// Returns an address in the arena that was made first, if there is one.
 pub(crate) fn any_arena() -> Option<*mut u8> {
     arenas().next().map(|arena| arena.units.arrays().base)
+}
+
+/// Calls `visit` with the addresses of the metadata of each arena, in front of its units.
+pub(crate) fn for_each_metadata(mut visit: impl FnMut(Range<usize>)) {
+    for arrays in arenas().map(|arena| arena.units.arrays()) {
+        visit(arrays.entries.addr()..arrays.base.addr());
+    }
 }
 
 /// Frees a run. Returns false, and the run is still the caller's, if the lock would have to be

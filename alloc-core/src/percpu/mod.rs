@@ -46,7 +46,7 @@ pub(crate) use layout::{Due, Event, MAX_CACHE_BATCH, batch_len, batch_len_for, c
 use layout::{all_classes, first_width, floor, header_halves, index};
 pub(crate) use locked::is_on_top;
 use region::{CLOSING, region_of};
-pub(crate) use region::{cpu, regions};
+pub(crate) use region::{cpu, own_memory, regions};
 pub(crate) use remote::{close, flush, flush_all, flush_unused, open};
 pub(crate) use rseq::{pop, pop_bulk, push, push_bulk, push_once};
 use select::is_locked;

@@ -6,6 +6,7 @@
 //!
 //! [`CLOSING`] serialises commits with closers of sheaves.
 
+use core::ops::Range;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
@@ -80,6 +81,14 @@ fn reserve_regions(cpus: usize) -> Option<NonNull<u8>> {
         os::prefer_huge_pages(regions, bytes, false);
         Some(regions.add(CLOSED_REGIONS * REGION))
     }
+}
+
+/// Returns the addresses of all regions.
+pub(crate) fn own_memory() -> Range<usize> {
+    // Acquire: pairs with the Release in `reserve`, so that `CPUS` is visible.
+    let start = REGIONS.load(Ordering::Acquire).addr();
+    let before = start.min(CLOSED_REGIONS * REGION);
+    start - before..start + CPUS.load(Ordering::Relaxed) * REGION
 }
 
 /// Returns whether a CPU has a region. Commits one if it has none and there is memory.

@@ -8,6 +8,7 @@
 //! may unload a library at any moment, so the kernel does the reading.
 
 use core::ffi::CStr;
+use core::ops::Range;
 use core::ptr;
 
 use super::scratch::Zeroed;
@@ -25,6 +26,25 @@ pub(super) struct Mapping<'a> {
     pub(super) path: &'a [u8],
     /// Empty if the file has none.
     pub(super) build_id: &'a [u8],
+    /// The file, if its first bytes are mapped.
+    image: Option<Image>,
+}
+
+impl Mapping<'_> {
+    /// Returns the address of the first byte as the file has it, for tools that read the file.
+    pub(super) fn linked(&self) -> u64 {
+        let segments = self.image.iter().flat_map(Image::segments);
+        // The first page of its code may be the last one of another segment as well.
+        let mut code = segments
+            .filter(|segment| segment.kind == libc::PT_LOAD && segment.flags & libc::PF_X != 0);
+        let page = os::system_page_size() as u64;
+        let segment = code.find(|segment| {
+            let start = segment.offset - segment.offset % page;
+            (start..segment.offset.saturating_add(segment.file_len)).contains(&self.offset)
+        });
+        let moved = segment.map_or(0, |segment| segment.address.wrapping_sub(segment.offset));
+        self.offset.wrapping_add(moved)
+    }
 }
 
 /// Memory for the lines and notes being read.
@@ -57,11 +77,26 @@ pub(super) fn each(room: &mut Room, each: &mut dyn FnMut(Mapping<'_>)) {
     }
 }
 
+/// Calls `each` with the addresses of every mapping that can be read and written. Returns false if
+/// the system hides them.
+pub(super) fn each_writable(room: &mut Room, each: &mut dyn FnMut(Range<usize>)) -> bool {
+    let mut any = false;
+    let listed = os::lines(format_args!("/proc/self/maps"), &mut room.line, &mut |line| {
+        if let Some(line) = Line::parse(line).filter(|line| line.is_writable) {
+            any = true;
+            each(line.start..line.limit);
+        }
+    });
+    listed.is_some() && any
+}
+
 /// A line of `/proc/self/maps`.
 struct Line<'a> {
     start: usize,
     limit: usize,
     is_executable: bool,
+    /// Whether it can be read as well.
+    is_writable: bool,
     offset: u64,
     /// Device and inode number.
     file: (&'a [u8], &'a [u8]),
@@ -81,6 +116,7 @@ impl Line<'_> {
             start: hexadecimal(range.get(..dash)?)? as usize,
             limit: hexadecimal(range.get(dash + 1..)?)? as usize,
             is_executable: rights.get(2) == Some(&b'x'),
+            is_writable: rights.starts_with(b"rw"),
             offset: hexadecimal(fields.next()?)?,
             file: (fields.next()?, fields.next()?),
             path: fields.next().unwrap_or_default().trim_ascii_start(),
@@ -128,10 +164,9 @@ fn listed(room: &mut Room, each: &mut dyn FnMut(Mapping<'_>)) {
         if !line.is_executable {
             return;
         }
-        let build_id = match first {
-            (start, limit, of) if of == file => Image { start, limit }.build_id(notes),
-            _ => None,
-        };
+        let (start, limit, of) = first;
+        let image = (of == file).then_some(Image { start, limit });
+        let build_id = image.and_then(|image| image.build_id(notes));
         let path = if line.path.is_empty() { ANONYMOUS } else { line.path };
         each(Mapping {
             start: line.start,
@@ -139,6 +174,7 @@ fn listed(room: &mut Room, each: &mut dyn FnMut(Mapping<'_>)) {
             offset: line.offset,
             path,
             build_id: build_id.unwrap_or_default(),
+            image,
         });
     });
 }
@@ -195,12 +231,14 @@ fn known(room: &mut Room, each: &mut dyn FnMut(Mapping<'_>)) {
                 offset: segment.offset.wrapping_sub(before),
                 path,
                 build_id: image.build_id(&mut room.notes).unwrap_or_default(),
+                image: Some(image),
             });
         }
     }
 }
 
 /// An ELF file, mapped from its first byte on.
+#[derive(Clone, Copy)]
 struct Image {
     start: usize,
     /// The address where that mapping ends.
@@ -373,6 +411,41 @@ mod tests {
         os::copy_memory((can_copy as fn() -> bool) as usize, &mut [0])
     }
 
+    /// A function's address in the file is what the program's symbols say, relative to another's.
+    #[test]
+    fn addresses_are_those_of_the_file() {
+        let own = (addresses_are_those_of_the_file as fn()) as usize;
+        let mut room = Scratch::new(1).unwrap();
+        let mut linked = None;
+        each(room.only(), &mut |mapping| {
+            if (mapping.start..mapping.limit).contains(&own) {
+                linked = Some(mapping.linked() + (own - mapping.start) as u64);
+            }
+        });
+        let file = fs::read(fs::read_link("/proc/self/exe").unwrap()).unwrap();
+        let field = |at: usize, len: usize| number(&file, at, len);
+        // The entry point is at an address that the kernel and the header of the file both tell.
+        let moved = os::auxiliary(libc::AT_ENTRY) as u64 - field(24, 8);
+        assert_eq!(linked, Some(own as u64 - moved));
+    }
+
+    #[test]
+    fn writable_mappings_have_variables() {
+        static VARIABLE: core::sync::atomic::AtomicU32 = core::sync::atomic::AtomicU32::new(7);
+        let (local, variable) = (0, (&raw const VARIABLE).addr());
+        let mut room = Scratch::new(1).unwrap();
+        let mut holders = [0; 3];
+        let code = (writable_mappings_have_variables as fn()) as usize;
+        assert!(each_writable(room.only(), &mut |mapping| {
+            for (count, address) in
+                holders.iter_mut().zip([(&raw const local).addr(), variable, code])
+            {
+                *count += usize::from(mapping.contains(&address));
+            }
+        }));
+        assert_eq!(holders, [1, 1, 0]);
+    }
+
     #[test]
     fn without_proc_the_program_and_the_vdso_are_found() {
         let (listed, known) = (all(listed), all(known));
@@ -422,10 +495,11 @@ mod tests {
         let line = Line::parse(&mut text).unwrap();
         assert_eq!((line.start, line.limit), (0x7fbb_1dbe_2000, 0x7fbb_1dc0_8000));
         assert_eq!((line.path, line.offset), (&b"/a\nb c"[..], 0x1000));
-        assert!(line.is_executable && line.has_file());
+        assert!(line.is_executable && !line.is_writable && line.has_file());
         let mut anonymous = b"7fbb1dbe2000-7fbb1dc08000 rwxp 00000000 00:00 0 ".to_vec();
         let line = Line::parse(&mut anonymous).unwrap();
-        assert!(line.path.is_empty() && line.is_executable && !line.has_file());
+        assert!(line.path.is_empty() && line.is_executable && line.is_writable);
+        assert!(!line.has_file());
         for wrong in ["", "x", "1-2", "1-2 r-xp", "g-h r-xp 0 0 0", "1-2 r-xp 0"] {
             assert!(Line::parse(&mut wrong.as_bytes().to_vec()).is_none(), "{wrong}");
         }

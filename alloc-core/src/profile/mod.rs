@@ -12,8 +12,10 @@
 //! | module | holds |
 //! |---|---|
 //! | this one | starting and stopping; what a profile says |
+//! | `leaks` | what is in use at the end, as text |
 //! | [`pprof`] | the file format: samples, locations, strings, in a stream |
-//! | `mappings` | executable mappings of the process, with build IDs |
+//! | `reach` `suppressions` | the blocks that the program reaches; leaks that are known |
+//! | `mappings` | mappings of the process; those of code with build IDs |
 //! | `gzip` | compression |
 //! | `scratch` | memory for the duration of a call |
 //!
@@ -23,9 +25,12 @@
 //! between calls, so it may run in any context, also in several threads and interrupted by itself.
 
 mod gzip;
+pub(crate) mod leaks;
 mod mappings;
 pub mod pprof;
+mod reach;
 mod scratch;
+pub(crate) mod suppressions;
 
 use core::alloc::Layout;
 use core::ffi::c_int;

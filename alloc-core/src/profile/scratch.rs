@@ -4,7 +4,7 @@
 //! A fork child keeps the memory of a call that another thread was in, unused.
 
 use core::marker::PhantomData;
-use core::ops::{Deref, DerefMut};
+use core::ops::{Deref, DerefMut, Range};
 use core::ptr::NonNull;
 use core::slice;
 
@@ -16,12 +16,22 @@ use crate::os;
 /// A value whose bytes are all zero is valid.
 pub(super) unsafe trait Zeroed: Copy {}
 
+// SAFETY: zero is a number.
+unsafe impl Zeroed for u8 {}
+// SAFETY: as above.
+unsafe impl Zeroed for u32 {}
+
 /// Values in pages of their own, at first all zero.
 pub(super) struct Scratch<T: Zeroed> {
     start: NonNull<T>,
     count: usize,
     _owned: PhantomData<T>,
 }
+
+// SAFETY: the values are owned, as in a box.
+unsafe impl<T: Zeroed + Send> Send for Scratch<T> {}
+// SAFETY: as above; shared, it gives out shared references only.
+unsafe impl<T: Zeroed + Sync> Sync for Scratch<T> {}
 
 impl<T: Zeroed> Scratch<T> {
     /// Takes the memory of `count` values, which is committed but not touched. `None` if the system
@@ -38,6 +48,12 @@ impl<T: Zeroed> Scratch<T> {
             }
         }
         Some(Scratch { start: start.cast(), count, _owned: PhantomData })
+    }
+
+    /// Returns the addresses of the memory.
+    pub(super) fn range(&self) -> Range<usize> {
+        let start = self.start.addr().get();
+        start..start + Self::len(self.count).unwrap_or(0)
     }
 
     /// Returns the first value.

@@ -1,5 +1,5 @@
 //! Statistics and profiles for the program's operator, without code in the program:
-//! `HAYLOFT_STATS`, `HAYLOFT_PROFILE` and `HAYLOFT_STATS_SHM`.
+//! `HAYLOFT_STATS`, `HAYLOFT_PROFILE`, `HAYLOFT_LEAKS` and `HAYLOFT_STATS_SHM`.
 //!
 //! `HAYLOFT_STATS=DESTINATION[,FORMAT][,every=SECONDS][,signal=NUMBER]` writes a report at the end
 //! of the program, every `SECONDS` seconds, and in the handler of the signal `NUMBER`. The program
@@ -15,6 +15,9 @@
 //! allocations from the start on, and writes [heap profiles](crate::profile) in the same way.
 //! Nothing is written to stderr. With `growth` each profile but the first has only what was
 //! allocated since the first and is in use.
+//!
+//! `HAYLOFT_LEAKS=DESTINATION[,mean=BYTES][,reachable=1][,suppress=FILE]` samples allocations, too,
+//! and writes what is still in use at the end of the program.
 //!
 //! A forked child writes reports only if the path contains `%p`. A program that ends by `_exit` or
 //! by a signal writes no report at its end.
@@ -38,12 +41,16 @@ mod shared;
 mod verbose;
 
 use core::ffi::{c_int, c_void};
-use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use core::fmt;
+use core::hint;
+use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::OnceLock;
 
 use crate::os;
-use crate::profile;
-use crate::settings::{self, Content, Destination, Name, PathFor, Reports};
+use crate::profile::suppressions::{Problem, Suppressions};
+use crate::profile::{self, leaks};
+use crate::settings::{self, Content, Destination, Leaks, Name, PathFor, Reports};
+use crate::stack;
 use crate::stats;
 use crate::sync::{self, WakeFlag};
 
@@ -65,6 +72,8 @@ struct Asked {
     /// Number of the mark of the first profile, for growth since then; 0 before that. Relaxed: the
     /// number guards nothing.
     first: AtomicU32,
+    /// What a report of leaks leaves out.
+    suppressions: Option<Suppressions>,
 }
 
 impl Asked {
@@ -81,6 +90,11 @@ impl Asked {
             Content::Statistics(format) => write(file, *format),
             Content::Profile(profile) if profile.growth => self.write_growth(file),
             Content::Profile(_) => profile::write_to(file),
+            Content::Leaks(leaks) => {
+                let reached_from = leaks.reachable.then(|| STACK.load(Ordering::Relaxed));
+                let suppressions = self.suppressions.as_ref();
+                leaks::write(file, &leaks::Request { reached_from, suppressions })
+            }
         };
         let done = match destination {
             Destination::File(number) => match self.file {
@@ -97,7 +111,11 @@ impl Asked {
             }
         };
         if !done {
-            let what = if content.is_profile() { "a profile" } else { "statistics" };
+            let what = match content {
+                Content::Statistics(_) => "statistics",
+                Content::Profile(_) => "a profile",
+                Content::Leaks(_) => "leaks",
+            };
             os::warn(format_args!("{what} cannot be written to {destination}"));
         }
     }
@@ -115,8 +133,11 @@ impl Asked {
 }
 
 /// What each of these settings requests. Written once, when the settings are read.
-static ASKED: [(Name, OnceLock<Asked>); 2] =
-    [(Name::Stats, OnceLock::new()), (Name::Profile, OnceLock::new())];
+static ASKED: [(Name, OnceLock<Asked>); 3] = [
+    (Name::Stats, OnceLock::new()),
+    (Name::Profile, OnceLock::new()),
+    (Name::Leaks, OnceLock::new()),
+];
 
 /// Returns all requests, whether this process writes the reports or not.
 fn all_asked() -> impl Iterator<Item = &'static Asked> {
@@ -142,7 +163,8 @@ static READ: extern "C" fn() = start;
 extern "C" fn start() {
     verbose::announce();
     let is_shared = settings::flag(Name::StatsShm) == Some(true) && shared::open();
-    for ((name, asked), reports) in ASKED.iter().zip([settings::reports(), settings::profile()]) {
+    let all = [settings::reports(), settings::profile(), settings::leaks()];
+    for ((name, asked), reports) in ASKED.iter().zip(all) {
         if let Some(reports) = reports {
             ask(*name, asked, reports);
         }
@@ -157,12 +179,18 @@ extern "C" fn start() {
 
 #[cfg_attr(miri, allow(dead_code, reason = "called by the loader"))]
 fn ask(name: Name, asked: &OnceLock<Asked>, reports: Reports<'static>) {
-    if let Content::Profile(settings::Profile { mean, .. }) = reports.content
-        && !profile::start(mean as usize)
-    {
-        settings::refuse(name, format_args!("there is no memory for samples"), "no profile");
-        return;
+    if let Some(mean) = reports.content.mean() {
+        // Two settings get the samples of the smaller mean.
+        let is_enough = profile::mean().is_some_and(|other| other as u64 <= mean);
+        if !is_enough && !profile::start(mean as usize) {
+            settings::refuse(name, format_args!("there is no memory for samples"), "none");
+            return;
+        }
     }
+    let suppressions = match reports.content {
+        Content::Leaks(Leaks { suppress: Some(path), .. }) => suppressions(name, path),
+        _ => None,
+    };
     let (file, copy) = match reports.destination {
         Destination::Path(_) => (None, None),
         Destination::File(number) => (os::identity(number), os::duplicate(number, LEAST_COPY)),
@@ -171,7 +199,8 @@ fn ask(name: Name, asked: &OnceLock<Asked>, reports: Reports<'static>) {
     let is_ours_already = all_asked().any(|asked| asked.reports.signal == signal);
     let copy = AtomicI32::new(copy.unwrap_or(-1));
     let first = AtomicU32::new(0);
-    let _ = asked.set(Asked { reports, process: os::process_id(), file, copy, first });
+    let process = os::process_id();
+    let _ = asked.set(Asked { reports, process, file, copy, first, suppressions });
     if signal > 0
         && !is_ours_already
         && (is_of_a_fault(signal) || os::take_signal(Some(signal), on_signal).is_none())
@@ -182,6 +211,21 @@ fn ask(name: Name, asked: &OnceLock<Asked>, reports: Reports<'static>) {
             "no signal",
         );
     }
+}
+
+/// Reads a file of suppressions. Warns if that is impossible.
+#[cfg_attr(miri, allow(dead_code, reason = "called by the loader"))]
+fn suppressions(name: Name, path: &str) -> Option<Suppressions> {
+    let refuse = |why: fmt::Arguments<'_>| settings::refuse(name, why, "no suppressions");
+    match Suppressions::read(path) {
+        Ok(all) => return Some(all),
+        Err(Problem::Unreadable) => refuse(format_args!("{path} cannot be read")),
+        Err(Problem::TooLong) => refuse(format_args!("{path} is too long")),
+        Err(Problem::Line(number)) => {
+            refuse(format_args!("line {number} of {path} is not leak:PATTERN"));
+        }
+    }
+    None
 }
 
 /// Returns whether a fault raises `signal`. A handler that writes a report and returns would make
@@ -295,7 +339,15 @@ extern "C" fn on_signal(signal: c_int, _: *mut libc::siginfo_t, _: *mut c_void) 
 /// Maximum milliseconds that the end of the process waits for a report being written.
 const LONGEST_END: u32 = 1000;
 
+/// The lowest address on the stack of the thread that ends the process that the program uses, or
+/// its registers were stored at. Relaxed: only that thread uses it.
+static STACK: AtomicUsize = AtomicUsize::new(0);
+
 extern "C" fn end() {
+    // The program may have the only address of a block in a register.
+    let mut registers = [0; stack::REGISTERS];
+    stack::store_registers(&mut registers);
+    STACK.store(registers.as_ptr().addr(), Ordering::Relaxed);
     shared::close();
     if asked().next().is_none() {
         return;
@@ -311,6 +363,7 @@ extern "C" fn end() {
     if stats::gather_own().held > 0 {
         asked().for_each(Asked::write);
     }
+    hint::black_box(&registers);
 }
 
 /// Milliseconds after which a child is assumed not to be about to `exec`.

@@ -36,6 +36,7 @@ pub(crate) mod tags;
 pub(crate) mod threads;
 
 use core::alloc::Layout;
+use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -186,6 +187,16 @@ impl Sum {
     pub(crate) fn bytes(self) -> i64 {
         self.bytes as i64
     }
+
+    /// Returns whether each of these samples stands for itself alone.
+    pub(crate) fn is_exact(self, samples: i64) -> bool {
+        self.weight == (samples as u64) << gaps::FRACTION
+    }
+
+    pub(crate) fn add(&mut self, other: Sum) {
+        self.weight += other.weight;
+        self.bytes += other.bytes;
+    }
 }
 
 /// Adds the samples of blocks in use that were allocated after a mark to the sums of their sites, by
@@ -195,8 +206,8 @@ pub(crate) fn add_since(mark: u32, sums: &mut [Sum]) {
         if sample.mark >= mark
             && let Some(sum) = sums.get_mut(sample.site as usize)
         {
-            sum.weight += sample.weight;
-            sum.bytes += bytes_for(sample.size, sample.weight);
+            let bytes = bytes_for(sample.size, sample.weight);
+            sum.add(Sum { weight: sample.weight, bytes });
         }
     });
 }
@@ -288,6 +299,46 @@ pub(crate) fn forget(block: *mut u8) -> Option<usize> {
     let lifetime = os::milliseconds().saturating_sub(sample.born);
     sites::freed(sample.site, sample.size, sample.weight, lifetime);
     Some(sample.size)
+}
+
+/// A sampled block in use.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Live {
+    pub(crate) address: usize,
+    pub(crate) size: usize,
+    /// Number of its site.
+    pub(crate) site: u32,
+    weight: u64,
+}
+
+impl Live {
+    /// Returns the blocks for which it stands.
+    pub(crate) fn sum(&self) -> Sum {
+        Sum { weight: self.weight, bytes: bytes_for(self.size, self.weight) }
+    }
+
+    /// Returns the stack that allocated it, and its tag.
+    pub(crate) fn place(&self) -> Place {
+        sites::place(self.site)
+    }
+}
+
+/// Returns a number of sampled blocks in use that there are at most.
+pub(crate) fn most_live() -> usize {
+    records::count()
+}
+
+/// Calls `visit` with each sampled block in use. Those that come or go meanwhile may be missing.
+pub(crate) fn for_each_live(mut visit: impl FnMut(Live)) {
+    records::for_each(|&Sample { address, size, site, weight, .. }| {
+        visit(Live { address, size, site, weight });
+    });
+}
+
+/// Returns the addresses of the sampler's memory that has addresses of blocks in it: records, and
+/// the pool with freed blocks.
+pub(crate) fn own_memory() -> [Range<usize>; 2] {
+    [records::range(), pool::range()]
 }
 
 /// The sample of a block that is being resized and may move.

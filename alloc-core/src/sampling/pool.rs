@@ -8,6 +8,7 @@
 //!
 //! All operations work in any context, without a lock.
 
+use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -132,6 +133,13 @@ pub(super) fn prepare(arena: usize) -> bool {
     // Release: pairs with the Acquire in `exists`.
     lowest().store(end, Ordering::Release);
     true
+}
+
+/// Returns the addresses of the pool, with its links.
+pub(super) fn range() -> Range<usize> {
+    pool().map_or(0..0, |pool| {
+        pool.links.addr().get()..pool.start().addr().get() + pool.band_start(SIZES)
+    })
 }
 
 /// Returns whether there is a pool.

@@ -5,6 +5,7 @@
 //! All operations work in any context, without a lock: a slot of the table is taken by one
 //! exchange and freed by a store. If a window or the array is full, the block is not sampled.
 
+use core::ops::Range;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
 use super::numbers::Numbers;
@@ -173,12 +174,23 @@ pub(super) fn remove(address: usize) -> Option<Sample> {
     Some(sample)
 }
 
+/// Returns the addresses of all records.
+pub(super) fn range() -> Range<usize> {
+    let start = TABLE.get().map_or(0, |table| table.addr().get());
+    start..start + if start == 0 { 0 } else { BYTES }
+}
+
+/// Returns a number of records that there are at most.
+pub(super) fn count() -> usize {
+    (FREE.taken() as usize).min(MOST)
+}
+
 /// Calls `visit` with all samples. Those that come or go meanwhile may be missing. Any context.
 pub(super) fn for_each(mut visit: impl FnMut(&Sample)) {
     if TABLE.get().is_none() {
         return;
     }
-    for number in 0..FREE.taken().min(MOST as u32) {
+    for number in 0..count() as u32 {
         // SAFETY: the memory exists, as was just checked.
         let record = unsafe { record(number) };
         // Acquire: pairs with the Release in `insert`.

@@ -259,6 +259,13 @@ pub(crate) fn for_each_number(mut visit: impl FnMut(u32, Place)) {
     for_each_site(|number, site, frames| visit(number, site.place(frames)));
 }
 
+/// Returns what the site of a number from [`find`] stands for.
+pub(super) fn place(number: u32) -> Place {
+    // SAFETY: `find` returns complete sites.
+    let (site, frames) = unsafe { at(number) };
+    site.place(frames)
+}
+
 /// A site with its sums, now and recently.
 #[derive(Clone, Copy)]
 pub(crate) struct Recent {

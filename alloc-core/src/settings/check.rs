@@ -28,6 +28,7 @@ impl Setting {
             Kind::Faults if Faults::parse(text).is_none() => Err("no such list"),
             Kind::Reports => Reports::parse(text).map(|_| text),
             Kind::Profile => Reports::parse_profile(text).map(|_| text),
+            Kind::Leaks => Reports::parse_leaks(text).map(|_| text),
             _ => Ok(text),
         }
     }
@@ -60,7 +61,9 @@ impl Setting {
                 Ok(_) => (true, ""),
                 Err(why) => (false, why),
             },
-            Kind::Directory | Kind::Reports | Kind::Profile | Kind::Faults => (true, ""),
+            Kind::Directory | Kind::Reports | Kind::Profile | Kind::Leaks | Kind::Faults => {
+                (true, "")
+            }
         };
         if is_valid { Ok(()) } else { Err(why) }
     }
@@ -82,6 +85,7 @@ mod tests {
             (Name::DecayMs, &["0", "3600000"], &["3600001", "-1", "1.5", "1s", ""]),
             (Name::Fault, &["mmap:1/2,7"], &["mmap", ""]),
             (Name::IrqSignal, &["40"], &["9", "65", "x"]),
+            (Name::Leaks, &["0", "1,mean=1,reachable=1"], &["x", "1,mean=0"]),
             (Name::Limit, &["1M:2M", "5g"], &["2M:1M", "M"]),
             (Name::PageSize, &["65536"], &["131072", "12288", "", "1"]),
             (Name::Pressure, &["0", "1", "/x"], &["2", "x", "./x"]),

@@ -34,7 +34,7 @@ pub(crate) use names::{NameIn, Origin};
 pub(crate) use parse::Limit;
 pub use program::{ProgramSettings, check};
 pub use reports::Format;
-pub(crate) use reports::{Content, Destination, PathFor, Profile, Reports};
+pub(crate) use reports::{Content, Destination, Leaks, PathFor, Reports};
 use source::Found;
 pub(crate) use table::{DEFAULT_DECAY_MS, Name};
 pub use table::{Setting, TABLE};
@@ -80,6 +80,11 @@ pub(crate) fn reports() -> Option<Reports<'static>> {
 /// Returns the value of `HAYLOFT_PROFILE`, unless it disables profiles.
 pub(crate) fn profile() -> Option<Reports<'static>> {
     Reports::parse_profile(text(Name::Profile)?).ok()?
+}
+
+/// Returns the value of `HAYLOFT_LEAKS`, unless it disables the report.
+pub(crate) fn leaks() -> Option<Reports<'static>> {
+    Reports::parse_leaks(text(Name::Leaks)?).ok()?
 }
 
 /// Returns the value of `HAYLOFT_FAULT`.

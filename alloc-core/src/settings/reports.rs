@@ -1,5 +1,6 @@
-//! The grammars of `HAYLOFT_STATS`, `DESTINATION[,FORMAT][,every=SECONDS][,signal=NUMBER]`, and of
-//! `HAYLOFT_PROFILE`, which has `mean=BYTES` and `growth` instead of the format.
+//! The grammars of `HAYLOFT_STATS`, `DESTINATION[,FORMAT][,every=SECONDS][,signal=NUMBER]`, of
+//! `HAYLOFT_PROFILE`, which has `mean=BYTES` and `growth` instead of the format, and of
+//! `HAYLOFT_LEAKS`, `DESTINATION[,mean=BYTES][,reachable=1][,suppress=FILE]`.
 
 use core::ffi::c_int;
 use core::fmt;
@@ -9,11 +10,11 @@ use super::parse;
 /// Maximum bytes of a path.
 const MAX_PATH: usize = 256;
 
-/// The value of `HAYLOFT_STATS` or `HAYLOFT_PROFILE`.
+/// The value of `HAYLOFT_STATS`, `HAYLOFT_PROFILE` or `HAYLOFT_LEAKS`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Reports<'a> {
     pub(crate) destination: Destination<'a>,
-    pub(crate) content: Content,
+    pub(crate) content: Content<'a>,
     /// Seconds between reports; 0 for a report only at the end.
     pub(crate) every: u32,
     /// The signal that requests a report; 0 for none.
@@ -22,9 +23,11 @@ pub(crate) struct Reports<'a> {
 
 /// The content of a report.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Content {
+pub(crate) enum Content<'a> {
     Statistics(Format),
     Profile(Profile),
+    /// Blocks that are in use at the end.
+    Leaks(Leaks<'a>),
 }
 
 /// What heap profiles say.
@@ -34,6 +37,17 @@ pub(crate) struct Profile {
     pub(crate) mean: u64,
     /// Whether each profile but the first has only what was allocated since the first.
     pub(crate) growth: bool,
+}
+
+/// What a report of leaks says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Leaks<'a> {
+    /// Bytes between samples on average.
+    pub(crate) mean: u64,
+    /// Whether blocks that the program can reach are left out.
+    pub(crate) reachable: bool,
+    /// The file of suppressions.
+    pub(crate) suppress: Option<&'a str>,
 }
 
 /// Bytes between the samples of a profile, unless the setting has others.
@@ -75,8 +89,14 @@ impl<'a> Reports<'a> {
         Reports::parse_as(text, Content::Profile(Profile { mean: DEFAULT_MEAN, growth: false }))
     }
 
+    /// Parses `HAYLOFT_LEAKS`, as [`Reports::parse`].
+    pub(super) fn parse_leaks(text: &'a str) -> Result<Option<Reports<'a>>, &'static str> {
+        let leaks = Leaks { mean: DEFAULT_MEAN, reachable: false, suppress: None };
+        Reports::parse_as(text, Content::Leaks(leaks))
+    }
+
     /// Parses a setting for reports with this content, unless it has another.
-    fn parse_as(text: &'a str, content: Content) -> Result<Option<Reports<'a>>, &'static str> {
+    fn parse_as(text: &'a str, content: Content<'a>) -> Result<Option<Reports<'a>>, &'static str> {
         let mut words = text.split(',');
         let destination = words.next().unwrap_or_default();
         if ["0", "false", "no", "off"].into_iter().any(|no| text.eq_ignore_ascii_case(no)) {
@@ -88,15 +108,16 @@ impl<'a> Reports<'a> {
         }
         let mut reports = Reports { destination, content, every: 0, signal: 0 };
         for word in words {
+            let has_times = !matches!(content, Content::Leaks(_));
             match word.split_once('=') {
-                Some(("every", seconds)) => {
+                Some(("every", seconds)) if has_times => {
                     reports.every = seconds
                         .parse()
                         .ok()
                         .filter(|every| *every > 0)
                         .ok_or("after every= comes a number of seconds")?;
                 }
-                Some(("signal", number)) => {
+                Some(("signal", number)) if has_times => {
                     reports.signal = number
                         .parse()
                         .ok()
@@ -105,9 +126,7 @@ impl<'a> Reports<'a> {
                 }
                 other => match (&mut reports.content, other) {
                     (Content::Profile(profile), Some(("mean", bytes))) => {
-                        let mean =
-                            parse::bytes(bytes).filter(|mean| (1..=MOST_MEAN).contains(mean));
-                        profile.mean = mean.ok_or("after mean= come bytes, from 1 to 1T")?;
+                        profile.mean = mean(bytes)?;
                     }
                     (Content::Profile(profile), None) if word == "growth" => profile.growth = true,
                     (Content::Profile(_), Some(_)) => {
@@ -122,6 +141,7 @@ impl<'a> Reports<'a> {
                     (Content::Statistics(format), None) => {
                         *format = Format::parse(word).ok_or(Format::NONE)?;
                     }
+                    (Content::Leaks(leaks), other) => leaks.parse(other)?,
                 },
             }
         }
@@ -129,10 +149,43 @@ impl<'a> Reports<'a> {
     }
 }
 
-impl Content {
+impl Content<'_> {
     pub(crate) fn is_profile(self) -> bool {
         matches!(self, Content::Profile(_))
     }
+
+    /// Returns the mean bytes between the samples that the content needs, if it needs any.
+    pub(crate) fn mean(self) -> Option<u64> {
+        match self {
+            Content::Statistics(_) => None,
+            Content::Profile(Profile { mean, .. }) | Content::Leaks(Leaks { mean, .. }) => {
+                Some(mean)
+            }
+        }
+    }
+}
+
+impl<'a> Leaks<'a> {
+    /// Parses a word after the destination, split at its `=`.
+    fn parse(&mut self, word: Option<(&str, &'a str)>) -> Result<(), &'static str> {
+        match word {
+            Some(("mean", bytes)) => self.mean = mean(bytes)?,
+            Some(("reachable", "0")) => self.reachable = false,
+            Some(("reachable", "1")) => self.reachable = true,
+            Some(("reachable", _)) => return Err("after reachable= comes 0 or 1"),
+            Some(("suppress", "")) => return Err("after suppress= comes the path of a file"),
+            Some(("suppress", path)) if path.len() > MAX_PATH => return Err("too long a path"),
+            Some(("suppress", path)) => self.suppress = Some(path),
+            _ => return Err("after the destination there are mean=, reachable= and suppress="),
+        }
+        Ok(())
+    }
+}
+
+/// Parses the bytes between samples.
+fn mean(bytes: &str) -> Result<u64, &'static str> {
+    let mean = parse::bytes(bytes).filter(|mean| (1..=MOST_MEAN).contains(mean));
+    mean.ok_or("after mean= come bytes, from 1 to 1T")
 }
 
 impl<'a> Destination<'a> {
@@ -258,6 +311,40 @@ mod tests {
             ("stderr,signal=-1", "after signal="),
             ("stderr,often=2", "of words with"),
             (&long, "too long"),
+        ] {
+            assert!(parse(wrong).is_err_and(|error| error.starts_with(why)), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn leak_settings_are_parsed() {
+        let parse = Reports::parse_leaks;
+        assert_eq!(parse("0"), Ok(None));
+        let plain = Leaks { mean: DEFAULT_MEAN, reachable: false, suppress: None };
+        for (text, destination, leaks) in [
+            ("1", Destination::File(2), plain),
+            ("./leaks.txt,reachable=0", Destination::Path("./leaks.txt"), plain),
+            ("1,mean=1", Destination::File(2), Leaks { mean: 1, ..plain }),
+            (
+                "fd:3,reachable=1,suppress=known.supp,mean=2M",
+                Destination::File(3),
+                Leaks { mean: 2 << 20, reachable: true, suppress: Some("known.supp") },
+            ),
+        ] {
+            let reports = parse(text).unwrap().unwrap();
+            assert_eq!(reports.destination, destination, "{text}");
+            assert_eq!(reports.content, Content::Leaks(leaks), "{text}");
+            assert_eq!((reports.every, reports.signal), (0, 0), "{text}");
+        }
+        for (wrong, why) in [
+            ("2", "neither stderr"),
+            ("1,mean=0", "after mean="),
+            ("1,mean=2T", "after mean="),
+            ("1,reachable=yes", "after reachable="),
+            ("1,suppress=", "after suppress="),
+            ("1,every=5", "after the destination"),
+            ("1,table", "after the destination"),
+            ("1,", "after the destination"),
         ] {
             assert!(parse(wrong).is_err_and(|error| error.starts_with(why)), "{wrong}");
         }

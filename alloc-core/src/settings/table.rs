@@ -29,6 +29,7 @@ enumerated! {
         Fault,
         Irq,
         IrqSignal,
+        Leaks,
         Limit,
         PageSize,
         Pressure,
@@ -98,6 +99,15 @@ pub static TABLE: [Setting; Name::ALL.len()] = [
         default: "the highest that is free",
         accepted: "a real-time signal: 34 to 64 with glibc, 35 to 64 with musl",
         kind: Kind::RealtimeSignal,
+    },
+    Setting {
+        name: "HAYLOFT_LEAKS",
+        meaning: "what is still in use when the program ends",
+        default: "none",
+        accepted: "stderr or 1, stdout, fd:NUMBER for an open file, or a path with %p for the \
+                   process id; then ,mean=BYTES between samples, 512K by default; ,reachable=1; \
+                   ,suppress=FILE",
+        kind: Kind::Leaks,
     },
     Setting {
         name: "HAYLOFT_LIMIT",
@@ -195,6 +205,7 @@ pub(super) enum Kind {
     Directory,
     Reports,
     Profile,
+    Leaks,
     Faults,
 }
 

@@ -39,7 +39,7 @@ mod tests;
 mod walk;
 
 use self::walk::{Follow, walk};
-use crate::arch::frames::{REGISTERS, store_registers};
+pub(crate) use crate::arch::frames::{REGISTERS, store_registers};
 
 /// Writes the return addresses of this thread's callers to `to`, the innermost first, and returns
 /// their number. Further callers than there is room for are left out.

@@ -266,6 +266,26 @@ pub(crate) fn copy_memory(from: usize, to: &mut [u8]) -> bool {
     }
 }
 
+/// The kernel's list of the pages of this process.
+pub(crate) struct PageMap(File);
+
+impl PageMap {
+    /// Opens the list. `None` if the system hides it.
+    pub(crate) fn open() -> Option<PageMap> {
+        File::to_read(format_args!("/proc/self/pagemap")).map(PageMap)
+    }
+
+    /// Fills `room` with 8 bytes for each page from `address` on. Returns false on failure.
+    pub(crate) fn read(&self, address: usize, room: &mut [u8]) -> bool {
+        self.0.read_at(room, address / system_page_size() * 8)
+    }
+
+    /// Returns whether a page with these 8 bytes has contents: it is present, or swapped out.
+    pub(crate) fn has_contents(page: [u8; 8]) -> bool {
+        u64::from_ne_bytes(page) >> 62 != 0
+    }
+}
+
 /// Maximum number of nodes of a kernel. (`CONFIG_NODES_SHIFT` is 10 or less.)
 const MAX_NUMNODES: usize = 1024;
 /// A set of the kernel's nodes, one bit each.

@@ -39,9 +39,9 @@ pub(crate) use file::{lines, list, read, read_bytes, remove, share};
 pub(super) use futex::futex_wait_shared;
 pub(crate) use futex::{futex_wait, futex_wait_for, futex_wake_all, futex_wake_one};
 pub(crate) use memory::{
-    collapse, commit, copy_memory, copy_readable, decommit, is_readable, let_read, may_reserve,
-    prefer_huge_pages, prefer_node, private_pages, remap, renew, reserve, reserve_near, set_dumped,
-    unreserve,
+    PageMap, collapse, commit, copy_memory, copy_readable, decommit, is_readable, let_read,
+    may_reserve, prefer_huge_pages, prefer_node, private_pages, remap, renew, reserve,
+    reserve_near, set_dumped, unreserve,
 };
 pub(crate) use process::{
     at_exit, at_fork, lock_streams, renew_streams, take_place_at_forks, unlock_streams,
