@@ -2,7 +2,8 @@
 //!
 //! `cargo run --release -p examples --bin server` serves until it is interrupted. Meanwhile
 //! `curl -d 'so much hay, so little' localhost:8080/words` counts words, and
-//! `curl localhost:8080/metrics` returns the statistics of the allocator for Prometheus.
+//! `curl localhost:8080/metrics` returns the statistics of the allocator for Prometheus, and
+//! `go tool pprof localhost:8080/debug/pprof/heap` reads a heap profile.
 //!
 //! With `--requests 1000` the program sends itself 1000 requests, several at a time, checks each
 //! answer, and ends.
@@ -15,6 +16,7 @@ use std::net::SocketAddr;
 use axum::Json;
 use axum::Router;
 use axum::body::{self, Body};
+use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use clap::Parser;
@@ -63,12 +65,19 @@ async fn metrics() -> impl IntoResponse {
     ([("content-type", format)], hayloft::stats().open_metrics().to_string())
 }
 
+async fn heap() -> impl IntoResponse {
+    hayloft::profile::to_vec().ok_or(StatusCode::SERVICE_UNAVAILABLE)
+}
+
 /// Serves until `end` completes, and finishes the requests that have already come in.
 async fn serve(
     listener: TcpListener,
     end: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Failure> {
-    let router = Router::new().route("/words", post(words)).route("/metrics", get(metrics));
+    let router = Router::new()
+        .route("/words", post(words))
+        .route("/metrics", get(metrics))
+        .route("/debug/pprof/heap", get(heap));
     Ok(axum::serve(listener, router).with_graceful_shutdown(end).await?)
 }
 
@@ -95,12 +104,17 @@ async fn ask(address: SocketAddr, first: usize, requests: usize) -> Result<usize
     Ok(answers)
 }
 
-/// Checks that `/metrics` returns statistics.
+/// Checks that `/metrics` returns statistics, and `/debug/pprof/heap` a compressed profile.
 async fn look(address: SocketAddr) -> Result<(), Failure> {
     let client = Client::builder(TokioExecutor::new()).build_http::<Body>();
-    let answer =
-        Body::new(client.get(format!("http://{address}/metrics").parse()?).await?.into_body());
-    let metrics = String::from_utf8(body::to_bytes(answer, usize::MAX).await?.to_vec())?;
+    let page = async |path: &str| -> Result<Vec<u8>, Failure> {
+        let answer = client.get(format!("http://{address}{path}").parse()?).await?;
+        Ok(body::to_bytes(Body::new(answer.into_body()), usize::MAX).await?.to_vec())
+    };
+    if !page("/debug/pprof/heap").await?.starts_with(&[0x1f, 0x8b]) {
+        return Err("no profile".into());
+    }
+    let metrics = String::from_utf8(page("/metrics").await?)?;
     let held = metrics.lines().find_map(|line| line.strip_prefix("hayloft_held_bytes "));
     if held.is_none_or(|held| held.parse::<u64>().is_ok_and(|held| held == 0)) {
         return Err(format!("no statistics:\n{metrics}").into());
@@ -124,6 +138,7 @@ async fn ask_all(address: SocketAddr, requests: usize) -> Result<usize, Failure>
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
     let arguments = Arguments::parse();
+    hayloft::profile::start(hayloft::profile::DEFAULT_MEAN);
     let listener = TcpListener::bind(arguments.listen).await?;
     let address = listener.local_addr()?;
     let mut terminate = signal(SignalKind::terminate())?;

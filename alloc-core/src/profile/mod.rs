@@ -32,6 +32,9 @@ mod reach;
 mod scratch;
 pub(crate) mod suppressions;
 
+extern crate alloc;
+
+use alloc::vec::Vec;
 use core::alloc::Layout;
 use core::ffi::c_int;
 use core::fmt::Write as _;
@@ -61,11 +64,8 @@ pub const DEFAULT_MEAN: usize = sampling::DEFAULT_MEAN;
 ///
 /// if profile::start(profile::DEFAULT_MEAN) {
 ///     // ...
-///     let mut file = Vec::new();
-///     assert!(profile::write(&mut |part| {
-///         file.extend_from_slice(part);
-///         true
-///     }));
+///     let file = profile::to_vec().expect("there is memory");
+///     assert!(file.starts_with(&[0x1f, 0x8b]));
 ///     profile::stop();
 /// }
 /// ```
@@ -257,6 +257,45 @@ fn write_as(
 /// Writes a profile as [`write_growth`] does, to an open file. Returns false if that fails.
 pub fn write_growth_to(mark: Mark, file: c_int) -> bool {
     write_growth(mark, &mut |part| os::write_all(file, part))
+}
+
+/// Returns a profile as [`write`] writes it, or `None` if there is no memory for the buffers. Not for
+/// contexts that must not allocate by the program's allocator. A service serves it:
+///
+/// ```
+/// # fn respond(kind: &str, content: Vec<u8>) {}
+/// # let path = "/debug/pprof/heap";
+/// match path {
+///     "/debug/pprof/heap" => {
+///         let profile = hayloft_core::profile::to_vec().expect("there is memory");
+///         respond("application/octet-stream", profile);
+///     }
+///     // ...
+/// #   _ => {}
+/// }
+/// ```
+#[must_use]
+pub fn to_vec() -> Option<Vec<u8>> {
+    collect(write)
+}
+
+/// Returns a profile as [`write_growth`] writes it, or `None` if there is no memory for the buffers.
+#[must_use]
+pub fn growth_to_vec(mark: Mark) -> Option<Vec<u8>> {
+    collect(|sink| write_growth(mark, sink))
+}
+
+/// Returns what `write` writes to a sink, or `None` if it fails.
+fn collect(write: impl FnOnce(&mut dyn FnMut(&[u8]) -> bool) -> bool) -> Option<Vec<u8>> {
+    let mut file = Vec::new();
+    let mut sink = |part: &[u8]| {
+        let has_room = file.try_reserve(part.len()).is_ok();
+        if has_room {
+            file.extend_from_slice(part);
+        }
+        has_room
+    };
+    write(&mut sink).then_some(file)
 }
 
 /// Writes a profile as [`write`] does, to an open file. Returns false if that fails.
