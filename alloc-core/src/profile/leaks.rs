@@ -2,17 +2,18 @@
 //! first.
 //!
 //! A report is text in the way of LeakSanitizer. Frames have the file and the address in it, as
-//! `addr2line` takes them, and the build ID. The allocator's own frames are left out where it is a
+//! `addr2line` takes them, the build ID, and the names of exported functions. The allocator's own frames are left out where it is a
 //! library of its own.
 
 use core::cmp::Reverse;
 use core::ffi::c_int;
 use core::fmt::{self, Write as _};
 
-use super::mappings::{self, Room};
+use super::mappings::{self, Image, Room};
 use super::reach::{self, Block, Found};
 use super::scratch::{Scratch, Zeroed};
 use super::suppressions::Suppressions;
+use super::symbols::Names;
 use crate::os;
 use crate::path::objects;
 use crate::sampling::{self, Sum};
@@ -40,16 +41,20 @@ pub(crate) fn write(file: c_int, request: &Request<'_>) -> bool {
         }
     }
     let Some((mut groups, group_count)) = group(&mut blocks, count) else { return false };
-    let Some(modules) = Modules::new() else { return false };
+    let (Some(modules), Some(mut names)) = (Modules::new(), Names::new()) else { return false };
     let groups = groups.get_mut(..group_count).unwrap_or_default();
     let mut suppressed = Sums::default();
     let mut reported = Sums::default();
     let mut sites = 0;
     for group in groups.iter_mut() {
-        let is_known = |path: &[u8]| request.suppressions.is_some_and(|all| all.match_any(path));
-        let mut frames = group.frames().iter();
-        group.is_suppressed =
-            frames.any(|frame| modules.find(*frame).is_some_and(|at| is_known(modules.path(at))));
+        group.is_suppressed = request.suppressions.is_some_and(|known| {
+            group.frames().iter().any(|frame| {
+                modules.find(*frame).is_some_and(|module| {
+                    known.match_any(modules.path(module))
+                        || known.match_any(module.name(&mut names, *frame))
+                })
+            })
+        });
         if group.is_suppressed {
             suppressed.add(group.sums);
         } else {
@@ -77,7 +82,7 @@ pub(crate) fn write(file: c_int, request: &Request<'_>) -> bool {
     }
     let _ = writeln!(to);
     for group in groups.iter().filter(|group| !group.is_suppressed) {
-        let _ = group.write(&mut to, &modules, is_searched);
+        let _ = group.write(&mut to, &modules, &mut names, is_searched);
     }
     to.finish()
 }
@@ -156,7 +161,13 @@ impl Group {
         self.block.live.place().frames
     }
 
-    fn write(&self, to: &mut Writer, modules: &Modules, is_searched: bool) -> fmt::Result {
+    fn write(
+        &self,
+        to: &mut Writer,
+        modules: &Modules,
+        names: &mut Names,
+        is_searched: bool,
+    ) -> fmt::Result {
         let what = match self.block.found {
             _ if !is_searched => "In use:",
             Found::InLost => "Indirect leak of",
@@ -178,7 +189,10 @@ impl Group {
             write!(to, "    #{number} {address:#x}")?;
             if let Some(module) = modules.find(*frame) {
                 let linked = module.linked.wrapping_add((address - module.start) as u64);
-                to.write_str("  (")?;
+                let name = module.name(names, *frame);
+                to.write_str(if name.is_empty() { " " } else { " in " })?;
+                to.push(name);
+                to.write_str(" (")?;
                 to.push(modules.path(module));
                 write!(to, "+{linked:#x})")?;
                 if module.id_len > 0 {
@@ -207,12 +221,33 @@ struct Module {
     path_len: u32,
     id: [u8; 32],
     id_len: u8,
+    /// Where its file is mapped, if that is known.
+    image: Place,
     /// Whether it is of the library with this allocator, and not of the program.
     is_own: bool,
 }
 
-// SAFETY: the fields are numbers.
+// SAFETY: the fields are numbers, and zero is a place that is not known.
 unsafe impl Zeroed for Module {}
+
+/// Where a file is mapped.
+#[derive(Clone, Copy)]
+#[repr(u8)]
+enum Place {
+    Unknown = 0,
+    Known(Image),
+}
+
+impl Module {
+    /// Returns the name of the exported function that a return address leads to; empty if there is
+    /// none.
+    fn name<'a>(&self, names: &'a mut Names, frame: usize) -> &'a [u8] {
+        match self.image {
+            Place::Known(image) => names.name(image, frame.saturating_sub(1)),
+            Place::Unknown => &[],
+        }
+    }
+}
 
 /// The executable mappings, sorted by address.
 struct Modules {
@@ -250,6 +285,7 @@ impl Modules {
                 path_len: mapping.path.len() as u32,
                 id,
                 id_len: mapping.build_id.len().min(id.len()) as u8,
+                image: mapping.image.map_or(Place::Unknown, Place::Known),
                 is_own: holds(here) && !holds(program),
             };
             (count, used) = (count + 1, after);

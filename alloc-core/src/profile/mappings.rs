@@ -27,7 +27,7 @@ pub(super) struct Mapping<'a> {
     /// Empty if the file has none.
     pub(super) build_id: &'a [u8],
     /// The file, if its first bytes are mapped.
-    image: Option<Image>,
+    pub(super) image: Option<Image>,
 }
 
 impl Mapping<'_> {
@@ -216,7 +216,7 @@ fn known(room: &mut Room, each: &mut dyn FnMut(Mapping<'_>)) {
         };
         let image = Image { start, limit: start.saturating_add(first.file_len as usize) };
         // Addresses in the file are relative to this one.
-        let base = (start as u64).wrapping_add(first.offset).wrapping_sub(first.address);
+        let base = image.moved().unwrap_or(0) as u64;
         let page = os::system_page_size() as u64;
         for segment in image.segments() {
             if segment.kind != libc::PT_LOAD || segment.flags & libc::PF_X == 0 {
@@ -239,20 +239,20 @@ fn known(room: &mut Room, each: &mut dyn FnMut(Mapping<'_>)) {
 
 /// An ELF file, mapped from its first byte on.
 #[derive(Clone, Copy)]
-struct Image {
+pub(super) struct Image {
     start: usize,
     /// The address where that mapping ends.
     limit: usize,
 }
 
 /// A program header.
-struct Segment {
-    kind: u32,
+pub(super) struct Segment {
+    pub(super) kind: u32,
     flags: u32,
     offset: u64,
-    address: u64,
+    pub(super) address: u64,
     file_len: u64,
-    len: u64,
+    pub(super) len: u64,
     align: u64,
 }
 
@@ -283,7 +283,7 @@ impl Image {
     }
 
     /// Returns the program headers; none if this is not an ELF file of this kind of machine.
-    fn segments(&self) -> impl Iterator<Item = Segment> {
+    pub(super) fn segments(&self) -> impl Iterator<Item = Segment> {
         /// Of the file's format: 64 bits, little-endian.
         const MAGIC: &[u8] = b"\x7fELF\x02\x01";
         /// More would be senseless.
@@ -304,6 +304,12 @@ impl Image {
                 align: number(&header, 48, 8),
             })
         })
+    }
+
+    /// Returns what was added to the addresses of the file where it was mapped.
+    pub(super) fn moved(&self) -> Option<usize> {
+        let first = self.segments().find(|segment| segment.kind == libc::PT_LOAD)?;
+        Some((self.start as u64).wrapping_add(first.offset).wrapping_sub(first.address) as usize)
     }
 
     /// Reads the build ID into `room`.
@@ -343,7 +349,7 @@ fn build_id_in(notes: &[u8], align: usize) -> Option<(usize, usize)> {
 }
 
 /// Returns the number in `len` bytes at `at`; missing bytes count as 0.
-fn number(bytes: &[u8], at: usize, len: usize) -> u64 {
+pub(super) fn number(bytes: &[u8], at: usize, len: usize) -> u64 {
     let bytes = bytes.get(at..).unwrap_or_default().iter().take(len);
     bytes.rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }

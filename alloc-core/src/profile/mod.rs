@@ -14,7 +14,7 @@
 //! | this one | starting and stopping; what a profile says |
 //! | `leaks` | what is in use at the end, as text |
 //! | [`pprof`] | the file format: samples, locations, strings, in a stream |
-//! | `reach` `suppressions` | the blocks that the program reaches; leaks that are known |
+//! | `reach` `suppressions` `symbols` | what the program reaches; known leaks; exported names |
 //! | `mappings` | mappings of the process; those of code with build IDs |
 //! | `gzip` | compression |
 //! | `scratch` | memory for the duration of a call |
@@ -31,6 +31,7 @@ pub mod pprof;
 mod reach;
 mod scratch;
 pub(crate) mod suppressions;
+mod symbols;
 
 extern crate alloc;
 

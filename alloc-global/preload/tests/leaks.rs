@@ -133,6 +133,30 @@ fn known_leaks_are_suppressed() {
     assert_eq!(parse(&report).0, "leaks: 3696 bytes in 6 blocks lost, allocated at 3 sites");
 }
 
+/// Functions that a program or a library exports have their names, which suppressions may have.
+#[test]
+fn exported_functions_have_names() {
+    let program = compile("cc", "leaks.c", "leaks-exported", ["-rdynamic"]);
+    let file = format!("{FOLDER}/functions.supp");
+    let run = |patterns: &str| {
+        fs::write(&file, patterns).expect("the file can be written");
+        let setting = format!("1,mean=1,reachable=1,suppress={file}");
+        let output = output_of(preloaded(&program, "rseq").env("HAYLOFT_LEAKS", setting));
+        String::from_utf8(output.stderr).expect("the output is text")
+    };
+    let report = run("leak:^lose_list$\n");
+    let first = "leaks: 3072 bytes in 3 blocks lost, allocated at 1 sites; \
+                 suppressed: 624 bytes in 3 blocks\n";
+    assert!(report.contains(first), "{report}");
+    let frame = |number: usize, name: &str| {
+        let start = format!("    #{number} 0x");
+        let rest = format!(" in {name} (");
+        report.lines().any(|line| line.starts_with(&start) && line.contains(&rest))
+    };
+    assert!(frame(0, "lose") && frame(1, "main") && frame(3, "__libc_start_main"), "{report}");
+    assert!(run("leak:^lose$\nleak:^lose_list$\n").contains("]: leaks: none; suppressed: "));
+}
+
 /// Bad settings cost one line each, and the program goes on.
 #[test]
 fn bad_settings_are_reported() {
