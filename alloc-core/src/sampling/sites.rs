@@ -373,7 +373,7 @@ mod tests {
         }
         // 1 MiB in a quarter of a second.
         assert!((3 << 20..5 << 20).contains(&steady), "{steady}");
-        for _ in 0..40 {
+        for _ in 0..100 {
             let _ = rate(250);
         }
         assert_eq!(rate(250), 0);
