@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::flush::{FLUSHING, empty_node_classes, empty_sheaves, heed_tracer};
 use super::lookup::move_event;
 use super::node_class::{node_class_in_use, node_classes};
-use super::put::{bound_middle, free_run, put_away};
+use super::put::{bound_middle, free_object, free_run, put_away};
 use super::slow_path;
 use crate::batch::Batch;
 use crate::fault::{self, Place};
@@ -59,37 +59,76 @@ pub(crate) fn alloc_object(class: Class) -> Result<NonNull<u8>, AllocError> {
             return (NonNull::new(object), Due::Nothing);
         }
         has_missed = true;
-        match backend.count_anew(class, 1) {
-            Due::Count => (pop(backend, class).and_then(NonNull::new), Due::Nothing),
-            Due::Nothing if sampling::was_on() => (pop_hidden(backend, class), Due::Nothing),
-            due => (None, due),
+        if sampling::was_on()
+            && !class.is_middle()
+            && let Some(object) = uncover(backend, class)
+        {
+            return (Some(object), if is_hit(class) { Due::Sample } else { Due::Nothing });
         }
+        // The count is of objects that a sheaf serves. Where it has none, what is due is left for
+        // the next allocation that it could serve: else this one would have two chances to be a
+        // sample, and allocations that find an object had fewer.
+        if percpu::held(percpu::cpu(), class) > 0 {
+            match backend.count_anew(class, 1) {
+                Due::Sample => return (None, Due::Sample),
+                Due::Count | Due::Nothing => {
+                    if let Some(object) = pop(backend, class) {
+                        return (NonNull::new(object), Due::Nothing);
+                    }
+                }
+            }
+        }
+        if is_hit(class) {
+            return (None, Due::Sample);
+        }
+        let object = if class.is_middle() { take_larger(backend, class) } else { None };
+        (object, Due::Nothing)
     });
     if has_missed && sampling::tracer_changed() {
         heed_tracer();
     }
     match object {
+        Some(object) if due == Due::Sample => {
+            // SAFETY: the object was allocated above, and nobody else knows it.
+            slow_path::free(|context| unsafe { free_object(context, class, object.as_ptr()) });
+            alloc_sample(class)
+        }
         Some(object) => Ok(object),
-        None if due == Due::Sample || is_hit(class) => alloc_sample(class),
+        None if due == Due::Sample => alloc_sample(class),
         None => alloc_beyond(class),
     }
 }
 
-/// Pops an object from below sampled blocks on this CPU's sheaf, if there are such. Not inlined,
-/// for its batch, which deeper calls need not have below them.
+/// Frees sampled blocks at the top of this CPU's sheaf, which hide other objects from a pop. Returns
+/// an object that no longer fits into the sheaf, if others were freed meanwhile. Not inlined, for
+/// its batch, which deeper calls need not have below them.
 #[cold]
 #[inline(never)]
-fn pop_hidden(backend: Backend, class: Class) -> Option<NonNull<u8>> {
-    if class.is_middle() {
-        return None;
-    }
+fn uncover(backend: Backend, class: Class) -> Option<NonNull<u8>> {
     let mut rest = Batch::new();
     backend.free_sampled(class, &mut rest);
-    if let Some(object) = rest.pop_last() {
-        percpu::count_beyond(class, 1);
-        return NonNull::new(object);
-    }
-    pop(backend, class).and_then(NonNull::new)
+    let object = NonNull::new(rest.pop_last()?)?;
+    percpu::count_beyond(class, 1);
+    Some(object)
+}
+
+/// Takes an object of a larger class that may serve a middle size from this CPU's sheaves. It does
+/// not use up the count of that sheaf, whose samples are of its own class. Not inlined, as
+/// [`uncover`].
+#[cold]
+#[inline(never)]
+fn take_larger(backend: Backend, class: Class) -> Option<NonNull<u8>> {
+    let mut batch = Batch::new();
+    class.larger_middle().find_map(|larger| {
+        if percpu::held(percpu::cpu(), larger) == 0 {
+            return None;
+        }
+        backend.drain(larger, &mut batch, 1);
+        let object = NonNull::new(batch.pop_last()?)?;
+        percpu::count_beyond(larger, 1);
+        percpu::refund(larger.size());
+        Some(object)
+    })
 }
 
 /// Returns at random whether an allocation that no sheaf counts is a sample.
@@ -127,17 +166,16 @@ fn alloc_beyond(class: Class) -> Result<NonNull<u8>, AllocError> {
     })
 }
 
-/// Pops an object of `class` from this CPU's sheaf, or of a larger class that may serve it.
+/// Pops an object of `class` from this CPU's sheaf.
 fn pop(backend: Backend, class: Class) -> Option<*mut u8> {
-    let pop = |class| {
-        let object = backend.pop(class);
-        (!object.is_null()).then_some((object, class))
-    };
-    let found = pop(class).or_else(|| class.larger_middle().find_map(pop));
-    if let Some((_, class)) = found.filter(|(_, class)| class.is_middle()) {
+    let object = backend.pop(class);
+    if object.is_null() {
+        return None;
+    }
+    if class.is_middle() {
         percpu::refund(class.size());
     }
-    found.map(|(object, _)| object)
+    Some(object)
 }
 
 /// Refills this CPU's empty sheaf with a batch from the barn or the slabs, and returns one object
