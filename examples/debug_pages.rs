@@ -3,9 +3,9 @@
 //! `cargo run --release -p examples --bin debug_pages` serves until it is killed. Meanwhile
 //!
 //! ```sh
-//! go tool pprof -http : http://localhost:8080/debug/pprof/heap             # or -top, or hayloft-prof
-//! go tool pprof -top 'http://localhost:8080/debug/pprof/heap?seconds=30'   # what stays of 30 s
-//! curl localhost:8080/metrics                                              # for Prometheus
+//! go tool pprof -http : http://localhost:8080/debug/pprof/heap            # or -top
+//! go tool pprof -top 'http://localhost:8080/debug/pprof/heap?seconds=30'  # what stays of 30 s
+//! curl localhost:8080/metrics                                             # for Prometheus
 //! curl localhost:8080/debug/tags
 //! ```
 //!
@@ -66,7 +66,7 @@ fn tags() -> String {
     tags.sort_by_key(|tag| std::cmp::Reverse(tag.live_bytes));
     let mut text = format!("{:>14} {:>14} {:>12} TAG\n", "BYTES IN USE", "ERROR", "BLOCKS");
     for tag in tags {
-        let name = if tag.name.is_empty() { "(none)" } else { tag.name };
+        let name = if tag.name.as_str().is_empty() { "(none)" } else { tag.name.as_str() };
         // A string takes what is written to it.
         let _ =
             writeln!(text, "{:>14} {:>14} {:>12} {name}", tag.live_bytes, tag.live_error, tag.live);

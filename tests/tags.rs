@@ -22,7 +22,7 @@ static GLOBAL: Hayloft = Hayloft;
 
 /// Returns the statistics of a tag: all zero if nothing was sampled in it.
 fn of_tag(name: &str) -> TagStats {
-    stats::gather().tags().find(|tag| tag.name == name).unwrap_or_default()
+    stats::gather().tags().find(|tag| tag.name.as_str() == name).unwrap_or_default()
 }
 
 /// Allocates a block of this many bytes, exactly the size of a class.

@@ -40,7 +40,8 @@ impl Tag {
     /// No tag.
     pub const NONE: Tag = Tag(0);
 
-    /// Returns the tag with this name. Names are cut to 64 bytes. The empty name is no tag.
+    /// Returns the tag with this name. Names are cut to 32 bytes, as those of caches are. The empty
+    /// name is no tag.
     ///
     /// ```
     /// use hayloft_core::tag::Tag;

@@ -18,8 +18,8 @@
 //! the program allocates and frees by `GlobalAlloc`. Each allocation and each free then adds to a
 //! counter of its thread.
 //!
-//! A block that is resized counts as freed and allocated again. In estimates, one that is not copied
-//! counts only what it grows or shrinks by.
+//! A block that is resized counts as freed and allocated again. In estimates, one that is not
+//! copied counts only what it grows or shrinks by.
 
 use core::alloc::Layout;
 use core::sync::atomic::AtomicU64;

@@ -9,8 +9,9 @@
 //! ```
 //!
 //! Programs need no other crate of the project: object caches are in [`cache`], allocation that
-//! never waits in [`nolock`], readers without locks in [`rcu`], work for a CPU in [`irq_work`], heap
-//! profiles in [`profile`], names for what allocates in [`tag`](mod@tag).
+//! never waits in [`nolock`], readers without locks in [`rcu`], work for a CPU in [`irq_work`],
+//! heap profiles in [`profile`], names for what allocates in [`tag`](mod@tag), bytes of threads in
+//! [`thread`].
 //!
 //! # Environment
 //! The variables are read once, at the start. An invalid value is ignored and reported in a line on

@@ -149,8 +149,8 @@ pub fn raise_sigusr1() {
     unsafe { libc::raise(libc::SIGUSR1) };
 }
 
-/// Runs `body` while another thread sends `SIGUSR1` to this one again and again: each time after the
-/// handler has counted the one before in `handled`.
+/// Runs `body` while another thread sends `SIGUSR1` to this one again and again: each time after
+/// the handler has counted the one before in `handled`.
 pub fn among_signals(handled: &AtomicUsize, body: impl FnOnce()) {
     // SAFETY: always sound.
     let this = unsafe { libc::pthread_self() };

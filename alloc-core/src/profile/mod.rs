@@ -260,8 +260,8 @@ pub fn write_growth_to(mark: Mark, file: c_int) -> bool {
     write_growth(mark, &mut |part| os::write_all(file, part))
 }
 
-/// Returns a profile as [`write`] writes it, or `None` if there is no memory for the buffers. Not for
-/// contexts that must not allocate by the program's allocator. A service serves it:
+/// Returns a profile as [`write`] writes it, or `None` if there is no memory for it. Allocates by
+/// the program's allocator. A service serves it:
 ///
 /// ```
 /// # fn respond(kind: &str, content: Vec<u8>) {}
@@ -280,7 +280,7 @@ pub fn to_vec() -> Option<Vec<u8>> {
     collect(write)
 }
 
-/// Returns a profile as [`write_growth`] writes it, or `None` if there is no memory for the buffers.
+/// Returns a profile as [`write_growth`] writes it, or `None` if there is no memory for it.
 #[must_use]
 pub fn growth_to_vec(mark: Mark) -> Option<Vec<u8>> {
     collect(|sink| write_growth(mark, sink))

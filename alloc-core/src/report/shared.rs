@@ -25,11 +25,11 @@ use std::string::ToString as _;
 use std::vec::Vec;
 
 use crate::os;
-use crate::stats::{self, CacheStats, CpuStats, MAX, NodeStats, SiteStats, Stats};
+use crate::stats::{self, CacheStats, CpuStats, MAX, NodeStats, SiteStats, Stats, TagStats};
 
 const MAGIC: [u8; 8] = *b"HAYLOFT\0";
 /// Version of the layout. Increment with every change to the contents of [`Page`].
-const VERSION: u32 = 7;
+const VERSION: u32 = 8;
 
 const FOLDER: &str = "/dev/shm";
 const PREFIX: &str = "hayloft-";
@@ -64,10 +64,12 @@ struct Body {
     cpus: usize,
     nodes: usize,
     sites: usize,
+    tags: usize,
     all_caches: [CacheStats; MAX.caches],
     all_cpus: [CpuStats; MAX.cpus],
     all_nodes: [NodeStats; MAX.nodes],
     all_sites: [SiteStats; MAX.sites],
+    all_tags: [TagStats; MAX.tags],
 }
 
 #[repr(C)]
@@ -202,6 +204,7 @@ pub(super) fn update() {
         (*body).cpus = fill(&raw mut (*body).all_cpus, stats.cpus());
         (*body).nodes = fill(&raw mut (*body).all_nodes, stats.nodes());
         (*body).sites = fill(&raw mut (*body).all_sites, stats::top_sites(since));
+        (*body).tags = fill(&raw mut (*body).all_tags, stats.tags());
         (*body).stats = stats;
         (*page).header.time = now;
         sequence.store(odd.wrapping_add(1), Ordering::Release);
@@ -316,6 +319,8 @@ pub struct Snapshot {
     /// The sites with most bytes in use, and those that allocate most. None if the process never
     /// took [profiles](crate::profile).
     pub sites: Vec<SiteStats>,
+    /// As [`Stats::tags`].
+    pub tags: Vec<TagStats>,
 }
 
 /// A reader of the statistics of a process that was started with `HAYLOFT_STATS_SHM=1`.
@@ -451,6 +456,7 @@ impl Reader {
                 cpus: first(&body.all_cpus, body.cpus),
                 nodes: first(&body.all_nodes, body.nodes),
                 sites: first(&body.all_sites, body.sites),
+                tags: first(&body.all_tags, body.tags),
             });
         }
         Err(AttachError::Silent(process, age))

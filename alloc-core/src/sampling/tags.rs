@@ -16,8 +16,8 @@ use crate::arch;
 
 /// Most names.
 pub(crate) const MOST: usize = if cfg!(miri) { 1 << 4 } else { 1 << 10 };
-/// Bytes of a name that are kept.
-pub(crate) const MOST_BYTES: usize = 64;
+/// Bytes of a name that are kept: as many as of a cache's name.
+pub(crate) const MOST_BYTES: usize = 32;
 /// Chains.
 const CHAINS: usize = 1 << 8;
 
@@ -65,9 +65,11 @@ unsafe fn name_of(entry: &'static Entry) -> &'static str {
     }
 }
 
-/// Returns the number of a tag with this name, cut to [`MOST_BYTES`]: 0 for the empty name. Makes
+/// Returns the number of a tag with this name, cut to [`MOST_BYTES`], and at a zero byte: 0 for the
+/// empty name. Makes
 /// one if there is none. Returns 0 and counts that if there is no room.
 pub(crate) fn intern(name: &str) -> u32 {
+    let name = name.split('\0').next().unwrap_or_default();
     let end = (0..=name.len().min(MOST_BYTES)).rev().find(|end| name.is_char_boundary(*end));
     let name = name.get(..end.unwrap_or(0)).unwrap_or_default();
     if name.is_empty() {
@@ -207,7 +209,8 @@ mod tests {
         let number = intern(&format!("x{long}"));
         assert_eq!(number, intern(&format!("x{long} and more")));
         assert_eq!(super::name(number).len(), MOST_BYTES - 1);
-        assert_eq!((intern(""), super::name(0)), (0, ""));
+        assert_eq!((intern(""), intern("\0a"), super::name(0)), (0, 0, ""));
+        assert_eq!(super::name(intern("a\0b")), "a");
     }
 
     #[test]

@@ -13,8 +13,9 @@
 //! takes half a millisecond with two CPUs, mostly to format numbers, and about ten with 512.
 //!
 //! [`gather`] returns totals. [`Stats::caches`], [`Stats::cpus`], [`Stats::nodes`] and
-//! [`Stats::tags`] gather more while they are iterated. There are two text formats: [`Stats::slabinfo`] and
-//! [`Stats::open_metrics`]. With the feature `serde` all statistics can be serialised.
+//! [`Stats::tags`] gather more while they are iterated. There are two text formats:
+//! [`Stats::slabinfo`] and [`Stats::open_metrics`]. With the feature `serde` all statistics can be
+//! serialised.
 
 #[cfg(test)]
 extern crate std;
@@ -42,18 +43,28 @@ pub(crate) use sites::top_sites;
 pub(crate) use text::Bytes;
 pub use text::{OpenMetrics, Slabinfo};
 
-/// Maximum numbers of items from [`Stats::caches`], [`Stats::cpus`], [`Stats::nodes`] and
-/// [`top_sites`].
+/// Maximum numbers of items from [`Stats::caches`], [`Stats::cpus`], [`Stats::nodes`],
+/// [`top_sites`] and [`Stats::tags`].
 pub(crate) struct Max {
     pub(crate) caches: usize,
     pub(crate) cpus: usize,
     pub(crate) nodes: usize,
     pub(crate) sites: usize,
+    pub(crate) tags: usize,
 }
 
 /// The values of [`Max`].
-pub(crate) const MAX: Max =
-    Max { caches: MAX_CLASSES, cpus: MAX_CPUS, nodes: node::MAX_NODES, sites: sites::MOST };
+pub(crate) const MAX: Max = Max {
+    caches: MAX_CLASSES,
+    cpus: MAX_CPUS,
+    nodes: node::MAX_NODES,
+    sites: sites::MOST,
+    // What was allocated without a tag is one more.
+    tags: tags::MOST + 1,
+};
+
+// Names of tags are kept as a whole.
+const _: () = assert!(tags::MOST_BYTES == Name::LEN);
 
 /// Totals of the whole allocator. Counters start with the process, or with the parent that it was
 /// forked from.
@@ -307,10 +318,11 @@ impl CacheStats {
 /// within two in 95.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[repr(C)]
 #[non_exhaustive]
 pub struct TagStats {
     /// Name of the tag; empty for what was allocated without one.
-    pub name: &'static str,
+    pub name: Name,
     /// Blocks in use.
     pub live: u64,
     /// Bytes of these.
@@ -449,7 +461,7 @@ impl Stats {
     /// their CPU is flushed.
     pub fn tags(&self) -> impl Iterator<Item = TagStats> + use<> {
         let all = tags::all().map(|(name, sums)| TagStats {
-            name,
+            name: Name::new(name),
             live: sums.live,
             live_bytes: sums.live_bytes,
             live_error: sampling::root(sums.live_variance),

@@ -71,7 +71,7 @@ impl Display for Stats {
             write!(to, "\n{name:<24} {live:>10} {memory:>9} {error:>7} {allocs:>12} {bytes:>12}")?;
         }
         for tag in rows.iter().flatten() {
-            let name = if tag.name.is_empty() { "(none)" } else { tag.name };
+            let name = if tag.name.as_str().is_empty() { "(none)" } else { tag.name.as_str() };
             // In tenths of a percent.
             let error = tag.live_error.saturating_mul(1000) / tag.live_bytes.max(1);
             write!(
@@ -345,7 +345,9 @@ impl Display for OpenMetrics<'_> {
         })?;
         if stats.tags().next().is_some() {
             family(to, &TAG_METRICS, |sample| {
-                stats.tags().try_for_each(|tag| sample(&Labelled("tag", Escaped(tag.name)), &tag))
+                stats
+                    .tags()
+                    .try_for_each(|tag| sample(&Labelled("tag", Escaped(tag.name.as_str())), &tag))
             })?;
         }
         to.write_str("# EOF\n")

@@ -102,7 +102,7 @@ int hayloft_profile_write_growth(unsigned mark, int file);
  *     build_index();
  *     hayloft_tag_leave(before);
  *
- * The name is copied, up to 64 bytes of UTF-8; there are up to 1024 names. Any context. */
+ * The name is copied, up to 32 bytes of UTF-8; there are up to 1024 names. Any context. */
 unsigned hayloft_tag_enter(const char *name);
 void hayloft_tag_leave(unsigned before);
 

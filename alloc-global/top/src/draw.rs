@@ -489,7 +489,7 @@ mod tests {
     #[test]
     fn every_size_can_be_drawn() {
         let history = sample();
-        for view in ["1", "2", "3", "4", "h", "s", "d", "/"] {
+        for view in ["1", "2", "3", "4", "5", "h", "s", "d", "/"] {
             let mut app = app();
             press(&mut app, view);
             for width in [1, 2, 3, 5, 8, 13, 21, 34, 55, 300] {
@@ -524,6 +524,17 @@ mod tests {
         let line = line_with(&sites, "0x1000");
         let shows = |text| line.split_whitespace().any(|word| word == text);
         assert!(["3.0M", "25", "5.0M"].into_iter().all(shows), "{line}");
+        press(&mut app, "5");
+        let tags = screen(&mut app, &history, 100, 24);
+        line_with(&tags, "no samples: start the process with HAYLOFT_PROFILE too");
+        let mut last = snapshot(9000, &[cache("a", 1, 0, 0)]);
+        let mut tag = hayloft::stats::TagStats::default();
+        (tag.live_bytes, tag.live_error, tag.live) = (3 << 20, 3 << 18, 7);
+        last.tags = vec![tag];
+        let tags = screen(&mut app, &crate::history::tests::history([last]), 100, 24);
+        let line = line_with(&tags, "(none)");
+        let shows = |text| line.split_whitespace().any(|word| word == text);
+        assert!(["3.0M", "25", "7"].into_iter().all(shows), "{line}");
         press(&mut app, "1/PACK\n");
         let filtered = screen(&mut app, &history, 100, 24);
         line_with(&filtered, "with \"PACK\"");

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use hayloft::report::Snapshot;
-use hayloft::stats::{CacheStats, CpuStats, NodeStats, SiteStats};
+use hayloft::stats::{CacheStats, CpuStats, NodeStats, SiteStats, TagStats};
 
 use crate::symbols::Symbols;
 
@@ -133,7 +133,17 @@ impl Subject for SiteStats {
     }
 }
 
-/// A cache, CPU, node or site across all snapshots.
+impl Subject for TagStats {
+    fn all(snapshot: &Snapshot) -> &[Self] {
+        &snapshot.tags
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+/// A cache, CPU, node, site or tag across all snapshots.
 #[derive(Debug)]
 pub(crate) struct Line<'a, T> {
     pub(crate) history: &'a History,

@@ -12,7 +12,7 @@
 //! | [`draw`] | the drawing of the screen |
 //! | [`app`] [`text`] | the state of the screen, which keys change; `--once` and `--csv` |
 //! | [`options`] | the command line |
-//! | [`summary`] [`table`] | totals of the process; the tables of caches, CPUs, nodes and sites |
+//! | [`summary`] [`table`] | totals of the process; tables of caches, CPUs, nodes, sites, tags |
 //! | [`history`] | recent snapshots, with rates, growth, and courses over time |
 //! | [`symbols`] | names of functions in the process |
 //! | [`failure`] [`number`] [`process`] | the reason to stop; short numbers; processes to show |

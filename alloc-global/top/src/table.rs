@@ -1,11 +1,11 @@
-//! The tables of caches, CPUs, nodes and sites: their columns, the values in these, and the order of
-//! lines.
+//! The tables of caches, CPUs, nodes, sites and tags: their columns, the values in these, and the
+//! order of lines.
 
 use std::cmp::Ordering;
 
 use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
-use hayloft::stats::{CacheStats, CpuStats, NodeStats, SiteStats};
+use hayloft::stats::{CacheStats, CpuStats, NodeStats, SiteStats, TagStats};
 
 use crate::history::{History, Line, Subject};
 use crate::{number, process};
@@ -247,6 +247,30 @@ static SITES: [(Column, Of<SiteStats>); 8] = [
     (column("site", "SITE", 's', 6, 20, "its number"), |line| Value::Number(line.now.number)),
 ];
 
+static TAGS: [(Column, Of<TagStats>); 7] = [
+    (column("name", "TAG", 'n', NAME, 0, "what the program calls a part of itself"), |line| {
+        let name = line.now.name.as_str();
+        Value::Text(process::printable(if name.is_empty() { "(none)" } else { name }))
+    }),
+    (column("memory", "MEMORY", 'm', 6, 0, "bytes in use, estimated from samples"), |line| {
+        Value::Bytes(line.now.live_bytes)
+    }),
+    (column("error", "ERR%", 'e', 4, 3, "standard error of memory"), |line| {
+        let (error, bytes) = (line.now.live_error as f64, line.now.live_bytes as f64);
+        Value::Share((bytes > 0.0).then(|| error / bytes))
+    }),
+    (column("growth", "GROWTH", 'g', 7, 1, "growth of memory lately, per second"), |line| {
+        Value::Growth(line.growth(|tag| tag.live_bytes))
+    }),
+    (column("in_use", "BLOCKS", 'i', 6, 2, "blocks in use"), |line| Value::Count(line.now.live)),
+    (column("allocated", "TOTAL", 't', 6, 4, "bytes allocated so far"), |line| {
+        Value::Bytes(line.now.alloc_bytes)
+    }),
+    (column("allocs", "ALLOCS", 'a', 6, 6, "blocks allocated so far"), |line| {
+        Value::Count(line.now.allocs)
+    }),
+];
+
 /// Returns the share of allocations since the last look that a sheaf served, or of all allocations
 /// at the first look. Returns `None` if there were none.
 fn hit_rate<T: Subject>(
@@ -277,10 +301,12 @@ pub(crate) enum View {
     Cpus,
     Nodes,
     Sites,
+    Tags,
 }
 
 impl View {
-    pub(crate) const ALL: [View; 4] = [View::Caches, View::Cpus, View::Nodes, View::Sites];
+    pub(crate) const ALL: [View; 5] =
+        [View::Caches, View::Cpus, View::Nodes, View::Sites, View::Tags];
 
     pub(crate) fn title(self) -> &'static str {
         match self {
@@ -288,6 +314,7 @@ impl View {
             View::Cpus => "CPUs",
             View::Nodes => "Nodes",
             View::Sites => "Sites",
+            View::Tags => "Tags",
         }
     }
 
@@ -300,6 +327,7 @@ impl View {
             View::Cpus => of(&CPUS),
             View::Nodes => of(&NODES),
             View::Sites => of(&SITES),
+            View::Tags => of(&TAGS),
         };
         columns.into_iter()
     }
@@ -326,7 +354,7 @@ impl View {
     /// Says why there may be no lines.
     pub(crate) fn if_empty(self) -> &'static str {
         match self {
-            View::Sites => "no samples: start the process with HAYLOFT_PROFILE too",
+            View::Sites | View::Tags => "no samples: start the process with HAYLOFT_PROFILE too",
             _ => "none",
         }
     }
@@ -334,7 +362,7 @@ impl View {
     /// Describes the values over time at the end of a line.
     pub(crate) fn course(self) -> &'static str {
         match self {
-            View::Caches | View::Nodes | View::Sites => "memory over time",
+            View::Caches | View::Nodes | View::Sites | View::Tags => "memory over time",
             View::Cpus => "misses over time",
         }
     }
@@ -357,6 +385,7 @@ impl View {
             View::Cpus => of(history, &CPUS, |line| line.rates(|cpu| cpu.events.refills)),
             View::Nodes => of(history, &NODES, |line| line.course(|node| node.bytes as u64)),
             View::Sites => of(history, &SITES, |line| line.course(|site| site.live_bytes)),
+            View::Tags => of(history, &TAGS, |line| line.course(|tag| tag.live_bytes)),
         };
         entries.sort_by(|this, other| {
             let order = this.values[sort.column].order(&other.values[sort.column]);
@@ -378,7 +407,7 @@ impl Sort {
     /// Returns the default order of a view: by memory, or CPUs and nodes by number.
     pub(crate) fn of(view: View) -> Sort {
         match view {
-            View::Caches | View::Sites => {
+            View::Caches | View::Sites | View::Tags => {
                 Sort::by_name(view, "memory").expect("one of its columns")
             }
             View::Cpus | View::Nodes => Sort::by(0),

@@ -30,7 +30,9 @@ fn run_as_target() {
     let cache = Cache::builder("packets", layout).flags(CacheFlags::NO_MERGE).build().unwrap();
     let objects: Vec<_> = (0..1000).map(|_| cache.alloc().unwrap()).collect();
     assert!(hayloft::profile::start(1));
+    let in_index = hayloft::tag::enter("index");
     let index = holds_index();
+    drop(in_index);
     println!("ready");
     // Waits until the other end is closed.
     io::stdin().read_to_end(&mut Vec::new()).unwrap();
@@ -211,7 +213,8 @@ fn sites_are_shown_by_function() {
     let mut line = Line::new();
     wait_until("the target publishes its samples", || {
         let all = target.csv(&["--once", "--delay", "0", "--view", "sites"]);
-        let found = all.into_iter().find(|line| line["name"].starts_with("top::holds_index"));
+        let found =
+            all.into_iter().find(|line| line["name"].starts_with("[index] top::holds_index"));
         found.map(|found| line = found).is_some()
     });
     assert!(line["name"].contains("top::run_as_target"), "{line:?}");
@@ -221,6 +224,24 @@ fn sites_are_shown_by_function() {
     let own: Vec<_> = target.csv(&["--once", "--delay", "0", "--view", "sites"]);
     let is_allocator = |line: &Line| line["name"].starts_with("hayloft_core::path::");
     assert!(!own.iter().any(is_allocator), "{own:?}");
+    target.end();
+}
+
+/// Tags are shown with what was allocated in them.
+#[test]
+fn tags_are_shown() {
+    let target = Target::start();
+    wait_until("the target publishes its samples", || {
+        let all = target.csv(&["--once", "--delay", "0", "--view", "tags"]);
+        let found = all.into_iter().find(|line| line["name"] == "index");
+        found.is_some_and(|line| {
+            let memory: u64 = line["memory"].parse().unwrap();
+            assert!((3_000_000..4_000_000).contains(&memory), "{line:?}");
+            // The list of the blocks is one, too.
+            assert_eq!(line["in_use"], "4", "{line:?}");
+            true
+        })
+    });
     target.end();
 }
 
@@ -464,6 +485,8 @@ fn keys_work_in_a_terminal() {
     tmux.shows("holds_index");
     tmux.press(&["s", "r"]);
     tmux.shows("by BYTES/s");
+    tmux.press(&["Tab"]);
+    tmux.shows("TAG");
     tmux.press(&["Tab", "/", "pack", "Enter"]);
     tmux.shows("with \"pack\"");
     tmux.shows("1-1 of 1, by MEMORY");
