@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`page`] | a page with a flame graph and a table |
 //! | [`flame`] [`info`] [`lifetimes`] [`tree`] | other ways to show a profile |
+//! | [`leaks`] | reports of leaks |
 //! | [`top`] | tables of functions |
 //! | [`stacks`] | samples as lists of functions, filtered |
 //! | [`options`] | the command line |
@@ -23,6 +24,7 @@
 mod failure;
 mod flame;
 mod info;
+mod leaks;
 mod lifetimes;
 mod number;
 mod options;
@@ -85,6 +87,10 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Html { file, view, output } => {
             let page = page::page(&select(file, view)?, view)?;
             profile::write(output, page.as_bytes())?;
+        }
+        Command::Leaks { file, all_frames, symbols } => {
+            let report = profile::text(file)?;
+            tell(&leaks::print(&report, &Symbols::new(&symbols.folders), *all_frames, &mut to)?);
         }
         Command::Info { file, symbols } => {
             let profile = Profile::read(file)?;

@@ -82,6 +82,16 @@ pub(crate) enum Command {
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
     },
+    /// Print a report of leaks (HAYLOFT_LEAKS) with functions and lines.
+    Leaks {
+        /// The report; `-` is standard input.
+        file: PathBuf,
+        /// Show the allocator's own functions too.
+        #[arg(short, long)]
+        all_frames: bool,
+        #[command(flatten)]
+        symbols: SymbolFolders,
+    },
     /// Print what the file holds, and whether the programs in it are on this machine.
     Info {
         /// The profile; `-` is standard input.

@@ -42,11 +42,7 @@ impl Profile {
     pub(crate) fn read(path: &Path) -> Result<Profile, Failure> {
         let name = name(path, "standard input");
         let failed = |error: &dyn std::fmt::Display| Failure::Other(format!("{name}: {error}"));
-        let bytes = match path.to_str() {
-            Some("-") => limited(io::stdin().lock()),
-            _ => File::open(path).and_then(limited),
-        };
-        let mut bytes = bytes.map_err(|error| failed(&error))?;
+        let mut bytes = bytes(path)?;
         if bytes.starts_with(&[0x1f, 0x8b]) {
             bytes = limited(MultiGzDecoder::new(bytes.as_slice())).map_err(|error| match error
                 .kind()
@@ -188,6 +184,21 @@ fn limited(from: impl Read) -> io::Result<Vec<u8>> {
 
 fn name(path: &Path, if_dash: &str) -> String {
     if path.as_os_str() == "-" { if_dash.to_owned() } else { path.display().to_string() }
+}
+
+/// Reads a file; `-` is standard input.
+fn bytes(path: &Path) -> Result<Vec<u8>, Failure> {
+    let bytes = match path.to_str() {
+        Some("-") => limited(io::stdin().lock()),
+        _ => File::open(path).and_then(limited),
+    };
+    let name = name(path, "standard input");
+    bytes.map_err(|error| Failure::Other(format!("{name}: {error}")))
+}
+
+/// Reads a file of text; `-` is standard input.
+pub(crate) fn text(path: &Path) -> Result<String, Failure> {
+    Ok(String::from_utf8_lossy(&bytes(path)?).into_owned())
 }
 
 /// Writes a file; `-` is standard output.

@@ -39,7 +39,7 @@ impl Stacks {
     pub(crate) fn by(by: Option<&str>, profile: &Profile, view: &View) -> Result<Stacks, Failure> {
         let index = profile.kind_index(by)?;
         let kind = profile.kinds().swap_remove(index);
-        let pruning = Pruning::new(profile, view);
+        let pruning = Pruning::of(profile, view);
         let mut names = Names { profile, view, known: HashMap::new(), all: Vec::new() };
         let mut stacks = BTreeMap::<_, i64>::new();
         let mut total = 0_i64;
@@ -94,12 +94,12 @@ fn about(profile: &Profile) -> Vec<String> {
 
 /// A function in a sample.
 #[derive(Clone)]
-struct Frame {
+pub(crate) struct Frame {
     /// The name, with the place if lines are told apart.
-    shown: String,
+    pub(crate) shown: String,
     /// The name alone; empty if it is unknown.
-    name: String,
-    file: String,
+    pub(crate) name: String,
+    pub(crate) file: String,
 }
 
 struct Names<'a> {
@@ -186,26 +186,30 @@ fn has_label(profile: &Profile, sample: &proto::Sample, wanted: &str) -> bool {
 }
 
 /// The functions that a profile wants left out, with all that they call.
-struct Pruning {
+pub(crate) struct Pruning {
     drop: Option<Regex>,
     keep: Option<Regex>,
 }
 
 impl Pruning {
-    fn new(profile: &Profile, view: &View) -> Pruning {
-        let expression = |index| {
-            let text = profile.string(index);
-            let is_used = !text.is_empty() && !view.all_frames;
+    /// Takes two regular expressions for whole names. With `all_frames` nothing is left out.
+    pub(crate) fn new(drop: &str, keep: &str, all_frames: bool) -> Pruning {
+        let expression = |text: &str| {
+            let is_used = !text.is_empty() && !all_frames;
             // One that is invalid, or only so in Rust, leaves out nothing.
             is_used.then(|| Regex::new(&format!("^(?:{text})$")).ok()).flatten()
         };
-        let raw = &profile.raw;
-        Pruning { drop: expression(raw.drop_frames), keep: expression(raw.keep_frames) }
+        Pruning { drop: expression(drop), keep: expression(keep) }
+    }
+
+    fn of(profile: &Profile, view: &View) -> Pruning {
+        let [drop, keep] = [profile.raw.drop_frames, profile.raw.keep_frames];
+        Pruning::new(&profile.string(drop), &profile.string(keep), view.all_frames)
     }
 
     /// Returns the functions that are left, the outermost first. As in pprof, one function at least
     /// stays: those to drop count only inside of others.
-    fn cut(&self, mut frames: Vec<Frame>) -> Vec<Frame> {
+    pub(crate) fn cut(&self, mut frames: Vec<Frame>) -> Vec<Frame> {
         frames.reverse();
         let is_dropped = |frame: &Frame| {
             let matches = |expression: &Option<Regex>| {

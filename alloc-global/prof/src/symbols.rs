@@ -89,14 +89,18 @@ impl<'a> Symbols<'a> {
             return Found::Inside;
         }
         let path = PathBuf::from(profile.string(mapping.filename).into_owned());
+        self.find_file(&path, &profile.string(mapping.build_id))
+    }
+
+    /// Looks for a file with this build ID; empty if it is not known.
+    pub(crate) fn find_file(&self, path: &Path, build_id: &str) -> Found {
         let name = path.to_string_lossy();
         if name.is_empty() || name.starts_with('[') || name.starts_with("//anon") {
             return Found::NoFile;
         }
-        let build_id = profile.string(mapping.build_id).into_owned();
-        let debug = debug_file(&build_id, self.folders.iter().map(PathBuf::as_path));
+        let debug = debug_file(build_id, self.folders.iter().map(PathBuf::as_path));
         let mut outcome = Found::Missing;
-        for place in self.places(&path).filter(|place| place.is_file()) {
+        for place in self.places(path).filter(|place| place.is_file()) {
             match id_of(&place) {
                 Err(error) => outcome = Found::Unreadable(error),
                 Ok(id) if build_id.is_empty() || id == build_id => {

@@ -340,6 +340,48 @@ fn functions_of_this_program_are_found() {
     }
 }
 
+/// Environment variable that makes [`leak_as_child`] leak.
+const LEAKS: &str = "PROF_LEAKS";
+
+#[inline(never)]
+fn leaks_a_block() {
+    std::mem::forget(std::hint::black_box(vec![1_u8; 20_000]));
+}
+
+#[test]
+#[ignore = "run as a child by the test below"]
+fn leak_as_child() {
+    if env::var_os(LEAKS).is_some() {
+        leaks_a_block();
+        std::process::exit(0);
+    }
+}
+
+/// A report of leaks of a program in Rust gets its functions and lines, without the allocator's.
+#[test]
+fn reports_of_leaks_get_functions_and_lines() {
+    let folder = Folder::new();
+    let report = folder.file("leaks.txt");
+    let output = Command::new(env::current_exe().unwrap())
+        .args(["--exact", "leak_as_child", "--ignored", "--nocapture"])
+        .envs([("HAYLOFT_LEAKS", format!("{report},mean=1")), (LEAKS, "1".into())])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let text = output_of(&["leaks", &report]);
+    let stack = text.split("\n\n").find(|stack| stack.starts_with("In use: 20480 byte(s) in 1 "));
+    let stack = stack.unwrap_or_else(|| panic!("{text}"));
+    let named =
+        |line: &&str| line.contains(" in prof::leaks_a_block ") && line.contains("/prof.rs:");
+    let at = stack.lines().skip(1).position(|line| named(&line));
+    // Before it there is only `Vec`.
+    assert!(at.is_some_and(|at| at < 8) && !stack.contains("hayloft_core::"), "{stack}");
+    let all = output_of(&["leaks", "--all-frames", &report]);
+    assert!(all.contains("hayloft_core::sampling::record"), "{all}");
+    let error = error_of(1, &["leaks", &folder.file("none")]);
+    assert!(error.contains("No such file"), "{error}");
+}
+
 #[test]
 fn symbolised_profiles_need_no_files() {
     let folder = Folder::new();

@@ -109,7 +109,12 @@ impl Binary {
     /// first.
     #[must_use]
     pub fn frames(&self, offset: u64) -> Vec<Frame> {
-        let Some(address) = self.address(offset) else { return Vec::new() };
+        self.address(offset).map_or_else(Vec::new, |address| self.frames_at(address))
+    }
+
+    /// As [`Binary::frames`], for an address that the linker gave.
+    #[must_use]
+    pub fn frames_at(&self, address: u64) -> Vec<Frame> {
         for loader in &self.loaders {
             let frames = described(loader, address);
             if frames.iter().any(|frame| !frame.name.is_empty()) {
