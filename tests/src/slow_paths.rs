@@ -152,15 +152,16 @@ pub fn raise_sigusr1() {
 /// Runs `body` while another thread sends `SIGUSR1` to this one again and again: each time after
 /// the handler has counted the one before in `handled`.
 pub fn among_signals(handled: &AtomicUsize, body: impl FnOnce()) {
+    // With musl it is a pointer, which other threads may not have.
     // SAFETY: always sound.
-    let this = unsafe { libc::pthread_self() };
+    let this = unsafe { libc::pthread_self() } as usize;
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
             while !is_over.load(Ordering::Relaxed) {
                 let before = handled.load(Ordering::Relaxed);
                 // SAFETY: the thread waits for this one, so it exists.
-                unsafe { libc::pthread_kill(this, libc::SIGUSR1) };
+                unsafe { libc::pthread_kill(this as libc::pthread_t, libc::SIGUSR1) };
                 while handled.load(Ordering::Relaxed) == before && !is_over.load(Ordering::Relaxed)
                 {
                     thread::yield_now();
