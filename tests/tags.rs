@@ -137,6 +137,49 @@ fn sums_are_right_within_their_errors() {
 /// The signals of the test below that were handled.
 static HANDLED: AtomicUsize = AtomicUsize::new(0);
 
+/// A gibibyte in use is known to 2.2 % at the default mean.
+#[test]
+fn a_gibibyte_is_known_to_two_percent() {
+    on_both_backends(|| {
+        const BYTES: usize = 32 << 10;
+        const COUNT: usize = (1 << 30) / BYTES;
+        assert!(samples::start(samples::DEFAULT_MEAN));
+        let mut blocks = Vec::with_capacity(COUNT);
+        tag("gibibyte", || blocks.extend((0..COUNT).map(|_| alloc(BYTES))));
+        let found = of_tag("gibibyte");
+        let percent = |bytes: u64| 100.0 * bytes as f64 / (1_u64 << 30) as f64;
+        let off = percent(found.live_bytes.abs_diff(1 << 30));
+        assert!(off < 5.0 * 2.2, "{off} %: {found:?}");
+        // The error is an estimate, too, of some 2000 samples.
+        assert!((1.9..2.5).contains(&percent(found.live_error)), "{found:?}");
+        samples::stop();
+        blocks.into_iter().for_each(free);
+    });
+}
+
+/// Destructors of thread-locals, which run when the thread has none any more, have tags.
+#[test]
+fn threads_that_end_have_tags() {
+    struct AtEnd;
+    impl Drop for AtEnd {
+        fn drop(&mut self) {
+            assert_eq!(tag::current(), Tag::NONE);
+            tag("at the end", || free(alloc(1024)));
+            let _ = tag::enter("left");
+            tag::replace("for good");
+        }
+    }
+    thread_local!(static AT_END: AtEnd = const { AtEnd });
+    on_both_backends(|| {
+        assert!(samples::start(1));
+        for round in 1..=3 {
+            std::thread::spawn(|| AT_END.with(|_| ())).join().unwrap();
+            assert_eq!(of_tag("at the end").allocs, round);
+        }
+        samples::stop();
+    });
+}
+
 /// A handler that allocates, and changes tags, comes anywhere while tags change. Sums stay exact.
 #[test]
 fn handlers_may_interrupt_changes_of_tags() {
