@@ -271,8 +271,8 @@ fn leaked_in(values: &[Vec<i64>]) -> [i64; 2] {
     of_leak.fold([0, 0], |sum, values| [sum[0] + values[0], sum[1] + values[1]])
 }
 
-/// A profile of growth has what was allocated after the mark and is still in use, also where a stack
-/// frees as much as it allocates.
+/// A profile of growth has what was allocated after the mark and is still in use, also where a
+/// stack frees as much as it allocates.
 #[test]
 fn growth_is_what_stays_of_what_was_allocated_since() {
     on_both_backends(|| {

@@ -126,8 +126,8 @@ pub const GROWTH_TYPES: [(&str, &str); 2] = [("inuse_objects", "count"), ("inuse
 /// Flushes the sheaves of all CPUs first, since sampled blocks that are freed may lie there and
 /// would count as in use. In a context that must not wait it may be unable to.
 ///
-/// Objects of [caches](crate::cache) are not sampled. Each cache has a sample with its exact numbers
-/// since it was created, in the place of a stack with its name.
+/// Objects of [caches](crate::cache) are not sampled. Each cache has a sample with its exact
+/// numbers since it was created, with its name in the place of a stack.
 pub fn write(sink: &mut dyn FnMut(&[u8]) -> bool) -> bool {
     write_as(&TYPES, sink, |writer| {
         let mut more = true;

@@ -199,8 +199,8 @@ impl Sum {
     }
 }
 
-/// Adds the samples of blocks in use that were allocated after a mark to the sums of their sites, by
-/// the numbers of these. A site that is not in `sums` is left out.
+/// Adds the samples of blocks in use that were allocated after a mark to the sums of their sites,
+/// by the numbers of these. A site that is not in `sums` is left out.
 pub(crate) fn add_since(mark: u32, sums: &mut [Sum]) {
     records::for_each(|sample| {
         if sample.mark >= mark

@@ -277,8 +277,8 @@ pub(crate) struct Recent {
     pub(crate) rate: u64,
 }
 
-/// Brings the rates of all sites up to date, and calls `visit` with each. `milliseconds` is the time
-/// since the last call; 0 if there was none. One thread calls it at a time.
+/// Brings the rates of all sites up to date, and calls `visit` with each. `milliseconds` is the
+/// time since the last call; 0 if there was none. One thread calls it at a time.
 pub(crate) fn for_each_recent(milliseconds: u64, mut visit: impl FnMut(Recent)) {
     /// The last calls that a rate averages over, each with less weight than the next one.
     const CALLS: u64 = 4;

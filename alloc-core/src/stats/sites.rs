@@ -86,8 +86,8 @@ impl Top {
 }
 
 /// Returns the sites with the most bytes in use, and those that allocate most; at most [`MOST`].
-/// `milliseconds` is the time since the last call; 0 if there was none. Only one thread may call it.
-/// Blocks that were freed just now may count as in use until the sheaf of their CPU is flushed.
+/// `milliseconds` is the time since the last call; 0 if there was none. Only one thread may call
+/// it. Blocks that were freed just now may count as in use until the sheaf of their CPU is flushed.
 pub(crate) fn top_sites(milliseconds: u64) -> impl Iterator<Item = SiteStats> {
     let (mut holding, mut allocating) = (Top::new(), Top::new());
     sampling::for_each_recent(milliseconds, |recent| {

@@ -84,7 +84,8 @@ pub struct Frame {
 }
 
 impl Binary {
-    /// Opens a file with code or its symbols, and the one with debug information, if that is another.
+    /// Opens a file with code or its symbols, and the one with debug information, if that is
+    /// another.
     ///
     /// # Errors
     /// Explains in words why the file cannot be read.

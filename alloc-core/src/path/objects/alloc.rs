@@ -99,9 +99,9 @@ pub(crate) fn alloc_object(class: Class) -> Result<NonNull<u8>, AllocError> {
     }
 }
 
-/// Frees sampled blocks at the top of this CPU's sheaf, which hide other objects from a pop. Returns
-/// an object that no longer fits into the sheaf, if others were freed meanwhile. Not inlined, for
-/// its batch, which deeper calls need not have below them.
+/// Frees sampled blocks at the top of this CPU's sheaf, which hide other objects from a pop.
+/// Returns an object that no longer fits into the sheaf, if others were freed meanwhile. Not
+/// inlined, for its batch, which deeper calls need not have below them.
 #[cold]
 #[inline(never)]
 fn uncover(backend: Backend, class: Class) -> Option<NonNull<u8>> {
