@@ -14,11 +14,14 @@ use hayloft_core::stats::{self, TagStats};
 use hayloft_core::tag::{self, Tag, Taggable as _, tag};
 use tests::entry_points::Hayloft;
 use tests::process::Limit;
-use tests::scenario::{Scenario, on_both_backends};
+use tests::scenario::{Scenario, on_both_backends, on_both_backends_with};
 use tests::slow_paths::{among_signals, handle_sigusr1};
 
 #[global_allocator]
 static GLOBAL: Hayloft = Hayloft;
+
+/// For tests that begin without samples, also where the suite runs with some.
+const NO_SAMPLES: [(&str, &str); 1] = [("HAYLOFT_PROFILE", "")];
 
 /// Returns the statistics of a tag: all zero if nothing was sampled in it.
 fn of_tag(name: &str) -> TagStats {
@@ -43,7 +46,7 @@ fn free((block, layout): (*mut u8, Layout)) {
 /// they were allocated in: when they are freed elsewhere, and when they grow elsewhere.
 #[test]
 fn tags_hold_what_was_allocated_in_them() {
-    on_both_backends(|| {
+    on_both_backends_with(&NO_SAMPLES, || {
         assert_eq!(stats::gather().tags().count(), 0);
         assert!(samples::start(1));
         let mut blocks = Vec::with_capacity(100);
@@ -399,7 +402,7 @@ fn tags_survive_forks() {
 /// Profiles, the table, OpenMetrics and JSON have the tags.
 #[test]
 fn reports_have_tags() {
-    on_both_backends(|| {
+    on_both_backends_with(&NO_SAMPLES, || {
         let before = stats::gather().open_metrics().to_string();
         assert!(!before.contains("hayloft_tag_"));
         assert!(samples::start(1));

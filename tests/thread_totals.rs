@@ -8,7 +8,7 @@ use hayloft::thread::{self, Total};
 use hayloft_core::kmalloc::good_size;
 use hayloft_core::{profile, stats};
 use tests::entry_points::Hayloft;
-use tests::scenario::on_both_backends;
+use tests::scenario::{on_both_backends, on_both_backends_with};
 use tests::slow_paths::{among_signals, handle_sigusr1};
 
 #[global_allocator]
@@ -172,7 +172,7 @@ fn handlers_count_for_their_threads() {
 /// Without samples and without the feature there are no numbers.
 #[test]
 fn threads_without_samples_have_no_estimates() {
-    on_both_backends(|| {
+    on_both_backends_with(&[("HAYLOFT_PROFILE", "")], || {
         let before = thread::allocated();
         let layout = Layout::new::<[u8; 1000]>();
         free(alloc(layout), layout);
