@@ -114,13 +114,7 @@ fn sums_are_unbiased() {
 #[test]
 #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), ignore = "no probes")]
 fn this_program_has_probes_of_samples() {
-    let program = std::env::current_exe().expect("the program has a path");
-    let output = std::process::Command::new("readelf")
-        .args(["--notes", "--wide"])
-        .arg(program)
-        .output()
-        .expect("readelf is installed");
-    let text = String::from_utf8_lossy(&output.stdout);
+    let text = readelf("--notes");
     let mut lines = text.lines().map(str::trim);
     let mut names = Vec::new();
     while lines.any(|line| line.ends_with("Provider: otel_memory")) {
@@ -132,6 +126,71 @@ fn this_program_has_probes_of_samples() {
     }
     names.sort_unstable();
     assert_eq!(names, ["alloc", "free"], "{text}");
+}
+
+/// Returns what `readelf` says of this program.
+fn readelf(what: &str) -> String {
+    let program = std::env::current_exe().expect("the program has a path");
+    let output = std::process::Command::new("readelf").args([what, "--wide"]).arg(program).output();
+    let output = output.expect("readelf is installed");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Returns the semaphore of the probes, as a tracer finds it.
+fn semaphore() -> *mut u16 {
+    let notes = readelf("--notes");
+    let after = notes.split("Provider: otel_memory").nth(1).expect("a note");
+    let text = after.split("Semaphore: 0x").nth(1).expect("a semaphore");
+    let linked = usize::from_str_radix(&text[..16], 16).expect("a number");
+    let is_moved = !readelf("--file-header").contains("EXEC (Executable file)");
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("it can be read");
+    let program = std::env::current_exe().expect("the program has a path");
+    let own = maps.lines().find(|line| line.ends_with(program.to_str().expect("it is text")));
+    let (start, _) = own.and_then(|line| line.split_once('-')).expect("a range");
+    let start = usize::from_str_radix(start, 16).expect("a number");
+    std::ptr::with_exposed_provenance_mut(linked + if is_moved { start } else { 0 })
+}
+
+/// A tracer that raises the semaphore switches the sampler on, and the last one that leaves
+/// switches it off: at the end of a count at the latest, and at the next large block. A profile
+/// counts more. No sample is lost by that.
+#[test]
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), ignore = "no probes")]
+fn tracers_switch_the_sampler() {
+    const COUNT: usize = 1 << 16;
+    const LARGE: Layout = Layout::new::<[u8; 3 << 20]>();
+    on_both_backends(|| {
+        let semaphore = semaphore();
+        // SAFETY: the allocator's own variable, which only tracers write.
+        let trace = |tracers| unsafe { semaphore.write_volatile(tracers) };
+        let pairs = || (0..COUNT).for_each(|_| pair());
+        // SAFETY: the layout is not empty, and the block is freed once.
+        let large = || unsafe { GLOBAL.dealloc(std::hint::black_box(GLOBAL.alloc(LARGE)), LARGE) };
+        pairs();
+        assert_eq!(samples::mean(), None);
+        for act in [&pairs as &dyn Fn(), &large] {
+            trace(2);
+            act();
+            assert_eq!(samples::mean(), Some(samples::DEFAULT_MEAN));
+            pairs();
+            trace(0);
+            act();
+            assert_eq!(samples::mean(), None);
+        }
+        trace(1);
+        large();
+        assert!(samples::start(100));
+        trace(0);
+        large();
+        assert_eq!(samples::mean(), Some(100));
+        trace(1);
+        large();
+        samples::stop();
+        assert_eq!(samples::mean(), Some(samples::DEFAULT_MEAN));
+        trace(0);
+        pairs();
+        assert_eq!((samples::mean(), samples::missed()), (None, 0));
+    });
 }
 
 /// Allocates a block of 256 bytes. Its site is told by its address.

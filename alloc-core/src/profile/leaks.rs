@@ -2,8 +2,8 @@
 //! first.
 //!
 //! A report is text in the way of LeakSanitizer. Frames have the file and the address in it, as
-//! `addr2line` takes them, the build ID, and the names of exported functions. The allocator's own frames are left out where it is a
-//! library of its own.
+//! `addr2line` takes them, the build ID, and the names of exported functions. The allocator's own
+//! frames are left out where it is a library of its own.
 
 use core::cmp::Reverse;
 use core::ffi::c_int;

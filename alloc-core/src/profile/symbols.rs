@@ -92,8 +92,8 @@ impl Names {
         })
     }
 
-    /// Returns the name of the exported function at an address, in a file that is mapped as `image`.
-    /// It is empty if there is none.
+    /// Returns the name of the exported function at an address, in a file that is mapped as
+    /// `image`. It is empty if there is none.
     pub(super) fn name(&mut self, image: Image, address: usize) -> &[u8] {
         let slot = (address as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 51;
         let known = self.known.get(slot as usize).copied();
