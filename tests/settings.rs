@@ -27,13 +27,14 @@ fn use_the_heap() -> usize {
 
 /// Names of the settings, and well-formed values. `HAYLOFT_STATS` is in `reports.rs`,
 /// `HAYLOFT_FAULT` in `faults.rs`.
-const SETTINGS: [(&str, &[&str]); 12] = [
+const SETTINGS: [(&str, &[&str]); 13] = [
     ("HAYLOFT_BACKEND", &["rseq", "fallback"]),
     ("HAYLOFT_THP", &["auto", "always", "never"]),
     ("HAYLOFT_IRQ", &["hard", "threaded", "none"]),
     ("HAYLOFT_IRQ_SIGNAL", &["40", "64"]),
     ("HAYLOFT_DECAY_MS", &["0", "500", "3600000"]),
     ("HAYLOFT_BACKGROUND", &["0", "1"]),
+    ("HAYLOFT_GUARD", &["0", "1", "1000000000"]),
     ("HAYLOFT_LIMIT", &["64M", "32m:1GiB", "100000000"]),
     ("HAYLOFT_PRESSURE", &["0", "1", "/proc/pressure/memory"]),
     ("HAYLOFT_PAGE_SIZE", &["65536"]),

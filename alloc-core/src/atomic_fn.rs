@@ -46,6 +46,7 @@ function_pointers! {
     fn(A) -> R, of R, A;
     fn(A, B) -> R, of R, A, B;
     unsafe extern "C" fn() -> R, of R;
+    unsafe extern "C" fn(A) -> R, of R, A;
     unsafe extern "C" fn(A, B) -> R, of R, A, B;
     unsafe extern "C" fn(A, B, C) -> R, of R, A, B, C;
 }

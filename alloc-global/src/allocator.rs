@@ -32,8 +32,8 @@ unsafe impl Allocator for Hayloft {
         if layout.size() == 0 {
             return Ok(empty(layout));
         }
-        // SAFETY: the layout is not empty.
-        block(unsafe { self.alloc(layout) }, kmalloc::good_size(layout))
+        let (start, size) = self.alloc_excess(layout);
+        block(start, size)
     }
 
     #[inline]
@@ -112,8 +112,8 @@ impl Hayloft {
         // bytes lie within both blocks.
         unsafe {
             if old.size() > 0 && new.size() > 0 && old.align() == new.align() {
-                let resized = self.realloc(old_block.as_ptr(), old, new.size());
-                return block(resized, kmalloc::good_size(new));
+                let whole = kmalloc::whole(new).size();
+                return block(self.realloc(old_block.as_ptr(), old, whole), whole);
             }
             let resized = self.allocate(new)?;
             resized.cast::<u8>().copy_from_nonoverlapping(old_block, old.size().min(new.size()));

@@ -37,6 +37,8 @@
 //! - `HAYLOFT_PROFILE`: heap profiles when the program ends, at intervals, or at a signal: see
 //!   [`report`].
 //! - `HAYLOFT_LEAKS`: what is still in use when the program ends: see [`report`].
+//! - `HAYLOFT_GUARD`: one allocation in this many is guarded against overflows and use after free:
+//!   `docs/guards.md`.
 //! - `HAYLOFT_STATS_SHM`: show statistics to `hayloft-top`, with `1`.
 //! - `HAYLOFT_VERBOSE`: at the start, a line with the version, the backend, the limit and the
 //!   settings that are not at their defaults, with `1`.
@@ -179,8 +181,9 @@ impl Hayloft {
     #[inline]
     #[must_use]
     pub fn alloc_excess(&self, layout: Layout) -> (*mut u8, usize) {
+        let whole = kmalloc::whole(layout);
         // SAFETY: `kmalloc` serves layouts of any size.
-        (unsafe { self.alloc(layout) }, kmalloc::good_size(layout))
+        (unsafe { self.alloc(whole) }, whole.size())
     }
 
     /// Returns the number of usable bytes of a block.

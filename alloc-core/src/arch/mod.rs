@@ -109,7 +109,7 @@ pub(crate) use imp::probes;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 pub(crate) use imp::push_by_address;
 pub(crate) use imp::{
-    HAVE_RSEQ, add, cpu, libc_rseq, locals, lowest, open, own_rseq, pop, pop_bulk,
+    HAVE_RSEQ, add, call_on_stack, cpu, libc_rseq, locals, lowest, open, own_rseq, pop, pop_bulk,
     program_settings, publish_region, publish_rseq_offset, push, push_bulk, push_once, recount,
     thread_pointer, widen,
 };

@@ -171,3 +171,11 @@ pub(crate) mod probes {
 
     pub(crate) fn free(_block: usize) {}
 }
+
+pub(crate) unsafe fn call_on_stack(
+    _end: *mut u8,
+    function: extern "C" fn(*mut core::ffi::c_void),
+    argument: *mut core::ffi::c_void,
+) {
+    function(argument);
+}

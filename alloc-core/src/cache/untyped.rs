@@ -315,7 +315,7 @@ impl Drop for Cache {
 #[cold]
 #[inline(never)]
 extern "C" fn alloc_slow(class: Class) -> Result<NonNull<u8>, AllocError> {
-    objects::alloc_object(class)
+    objects::alloc_object(class, None)
 }
 
 #[cold]

@@ -170,6 +170,7 @@ unsafe extern "C" fn free_anywhere(block: *mut u8, foreign: Foreign) {
                     objects::free_refused(class, block);
                 }
             }
+            Place::Apart(_) => free_apart(block, foreign),
             Place::Run(_) => {
                 run_taken_back(block);
                 large::free_found(unit);
@@ -214,6 +215,8 @@ pub fn is_foreign(block: *mut u8) -> bool {
 /// Kind of a block of this allocator, by its address.
 enum Place {
     Object(Class),
+    /// A sampled or guarded block apart from slabs, of this many bytes.
+    Apart(usize),
     /// A run, of which this many bytes are used.
     Run(usize),
 }
@@ -228,7 +231,7 @@ impl Place {
         match Unit::of(block) {
             // SAFETY: the caller guarantees that a block of this allocator was not freed.
             Some(unit) => Some(unsafe { Place::in_unit(unit, block) }),
-            None => sampling::class_of(block).map(Place::Object),
+            None => sampling::size_of_block(block).map(Place::Apart),
         }
     }
 
@@ -266,7 +269,7 @@ pub unsafe fn usable_size(block: *mut u8) -> usize {
         // SAFETY: `block` is of this allocator, and the caller guarantees that it was not freed.
         _ if EXACT => unsafe { instrument::usable_size(block) },
         Some(Place::Object(class)) => objects::size(class),
-        Some(Place::Run(size)) => size,
+        Some(Place::Apart(size) | Place::Run(size)) => size,
     }
 }
 
@@ -300,6 +303,10 @@ pub unsafe fn realloc(block: *mut u8, new_size: usize) -> *mut u8 {
             }
             Place::Run(size) => size,
             // Shrinking a little is not worth a copy.
+            Place::Apart(size) if (size / 2..=size).contains(&new_size) => {
+                return resized(block, block, new_size);
+            }
+            Place::Apart(size) => size,
             Place::Object(class) => match objects::size(class) {
                 size if (size / 2..=size).contains(&new_size) => {
                     objects::check_middle(block, class);

@@ -78,7 +78,7 @@ pub(crate) unsafe fn usable_size(block: *mut u8) -> usize {
 /// As [`usable_size`].
 unsafe fn extent(block: *mut u8) -> usize {
     let Some(unit) = Unit::of(block) else {
-        return sampling::class_of(block).map_or(0, objects::size);
+        return sampling::size_of_block(block).unwrap_or(0);
     };
     // SAFETY: the caller guarantees that `block` is live, so it is an object or a run in use.
     match unsafe { objects::class_of_unit(unit) } {

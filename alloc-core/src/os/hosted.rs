@@ -44,6 +44,19 @@ pub(crate) unsafe fn let_read(_address: NonNull<u8>, _len: usize) -> bool {
     true
 }
 
+pub(crate) unsafe fn forbid(_address: NonNull<u8>, _len: usize) -> bool {
+    false
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Fault {
+    pub(crate) address: usize,
+    pub(crate) is_write: Option<bool>,
+    pub(crate) context: *const c_void,
+}
+
+pub(crate) fn explain_faults(_explain: fn(Fault) -> bool) {}
+
 pub(crate) fn cpu_numbers() -> usize {
     1
 }

@@ -28,6 +28,7 @@ mod files;
 mod inject;
 #[cfg_attr(miri, allow(dead_code, reason = "the stand-in has no files"))]
 mod list;
+mod maps;
 #[cfg(all(target_env = "gnu", not(target_feature = "crt-static"), not(miri)))]
 mod pin;
 mod service;
@@ -79,20 +80,22 @@ pub(crate) use imp::bare;
 #[cfg(all(target_arch = "aarch64", not(miri)))]
 pub(crate) use imp::release;
 pub(crate) use imp::{
-    CpuMask, PageMap, Signal, ThreadExit, ThreadSlot, admit_signal, affinity, at_exit, at_fork,
-    auxiliary, block_signals, collapse, commit, copy_memory, cpu_numbers, current_cpu,
-    current_cpu_and_node, data_limit, decommit, futex_wait, futex_wait_for, futex_wake_all,
-    futex_wake_one, has_little_address_space, has_signals_blocked, is_main_thread, let_read, lines,
-    list, lock_streams, may_reserve, milliseconds, minor_faults, most_threads, nanoseconds,
-    page_size, prefer_huge_pages, prefer_node, private_pages, read, read_bytes, register_rseq,
-    remap, remove, renew, renew_streams, reserve, reserve_near, restart_sections_on, set_dumped,
-    share, signal_thread, sleep_microseconds, system_page_size, take_place_at_forks, take_signal,
-    thread_id, unix_nanoseconds, unlock_streams, unregister_rseq, unreserve, yield_now,
+    CpuMask, Fault, PageMap, Signal, ThreadExit, ThreadSlot, admit_signal, affinity, at_exit,
+    at_fork, auxiliary, block_signals, collapse, commit, copy_memory, cpu_numbers, current_cpu,
+    current_cpu_and_node, data_limit, decommit, explain_faults, forbid, futex_wait, futex_wait_for,
+    futex_wake_all, futex_wake_one, has_little_address_space, has_signals_blocked, is_main_thread,
+    let_read, lines, list, lock_streams, may_reserve, milliseconds, minor_faults, most_threads,
+    nanoseconds, page_size, prefer_huge_pages, prefer_node, private_pages, read, read_bytes,
+    register_rseq, remap, remove, renew, renew_streams, reserve, reserve_near, restart_sections_on,
+    set_dumped, share, signal_thread, sleep_microseconds, system_page_size, take_place_at_forks,
+    take_signal, thread_id, unix_nanoseconds, unlock_streams, unregister_rseq, unreserve,
+    yield_now,
 };
+#[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), not(miri)))]
+pub(crate) use imp::{File, alternate_stack, copy_readable, is_readable};
 #[cfg(miri)]
 pub(crate) use imp::{Identity, close, duplicate, identity, pid_namespace, replace};
-#[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), not(miri)))]
-pub(crate) use imp::{alternate_stack, copy_readable, is_readable};
+pub(crate) use maps::MapsLine;
 pub(crate) use service::{Scheduling, Service, is_service_thread, spawn, spawn_bare};
 
 /// Returns the bytes of address space in use by the process. `None` if the system does not report

@@ -10,7 +10,7 @@
 //! LOCK_OFFSET       the try-lock of the locked backend
 //! SEEN_OFFSET       per class: the header's first half at the end of the last decay window
 //! TOPS_OFFSET       per class: the `top` of a sheaf that is being closed
-//! MARKS_OFFSET      per class: whether a sample is due when the count of the header is used up
+//! MARKS_OFFSET      per class: what is due when the count of the header is used up
 //! RANDOM_OFFSET     state of a generator of random numbers
 //! ALLOWANCE_OFFSET  bytes of middle sizes that may still enter the sheaves
 //! EVENTS_OFFSET     per class: a counter for each kind of event
@@ -30,6 +30,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crate::arch::{COUNTED, HEADERS, OPEN, REGION_SHIFT, STATE};
 use crate::batch::MAX_BATCH;
+use crate::sampling::End;
 use crate::size_class::{Class, MAX_CLASSES};
 use crate::sync::Lock;
 use crate::variants::enumerated;
@@ -49,8 +50,8 @@ pub(super) const SEEN_OFFSET: usize = LOCK_OFFSET + size_of::<Lock<()>>();
 pub(super) const TOPS_OFFSET: usize = SEEN_OFFSET + MAX_CLASSES * size_of::<u32>();
 /// Byte offset of the allowance that `allowance::spend` draws on.
 pub(super) const ALLOWANCE_OFFSET: usize = RANDOM_OFFSET + WORD;
-/// Byte offset of a byte per sheaf: 1 if the allocation behind those that its header counts is to
-/// be sampled, and otherwise 0.
+/// Byte offset of a byte per sheaf: the [`End`](crate::sampling::End) of the gap that its header
+/// counts.
 pub(super) const MARKS_OFFSET: usize = TOPS_OFFSET + MAX_CLASSES * size_of::<u32>();
 /// Byte offset of the state of [`random`](crate::sampling::random).
 pub(super) const RANDOM_OFFSET: usize = (MARKS_OFFSET + MAX_CLASSES).next_multiple_of(WORD);
@@ -154,13 +155,22 @@ pub(crate) enum Due {
     Count,
     /// A sample, and a new count.
     Sample,
+    /// A block to be guarded, and a new count.
+    Guarded,
 }
 
 impl Due {
     /// Returns what was due, by the first half of the header of an open sheaf and its mark.
     pub(super) fn of(first: u32, mark: u8) -> Due {
-        // A count that was not used up yet was replaced at random.
-        if count(first) == 0 && mark != 0 { Due::Sample } else { Due::Count }
+        const SAMPLE: u8 = End::Sample as u8;
+        const GUARDED: u8 = End::Guarded as u8;
+        match mark {
+            // A count that was not used up yet was replaced at random.
+            _ if count(first) > 0 => Due::Count,
+            SAMPLE => Due::Sample,
+            GUARDED => Due::Guarded,
+            _ => Due::Count,
+        }
     }
 }
 

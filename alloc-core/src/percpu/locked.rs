@@ -200,10 +200,10 @@ impl Region {
         if last_at.load(Ordering::Relaxed) == 0 {
             return Due::Nothing;
         }
-        let Gap { count, ends_in_sample } = events::next_gap(class);
+        let Gap { count, end } = events::next_gap(class);
         // SAFETY: a byte of the region that is only accessed as an atomic, or by sections.
         let mark_at: &AtomicU8 = unsafe { &*self.base.add(mark_offset(class)).cast() };
-        let mark = mark_at.swap(u8::from(ends_in_sample), Ordering::Relaxed);
+        let mark = mark_at.swap(end as u8, Ordering::Relaxed);
         top_at.store(index(first) + count * COUNTED, Ordering::Relaxed);
         // SAFETY: the region of a CPU.
         unsafe {
@@ -227,14 +227,14 @@ impl Region {
     unsafe fn push(&self, class: Class, object: *mut u8) -> bool {
         let [top_at, last_at] = self.header(class);
         if last_at.load(Ordering::Relaxed) == 0 && self.state().load(Ordering::Relaxed) == OPEN {
-            let Gap { count, ends_in_sample } = events::next_gap(class);
+            let Gap { count, end } = events::next_gap(class);
             let header = first_header(class, count);
             // SAFETY: the region of a CPU; a byte of it that is only accessed as an atomic, or by
             // sections.
             unsafe {
                 events::granted(self.base, class, count);
                 let mark_at: &AtomicU8 = &*self.base.add(mark_offset(class)).cast();
-                mark_at.store(u8::from(ends_in_sample), Ordering::Relaxed);
+                mark_at.store(end as u8, Ordering::Relaxed);
             }
             top_at.store(header as u32, Ordering::Relaxed);
             // Release, here and below, keeps the stores in this order for the child of a fork in

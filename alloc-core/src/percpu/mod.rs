@@ -20,6 +20,7 @@
 //! | `remote` | closing and flushing the sheaves of any CPU |
 //! | `rseq` `locked` | the backends |
 //! | `select` | the selection of the backend; registration of threads |
+//! | `observed` | classes of which slow paths see each free |
 //! | `events` `allowance` | counters, and bytes of middle sizes, per CPU |
 //! | `region` | regions: reserved, committed, found by CPU |
 //! | `layout` | offsets in a region, headers of sheaves |
@@ -28,6 +29,7 @@ mod allowance;
 mod events;
 mod layout;
 mod locked;
+mod observed;
 mod region;
 mod remote;
 mod rseq;
@@ -45,6 +47,7 @@ pub(crate) use events::{allocated_without_region, count, count_beyond, counted, 
 pub(crate) use layout::{Due, Event, MAX_CACHE_BATCH, batch_len, batch_len_for, capacity};
 use layout::{all_classes, first_width, floor, header_halves, index};
 pub(crate) use locked::is_on_top;
+pub(crate) use observed::observe;
 use region::{CLOSING, region_of};
 pub(crate) use region::{cpu, own_memory, regions};
 pub(crate) use remote::{close, flush, flush_all, flush_unused, open};
@@ -123,9 +126,11 @@ impl Backend {
 
     /// Doubles the width of this CPU's sheaf, up to its capacity, after it proved too small.
     /// Returns the number of objects to move at once from now on: half the new width. So a class
-    /// that is used once keeps few objects in its sheaf, and a busy class many.
+    /// that is used once keeps few objects in its sheaf, and a busy class many. The sheaf of an
+    /// observed class stays as it is.
     pub(crate) fn widen(self, class: Class) -> usize {
         let width = match self {
+            _ if observed::is_observed(class) => None,
             Backend::Locked => locked::widen(class),
             _ => rseq::widen(class),
         };
@@ -141,7 +146,7 @@ impl Backend {
                 _ => rseq::drain(class, to, len),
             });
         }
-        if sampling::was_on() {
+        if sampling::has_apart() {
             sampling::free_among(batch);
         }
         fault::point(Place::SheafDrained);

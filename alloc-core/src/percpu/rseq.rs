@@ -33,14 +33,14 @@ pub(crate) fn pop(class: Class) -> *mut u8 {
 /// Grants the header of this CPU's sheaf another count instead of its present one. Returns what was
 /// due then.
 pub(super) fn count_anew(class: Class) -> Due {
-    let Gap { count, ends_in_sample } = events::next_gap(class);
+    let Gap { count, end } = events::next_gap(class);
     if arch::cpu().is_none() {
         return Due::Nothing;
     }
     let (index, first) = (class.index(), count * COUNTED);
     // SAFETY: the number of a sheaf, and the thread has a CPU number. The mark is in no sheaf.
     let (before, mark, base) =
-        unsafe { arch::recount(index, first, mark_offset(class), u8::from(ends_in_sample)) };
+        unsafe { arch::recount(index, first, mark_offset(class), end as u8) };
     if base.is_null() {
         return Due::Nothing;
     }
@@ -122,19 +122,20 @@ pub(crate) unsafe fn push_once(class: Class, object: *mut u8) -> bool {
 /// # Safety
 /// The objects are of that class and nobody uses them.
 pub(super) unsafe fn fill(class: Class, objects: &[*mut u8]) -> usize {
-    if !arch::cpu().is_some_and(has_region) {
+    let Some(base) = arch::cpu().filter(|cpu| has_region(*cpu)).and_then(region_of) else {
         return 0;
-    }
-    // If the thread has moved to a CPU without a region, both calls do nothing.
-    // SAFETY: the number and header of a sheaf; the caller guarantees that the objects are of
-    // `class` and unused; the slice is readable for its length.
+    };
+    // If the thread has moved to a CPU without a region, or with a closed sheaf, nothing is pushed.
+    // SAFETY: the region of a CPU; the number and header of a sheaf; the caller guarantees that the
+    // objects are of `class` and unused; the slice is readable for its length.
     unsafe {
-        let Gap { count, ends_in_sample } = events::next_gap(class);
-        let header = first_header(class, count);
-        let mark = u8::from(ends_in_sample);
-        let base = arch::open(class.index(), header, mark_offset(class), mark);
-        if !base.is_null() {
-            events::granted(base, class, count);
+        if header_halves(base, class)[1].load(Ordering::Relaxed) == 0 {
+            let Gap { count, end } = events::next_gap(class);
+            let header = first_header(class, count);
+            let base = arch::open(class.index(), header, mark_offset(class), end as u8);
+            if !base.is_null() {
+                events::granted(base, class, count);
+            }
         }
         arch::push_bulk(class.index(), objects.as_ptr(), objects.len())
     }

@@ -12,7 +12,7 @@ use core::ops::Range;
 use core::ptr;
 
 use super::scratch::Zeroed;
-use crate::os;
+use crate::os::{self, MapsLine};
 
 /// A mapping.
 pub(super) struct Mapping<'a> {
@@ -82,72 +82,12 @@ pub(super) fn each(room: &mut Room, each: &mut dyn FnMut(Mapping<'_>)) {
 pub(super) fn each_writable(room: &mut Room, each: &mut dyn FnMut(Range<usize>)) -> bool {
     let mut any = false;
     let listed = os::lines(format_args!("/proc/self/maps"), &mut room.line, &mut |line| {
-        if let Some(line) = Line::parse(line).filter(|line| line.is_writable) {
+        if let Some(line) = MapsLine::parse(line).filter(|line| line.is_writable) {
             any = true;
             each(line.start..line.limit);
         }
     });
     listed.is_some() && any
-}
-
-/// A line of `/proc/self/maps`.
-struct Line<'a> {
-    start: usize,
-    limit: usize,
-    is_executable: bool,
-    /// Whether it can be read as well.
-    is_writable: bool,
-    offset: u64,
-    /// Device and inode number.
-    file: (&'a [u8], &'a [u8]),
-    path: &'a [u8],
-}
-
-impl Line<'_> {
-    /// Parses `START-LIMIT RIGHTS OFFSET DEVICE INODE [PATH]`.
-    fn parse(line: &mut [u8]) -> Option<Line<'_>> {
-        let len = unescape(line);
-        let line = line.get(..len)?;
-        let mut fields = line.splitn(6, |byte| *byte == b' ');
-        let range = fields.next()?;
-        let dash = range.iter().position(|byte| *byte == b'-')?;
-        let rights = fields.next()?;
-        let mut line = Line {
-            start: hexadecimal(range.get(..dash)?)? as usize,
-            limit: hexadecimal(range.get(dash + 1..)?)? as usize,
-            is_executable: rights.get(2) == Some(&b'x'),
-            is_writable: rights.starts_with(b"rw"),
-            offset: hexadecimal(fields.next()?)?,
-            file: (fields.next()?, fields.next()?),
-            path: fields.next().unwrap_or_default().trim_ascii_start(),
-        };
-        // A file that was removed after it was mapped.
-        line.path = line.path.strip_suffix(b" (deleted)").unwrap_or(line.path);
-        Some(line)
-    }
-
-    fn has_file(&self) -> bool {
-        self.file.1 != b"0"
-    }
-}
-
-/// Replaces what the kernel writes for a line feed in a path. Returns the bytes that are left.
-fn unescape(line: &mut [u8]) -> usize {
-    const LINE_FEED: &[u8] = b"\\012";
-    let (mut from, mut to) = (0, 0);
-    while let Some(byte) = line.get(from).copied() {
-        let is_escape = line.get(from..).is_some_and(|rest| rest.starts_with(LINE_FEED));
-        if let Some(place) = line.get_mut(to) {
-            *place = if is_escape { b'\n' } else { byte };
-        }
-        from += if is_escape { LINE_FEED.len() } else { 1 };
-        to += 1;
-    }
-    to
-}
-
-fn hexadecimal(digits: &[u8]) -> Option<u64> {
-    u64::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()
 }
 
 /// Calls `each` with the executable mappings that the kernel lists.
@@ -156,7 +96,7 @@ fn listed(room: &mut Room, each: &mut dyn FnMut(Mapping<'_>)) {
     // The latest mapping of the first bytes of a file: its range, and hash of device and inode.
     let mut first = (0, 0, 0);
     let _ = os::lines(format_args!("/proc/self/maps"), room, &mut |line| {
-        let Some(line) = Line::parse(line) else { return };
+        let Some(line) = MapsLine::parse(line) else { return };
         let file = identity(&line);
         if line.offset == 0 && (line.has_file() || line.is_executable) {
             first = (line.start, line.limit, file);
@@ -180,7 +120,7 @@ fn listed(room: &mut Room, each: &mut dyn FnMut(Mapping<'_>)) {
 }
 
 /// Returns a number that differs for the files of neighbouring mappings.
-fn identity(line: &Line<'_>) -> u64 {
+fn identity(line: &MapsLine<'_>) -> u64 {
     let nowhere: &[u8] = &[];
     let path = if line.has_file() { nowhere } else { line.path };
     let all = line.file.0.iter().chain(line.file.1).chain(path);
@@ -492,23 +432,6 @@ mod tests {
         fs::remove_file(&path).unwrap();
         // SAFETY: nobody uses the mapping of this test.
         unsafe { libc::munmap(ptr::with_exposed_provenance_mut(code), 4096) };
-    }
-
-    #[test]
-    fn lines_are_parsed() {
-        let text = b"7fbb1dbe2000-7fbb1dc08000 r-xp 00001000 fe:00 325843    /a\\012b c (deleted)";
-        let mut text = text.to_vec();
-        let line = Line::parse(&mut text).unwrap();
-        assert_eq!((line.start, line.limit), (0x7fbb_1dbe_2000, 0x7fbb_1dc0_8000));
-        assert_eq!((line.path, line.offset), (&b"/a\nb c"[..], 0x1000));
-        assert!(line.is_executable && !line.is_writable && line.has_file());
-        let mut anonymous = b"7fbb1dbe2000-7fbb1dc08000 rwxp 00000000 00:00 0 ".to_vec();
-        let line = Line::parse(&mut anonymous).unwrap();
-        assert!(line.path.is_empty() && line.is_executable && line.is_writable);
-        assert!(!line.has_file());
-        for wrong in ["", "x", "1-2", "1-2 r-xp", "g-h r-xp 0 0 0", "1-2 r-xp 0"] {
-            assert!(Line::parse(&mut wrong.as_bytes().to_vec()).is_none(), "{wrong}");
-        }
     }
 
     #[test]

@@ -39,6 +39,12 @@ pub(super) fn distance(mean: f64, random: u64) -> f64 {
     -ln(uniform) * mean
 }
 
+/// Returns a number of allocations below `2 * mean - 1`, each as likely as any other.
+pub(super) fn uniform(mean: u32, random: u64) -> u32 {
+    let bound = 2 * u64::from(mean) - 1;
+    ((u128::from(random) * u128::from(bound)) >> 64) as u32
+}
+
 /// Returns the weight of a sample of `size` bytes at this mean: 1/p with [`FRACTION`] bits behind
 /// the point.
 pub(super) fn weight(size: usize, mean: f64) -> u64 {

@@ -9,6 +9,7 @@
 //! | `pool` `records` `sites` | memory of small samples; what is known of each; sums by stack |
 //! | `tags` `threads` | names for parts of the program; sums by name, and by thread |
 //! | `sums` | sums of weights, with their variances |
+//! | `guard` | blocks with inaccessible memory around them |
 //! | `gaps` `numbers` `reserved` | random gaps, weights; free numbers; memory reserved once |
 //!
 //! *Which.* `percpu` counts pops in the headers of sheaves, and asks for the next count here: the
@@ -26,6 +27,7 @@
 //! does its free. A tracer that attaches to them switches the sampler on: [`heed_tracer`].
 
 mod gaps;
+mod guard;
 mod numbers;
 mod pool;
 mod records;
@@ -40,12 +42,13 @@ use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use crate::arch::probes;
+use crate::arch::{lowest, probes};
 use crate::batch::Batch;
 use crate::os;
 use crate::size_class::{CLASSES, Class, REDZONE, small_class_of};
 use crate::stack::capture;
 pub(crate) use gaps::random;
+pub(crate) use guard::counts as guard_counts;
 pub(crate) use pool::may_own;
 use records::Sample;
 pub use sites::{Place, Sums};
@@ -61,7 +64,7 @@ static WAS_ON: AtomicBool = AtomicBool::new(false);
 static MISSED: AtomicU64 = AtomicU64::new(0);
 /// Number of [`mark`]s. Relaxed: whoever knows of a mark finds at least that number.
 static MARKS: AtomicU32 = AtomicU32::new(0);
-/// Blocks of each class in the pool.
+/// Blocks of each class that are apart from slabs.
 static IN_POOL: [AtomicU32; CLASSES] = [const { AtomicU32::new(0) }; CLASSES];
 
 /// The largest mean: beyond it, weights would overflow.
@@ -161,6 +164,12 @@ pub(crate) fn was_on() -> bool {
     WAS_ON.load(Ordering::Relaxed)
 }
 
+/// Returns whether there may be blocks apart from slabs: sampled or guarded ones.
+#[inline]
+pub(crate) fn has_apart() -> bool {
+    lowest().load(Ordering::Relaxed) > 1
+}
+
 /// Returns the number of samples that were lost for want of memory.
 pub(crate) fn missed() -> u64 {
     MISSED.load(Ordering::Relaxed)
@@ -216,20 +225,42 @@ pub(crate) fn add_since(mark: u32, sums: &mut [Sum]) {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Gap {
     pub(crate) count: u32,
-    /// Whether the allocation behind these is a sample.
-    pub(crate) ends_in_sample: bool,
+    /// The allocation behind these.
+    pub(crate) end: End,
 }
 
-/// Returns a random number of allocations of `class`, at most `most`, before the next sample.
-pub(crate) fn gap(class: Class, most: u32, random: impl FnOnce() -> u64) -> Gap {
-    let drawn = mean().filter(|_| class.cache_index().is_none()).map(|mean| {
-        // A conversion to an integer saturates.
-        (gaps::distance(mean, random()) / class.size() as f64) as u32
-    });
-    match drawn {
-        Some(count) if count < most => Gap { count, ends_in_sample: true },
-        _ => Gap { count: most, ends_in_sample: false },
+/// The allocation behind a gap.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum End {
+    /// One like the others.
+    Plain,
+    /// A sample.
+    Sample,
+    /// One to be guarded.
+    Guarded,
+}
+
+/// Returns a random number of allocations of `class`, at most `most`, before the next one that is a
+/// sample or to be guarded.
+pub(crate) fn gap(class: Class, most: u32, random: impl Fn() -> u64) -> Gap {
+    let mut gap = Gap { count: most, end: End::Plain };
+    let mut may_end = |count: u32, end| {
+        if count < gap.count {
+            gap = Gap { count, end };
+        }
+    };
+    if class.cache_index().is_none() {
+        if let Some(mean) = mean() {
+            // A conversion to an integer saturates.
+            let count = gaps::distance(mean, random()) / class.size() as f64;
+            may_end(count as u32, End::Sample);
+        }
+        if let Some(mean) = guard::mean(class) {
+            may_end(gaps::uniform(mean, random()), End::Guarded);
+        }
     }
+    gap
 }
 
 /// Returns at random whether an allocation of `size` bytes that no gap covers is a sample.
@@ -249,6 +280,37 @@ pub(crate) fn alloc(class: Class) -> Option<NonNull<u8>> {
         // SAFETY: the slot was taken above.
         unsafe { pool::put(block.as_ptr()) };
         return None;
+    }
+    if let Some(in_pool) = IN_POOL.get(class.index()) {
+        in_pool.fetch_add(1, Ordering::Relaxed);
+    }
+    Some(block)
+}
+
+/// Returns whether an allocation that no gap covers is to be guarded.
+pub(crate) fn is_to_be_guarded(class: Class) -> bool {
+    guard::is_hit(class)
+}
+
+/// Returns whether an allocation may be guarded now.
+pub(crate) fn may_guard() -> bool {
+    guard::is_due()
+}
+
+/// Allocates a guarded block for `layout`, which `class` serves, a small size class. It may be a
+/// sample as well. Returns `None` if there is no room for it. `arena` is an address in an arena.
+#[cold]
+pub(crate) fn alloc_guarded(
+    class: Class,
+    layout: Layout,
+    random: impl Fn() -> u64,
+    arena: usize,
+) -> Option<NonNull<u8>> {
+    let (block, end) = guard::alloc(class, layout, random(), arena)?;
+    // Relaxed: whoever holds the block has seen the slots. The pool may lie higher.
+    lowest().fetch_max(end, Ordering::Relaxed);
+    if is_hit(class.size(), random) {
+        record(block.as_ptr(), class.size());
     }
     if let Some(in_pool) = IN_POOL.get(class.index()) {
         in_pool.fetch_add(1, Ordering::Relaxed);
@@ -367,18 +429,40 @@ pub(crate) fn resized(Resized(sample): Resized, block: *mut u8, size: usize) {
     }
 }
 
-/// Returns whether `block` lies in the pool.
+/// Returns whether `block` lies apart from slabs, where sampled and guarded blocks do.
 pub(crate) fn owns(block: *mut u8) -> bool {
-    pool::owns(block)
+    pool::may_own(block) && (pool::owns(block) || guard::owns(block))
 }
 
-/// Returns the class of the block of the pool that starts at `block`. `None` if none does that is
-/// in use.
+/// Returns the class of the block in use apart from slabs that starts at `block`. `None` if none
+/// does.
 pub(crate) fn class_of(block: *mut u8) -> Option<Class> {
-    if !pool::owns(block) {
+    if !owns(block) {
         return None;
     }
+    if guard::owns(block) {
+        return guard::class_of(block);
+    }
     class_of_size(records::size(block.addr())?)
+}
+
+/// Returns the bytes of the block in use apart from slabs that starts at `block`: those of its
+/// class, or of a guarded block those that were requested. `None` if no block starts there; ends
+/// the process with a report if that was a guarded one.
+pub(crate) fn size_of_block(block: *mut u8) -> Option<usize> {
+    if !owns(block) {
+        return None;
+    }
+    if guard::owns(block) {
+        return Some(guard::size(block).unwrap_or_else(|| guard::not_in_use(block)));
+    }
+    records::size(block.addr())
+}
+
+/// Returns the bytes of a guarded block in use, which are fewer than those of its class.
+#[inline]
+pub(crate) fn guarded_size(block: *mut u8) -> Option<usize> {
+    if pool::may_own(block) { guard::size(block) } else { None }
 }
 
 /// Returns the class of a block of the pool, by its bytes: exactly those of a class.
@@ -387,21 +471,29 @@ fn class_of_size(size: usize) -> Option<Class> {
     small_class_of(Layout::from_size_align(size.checked_sub(REDZONE)?, 1).ok()?)
 }
 
-/// Frees a block of the pool. Returns false if none in use starts there, or if another thread is
-/// freeing it.
+/// Frees a block apart from slabs. Returns false if no sampled block in use starts there, or if
+/// another thread is freeing it. Ends the process with a report if no guarded one does.
 ///
 /// # Safety
 /// Nobody uses the block.
 pub(crate) unsafe fn free(block: *mut u8) -> bool {
-    if !pool::owns(block) {
+    if !owns(block) {
         return false;
     }
-    let Some(size) = forget(block) else { return false };
-    if let Some(in_pool) = class_of_size(size).and_then(|class| IN_POOL.get(class.index())) {
+    let class = class_of(block);
+    let sample = forget(block);
+    if guard::owns(block) {
+        // SAFETY: the caller guarantees that nobody uses the block.
+        unsafe { guard::free(block) };
+    } else if sample.is_some() {
+        // SAFETY: the block had a record, which this thread removed, so its slot is this thread's.
+        unsafe { pool::put(block) };
+    } else {
+        return false;
+    }
+    if let Some(in_pool) = class.and_then(|class| IN_POOL.get(class.index())) {
         in_pool.fetch_sub(1, Ordering::Relaxed);
     }
-    // SAFETY: the block had a record, which this thread removed, so its slot is this thread's.
-    unsafe { pool::put(block) };
     true
 }
 
@@ -420,7 +512,7 @@ pub(crate) fn free_among(batch: &mut Batch) {
     });
 }
 
-/// Returns the number of blocks of a class that are in the pool.
+/// Returns the number of blocks of a class that are apart from slabs.
 pub(crate) fn in_pool(class: Class) -> usize {
     IN_POOL.get(class.index()).map_or(0, |in_pool| in_pool.load(Ordering::Relaxed) as usize)
 }

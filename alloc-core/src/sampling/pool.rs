@@ -13,7 +13,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::numbers::Numbers;
-use super::reserved::Reserved;
+use super::reserved::{Reserved, reserve_below};
 use crate::arch::lowest;
 use crate::os;
 use crate::size_class::MAX_SMALL;
@@ -120,8 +120,7 @@ pub(super) fn prepare(arena: usize) -> bool {
     };
     let reserve = || {
         let all = bytes(slots);
-        let near = (1..=4).rev().find_map(|part| os::reserve_near(arena >> part, all));
-        Some((near.or_else(|| os::reserve(all))?, all))
+        Some((reserve_below(arena, all)?, all))
     };
     let store = |number: &AtomicU32| number.store(slots as u32, Ordering::Relaxed);
     if !MEMORY.prepare(links_bytes(slots), reserve, store) {
@@ -130,8 +129,8 @@ pub(super) fn prepare(arena: usize) -> bool {
     // Another thread's pool may have another number of slots.
     let Some(pool) = pool() else { return false };
     let end = pool.start().addr().get() + pool.band_start(SIZES);
-    // Release: pairs with the Acquire in `exists`.
-    lowest().store(end, Ordering::Release);
+    // Relaxed: whoever holds a block of the pool has seen the pool. Guarded blocks may lie higher.
+    lowest().fetch_max(end, Ordering::Relaxed);
     true
 }
 
@@ -144,8 +143,7 @@ pub(super) fn range() -> Range<usize> {
 
 /// Returns whether there is a pool.
 fn exists() -> bool {
-    // Acquire: pairs with the Release in `prepare`, so that `MEMORY` is visible.
-    lowest().load(Ordering::Acquire) > 1
+    MEMORY.get().is_some()
 }
 
 /// Returns whether a block may be of the pool. False for nearly all others, and always if there is

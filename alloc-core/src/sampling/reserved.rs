@@ -5,6 +5,21 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 
 use crate::os;
 
+/// Reserves address space as far below `arena`, an address in an arena, as the system grants.
+/// `None` if it grants none below.
+pub(super) fn reserve_below(arena: usize, bytes: usize) -> Option<NonNull<u8>> {
+    let near = (1..=4).rev().find_map(|part| os::reserve_near(arena >> part, bytes));
+    near.or_else(|| {
+        let anywhere = os::reserve(bytes)?;
+        if cfg!(miri) || anywhere.addr().get() < arena {
+            return Some(anywhere);
+        }
+        // SAFETY: a whole reservation that nobody uses.
+        unsafe { os::unreserve(anywhere, bytes) };
+        None
+    })
+}
+
 /// The start of memory that reads as zero at first: null until [`Reserved::prepare`].
 pub(super) struct Reserved<T>(AtomicPtr<T>);
 

@@ -84,6 +84,7 @@ mod tests {
             (Name::Background, &["0", "1"], &["2", "01", "yes"]),
             (Name::DecayMs, &["0", "3600000"], &["3600001", "-1", "1.5", "1s", ""]),
             (Name::Fault, &["mmap:1/2,7"], &["mmap", ""]),
+            (Name::Guard, &["0", "1", "1000000000"], &["1000000001", "x", ""]),
             (Name::IrqSignal, &["40"], &["9", "65", "x"]),
             (Name::Leaks, &["0", "1,mean=1,reachable=1"], &["x", "1,mean=0"]),
             (Name::Limit, &["1M:2M", "5g"], &["2M:1M", "M"]),

@@ -27,6 +27,7 @@ enumerated! {
         Background,
         DecayMs,
         Fault,
+        Guard,
         Irq,
         IrqSignal,
         Leaks,
@@ -85,6 +86,13 @@ pub static TABLE: [Setting; Name::ALL.len()] = [
         accepted: "as mmap:1/100,madvise:1/3,42: of mmap, munmap, mprotect, madvise, mbind, mremap, \
                    membarrier, rseq, tgkill, clone; the last number is a seed",
         kind: Kind::Faults,
+    },
+    Setting {
+        name: "HAYLOFT_GUARD",
+        meaning: "one allocation in this many is guarded against overflows and use after free",
+        default: "0, none",
+        accepted: "0 to 1000000000",
+        kind: Kind::Number { least: 0, most: 1_000_000_000 },
     },
     Setting {
         name: "HAYLOFT_IRQ",

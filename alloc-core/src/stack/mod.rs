@@ -17,6 +17,8 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | `names` | names of functions, for messages |
+//! | `demangle` | names as in the source |
 //! | `walk` | from each frame to its caller's |
 //! | `cache` | rules that were found before |
 //! | `expression` | expressions in tables |
@@ -28,9 +30,11 @@
 //! A module imports only from lower rows.
 
 mod cache;
+mod demangle;
 mod expression;
 mod images;
 mod memory;
+mod names;
 mod registers;
 mod rules;
 mod tables;
@@ -38,7 +42,11 @@ mod tables;
 mod tests;
 mod walk;
 
+use core::ffi::c_void;
+
+pub(crate) use self::names::describe;
 use self::walk::{Follow, walk};
+use crate::arch::frames::{CODE, SIGNAL_CONTEXT, SIGNAL_FRAME};
 pub(crate) use crate::arch::frames::{REGISTERS, store_registers};
 
 /// Writes the return addresses of this thread's callers to `to`, the innermost first, and returns
@@ -54,8 +62,28 @@ pub(crate) use crate::arch::frames::{REGISTERS, store_registers};
 pub fn capture(to: &mut [usize]) -> usize {
     let mut registers = [0; REGISTERS];
     store_registers(&mut registers);
+    walk_from(&registers, false, to)
+}
+
+/// As [`capture`], from where a signal interrupted this thread: the first entry is that place.
+///
+/// # Safety
+/// The kernel passed `context` to a signal handler, which has not returned yet.
+pub(crate) unsafe fn capture_interrupted(context: *const c_void, to: &mut [usize]) -> usize {
+    // SAFETY: the caller guarantees a `ucontext_t`, behind which the distances lead to its words.
+    let frame = unsafe { context.byte_sub(SIGNAL_CONTEXT) };
+    // SAFETY: as above.
+    let registers = SIGNAL_FRAME.map(|distance| unsafe {
+        frame.byte_add(distance.into()).cast::<usize>().read_unaligned()
+    });
+    let [first, callers @ ..] = to else { return 0 };
+    *first = registers[CODE].wrapping_add(1);
+    1 + walk_from(&registers, true, callers)
+}
+
+fn walk_from(registers: &[usize; REGISTERS], is_exact: bool, to: &mut [usize]) -> usize {
     for follow in [Follow::Few, Follow::All] {
-        if let Ok(count) = walk(&registers, follow, to) {
+        if let Ok(count) = walk(registers, is_exact, follow, to) {
             return count;
         }
     }

@@ -18,12 +18,14 @@ pub(super) enum Follow {
     All,
 }
 
-/// Writes the return addresses above the frame with these registers. Returns their number.
+/// Writes the return addresses above the frame with these registers. Returns their number. The
+/// frame may have been interrupted (`is_exact`), or else called a function.
 ///
 /// # Errors
 /// If the walk does not follow all registers and needs one of the others.
 pub(super) fn walk(
     registers: &[usize; REGISTERS],
+    is_exact: bool,
     follow: Follow,
     to: &mut [usize],
 ) -> Result<usize, Stop> {
@@ -31,7 +33,7 @@ pub(super) fn walk(
     let mut frame = Frame {
         registers: Registers::new(registers, known),
         floor: registers[STACK],
-        is_exact: false,
+        is_exact,
         memory: Memory::new(registers[STACK]),
         image: None,
     };

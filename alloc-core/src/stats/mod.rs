@@ -115,6 +115,10 @@ pub struct Stats {
     pub collapse_nanoseconds: u64,
     /// Number of `collapses` that were split, as a part of their memory was decommitted.
     pub collapse_splits: u64,
+    /// Blocks so far that were guarded against misuse (`HAYLOFT_GUARD`).
+    pub guarded: u64,
+    /// Number of `guarded` that are in use.
+    pub guarded_in_use: u64,
 }
 
 /// Counts of events so far in the sheaves of a class, on one CPU or all.
@@ -403,6 +407,7 @@ pub fn gather_own() -> Stats {
     let (decommits, decommit_nanoseconds) = page::decommits();
     let (collapses, collapse_failures, collapse_nanoseconds) = page::collapses();
     let deferred = objects::deferred_frees();
+    let (guarded, guarded_in_use) = sampling::guard_counts();
     Stats {
         held,
         free: (unneeded + free).min(held),
@@ -424,6 +429,8 @@ pub fn gather_own() -> Stats {
         collapse_failures,
         collapse_nanoseconds,
         collapse_splits: page::splits(),
+        guarded,
+        guarded_in_use,
     }
 }
 

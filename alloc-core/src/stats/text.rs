@@ -229,7 +229,7 @@ const fn counter<T>(name: &'static str, help: &'static str, of: fn(&T) -> u64) -
 }
 
 /// Metrics of the whole allocator.
-static METRICS: [Metric<Stats>; 20] = [
+static METRICS: [Metric<Stats>; 22] = [
     gauge("held_bytes", "Handed out, or kept for what may come.", |stats| stats.held as u64),
     gauge("free_bytes", "Of held_bytes, free.", |stats| stats.free as u64),
     gauge("unneeded_bytes", "Of held_bytes, on the way back to the system.", |stats| {
@@ -266,6 +266,8 @@ static METRICS: [Metric<Stats>; 20] = [
     counter("collapse_splits", "Of collapses, split by decommitting a part.", |stats| {
         stats.collapse_splits
     }),
+    counter("guarded", "Blocks that were guarded against misuse.", |stats| stats.guarded),
+    gauge("guarded_in_use", "Of guarded, in use.", |stats| stats.guarded_in_use),
 ];
 
 /// Metrics of each cache.

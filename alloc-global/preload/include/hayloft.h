@@ -66,6 +66,8 @@ struct hayloft_stats {
     uint64_t collapse_failures; /* those that the system refused to make */
     uint64_t collapse_nanoseconds; /* time in calls to make them */
     uint64_t collapse_splits; /* those made that were split, as a part returned to the system */
+    uint64_t guarded;         /* blocks that were guarded against misuse */
+    uint64_t guarded_in_use;  /* those in use */
 };
 /* A function has the same name as the type, so C++ requires `struct` before the type's name. The
  * typedef does without. */

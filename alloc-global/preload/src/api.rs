@@ -17,7 +17,7 @@ use hayloft_core::thread::{self, Total};
 use crate::errno::{fail, or_no_memory};
 
 // `tests/c/api.c` checks that the header agrees.
-const _: () = assert!(size_of::<Stats>() == 160 && size_of::<CacheStats>() == 184);
+const _: () = assert!(size_of::<Stats>() == 176 && size_of::<CacheStats>() == 184);
 
 /// The `HAYLOFT_CACHE_*` flags of the header, in the order of their bits.
 const FLAGS: [CacheFlags; 4] =

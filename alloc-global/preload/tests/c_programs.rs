@@ -86,6 +86,51 @@ fn mistakes_abort_with_one_message() {
     }
 }
 
+/// Checks that each mistake with a guarded block is reported, with the functions that allocated and
+/// freed the block and the one that made the mistake.
+#[test]
+fn mistakes_with_guarded_blocks_are_reported() {
+    let program = compile("cc", "guarded.c", "guarded", ["-O1", "-rdynamic"]);
+    let names = text_of(&mut Command::new(&program));
+    assert!(names.lines().count() >= 12, "{names}");
+    for (backend, name) in
+        BACKENDS.iter().flat_map(|backend| names.lines().map(move |name| (backend, name)))
+    {
+        let mut command = preloaded(&program, backend);
+        let output = command.env("HAYLOFT_GUARD", "1").arg(name).output().expect("it starts");
+        let report = String::from_utf8_lossy(&output.stderr);
+        let all = format!("{name} ({backend}): {}\n{report}", output.status);
+        let signal = output.status.signal();
+        assert!(signal == Some(libc::SIGABRT) || signal == Some(libc::SIGSEGV), "{all}");
+        let kind = match name {
+            _ if name.starts_with("overflow") => "buffer overflow: ",
+            _ if name.starts_with("underflow") => "buffer underflow: ",
+            "read_beyond" => "buffer overflow: read at ",
+            "read_after_free" | "use_after_realloc" => "use after free: read at ",
+            "write_after_free" => "use after free: write at ",
+            "invalid_free" => "invalid free: ",
+            "realloc_after_free" => "use after free: realloc",
+            _ => "double free: ",
+        };
+        assert!(report.contains(kind) && report.contains("a block of 112 bytes"), "{all}");
+        let section = |start: &str| {
+            let lines = report.lines().skip_while(|line| !line.contains(start)).skip(1);
+            lines.take_while(|line| line.contains(" #")).collect::<String>()
+        };
+        assert!(section("  allocated by thread").contains("make_block"), "{all}");
+        if name.contains("after_free") || name.starts_with("double_free") {
+            assert!(section("  freed by thread").contains("drop_block"), "{all}");
+        }
+        let culprit = match name {
+            "realloc_after_free" => "main",
+            "double_free" | "double_free_later" | "invalid_free" => "drop_block",
+            _ if report.contains("found at the free") => "drop_block",
+            _ => "touch",
+        };
+        assert!(section("  the ").contains(culprit), "{all}");
+    }
+}
+
 /// Checks a program that loads the library late and already has blocks from the C library.
 #[test]
 fn late_loaded_library_passes_foreign_blocks_on() {

@@ -38,7 +38,7 @@ pub(crate) fn part_of_limit(history: &History) -> Option<f64> {
 }
 
 /// Returns the events, formatted with their rates.
-pub(crate) fn events(history: &History) -> [(&'static str, String); 7] {
+pub(crate) fn events(history: &History) -> [(&'static str, String); 8] {
     let stats = &history.now().stats;
     let per_second = |rate: Option<f64>, text: fn(f64) -> String| {
         format!("{}/s", rate.map_or_else(|| "-".into(), text))
@@ -93,6 +93,15 @@ pub(crate) fn events(history: &History) -> [(&'static str, String); 7] {
             ),
         ),
         (
+            "guarded",
+            format!(
+                "{} ({}), {} in use",
+                number::count(stats.guarded),
+                rate(|stats| stats.guarded, number::rate),
+                number::count(stats.guarded_in_use)
+            ),
+        ),
+        (
             "nolock",
             format!(
                 "{} ({}), {} failed",
@@ -138,6 +147,8 @@ mod tests {
         second.stats.collapses = 9;
         second.stats.collapse_splits = 2;
         second.stats.collapse_nanoseconds = 3_000_000;
+        second.stats.guarded = 4;
+        second.stats.guarded_in_use = 3;
         second.stats.limit = 20 << 20;
         let history = history([first, second]);
         let text = |name| {
@@ -147,6 +158,7 @@ mod tests {
         assert_eq!(text("misses"), "20/s, 0/s on to slabs");
         assert_eq!(text("deferred"), "7 (3.5/s), 2 waiting");
         assert_eq!(text("given back"), "4.0K (2.0K/s), 1.5 % of the time; 0.5/s faults");
+        assert_eq!(text("guarded"), "4 (2/s), 3 in use");
         assert_eq!(text("huge pages"), "9 made, 0.1 % of the time; 2 split, 0 failed");
         assert_eq!(part_of_limit(&history), Some(0.5));
         let [resident, ..] = memory(&history);

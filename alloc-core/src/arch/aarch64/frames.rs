@@ -22,6 +22,8 @@ pub(crate) const RECORD_IS_TOP: bool = false;
 
 /// The code to which a signal handler returns: `mov x8, SYS_rt_sigreturn; svc 0`.
 pub(crate) const SIGNAL_RETURN: [u8; 8] = [0x68, 0x11, 0x80, 0xd2, 0x01, 0, 0, 0xd4];
+/// Distance from the stack pointer, at that code, to the `ucontext_t`.
+pub(crate) const SIGNAL_CONTEXT: usize = 128;
 /// Distance from the stack pointer, at that code, to the saved value of each register: a
 /// `siginfo_t` of 128 bytes is there, then a `ucontext_t`, whose machine context begins after 176
 /// bytes, with the address of a fault.

@@ -10,7 +10,7 @@ mod system;
 mod words;
 
 pub(crate) use sections::{add, open, pop, pop_bulk, push, push_bulk, push_once, recount, widen};
-pub(crate) use system::{program_settings, start_thread, stream_locks, system_call};
+pub(crate) use system::{call_on_stack, program_settings, start_thread, stream_locks, system_call};
 pub(crate) use words::{
     cpu, libc_rseq, locals, lowest, own_rseq, publish_region, publish_rseq_offset, thread_pointer,
 };

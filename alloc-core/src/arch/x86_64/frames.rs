@@ -20,6 +20,8 @@ pub(crate) const RECORD_IS_TOP: bool = true;
 
 /// The code to which a signal handler returns: `mov rax, SYS_rt_sigreturn; syscall`.
 pub(crate) const SIGNAL_RETURN: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
+/// Distance from the stack pointer, at that code, to the `ucontext_t`.
+pub(crate) const SIGNAL_CONTEXT: usize = 0;
 /// Distance from the stack pointer, at that code, to the saved value of each register: a
 /// `ucontext_t` is there, whose machine context begins after 40 bytes.
 pub(crate) const SIGNAL_FRAME: [u16; REGISTERS] = {

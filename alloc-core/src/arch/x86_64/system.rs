@@ -1,7 +1,7 @@
 //! System calls, bare threads, and symbols that only some programs and C libraries define.
 
 use core::arch::asm;
-use core::ffi::c_char;
+use core::ffi::{c_char, c_void};
 
 /// Makes a system call. Returns its result, or the negated error number.
 ///
@@ -113,4 +113,31 @@ pub(crate) unsafe fn start_thread(
         );
     }
     result
+}
+
+/// Calls a function on another stack.
+///
+/// # Safety
+/// `end` is the end of memory for a stack, aligned to 16 bytes, which nobody else uses. The call of
+/// the function with this argument is sound, and it returns.
+pub(crate) unsafe fn call_on_stack(
+    end: *mut u8,
+    function: extern "C" fn(*mut c_void),
+    argument: *mut c_void,
+) {
+    // SAFETY: the caller guarantees the stack and the call. The function keeps r12, in which the
+    // stack pointer waits.
+    unsafe {
+        asm!(
+            "mov r12, rsp",
+            "mov rsp, {end}",
+            "call {function}",
+            "mov rsp, r12",
+            end = in(reg) end,
+            function = in(reg) function,
+            in("rdi") argument,
+            out("r12") _,
+            clobber_abi("C"),
+        );
+    }
 }

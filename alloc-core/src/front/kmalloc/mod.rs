@@ -32,7 +32,7 @@ fn alloc_block(layout: Layout) -> *mut u8 {
     let Some(class) = small_class_of(layout) else { return alloc_large(layout, false) };
     match NonNull::new(percpu::pop(class)) {
         Some(object) => object.as_ptr(),
-        None => alloc_slow(class),
+        None => alloc_small_slow(layout),
     }
 }
 
@@ -84,7 +84,9 @@ pub unsafe fn realloc(block: *mut u8, layout: Layout, new_size: usize) -> *mut u
     match (small_class_of(layout), small_class_of(new_layout)) {
         // SAFETY: the caller guarantees that `block` was allocated with `layout`.
         _ if EXACT => unsafe { realloc_by_copy(block, layout, new_layout) },
-        (Some(old), Some(new)) if old == new => resized(block, block, new_size),
+        (Some(old), Some(new)) if old == new && sampling::guarded_size(block).is_none() => {
+            resized(block, block, new_size)
+        }
         // SAFETY: the caller guarantees that `block` was allocated with `layout`.
         (None, None) => unsafe { realloc_large(block, layout, new_layout) },
         // SAFETY: the caller guarantees that `block` was allocated with `layout`.
@@ -92,9 +94,10 @@ pub unsafe fn realloc(block: *mut u8, layout: Layout, new_size: usize) -> *mut u
     }
 }
 
-/// Returns the bytes that a block for `layout` has at least. The bytes beyond the layout's size may
-/// be used, too, and the block may be freed or resized with a layout of any size in between.
-/// Returns 0 for a size that cannot be allocated.
+/// Returns the bytes that a block takes for `layout`: an allocation of so many bytes takes no more
+/// memory. A block has those of its layout, as it may be guarded, unless that is the [`whole`] one.
+/// It may be freed or resized with a layout of any size in between. Returns 0 for a size that
+/// cannot be allocated.
 #[inline]
 #[must_use]
 pub fn good_size(layout: Layout) -> usize {
@@ -103,6 +106,17 @@ pub fn good_size(layout: Layout) -> usize {
         Some(class) => class.size(),
         None if layout.size() == 0 => good_size(one_byte(layout)),
         None => large::good_size(layout.size()),
+    }
+}
+
+/// Returns the layout with the most bytes that takes no more memory than `layout`. A block that is
+/// allocated with it has them all.
+#[inline]
+#[must_use]
+pub fn whole(layout: Layout) -> Layout {
+    match Layout::from_size_align(good_size(layout), layout.align()) {
+        Ok(whole) if whole.size() > 0 => whole,
+        _ => layout,
     }
 }
 
@@ -128,7 +142,8 @@ pub unsafe fn grow_in_place(block: *mut u8, layout: Layout, new_size: usize) -> 
         && layout.size() > 0
         && objects::find(block).is_none()
         && !EXACT;
-    let grown = new_size <= good_size(layout)
+    let size = sampling::guarded_size(block).unwrap_or_else(|| good_size(layout));
+    let grown = new_size <= size
         // SAFETY: the caller guarantees that the program owns the block.
         || is_run && unsafe { large::grow_in_place(block, layout, new_size) };
     if grown && !EXACT {
@@ -150,13 +165,16 @@ unsafe fn realloc_by_copy(block: *mut u8, layout: Layout, new_layout: Layout) ->
     new
 }
 
+/// Allocates for a layout of a small size, which is in the registers of callers anyway.
 #[cold]
 #[inline(never)]
-extern "C" fn alloc_slow(class: Class) -> *mut u8 {
-    match objects::alloc_object(class) {
-        Ok(object) => object.as_ptr(),
-        Err(_) => ptr::null_mut(),
-    }
+extern "C" fn alloc_small_slow(layout: Layout) -> *mut u8 {
+    let Some(class) = small_class_of(layout) else { return ptr::null_mut() };
+    or_null(objects::alloc_object(class, Some(layout)))
+}
+
+fn or_null(object: Result<NonNull<u8>, objects::AllocError>) -> *mut u8 {
+    object.map_or(ptr::null_mut(), NonNull::as_ptr)
 }
 
 #[cold]
@@ -196,7 +214,7 @@ extern "C" fn alloc_large_slow(layout: Layout, zeroed: bool) -> *mut u8 {
         return alloc_block(one_byte(layout));
     }
     if let Some(class) = middle_class_of(layout) {
-        let object = alloc_slow(class);
+        let object = or_null(objects::alloc_object(class, None));
         let is_zero = object.is_null() || middle_out(object);
         if sampling::was_on() {
             middle_sampled(object);

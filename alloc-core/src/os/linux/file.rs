@@ -31,7 +31,8 @@ impl CPath {
 pub(crate) struct File(pub(in super::super) c_int);
 
 impl File {
-    pub(super) fn to_read(path: fmt::Arguments<'_>) -> Option<File> {
+    /// Opens a file for reading.
+    pub(crate) fn to_read(path: fmt::Arguments<'_>) -> Option<File> {
         File::open(&CPath::new(path)?, libc::O_RDONLY, 0).ok()
     }
 
@@ -51,7 +52,7 @@ impl File {
     }
 
     /// Reads as many bytes as `room` has from a position of the file.
-    pub(super) fn read_at(&self, room: &mut [u8], position: usize) -> bool {
+    pub(crate) fn read_at(&self, room: &mut [u8], position: usize) -> bool {
         let to = room.as_mut_ptr().expose_provenance();
         // SAFETY: `room` is writable for its length.
         let len = unsafe { call(libc::SYS_pread64, [word(self.0), to, room.len(), position]) };

@@ -156,6 +156,23 @@ pub(crate) unsafe fn let_read(address: NonNull<u8>, len: usize) -> bool {
     !fails(Call::Mprotect) && unsafe { call(libc::SYS_mprotect, arguments).is_ok() }
 }
 
+/// Makes committed pages inaccessible and returns their memory. Returns false if the kernel
+/// refuses.
+///
+/// # Safety
+/// `address..address + len` lies in one reservation, on page boundaries, and its contents are dead.
+pub(crate) unsafe fn forbid(address: NonNull<u8>, len: usize) -> bool {
+    debug_assert_pages(address, len);
+    let arguments = [address.addr().get(), len, word(libc::PROT_NONE)];
+    // SAFETY: the caller guarantees that the contents of the range are dead.
+    unsafe {
+        let done = !fails(Call::Mprotect) && call(libc::SYS_mprotect, arguments).is_ok();
+        decommit(address, len);
+        set_dumped(address, len, false);
+        done
+    }
+}
+
 /// Decommits pages: returns their memory to the system. They stay accessible and read as zero.
 /// Returns false if the kernel refuses.
 ///

@@ -2,6 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | `faults` | a handler for invalid accesses to memory |
 //! | `signal` | sending, handling and blocking signals |
 //! | `thread` | threads of the C library, and hooks for their end |
 //! | `memory` `rseq` `affinity` | address space; restartable sequences; CPUs and scheduling |
@@ -14,6 +15,7 @@
 mod affinity;
 mod clock;
 mod environment;
+mod faults;
 mod file;
 mod futex;
 mod memory;
@@ -34,12 +36,14 @@ pub(crate) use environment::{
     auxiliary, data_limit, has_little_address_space, minor_faults, most_threads, page_size,
     system_page_size,
 };
-pub(super) use file::{CPath, File};
+pub(crate) use faults::{Fault, explain_faults};
+pub(super) use file::CPath;
+pub(crate) use file::File;
 pub(crate) use file::{lines, list, read, read_bytes, remove, share};
 pub(super) use futex::futex_wait_shared;
 pub(crate) use futex::{futex_wait, futex_wait_for, futex_wake_all, futex_wake_one};
 pub(crate) use memory::{
-    PageMap, collapse, commit, copy_memory, copy_readable, decommit, is_readable, let_read,
+    PageMap, collapse, commit, copy_memory, copy_readable, decommit, forbid, is_readable, let_read,
     may_reserve, prefer_huge_pages, prefer_node, private_pages, remap, renew, reserve,
     reserve_near, set_dumped, unreserve,
 };

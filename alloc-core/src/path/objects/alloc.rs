@@ -3,6 +3,7 @@
 
 extern crate std;
 
+use core::alloc::Layout;
 use core::fmt;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -45,12 +46,16 @@ impl fmt::Display for AllocError {
 
 impl core::error::Error for AllocError {}
 
-/// Allocates an object after this CPU's sheaf had none, or its count was used up.
+/// Allocates an object after this CPU's sheaf had none, or its count was used up. With the layout
+/// that it serves, it may be a guarded block.
 ///
 /// # Errors
 /// Fails if there is no memory, or none without waiting in a context that must not wait, or if the
 /// constructor panics.
-pub(crate) fn alloc_object(class: Class) -> Result<NonNull<u8>, AllocError> {
+pub(crate) fn alloc_object(
+    class: Class,
+    layout: Option<Layout>,
+) -> Result<NonNull<u8>, AllocError> {
     // On the fallback backend this is the fast path.
     let mut has_missed = false;
     let (object, due) = Context::enter(|context| {
@@ -59,7 +64,7 @@ pub(crate) fn alloc_object(class: Class) -> Result<NonNull<u8>, AllocError> {
             return (NonNull::new(object), Due::Nothing);
         }
         has_missed = true;
-        if sampling::was_on()
+        if sampling::has_apart()
             && !class.is_middle()
             && let Some(object) = uncover(backend, class)
         {
@@ -71,7 +76,10 @@ pub(crate) fn alloc_object(class: Class) -> Result<NonNull<u8>, AllocError> {
         if percpu::held(percpu::cpu(), class) > 0 {
             match backend.count_anew(class, 1) {
                 Due::Sample => return (None, Due::Sample),
-                Due::Count | Due::Nothing => {
+                Due::Guarded if layout.is_some() && sampling::may_guard() => {
+                    return (None, Due::Guarded);
+                }
+                Due::Guarded | Due::Count | Due::Nothing => {
                     if let Some(object) = pop(backend, class) {
                         return (NonNull::new(object), Due::Nothing);
                     }
@@ -81,13 +89,20 @@ pub(crate) fn alloc_object(class: Class) -> Result<NonNull<u8>, AllocError> {
         if is_hit(class) {
             return (None, Due::Sample);
         }
+        if layout.is_some() && sampling::is_to_be_guarded(class) {
+            return (None, Due::Guarded);
+        }
         let object = if class.is_middle() { take_larger(backend, class) } else { None };
         (object, Due::Nothing)
     });
     if has_missed && sampling::tracer_changed() {
         heed_tracer();
     }
-    match object {
+    let guarded = match due {
+        Due::Guarded => layout.and_then(|layout| alloc_guarded(class, layout)),
+        _ => None,
+    };
+    match object.or(guarded) {
         Some(object) if due == Due::Sample => {
             // SAFETY: the object was allocated above, and nobody else knows it.
             slow_path::free(|context| unsafe { free_object(context, class, object.as_ptr()) });
@@ -129,6 +144,18 @@ fn take_larger(backend: Backend, class: Class) -> Option<NonNull<u8>> {
         percpu::refund(larger.size());
         Some(object)
     })
+}
+
+/// Allocates a guarded block. `None` if that is impossible.
+#[cold]
+#[inline(never)]
+fn alloc_guarded(class: Class, layout: Layout) -> Option<NonNull<u8>> {
+    let arena = page::any_arena()?.addr();
+    let block = sampling::alloc_guarded(class, layout, percpu::random, arena)?;
+    percpu::count_beyond(class, 1);
+    // A free that knows the class does not look at the address.
+    percpu::observe(class);
+    Some(block)
 }
 
 /// Returns at random whether an allocation that no sheaf counts is a sample.

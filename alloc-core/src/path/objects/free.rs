@@ -23,7 +23,7 @@ use crate::sync::Context;
 pub(crate) unsafe extern "C" fn free_slow(class: Class, object: *mut u8) {
     if sampling::owns(object) {
         // SAFETY: the caller guarantees that `object` is not in use.
-        return unsafe { free_sampled(class, object) };
+        return unsafe { free_apart(class, object) };
     }
     // SAFETY: the caller guarantees that `object` is of `class` and not in use.
     if unsafe { push_on_fallback(class, object, || true) } {
@@ -58,18 +58,18 @@ pub(crate) unsafe extern "C" fn free_refused(class: Class, object: *mut u8) {
     });
 }
 
-/// Frees a block of the pool of sampled blocks. Ends the process if it is not in use, or not of
-/// `class`.
+/// Frees a block apart from slabs: a sampled or guarded one. Ends the process if it is not in use,
+/// or not of `class`.
 ///
 /// # Safety
 /// Nobody uses the block.
 #[cold]
 #[inline(never)]
-unsafe fn free_sampled(class: Class, block: *mut u8) {
+unsafe fn free_apart(class: Class, block: *mut u8) {
     match sampling::class_of(block) {
-        // SAFETY: the caller guarantees that nobody uses the block.
-        Some(found) if found == class && unsafe { sampling::free(block) } => {}
         Some(found) if found != class => misused(block, class, Misuse::Foreign),
+        // SAFETY: the caller guarantees that nobody uses the block.
+        _ if unsafe { sampling::free(block) } => {}
         _ => misused(block, class, Misuse::DoubleFree),
     }
 }

@@ -101,7 +101,7 @@ mod tests {
     }
 
     fn alloc(class: Class) -> NonNull<u8> {
-        let object = alloc_object(class).expect("there is memory");
+        let object = alloc_object(class, None).expect("there is memory");
         // As the entry points do.
         watch::make_accessible(object.as_ptr(), size(class), false);
         object

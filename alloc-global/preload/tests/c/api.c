@@ -84,7 +84,7 @@ static void invalid_caches(void)
     CHECK(hayloft_cache_destroy(cache) == 0);
 }
 
-_Static_assert(sizeof(struct hayloft_stats) == 160, "as in src/api.rs");
+_Static_assert(sizeof(struct hayloft_stats) == 176, "as in src/api.rs");
 _Static_assert(sizeof(struct hayloft_cache_stats) == 184, "as in src/api.rs");
 
 static void statistics_of_caches(void)
