@@ -49,8 +49,8 @@ struct Site {
 }
 
 /// Makes a function that allocates a block. It is not inlined, and lies in a section with the other
-/// such functions, so that return addresses tell the site. Its name makes it differ from all others,
-/// as the linker and the compiler merge equal ones.
+/// such functions, so that return addresses tell the site. Its name makes it differ from all
+/// others, as the linker and the compiler merge equal ones.
 macro_rules! allocates {
     ($name:ident, $size:expr) => {
         #[inline(never)]

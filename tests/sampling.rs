@@ -468,6 +468,48 @@ fn limited_address_space_has_room_for_fewer_samples() {
     });
 }
 
+/// A program that limits its own address space while it is sampled has what the limit leaves, and
+/// is sampled still.
+#[test]
+fn address_space_is_given_up_when_a_program_limits_its_own() {
+    on_both_backends(|| {
+        const MOST: usize = 2 << 30;
+        const BLOCKS: usize = 5000;
+        assert!(samples::start(1));
+        let mut blocks = Vec::with_capacity(2 * BLOCKS);
+        (0..100).for_each(|_| leak(&mut blocks));
+        tests::process::Limit::AddressSpace.set(MOST).unwrap();
+        for _ in 0..2 {
+            hayloft_core::heap::limit_address_space(MOST);
+        }
+        // SAFETY: a new mapping, which nobody uses.
+        unsafe {
+            let (rights, flags) = (libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANON);
+            let space = libc::mmap(std::ptr::null_mut(), MOST / 4, rights, flags, -1, 0);
+            assert_ne!(space, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
+            assert_eq!(libc::munmap(space, MOST / 4), 0);
+        }
+        let before = totals();
+        for _ in 0..2 {
+            (0..BLOCKS).for_each(|_| leak(&mut blocks));
+            let more = totals().live - before.live;
+            assert!((200..BLOCKS as i64).contains(&more), "{more} samples");
+            for block in blocks.drain(100..) {
+                // SAFETY: the block is live, and of this layout. Its ends are writable.
+                unsafe {
+                    block.write_bytes(1, BLOCK.size());
+                    GLOBAL.dealloc(block, BLOCK);
+                }
+            }
+        }
+        assert!(samples::missed() > 0 && totals().live - before.live < 10);
+        for block in blocks {
+            // SAFETY: as above.
+            unsafe { GLOBAL.dealloc(block, BLOCK) };
+        }
+    });
+}
+
 /// Sampling, profiles and frees go on in several threads, in signal handlers, and in the children
 /// of forks; counts of allocations stay exact.
 #[test]

@@ -5,6 +5,7 @@ use crate::cpu;
 use crate::page;
 use crate::path::objects;
 use crate::rcu;
+use crate::sampling;
 use crate::sync::Context;
 
 pub use crate::path::objects::{DeferredFrees, deferred_frees};
@@ -36,6 +37,7 @@ pub fn trim() -> usize {
 /// bytes of address space. Call when the program has limited its address space (`RLIMIT_AS`), as
 /// the reservation would leave it none otherwise. Needs `/proc`.
 pub fn limit_address_space(most: usize) {
+    sampling::limit_address_space(most);
     Context::enter(|context| page::limit_address_space(context, most));
 }
 

@@ -429,6 +429,14 @@ pub(crate) fn resized(Resized(sample): Resized, block: *mut u8, size: usize) {
     }
 }
 
+/// Gives up address space that samples do not need, if the process has more than `most` bytes of
+/// address space. There is room for fewer samples afterwards.
+pub(crate) fn limit_address_space(most: usize) {
+    if was_on() && os::address_space().is_some_and(|size| size > most) {
+        pool::give_up();
+    }
+}
+
 /// Returns whether `block` lies apart from slabs, where sampled and guarded blocks do.
 pub(crate) fn owns(block: *mut u8) -> bool {
     pool::may_own(block) && (pool::owns(block) || guard::owns(block))

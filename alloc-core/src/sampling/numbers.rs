@@ -48,6 +48,11 @@ impl Numbers {
         self.fresh.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).ok()
     }
 
+    /// Takes all numbers below `bound` that were never popped, and returns the first of them.
+    pub(super) fn take_fresh(&self, bound: u32) -> u32 {
+        self.fresh.swap(bound, Ordering::Relaxed)
+    }
+
     /// Returns the number of numbers that were popped at least once: all of them are below it.
     pub(super) fn taken(&self) -> u32 {
         self.fresh.load(Ordering::Relaxed)

@@ -34,10 +34,17 @@ struct Band {
     numbers: Numbers,
     /// Free slots. Those that came when there were [`KEPT`] have no memory.
     free: AtomicU32,
+    /// Slots from this number on were given up.
+    end: AtomicU32,
 }
 
-static BANDS: [Band; SIZES] =
-    [const { Band { numbers: Numbers::new(), free: AtomicU32::new(0) } }; SIZES];
+impl Band {
+    const fn new() -> Band {
+        Band { numbers: Numbers::new(), free: AtomicU32::new(0), end: AtomicU32::new(u32::MAX) }
+    }
+}
+
+static BANDS: [Band; SIZES] = [const { Band::new() }; SIZES];
 
 /// The number of slots of each size, the links of all free slots, and behind them the slots.
 /// [`lowest`] is the address behind the last slot.
@@ -166,8 +173,10 @@ fn slot_of(address: *mut u8) -> Option<(usize, u32)> {
     // two.
     let first_bytes = (pool.slots * os::page_size()).ilog2();
     let band = ((offset >> first_bytes) + 1).ilog2() as usize;
-    let number = (offset - pool.band_start(band)) >> slot_bytes(band).ilog2();
-    Some((band, number as u32))
+    let number = ((offset - pool.band_start(band)) >> slot_bytes(band).ilog2()) as u32;
+    // Relaxed: the owner of a slot got it before the others were given up, or knows of that.
+    let is_kept = number < BANDS.get(band)?.end.load(Ordering::Relaxed);
+    is_kept.then_some((band, number))
 }
 
 /// Returns whether `address` lies in the pool.
@@ -179,7 +188,7 @@ pub(super) fn owns(address: *mut u8) -> bool {
 pub(super) fn take(bytes: usize) -> Option<NonNull<u8>> {
     let pool = pool().filter(|_| exists())?;
     let band = bytes.div_ceil(os::page_size()).next_power_of_two().ilog2() as usize;
-    let Band { numbers, free } = BANDS.get(band)?;
+    let Band { numbers, free, .. } = BANDS.get(band)?;
     // SAFETY: a number is below that of the slots.
     unsafe {
         if let Some(number) = numbers.reused(|number| pool.link(band, number)) {
@@ -194,13 +203,39 @@ pub(super) fn take(bytes: usize) -> Option<NonNull<u8>> {
     }
 }
 
+/// Gives up the address space of slots that were never used, but for [`LEAST_SLOTS`] of each size.
+/// Other memory may lie there afterwards.
+pub(super) fn give_up() {
+    let Some(pool) = pool().filter(|_| exists()) else { return };
+    for (band, Band { numbers, free, end }) in BANDS.iter().enumerate() {
+        let all = pool.slots as u32;
+        let first = numbers.take_fresh(all);
+        let kept = all.min(first.saturating_add(LEAST_SLOTS as u32));
+        let bytes = |slots: u32| slots as usize * slot_bytes(band);
+        // SAFETY: nobody else has these slots. They lie in the pool, and those that are kept get
+        // their memory before anybody can take them.
+        unsafe {
+            if kept < all {
+                end.store(kept, Ordering::Relaxed);
+                os::unreserve(pool.address_of(band, kept), bytes(all - kept));
+            }
+            if kept > first && os::commit(pool.address_of(band, first), bytes(kept - first)) {
+                free.fetch_add(kept - first, Ordering::Relaxed);
+                (first..kept).for_each(|number| {
+                    numbers.push(number, |number| pool.link(band, number));
+                });
+            }
+        }
+    }
+}
+
 /// Puts back the slot that holds `block`.
 ///
 /// # Safety
 /// The slot was taken, and nobody uses it.
 pub(super) unsafe fn put(block: *mut u8) {
     let (Some(pool), Some((band, number))) = (pool(), slot_of(block)) else { return };
-    let Some(Band { numbers, free }) = BANDS.get(band) else { return };
+    let Some(Band { numbers, free, .. }) = BANDS.get(band) else { return };
     if free.fetch_add(1, Ordering::Relaxed) >= KEPT {
         // SAFETY: the pool owns the slot, whose contents are dead.
         unsafe { os::decommit(pool.address_of(band, number), slot_bytes(band)) };
