@@ -59,6 +59,12 @@ static IN_CHILDREN: Count = Count::new("profiles in children of forks", 3);
 static OFFLINE: Count = Count::new("CPUs that went offline", 20);
 static COUNTS: [&Count; 5] = [&SIGNALS, &IN_HANDLERS, &IN_THREADS, &IN_CHILDREN, &OFFLINE];
 
+/// Threads of the phase that run. The C library's own allocator is used where a thread starts and
+/// ends. A handler that interrupts it there may wait for a lock of Hayloft, which a thread that
+/// forks holds while it waits for the C library's. So signals and forks begin when all threads run,
+/// and end before them.
+static RUNNING: AtomicUsize = AtomicUsize::new(0);
+static FORKS_ARE_OVER: AtomicBool = AtomicBool::new(false);
 static IS_OVER: AtomicBool = AtomicBool::new(false);
 
 /// Takes a profile, or every other time one of growth, which must succeed, in any context.
@@ -127,6 +133,7 @@ fn storm(microseconds: i64) {
 
 /// What a thread does in a phase.
 fn work(number: usize) {
+    RUNNING.fetch_add(1, Ordering::Relaxed);
     const SIZES: [usize; 8] = [16, 64, 256, 1000, 4096, 20_000, 40_000, 100_000];
     let mut held = Vec::with_capacity(HELD);
     let mut state = number as u64;
@@ -186,15 +193,26 @@ fn fork() {
 /// Everything at once, until all of it has happened often enough.
 fn phase() {
     let before = COUNTS.map(Count::get);
-    IS_OVER.store(false, Ordering::Relaxed);
+    for flag in [&FORKS_ARE_OVER, &IS_OVER] {
+        flag.store(false, Ordering::Relaxed);
+    }
+    RUNNING.store(0, Ordering::Relaxed);
     thread::scope(|scope| {
         (0..THREADS).for_each(|number| drop(scope.spawn(move || work(number))));
-        scope.spawn(|| {
-            while !IS_OVER.load(Ordering::Relaxed) {
+        let wait_until = |condition: &dyn Fn() -> bool| {
+            while !condition() {
+                thread::sleep(Duration::from_millis(10));
+            }
+        };
+        let forks = scope.spawn(move || {
+            RUNNING.fetch_add(1, Ordering::Relaxed);
+            wait_until(&|| RUNNING.load(Ordering::Relaxed) == THREADS + 2);
+            while !FORKS_ARE_OVER.load(Ordering::Relaxed) {
                 fork();
             }
         });
         scope.spawn(|| {
+            RUNNING.fetch_add(1, Ordering::Relaxed);
             let cpus: Vec<_> = cpu::online().collect();
             while !IS_OVER.load(Ordering::Relaxed) {
                 for cpu in cpus.iter().skip(1) {
@@ -208,14 +226,15 @@ fn phase() {
                 }
             }
         });
+        wait_until(&|| RUNNING.load(Ordering::Relaxed) == THREADS + 2);
         storm(1000);
         let is_enough = || {
             let mut all = COUNTS.iter().zip(before);
             all.all(|(count, before)| count.get() - before >= count.least)
         };
-        while !is_enough() {
-            thread::sleep(Duration::from_millis(10));
-        }
+        wait_until(&is_enough);
+        FORKS_ARE_OVER.store(true, Ordering::Relaxed);
+        assert!(forks.join().is_ok(), "the thread that forks panicked");
         storm(0);
         IS_OVER.store(true, Ordering::Relaxed);
     });
