@@ -21,6 +21,36 @@ fn totals() -> samples::Sums {
     totals
 }
 
+/// A sample that grows without moving has its new size.
+#[test]
+fn samples_grow_in_place() {
+    on_both_backends(|| {
+        assert!(samples::start(1));
+        let before = totals();
+        let layout = Layout::from_size_align(2 << 20, 8).unwrap();
+        // SAFETY: the block is live, and freed once with its size then.
+        unsafe {
+            let block = GLOBAL.alloc(layout);
+            let mut size = layout.size();
+            while hayloft::Hayloft.grow_in_place(
+                block,
+                Layout::from_size_align(size, 8).unwrap(),
+                size + (1 << 20),
+            ) {
+                size += 1 << 20;
+                if size == 8 << 20 {
+                    break;
+                }
+            }
+            assert!(size > layout.size(), "a run at the end of the arena grows");
+            let live = totals().live_bytes - before.live_bytes;
+            assert!(live >= size as i64, "{live} bytes of {size}");
+            GLOBAL.dealloc(block, Layout::from_size_align(size, 8).unwrap());
+            assert!(totals().live_bytes - before.live_bytes < 1 << 20);
+        }
+    });
+}
+
 /// With a mean of one byte every block is sampled, so sums are exact; contents and alignments are
 /// right, through `realloc` as well.
 #[test]

@@ -112,7 +112,14 @@ pub(crate) unsafe fn realloc(
 pub(crate) unsafe fn grow_in_place(block: *mut u8, layout: Layout, new_size: usize) -> bool {
     let run = run_of(block, layout);
     // SAFETY: `run_of` found a run in use, which the caller guarantees that the program owns.
-    Context::enter(|context| unsafe { page::grow(context, run, units(new_size)) })
+    let grown = Context::enter(|context| unsafe { page::grow(context, run, units(new_size)) });
+    if grown
+        && sampling::was_on()
+        && let Some(sample) = sampling::resize(block)
+    {
+        sampling::resized(sample, block, new_size);
+    }
+    grown
 }
 
 /// Returns the bytes of a run for `size` bytes, or 0 for a size that cannot be allocated.
