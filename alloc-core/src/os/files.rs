@@ -38,6 +38,15 @@ pub(crate) fn identity(file: c_int) -> Option<Identity> {
     Some(Identity { device: status.st_dev, number: status.st_ino })
 }
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+impl File {
+    /// Returns the inode number.
+    pub(crate) fn inode(&self) -> Option<u64> {
+        let _errno = SavedErrno::new();
+        status_of(self.0).map(|status| status.st_ino)
+    }
+}
+
 /// Duplicates a descriptor. The copy has a number of at least `least` and is closed on `exec`.
 pub(crate) fn duplicate(file: c_int, least: c_int) -> Option<c_int> {
     let _errno = SavedErrno::new();

@@ -136,7 +136,7 @@ impl Taken {
     fn find(&mut self, address: usize) -> Described<'_> {
         // SAFETY: this thread took the buffers, and borrows them from `self`.
         let Buffers { line, path, name, symbols } = unsafe { &mut *BUFFERS.0.get() };
-        let mut found = None;
+        let mut found: Option<(usize, u64, Option<u64>)> = None;
         let _ = os::lines(format_args!("/proc/self/maps"), line, &mut |line| {
             let Some(line) = MapsLine::parse(line) else { return };
             if (line.start..line.limit).contains(&address) {
@@ -145,15 +145,18 @@ impl Taken {
                 if let (Some(to), Some(from)) = parts {
                     to.copy_from_slice(from);
                 }
-                found = Some((len, (address - line.start) as u64 + line.offset));
+                let inode = str::from_utf8(line.file.1).ok().and_then(|inode| inode.parse().ok());
+                found = Some((len, (address - line.start) as u64 + line.offset, inode));
             }
         });
-        let Some((len, offset)) = found else {
+        let Some((len, offset, inode)) = found else {
             return Described { file: b"?", offset: address as u64, name: b"", distance: 0 };
         };
         let file = path.get(..len).filter(|path| !path.is_empty()).unwrap_or(b"//anon");
         let mut described = Described { file, offset, name: b"", distance: 0 };
         if let Some(elf) = str::from_utf8(file).ok().and_then(Elf::open)
+            // Another file may have replaced the one that is mapped.
+            && elf.file.inode() == inode
             && let Some(address) = elf.address(offset)
         {
             described.offset = address;
