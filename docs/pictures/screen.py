@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Turns a screen as `tmux capture-pane -epN` prints it into an SVG; colours are read by the library `rich`:
 
-    HAYLOFT_STATS_SHM=1 LD_PRELOAD=$PWD/target/release/libhayloft.so \\
+    HAYLOFT_STATS_SHM=1 HAYLOFT_GUARD=20000 HAYLOFT_PROFILE=/tmp/%p.pb.gz,mean=64K LD_PRELOAD=$PWD/target/release/libhayloft.so \\
         redis-server --save '' --maxmemory 90mb --maxmemory-policy allkeys-random &
-    tmux new-session -d -x 108 -y 28 target/release/hayloft-top
+    tmux new-session -d -x 116 -y 30 target/release/hayloft-top
     for size in 24 900 100 3000 24 900 100 3000 24 900 100 3000; do
         timeout 6 redis-benchmark -t set,lpush,hset,sadd,zadd,lpop -r 50000 -n 40000 -d $size -q
     done
     tmux capture-pane -epN | docs/pictures/screen.py > docs/pictures/hayloft-top.svg
+    tmux send-keys 4    # sites, for hayloft-top-sites.svg
 
 Each word is placed by itself, and bars are rectangles, so that it looks the same whatever font there is.
 """

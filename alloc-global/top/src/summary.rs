@@ -158,7 +158,7 @@ mod tests {
         assert_eq!(text("misses"), "20/s, 0/s on to slabs");
         assert_eq!(text("deferred"), "7 (3.5/s), 2 waiting");
         assert_eq!(text("given back"), "4.0K (2.0K/s), 1.5 % of the time; 0.5/s faults");
-        assert_eq!(text("guarded"), "4 (2/s), 3 in use");
+        assert_eq!(text("guarded"), "4 (2.0/s), 3 in use");
         assert_eq!(text("huge pages"), "9 made, 0.1 % of the time; 2 split, 0 failed");
         assert_eq!(part_of_limit(&history), Some(0.5));
         let [resident, ..] = memory(&history);
