@@ -61,10 +61,11 @@ fn single_threaded_program_stays_single_threaded() {
         in_child(|| {
             let (before, peak) = burst();
             let now = status_bytes("VmRSS");
-            // Most that stays resident without a background thread.
+            // Most free pages that stay resident without a background thread. The program's own code
+            // and data, of which the burst used more, are resident as well.
             let most = 64 << 20;
             assert!(
-                now < before + most + REST,
+                now < before + most + 2 * REST,
                 "{before} bytes resident before, {peak} at the peak, {now} now"
             );
             assert!(now < peak - REST, "{peak} bytes resident at the peak, {now} now");
