@@ -68,6 +68,7 @@ impl<T> Reserved<T> {
 
     /// As [`Reserved::prepare`], for `bytes` bytes anywhere, all of them committed.
     pub(super) fn prepare_all(&self, bytes: usize) -> bool {
+        let bytes = bytes.next_multiple_of(os::page_size());
         self.prepare(bytes, || Some((os::reserve(bytes)?, bytes)), |_| {})
     }
 }
