@@ -61,8 +61,8 @@ fn single_threaded_program_stays_single_threaded() {
         in_child(|| {
             let (before, peak) = burst();
             let now = status_bytes("VmRSS");
-            // Most free pages that stay resident without a background thread. The program's own code
-            // and data, of which the burst used more, are resident as well.
+            // Most free pages that stay resident without a background thread. Code and data that
+            // the burst touched for the first time are resident as well.
             let most = 64 << 20;
             assert!(
                 now < before + most + 2 * REST,

@@ -62,7 +62,8 @@ static MEAN: Mean = Mean::new();
 static WAS_ON: AtomicBool = AtomicBool::new(false);
 /// Samples without a record.
 static MISSED: AtomicU64 = AtomicU64::new(0);
-/// Number of [`mark`]s. Relaxed: whoever knows of a mark finds at least that number.
+/// Number of [`mark`]s. Relaxed: a thread that knows of a mark has seen this number or a larger
+/// one.
 static MARKS: AtomicU32 = AtomicU32::new(0);
 /// Blocks of each class that are apart from slabs.
 static IN_POOL: [AtomicU32; CLASSES] = [const { AtomicU32::new(0) }; CLASSES];
@@ -281,13 +282,18 @@ pub(crate) fn alloc(class: Class) -> Option<NonNull<u8>> {
         unsafe { pool::put(block.as_ptr()) };
         return None;
     }
-    if let Some(in_pool) = IN_POOL.get(class.index()) {
-        in_pool.fetch_add(1, Ordering::Relaxed);
-    }
+    count_apart(class, 1);
     Some(block)
 }
 
-/// Returns whether an allocation that no gap covers is to be guarded.
+/// Adds to the number of blocks of a class that are apart from slabs.
+fn count_apart(class: Class, change: i32) {
+    if let Some(in_pool) = IN_POOL.get(class.index()) {
+        in_pool.fetch_add(change as u32, Ordering::Relaxed);
+    }
+}
+
+/// Returns whether to guard an allocation that no sheaf counts.
 pub(crate) fn is_to_be_guarded(class: Class) -> bool {
     guard::is_hit(class)
 }
@@ -307,14 +313,13 @@ pub(crate) fn alloc_guarded(
     arena: usize,
 ) -> Option<NonNull<u8>> {
     let (block, end) = guard::alloc(class, layout, random(), arena)?;
-    // Relaxed: whoever holds the block has seen the slots. The pool may lie higher.
+    // Relaxed: a thread that holds the block has seen the slots. `fetch_max`, as the pool may lie
+    // higher.
     lowest().fetch_max(end, Ordering::Relaxed);
     if is_hit(class.size(), random) {
         record(block.as_ptr(), class.size());
     }
-    if let Some(in_pool) = IN_POOL.get(class.index()) {
-        in_pool.fetch_add(1, Ordering::Relaxed);
-    }
+    count_apart(class, 1);
     Some(block)
 }
 
@@ -445,26 +450,26 @@ pub(crate) fn owns(block: *mut u8) -> bool {
 /// Returns the class of the block in use apart from slabs that starts at `block`. `None` if none
 /// does.
 pub(crate) fn class_of(block: *mut u8) -> Option<Class> {
-    if !owns(block) {
-        return None;
-    }
     if guard::owns(block) {
-        return guard::class_of(block);
+        guard::class_of(block)
+    } else if pool::owns(block) {
+        class_of_size(records::size(block.addr())?)
+    } else {
+        None
     }
-    class_of_size(records::size(block.addr())?)
 }
 
 /// Returns the bytes of the block in use apart from slabs that starts at `block`: those of its
 /// class, or of a guarded block those that were requested. `None` if no block starts there; ends
 /// the process with a report if that was a guarded one.
 pub(crate) fn size_of_block(block: *mut u8) -> Option<usize> {
-    if !owns(block) {
-        return None;
-    }
     if guard::owns(block) {
-        return Some(guard::size(block).unwrap_or_else(|| guard::not_in_use(block)));
+        Some(guard::size(block).unwrap_or_else(|| guard::not_in_use(block)))
+    } else if pool::owns(block) {
+        records::size(block.addr())
+    } else {
+        None
     }
-    records::size(block.addr())
 }
 
 /// Returns the bytes of a guarded block in use, which are fewer than those of its class.
@@ -485,22 +490,19 @@ fn class_of_size(size: usize) -> Option<Class> {
 /// # Safety
 /// Nobody uses the block.
 pub(crate) unsafe fn free(block: *mut u8) -> bool {
-    if !owns(block) {
-        return false;
-    }
     let class = class_of(block);
-    let sample = forget(block);
     if guard::owns(block) {
+        forget(block);
         // SAFETY: the caller guarantees that nobody uses the block.
         unsafe { guard::free(block) };
-    } else if sample.is_some() {
+    } else if pool::owns(block) && forget(block).is_some() {
         // SAFETY: the block had a record, which this thread removed, so its slot is this thread's.
         unsafe { pool::put(block) };
     } else {
         return false;
     }
-    if let Some(in_pool) = class.and_then(|class| IN_POOL.get(class.index())) {
-        in_pool.fetch_sub(1, Ordering::Relaxed);
+    if let Some(class) = class {
+        count_apart(class, -1);
     }
     true
 }

@@ -136,7 +136,8 @@ pub(super) fn prepare(arena: usize) -> bool {
     // Another thread's pool may have another number of slots.
     let Some(pool) = pool() else { return false };
     let end = pool.start().addr().get() + pool.band_start(SIZES);
-    // Relaxed: whoever holds a block of the pool has seen the pool. Guarded blocks may lie higher.
+    // Relaxed: a thread that holds a block of the pool has seen the pool. `fetch_max`, as guarded
+    // blocks may lie higher.
     lowest().fetch_max(end, Ordering::Relaxed);
     true
 }
@@ -203,7 +204,7 @@ pub(super) fn take(bytes: usize) -> Option<NonNull<u8>> {
     }
 }
 
-/// Gives up the address space of slots that were never used, but for [`LEAST_SLOTS`] of each size.
+/// Unmaps the address space of slots that were never used, except for [`LEAST_SLOTS`] of each size.
 /// Other memory may lie there afterwards.
 pub(super) fn give_up() {
     let Some(pool) = pool().filter(|_| exists()) else { return };

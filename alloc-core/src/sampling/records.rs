@@ -113,8 +113,8 @@ pub(super) fn insert(sample: &Sample) -> bool {
     let Some(number) = FREE.pop(MOST as u32, link) else { return false };
     // SAFETY: as above.
     let record = unsafe { record(number) };
-    // Release: pairs with the Acquire fence in `for_each`. Whoever reads any of these stores finds
-    // that the record had no address.
+    // Release: pairs with the Acquire fence in `for_each`. A thread that reads any of the stores
+    // below also reads that the record had no address.
     fence(Ordering::Release);
     record.size.store(sample.size, Ordering::Relaxed);
     record.weight.store(sample.weight, Ordering::Relaxed);

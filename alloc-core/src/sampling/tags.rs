@@ -65,9 +65,9 @@ unsafe fn name_of(entry: &'static Entry) -> &'static str {
     }
 }
 
-/// Returns the number of a tag with this name, cut to [`MOST_BYTES`], and at a zero byte: 0 for the
-/// empty name. Makes
-/// one if there is none. Returns 0 and counts that if there is no room.
+/// Returns the number of the tag with this name, which is cut to [`MOST_BYTES`] and at a zero byte.
+/// Makes the tag if there is none. Returns 0 for the empty name, and also, after counting the loss,
+/// if there is no room.
 pub(crate) fn intern(name: &str) -> u32 {
     let name = name.split('\0').next().unwrap_or_default();
     let end = (0..=name.len().min(MOST_BYTES)).rev().find(|end| name.is_char_boundary(*end));

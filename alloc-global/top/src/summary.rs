@@ -51,6 +51,9 @@ pub(crate) fn events(history: &History) -> [(&'static str, String); 8] {
     let rate = |of: fn(&Stats) -> u64, text| {
         per_second(history.rate(|snapshot| Some(of(&snapshot.stats))), text)
     };
+    let counted = |of: fn(&Stats) -> u64| {
+        format!("{} ({})", number::count(of(stats)), rate(of, number::rate))
+    };
     let share = |of: fn(&Stats) -> u64| {
         let rate = history.rate(|snapshot| Some(of(&snapshot.stats)));
         rate.map_or_else(|| "-".into(), |rate| format!("{:.1} %", rate / 1e7))
@@ -95,38 +98,28 @@ pub(crate) fn events(history: &History) -> [(&'static str, String); 8] {
         (
             "guarded",
             format!(
-                "{} ({}), {} in use",
-                number::count(stats.guarded),
-                rate(|stats| stats.guarded, number::rate),
+                "{}, {} in use",
+                counted(|stats| stats.guarded),
                 number::count(stats.guarded_in_use)
             ),
         ),
         (
             "nolock",
             format!(
-                "{} ({}), {} failed",
-                number::count(stats.nolock_tries),
-                rate(|stats| stats.nolock_tries, number::rate),
+                "{}, {} failed",
+                counted(|stats| stats.nolock_tries),
                 number::count(stats.nolock_failures)
             ),
         ),
         (
             "deferred",
             format!(
-                "{} ({}), {} waiting",
-                number::count(stats.deferred),
-                rate(|stats| stats.deferred, number::rate),
+                "{}, {} waiting",
+                counted(|stats| stats.deferred),
                 number::count(stats.deferred.saturating_sub(stats.flushed))
             ),
         ),
-        (
-            "irq works",
-            format!(
-                "{} ({})",
-                number::count(stats.irq_works),
-                rate(|stats| stats.irq_works, number::rate)
-            ),
-        ),
+        ("irq works", counted(|stats| stats.irq_works)),
     ]
 }
 

@@ -94,10 +94,10 @@ pub unsafe fn realloc(block: *mut u8, layout: Layout, new_size: usize) -> *mut u
     }
 }
 
-/// Returns the bytes that a block takes for `layout`: an allocation of so many bytes takes no more
-/// memory. A block has those of its layout, as it may be guarded, unless that is the [`whole`] one.
-/// It may be freed or resized with a layout of any size in between. Returns 0 for a size that
-/// cannot be allocated.
+/// Returns the bytes of memory that a block for `layout` takes. An allocation of that many bytes,
+/// as by the [`whole`] layout, takes no more. The program may use only the bytes that it requested,
+/// since a guarded block has no others. It may free or resize the block with a layout of any size
+/// in between. Returns 0 for a size that cannot be allocated.
 #[inline]
 #[must_use]
 pub fn good_size(layout: Layout) -> usize {
@@ -109,8 +109,8 @@ pub fn good_size(layout: Layout) -> usize {
     }
 }
 
-/// Returns the layout with the most bytes that takes no more memory than `layout`. A block that is
-/// allocated with it has them all.
+/// Returns `layout` with its size raised to [`good_size`]: an allocation with the result takes no
+/// more memory, and the program may use all of its bytes.
 #[inline]
 #[must_use]
 pub fn whole(layout: Layout) -> Layout {

@@ -99,7 +99,7 @@ extern "C" fn on_fault<const LAYER: usize>(
     // The kernel's codes are positive: no process or thread has sent the signal.
     let is_of_access = code > 0;
     if is_of_access && EXPLAIN.get().is_some_and(|explain| explain(fault)) {
-        // The access is repeated when the handler returns, and does what it did before.
+        // The access is repeated when the handler returns, and faults under the former action.
         restore(before);
     } else {
         pass_on(before, signal, info, context, is_of_access);
@@ -126,13 +126,13 @@ unsafe fn fault(info: *mut libc::siginfo_t, context: *mut libc::ucontext_t) -> F
     }
 }
 
-/// Restores the action of before.
+/// Restores the action that the handler had replaced.
 fn restore(before: &libc::sigaction) {
     // SAFETY: the action is one that the program had set.
     unsafe { libc::sigaction(libc::SIGSEGV, before, ptr::null_mut()) };
 }
 
-/// Does what the kernel would have done without this handler.
+/// Acts as the kernel would have acted without this handler.
 fn pass_on(
     before: &libc::sigaction,
     signal: c_int,

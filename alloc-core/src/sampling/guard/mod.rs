@@ -38,10 +38,10 @@ use crate::size_class::{Class, REDZONE};
 /// Bytes of a block that can be guarded, at most.
 const MOST_BYTES: usize = 4096;
 
-/// Milliseconds from one guarded block to the next, unless all are to be guarded: at most a hundred
-/// a second. Each takes some 20 µs in all.
+/// Least number of milliseconds between two guarded blocks, unless the setting is [`ALL`]: at most
+/// a hundred blocks a second, of some 20 µs each.
 const PAUSE: u64 = 10;
-/// Guarded blocks in use at a time, unless all are to be guarded. Each keeps a page.
+/// Most guarded blocks in use at a time, unless the setting is [`ALL`]. Each keeps a page.
 const MOST_IN_USE: u32 = 64;
 
 /// Mean number of allocations from one to be guarded to the next; 0 if none is, and [`UNREAD`]
@@ -79,8 +79,9 @@ fn read_setting() -> u32 {
     mean
 }
 
-/// Returns whether an allocation that no gap covers is to be guarded. Only if all are:
-/// such allocations are frequent where a program grows, and gaps cover enough others.
+/// Returns whether to guard an allocation that no sheaf counts. True only if the setting is
+/// [`ALL`]: a growing program makes many such allocations, and the counted ones suffice for
+/// sampling.
 pub(super) fn is_hit(class: Class) -> bool {
     mean(class) == Some(ALL)
 }

@@ -141,14 +141,10 @@ extern "C" fn explain_on_stack(fault: *mut c_void) {
         }
         None => os::warn(format_args!("wild {access} at {address:#x}, beside no block")),
     }
-    os::warn(format_args!("  the {access}, by thread {}:", os::thread_id()));
     let mut frames = [0; FRAMES];
     // SAFETY: the context of a fault whose handler has not returned.
     let count = unsafe { capture_interrupted(context, &mut frames) };
-    show(frames.get(..count).unwrap_or_default());
-    if let Some(slot) = slot {
-        slot.show_events();
-    }
+    show_stacks(access, frames.get(..count).unwrap_or_default(), slot);
 }
 
 fn kind_of_access(slot: &Slot, address: usize) -> &'static str {
@@ -212,9 +208,17 @@ extern "C" fn report_on_stack(report: *mut c_void) {
         }
     }
     let what = if *misuse == Misuse::Use { "use" } else { "free" };
-    os::warn(format_args!("  the {what}, by thread {}:", os::thread_id()));
-    show(frames.get(..*count).unwrap_or_default());
-    slot.show_events();
+    show_stacks(what, frames.get(..*count).unwrap_or_default(), Some(slot));
+}
+
+/// Shows the stack of this thread's mistake, an access or a call, and those of the block's
+/// allocation and free.
+fn show_stacks(mistake: &str, frames: &[usize], slot: Option<&Slot>) {
+    os::warn(format_args!("  the {mistake}, by thread {}:", os::thread_id()));
+    show(frames);
+    if let Some(slot) = slot {
+        slot.show_events();
+    }
 }
 
 fn show(frames: &[usize]) {
