@@ -10,7 +10,8 @@
 //! | `tags` `threads` | names for parts of the program; sums by name, and by thread |
 //! | `sums` | sums of weights, with their variances |
 //! | `guard` | blocks with inaccessible memory around them |
-//! | `gaps` `numbers` `reserved` | random gaps, weights; free numbers; memory reserved once |
+//! | `gaps` `chains` | random gaps, weights; hash chains |
+//! | `numbers` `reserved` | free numbers; memory reserved once |
 //!
 //! *Which.* `percpu` counts pops in the headers of sheaves, and asks for the next count here: the
 //! random [`gap`] to the next sample of the class. Every other allocation is [hit](is_hit) or not
@@ -26,6 +27,7 @@
 //! *Who looks.* Besides profiles, tracers: each sample fires a [probe](crate::arch::probes), and so
 //! does its free. A tracer that attaches to them switches the sampler on: [`heed_tracer`].
 
+mod chains;
 mod gaps;
 mod guard;
 mod numbers;

@@ -8,6 +8,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use core::{ptr, slice};
 
+use super::chains::{self, Chains};
 use super::gaps::FRACTION;
 use super::reserved::Reserved;
 use super::sums::{Balance, bytes_for};
@@ -71,8 +72,8 @@ struct Site {
     rate: AtomicU64,
 }
 
-/// The first site of each chain, by its number.
-static HEADS: [AtomicU32; CHAINS] = [const { AtomicU32::new(0) }; CHAINS];
+/// All sites, by the hashes of their stacks and tags.
+static ALL: Chains<CHAINS> = Chains::new();
 /// Memory of the sites.
 static MEMORY: Reserved<u8> = Reserved::new();
 /// Bytes in use. The first unit is none, as 0 is no number.
@@ -96,47 +97,27 @@ unsafe fn at(number: u32) -> (&'static Site, &'static [usize]) {
     }
 }
 
-fn hash_of(frames: &[usize], tag: u32) -> u64 {
-    let start = frames.len() as u64 | u64::from(tag) << 32;
-    frames.iter().fold(start, |hash, frame| {
-        (hash ^ *frame as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
-    })
-}
-
 /// Returns the number of the site with this stack and tag. Makes one if there is none; `None`
 /// without memory.
 pub(super) fn find(frames: &[usize], tag: u32) -> Option<u32> {
     let frames = frames.get(..MOST_FRAMES).unwrap_or(frames);
-    let hash = hash_of(frames, tag);
-    let head = HEADS.get((hash >> 40) as usize % CHAINS)?;
-    let mut made = None;
-    // Acquire, here and below: pairs with the Release that links a site.
-    let mut first = head.load(Ordering::Acquire);
-    let mut checked = 0;
-    loop {
-        let mut number = first;
-        while number != checked && number != 0 {
-            // SAFETY: linked sites are complete.
-            let (site, of_site) = unsafe { at(number) };
-            let is_same = || site.tag.load(Ordering::Relaxed) == tag && of_site == frames;
-            if site.hash.load(Ordering::Relaxed) == hash && is_same() {
-                return Some(number);
-            }
-            number = site.next.load(Ordering::Relaxed);
-        }
-        checked = first;
-        if made.is_none() {
-            made = make(frames, tag, hash);
-        }
-        let made = made?;
-        // SAFETY: `make` completed the site, and nobody else knows it.
-        unsafe { at(made) }.0.next.store(first, Ordering::Relaxed);
-        match head.compare_exchange(first, made, Ordering::Release, Ordering::Acquire) {
-            Ok(_) => return Some(made),
-            // Other sites were linked meanwhile, perhaps one with this stack.
-            Err(now) => first = now,
-        }
-    }
+    let start = frames.len() as u64 | u64::from(tag) << 32;
+    let hash = chains::hash(start, frames.iter().map(|frame| *frame as u64));
+    let is_same = |number| {
+        // SAFETY: linked sites are complete.
+        let (site, of_site) = unsafe { at(number) };
+        site.hash.load(Ordering::Relaxed) == hash
+            && site.tag.load(Ordering::Relaxed) == tag
+            && of_site == frames
+    };
+    // A site that was made in vain stays unused.
+    ALL.find(hash, link, is_same, || make(frames, tag, hash)).map(|found| found.number)
+}
+
+/// Returns the link of a site, by the number that [`make`] returned.
+fn link(number: u32) -> &'static AtomicU32 {
+    // SAFETY: `make` completed the site.
+    &unsafe { at(number) }.0.next
 }
 
 /// Makes a site that is not linked yet.
@@ -237,15 +218,10 @@ impl Site {
 
 /// Calls `visit` with every site, its number and its frames.
 fn for_each_site(mut visit: impl FnMut(u32, &'static Site, &'static [usize])) {
-    for head in &HEADS {
-        // Acquire: pairs with the Release that links a site.
-        let mut number = head.load(Ordering::Acquire);
-        while number != 0 {
-            // SAFETY: linked sites are complete.
-            let (site, frames) = unsafe { at(number) };
-            visit(number, site, frames);
-            number = site.next.load(Ordering::Relaxed);
-        }
+    for number in ALL.all(link) {
+        // SAFETY: linked sites are complete.
+        let (site, frames) = unsafe { at(number) };
+        visit(number, site, frames);
     }
 }
 

@@ -9,6 +9,7 @@ use core::cell::UnsafeCell;
 use core::iter;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use super::chains::{self, Chains};
 use super::numbers::Numbers;
 use super::reserved::Reserved;
 use super::sums::{self, Balance};
@@ -24,7 +25,7 @@ const CHAINS: usize = 1 << 8;
 /// A name and its sums.
 #[repr(C)]
 struct Entry {
-    /// Number of the next entry of the chain, plus one; 0 at its end.
+    /// The next tag of the chain, or the next entry that is not linked.
     next: AtomicU32,
     /// Bytes of the name. It does not change once the entry is linked.
     len: AtomicU32,
@@ -32,8 +33,8 @@ struct Entry {
     sums: Balance,
 }
 
-/// The first entry of each chain, by its number plus one.
-static HEADS: [AtomicU32; CHAINS] = [const { AtomicU32::new(0) }; CHAINS];
+/// All tags, by the hashes of their names. The number of a tag is that of its entry plus one.
+static ALL: Chains<CHAINS> = Chains::new();
 /// Memory of the entries.
 static ENTRIES: Reserved<Entry> = Reserved::new();
 /// Entries that are not linked.
@@ -82,42 +83,23 @@ pub(crate) fn intern(name: &str) -> u32 {
 }
 
 fn find(name: &str) -> Option<u32> {
-    let hash = name.bytes().fold(name.len() as u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
-    });
-    let head = HEADS.get((hash >> 40) as usize % CHAINS)?;
-    let mut made = None;
-    // Acquire, here and below: pairs with the Release that links an entry.
-    let mut first = head.load(Ordering::Acquire);
-    let mut checked = 0;
-    loop {
-        let mut link = first;
-        while link != checked && link != 0 {
-            // SAFETY: linked entries are complete.
-            let entry = unsafe { at(link - 1) };
-            // SAFETY: as above.
-            if unsafe { name_of(entry) } == name {
-                if let Some(made) = made {
-                    // SAFETY: the memory exists.
-                    FREE.push(made, |number| unsafe { &at(number).next });
-                }
-                return Some(link);
-            }
-            link = entry.next.load(Ordering::Relaxed);
-        }
-        checked = first;
-        if made.is_none() {
-            made = make(name);
-        }
-        let made = made?;
-        // SAFETY: `make` completed the entry, and nobody else uses it.
-        unsafe { at(made) }.next.store(first, Ordering::Relaxed);
-        match head.compare_exchange(first, made + 1, Ordering::Release, Ordering::Acquire) {
-            Ok(_) => return Some(made + 1),
-            // Other names were linked meanwhile, perhaps this one.
-            Err(now) => first = now,
-        }
+    let hash = chains::hash(name.len() as u64, name.bytes().map(u64::from));
+    let found = ALL.find(hash, link, |tag| self::name(tag) == name, || Some(make(name)? + 1))?;
+    if let Some(spare) = found.spare {
+        FREE.push(spare - 1, free_link);
     }
+    Some(found.number)
+}
+
+/// Returns the link of a tag.
+fn link(tag: u32) -> &'static AtomicU32 {
+    free_link(tag - 1)
+}
+
+/// Returns the link of an entry that [`make`] found memory for.
+fn free_link(number: u32) -> &'static AtomicU32 {
+    // SAFETY: the memory is prepared before an entry is popped.
+    &unsafe { at(number) }.next
 }
 
 /// Makes an entry that is not linked yet. Returns its number.
@@ -125,9 +107,8 @@ fn make(name: &str) -> Option<u32> {
     if !ENTRIES.prepare_all(MOST * size_of::<Entry>()) {
         return None;
     }
+    let number = FREE.pop(MOST as u32, free_link)?;
     // SAFETY: the memory exists, as was just checked.
-    let number = FREE.pop(MOST as u32, |number| unsafe { &at(number).next })?;
-    // SAFETY: as above.
     let entry = unsafe { at(number) };
     // SAFETY: the entry is this caller's until it is linked or pushed; the name fits.
     unsafe { entry.name.get().cast::<u8>().copy_from_nonoverlapping(name.as_ptr(), name.len()) };
@@ -174,15 +155,7 @@ pub(crate) fn replace(number: u32) -> u32 {
 
 /// Returns all tags, 0 first, with their sums.
 pub(crate) fn all() -> impl Iterator<Item = (&'static str, sums::Estimate)> {
-    let linked = HEADS.iter().flat_map(|head| {
-        let exists = |link: u32| (link != 0).then_some(link);
-        // Acquire: pairs with the Release that links an entry.
-        iter::successors(exists(head.load(Ordering::Acquire)), move |link| {
-            // SAFETY: linked entries are complete.
-            exists(unsafe { at(link - 1) }.next.load(Ordering::Relaxed))
-        })
-    });
-    iter::once(0).chain(linked).map(|number| (name(number), sums(number).read()))
+    iter::once(0).chain(ALL.all(link)).map(|number| (name(number), sums(number).read()))
 }
 
 #[cfg(test)]
