@@ -1,4 +1,4 @@
-//! Lines of `/proc/self/maps`.
+//! Lines of `/proc/self/maps`, and the numbers in the files that they name.
 
 /// A line of `/proc/self/maps`.
 pub(crate) struct MapsLine<'a> {
@@ -62,6 +62,13 @@ fn unescape(line: &mut [u8]) -> usize {
 
 fn hexadecimal(digits: &[u8]) -> Option<u64> {
     u64::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()
+}
+
+/// Returns the number in `len` bytes at `at`, as ELF files have it on machines of this byte order.
+/// Missing bytes count as 0.
+pub(crate) fn number_in(bytes: &[u8], at: usize, len: usize) -> u64 {
+    let bytes = bytes.get(at..).unwrap_or_default().iter().take(len);
+    bytes.rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 #[cfg(test)]

@@ -95,7 +95,7 @@ pub(crate) use imp::{
 pub(crate) use imp::{File, alternate_stack, copy_readable, is_readable};
 #[cfg(miri)]
 pub(crate) use imp::{Identity, close, duplicate, identity, pid_namespace, replace};
-pub(crate) use maps::MapsLine;
+pub(crate) use maps::{MapsLine, number_in};
 pub(crate) use service::{Scheduling, Service, is_service_thread, spawn, spawn_bare};
 
 /// Returns the bytes of address space in use by the process. `None` if the system does not report

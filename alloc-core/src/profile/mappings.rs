@@ -12,7 +12,7 @@ use core::ops::Range;
 use core::ptr;
 
 use super::scratch::Zeroed;
-use crate::os::{self, MapsLine};
+use crate::os::{self, MapsLine, number_in as number};
 
 /// A mapping.
 pub(super) struct Mapping<'a> {
@@ -286,12 +286,6 @@ fn build_id_in(notes: &[u8], align: usize) -> Option<(usize, usize)> {
         at = to.next_multiple_of(align);
     }
     None
-}
-
-/// Returns the number in `len` bytes at `at`; missing bytes count as 0.
-pub(super) fn number(bytes: &[u8], at: usize, len: usize) -> u64 {
-    let bytes = bytes.get(at..).unwrap_or_default().iter().take(len);
-    bytes.rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 #[cfg(all(test, not(miri)))]

@@ -3,9 +3,9 @@
 //! They come from the tables of dynamic symbols, which are in memory for the loader. Other
 //! functions have names only in files. The kernel reads, as another thread may unload a library.
 
-use super::mappings::{Image, number};
+use super::mappings::Image;
 use super::scratch::{Scratch, Zeroed};
-use crate::os;
+use crate::os::{self, number_in as number};
 
 /// The names that were looked up before.
 pub(super) struct Names {

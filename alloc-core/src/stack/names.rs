@@ -10,7 +10,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use super::demangle::Demangled;
-use crate::os::{self, File, MapsLine};
+use crate::os::{self, File, MapsLine, number_in as number};
 
 /// Calls `line` with a line of text for each frame, the innermost first. `frames` are as
 /// [`capture`](super::capture) returns them. The allocator's own frames at the start are left out.
@@ -262,12 +262,6 @@ impl Elf {
         }
         room.get(..len).unwrap_or_default()
     }
-}
-
-/// Returns the number of `len` bytes at a place.
-fn number(bytes: &[u8], at: usize, len: usize) -> u64 {
-    let part = bytes.get(at..at + len).unwrap_or_default();
-    part.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 #[cfg(test)]
